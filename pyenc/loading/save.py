@@ -1,0 +1,66 @@
+"""Writing a checkpoint back: the original names, prefix and files, as safetensors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .checkpoint import Checkpoint
+
+
+def original_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The encoder's tensors (and the heads set aside) under the names they came with."""
+    state = checkpoint.encoder.state_dict()
+    tensors: dict[str, Tensor] = {}
+    for parameter, names in checkpoint.sources.items():
+        pieces = state[parameter].detach().cpu().chunk(len(names))
+        tensors |= {name: piece.clone() for name, piece in zip(names, pieces, strict=True)}
+    tensors |= {name: tensor.contiguous() for name, tensor in checkpoint.set_aside.items()}
+    for name, parameter in checkpoint.tied.items():
+        tensors[name] = state[parameter].detach().cpu().clone()
+    return tensors
+
+
+def save_checkpoint(
+    checkpoint: Checkpoint, folder: str | Path, files: Mapping[str, bytes] | None = None
+) -> None:
+    """Write `config.json`, `model.safetensors` and the given small files into a folder.
+
+    Each file is written under a temporary name and moved into place, the weights last.
+
+    Args:
+        checkpoint: what `load_checkpoint` gave; its encoder may have been trained since.
+        folder: made where missing. A `pytorch_model.bin` in it is left alone: loading prefers
+            safetensors.
+        files: relative path -> content, such as the tokenizer's.
+
+    Raises:
+        CheckpointError: `folder` is a file, or a path leads out of it.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder}: a file stands where the checkpoint's folder should be")
+    folder.mkdir(parents=True, exist_ok=True)
+    config = dict(checkpoint.config)
+    config["torch_dtype"] = str(checkpoint.encoder.dtype).removeprefix("torch.")
+    contents = dict(files or {})
+    contents["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
+    for name, content in contents.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(f"{name}: leads out of {folder}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    partial = folder / "model.safetensors.partial"
+    with torch.no_grad():
+        save_file(original_tensors(checkpoint), partial, metadata={"format": "pt"})
+    os.replace(partial, folder / "model.safetensors")

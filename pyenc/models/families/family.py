@@ -1,0 +1,172 @@
+"""What a family file says: are these tensors mine, what `EncoderConfig` is it, what are the names.
+
+A `Family` is declarative, so that one loader and one saver serve all: each parameter of the
+`Encoder` is made of one or more tensors of the file, laid one under the other along their rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...errors import CheckpointError, UnknownArchitectureError
+from ..config import EncoderConfig
+
+ACTIVATION_NAMES = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+}
+"""`hidden_act` of Hugging Face configs -> our name."""
+
+Parts = dict[str, tuple[str, ...]]
+"""Parameter of `Encoder` -> the file's tensors that stand in its rows, top to bottom."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One checkpoint family."""
+
+    name: str
+    checkpoints: str
+    """Published checkpoints, for people: the list in the error about unknown architectures."""
+    signature: tuple[str, ...]
+    """Tensor names (prefix stripped) that together mark the family."""
+    config: Callable[[ConfigFile, frozenset[str]], EncoderConfig]
+    """The encoder that `config.json` and the tensor names describe."""
+    parts: Callable[[EncoderConfig], Parts]
+    accepts: Callable[[ConfigFile], bool] = lambda config: True
+    """Where names are shared: does `config.json` say that it is this family?"""
+    model_types: tuple[str, ...] = ("bert",)
+    """Values of `model_type` that the family's arithmetic is right for."""
+    pooling: str = "mean"
+    """For checkpoints without sentence-transformers files."""
+    prefixes: tuple[str, ...] = ("", "bert.", "model.", "model.bert.")
+    set_aside: tuple[str, ...] = ("cls.", "classifier.", "lm_head.", "qa_outputs.")
+    """Heads: not part of the encoder, kept as they are so that saving loses nothing."""
+    tied: Mapping[str, str] = field(
+        default_factory=lambda: {"cls.predictions.decoder.weight": "embeddings.word.weight"}
+    )
+    """Head tensors that are one with a parameter; written from it when they were equal."""
+
+
+    def __reduce__(self) -> tuple[Callable[[str], Family], tuple[str]]:
+        """Pickled by name: a family is code, and the reader has the same code."""
+        from . import by_name
+
+        return by_name, (self.name,)
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """A parsed `config.json`, read with errors that name file and key."""
+
+    path: str
+    values: Mapping[str, Any]
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self.values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise CheckpointError(f"{self.path}: {key} must be a whole number >= 0, got {value!r}")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        value = self.values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise CheckpointError(f"{self.path}: {key} must be a number, got {value!r}")
+        return float(value)
+
+    def text(self, key: str, default: str) -> str:
+        value = self.values.get(key, default)
+        if not isinstance(value, str):
+            raise CheckpointError(f"{self.path}: {key} must be a string, got {value!r}")
+        return value
+
+    def activation(self, key: str = "hidden_act") -> str:
+        name = self.text(key, "gelu")
+        if name not in ACTIVATION_NAMES:
+            raise CheckpointError(
+                f"{self.path}: {key} {name!r} is unknown; known: {', '.join(ACTIVATION_NAMES)}"
+            )
+        return ACTIVATION_NAMES[name]
+
+    def require(self, key: str, allowed: tuple[Any, ...], default: Any, why: str) -> None:
+        """Refuse a checkpoint whose config contradicts the family its tensors belong to."""
+        value = self.values.get(key, default)
+        if value not in allowed:
+            raise UnknownArchitectureError(
+                f"{self.path}: {key} is {value!r}, but {why} (expected {allowed[0]!r})"
+            )
+
+
+def common_fields(config: ConfigFile, names: frozenset[str]) -> dict[str, Any]:
+    """The fields that every BERT-descended `config.json` spells alike."""
+    return {
+        "vocab_size": config.integer("vocab_size"),
+        "hidden_size": config.integer("hidden_size"),
+        "num_layers": config.integer("num_hidden_layers"),
+        "num_heads": config.integer("num_attention_heads"),
+        "intermediate_size": config.integer("intermediate_size"),
+        "type_vocab_size": config.integer("type_vocab_size", 2),
+        "norm_eps": config.number("layer_norm_eps", 1e-12),
+        "hidden_dropout": config.number("hidden_dropout_prob", 0.1),
+        "pooler": "pooler.dense.weight" in names,
+    }
+
+
+def both(parameter: str, tensor: str) -> Parts:
+    """Weight and bias of a layer whose tensors stand alone."""
+    return {f"{parameter}.{w}": (f"{tensor}.{w}",) for w in ("weight", "bias")}
+
+
+def embedding_parts(config: EncoderConfig) -> Parts:
+    """Embeddings and pooler as all BERT descendants name them."""
+    parts: Parts = {"embeddings.word.weight": ("embeddings.word_embeddings.weight",)}
+    if config.type_vocab_size:
+        parts["embeddings.token_type.weight"] = ("embeddings.token_type_embeddings.weight",)
+    if config.position == "absolute":
+        parts["embeddings.position.weight"] = ("embeddings.position_embeddings.weight",)
+    parts |= both("embeddings.norm", "embeddings.LayerNorm")
+    if config.pooler:
+        parts |= both("pooler", "pooler.dense")
+    return parts
+
+
+def separate_qkv(ours: str, theirs: str) -> Parts:
+    """q, k, v stored apart, held as one matrix."""
+    return {
+        f"{ours}.attention.qkv.{w}": tuple(
+            f"{theirs}.attention.self.{x}.{w}" for x in ("query", "key", "value")
+        )
+        for w in ("weight", "bias")
+    }
+
+
+def attention_output(ours: str, theirs: str) -> Parts:
+    """The output projection and its norm."""
+    return both(f"{ours}.attention.out", f"{theirs}.attention.output.dense") | both(
+        f"{ours}.attention_norm", f"{theirs}.attention.output.LayerNorm"
+    )
+
+
+def plain_feed_forward(ours: str, theirs: str) -> Parts:
+    """BERT's two linear layers and norm."""
+    return (
+        both(f"{ours}.feed_forward.up", f"{theirs}.intermediate.dense")
+        | both(f"{ours}.feed_forward.down", f"{theirs}.output.dense")
+        | both(f"{ours}.feed_forward_norm", f"{theirs}.output.LayerNorm")
+    )
+
+
+def gated_feed_forward(ours: str, theirs: str) -> Parts:
+    """JinaBert's and MosaicBERT's gated layers: gate rows first, no bias."""
+    return (
+        {f"{ours}.feed_forward.up.weight": (f"{theirs}.mlp.gated_layers.weight",)}
+        | both(f"{ours}.feed_forward.down", f"{theirs}.mlp.wo")
+        | both(f"{ours}.feed_forward_norm", f"{theirs}.mlp.layernorm")
+    )

@@ -1,0 +1,87 @@
+"""JinaBert v2: jina-embeddings-v2-small-en, -base-en, -base-de, -base-es, -base-zh.
+
+Günther et al., arXiv 2310.19923. Symmetric ALiBi in every layer, GEGLU (or ReGLU) whose first
+rows are the gate; `feed_forward_type: "original"` has BERT's feed-forward, and then its names.
+"""
+
+from __future__ import annotations
+
+from ...errors import CheckpointError
+from ..config import EncoderConfig
+from .family import (
+    ConfigFile,
+    Family,
+    Parts,
+    attention_output,
+    common_fields,
+    embedding_parts,
+    gated_feed_forward,
+    plain_feed_forward,
+    separate_qkv,
+)
+
+
+def alibi_only(config: ConfigFile) -> None:
+    """The published code adds ALiBi whatever this says, and more when it says "absolute"."""
+    why = "JinaBert is supported with ALiBi alone"
+    config.require("position_embedding_type", ("alibi",), "absolute", why)
+
+
+def gate(config: ConfigFile) -> str | None:
+    """Activation of the gate by `feed_forward_type`; None where the feed-forward has no gate."""
+    kind = config.text("feed_forward_type", "original")
+    activations = {"geglu": "gelu", "reglu": "relu", "original": None}
+    if kind not in activations:
+        raise CheckpointError(
+            f"{config.path}: feed_forward_type {kind!r} is unknown; known: "
+            f"{', '.join(activations)}"
+        )
+    return activations[kind]
+
+
+def _config(config: ConfigFile, names: frozenset[str]) -> EncoderConfig:
+    alibi_only(config)
+    activation = gate(config)
+    return EncoderConfig(
+        **common_fields(config, names),
+        position="alibi",
+        max_length=config.integer("max_position_embeddings", 512),
+        # hidden_act is read by the original feed-forward alone.
+        activation=activation or config.activation(),
+        gated=activation is not None,
+        up_bias=activation is None,
+    )
+
+
+def _parts(config: EncoderConfig) -> Parts:
+    parts = embedding_parts(config)
+    for i in range(config.num_layers):
+        ours, theirs = f"layers.{i}", f"encoder.layer.{i}"
+        parts |= separate_qkv(ours, theirs) | attention_output(ours, theirs)
+        feed_forward = gated_feed_forward if config.gated else plain_feed_forward
+        parts |= feed_forward(ours, theirs)
+    return parts
+
+
+FAMILY = Family(
+    name="JinaBert v2",
+    checkpoints="JinaBert v2 (jina-embeddings-v2-small-en, -base-en, -base-de, -base-es, -base-zh)",
+    signature=(
+        "encoder.layer.0.mlp.gated_layers.weight",
+        "encoder.layer.0.attention.self.query.weight",
+    ),
+    config=_config,
+    parts=_parts,
+)
+
+FAMILY_ORIGINAL = Family(
+    name="JinaBert v2, original feed-forward",
+    checkpoints='JinaBert v2 with feed_forward_type "original"',
+    signature=(
+        "encoder.layer.0.intermediate.dense.weight",
+        "encoder.layer.0.attention.self.query.weight",
+    ),
+    accepts=lambda config: config.values.get("position_embedding_type") == "alibi",
+    config=_config,
+    parts=_parts,
+)

@@ -1,0 +1,51 @@
+"""MosaicBERT: mosaic-bert-base and -seqlen-*, lodestone-base-4096-v1; by its names, DNABERT-2.
+
+Portes et al., arXiv 2312.17482. Symmetric ALiBi, GEGLU whose first rows are the gate, q, k and v
+in one matrix. Its `config.json` says "absolute" positions although there are none.
+"""
+
+from __future__ import annotations
+
+from ..config import EncoderConfig
+from .family import (
+    ConfigFile,
+    Family,
+    Parts,
+    attention_output,
+    both,
+    common_fields,
+    embedding_parts,
+    gated_feed_forward,
+)
+
+
+def _config(config: ConfigFile, names: frozenset[str]) -> EncoderConfig:
+    # MosaicBERT's own class defaults to 512; lodestone trained longer than it starts.
+    trained = config.integer("alibi_starting_size", 512)
+    return EncoderConfig(
+        **common_fields(config, names),
+        position="alibi",
+        max_length=max(trained, config.integer("seq_length", 0)),
+        activation="gelu",
+        gated=True,
+        up_bias=False,
+        attention_dropout=config.number("attention_probs_dropout_prob", 0.0),
+    )
+
+
+def _parts(config: EncoderConfig) -> Parts:
+    parts = embedding_parts(config)
+    for i in range(config.num_layers):
+        ours, theirs = f"layers.{i}", f"encoder.layer.{i}"
+        parts |= both(f"{ours}.attention.qkv", f"{theirs}.attention.self.Wqkv")
+        parts |= attention_output(ours, theirs) | gated_feed_forward(ours, theirs)
+    return parts
+
+
+FAMILY = Family(
+    name="MosaicBERT",
+    checkpoints="MosaicBERT (mosaic-bert-base*, lodestone-base-4096-v1, DNABERT-2)",
+    signature=("encoder.layer.0.attention.self.Wqkv.weight",),
+    config=_config,
+    parts=_parts,
+)

@@ -1,0 +1,79 @@
+"""Padded rows to packed tokens and back: the only place that sees a padding mask.
+
+Shapes: B rows, N padded length, T packed tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Tokens side by side, and where they came from."""
+
+    input_ids: Tensor  # (T,)
+    token_type_ids: Tensor | None  # (T,)
+    cu_seqlens: Tensor  # (B + 1,) int64
+    positions: Tensor  # (T,) columns of the padded rows
+    has_holes: bool
+    """Some row has zeros between its tokens: distances are then not differences of places."""
+    index: Tensor  # (T,) places in the flattened (B * N)
+    shape: tuple[int, int]
+
+    def unpack(self, hidden: Tensor) -> Tensor:
+        """(T, C) -> (B, N, C), exact zeros where there was padding; differentiable."""
+        rows = hidden.new_zeros(self.shape[0] * self.shape[1], hidden.shape[1])
+        return rows.index_copy(0, self.index, hidden).unflatten(0, self.shape)
+
+
+def pack(
+    input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
+) -> Packed:
+    """Pack (B, N) ids under a 0/1 mask of any shape: right, left or no padding, holes, empty rows.
+
+    Raises:
+        InputError: shapes disagree, ids are not integers, or the mask is not of zeros and ones.
+    """
+    if input_ids.ndim != 2:
+        raise InputError(f"input_ids must be (B, N), got {tuple(input_ids.shape)}")
+    if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+        raise InputError(f"input_ids must be integers, got {input_ids.dtype}")
+    for name, given in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
+        if given is not None and given.shape != input_ids.shape:
+            raise InputError(
+                f"{name} must be shaped as input_ids, {tuple(input_ids.shape)}; got "
+                f"{tuple(given.shape)}"
+            )
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    kept = attention_mask != 0
+    if not bool((kept == attention_mask).all()):
+        raise InputError("attention_mask must hold zeros and ones only (it is not additive)")
+    rows, length = input_ids.shape
+    index = kept.reshape(-1).nonzero().squeeze(-1)
+    counts = kept.sum(1)
+    cu_seqlens = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    positions = index % length if length else index
+    return Packed(
+        input_ids=input_ids.reshape(-1)[index],
+        token_type_ids=None if token_type_ids is None else token_type_ids.reshape(-1)[index],
+        cu_seqlens=cu_seqlens,
+        positions=positions,
+        has_holes=_has_holes(kept, counts),
+        index=index,
+        shape=(rows, length),
+    )
+
+
+def _has_holes(kept: Tensor, counts: Tensor) -> bool:
+    if kept.shape[1] == 0:
+        return False
+    first = kept.int().argmax(1)
+    last = kept.shape[1] - 1 - kept.flip(1).int().argmax(1)
+    return bool(((counts > 0) & (last - first + 1 != counts)).any())

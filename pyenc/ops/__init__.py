@@ -1,0 +1,28 @@
+"""The ops of an encoder, one module each; every op runs on packed sequences and differentiates."""
+
+from .attention import attention
+from .backend import BACKENDS, use_backend
+from .bias import ALiBi, RelativePositionBias, ScoreBias, alibi_slopes, relative_position_bucket
+from .gated import ACTIVATIONS, gated_activation, gated_linear
+from .norm import add_layer_norm, add_rms_norm
+from .rotary import rotary
+from .segment_mean import masked_mean_pool, segment_mean
+
+__all__ = [
+    "ACTIVATIONS",
+    "BACKENDS",
+    "ALiBi",
+    "RelativePositionBias",
+    "ScoreBias",
+    "add_layer_norm",
+    "add_rms_norm",
+    "alibi_slopes",
+    "attention",
+    "gated_activation",
+    "gated_linear",
+    "masked_mean_pool",
+    "relative_position_bucket",
+    "rotary",
+    "segment_mean",
+    "use_backend",
+]

@@ -1,0 +1,115 @@
+"""Which backend serves an op: explicit argument, then `use_backend` / `PYENC_BACKEND`, then `auto`.
+
+An op hands `choose` a table: for each backend it has, a function that says why that backend
+cannot serve this call (None: it can). `auto` takes the first that can; every op ends its table
+with `torch`, which always can, so `auto` never fails.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from types import TracebackType
+
+import torch
+
+from ..errors import BackendError
+
+BACKENDS = ("triton", "cpu", "flash_attn", "torch", "reference")
+"""`reference` is the dense oracle: O(n^2) memory, any dtype including float64, for checking only."""
+
+WhyNot = Callable[[], str | None]
+
+_default: str | None = None
+
+
+class use_backend:  # noqa: N801  (a function to its users, a class so that `with` can undo it)
+    """Set the process-wide default backend; as a context manager, restore the old one after.
+
+    >>> pyenc.use_backend("torch")          # from now on
+    >>> with pyenc.use_backend("reference"):  # here only
+    ...     hidden = encoder.model(input_ids, attention_mask)
+
+    Args:
+        name: one of `BACKENDS`, or "auto" / None for the choice by device and dtype.
+
+    Raises:
+        BackendError: the name is unknown.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        global _default
+        _check_name(name, "use_backend")
+        self._previous = _default
+        _default = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        global _default
+        _default = self._previous
+
+
+def requested_backend(explicit: str | None) -> str:
+    """The name asked for: the argument, else `use_backend`, else `PYENC_BACKEND`, else "auto"."""
+    if explicit is not None:
+        _check_name(explicit, "backend=")
+        return explicit
+    if _default is not None:
+        return _default
+    from_environment = os.environ.get("PYENC_BACKEND") or "auto"
+    _check_name(from_environment, "the environment variable PYENC_BACKEND")
+    return from_environment
+
+
+def choose(op: str, explicit: str | None, table: Mapping[str, WhyNot]) -> str:
+    """Name the backend that serves this call of `op`.
+
+    Args:
+        op: name of the op, for messages.
+        explicit: the `backend` argument of the call.
+        table: backend name -> why it cannot serve this call, or None; in order of preference.
+
+    Raises:
+        BackendError: a backend was asked for and cannot serve, or is unknown.
+    """
+    name = requested_backend(explicit)
+    if name == "auto":
+        for candidate, why_not in table.items():
+            if candidate != "reference" and why_not() is None:
+                return candidate
+        raise AssertionError(f"{op}: the table of backends must end with one that always serves")
+    if name not in table:
+        raise BackendError(
+            f"{op} has no {name!r} backend in this version; it has: {', '.join(table)}"
+        )
+    reason = table[name]()
+    if reason is not None:
+        raise BackendError(f"the {name!r} backend cannot serve {op}: {reason}")
+    return name
+
+
+def always() -> str | None:
+    """The `why_not` of a backend that serves every call."""
+    return None
+
+
+def explain(table: Mapping[str, WhyNot]) -> dict[str, str]:
+    """For every backend of a table: "serves", or the reason why it does not."""
+    return {name: why_not() or "serves" for name, why_not in table.items()}
+
+
+def compiling() -> bool:
+    """True while `torch.compile` traces: checks that must read values are left to the op then."""
+    return torch.compiler.is_compiling()
+
+
+def _check_name(name: str | None, where: str) -> None:
+    if name is not None and name != "auto" and name not in BACKENDS:
+        raise BackendError(f"{where}: unknown backend {name!r}; known: auto, {', '.join(BACKENDS)}")

@@ -1,0 +1,61 @@
+"""Finding and loading the C++ extension ``pyenc._C``, and nothing else.
+
+The extension is optional: without a compiler the package installs without it and torch serves. The
+result of the first attempt is kept, since an import that failed once will fail again in the same
+process, and callers ask on every dispatch.
+
+Environment:
+    PYENC_REQUIRE_EXTENSION=1  a missing extension raises ImportError (CI sets it, so that a broken
+                               build cannot pass the tests through the fallback).
+    PYENC_CPU_ISA=NAME         forces one of the instruction sets that were compiled in ("generic",
+                               "x86-64-v3", "x86-64-v4"); read once, by the extension, as it loads.
+                               One that cannot run here makes the extension fail to load.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from types import ModuleType
+
+REQUIRE_VARIABLE = "PYENC_REQUIRE_EXTENSION"
+
+
+@functools.cache
+def _attempt() -> tuple[ModuleType | None, str]:
+    """(module, "") or (None, why it could not be imported)."""
+    try:
+        return importlib.import_module("pyenc._C"), ""
+    except ModuleNotFoundError as error:
+        return None, f"the C++ extension pyenc._C is not built: {error}"
+    except Exception as error:
+        # Built, yet unusable: a shared library it needs is missing, PYENC_CPU_ISA cannot run here.
+        return None, f"the C++ extension pyenc._C does not load: {error}"
+
+
+def required() -> bool:
+    """Whether the environment makes a missing extension an error."""
+    return os.environ.get(REQUIRE_VARIABLE, "") not in ("", "0")
+
+
+def load() -> ModuleType | None:
+    """The extension module, or None where it is missing (``why_missing`` says why).
+
+    Raises ImportError instead of returning None when PYENC_REQUIRE_EXTENSION=1.
+    """
+    module, reason = _attempt()
+    if module is None and required():
+        raise ImportError(f"{reason} ({REQUIRE_VARIABLE} is set)")
+    return module
+
+
+def why_missing() -> str:
+    """Why ``load`` gives None, in one line; empty when the extension is there."""
+    return _attempt()[1]
+
+
+def isa() -> str:
+    """The instruction set whose kernels serve, e.g. "x86-64-v3"; "none" without the extension."""
+    module, _ = _attempt()
+    return "none" if module is None else str(module.isa())

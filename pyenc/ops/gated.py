@@ -1,0 +1,122 @@
+"""Gated feed-forward: `activation(gate) * value`, elementwise and behind its linear layer.
+
+Shazeer, "GLU Variants Improve Transformer" (arXiv 2002.05202): GEGLU, SwiGLU, ReGLU.
+Shapes: T packed tokens, C channels, F feed-forward.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from .backend import WhyNot, always, choose
+from .reference import gated_activation_reference, gated_linear_reference
+from .validation import check_float
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
+"""`gelu` is the exact x * Phi(x) (erf); `gelu_tanh` its approximation, never a stand-in for it."""
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """The ungated activation by name, elementwise, differentiable."""
+    if activation == "gelu":
+        return F.gelu(x)
+    if activation == "gelu_tanh":
+        return F.gelu(x, approximate="tanh")
+    if activation == "silu":
+        return F.silu(x)
+    if activation == "relu":
+        return F.relu(x)
+    raise InputError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
+
+
+def gated_activation(
+    gate: Tensor, value: Tensor, activation: str, *, backend: str | None = None
+) -> Tensor:
+    """activation(gate) * value, elementwise.
+
+    Args:
+        gate, value: equal shapes and dtypes, any strides; float16/32/64 or bfloat16.
+        activation: one of `ACTIVATIONS`.
+        backend: "torch" or "reference"; None chooses.
+
+    Returns:
+        A new tensor of the same shape and dtype. In half precision the torch backend rounds the
+        activation before the product, as the published models do.
+
+    Raises:
+        InputError: shapes, dtypes or the activation's name are wrong.
+    """
+    check_float("gated_activation", gate=gate, value=value)
+    if gate.shape != value.shape or gate.dtype != value.dtype:
+        raise InputError(
+            "gated_activation: gate and value must agree in shape and dtype; got "
+            f"{tuple(gate.shape)} {gate.dtype} and {tuple(value.shape)} {value.dtype}"
+        )
+    _check_activation("gated_activation", activation)
+    if choose("gated_activation", backend, backend_table()) == "reference":
+        return gated_activation_reference(gate, value, activation)
+    activated = activate(gate, activation)
+    # Without a gradient the product may reuse the activation's memory: fresh pages are slow.
+    return activated * value if torch.is_grad_enabled() else activated.mul_(value)
+
+
+def gated_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    gate_first: bool = True,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Both halves of a gated feed-forward in one product: x W^T + b, split, gated.
+
+    Args:
+        x: (T, C) or any (..., C).
+        weight: (2F, C), the rows of gate and value one after the other, as checkpoints store them.
+        bias: (2F,) or None.
+        activation: one of `ACTIVATIONS`, applied to the gate half alone.
+        gate_first: whether the first F rows are the gate (JinaBert v2, MosaicBERT) or the value
+            (JinaBert qk-post-norm, GTE).
+        backend: "torch" or "reference"; None chooses.
+
+    Returns:
+        (..., F), dtype of x.
+
+    Raises:
+        InputError: shapes, dtypes or the activation's name are wrong.
+    """
+    check_float("gated_linear", x=x, weight=weight, bias=bias)
+    if weight.ndim != 2 or weight.shape[0] % 2 or x.shape[-1:] != weight.shape[1:]:
+        raise InputError(
+            "gated_linear: weight must be (2F, C) for x (..., C); got "
+            f"{tuple(weight.shape)} and {tuple(x.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise InputError(
+            f"gated_linear: bias must be ({weight.shape[0]},), got {tuple(bias.shape)}"
+        )
+    _check_activation("gated_linear", activation)
+    if choose("gated_linear", backend, backend_table()) == "reference":
+        rows = gated_linear_reference(
+            x.reshape(-1, x.shape[-1]), weight, bias, activation, gate_first
+        )
+        return rows.reshape(*x.shape[:-1], weight.shape[0] // 2)
+    first, second = F.linear(x, weight, bias).chunk(2, dim=-1)
+    gate, value = (first, second) if gate_first else (second, first)
+    return gated_activation(gate, value, activation, backend=backend)
+
+
+def backend_table() -> dict[str, WhyNot]:
+    """The backends of these ops and why each cannot serve, for `choose` and `explain`."""
+    return {"torch": always, "reference": always}
+
+
+def _check_activation(op: str, activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise InputError(
+            f"{op}: unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}"
+        )

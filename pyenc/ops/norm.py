@@ -1,0 +1,81 @@
+"""Residual addition and normalisation in one call: LayerNorm and RMSNorm.
+
+Shapes: C channels; any leading dimensions (packed: (T, C)).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from .backend import WhyNot, always, choose
+from .reference import add_layer_norm_reference, add_rms_norm_reference
+from .validation import check_float
+
+
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """LayerNorm(x + residual), Ba et al., arXiv 1607.06450.
+
+    Args:
+        x: (..., C).
+        residual: same shape and dtype, or None for a plain normalisation.
+        weight, bias: (C,); bias may be None.
+        eps: added to the variance.
+        backend: "torch" or "reference"; None chooses.
+
+    Returns:
+        (normed, sum), both (..., C) in x's dtype; the sum is what a pre-norm block carries on.
+
+    Raises:
+        InputError: shapes or dtypes are wrong.
+    """
+    _check("add_layer_norm", x, residual, weight, bias)
+    if choose("add_layer_norm", backend, backend_table()) == "reference":
+        return add_layer_norm_reference(x, residual, weight, bias, eps)
+    total = x if residual is None else x + residual
+    return F.layer_norm(total, weight.shape, weight, bias, eps), total
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """RMSNorm(x + residual), Zhang & Sennrich, arXiv 1910.07467; no mean, no bias.
+
+    Args and returns as `add_layer_norm`; the mean square is taken in float32 or wider.
+    """
+    _check("add_rms_norm", x, residual, weight, None)
+    if choose("add_rms_norm", backend, backend_table()) == "reference":
+        return add_rms_norm_reference(x, residual, weight, eps)
+    total = x if residual is None else x + residual
+    wide = total.to(torch.promote_types(total.dtype, torch.float32))
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (normed * weight).to(x.dtype), total
+
+
+def backend_table() -> dict[str, WhyNot]:
+    """The backends of these ops and why each cannot serve, for `choose` and `explain`."""
+    return {"torch": always, "reference": always}
+
+
+def _check(
+    op: str, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None
+) -> None:
+    check_float(op, x=x, residual=residual, weight=weight, bias=bias)
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+        raise InputError(
+            f"{op}: residual must be as x, {tuple(x.shape)} {x.dtype}; got "
+            f"{tuple(residual.shape)} {residual.dtype}"
+        )
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.shape != x.shape[-1:]:
+            raise InputError(f"{op}: {name} must be ({x.shape[-1]},), got {tuple(tensor.shape)}")

@@ -1,0 +1,74 @@
+"""Checks that the ops share: an error in Python before any kernel reads a pointer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_float(op: str, **tensors: Tensor | None) -> None:
+    """Every given tensor is floating point and on the device of the first."""
+    first: tuple[str, Tensor] | None = None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.dtype not in FLOATS:
+            raise InputError(f"{op}: {name} must be float16/32/64 or bfloat16, got {tensor.dtype}")
+        if first is None:
+            first = (name, tensor)
+        elif tensor.device != first[1].device:
+            raise InputError(
+                f"{op}: {name} is on {tensor.device}, {first[0]} on {first[1].device}; "
+                "all tensors must share a device"
+            )
+
+
+def check_cu_seqlens(op: str, cu_seqlens: Tensor) -> None:
+    """Shape and dtype of `cu_seqlens` (its values are `sequence_bounds`'s business)."""
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1:
+        raise InputError(f"{op}: cu_seqlens must be (B + 1,), got {tuple(cu_seqlens.shape)}")
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise InputError(f"{op}: cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}")
+
+
+def sequence_bounds(op: str, cu_seqlens: Tensor, num_tokens: int) -> list[int]:
+    """The values of `cu_seqlens` on the host, checked: 0 = c0 <= c1 <= ... <= cB = num_tokens."""
+    bounds: list[int] = cu_seqlens.tolist()
+    check_bounds(op, bounds, num_tokens)
+    return bounds
+
+
+def check_bounds(op: str, bounds: Sequence[int], num_tokens: int) -> None:
+    """Host-side `cu_seqlens` must start at 0, never decrease, and end at the number of tokens."""
+    if bounds[0] != 0:
+        raise InputError(f"{op}: cu_seqlens must start at 0, got {bounds[0]}")
+    for b in range(len(bounds) - 1):
+        if bounds[b + 1] < bounds[b]:
+            raise InputError(
+                f"{op}: cu_seqlens decreases from {bounds[b]} to {bounds[b + 1]} at index {b + 1}"
+            )
+    if bounds[-1] != num_tokens:
+        raise InputError(
+            f"{op}: cu_seqlens ends at {bounds[-1]}, but there are {num_tokens} packed tokens"
+        )
+
+
+def check_positions(op: str, positions: Tensor, bounds: Sequence[int]) -> None:
+    """Positions must increase strictly inside each sequence (they carry masks with holes)."""
+    if positions.shape[0] < 2:
+        return
+    rises = positions[1:] > positions[:-1]
+    starts = torch.tensor([b - 1 for b in bounds[1:-1] if 0 < b < positions.shape[0]])
+    rises[starts.to(rises.device, torch.long)] = True
+    if not bool(rises.all()):
+        t = int((~rises).nonzero()[0]) + 1
+        raise InputError(
+            f"{op}: positions must increase strictly in each sequence; token {t} has "
+            f"{int(positions[t])} after {int(positions[t - 1])}"
+        )

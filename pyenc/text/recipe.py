@@ -1,0 +1,195 @@
+"""How a checkpoint turns text into one vector: what its sentence-transformers files say.
+
+`modules.json` lists the steps, `1_Pooling/config.json` the pooling, `2_Dense/` an optional linear
+layer, `sentence_bert_config.json` the maximum length, `config_sentence_transformers.json` the
+prompts. Without `modules.json` the family's own pooling serves, unnormalised.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..loading import read_json
+from ..loading.weights import WeightFiles
+
+POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+POOLINGS = ("mean", "cls", "max", "lasttoken")
+"""The poolings that are served."""
+
+DENSE_ACTIVATIONS = {"Identity": None, "Tanh": torch.tanh, "ReLU": torch.relu}
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A linear layer after pooling: activation(x W^T + b), in float32."""
+
+    weight: Tensor  # (out, in)
+    bias: Tensor | None  # (out,)
+    activation: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x)
+        y = torch.nn.functional.linear(x, self.weight.to(x), bias)
+        function = DENSE_ACTIVATIONS[self.activation]
+        return y if function is None else function(y)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """From hidden states to a vector."""
+
+    pooling: str = "mean"
+    include_prompt: bool = True
+    """Whether the tokens of a prompt count in the mean."""
+    dense: tuple[Dense, ...] = ()
+    normalize: bool = False
+    max_length: int | None = None
+    lower_case: bool = False
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+    transformer_path: str = ""
+    """Where the encoder's own files are, below the checkpoint's folder."""
+
+
+def read_recipe(folder: Path, family_pooling: str | None = None) -> Recipe:
+    """The recipe of a checkpoint folder.
+
+    Args:
+        folder: the checkpoint's folder.
+        family_pooling: the pooling of a checkpoint that has no `modules.json`.
+
+    Raises:
+        CheckpointError: a file is damaged or asks for a step that is not served.
+    """
+    modules_path = folder / "modules.json"
+    if not modules_path.is_file():
+        return Recipe(pooling=family_pooling or "mean", **_prompts(folder))
+    fields: dict[str, Any] = {"pooling": None, "normalize": False}
+    dense: list[Dense] = []
+    for module in _modules(modules_path):
+        kind, path = module["type"].rsplit(".", 1)[-1], module.get("path", "")
+        if fields["normalize"]:
+            raise CheckpointError(f"{modules_path}: {kind} after Normalize is not served")
+        if kind == "Transformer":
+            fields["transformer_path"] = path
+        elif kind == "Pooling":
+            fields |= _pooling(folder / path / "config.json")
+        elif kind == "Dense":
+            dense.append(_dense(folder / path))
+        elif kind == "Normalize":
+            fields["normalize"] = True
+        else:
+            raise CheckpointError(
+                f"{modules_path}: module {module['type']!r} is not served; known: Transformer, "
+                "Pooling, Dense, Normalize"
+            )
+    if fields["pooling"] is None:
+        raise CheckpointError(f"{modules_path}: no Pooling module")
+    transformer = folder / fields.get("transformer_path", "")
+    return Recipe(**fields, **_limits(transformer), **_prompts(folder), dense=tuple(dense))
+
+
+def module_paths(folder: Path) -> list[str]:
+    """The sub-folders that `modules.json` names: what saving must carry along."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return []
+    return [m["path"] for m in _modules(path) if m.get("path")]
+
+
+def _modules(path: Path) -> list[dict[str, Any]]:
+    try:
+        modules = json.loads(path.read_text("utf-8"))
+        modules = sorted(modules, key=lambda module: int(module.get("idx", 0)))
+        for module in modules:
+            where, kind = module.get("path", ""), module["type"]
+            if not isinstance(where, str) or not isinstance(kind, str):
+                raise TypeError("type and path must be strings")
+            if not (path.parent / where).resolve().is_relative_to(path.parent.resolve()):
+                raise ValueError(f"path {where!r} leads out of the folder")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a readable list of modules: {error!r}") from error
+    return modules
+
+
+def _pooling(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    modes = config.get("pooling_mode")
+    if modes is None:
+        modes = [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)] or ["mean"]
+    modes = [modes] if isinstance(modes, str) else modes
+    if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in POOLINGS:
+        raise CheckpointError(
+            f"{path}: pooling {modes!r} is not served; served: one of {', '.join(POOLINGS)}"
+        )
+    return {"pooling": modes[0], "include_prompt": bool(config.get("include_prompt", True))}
+
+
+def _dense(folder: Path) -> Dense:
+    config = read_json(folder / "config.json")
+    name = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    activation = name.rsplit(".", 1)[-1]
+    if activation not in DENSE_ACTIVATIONS:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: activation_function {name!r} is not served; served: "
+            f"{', '.join(DENSE_ACTIVATIONS)}"
+        )
+    files = WeightFiles(folder)
+    wanted = {"linear.weight", "linear.bias"} if config.get("bias", True) else {"linear.weight"}
+    if set(files.names) != wanted:
+        raise CheckpointError(
+            f"{files.file_of('')}: tensors {sorted(files.names)}, expected {sorted(wanted)}"
+        )
+    weight = files.read("linear.weight").float()
+    shape = (config.get("out_features"), config.get("in_features"))
+    if tuple(weight.shape) != shape:
+        raise CheckpointError(
+            f"{files.file_of('linear.weight')}: tensor 'linear.weight' has shape "
+            f"{tuple(weight.shape)}, but config.json asks for {shape}"
+        )
+    bias = files.read("linear.bias").float().clone() if "linear.bias" in wanted else None
+    for name, tensor in (("linear.weight", weight), ("linear.bias", bias)):
+        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{files.file_of(name)}: tensor {name!r} is not finite")
+    return Dense(weight.clone(), bias, activation)
+
+
+def _limits(folder: Path) -> dict[str, Any]:
+    # One name for each architecture that sentence-transformers once knew.
+    for path in sorted(folder.glob("sentence_*_config.json")):
+        config = read_json(path)
+        limit = config.get("max_seq_length")
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
+            raise CheckpointError(f"{path}: max_seq_length must be a whole number, got {limit!r}")
+        return {"max_length": limit, "lower_case": bool(config.get("do_lower_case", False))}
+    return {}
+
+
+def _prompts(folder: Path) -> dict[str, Any]:
+    path = folder / "config_sentence_transformers.json"
+    if not path.is_file():
+        return {}
+    config = read_json(path)
+    prompts = config.get("prompts") or {}
+    default = config.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
+        raise CheckpointError(f"{path}: prompts must be strings by name, got {prompts!r}")
+    if default is not None and default not in prompts:
+        raise CheckpointError(
+            f"{path}: default_prompt_name {default!r} is not among the prompts {list(prompts)}"
+        )
+    return {"prompts": prompts, "default_prompt_name": default}
