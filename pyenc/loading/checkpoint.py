@@ -139,9 +139,7 @@ def _check_names(
 ) -> None:
     wanted = {name for ns in parts.values() for name in ns}
     missing = [n for ns in parts.values() for n in ns if n not in names]
-    unexpected = [
-        n for n in names if n not in wanted and not _belongs_aside(n, family, prefix)
-    ]
+    unexpected = [n for n in names if n not in wanted and not _belongs_aside(n, family, prefix)]
     problems = _listed(files, "missing", missing) + _listed(
         files, "unexpected", (names[n] for n in unexpected)
     )
@@ -204,9 +202,7 @@ def _target(
     return place, dtype
 
 
-def _read(
-    files: WeightFiles, names: list[str], device: torch.device, dtype: torch.dtype
-) -> Tensor:
+def _read(files: WeightFiles, names: list[str], device: torch.device, dtype: torch.dtype) -> Tensor:
     """One parameter from its parts, in memory of its own, checked to be finite."""
     pieces = []
     for name in names:
@@ -244,5 +240,3 @@ def _set_aside(
             checkpoint.tied[name] = parameter
         else:
             checkpoint.set_aside[name] = tensor.clone()
-
-

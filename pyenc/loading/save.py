@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -59,8 +58,8 @@ def save_checkpoint(
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         partial.write_bytes(content)
-        os.replace(partial, path)
+        partial.replace(path)
     partial = folder / "model.safetensors.partial"
     with torch.no_grad():
         save_file(original_tensors(checkpoint), partial, metadata={"format": "pt"})
-    os.replace(partial, folder / "model.safetensors")
+    partial.replace(folder / "model.safetensors")

@@ -193,9 +193,9 @@ class Norm(nn.Module):
         self.eps = config.norm_eps
 
     def forward(self, x_TC: Tensor, residual_TC: Tensor | None, backend: str | None) -> Tensor:
-        return add_layer_norm(
-            x_TC, residual_TC, self.weight, self.bias, self.eps, backend=backend
-        )[0]
+        return add_layer_norm(x_TC, residual_TC, self.weight, self.bias, self.eps, backend=backend)[
+            0
+        ]
 
 
 class Layer(nn.Module):

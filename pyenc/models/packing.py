@@ -32,9 +32,7 @@ class Packed:
         return rows.index_copy(0, self.index, hidden).unflatten(0, self.shape)
 
 
-def pack(
-    input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
-) -> Packed:
+def pack(input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None) -> Packed:
     """Pack (B, N) ids under a 0/1 mask of any shape: right, left or no padding, holes, empty rows.
 
     Raises:

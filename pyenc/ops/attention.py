@@ -5,6 +5,7 @@ Shapes: T packed tokens, B sequences, H heads, D head dim.
 
 from __future__ import annotations
 
+import itertools
 
 import torch
 from torch import Tensor
@@ -83,9 +84,7 @@ def attention(
         )  # fmt: skip
     else:
         bounds = _check_values(q, cu_seqlens, bias, positions)
-        out, lse = attention_custom_bias(
-            q, k, v, bounds, bias, positions, scale, window, dropout_p
-        )
+        out, lse = attention_custom_bias(q, k, v, bounds, bias, positions, scale, window, dropout_p)
     return (out, lse) if return_lse else out
 
 
@@ -230,23 +229,7 @@ def _check(
             f"attention: q, k, v must share a dtype; got {q.dtype}, {k.dtype}, {v.dtype}"
         )
     check_cu_seqlens("attention", cu_seqlens)
-    heads = q.shape[1]
-    given, shape = None, ()
-    if isinstance(bias, ALiBi):
-        given, shape, right = bias.slopes.shape[0], bias.slopes.shape, "slopes (H,)"
-    elif isinstance(bias, RelativePositionBias):
-        given, shape, right = bias.table.shape[1], bias.table.shape, "table (num_buckets, H)"
-    elif isinstance(bias, Tensor):
-        check_float("attention", q=q, bias=bias)
-        square = bias.ndim == 3 and bias.shape[1] == bias.shape[2]
-        given, shape, right = (bias.shape[0] if square else -1), bias.shape, "bias (H, Nmax, Nmax)"
-    elif bias is not None and not isinstance(bias, ScoreBias):
-        raise InputError(
-            "attention: bias must be None, ALiBi, RelativePositionBias, a tensor, or an object "
-            f"with a method block(i, j); got {type(bias).__name__}"
-        )
-    if given is not None and given != heads:
-        raise InputError(f"attention: H is {heads}, but {right} has shape {tuple(shape)}")
+    _check_bias(q, bias)
     if positions is not None:
         if positions.shape != q.shape[:1]:
             raise InputError(
@@ -264,13 +247,36 @@ def _check(
         raise InputError(f"attention: skip_eps must be None or in [0, 1), got {skip_eps}")
 
 
-def _check_values(
-    q: Tensor, cu_seqlens: Tensor, bias: Bias, positions: Tensor | None
-) -> list[int]:
+def _check_bias(q: Tensor, bias: Bias) -> None:
+    """The bias is of a known kind and has one row for each head."""
+    if bias is None:
+        return
+    if isinstance(bias, ALiBi):
+        tensor, heads, right = bias.slopes, bias.slopes.shape[0], "slopes (H,)"
+    elif isinstance(bias, RelativePositionBias):
+        tensor, heads, right = bias.table, bias.table.shape[1], "table (num_buckets, H)"
+    elif isinstance(bias, Tensor):
+        square = bias.ndim == 3 and bias.shape[1] == bias.shape[2]
+        tensor, heads, right = bias, bias.shape[0] if square else -1, "bias (H, Nmax, Nmax)"
+    elif isinstance(bias, ScoreBias):
+        return
+    else:
+        raise InputError(
+            "attention: bias must be None, ALiBi, RelativePositionBias, a tensor, or an object "
+            f"with a method block(i, j); got {type(bias).__name__}"
+        )
+    check_float("attention", q=q, bias=tensor)
+    if heads != q.shape[1]:
+        raise InputError(
+            f"attention: H is {q.shape[1]}, but {right} has shape {tuple(tensor.shape)}"
+        )
+
+
+def _check_values(q: Tensor, cu_seqlens: Tensor, bias: Bias, positions: Tensor | None) -> list[int]:
     """What only the values can tell; returns the bounds on the host."""
     bounds = sequence_bounds("attention", cu_seqlens, q.shape[0])
     if isinstance(bias, Tensor) and bias.ndim == 3:
-        longest = max((b - a for a, b in zip(bounds, bounds[1:], strict=False)), default=0)
+        longest = max((b - a for a, b in itertools.pairwise(bounds)), default=0)
         if longest > bias.shape[1]:
             raise InputError(
                 f"attention: the longest sequence has {longest} tokens, but the dense bias is "

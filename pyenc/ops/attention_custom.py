@@ -6,13 +6,15 @@ registered op: gradients reach the object's tensors by themselves, and memory st
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .attention_torch import BLOCK_ELEMENTS
 from .bias import ScoreBias
+from .groups import BLOCK_ELEMENTS
 
 
 def attention_custom_bias(
@@ -42,7 +44,7 @@ def attention_custom_bias(
         out = torch.einsum("hij,jhd->ihd", weight, v_jhd.to(wide))
         return [out.to(q.dtype), score.logsumexp(-1).t()]
 
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in itertools.pairwise(bounds):
         n = end - start
         at = torch.arange(n, device=q.device) if positions is None else positions[start:end]
         rows = max(1, BLOCK_ELEMENTS // max(1, q.shape[1] * n))

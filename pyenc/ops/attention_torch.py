@@ -14,23 +14,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .bias import relative_position_bucket
+from .groups import Group, groups_of, query_blocks
 
 # What `scaled_dot_product_attention` itself calls on a CPU. Called directly since it returns the
 # log-sum-exp, and since autograd is out of reach inside a registered op; should a torch come
 # without it, the blocks below serve.
-_FLASH_CPU = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-_FLASH_CPU_BACKWARD = getattr(
+_FLASH_CPU: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_FLASH_CPU_BACKWARD: Any = getattr(
     torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None
 )
-
-BLOCK_ELEMENTS = 4 * 2**20
-"""Scores held at once: 16 MB in float32, a few buffers of that size at the peak."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def forward(
     lse = q.new_empty((q.shape[0] if return_lse else 0, q.shape[1]), dtype=lse_dtype)
     fused = _fused(q, terms) and (q.device.type == "cpu" or not return_lse)
     generator = torch.Generator(device=q.device).manual_seed(terms.seed)
-    for group in _groups(bounds):
+    for group in groups_of(bounds):
         q_bhnd, k_bhnd, v_bhnd = (group.take(x).to(work) for x in (q, k, v))
         if fused:
             o_bhnd, flash_lse = _flash(q_bhnd, k_bhnd, v_bhnd, terms)
@@ -77,7 +76,7 @@ def forward(
             continue
         o_bhnd = torch.empty_like(q_bhnd)
         lse_bhn = q_bhnd.new_empty(q_bhnd.shape[:3], dtype=lse_dtype)
-        for block in _blocks(group, q_bhnd):
+        for block in query_blocks(group, q_bhnd):
             score = _scores(block, group, q_bhnd, k_bhnd, terms)
             top = score.amax(-1, keepdim=True)
             weight = score.sub_(top).exp_()
@@ -111,7 +110,7 @@ def backward(
         grad_bias = torch.zeros_like(terms.tensor, dtype=wide)
     fused = _fused(q, terms) and q.device.type == "cpu" and grad_lse is None and grad_bias is None
     generator = torch.Generator(device=q.device).manual_seed(terms.seed)
-    for group in _groups(bounds):
+    for group in groups_of(bounds):
         q_bhnd, k_bhnd, v_bhnd, do_bhnd = (group.take(x).to(work) for x in (q, k, v, grad_out))
         if fused:
             parts = _flash_backward(do_bhnd, q_bhnd, k_bhnd, v_bhnd, terms)
@@ -131,7 +130,7 @@ def _blocked_backward(
     do_bhnd: Tensor,
     dlse_bhn1: Tensor | None,
     qkv: tuple[Tensor, Tensor, Tensor],
-    group: _Group,
+    group: Group,
     terms: Terms,
     grad_bias: Tensor | None,
     generator: torch.Generator,
@@ -142,7 +141,7 @@ def _blocked_backward(
     dq = torch.empty_like(q_bhnd)
     dk = torch.zeros_like(k_bhnd, dtype=wide)
     dv = torch.zeros_like(v_bhnd, dtype=wide)
-    for block in _blocks(group, q_bhnd):
+    for block in query_blocks(group, q_bhnd):
         prob = _scores(block, group, q_bhnd, k_bhnd, terms).softmax(-1)
         do_bhid = do_bhnd[:, :, block]
         dprob = torch.matmul(do_bhid, v_bhnd.transpose(-1, -2)).to(wide)
@@ -176,57 +175,6 @@ def _fused(q: Tensor, terms: Terms) -> bool:
     if q.device.type != "cpu":
         return terms.bare
     return terms.by_distance and _FLASH_CPU is not None and _FLASH_CPU_BACKWARD is not None
-
-
-# ---- sequences of one length, taken together -------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Group:
-    """b sequences of n tokens: a run of packed tokens, or rows picked by index."""
-
-    n: int
-    starts: tuple[int, ...]
-
-    @property
-    def contiguous(self) -> bool:
-        return all(b - a == self.n for a, b in zip(self.starts, self.starts[1:], strict=False))
-
-    def rows(self, device: torch.device) -> Tensor:
-        starts = torch.tensor(self.starts, device=device)
-        return (starts[:, None] + torch.arange(self.n, device=device)).reshape(-1)
-
-    def take(self, x: Tensor) -> Tensor:
-        """(T, H, D) -> (b, H, n, D), a view where the sequences stand side by side."""
-        if self.contiguous:
-            rows = x[self.starts[0] : self.starts[0] + len(self.starts) * self.n]
-        else:
-            rows = x[self.rows(x.device)]
-        return rows.unflatten(0, (len(self.starts), self.n)).transpose(1, 2)
-
-    def put(self, x: Tensor, values: Tensor) -> None:
-        """(b, H, n, D) -> its rows of (T, H, D)."""
-        rows = values.transpose(1, 2).flatten(0, 1).to(x.dtype)
-        if self.contiguous:
-            x[self.starts[0] : self.starts[0] + len(rows)] = rows
-        else:
-            x[self.rows(x.device)] = rows
-
-
-def _groups(bounds: list[int]) -> Iterator[_Group]:
-    by_length: dict[int, list[int]] = {}
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
-        if end > start:
-            by_length.setdefault(end - start, []).append(start)
-    for n, starts in by_length.items():
-        yield _Group(n, tuple(starts))
-
-
-def _blocks(group: _Group, q_bhnd: Tensor) -> Iterator[slice]:
-    b, heads, n, _ = q_bhnd.shape
-    rows = max(1, min(n, BLOCK_ELEMENTS // (b * heads * n)))
-    for start in range(0, n, rows):
-        yield slice(start, min(start + rows, n))
 
 
 # ---- torch's fused kernels --------------------------------------------------------------------
@@ -272,9 +220,7 @@ def _toeplitz(n: int, like: Tensor, terms: Terms) -> Tensor:
 # ---- blocks of queries ------------------------------------------------------------------------
 
 
-def _scores(
-    block: slice, group: _Group, q_bhnd: Tensor, k_bhnd: Tensor, terms: Terms
-) -> Tensor:
+def _scores(block: slice, group: Group, q_bhnd: Tensor, k_bhnd: Tensor, terms: Terms) -> Tensor:
     """scale * q k^T + bias of one block, (b, H, i, n), in float32 or wider; ours to overwrite."""
     wide = torch.promote_types(q_bhnd.dtype, torch.float32)
     score = torch.matmul(q_bhnd[:, :, block], k_bhnd.transpose(-1, -2)).to(wide).mul_(terms.scale)
@@ -291,7 +237,7 @@ def _scores(
 
 
 def _ahead(
-    block: slice, group: _Group, device: torch.device, terms: Terms
+    block: slice, group: Group, device: torch.device, terms: Terms
 ) -> Iterator[tuple[int | slice, Tensor]]:
     """j - i of a block (i, n), for each sequence, or once for all where positions are places."""
     if terms.positions is None:
@@ -331,9 +277,7 @@ def _keep(like: Tensor, p: float, generator: torch.Generator) -> Tensor:
     return kept.to(like.dtype) / (1 - p)
 
 
-def _add_bias_grad(
-    grad: Tensor, dscore: Tensor, block: slice, group: _Group, terms: Terms
-) -> None:
+def _add_bias_grad(grad: Tensor, dscore: Tensor, block: slice, group: Group, terms: Terms) -> None:
     """Accumulate the gradient of the bias's tensor from one block's dS (b, H, i, n)."""
     if terms.kind == "dense":
         grad[:, block, : group.n] += dscore.sum(0)

@@ -16,14 +16,14 @@ import torch
 from ..errors import BackendError
 
 BACKENDS = ("triton", "cpu", "flash_attn", "torch", "reference")
-"""`reference` is the dense oracle: O(n^2) memory, any dtype including float64, for checking only."""
+"""`reference` is the dense oracle: O(n^2) memory, any dtype, for checking only."""
 
 WhyNot = Callable[[], str | None]
 
 _default: str | None = None
 
 
-class use_backend:  # noqa: N801  (a function to its users, a class so that `with` can undo it)
+class use_backend:  # a function to its users; a class, so that `with` can undo it
     """Set the process-wide default backend; as a context manager, restore the old one after.
 
     >>> pyenc.use_backend("torch")          # from now on

@@ -43,8 +43,7 @@ def gated_activation(
         backend: "torch" or "reference"; None chooses.
 
     Returns:
-        A new tensor of the same shape and dtype. In half precision the torch backend rounds the
-        activation before the product, as the published models do.
+        A new tensor of the same shape and dtype; computed in float32 or wider, rounded once.
 
     Raises:
         InputError: shapes, dtypes or the activation's name are wrong.
@@ -58,9 +57,11 @@ def gated_activation(
     _check_activation("gated_activation", activation)
     if choose("gated_activation", backend, backend_table()) == "reference":
         return gated_activation_reference(gate, value, activation)
-    activated = activate(gate, activation)
+    # Half precision is rounded once, at the end.
+    activated = activate(gate.to(torch.promote_types(gate.dtype, torch.float32)), activation)
     # Without a gradient the product may reuse the activation's memory: fresh pages are slow.
-    return activated * value if torch.is_grad_enabled() else activated.mul_(value)
+    product = activated * value if torch.is_grad_enabled() else activated.mul_(value)
+    return product.to(gate.dtype)
 
 
 def gated_linear(

@@ -1,10 +1,12 @@
-"""The oracle: every op dense, in the dtype it is given (float64 for the truth), as the formula reads.
+"""The oracle: every op dense, as the formula reads, in the dtype given (float64 for the truth).
 
 Nothing here is fast, and nothing here is shared with a backend. Shapes: T packed tokens, B
 sequences, H heads, D head dim, C channels, F feed-forward, n tokens of one sequence.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import torch
@@ -29,7 +31,7 @@ def attention_reference(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     outs, lses = [], []
     bounds = cu_seqlens.tolist()
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in itertools.pairwise(bounds):
         n = end - start
         place = torch.arange(n, device=q.device)
         at = place if positions is None else positions[start:end]
@@ -64,8 +66,10 @@ def _dense_bias(
         distance = (rearrange(at, "i -> i 1") - rearrange(at, "j -> 1 j")).abs()
         return -einsum(bias.slopes.to(score.dtype), distance.to(score.dtype), "h, i j -> h i j")
     if isinstance(bias, RelativePositionBias):
-        buckets = [[_t5_bucket(int(j - i), bias) for j in at.tolist()] for i in at.tolist()]
-        index = torch.tensor(buckets, dtype=torch.long, device=score.device)
+        ahead = rearrange(at, "j -> 1 j") - rearrange(at, "i -> i 1")
+        bucket = {d: _t5_bucket(d, bias) for d in set(ahead.flatten().tolist())}
+        index = torch.tensor([[bucket[d] for d in row] for row in ahead.tolist()])
+        index = index.to(score.device)
         picked = bias.table[index.reshape(-1)].to(score.dtype)
         return rearrange(picked, "(i j) h -> h i j", i=len(place), j=len(place))
     return bias.block(at, at).to(score.dtype)
@@ -84,7 +88,7 @@ def _t5_bucket(ahead: int, bias: RelativePositionBias) -> int:
 
 
 def activation_reference(x: Tensor, activation: str) -> Tensor:
-    """GELU by its definition x Phi(x), its tanh approximation, SiLU x sigmoid(x), ReLU max(x, 0)."""
+    """GELU x Phi(x) by definition, its tanh approximation, SiLU x sigmoid(x), ReLU max(x, 0)."""
     if activation == "gelu":
         return x * (1 + torch.special.erf(x * 2**-0.5)) / 2
     if activation == "gelu_tanh":
@@ -144,16 +148,16 @@ def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> 
 def segment_mean_reference(
     x: Tensor, cu_seqlens: Tensor, weights: Tensor | None = None, normalize: bool = False
 ) -> Tensor:
-    """x (T, C): sum_t w_t x_t / sum_t w_t of each sequence, (B, C); no weight at all gives zeros."""
+    """x (T, C): sum_t w_t x_t / sum_t w_t of each sequence, (B, C); zero weight gives zeros."""
     bounds = cu_seqlens.tolist()
     rows = []
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in itertools.pairwise(bounds):
         w = torch.ones(end - start, dtype=x.dtype, device=x.device)
         if weights is not None:
             w = weights[start:end].to(x.dtype)
         total = w.sum()
         row = einsum(w, x[start:end], "t, t c -> c")
-        row = row / total if float(total) != 0 else torch.zeros_like(row)
+        row = row / total if float(total.detach()) != 0 else torch.zeros_like(row)
         if normalize:
             row = row / row.norm().clamp(min=1e-12)
         rows.append(row)

@@ -88,9 +88,15 @@ def backend_table(x: Tensor) -> dict[str, WhyNot]:
             return f"the tensors are on {x.device}"
         if x.dtype not in segment_mean_cpu.DTYPE_CODES:
             return f"it has no {x.dtype} kernel"
-        return None if extension.load() is not None else extension.why_missing()
+        return _extension_missing()
 
     return {"cpu": cpu, "torch": always, "reference": always}
+
+
+@torch.compiler.assume_constant_result
+def _extension_missing() -> str | None:
+    """One answer a process; torch.compile takes it as it is instead of tracing an import."""
+    return None if extension.load() is not None else extension.why_missing()
 
 
 def _out_dtype(x: Tensor) -> torch.dtype:

@@ -1,7 +1,8 @@
 """Text in, vectors out: tokenising, batching, encoding, pooling."""
 
+from .load import load
 from .recipe import Recipe
-from .text_encoder import TextEncoder, TokenVectors, TruncationWarning, load
+from .text_encoder import TextEncoder, TokenVectors, TruncationWarning
 from .tokenizer import TextTokenizer
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""`TextEncoder`: texts in, vectors out; and `load`, which makes one of a published checkpoint."""
+"""`TextEncoder`: texts in, vectors out."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import InputError, InputTypeError
-from ..loading import Checkpoint, load_checkpoint, resolve, save_checkpoint
-from ..loading.hub import SMALL_FILES
+from ..loading import Checkpoint, save_checkpoint
 from ..models import Encoder
 from ..ops.segment_mean import normalize_rows
 from .batching import token_batches
 from .pooling import pool
-from .recipe import Recipe, module_paths, read_recipe
+from .recipe import Recipe
 from .tokenizer import TextTokenizer, Tokens
 
 CHUNK = 1024
@@ -204,9 +203,7 @@ class TextEncoder:
             values = values[:, :dim].float()
             return normalize_rows(values) if normalize else values
 
-    def _tokenize(
-        self, texts: list[str], before: str, limit: int, spans: bool
-    ) -> list[Tokens]:
+    def _tokenize(self, texts: list[str], before: str, limit: int, spans: bool) -> list[Tokens]:
         tokens: list[Tokens] = []
         for start in range(0, len(texts), CHUNK):
             chunk = texts[start : start + CHUNK]
@@ -260,58 +257,6 @@ class TextEncoder:
         if not whole or not 1 <= truncate_dim <= self.dim:
             raise InputError(f"truncate_dim must be 1 to {self.dim}, got {truncate_dim!r}")
         return truncate_dim
-
-
-def load(
-    name_or_folder: str | Path,
-    *,
-    revision: str | None = None,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    backend: str | None = None,
-    skip_eps: float | None = None,
-) -> TextEncoder:
-    """A published checkpoint, by Hub name or from a folder, ready to embed.
-
-    Args:
-        name_or_folder: a folder in the Hugging Face layout, or a Hub name such as
-            "jinaai/jina-embeddings-v2-small-en". No code of the repository is run.
-        revision: branch, tag or commit of a Hub name.
-        device: default CUDA where there is one, else the CPU.
-        dtype: default float32 (weights stored in half are cast up); "auto" keeps the stored one.
-        backend: one of `pyenc.ops.BACKENDS` for all ops; default the fastest that can serve.
-        skip_eps: see `pyenc.ops.attention`.
-
-    Raises:
-        CheckpointError: something is missing, damaged, unsafe or contradictory.
-        UnknownArchitectureError: the tensors belong to no known family; the message lists them.
-    """
-    folder = resolve(name_or_folder, revision)
-    # Twice the same small files: the recipe says where the encoder is, its family the pooling.
-    inside = folder / read_recipe(folder).transformer_path
-    checkpoint = load_checkpoint(
-        inside, device=device, dtype=dtype, backend=backend, skip_eps=skip_eps
-    )
-    recipe = read_recipe(folder, checkpoint.family.pooling)
-    tokenizer = TextTokenizer(inside, recipe.lower_case)
-    return TextEncoder(
-        checkpoint, tokenizer, recipe, name=str(name_or_folder), files=_small_files(folder, recipe)
-    )
-
-
-def _small_files(folder: Path, recipe: Recipe) -> dict[str, bytes]:
-    """Everything but the encoder's weights, so that saving needs the old folder no more."""
-    files: dict[str, bytes] = {}
-    for base in {folder, folder / recipe.transformer_path}:
-        for pattern in SMALL_FILES:
-            for path in base.glob(pattern):
-                files[path.relative_to(folder).as_posix()] = path.read_bytes()
-    for module in module_paths(folder):
-        if module != recipe.transformer_path:
-            for path in (folder / module).glob("*"):  # Normalize has no folder
-                if path.is_file():
-                    files[path.relative_to(folder).as_posix()] = path.read_bytes()
-    return files
 
 
 def _max_length(encoder: Encoder, tokenizer: TextTokenizer, recipe: Recipe) -> int:

@@ -76,7 +76,9 @@ class TextTokenizer:
         try:
             encodings = encode(list(texts))
         except (UnicodeError, TypeError, ValueError) as error:
-            raise InputError(_not_unicode(texts, first) or f"the tokenizer failed: {error}") from error
+            raise InputError(
+                _not_unicode(texts, first) or f"the tokenizer failed: {error}"
+            ) from error
         return [self._cut(encoding, max_length, spans) for encoding in encodings]
 
     def prompt_length(self, prompt: str) -> int:
@@ -152,9 +154,7 @@ def _word_piece(path: Path, config: dict[str, Any]) -> Tokenizer:
     cls, sep = special["cls_token"], special["sep_token"]
     tokenizer.post_processor = processors.BertProcessing((sep, vocab[sep]), (cls, vocab[cls]))
     # A special token written out in a text is that token, as in the published tokenizers.
-    tokenizer.add_special_tokens(
-        [t for t in (*special.values(), "[PAD]", "[MASK]") if t in vocab]
-    )
+    tokenizer.add_special_tokens([t for t in (*special.values(), "[PAD]", "[MASK]") if t in vocab])
     return tokenizer
 
 

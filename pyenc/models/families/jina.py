@@ -33,8 +33,7 @@ def gate(config: ConfigFile) -> str | None:
     activations = {"geglu": "gelu", "reglu": "relu", "original": None}
     if kind not in activations:
         raise CheckpointError(
-            f"{config.path}: feed_forward_type {kind!r} is unknown; known: "
-            f"{', '.join(activations)}"
+            f"{config.path}: feed_forward_type {kind!r} is unknown; known: {', '.join(activations)}"
         )
     return activations[kind]
 

@@ -1,0 +1,231 @@
+"""The arguments of every command and their help; imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import NoReturn
+
+from .. import __version__
+from ..errors import InputError
+
+BACKENDS = ("auto", "triton", "cpu", "flash_attn", "torch", "reference")
+"""`pyenc.ops.BACKENDS` and "auto", repeated here since importing it would import torch."""
+
+DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
+"""The names that `pyenc.load` takes, repeated for the same reason."""
+
+READABLE = ".txt, .jsonl, .parquet"
+
+EMBED = """\
+Embed texts: one vector a text, in the order of the input.
+
+INPUT  -         standard input, one text a line (the default)
+       .txt      one text a line; an empty line is an empty text, so that rows stay aligned
+       .jsonl    one object a line with the text under --field, or bare JSON strings; blank lines
+                 are skipped
+       .parquet  the column --field (needs pyarrow: pip install 'pyenc[parquet]')
+OUT    .npy      float32, (texts, dim)
+       .jsonl    {"index": row, "id": ..., "embedding": [...]} a line
+       .parquet  columns index, id (with --id-field), embedding (fixed-size list of float)
+
+Finished parts are kept in OUT.partial/ until OUT is complete and moved into place in one step. An
+interrupted run leaves no OUT; the same command with --resume goes on where it stopped, after
+checking that checkpoint, options and texts are the same. --device and --batch-tokens may change:
+they move vectors by rounding only.
+"""
+
+EMBED_EXAMPLES = """\
+examples:
+  pyenc embed sentence-transformers/all-MiniLM-L6-v2 texts.txt -o vectors.npy
+  pyenc embed ./checkpoint corpus.jsonl --field body --id-field id -o vectors.parquet
+  pyenc embed ./checkpoint corpus.parquet --shard 2/8 -o vectors-2.parquet --resume
+"""
+
+INFO = """\
+Load a checkpoint as strictly as ever and say what it is: its family and shape, its parameters and
+files, its limits, pooling and prompts, and which backend would serve each op here, and why the
+others would not.
+"""
+
+VERIFY = """\
+Run a checkpoint as it would serve, and against the truth: the dense reference in float64 on the
+CPU (its memory grows with the square of a text's length), or vectors stored before (--against).
+Prints the largest absolute errors of token states and of vectors, and the smallest cosine.
+Exits 0 within the tolerance, 1 with a line that begins with FAILED otherwise.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes in the arguments leave by the same door as every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser() -> Parser:
+    """The whole command line."""
+    parser = Parser(
+        prog="pyenc",
+        description="Published long-context text encoders: embed, inspect, verify.",
+        epilog="pyenc COMMAND --help says more. Exit status: 0 done, 1 verify failed, 2 error.",
+    )
+    parser.add_argument("--version", action="version", version=f"pyenc {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    raw = argparse.RawDescriptionHelpFormatter
+    embed = commands.add_parser(
+        "embed",
+        help="texts in, vectors out, resumable",
+        description=EMBED,
+        epilog=EMBED_EXAMPLES,
+        formatter_class=raw,
+    )
+    _embed(embed)
+    info = commands.add_parser(
+        "info", help="what a checkpoint is and which backend would serve it", description=INFO
+    )
+    _model(info)
+    info.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    verify = commands.add_parser(
+        "verify", help="compare with the float64 reference or stored vectors", description=VERIFY
+    )
+    _verify(verify)
+    return parser
+
+
+def _embed(parser: Parser) -> None:
+    _model(parser)
+    parser.add_argument(
+        "input", metavar="INPUT", nargs="?", default="-", help=f"- or a file: {READABLE}"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", required=True, help="file: .npy, .jsonl, .parquet"
+    )
+    _fields(parser)
+    parser.add_argument(
+        "--id-field", metavar="NAME", help="strings or whole numbers to carry into OUT as its id"
+    )
+    work = parser.add_argument_group("the run")
+    work.add_argument(
+        "--overwrite", action="store_true", help="replace OUT, and drop what an older run left"
+    )
+    work.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with OUT.partial/, or start where there is none",
+    )
+    work.add_argument(
+        "--shard",
+        metavar="I/N",
+        type=_shard,
+        default=(1, 1),
+        help="rows I, I + N, I + 2N, ... of the input only (I from 1); their index stays that of "
+        "the whole input",
+    )
+    work.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        help="a progress bar; default: if standard error is a terminal",
+    )
+    _encoding(parser).add_argument(
+        "--on-long",
+        choices=("truncate", "error"),
+        default="truncate",
+        help="texts beyond the maximum length: cut them and count them, or stop",
+    )
+
+
+def _verify(parser: Parser) -> None:
+    _model(parser)
+    parser.add_argument(
+        "--texts", metavar="FILE", help=f"texts to run, {READABLE} or -; default: a few of our own"
+    )
+    _fields(parser)
+    parser.add_argument(
+        "--against",
+        metavar="FILE",
+        help="stored vectors of --texts, .npy or .jsonl as `pyenc embed` writes them",
+    )
+    parser.add_argument(
+        "--tolerance",
+        metavar="X",
+        type=_tolerance,
+        help="largest absolute error, for values up to 1 in size and in proportion beyond; "
+        "default 2e-5 in float32, and twice the error of the plain computation in half precision",
+    )
+    _encoding(parser)
+
+
+def _model(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder, or its Hub name")
+    group = parser.add_argument_group("the model")
+    group.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hub name")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: CUDA where there is one")
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="arithmetic and weights; auto: as stored (default: %(default)s)",
+    )
+    group.add_argument(
+        "--backend", choices=BACKENDS, help="of every op; default: the fastest that can serve"
+    )
+
+
+def _fields(parser: Parser) -> None:
+    parser.add_argument(
+        "--field", metavar="NAME", help="the texts in .jsonl and .parquet (default: text)"
+    )
+
+
+def _encoding(parser: Parser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("how texts become vectors")
+    before = group.add_mutually_exclusive_group()
+    before.add_argument("--prompt", metavar="TEXT", help="put before every text")
+    before.add_argument(
+        "--prompt-name", metavar="NAME", help="one of the checkpoint's own prompts (pyenc info)"
+    )
+    before.add_argument(
+        "--instruction", metavar="TEXT", help="put before every text and left out of the mean"
+    )
+    group.add_argument(
+        "--max-length", metavar="N", type=_positive, help="tokens of a text; default the model's"
+    )
+    group.add_argument(
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="to unit length; default: as the checkpoint says",
+    )
+    group.add_argument(
+        "--truncate-dim", metavar="N", type=_positive, help="keep the first N dimensions"
+    )
+    group.add_argument(
+        "--batch-tokens",
+        metavar="N",
+        type=_positive,
+        help="tokens of a batch; less needs less memory",
+    )
+    return group
+
+
+def _positive(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {word!r}")
+    return int(word)
+
+
+def _tolerance(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number from 0, got {word!r}")
+    return value
+
+
+def _shard(word: str) -> tuple[int, int]:
+    i, slash, n = word.partition("/")
+    if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, got {word!r}")
+    return int(i), int(n)

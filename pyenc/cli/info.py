@@ -1,0 +1,209 @@
+"""`pyenc info`: what a checkpoint is, its limits, and what would serve it here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..loading import resolve
+from ..ops import extension
+from ..text import TextEncoder
+from .serving import check_device, checkpoint_files, load_encoder, served
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command."""
+    facts = gather(args)
+    if args.json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        for line in _lines(facts):
+            print(line)
+    return 0
+
+
+def gather(args: argparse.Namespace) -> dict[str, Any]:
+    """All that is said of a checkpoint, as the JSON form has it."""
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
+    # Read strictly, yet on the CPU: looking at a checkpoint takes no memory of an accelerator.
+    encoder = load_encoder(args, device="cpu")
+    folder = resolve(args.model, args.revision)
+    return {
+        "model": args.model,
+        "family": encoder.checkpoint.family.name,
+        "known_checkpoints": encoder.checkpoint.family.checkpoints,
+        "architecture": _architecture(encoder),
+        "parameters": _parameters(encoder),
+        "files": _files(folder, checkpoint_files(folder, encoder.recipe)),
+        "limits": _limits(encoder),
+        "vectors": _vectors(encoder),
+        "serving": _serving(encoder, torch.device(device), args.backend),
+    }
+
+
+def _architecture(encoder: TextEncoder) -> dict[str, Any]:
+    config = encoder.model.config
+    return {
+        "layers": config.num_layers,
+        "heads": config.num_heads,
+        "head_dim": config.head_dim,
+        "hidden_size": config.hidden_size,
+        "feed_forward": {
+            "size": config.intermediate_size,
+            "gated": config.gated,
+            "activation": config.activation,
+        },
+        "position": config.position,
+        "vocabulary": config.vocab_size,
+        "tokenizer_vocabulary": encoder.tokenizer.vocab_size,
+        "token_types": config.type_vocab_size,
+        "query_key_norm": config.qk_norm,
+        "pooler": config.pooler,
+    }
+
+
+def _parameters(encoder: TextEncoder) -> dict[str, Any]:
+    tensors = list(encoder.model.parameters())
+    count = sum(tensor.numel() for tensor in tensors)
+    stored = encoder.checkpoint.stored_dtype
+    return {
+        "count": count,
+        "megabytes": round(count * encoder.model.dtype.itemsize / 1e6, 3),
+        "dtype": _plain(encoder.model.dtype),
+        "stored_dtype": _plain(stored),
+        "stored_megabytes": round(count * stored.itemsize / 1e6, 3),
+        "tensors_set_aside": sorted(encoder.checkpoint.set_aside),
+    }
+
+
+def _files(folder: Path, paths: list[Path]) -> list[dict[str, Any]]:
+    return [
+        {"name": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size}
+        for path in paths
+    ]
+
+
+def _limits(encoder: TextEncoder) -> dict[str, Any]:
+    config = encoder.model.config
+    # In the order in which they are asked.
+    words = {
+        "sentence_bert_config.json (max_seq_length)": encoder.recipe.max_length,
+        "tokenizer_config.json (model_max_length)": encoder.tokenizer.max_length,
+        "config.json": config.max_length,
+    }
+    source = next(name for name, limit in words.items() if limit)
+    if words[source] != encoder.max_length:
+        source = "position table"
+    return {
+        "max_length": encoder.max_length,
+        "max_length_from": source,
+        "position_table": config.num_positions or None,
+    }
+
+
+def _vectors(encoder: TextEncoder) -> dict[str, Any]:
+    recipe = encoder.recipe
+    return {
+        "dim": encoder.dim,
+        "pooling": recipe.pooling,
+        "prompt_counts_in_pooling": recipe.include_prompt,
+        "normalized": recipe.normalize,
+        "dense": [
+            {
+                "in": dense.weight.shape[1],
+                "out": dense.weight.shape[0],
+                "bias": dense.bias is not None,
+                "activation": dense.activation,
+            }
+            for dense in recipe.dense
+        ],
+        "prompts": recipe.prompts,
+        "default_prompt_name": recipe.default_prompt_name,
+        "lower_case": recipe.lower_case,
+    }
+
+
+def _serving(encoder: TextEncoder, device: torch.device, backend: str | None) -> dict[str, Any]:
+    answers = served(encoder.model, device, encoder.model.dtype, backend)
+    return {
+        "device": str(device),
+        "dtype": _plain(encoder.model.dtype),
+        "ops": {
+            op: {"backend": answer.backend, "backends": answer.backends}
+            for op, answer in answers.items()
+        },
+        "extension": {
+            "built": not extension.why_missing(),
+            "instruction_set": extension.isa(),
+            "why_not": extension.why_missing() or None,
+        },
+    }
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _lines(facts: dict[str, Any]) -> Iterator[str]:
+    """The same facts for people."""
+    shape, size = facts["architecture"], facts["parameters"]
+    limits, vectors, serving = facts["limits"], facts["vectors"], facts["serving"]
+    forward = shape["feed_forward"]
+    gated = "gated " if forward["gated"] else ""
+    table = f", table of {limits['position_table']}" if limits["position_table"] else ""
+    aside = f"; {len(size['tensors_set_aside'])} head tensors set aside"
+    yield f"{facts['model']}"
+    yield _row("family", facts["family"])
+    yield _row(
+        "encoder",
+        f"{shape['layers']} layers, hidden {shape['hidden_size']}, {shape['heads']} heads of "
+        f"{shape['head_dim']}" + (", query-key norm" if shape["query_key_norm"] else ""),
+    )
+    yield _row("feed-forward", f"{gated}{forward['activation']}, {forward['size']}")
+    yield _row("positions", shape["position"] + table)
+    yield _row("vocabulary", f"{shape['vocabulary']:,} ({shape['tokenizer_vocabulary']:,} used)")
+    yield _row(
+        "parameters",
+        f"{size['count']:,}: {size['megabytes']:,.1f} MB as {size['dtype']}, stored as "
+        f"{size['stored_dtype']}" + (aside if size["tensors_set_aside"] else ""),
+    )
+    yield _row("maximum length", f"{limits['max_length']:,} tokens, by {limits['max_length_from']}")
+    reach = limits["position_table"]
+    if reach is None:
+        yield _row("", "--max-length may go beyond: ALiBi has no limit of its own")
+    elif reach > limits["max_length"]:
+        yield _row("", f"--max-length may go up to {reach:,}")
+    yield _row("vectors", f"{vectors['dim']} dimensions, {_recipe_words(vectors)}")
+    for dense in vectors["dense"]:
+        yield _row("dense layer", f"{dense['in']} -> {dense['out']}, {dense['activation']}")
+    default = vectors["default_prompt_name"]
+    for name, prompt in vectors["prompts"].items():
+        yield _row("prompt", f"{name}{' (default)' if name == default else ''}: {prompt!r}")
+    for file in facts["files"]:
+        yield _row("file", f"{file['name']} ({file['bytes']:,} bytes)")
+    yield ""
+    yield f"served on {serving['device']} in {serving['dtype']}:"
+    for op, answer in serving["ops"].items():
+        yield _row(op, answer["backend"] or "by none that was asked for")
+        for name, word in answer["backends"].items():
+            if name != answer["backend"] and word != "serves":
+                yield _row("", f"not {name}: {word}")
+    cpp = serving["extension"]
+    yield _row("C++ extension", cpp["why_not"] or f"built, {cpp['instruction_set']}")
+
+
+def _recipe_words(vectors: dict[str, Any]) -> str:
+    words = f"{vectors['pooling']} pooling"
+    if not vectors["prompt_counts_in_pooling"]:
+        words += " without the prompt"
+    return words + (", unit length" if vectors["normalized"] else ", not normalised")
+
+
+def _row(name: str, value: str) -> str:
+    return f"  {name:<16}{value}"

@@ -1,0 +1,68 @@
+"""`main`: parse, run the command, and turn every error into one line and an exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from ..errors import PyencError
+from .arguments import build_parser
+from .failing import one_line, out_of_memory
+
+INTERRUPTED = 130
+"""128 + SIGINT, as shells report it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments without the program's name; default those of the process.
+
+    Returns:
+        0 done; 1 `verify` found the vectors wrong, or the reader of standard output went away;
+        2 bad arguments, input, checkpoint or backend, said in one line on standard error;
+        130 interrupted.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A checkpoint's prompts may hold what an ASCII terminal cannot show.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        args = build_parser().parse_args(argv)
+        # Imported here: a command brings torch, which `--help` has no need of.
+        command = importlib.import_module(f".{args.command}", __package__)
+        status: int = command.run(args)
+        sys.stdout.flush()
+        return status
+    except SystemExit as stop:  # argparse, after --help or --version
+        return int(stop.code or 0)
+    except (PyencError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            return _reader_gone()
+        return _say(f"error: {one_line(error)}", 2)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise  # a defect of ours: all of its trace is wanted
+        return _say("error: out of memory; fewer --batch-tokens or shorter texts need less", 2)
+    except KeyboardInterrupt as stop:
+        return _say("interrupted" + "".join(f"; {word}" for word in stop.args), INTERRUPTED)
+
+
+def _say(message: str, status: int) -> int:
+    print(f"pyenc: {message}", file=sys.stderr)
+    return status
+
+
+def _reader_gone() -> int:
+    """`pyenc info ... | head`: quietly, also when the interpreter flushes at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

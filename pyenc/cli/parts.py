@@ -1,0 +1,189 @@
+"""The working folder of a run: its manifest, and the vectors of the texts embedded so far.
+
+    OUT.partial/
+        manifest.json       the checkpoint's files by sha256, the options, how texts are cut
+        part-000000.npy     (texts, dim) float32
+        part-000000.json    rows, ids and sha256 of those texts; written last, so it marks the end
+
+Every file is written under another name, synced, and moved into place: what stands there is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .readers import Row
+
+MANIFEST = "manifest.json"
+SETTINGS = "made with"
+OUTPUT = "output"
+"""Stem of the output while it is put together."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is known of one finished part."""
+
+    sha256: str
+    """Of its rows, ids and texts."""
+    rows: list[int]
+    ids: list[str | int] | None
+    truncated: int = 0
+    longest: int = 0
+    """Tokens of the longest text that was cut."""
+
+
+def digest(rows: Sequence[Row]) -> str:
+    """sha256 over rows, ids and texts, each with its length, so that no two inputs run together."""
+    state = hashlib.sha256()
+    for row in rows:
+        text = row.text.encode("utf-8")
+        state.update(json.dumps([row.index, row.id, len(text)]).encode() + text)
+    return state.hexdigest()
+
+
+class Parts:
+    """The working folder of one output.
+
+    Args:
+        output: the file that the parts will become.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.folder = output.with_name(output.name + ".partial")
+        self.output = self.folder / f"{OUTPUT}{output.suffix}"
+        self.count = 0
+        """Finished parts; they are always the first ones."""
+
+    def exists(self) -> bool:
+        return self.folder.exists()
+
+    def start(self, settings: dict[str, Any], **notes: str) -> None:
+        """Make the folder, or take up the one that is there.
+
+        Args:
+            settings: everything that decides what the vectors are.
+            notes: for people who look into the folder; may change.
+
+        Raises:
+            InputError: the folder was made with other settings; the message names them.
+        """
+        path = self.folder / MANIFEST
+        self.folder.mkdir(exist_ok=True)
+        while self._json(self.count).exists():
+            self.count += 1
+        if self.count or path.exists():
+            differing = _differences(_read(path).get(SETTINGS, {}), settings)
+            if differing:
+                raise InputError(
+                    f"{self.folder} was begun otherwise: {'; '.join(differing)}. Go back to that, "
+                    "or start anew with --overwrite"
+                )
+        else:
+            content = {**notes, SETTINGS: settings}
+            _write(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
+
+    def add(self, vectors: np.ndarray, part: Part) -> None:
+        """Keep the next part for good."""
+        with _replacing(self._npy(self.count)) as file:
+            np.save(file, vectors, allow_pickle=False)
+        _write(self._json(self.count), json.dumps(asdict(part), ensure_ascii=False).encode())
+        self.count += 1
+
+    def part(self, number: int) -> Part:
+        """What is known of a finished part."""
+        path = self._json(number)
+        try:
+            return Part(**_read(path))
+        except TypeError as error:
+            raise InputError(f"{path}: damaged; start anew with --overwrite") from error
+
+    def vectors(self, number: int, dim: int) -> np.ndarray:
+        """(texts, dim) float32 of a finished part."""
+        path = self._npy(number)
+        try:
+            vectors: np.ndarray = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path}: damaged; start anew with --overwrite") from error
+        if vectors.shape != (len(self.part(number).rows), dim) or vectors.dtype != np.float32:
+            raise InputError(f"{path}: damaged: {vectors.dtype} {vectors.shape}; use --overwrite")
+        return vectors
+
+    def remove(self) -> None:
+        """Delete the folder and what is ours in it.
+
+        Raises:
+            InputError: it holds files of somebody else; those stay.
+        """
+        ours = [self.folder / MANIFEST, self.folder / (MANIFEST + ".tmp")]
+        # The marks go first: what is left of a removal cut short is not taken for parts.
+        ours += [*self.folder.glob("part-*.json*"), *self.folder.glob("part-*.npy*")]
+        for path in [*ours, *self.folder.glob(f"{OUTPUT}.*")]:
+            path.unlink(missing_ok=True)
+        try:
+            self.folder.rmdir()
+        except OSError as error:
+            raise InputError(f"{self.folder} holds files that pyenc did not make") from error
+
+    def discard_if_empty(self) -> None:
+        """Leave no folder behind that would help nobody."""
+        if self.count == 0 and self.exists():
+            with contextlib.suppress(InputError, OSError):
+                self.remove()
+
+    def _npy(self, number: int) -> Path:
+        return self.folder / f"part-{number:06d}.npy"
+
+    def _json(self, number: int) -> Path:
+        return self.folder / f"part-{number:06d}.json"
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], within: str = "") -> list[str]:
+    """What two settings disagree on, one phrase each."""
+    found = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{key}: ")
+        elif a != b:
+            # Nobody compares hashes by eye.
+            hashes = all(isinstance(v, str) and len(v) == 64 for v in (a, b) if v is not None)
+            changed = "differs" if hashes and (a or b) else f"was {a!r}, is {b!r}"
+            found.append(f"{within}{key} {changed}")
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: missing or damaged; start anew with --overwrite") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: damaged; start anew with --overwrite")
+    return content
+
+
+def _write(path: Path, content: bytes) -> None:
+    with _replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Any]:
+    """A file to write that appears under its name whole or not at all."""
+    other = path.with_name(path.name + ".tmp")
+    with open(other, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    other.replace(path)

@@ -1,0 +1,145 @@
+"""Loading a checkpoint as the arguments say, and asking what would serve it."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import ops
+from ..errors import BackendError, InputError
+from ..loading import resolve
+from ..loading.hub import SMALL_FILES
+from ..loading.weights import WeightFiles
+from ..models import Encoder
+from ..ops.backend import choose, explain, requested_backend
+from ..text import Recipe, TextEncoder, load
+from ..text.recipe import module_paths
+
+
+class Served(NamedTuple):
+    """One op: who would run it, and what every backend says."""
+
+    backend: str | None
+    """None: the one that was asked for cannot."""
+    backends: dict[str, str]
+    """Name -> "serves", or why not."""
+
+
+def load_encoder(args: argparse.Namespace, **changes: Any) -> TextEncoder:
+    """The encoder that the arguments name.
+
+    Args:
+        args: of the command line.
+        changes: arguments of `pyenc.load` to set otherwise.
+
+    Raises:
+        PyencError: whatever `pyenc.load` has against it, or a device that is not there.
+    """
+    options: dict[str, Any] = {
+        "device": args.device, "dtype": args.dtype, "backend": args.backend, **changes
+    }  # fmt: skip
+    requested_backend(options["backend"])  # a bad PYENC_BACKEND is an error before the weights
+    if options["device"] is not None:
+        check_device(options["device"])
+    return load(args.model, revision=args.revision, **options)
+
+
+def check_device(device: str) -> None:
+    """A device that works, or an error: torch has a type of exception for each way to fail."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"device {device!r} is not available: {reason}") from error
+
+
+def encode_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the arguments say to `TextEncoder.encode`, all that decides what a vector is."""
+    names = ("prompt", "prompt_name", "instruction", "max_length", "normalize", "truncate_dim")
+    return {name: getattr(args, name) for name in names}
+
+
+def checkpoint_files(folder: Path, recipe: Recipe) -> list[Path]:
+    """The files that loading reads, weights first."""
+    inside = folder / recipe.transformer_path
+    found = WeightFiles(inside).paths
+    for base in dict.fromkeys((folder, inside)):
+        found += sorted(path for pattern in SMALL_FILES for path in base.glob(pattern))
+        found += sorted(base.glob("*.index.json"))
+    for module in module_paths(folder):
+        if module != recipe.transformer_path:
+            found += sorted(path for path in (folder / module).glob("*") if path.is_file())
+    return list(dict.fromkeys(found))
+
+
+def fingerprint(args: argparse.Namespace, recipe: Recipe) -> dict[str, str]:
+    """File of the checkpoint -> sha256: the same checkpoint in another place is the same."""
+    folder = resolve(args.model, args.revision)
+    hashes = {}
+    for path in checkpoint_files(folder, recipe):
+        with open(path, "rb") as file:
+            name = path.relative_to(folder).as_posix()
+            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def op_tables(encoder: Encoder, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Op -> its table of backends, for tensors of this encoder's shape on that device."""
+    config = encoder.config
+    samples: dict[str, Any] = {
+        name: torch.empty(1, config.num_heads, config.head_dim, device=device, dtype=dtype)
+        for name in ("q", "k", "v")
+    }
+    samples |= {
+        name: torch.empty(1, config.hidden_size, device=device, dtype=dtype)
+        for name in ("x", "residual", "gate", "value")
+    }
+    samples |= {"device": device, "dtype": dtype}
+    tables = {}
+    for name, table in _backend_tables():
+        parameters = inspect.signature(table).parameters.values()
+        # What an op asks for beyond tensors (dropout, window) has a default.
+        needed = [p.name for p in parameters if p.default is p.empty]
+        tables[name] = table(**{each: samples[each] for each in needed})
+    return tables
+
+
+def served(
+    encoder: Encoder, device: torch.device, dtype: torch.dtype, backend: str | None
+) -> dict[str, Served]:
+    """Op -> who would run it."""
+    answers = {}
+    for op, table in op_tables(encoder, device, dtype).items():
+        chosen: str | None = None
+        reasons = explain(table)
+        try:
+            chosen = choose(op, backend, table)
+        except BackendError as error:
+            reasons = {requested_backend(backend): str(error), **reasons}
+        answers[op] = Served(chosen, reasons)
+    return answers
+
+
+def attention_backend(encoder: TextEncoder) -> str:
+    """Who runs the op that costs most; an error if the one asked for cannot."""
+    model = encoder.model
+    table = op_tables(model, model.device, model.dtype)["attention"]
+    return choose("attention", model.backend, table)
+
+
+def _backend_tables() -> Iterator[tuple[str, Any]]:
+    """Every module of `pyenc.ops` that has a table: a new op is listed without a word here."""
+    for module in sorted(pkgutil.iter_modules(ops.__path__), key=lambda m: m.name):
+        table = getattr(
+            importlib.import_module(f"{ops.__name__}.{module.name}"), "backend_table", 0
+        )
+        if callable(table):
+            yield module.name, table

@@ -1,0 +1,241 @@
+"""`pyenc verify`: the vectors as served, against the float64 reference or stored ones."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..text import TextEncoder, TruncationWarning
+from .readers import open_source
+from .serving import attention_backend, encode_options, load_encoder
+
+OWN_TEXTS = (
+    "",
+    "a",
+    "Why is the sky blue?",
+    "Sunlight is scattered by the molecules of the air, blue light more than red.",
+    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich — 東京は日本の首都です。 🙂",
+    "The sea kept its own time, and the lighthouse kept another. " * 60,
+)
+"""Empty, one letter, short, a sentence, other scripts, and one longer than BERT's 512 tokens."""
+
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-6}
+"""Of values up to 1 in size. encode() returns float32, so float64 has its rounding too."""
+
+SHOWN = 12
+"""Lines of the table; of more texts, the worst."""
+
+
+class Errors(NamedTuple):
+    """One kind of output, ours against the truth."""
+
+    each: np.ndarray
+    """(texts,) largest absolute error of each text."""
+    size: float
+    """max(1, largest value of the truth): what the tolerance is measured in."""
+
+    @property
+    def scaled(self) -> float:
+        """The largest error in units of `size`; NaN stays NaN."""
+        return float(self.each.max()) / self.size
+
+
+class Outcome(NamedTuple):
+    """How far apart two runs over the same texts are."""
+
+    vectors: Errors
+    states: Errors | None
+    """None where only vectors were compared."""
+    cosine: np.ndarray
+    """(texts,)"""
+    tokens: list[int]
+
+
+class Run(NamedTuple):
+    """What an encoder gives for the texts."""
+
+    pooled: np.ndarray
+    states: list[np.ndarray]
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command."""
+    if args.against and not args.texts:
+        raise InputError("--against needs --texts: the texts that the stored vectors are of")
+    texts = _texts(args)
+    stored = _stored(Path(args.against), len(texts)) if args.against else None
+    encoder = load_encoder(args)
+    server = attention_backend(encoder)
+    options = {**encode_options(args), "batch_tokens": args.batch_tokens}
+    dim = encoder.encode([], **options).shape[1]
+    if stored is not None and stored.shape[1] != dim:
+        raise InputError(
+            f"{args.against}: vectors of {stored.shape[1]} dimensions, the checkpoint gives {dim}"
+        )
+    tolerance = args.tolerance
+    half = tolerance is None and encoder.model.dtype not in TOLERANCE
+    ours = _run(encoder, texts, options)
+    oracle: Run | None = None
+    if stored is None or half:
+        oracle = _run(_reference(args, "float64"), texts, options)
+    if half:
+        # What the arithmetic of this dtype costs by itself is not the backend's error.
+        assert oracle is not None
+        plain = compare(_run(_reference(args, _name(encoder)), texts, options), oracle)
+        assert plain.states is not None
+        allowed = (2 * plain.vectors.scaled, 2 * plain.states.scaled)
+    else:
+        allowed = (TOLERANCE[encoder.model.dtype] if tolerance is None else tolerance,) * 2
+    truth = Run(stored, []) if stored is not None else oracle
+    assert truth is not None
+    outcome = compare(ours if truth.states else Run(ours.pooled, []), truth)
+    print(f"{args.model} on {encoder.device} in {_name(encoder)}, attention by {server}")
+    print(f"against {args.against or 'the float64 reference'}: {len(texts)} texts")
+    for line in _table(texts, outcome):
+        print(line)
+    return _verdict(outcome, *allowed)
+
+
+def compare(ours: Run, truth: Run) -> Outcome:
+    """Both runs side by side; a NaN anywhere is an error of NaN, which no tolerance covers."""
+    a, b = ours.pooled.astype(np.float64), truth.pooled.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosine = np.where(both_zero, 1.0, (a * b).sum(axis=1) / norms)
+    states = _errors(ours.states, truth.states) if truth.states else None
+    return Outcome(_errors(list(a), list(b)), states, cosine, [len(x) for x in ours.states])
+
+
+def _errors(ours: list[np.ndarray], truth: list[np.ndarray]) -> Errors:
+    each = [np.abs(x - y).max(initial=0) for x, y in zip(ours, truth, strict=True)]
+    return Errors(np.array(each), float(np.max([1.0, *(np.abs(y).max(initial=0) for y in truth)])))
+
+
+def _texts(args: argparse.Namespace) -> list[str]:
+    if args.texts is None:
+        return list(OWN_TEXTS)
+    source = open_source(args.texts, args.field, None)
+    texts = [row.text for row in source.rows()]
+    if not texts:
+        raise InputError(f"{source.name}: no texts to verify")
+    return texts
+
+
+def _reference(args: argparse.Namespace, dtype: str) -> TextEncoder:
+    """The same checkpoint by the dense formulas, on the CPU."""
+    return load_encoder(args, dtype=dtype, backend="reference", device="cpu")
+
+
+def _run(encoder: TextEncoder, texts: list[str], options: dict[str, Any]) -> Run:
+    with warnings.catch_warnings():
+        # Both sides cut alike; the table says how many tokens were compared.
+        warnings.simplefilter("ignore", TruncationWarning)
+        pooled = encoder.encode(texts, progress=False, **options)
+        # Token states as the model gives them, whatever becomes of them after.
+        bare = {**options, "normalize": False, "truncate_dim": None}
+        tokens = encoder.encode(texts, progress=False, output="tokens", **bare)
+    return Run(pooled, [each.vectors for each in tokens])
+
+
+def _stored(path: Path, texts: int) -> np.ndarray:
+    """(texts, dim) from a file that `pyenc embed` or somebody else wrote."""
+    try:
+        if path.suffix.lower() == ".npy":
+            vectors = np.load(path, allow_pickle=False)
+        elif path.suffix.lower() == ".jsonl":
+            vectors = _stored_lines(path)
+        else:
+            raise InputError(f"{path}: stored vectors are read from .npy and .jsonl")
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not a readable {path.suffix} file: {error}") from error
+    if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
+        raise InputError(
+            f"{path}: expected floating-point vectors (texts, dim), got {vectors.dtype} "
+            f"{vectors.shape}"
+        )
+    if len(vectors) != texts:
+        raise InputError(f"{path}: {len(vectors)} vectors, but there are {texts} texts")
+    return np.asarray(vectors)
+
+
+def _stored_lines(path: Path) -> np.ndarray:
+    rows: list[list[float]] = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                value = json.loads(line)
+                row = np.asarray(value["embedding"], dtype=np.float64)
+                index = value.get("index", len(rows))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise InputError(f"{path}, line {number}: no readable vector: {error!r}") from error
+            if index != len(rows):
+                raise InputError(
+                    f"{path}, line {number}: index {index}, expected {len(rows)}: a shard cannot "
+                    "be compared with all texts"
+                )
+            if row.ndim != 1 or (rows and len(row) != len(rows[0])):
+                raise InputError(f"{path}, line {number}: shape {row.shape}, unlike the first")
+            rows.append(row.tolist())
+    return np.array(rows, dtype=np.float64).reshape(len(rows), -1)
+
+
+def _name(encoder: TextEncoder) -> str:
+    return str(encoder.model.dtype).removeprefix("torch.")
+
+
+def _table(texts: list[str], outcome: Outcome) -> Iterator[str]:
+    order: list[int] = list(range(len(texts)))
+    if len(order) > SHOWN:
+        order = _worst_first(outcome)[:SHOWN]
+        yield f"the {SHOWN} worst:"
+    states = outcome.states
+    heads = ("tokens", "states") if states else ()
+    yield " ".join(f"{head:>9}" for head in ("text", *heads, "vector", "1 - cos"))
+    for i in order:
+        words = [f"{i:>9}"]
+        if states:
+            words += [f"{outcome.tokens[i]:>9}", f"{states.each[i]:>9.1e}"]
+        words += [f"{outcome.vectors.each[i]:>9.1e}", f"{1 - outcome.cosine[i]:>9.1e}"]
+        yield " ".join(words) + f"  {texts[i]!r:.40}"
+
+
+def _worst_first(outcome: Outcome) -> list[int]:
+    both = outcome.vectors.each / outcome.vectors.size
+    if outcome.states is not None:
+        both = np.maximum(both, outcome.states.each / outcome.states.size)
+    order: list[int] = np.argsort(-np.nan_to_num(both, nan=np.inf), kind="stable").tolist()
+    return order
+
+
+def _verdict(outcome: Outcome, for_vectors: float, for_states: float) -> int:
+    """Say how it went; the tolerances are in units of each kind's size."""
+    status = 0
+    kinds = [("vectors", outcome.vectors, for_vectors)]
+    if outcome.states is not None:
+        kinds.insert(0, ("token states", outcome.states, for_states))
+    for name, errors, tolerance in kinds:
+        print(
+            f"largest error of {name + ':':<14} {errors.each.max():.3e}, "
+            f"allowed {tolerance * errors.size:.3e}"
+        )
+        # Written so that NaN fails.
+        status = status if errors.scaled <= tolerance else 1
+    print(f"smallest cosine: {outcome.cosine.min():.9f}")
+    if status:
+        print(f"FAILED: outside the tolerance; the worst is text {_worst_first(outcome)[0]}")
+    else:
+        print("ok: within the tolerance")
+    return status

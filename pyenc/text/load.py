@@ -1,0 +1,65 @@
+"""`load`: a name or a folder in, a `TextEncoder` out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..loading import load_checkpoint, resolve
+from ..loading.hub import SMALL_FILES
+from .recipe import Recipe, module_paths, read_recipe
+from .text_encoder import TextEncoder
+from .tokenizer import TextTokenizer
+
+
+def load(
+    name_or_folder: str | Path,
+    *,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    backend: str | None = None,
+    skip_eps: float | None = None,
+) -> TextEncoder:
+    """A published checkpoint, by Hub name or from a folder, ready to embed.
+
+    Args:
+        name_or_folder: a folder in the Hugging Face layout, or a Hub name such as
+            "jinaai/jina-embeddings-v2-small-en". No code of the repository is run.
+        revision: branch, tag or commit of a Hub name.
+        device: default CUDA where there is one, else the CPU.
+        dtype: default float32 (weights stored in half are cast up); "auto" keeps the stored one.
+        backend: one of `pyenc.ops.BACKENDS` for all ops; default the fastest that can serve.
+        skip_eps: see `pyenc.ops.attention`.
+
+    Raises:
+        CheckpointError: something is missing, damaged, unsafe or contradictory.
+        UnknownArchitectureError: the tensors belong to no known family; the message lists them.
+    """
+    folder = resolve(name_or_folder, revision)
+    # Twice the same small files: the recipe says where the encoder is, its family the pooling.
+    inside = folder / read_recipe(folder).transformer_path
+    checkpoint = load_checkpoint(
+        inside, device=device, dtype=dtype, backend=backend, skip_eps=skip_eps
+    )
+    recipe = read_recipe(folder, checkpoint.family.pooling)
+    tokenizer = TextTokenizer(inside, recipe.lower_case)
+    return TextEncoder(
+        checkpoint, tokenizer, recipe, name=str(name_or_folder), files=_small_files(folder, recipe)
+    )
+
+
+def _small_files(folder: Path, recipe: Recipe) -> dict[str, bytes]:
+    """Everything but the encoder's weights, so that saving needs the old folder no more."""
+    files: dict[str, bytes] = {}
+    for base in {folder, folder / recipe.transformer_path}:
+        for pattern in SMALL_FILES:
+            for path in base.glob(pattern):
+                files[path.relative_to(folder).as_posix()] = path.read_bytes()
+    for module in module_paths(folder):
+        if module != recipe.transformer_path:
+            for path in (folder / module).glob("*"):  # Normalize has no folder
+                if path.is_file():
+                    files[path.relative_to(folder).as_posix()] = path.read_bytes()
+    return files

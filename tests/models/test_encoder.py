@@ -1,0 +1,193 @@
+"""`Encoder`: every layout of the same tokens agrees; bad input is named; training works."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyenc.errors import InputError
+from pyenc.loading import load_checkpoint
+from pyenc.models import Encoder, EncoderConfig
+from tests.conftest import GOLDEN
+
+ALIBI = EncoderConfig(
+    vocab_size=50, hidden_size=24, num_layers=2, num_heads=3, intermediate_size=20,
+    position="alibi", max_length=64, type_vocab_size=2, gated=True, up_bias=False,
+)  # fmt: skip
+ABSOLUTE = dataclasses.replace(
+    ALIBI, position="absolute", num_positions=40, gated=False, up_bias=True, activation="silu"
+)
+
+
+@pytest.fixture(params=[ALIBI, ABSOLUTE], ids=["alibi", "absolute"])
+def encoder(request: pytest.FixtureRequest) -> Encoder:
+    encoder = Encoder(request.param).eval()
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return encoder
+
+
+def rows(lengths: list[int]) -> list[Tensor]:
+    return [torch.randint(0, 50, (n,)) for n in lengths]
+
+
+def padded(texts: list[Tensor], left: bool = False, extra: int = 0) -> tuple[Tensor, Tensor]:
+    width = max(len(t) for t in texts) + extra
+    ids = torch.randint(0, 50, (len(texts), width))  # garbage where there is padding
+    mask = torch.zeros_like(ids)
+    for i, text in enumerate(texts):
+        place = slice(width - len(text), width) if left else slice(0, len(text))
+        ids[i, place], mask[i, place] = text, 1
+    return ids, mask
+
+
+@torch.no_grad()
+def test_layouts_agree(encoder: Encoder) -> None:
+    texts = rows([7, 1, 20, 7, 13])
+    alone = [encoder(text[None])[0] for text in texts]
+    packed = encoder.forward_packed(
+        torch.cat(texts), torch.tensor([0, 7, 8, 28, 35, 48], dtype=torch.int32)
+    )
+    ids, mask = padded(texts, extra=3)
+    right = encoder(ids, mask)
+    order = [3, 0, 4, 2, 1]
+    shuffled = encoder(ids[order], mask[order])
+    for i, (text, expected) in enumerate(zip(texts, alone, strict=True)):
+        start = sum(len(t) for t in texts[:i])
+        for got in (
+            packed[start : start + len(text)],
+            right[i, : len(text)],
+            shuffled[order.index(i), : len(text)],
+        ):
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_left_padding(encoder: Encoder) -> None:
+    """Relative positions do not see it; absolute ones count columns, as the published models do."""
+    texts = rows([9, 4])
+    ids, mask = padded(texts, left=True)
+    got = encoder(ids, mask)
+    for i, text in enumerate(texts):
+        positions = torch.arange(9 - len(text), 9)
+        alone = encoder.forward_packed(text, torch.tensor([0, len(text)]), positions=positions)
+        torch.testing.assert_close(got[i, 9 - len(text) :], alone, rtol=0, atol=1e-5)
+        if encoder.config.position == "alibi":
+            plain = encoder(text[None])[0]
+            torch.testing.assert_close(alone, plain, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_all_padding_rows_are_zeros(encoder: Encoder) -> None:
+    ids = torch.zeros(3, 5, dtype=torch.long)
+    mask = torch.tensor([[0] * 5, [1, 1, 0, 0, 0], [0] * 5])
+    got = encoder(ids, mask)
+    assert torch.equal(got[[0, 2]], torch.zeros(2, 5, 24))
+    assert got[1, :2].abs().min() > 0
+    assert torch.equal(encoder(ids, torch.zeros_like(ids)), torch.zeros(3, 5, 24))
+
+
+@torch.no_grad()
+def test_nothing_at_all(encoder: Encoder) -> None:
+    assert encoder(torch.zeros(0, 4, dtype=torch.long)).shape == (0, 4, 24)
+    assert encoder(torch.zeros(2, 0, dtype=torch.long)).shape == (2, 0, 24)
+
+
+def test_bad_input_is_named(encoder: Encoder) -> None:
+    ids = torch.zeros(2, 5, dtype=torch.long)
+    high, low = ids.clone(), ids.clone()
+    high[1, 3], low[0, 2] = 50, -1
+    for given, message in (
+        ((high,), "token id 50 at packed token 8 is out of range.* 0 to 49"),
+        ((low,), "token id -1 at packed token 2"),
+        ((ids, None, ids + 2), "token type 2 .* 0 to 1"),
+        ((ids, torch.ones(2, 4)), r"attention_mask must be shaped as input_ids, \(2, 5\)"),
+        ((ids, torch.full((2, 5), -10000.0)), "zeros and ones only"),
+        ((ids.float(),), "must be integers"),
+        ((ids[0],), r"must be \(B, N\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            encoder(*given)
+
+
+def test_garbage_under_the_mask_is_never_looked_up(encoder: Encoder) -> None:
+    ids = torch.full((1, 4), 10**6)
+    ids[0, :2] = 3
+    assert torch.isfinite(encoder(ids, torch.tensor([[1, 1, 0, 0]]))).all()
+
+
+def test_beyond_the_position_table() -> None:
+    encoder = Encoder(ABSOLUTE)
+    with pytest.raises(InputError, match=r"position 40 .* 0 to 39"):
+        encoder(torch.zeros(1, 41, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 25}, "hidden_size 25 is not a multiple of num_heads 3"),
+        ({"num_layers": 0}, "num_layers must be positive"),
+        ({"activation": "elu"}, "unknown activation 'elu'"),
+        ({"position": "rope"}, "unknown position"),
+        ({"position": "absolute"}, "need num_positions"),
+        ({"hidden_dropout": 1.0}, r"hidden_dropout must be in \[0, 1\)"),
+    ],
+)
+def test_impossible_configs(change: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(ALIBI, **change)  # type: ignore[arg-type]
+
+
+def test_every_parameter_gets_the_gradient_of_the_dense_oracle(encoder: Encoder) -> None:
+    ids, mask = padded(rows([6, 11, 1]))
+    encoder = encoder.double()
+    grads = []
+    for backend in (None, "reference"):
+        encoder.backend = backend
+        loss = encoder(ids, mask).pow(2).mean()
+        grads.append(torch.autograd.grad(loss, list(encoder.parameters())))
+    for (name, _), a, b in zip(encoder.named_parameters(), *grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, msg=name)
+
+
+def test_training_applies_dropout_and_eval_does_not() -> None:
+    config = dataclasses.replace(ABSOLUTE, hidden_dropout=0.3, attention_dropout=0.3)
+    encoder, ids = Encoder(config), torch.randint(0, 50, (2, 12))
+    torch.manual_seed(1)
+    first = encoder.train()(ids)
+    torch.manual_seed(1)
+    assert torch.equal(encoder(ids), first)
+    assert not torch.equal(encoder(ids), first)
+    encoder.eval()
+    assert torch.equal(encoder(ids), encoder(ids))
+
+
+@torch.no_grad()
+def test_packed_compiles_without_a_graph_break(encoder: Encoder) -> None:
+    ids, bounds = torch.randint(0, 50, (19,)), torch.tensor([0, 12, 19])
+    compiled = torch.compile(encoder.forward_packed, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(ids, bounds), encoder.forward_packed(ids, bounds))
+
+
+def test_no_buffers(encoder: Encoder) -> None:
+    """Buffers come back as garbage when a model is built on the meta device."""
+    assert list(encoder.buffers()) == []
+
+
+@torch.no_grad()
+def test_many_threads_share_one_encoder() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    encoder = load_checkpoint(GOLDEN / "jina_geglu_h4").encoder
+    ids = [torch.randint(0, 128, (2, n)) for n in range(1, 17)]
+    expected = [encoder(x) for x in ids]
+
+    def run(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return encoder(x)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(a, b) for a, b in zip(pool.map(run, ids), expected, strict=True))

@@ -1,0 +1,27 @@
+"""When an answer is right: DESIGN's rule against the float64 oracle."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def assert_right(
+    got: Tensor, naive: Tensor, oracle: Tensor, *, gradient: bool = False, what: str = ""
+) -> None:
+    """At most `1e-5 * max(1, max|oracle|)` off, or 2x (gradients 3x) what the naive form is off.
+
+    `naive` is the reference computed in `got`'s dtype, `oracle` the reference in float64.
+    """
+    assert got.shape == oracle.shape, f"{what}: shape {tuple(got.shape)} for {tuple(oracle.shape)}"
+    if got.numel() == 0:
+        return
+    assert torch.isfinite(got).all(), f"{what}: not finite"
+    off = (got.double() - oracle).abs().max().item()
+    naive_off = (naive.double() - oracle).abs().max().item()
+    scale = max(1.0, oracle.abs().max().item())
+    floor = 1e-12 if got.dtype == torch.float64 else 1e-5
+    allowed = max(floor * scale, (3 if gradient else 2) * naive_off)
+    assert off <= allowed, (
+        f"{what}: off by {off:.3g}, allowed {allowed:.3g} (naive {naive_off:.3g})"
+    )
