@@ -56,13 +56,14 @@ def resolve(name_or_folder: str | Path, revision: str | None = None) -> Path:
     if not _REPOSITORY.fullmatch(name):
         raise CheckpointError(f"{name}: no such folder, and not a Hub name (owner/name)")
     try:
-        # Folders of modules (1_Pooling, 2_Dense, 0_Transformer) begin with a digit.
+        # Folders of modules (1_Pooling, 2_Dense, and of old 0_Transformer) begin with a digit.
         fetched = Path(
             snapshot_download(
                 name, revision=revision, allow_patterns=[*SMALL_FILES, *SAFETENSORS, "[0-9]_*/*"]
             )
         )
-        if not any(fetched.rglob("*.safetensors")):
+        encoder = [*fetched.glob("*.safetensors"), *fetched.glob("0_*/*")]
+        if not encoder:
             snapshot_download(name, revision=revision, allow_patterns=PICKLES)
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         at = f" at revision {revision!r}" if revision else ""

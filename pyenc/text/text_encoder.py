@@ -21,6 +21,9 @@ from .pooling import pool
 from .recipe import Recipe
 from .tokenizer import TextTokenizer, Tokens
 
+BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
+"""Tokens of a batch: enough to fill the machine, few enough for its caches and memory."""
+
 CHUNK = 1024
 """Texts tokenised at a time, so that the library's own objects do not pile up."""
 
@@ -136,8 +139,9 @@ class TextEncoder:
         _report_long(tokens, limit, on_long)
         if normalize is None:
             normalize = self.recipe.normalize and output == "pooled"
-        budget = batch_tokens or (4096 if self.device.type == "cpu" else 65536)
-        batches = list(token_batches([len(t.ids) for t in tokens], budget))
+        if batch_tokens is None:
+            batch_tokens = BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cuda"])
+        batches = list(token_batches([len(t.ids) for t in tokens], batch_tokens))
         pooled = torch.zeros(len(listed), dim, device=self.device)
         rows: list[TokenVectors | None] = [None] * len(listed)
         hide = None if progress is None else not progress

@@ -1,0 +1,101 @@
+"""Names of the Hub: from its cache when offline, asking only for the files that are needed."""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+import pyenc
+from pyenc.errors import CheckpointError
+from pyenc.loading import hub, resolve
+from tests.conftest import GOLDEN
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Hub cache of our own, and the switch that keeps the library off the network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path
+
+
+def cached(cache: Path, name: str, golden: str) -> None:
+    """Lay a golden checkpoint into the cache as a download would have."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    shutil.copytree(GOLDEN / golden, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+
+
+@pytest.mark.parametrize("golden", ["jina_geglu_h4", "mosaic_base_h12"])
+def test_offline_from_the_cache(cache: Path, golden: str) -> None:
+    cached(cache, "someone/model", golden)
+    encoder = pyenc.load("someone/model")
+    expected = pyenc.load(GOLDEN / golden).encode("The quick brown fox")
+    assert (encoder.encode("The quick brown fox") == expected).all()
+    assert encoder.name == "someone/model"
+    assert resolve("someone/model", COMMIT) == resolve("someone/model")
+
+
+@pytest.mark.usefixtures("cache")
+def test_not_in_the_cache() -> None:
+    with pytest.raises(CheckpointError, match=r"someone/absent: no such folder here, not in the H"):
+        pyenc.load("someone/absent")
+
+
+def test_revision_that_is_not_cached(cache: Path) -> None:
+    cached(cache, "someone/model", "jina_geglu_h4")
+    with pytest.raises(CheckpointError, match="someone/model"):
+        resolve("someone/model", "v2")
+
+
+def test_only_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One set of weights, safetensors first; no ONNX, no other framework, no code."""
+    repository = [
+        "config.json", "tokenizer.json", "vocab.txt", "modules.json", "1_Pooling/config.json",
+        "sentence_bert_config.json", "pytorch_model.bin", "model.safetensors", "model.onnx",
+        "onnx/model.onnx", "tf_model.h5", "flax_model.msgpack", "openvino/openvino_model.bin",
+        "modeling_bert.py", "README.md", "2_Dense/model.safetensors",
+    ]  # fmt: skip
+    asked: list[str] = []
+
+    def fake(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        for file in repository:
+            if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
+                asked.append(file)
+                (tmp_path / file).parent.mkdir(exist_ok=True)
+                (tmp_path / file).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "snapshot_download", fake)
+    resolve("someone/model")
+    assert sorted(asked) == [
+        "1_Pooling/config.json", "2_Dense/model.safetensors", "config.json", "model.safetensors",
+        "modules.json", "sentence_bert_config.json", "tokenizer.json", "vocab.txt",
+    ]  # fmt: skip
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    repository.remove("model.safetensors")
+    asked.clear()
+    resolve("someone/model")
+    assert "pytorch_model.bin" in asked
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "a/b/c", "no such folder", "owner/na me"])
+def test_neither_folder_nor_name(name: str) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        resolve(name)
+
+
+def test_a_file_and_a_revision_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="a file; expected the folder"):
+        resolve(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match="revision='main' goes with a Hub name only"):
+        resolve(tmp_path, "main")

@@ -1,0 +1,238 @@
+"""Strict loading: whatever is wrong with a checkpoint is named by file and key, never guessed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pyenc.errors import CheckpointError, InputError, UnknownArchitectureError
+from pyenc.loading import load_checkpoint
+from tests.conftest import GOLDEN
+
+Q0 = "encoder.layer.0.attention.self.query.weight"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of a golden checkpoint, to be damaged."""
+    return copied("jina_geglu_h4", tmp_path)
+
+
+def copied(name: str, tmp_path: Path) -> Path:
+    target = tmp_path / name
+    shutil.copytree(GOLDEN / name, target)
+    return target
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def refused(folder: Path, *messages: str) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(folder)
+    for message in messages:
+        assert message in str(caught.value)
+    return str(caught.value)
+
+
+def test_missing_tensor(folder: Path) -> None:
+    edit_tensors(folder, lambda t: t.pop("encoder.layer.1.mlp.wo.bias"))
+    refused(folder, "model.safetensors: missing tensor 'encoder.layer.1.mlp.wo.bias'")
+
+
+def test_unexpected_tensor(folder: Path) -> None:
+    edit_tensors(folder, lambda t: t.update({"encoder.layer.0.lora.weight": torch.zeros(2)}))
+    refused(folder, "model.safetensors: unexpected tensor 'encoder.layer.0.lora.weight'")
+
+
+def test_fewer_layers_than_the_file_has(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers=1)
+    assert "more unexpected" in refused(folder, "unexpected tensor 'encoder.layer.1.")
+
+
+def test_more_layers_than_the_file_has(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers=3)
+    refused(folder, "missing tensor 'encoder.layer.2.")
+
+
+def test_misshapen_tensor(folder: Path) -> None:
+    edit_tensors(folder, lambda t: t.update({Q0: torch.zeros(64, 65)}))
+    refused(folder, "model.safetensors", repr(Q0), "has shape (64, 65)", "(64, 64)")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_not_finite(folder: Path, value: float) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors[Q0][3, 5] = value
+
+    edit_tensors(folder, change)
+    refused(folder, "model.safetensors", repr(Q0), f"has {value} at (3, 5)")
+
+
+def test_overflow_in_the_dtype_asked_for(folder: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors["embeddings.LayerNorm.weight"] = torch.full((64,), 1e6)
+
+    edit_tensors(folder, change)
+    load_checkpoint(folder)
+    with pytest.raises(CheckpointError, match=r"LayerNorm.weight' has inf at \(0,\) \(as torch"):
+        load_checkpoint(folder, dtype="float16")
+
+
+def test_quantised_weights(folder: Path) -> None:
+    edit_tensors(folder, lambda t: t.update({Q0: t[Q0].to(torch.int8)}))
+    refused(folder, repr(Q0), "torch.int8, not floating point")
+
+
+def test_unknown_architecture_lists_the_known(folder: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        for name in list(tensors):
+            tensors["decoder." + name] = tensors.pop(name)
+
+    edit_tensors(folder, change)
+    with pytest.raises(UnknownArchitectureError) as caught:
+        load_checkpoint(folder)
+    for known in (
+        "all-MiniLM",
+        "jina-embeddings-v2-small-en",
+        "base-code",
+        "lodestone",
+        "model_type",
+    ):
+        assert known in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("bert_mean_h4", {"model_type": "xlm-roberta"}, "model_type is 'xlm-roberta'"),
+        ("bert_mean_h4", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
+        ("bert_mean_h4", {"is_decoder": True}, "is_decoder is True"),
+        ("bert_mean_h4", {"hidden_act": "mish"}, "hidden_act 'mish' is unknown; known: gelu"),
+        ("bert_mean_h4", {"hidden_size": "64"}, "hidden_size must be a whole number"),
+        ("bert_mean_h4", {"num_attention_heads": 7}, "not a multiple of num_heads 7"),
+        ("bert_mean_h4", {"num_attention_heads": 0}, "num_heads must be positive"),
+        ("bert_mean_h4", {"layer_norm_eps": "small"}, "layer_norm_eps must be a number"),
+        ("bert_mean_h4", {"vocab_size": 129}, "has shape (128, 64), but config.json asks"),
+        ("bert_mean_h4", {"position_embedding_type": "alibi"}, "feed_forward_type"),
+        ("jina_geglu_h4", {"position_embedding_type": "absolute"}, "with ALiBi alone"),
+        ("jina_geglu_h4", {"feed_forward_type": "swiglu"}, "'swiglu' is unknown; known: geglu"),
+        ("jina_geglu_h4", {"feed_forward_type": "original"}, "missing tensor"),
+        ("jina_qk_h4", {"feed_forward_type": "original"}, "feed_forward_type is 'original'"),
+        ("jina_qk_h4", {"position_embedding_type": "absolute"}, "with ALiBi alone"),
+        ("mosaic_base_h12", {"model_type": "gpt2"}, "model_type is 'gpt2'"),
+    ],
+)
+def test_config_that_contradicts_the_tensors(
+    tmp_path: Path, name: str, changes: dict[str, Any], message: str
+) -> None:
+    folder = copied(name, tmp_path)
+    edit_config(folder, **changes)
+    if name == "bert_mean_h4" and "alibi" in changes.values():
+        # BERT's names with ALiBi are JinaBert's original feed-forward: no position table then.
+        refused(folder, "unexpected tensor 'embeddings.position_embeddings.weight'")
+        return
+    refused(folder, message, "config.json")
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\xff", "null", "[" * 100_000])
+def test_unreadable_config(folder: Path, content: str) -> None:
+    (folder / "config.json").write_bytes(content.encode("latin-1"))
+    refused(folder, "config.json", "JSON")
+
+
+def test_missing_files(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    refused(folder, "no weights: expected model.safetensors or pytorch_model.bin")
+    (folder / "config.json").unlink()
+    refused(folder, "config.json: missing")
+
+
+def test_options_out_of_range(folder: Path) -> None:
+    with pytest.raises(InputError, match="dtype 'int8' is unknown; known: auto, float32"):
+        load_checkpoint(folder, dtype="int8")
+    with pytest.raises(InputError, match=r"torch\.int64 is not served"):
+        load_checkpoint(folder, dtype=torch.int64)
+    with pytest.raises(InputError, match="device 'gpu'"):
+        load_checkpoint(folder, device="gpu")
+
+
+def test_dtypes(tmp_path: Path) -> None:
+    """Half-precision weights are cast up unless the stored dtype is asked for."""
+    folder = copied("mosaic_base_h12", tmp_path)
+    assert load_checkpoint(folder).encoder.dtype == torch.float32
+    assert load_checkpoint(folder, dtype="auto").encoder.dtype == torch.bfloat16
+    assert load_checkpoint(folder, dtype=torch.float64).encoder.dtype == torch.float64
+
+
+def test_shards(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    halves = {"model-00001-of-00002.safetensors": names[::2]}
+    halves["model-00002-of-00002.safetensors"] = names[1::2]
+    for file, part in halves.items():
+        save_file({n: tensors[n] for n in part}, folder / file)
+    (folder / "model.safetensors").unlink()
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {n: f for f, p in halves.items() for n in p}}))
+    whole = load_checkpoint(GOLDEN / "jina_geglu_h4").encoder.state_dict()
+    for name, tensor in load_checkpoint(folder).encoder.state_dict().items():
+        assert torch.equal(tensor, whole[name])
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    refused(folder, "index.json: shard model-00002-of-00002.safetensors is missing")
+    index.write_text(json.dumps({"weight_map": {"x": "../elsewhere.safetensors"}}))
+    refused(folder, "index.json: shard")
+    index.write_text("{}")
+    refused(folder, "index.json: no readable weight_map")
+
+
+def test_prefixes_and_old_names(tmp_path: Path) -> None:
+    folder = copied("bert_mean_h4", tmp_path)
+    whole = load_checkpoint(folder).encoder.state_dict()
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        for name in list(tensors):
+            old = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+            old = old.replace("LayerNorm.bias", "LayerNorm.beta")
+            tensors["model.bert." + old] = tensors.pop(name)
+
+    edit_tensors(folder, change)
+    checkpoint = load_checkpoint(folder)
+    for name, tensor in checkpoint.encoder.state_dict().items():
+        assert torch.equal(tensor, whole[name])
+    sources = checkpoint.sources["embeddings.norm.weight"]
+    assert sources == ("model.bert.embeddings.LayerNorm.gamma",)
+
+
+def test_safetensors_is_preferred(tmp_path: Path) -> None:
+    folder = copied("bert_mean_h4", tmp_path)
+    (folder / "pytorch_model.bin").write_bytes(b"not a checkpoint")
+    load_checkpoint(folder)
+
+
+def test_the_model_does_not_live_in_the_file(folder: Path) -> None:
+    """Overwriting the file after loading must not change the weights."""
+    encoder = load_checkpoint(folder).encoder
+    before = {n: t.clone() for n, t in encoder.state_dict().items()}
+    path = folder / "model.safetensors"
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(b"\xff" * 4096)
+    assert all(torch.equal(t, before[n]) for n, t in encoder.state_dict().items())

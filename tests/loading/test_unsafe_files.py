@@ -1,0 +1,140 @@
+"""Damaged and hostile weight files: refused with the file's name, and nothing in them is run."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import shutil
+import struct
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pyenc.errors import CheckpointError
+from pyenc.loading import load_checkpoint
+from tests.conftest import GOLDEN
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint folder without weights."""
+    shutil.copy(GOLDEN / "bert_mean_h4" / "config.json", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def safetensors(folder: Path) -> Path:
+    return Path(shutil.copy(GOLDEN / "bert_mean_h4" / "model.safetensors", folder))
+
+
+def refused(folder: Path, file: str, *messages: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(folder)
+    for message in (file, *messages):
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 5000, -1])
+def test_truncated_safetensors(safetensors: Path, keep: int) -> None:
+    safetensors.write_bytes(safetensors.read_bytes()[:keep])
+    refused(safetensors.parent, "model.safetensors: not a readable safetensors file")
+
+
+@pytest.mark.parametrize("size", [2**63, 2**40, 2**27, 0])
+def test_absurd_header(safetensors: Path, size: int) -> None:
+    safetensors.write_bytes(struct.pack("<Q", size) + safetensors.read_bytes()[8:])
+    refused(safetensors.parent, "model.safetensors: not a readable safetensors file")
+
+
+def test_header_of_nonsense(safetensors: Path) -> None:
+    safetensors.write_bytes(struct.pack("<Q", 8) + b'{"a": 1}' + b"\0" * 64)
+    refused(safetensors.parent, "model.safetensors: not a readable safetensors file")
+
+
+class Bomb:
+    """Runs a command when it is unpickled, if anybody lets it."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_pickle(folder: Path, zipped: bool) -> None:
+    trace = folder / "it-ran"
+    content = {"embeddings.word_embeddings.weight": torch.zeros(2), "extra": Bomb(trace)}
+    torch.save(content, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    refused(folder, "pytorch_model.bin: refused, it holds more than tensors", "none was run")
+    assert not trace.exists()
+    # The bomb is live: plain pickle sets it off.
+    pickle.loads(pickle.dumps(Bomb(trace)))
+    assert trace.exists()
+
+
+def test_plain_pickle(folder: Path) -> None:
+    trace = folder / "it-ran"
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"x": Bomb(trace)}, protocol=2))
+    refused(folder, "pytorch_model.bin")
+    assert not trace.exists()
+
+
+def repacked(folder: Path, compression: int, grow: int = 0) -> Path:
+    """A torch file rewritten: compressed, or with an entry of zeros added."""
+    path = folder / "pytorch_model.bin"
+    buffer = io.BytesIO()
+    torch.save(load_file(GOLDEN / "bert_mean_h4" / "model.safetensors"), buffer)
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(path, "w", compression) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+        if grow:
+            new.writestr("archive/data/bomb", b"\0" * grow)
+    return path
+
+
+def test_zip_bomb(folder: Path) -> None:
+    path = repacked(folder, zipfile.ZIP_DEFLATED, grow=64 * 2**20)
+    assert path.stat().st_size < 2**20
+    refused(folder, "pytorch_model.bin: refused, entry", "is compressed")
+
+
+def test_entries_that_claim_more_than_the_file_has(folder: Path) -> None:
+    path = repacked(folder, zipfile.ZIP_STORED, grow=1000)
+    data = bytearray(path.read_bytes())
+    at = data.rfind(b"PK\x01\x02")  # the last entry of the central directory
+    data[at + 20 : at + 28] = struct.pack("<II", 2**31, 2**31)
+    path.write_bytes(data)
+    refused(folder, "pytorch_model.bin: refused, its entries claim")
+
+
+def test_truncated_torch_file(folder: Path) -> None:
+    path = repacked(folder, zipfile.ZIP_STORED)
+    whole = path.read_bytes()
+    for keep in (0, 10, len(whole) // 2, len(whole) - 10):
+        path.write_bytes(whole[:keep])
+        refused(folder, "pytorch_model.bin")
+
+
+def test_a_stride_of_zero(folder: Path) -> None:
+    huge = torch.zeros(1).expand(10**6, 10**6)
+    torch.save({"encoder.layer.0.intermediate.dense.weight": huge}, folder / "pytorch_model.bin")
+    refused(folder, "pytorch_model.bin", "claims shape (1000000, 1000000), more than is stored")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.zeros(1)], "expected a dict of tensors, got list"),
+        ({"state_dict": {"x": torch.zeros(1)}}, "'state_dict' is a dict, expected tensors"),
+        ({0: torch.zeros(1)}, "0 is a Tensor, expected tensors by name"),
+        ({"x": torch.zeros(4).to_sparse()}, "'x' is torch.sparse_coo, not dense"),
+    ],
+)
+def test_other_contents(folder: Path, content: object, message: str) -> None:
+    torch.save(content, folder / "pytorch_model.bin")
+    refused(folder, "pytorch_model.bin", message)

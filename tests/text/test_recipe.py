@@ -1,0 +1,144 @@
+"""sentence-transformers files: what is read, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import pyenc
+from pyenc.errors import CheckpointError
+from pyenc.text.recipe import read_recipe
+from tests.conftest import GOLDEN
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copytree(GOLDEN / "bert_mean_h4", tmp_path / "model")
+    return tmp_path / "model"
+
+
+def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def module(index: int, kind: str, path: str = "") -> dict[str, Any]:
+    return {"idx": index, "name": str(index), "path": path, "type": kind}
+
+
+def test_published_files(folder: Path) -> None:
+    recipe = read_recipe(folder)
+    assert (recipe.pooling, recipe.normalize, recipe.max_length) == ("mean", True, 256)
+    assert read_recipe(GOLDEN / "bert_cls_h2").pooling == "cls"
+    assert not read_recipe(GOLDEN / "jina_geglu_h4").normalize
+    # Only two fields, as lodestone has it.
+    assert read_recipe(GOLDEN / "mosaic_base_h12").pooling == "mean"
+
+
+def test_without_modules_the_family_decides() -> None:
+    recipe = read_recipe(GOLDEN / "mosaic_mlm_h4", "mean")
+    assert (recipe.pooling, recipe.normalize, recipe.max_length) == ("mean", False, None)
+
+
+def test_new_spelling_of_modules_and_pooling(folder: Path) -> None:
+    base = "sentence_transformers.base.modules.transformer.Transformer"
+    pooling = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
+    write(folder / "modules.json", [module(1, pooling, "1_Pooling"), module(0, base)])
+    write(folder / "1_Pooling/config.json", {"embedding_dimension": 64, "pooling_mode": "cls"})
+    recipe = read_recipe(folder)
+    assert (recipe.pooling, recipe.normalize) == ("cls", False)
+
+
+@pytest.mark.parametrize("mode", ["cls", "max", "lasttoken", "mean"])
+def test_poolings_by_hand(folder: Path, mode: str) -> None:
+    write(folder / "1_Pooling/config.json", {"pooling_mode": mode})
+    encoder = pyenc.load(folder)
+    texts = ["the sky", "", "a quick brown fox jumps over the lazy dog"]
+    rows = encoder.encode(texts, output="tokens")
+    by_hand = {
+        "cls": lambda x: x[0],
+        "max": lambda x: x.max(0),
+        "lasttoken": lambda x: x[-1],
+        "mean": lambda x: x.mean(0),
+    }
+    expected = np.stack([by_hand[mode](row.vectors) for row in rows])
+    np.testing.assert_allclose(encoder.encode(texts, normalize=False), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["Identity", "Tanh"])
+def test_dense(folder: Path, activation: str, tmp_path: Path) -> None:
+    weight, bias = torch.randn(10, 64), torch.randn(10)
+    config = {"in_features": 64, "out_features": 10, "bias": True}
+    config["activation_function"] = f"torch.nn.modules.linear.{activation}"
+    write(folder / "2_Dense/config.json", config)
+    save_file({"linear.weight": weight, "linear.bias": bias}, folder / "2_Dense/model.safetensors")
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[2] = module(2, "sentence_transformers.models.Dense", "2_Dense")
+    plain = pyenc.load(folder).encode("the sky", normalize=False)
+    write(folder / "modules.json", modules)
+    encoder = pyenc.load(folder)
+    assert encoder.dim == 10
+    expected = torch.from_numpy(plain) @ weight.T + bias
+    expected = expected.tanh() if activation == "Tanh" else expected
+    np.testing.assert_allclose(encoder.encode("the sky"), expected, atol=1e-5)
+    encoder.save(tmp_path / "saved")
+    again = pyenc.load(tmp_path / "saved")
+    assert (again.encode("the sky") == encoder.encode("the sky")).all()
+    (folder / "2_Dense/model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="2_Dense: no weights"):
+        pyenc.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("modules.json", [], "no Pooling module"),
+        ("modules.json", {"a": 1}, "modules.json: not a readable list of modules"),
+        ("modules.json", [{"idx": 0}], "modules.json: not a readable list of modules"),
+        ("modules.json", [module(0, "x.CLIPModel")], "module 'x.CLIPModel' is not served"),
+        ("modules.json", [module(0, "x.Pooling", "../..")], "leads out of the folder"),
+        (
+            "modules.json",
+            [module(0, "x.Pooling", "1_Pooling"), module(1, "x.Normalize"), module(2, "x.Dense")],
+            "Dense after Normalize is not served",
+        ),
+        ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "'weightedmean'"),
+        (
+            "1_Pooling/config.json",
+            {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
+            "['cls', 'mean'] is not served",
+        ),
+        ("1_Pooling/config.json", [], "expected a JSON object"),
+        ("sentence_bert_config.json", {"max_seq_length": "256"}, "max_seq_length must be"),
+        ("config_sentence_transformers.json", {"prompts": {"a": 1}}, "prompts must be strings"),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {}, "default_prompt_name": "query"},
+            "default_prompt_name 'query' is not among",
+        ),
+    ],
+)
+def test_refused(folder: Path, file: str, content: Any, message: str) -> None:
+    write(folder / file, content)
+    with pytest.raises(CheckpointError) as caught:
+        read_recipe(folder)
+    assert message in str(caught.value)
+    assert file in str(caught.value)
+
+
+def test_lower_case(folder: Path) -> None:
+    config = json.loads((folder / "tokenizer.json").read_text())
+    config["normalizer"]["lowercase"] = False
+    write(folder / "tokenizer.json", config)
+    kept = pyenc.load(folder)
+    assert (kept.encode("THE SKY") != kept.encode("the sky")).any()
+    write(folder / "sentence_bert_config.json", {"max_seq_length": 256, "do_lower_case": True})
+    lowered = pyenc.load(folder)
+    assert (lowered.encode("THE SKY") == kept.encode("the sky")).all()

@@ -1,0 +1,324 @@
+"""`TextEncoder`: published vectors from strings, every option, every bad input."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import warnings
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import pyenc
+from pyenc.errors import InputError, InputTypeError
+from pyenc.ops import masked_mean_pool
+from tests.conftest import GOLDEN, Golden
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog.",
+    "",
+    "ok",
+    "Why is the sky blue?",
+    "  Rayleigh scattering   makes shorter wavelengths spread.  ",
+    "Ünïcödé — 你好, мир! 🦊",
+]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> pyenc.TextEncoder:
+    return pyenc.load(GOLDEN / "jina_geglu_h4")
+
+
+@pytest.fixture(scope="module")
+def bert() -> pyenc.TextEncoder:
+    return pyenc.load(GOLDEN / "bert_mean_h4")
+
+
+def test_golden_texts(golden: Golden) -> None:
+    """From strings to the authors' vectors, normalised where their own files say so."""
+    encoder = pyenc.load(golden.folder, skip_eps=0)
+    name = "pooled_norm" if encoder.recipe.normalize else "pooled"
+    expected = golden.expected("text", name)
+    assert expected is not None
+    got = encoder.encode(golden.texts)
+    assert got.dtype == np.float32
+    assert np.abs(got - expected.numpy()).max() <= 1e-5
+    unit = encoder.encode(golden.texts, normalize=True)
+    expected = golden.expected("text", "pooled_norm")
+    assert expected is not None
+    assert np.abs(unit - expected.numpy()).max() <= 1e-5
+
+
+def test_the_real_minilm(minilm: Path) -> None:
+    folder = GOLDEN / "minilm_real"
+    io = load_file(folder / "io.safetensors")
+    texts = json.loads((folder / "texts.json").read_text())
+    encoder = pyenc.load(minilm)
+    with pytest.warns(pyenc.TruncationWarning, match="1 of 20 texts exceed 256 tokens"):
+        got = encoder.encode(texts)
+    expected = io["embeddings_f64"].numpy()
+    assert np.abs(got - expected).max() <= 1e-5
+    assert (got * expected).sum(1).min() >= 0.99999
+    with torch.no_grad():
+        hidden = encoder.model(io["input_ids"].long(), io["attention_mask"].long())
+    pooled = masked_mean_pool(hidden, io["attention_mask"])
+    assert (pooled.double() - io["mean_pooled_f64"]).abs().max() <= 1e-5
+
+
+def test_shapes_and_order(encoder: pyenc.TextEncoder) -> None:
+    vectors = encoder.encode(TEXTS)
+    assert vectors.shape == (len(TEXTS), 64)
+    for i, text in enumerate(TEXTS):
+        one = encoder.encode(text)
+        assert one.shape == (64,)
+        np.testing.assert_allclose(one, vectors[i], rtol=0, atol=1e-5)
+    for budget in (1, 7, 40):
+        np.testing.assert_allclose(
+            encoder.encode(iter(TEXTS), batch_tokens=budget), vectors, rtol=0, atol=1e-5
+        )
+
+
+def test_the_same_bits_twice(encoder: pyenc.TextEncoder) -> None:
+    assert (encoder.encode(TEXTS) == encoder.encode(TEXTS)).all()
+
+
+def test_empty_list_and_empty_string(encoder: pyenc.TextEncoder) -> None:
+    assert encoder.encode([]).shape == (0, 64)
+    assert encoder.encode([]).dtype == np.float32
+    assert encoder.encode([], output="tokens") == []
+    assert encoder.encode([], truncate_dim=5).shape == (0, 5)
+    assert encoder.encode("").shape == (64,)
+    assert np.abs(encoder.encode("")).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (["a", None], "text 1 is None (NoneType), expected a string"),
+        ([b"a"], "text 0 is b'a' (bytes)"),
+        (["a", "b", 3], "text 2 is 3 (int)"),
+        (["a", ["b"]], "text 1 is ['b'] (list)"),
+        (b"text", "must be a string or an iterable of strings, got bytes"),
+        (None, "got NoneType"),
+        (3.5, "got float"),
+        ({"a": 1}, "got dict"),
+    ],
+)
+def test_not_text(encoder: pyenc.TextEncoder, bad: Any, message: str) -> None:
+    with pytest.raises(InputTypeError) as caught:
+        encoder.encode(bad)
+    assert message in str(caught.value)
+    assert isinstance(caught.value, TypeError)
+
+
+def test_lone_surrogate(encoder: pyenc.TextEncoder) -> None:
+    with pytest.raises(InputError, match=r"text 1 is not valid Unicode: .* at character 2"):
+        encoder.encode(["fine", "ab\ud800"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"truncate_dim": 0}, "truncate_dim must be 1 to 64, got 0"),
+        ({"truncate_dim": 65}, "truncate_dim must be 1 to 64, got 65"),
+        ({"truncate_dim": 8.0}, "truncate_dim must be 1 to 64, got 8.0"),
+        ({"max_length": 0}, "max_length must be a positive whole number"),
+        ({"on_long": "ignore"}, 'on_long must be "truncate" or "error"'),
+        ({"output": "word"}, 'output must be "pooled" or "tokens"'),
+        ({"batch_tokens": -3}, "batch_tokens must be at least 1, got -3"),
+        ({"batch_tokens": 0}, "batch_tokens must be at least 1, got 0"),
+        ({"prompt": "a", "instruction": "b"}, "give one of instruction and prompt, not both"),
+        ({"prompt": 3}, "prompt must be a string, got int"),
+        ({"prompt_name": "query"}, "prompt_name 'query' is unknown; this checkpoint has: none"),
+    ],
+)
+def test_bad_options(encoder: pyenc.TextEncoder, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        encoder.encode(TEXTS, **options)
+    assert message in str(caught.value)
+
+
+def test_truncate_dim_comes_before_normalising(encoder: pyenc.TextEncoder) -> None:
+    whole = encoder.encode(TEXTS)
+    np.testing.assert_allclose(encoder.encode(TEXTS, truncate_dim=10), whole[:, :10], atol=1e-6)
+    unit = encoder.encode(TEXTS, truncate_dim=10, normalize=True)
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-6)
+    head = whole[:, :10] / np.linalg.norm(whole[:, :10], axis=1, keepdims=True)
+    np.testing.assert_allclose(unit, head, atol=1e-6)
+
+
+def test_too_long(encoder: pyenc.TextEncoder) -> None:
+    long, short = "fox " * 50, "fox"
+    with pytest.warns(pyenc.TruncationWarning) as caught:
+        cut = encoder.encode([short, long, long + "x"], max_length=12)
+    assert len(caught) == 1
+    assert "2 of 3 texts exceed 12 tokens (the longest, text 2" in str(caught[0].message)
+    assert caught[0].filename == __file__
+    with pytest.raises(InputError, match=r"1 of 2 texts exceed 12 tokens .*the first is text 1"):
+        encoder.encode([short, long], max_length=12, on_long="error")
+    # The cut text is its first tokens between the special ones.
+    with pytest.warns(pyenc.TruncationWarning):
+        rows = encoder.encode([long], max_length=12, output="tokens", on_long="truncate")
+    np.testing.assert_allclose(rows[0].vectors.mean(0), cut[1], atol=1e-5)
+    assert len(rows[0].vectors) == 12
+    assert rows[0].spans[0].tolist() == rows[0].spans[-1].tolist() == [0, 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder.encode([short, long])
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_hardly_any_room(encoder: pyenc.TextEncoder, length: int) -> None:
+    with pytest.warns(pyenc.TruncationWarning):
+        rows = encoder.encode("The quick brown fox", max_length=length, output="tokens")
+    assert len(rows.vectors) == length
+
+
+def test_limits(bert: pyenc.TextEncoder, encoder: pyenc.TextEncoder) -> None:
+    """ALiBi goes beyond its own word; a position table does not."""
+    assert encoder.max_length == 8192
+    with pytest.warns(pyenc.TruncationWarning, match="exceed 9000 tokens"):
+        assert encoder.encode("fox " * 9000, max_length=9000).shape == (64,)
+    assert bert.max_length == 256
+    with pytest.warns(pyenc.TruncationWarning):
+        bert.encode("fox " * 500, max_length=320)
+    with pytest.raises(InputError, match="max_length 321 is beyond this checkpoint's 320 position"):
+        bert.encode("fox", max_length=321)
+
+
+def test_token_output_for_late_chunking(encoder: pyenc.TextEncoder) -> None:
+    text = "The quick  brown fox"
+    vectors, spans = encoder.encode(text, output="tokens")
+    assert vectors.shape == (len(spans), 64)
+    assert vectors.dtype == np.float32
+    assert "".join(text[a:b] for a, b in spans) == "Thequickbrownfox"
+    np.testing.assert_allclose(vectors.mean(0), encoder.encode(text), atol=1e-5)
+    with torch.no_grad():
+        ids = torch.from_numpy(encoder.tokenizer([text], 99)[0].ids)[None].long()
+        hidden = encoder.model(ids)[0]
+    np.testing.assert_allclose(vectors, hidden.numpy(), atol=1e-6)
+    many = encoder.encode([*TEXTS, text], output="tokens", batch_tokens=20)
+    np.testing.assert_allclose(many[-1].vectors, vectors, atol=1e-5)
+    short = encoder.encode(text, output="tokens", truncate_dim=7, normalize=True)
+    np.testing.assert_allclose(np.linalg.norm(short.vectors, axis=1), 1, atol=1e-6)
+
+
+def test_spans_are_characters_not_bytes(encoder: pyenc.TextEncoder) -> None:
+    text = "Ünï 你好 fox"
+    _, spans = encoder.encode(text, output="tokens")
+    assert text[slice(*spans[-2])].endswith(("fox", "x", "o"))
+    assert spans.max() == len(text)
+
+
+def test_prompts(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN / "bert_mean_h4", folder)
+    prompts = {"prompts": {"query": "why: ", "none": ""}, "default_prompt_name": None}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    encoder = pyenc.load(folder)
+    plain = encoder.encode("why: the sky")
+    assert (encoder.encode("the sky", prompt="why: ") == plain).all()
+    assert (encoder.encode("the sky", prompt_name="query") == plain).all()
+    assert (encoder.encode("the sky", prompt_name="none") == encoder.encode("the sky")).all()
+    prompts["default_prompt_name"] = "query"
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    default = pyenc.load(folder)
+    assert (default.encode("the sky") == plain).all()
+    assert (default.encode("the sky", prompt_name="none") == encoder.encode("the sky")).all()
+    with pytest.raises(InputError, match="this checkpoint has: query, none"):
+        default.encode("the sky", prompt_name="doc")
+    _, spans = default.encode("the sky", output="tokens")
+    assert "".join("the sky"[a:b] for a, b in spans) == "thesky"
+
+
+def test_instruction_is_left_out_of_the_mean(bert: pyenc.TextEncoder, tmp_path: Path) -> None:
+    vectors, spans = bert.encode("the sky", prompt="why: ", output="tokens")
+    skip = bert.tokenizer.prompt_length("why: ")
+    assert (spans[:skip] == 0).all()
+    expected = vectors[skip:].mean(0)
+    got = bert.encode("the sky", instruction="why: ", normalize=False)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    # A checkpoint whose pooling says so treats its prompts alike.
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN / "bert_mean_h4", folder)
+    pooling = json.loads((folder / "1_Pooling/config.json").read_text())
+    (folder / "1_Pooling/config.json").write_text(json.dumps(pooling | {"include_prompt": False}))
+    got = pyenc.load(folder).encode("the sky", prompt="why: ", normalize=False)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_tensors_on_request(encoder: pyenc.TextEncoder) -> None:
+    got = encoder.encode(TEXTS, convert_to_tensor=True)
+    assert isinstance(got, torch.Tensor)
+    assert got.dtype == torch.float32
+    assert (got.numpy() == encoder.encode(TEXTS)).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_vectors_are_float32_whatever_the_model_is(dtype: str) -> None:
+    encoder = pyenc.load(GOLDEN / "jina_geglu_h4", dtype=dtype)
+    assert encoder.encode(TEXTS).dtype == np.float32
+    assert encoder.encode("a", output="tokens").vectors.dtype == np.float32
+
+
+def test_threads_and_processes(encoder: pyenc.TextEncoder) -> None:
+    expected = encoder.encode(TEXTS)
+    with ThreadPoolExecutor(4) as pool:
+        for got in pool.map(lambda _: encoder.encode(TEXTS), range(8)):
+            assert (got == expected).all()
+    again = pickle.loads(pickle.dumps(encoder))
+    assert (again.encode(TEXTS) == expected).all()
+
+
+@pytest.mark.slow
+def test_a_spawned_worker(encoder: pyenc.TextEncoder) -> None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        got = pool.submit(encoder.encode, TEXTS).result(timeout=120)
+    np.testing.assert_allclose(got, encoder.encode(TEXTS), atol=1e-5)
+
+
+def test_save(golden: Golden, tmp_path: Path) -> None:
+    encoder = pyenc.load(golden.folder)
+    encoder.save(tmp_path / "saved")
+    again = pyenc.load(tmp_path / "saved")
+    assert (again.encode(golden.texts) == encoder.encode(golden.texts)).all()
+    assert again.recipe == encoder.recipe
+    assert again.max_length == encoder.max_length
+
+
+def test_old_layout_with_a_transformer_folder(tmp_path: Path) -> None:
+    """sentence-transformers once put the encoder into 0_Transformer."""
+    source, folder = GOLDEN / "bert_mean_h4", tmp_path / "old"
+    shutil.copytree(source, folder / "0_Transformer")
+    shutil.copytree(source / "1_Pooling", folder / "1_Pooling")
+    modules = json.loads((source / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    encoder = pyenc.load(folder)
+    assert encoder.max_length == 256
+    expected = pyenc.load(source).encode(TEXTS)
+    assert (encoder.encode(TEXTS) == expected).all()
+    encoder.save(tmp_path / "saved")
+    assert (pyenc.load(tmp_path / "saved").encode(TEXTS) == expected).all()
+
+
+def test_progress_bar_only_when_asked_or_on_a_terminal(
+    encoder: pyenc.TextEncoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder.encode(TEXTS)
+    encoder.encode(TEXTS, progress=False)
+    assert capsys.readouterr().err == ""
+    encoder.encode(TEXTS, progress=True)
+    assert "encode" in capsys.readouterr().err
+
+
+def test_repr(encoder: pyenc.TextEncoder) -> None:
+    for part in ("JinaBert v2", "dim=64", "max_length=8192", "cpu", "float32"):
+        assert part in repr(encoder)
