@@ -5,11 +5,14 @@ Shapes: T packed tokens, B sequences, N padded length, C channels.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+import pyenc_kernels
 
 from ..errors import InputError
 from . import extension, segment_mean_cpu
@@ -36,7 +39,7 @@ def segment_mean(
         cu_seqlens: (B + 1,) int32 or int64, cumulative lengths: 0 first, T last.
         weights: (T,) floating point, default all ones; zeros leave tokens out (an instruction).
         normalize: divide each mean by its L2 norm.
-        backend: "cpu", "torch" or "reference"; None chooses.
+        backend: "cpu", "triton", "torch" or "reference"; None chooses.
 
     Returns:
         (B, C) float32, or float64 for float64 x: pooled vectors leave the model, so they are not
@@ -90,13 +93,30 @@ def backend_table(x: Tensor) -> dict[str, WhyNot]:
             return f"it has no {x.dtype} kernel"
         return _extension_missing()
 
-    return {"cpu": cpu, "torch": always, "reference": always}
+    def triton() -> str | None:
+        if x.dtype not in segment_mean_cpu.DTYPE_CODES:
+            return f"it has no {x.dtype} kernel"
+        return _triton_missing(x.device.type)
+
+    return {"cpu": cpu, "triton": triton, "torch": always, "reference": always}
 
 
 @torch.compiler.assume_constant_result
 def _extension_missing() -> str | None:
     """One answer a process; torch.compile takes it as it is instead of tracing an import."""
     return None if extension.load() is not None else extension.why_missing()
+
+
+@torch.compiler.assume_constant_result
+def _triton_missing(device_type: str) -> str | None:
+    return pyenc_kernels.unavailable_reason(device_type)
+
+
+def _kernels(backend: str) -> Any:
+    """The launchers of a compiled backend; both have the same three functions."""
+    if backend == "cpu":
+        return segment_mean_cpu
+    return importlib.import_module("pyenc_kernels.segment_mean")  # Triton, on first use
 
 
 def _out_dtype(x: Tensor) -> torch.dtype:
@@ -109,11 +129,12 @@ def _segment_mean_op(
 ) -> tuple[Tensor, Tensor]:
     """(out (B, C), stats (B, 2): sum of weights, L2 norm of the mean; 0 where not normalised)."""
     sequence_bounds("segment_mean", cu_seqlens, x.shape[0])
-    if backend == "cpu":
+    if backend != "torch":
         weights = None if weights is None else weights.contiguous()
-        return segment_mean_cpu.forward_saving(
+        out, stats = _kernels(backend).forward_saving(
             x.contiguous(), cu_seqlens.contiguous(), weights, normalize
         )
+        return out, stats
     lengths = cu_seqlens.diff().to(torch.int64)
     wide = x.to(_out_dtype(x))
     total = lengths.to(wide.dtype)
@@ -150,13 +171,12 @@ def _segment_mean_backward_op(
     want_weights: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    if backend == "cpu":
+    if backend != "torch":
         weights = None if weights is None else weights.contiguous()
-        grad_x, grad_weights = segment_mean_cpu.backward(
+        grad_x, grad_weights = _kernels(backend).backward(
             grad_out.contiguous(), x.contiguous(), cu_seqlens.contiguous(), weights, normalize,
             out, stats, need_grad_weights=want_weights,
         )  # fmt: skip
-        assert grad_x is not None
         return grad_x, stats.new_empty(0) if grad_weights is None else grad_weights
     total, norm = stats[:, :1], stats[:, 1:]
     grad_mean = grad_out

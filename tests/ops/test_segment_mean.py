@@ -15,6 +15,7 @@ from pyenc.ops import extension, masked_mean_pool, segment_mean
 from tests.oracle import assert_right
 
 BACKENDS = ["torch"] + (["cpu"] if extension.load() is not None else [])
+"""Triton's own tests, in a process of their own, are test_segment_mean_kernels.py."""
 
 
 def check(backend: str, dtype: torch.dtype, lengths: list[int], weighted: bool, norm: bool) -> None:
@@ -115,6 +116,13 @@ def test_bad_input_is_named(
 def test_padded_bad_input_is_named() -> None:
     with pytest.raises(InputError, match=r"x must be \(B, N, C\) and mask \(B, N\)"):
         masked_mean_pool(torch.ones(2, 3, 4), torch.ones(2, 4))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_triton_backend_says_why_it_cannot_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(BackendError, match="'triton' backend cannot serve segment_mean: Triton"):
+        segment_mean(torch.ones(2, 2), torch.tensor([0, 2]), backend="triton")
 
 
 def test_cpu_backend_says_why_it_cannot_serve() -> None:

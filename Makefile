@@ -1,0 +1,92 @@
+# make demo       sets up and embeds real documents with real weights
+# make test       sets up and passes the checks and the tests
+# make lint       ruff and mypy alone
+# make bench      the benchmarks, beside their peers
+# make setup      sets up and says which kernels serve
+# make clean      removes what was built
+#
+#   VENV=folder     the virtual environment to make and use (default .venv)
+#   PYTHON=python   use this interpreter as it is instead: nothing is installed, the C++ extension is
+#                   built in place, and this checkout is put on PYTHONPATH
+#   TORCH=spec      the torch to install where there is none, e.g. TORCH='torch==2.12.*'; which build
+#                   of it (CPU, CUDA) is pip's own business: PIP_INDEX_URL, pip.conf
+#   MODEL=name      another checkpoint for the demo: a folder or a name on the Hub
+#   ARGS=...        more arguments for pytest, the demo or the benchmarks
+
+VENV ?= .venv
+TORCH ?= $(shell grep '^torch' constraints.txt)
+MODEL ?=
+ARGS ?=
+
+ifdef PYTHON
+  RUN := PYTHONPATH=.:kernels$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON)
+  READY := in-place
+  BENCH_READY := in-place
+else
+  RUN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
+  READY := $(VENV)/.installed
+  BENCH_READY := $(VENV)/.installed-bench
+endif
+
+PIP_INSTALL = $(RUN) -m pip --disable-pip-version-check install -q
+
+SAY_BACKEND = $(RUN) -c "from pyenc.ops import extension as e; \
+	print('C++ kernels: ' + e.isa() if e.load() else e.why_missing() + '; the torch path serves')"
+
+# A tool that an interpreter of the user's own lacks is left out, and said to be.
+RUN_TOOL = if $(RUN) -m $(1) --version >/dev/null 2>&1; then $(RUN) -m $(1) $(2); \
+	else echo '$(1) is not installed: "$(1) $(2)" is left out'; fi
+
+.DEFAULT_GOAL := help
+.PHONY: help setup in-place test lint demo bench clean
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+setup: $(READY)
+	@$(SAY_BACKEND)
+
+demo: $(READY)
+	$(RUN) examples/semantic_search.py $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
+test: lint
+	$(RUN) -m pytest -q $(ARGS)
+
+lint: $(READY)
+	@$(call RUN_TOOL,ruff,check .)
+	@$(call RUN_TOOL,ruff,format --check .)
+	@$(call RUN_TOOL,mypy,)
+
+bench: $(BENCH_READY)
+	@set -e; for program in bench/bench_*.py; do echo "$$program"; $(RUN) "$$program" $(ARGS); done
+
+# Quick when nothing changed. Without setuptools or pybind11 the torch path serves, as it does
+# without a compiler.
+in-place:
+	@$(RUN) setup.py -q build_ext --inplace || test -z "$(PYENC_REQUIRE_EXTENSION)"
+
+# pip is held to the torch that is there by then, so one that was there before stays as it is.
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+	@test -x $(RUN) || { \
+	for python in python3 python3.13 python3.12 python3.11; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "making $(VENV) with $$python"; exec $$python -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo 'no Python 3.11 or newer was found; give one: make PYTHON=/path/to/python' >&2; exit 1; }
+	@$(RUN) -c 'import torch' 2>/dev/null || { echo 'installing $(TORCH)'; $(PIP_INSTALL) '$(TORCH)'; }
+	@$(RUN) -c 'from importlib.metadata import version as v; print("torch==" + v("torch"))' \
+	  > $(VENV)/constraints.txt
+	@echo 'installing pyenc into $(VENV)'
+	@$(PIP_INSTALL) -c $(VENV)/constraints.txt -e '.[test,demo]'
+	@$(SAY_BACKEND)
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	@$(PIP_INSTALL) -c $(VENV)/constraints.txt -e '.[bench]'
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info pyenc/_C*.so pyenc/_C*.pyd
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	rm -f $(VENV)/.installed $(VENV)/.installed-bench

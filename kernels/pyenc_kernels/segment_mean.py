@@ -1,0 +1,245 @@
+"""Mean of each segment of packed tokens: kernels, and their launchers.
+
+The tokens are cut into chunks of CHUNK so that a long segment is shared among many programs. Chunk
+slots are numbered without asking the device for anything: segment b owns the slots from
+cu_seqlens[b] // CHUNK + b on, which leaves it one at least and never too few; a slot may stay
+unused. A program finds its segment by bisection. Sums meet in slot order, without atomics: the same
+call gives the same bits.
+
+Shapes: T packed tokens, B segments, C channels, S chunk slots.
+Names: p_ pointer, b_ block value, o_ offsets, m_ mask, i_ program index, n_ count.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+CHUNK = 128
+# Elements of a tile, over which a program of four warps spreads its registers.
+TILE = 4096
+SMALLEST_NORM = 1e-12
+
+
+@triton.jit
+def _segment_of_slot(p_cu, i_slot, n_segments, CHUNK: tl.constexpr):
+    """The segment that owns a slot, and the slot's tokens [first, last); none if it is unused."""
+    low = i_slot * 0
+    high = low + n_segments
+    while high - low > 1:
+        middle = (low + high) // 2
+        starts = tl.load(p_cu + middle).to(tl.int64) // CHUNK + middle
+        low = tl.where(starts <= i_slot, middle, low)
+        high = tl.where(starts <= i_slot, high, middle)
+    begin = tl.load(p_cu + low).to(tl.int64)
+    end = tl.load(p_cu + low + 1).to(tl.int64)
+    first = begin + (i_slot - (begin // CHUNK + low)) * CHUNK
+    return low, first, tl.minimum(first + CHUNK, end)
+
+
+@triton.jit
+def _sum_chunks(
+    p_x, p_cu, p_weights, p_partial, p_partial_weight, n_segments, n_channels,
+    HAS_WEIGHTS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Program (S, blocks of C): the weighted sum of one chunk, p_partial (S, C)."""
+    i_slot = tl.program_id(0)
+    i_block = tl.program_id(1)
+    _, first, last = _segment_of_slot(p_cu, i_slot, n_segments, CHUNK)
+    o_c = i_block * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_c = o_c < n_channels
+    b_sum = tl.zeros([BLOCK_C], tl.float32)
+    b_weight_sum = tl.zeros([BLOCK_T], tl.float32)
+    for step in tl.static_range(CHUNK // BLOCK_T):
+        o_t = first + step * BLOCK_T + tl.arange(0, BLOCK_T)
+        m_t = o_t < last
+        b_x = tl.load(
+            p_x + o_t[:, None] * n_channels + o_c[None, :],
+            mask=m_t[:, None] & m_c[None, :],
+            other=0.0,
+        ).to(tl.float32)  # (BLOCK_T, BLOCK_C)
+        if HAS_WEIGHTS:
+            b_weight = tl.load(p_weights + o_t, mask=m_t, other=0.0).to(tl.float32)
+            b_x = b_x * b_weight[:, None]
+        else:
+            b_weight = m_t.to(tl.float32)
+        b_sum += tl.sum(b_x, 0)
+        b_weight_sum += b_weight
+    tl.store(p_partial + i_slot.to(tl.int64) * n_channels + o_c, b_sum, mask=m_c)
+    tl.store(p_partial_weight + i_slot, tl.sum(b_weight_sum, 0), mask=i_block == 0)
+
+
+@triton.jit
+def _finish(
+    p_partial, p_partial_weight, p_cu, p_out, p_stats, n_channels, smallest_norm,
+    NORMALIZE: tl.constexpr, CHUNK: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Program (B,): adds the sums of one segment's chunks and divides; BLOCK_C holds all of C."""
+    i_segment = tl.program_id(0).to(tl.int64)
+    begin = tl.load(p_cu + i_segment).to(tl.int64)
+    end = tl.load(p_cu + i_segment + 1).to(tl.int64)
+    slot = begin // CHUNK + i_segment
+    slots_end = slot + (end - begin + CHUNK - 1) // CHUNK
+    o_c = tl.arange(0, BLOCK_C)
+    m_c = o_c < n_channels
+    b_sum = tl.zeros([BLOCK_C], tl.float32)
+    weight_sum = tl.sum(tl.zeros([BLOCK_S], tl.float32), 0)
+    while slot < slots_end:
+        # A block at a time: summing in a tree keeps the rounding of a long segment small.
+        o_s = slot + tl.arange(0, BLOCK_S)
+        m_s = o_s < slots_end
+        b_partial = tl.load(
+            p_partial + o_s[:, None] * n_channels + o_c[None, :],
+            mask=m_s[:, None] & m_c[None, :],
+            other=0.0,
+        )  # (BLOCK_S, BLOCK_C)
+        b_sum += tl.sum(b_partial, 0)
+        weight_sum += tl.sum(tl.load(p_partial_weight + o_s, mask=m_s, other=0.0), 0)
+        slot += BLOCK_S
+    has_weight = weight_sum != 0
+    # Without weight there is no mean: zeros, whatever the tokens hold.
+    b_out = tl.where(has_weight, b_sum / tl.where(has_weight, weight_sum, 1.0), 0.0)
+    norm = weight_sum * 0.0
+    if NORMALIZE:
+        norm = tl.sqrt(tl.sum(b_out * b_out, 0))
+        # Written so that a NaN stays one.
+        b_out = b_out / tl.where(norm < smallest_norm, smallest_norm, norm)
+    tl.store(p_out + i_segment * n_channels + o_c, b_out, mask=m_c)
+    tl.store(p_stats + 2 * i_segment, weight_sum)
+    tl.store(p_stats + 2 * i_segment + 1, norm)
+
+
+@triton.jit
+def _backward_chunks(
+    p_grad_out, p_x, p_cu, p_weights, p_out, p_stats, p_grad_x, p_grad_weights,
+    n_segments, n_channels, smallest_norm,
+    HAS_WEIGHTS: tl.constexpr, NORMALIZE: tl.constexpr, WANT_X: tl.constexpr,
+    WANT_WEIGHTS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Program (S,): the gradients of one chunk's tokens and weights; BLOCK_C holds all of C."""
+    i_slot = tl.program_id(0)
+    i_segment, first, last = _segment_of_slot(p_cu, i_slot, n_segments, CHUNK)
+    o_c = tl.arange(0, BLOCK_C)
+    m_c = o_c < n_channels
+    o_row = i_segment.to(tl.int64) * n_channels + o_c
+    b_grad = tl.load(p_grad_out + o_row, mask=m_c, other=0.0)
+    b_mean = tl.load(p_out + o_row, mask=m_c, other=0.0)
+    weight_sum = tl.load(p_stats + 2 * i_segment)
+    if NORMALIZE:
+        # y = m / max(|m|, eps): its gradient g becomes (g - y (y.g)) / |m|, or g / eps below eps.
+        norm = tl.load(p_stats + 2 * i_segment + 1)
+        below = norm < smallest_norm
+        length = tl.where(below, smallest_norm, norm)
+        along = tl.where(below, 0.0, tl.sum(b_grad * b_mean, 0))
+        b_grad = (b_grad - along * b_mean) / length
+        b_mean = b_mean * length
+    has_weight = weight_sum != 0
+    b_grad = tl.where(has_weight, b_grad / tl.where(has_weight, weight_sum, 1.0), 0.0)
+    for step in tl.static_range(CHUNK // BLOCK_T):
+        o_t = first + step * BLOCK_T + tl.arange(0, BLOCK_T)
+        m_t = o_t < last
+        o_tc = o_t[:, None] * n_channels + o_c[None, :]
+        m_tc = m_t[:, None] & m_c[None, :]
+        if WANT_X:
+            b_weight = m_t.to(tl.float32)
+            if HAS_WEIGHTS:
+                b_weight = tl.load(p_weights + o_t, mask=m_t, other=0.0).to(tl.float32)
+            b_grad_x = b_weight[:, None] * b_grad[None, :]  # (BLOCK_T, BLOCK_C)
+            tl.store(p_grad_x + o_tc, b_grad_x.to(p_grad_x.dtype.element_ty), mask=m_tc)
+        if WANT_WEIGHTS:
+            b_x = tl.load(p_x + o_tc, mask=m_tc, other=0.0).to(tl.float32)
+            # The mean is taken off each channel and not off the sum, where the two would cancel.
+            b_grad_weight = tl.sum((b_x - b_mean[None, :]) * b_grad[None, :], 1)
+            tl.store(p_grad_weights + o_t, b_grad_weight, mask=m_t)
+
+
+def _slots(x: Tensor, cu_seqlens: Tensor) -> tuple[int, int]:
+    """(B, S)."""
+    n_segments = cu_seqlens.numel() - 1
+    return n_segments, x.shape[0] // CHUNK + n_segments
+
+
+def _tile(n_channels: int, limit: int) -> tuple[int, int]:
+    """(rows, columns) of a tile with at most ``limit`` columns."""
+    columns = min(triton.next_power_of_2(max(n_channels, 16)), limit)
+    return min(max(TILE // columns, 1), 32), columns
+
+
+def forward_saving(
+    x: Tensor, cu_seqlens: Tensor, weights: Tensor | None = None, normalize: bool = False
+) -> tuple[Tensor, Tensor]:
+    """``forward``, and what ``backward`` needs of it: (out (B, C), stats (B, 2)), both float32.
+
+    stats holds the sum of weights and the norm of the mean before normalising (0 if not asked).
+    """
+    (n_segments, n_slots), n_channels = _slots(x, cu_seqlens), x.shape[1]
+    out = x.new_empty((n_segments, n_channels), dtype=torch.float32)
+    stats = x.new_empty((n_segments, 2), dtype=torch.float32)
+    if out.numel() == 0:
+        return out, stats.zero_()
+    partial = x.new_empty((n_slots, n_channels), dtype=torch.float32)
+    partial_weight = x.new_empty((n_slots,), dtype=torch.float32)
+    rows, columns = _tile(n_channels, 128)
+    _sum_chunks[(n_slots, triton.cdiv(n_channels, columns))](
+        x, cu_seqlens, x if weights is None else weights, partial, partial_weight,
+        n_segments, n_channels,
+        HAS_WEIGHTS=weights is not None, CHUNK=CHUNK, BLOCK_T=rows, BLOCK_C=columns,
+    )  # fmt: skip
+    rows, columns = _tile(n_channels, 1 << 20)
+    _finish[(n_segments,)](
+        partial, partial_weight, cu_seqlens, out, stats, n_channels, SMALLEST_NORM,
+        NORMALIZE=normalize, CHUNK=CHUNK, BLOCK_S=rows, BLOCK_C=columns,
+    )  # fmt: skip
+    return out, stats
+
+
+def forward(
+    x: Tensor, cu_seqlens: Tensor, weights: Tensor | None = None, normalize: bool = False
+) -> Tensor:
+    """Mean of each segment: sum_t w_t x_t / sum_t w_t, optionally of unit length.
+
+    x (T, C) float32, bfloat16 or float16; cu_seqlens (B + 1,) int32 or int64, from 0 to T and not
+    decreasing; weights (T,) float32 or None for ones; all contiguous, on one device.
+    Returns (B, C) float32; an empty segment, or one whose weights sum to zero, gives zeros, also
+    with ``normalize`` (which divides by max(L2 norm, 1e-12)).
+
+    Nothing is checked here, and nothing waits for the device; pyenc.ops.segment_mean checks.
+    """
+    return forward_saving(x, cu_seqlens, weights, normalize)[0]
+
+
+def backward(
+    grad_out: Tensor,
+    x: Tensor,
+    cu_seqlens: Tensor,
+    weights: Tensor | None,
+    normalize: bool,
+    out: Tensor,
+    stats: Tensor,
+    *,
+    need_grad_x: bool = True,
+    need_grad_weights: bool = False,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of ``forward_saving``'s ``out`` by ``x`` and ``weights``.
+
+    grad_out (B, C) float32, contiguous; x, cu_seqlens, weights, normalize as given to the forward;
+    out and stats as it returned them.
+    Returns (grad_x (T, C) in x's dtype or None, grad_weights (T,) float32 or None), as asked;
+    zeros for the tokens of a segment whose weights sum to zero.
+    """
+    (n_segments, n_slots), n_channels = _slots(x, cu_seqlens), x.shape[1]
+    grad_x = torch.empty_like(x) if need_grad_x else None
+    grad_weights = x.new_empty(x.shape[:1], dtype=torch.float32) if need_grad_weights else None
+    if x.numel() == 0:
+        return grad_x, None if grad_weights is None else grad_weights.zero_()
+    rows, columns = _tile(n_channels, 1 << 20)
+    _backward_chunks[(n_slots,)](
+        grad_out, x, cu_seqlens, x if weights is None else weights, out, stats,
+        x if grad_x is None else grad_x, x if grad_weights is None else grad_weights,
+        n_segments, n_channels, SMALLEST_NORM,
+        HAS_WEIGHTS=weights is not None, NORMALIZE=normalize, WANT_X=need_grad_x,
+        WANT_WEIGHTS=need_grad_weights, CHUNK=CHUNK, BLOCK_T=rows, BLOCK_C=columns,
+    )  # fmt: skip
+    return grad_x, grad_weights
