@@ -6,6 +6,9 @@
 >>> hidden = encoder.model(input_ids, attention_mask)        # torch (B, N, C)
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from .errors import (
     BackendError,
     CheckpointError,
@@ -13,9 +16,11 @@ from .errors import (
     PyencError,
     UnknownArchitectureError,
 )
-from .models import Encoder, EncoderConfig
-from .ops import use_backend
-from .text import TextEncoder, TokenVectors, TruncationWarning, load
+
+if TYPE_CHECKING:
+    from .models import Encoder, EncoderConfig
+    from .ops import use_backend
+    from .text import TextEncoder, TokenVectors, TruncationWarning, load
 
 __version__ = "0.1.0"
 
@@ -34,3 +39,25 @@ __all__ = [
     "load",
     "use_backend",
 ]
+
+# Imported when first asked for: `pyenc --help` and a mistyped option must not wait for torch.
+_LAZY = {
+    "Encoder": ".models",
+    "EncoderConfig": ".models",
+    "TextEncoder": ".text",
+    "TokenVectors": ".text",
+    "TruncationWarning": ".text",
+    "load": ".text",
+    "use_backend": ".ops",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_LAZY[name], __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -80,6 +80,12 @@ def poison() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny matrices gain nothing from a second thread and wait for it long."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Random inputs differ from test to test and repeat from run to run."""

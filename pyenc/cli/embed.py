@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
 import warnings
@@ -29,8 +28,6 @@ CHUNK_TEXTS = 4096
 """Texts of a part at the most."""
 CHUNK_CHARACTERS = 4_000_000
 """Characters of a part before it is closed: what an interruption costs, and memory, are bounded."""
-COUNTED = r"^(\d+) of .* has (\d+)\)"
-"""How many texts a `TruncationWarning` counts, and the tokens of the longest."""
 
 
 @dataclass
@@ -79,7 +76,10 @@ def run(args: argparse.Namespace) -> int:
         raise PyencError("; ".join(words)) from error
     finally:
         parts.discard_if_empty()
-    parts.remove()
+    try:
+        parts.remove()
+    except InputError as error:  # the output is complete all the same
+        tally.notes.add(str(error))
     _report(tally, encoder, server, output, dim, time.perf_counter() - started)
     return 0
 
@@ -210,7 +210,7 @@ def _encode(
     truncated = longest = 0
     for warning in caught:
         if isinstance(warning.message, TruncationWarning):
-            truncated, longest = map(int, re.findall(COUNTED, str(warning.message))[0])
+            truncated, longest = warning.message.count, warning.message.longest
         else:
             tally.notes.add(f"{warning.category.__name__}: {warning.message}")
     ids = None if source.id_field is None else [row.id for row in rows if row.id is not None]

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from ..loading import resolve
+from ..loading import check_device, resolve
 from ..ops import extension
 from ..text import TextEncoder
-from .serving import check_device, checkpoint_files, load_encoder, served
+from .serving import checkpoint_files, load_encoder, served
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,8 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
 def gather(args: argparse.Namespace) -> dict[str, Any]:
     """All that is said of a checkpoint, as the JSON form has it."""
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
+    device = check_device(args.device)
     # Read strictly, yet on the CPU: looking at a checkpoint takes no memory of an accelerator.
     encoder = load_encoder(args, device="cpu")
     folder = resolve(args.model, args.revision)
@@ -43,7 +42,7 @@ def gather(args: argparse.Namespace) -> dict[str, Any]:
         "files": _files(folder, checkpoint_files(folder, encoder.recipe)),
         "limits": _limits(encoder),
         "vectors": _vectors(encoder),
-        "serving": _serving(encoder, torch.device(device), args.backend),
+        "serving": _serving(encoder, device, args.backend),
     }
 
 

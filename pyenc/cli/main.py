@@ -60,7 +60,8 @@ def _say(message: str, status: int) -> int:
 def _reader_gone() -> int:
     """`pyenc info ... | head`: quietly, also when the interpreter flushes at its end."""
     with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        stdout = sys.stdout.fileno()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
     return 1
 
 

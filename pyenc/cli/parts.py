@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ MANIFEST = "manifest.json"
 SETTINGS = "made with"
 OUTPUT = "output"
 """Stem of the output while it is put together."""
+OURS = re.compile(rf"({re.escape(MANIFEST)}|part-\d{{6,}}\.(npy|json))(\.tmp)?|{OUTPUT}\.\w+")
+"""Files of a working folder; no others are deleted."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +128,12 @@ class Parts:
         Raises:
             InputError: it holds files of somebody else; those stay.
         """
-        ours = [self.folder / MANIFEST, self.folder / (MANIFEST + ".tmp")]
+        if not self.exists():
+            return
         # The marks go first: what is left of a removal cut short is not taken for parts.
-        ours += [*self.folder.glob("part-*.json*"), *self.folder.glob("part-*.npy*")]
-        for path in [*ours, *self.folder.glob(f"{OUTPUT}.*")]:
-            path.unlink(missing_ok=True)
+        for path in sorted(self.folder.iterdir(), key=lambda path: ".json" not in path.suffixes):
+            if OURS.fullmatch(path.name):
+                path.unlink(missing_ok=True)
         try:
             self.folder.rmdir()
         except OSError as error:

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import ops
-from ..errors import BackendError, InputError
-from ..loading import resolve
+from ..errors import BackendError
+from ..loading import check_device, resolve
 from ..loading.hub import SMALL_FILES
 from ..loading.weights import WeightFiles
 from ..models import Encoder
@@ -47,18 +47,8 @@ def load_encoder(args: argparse.Namespace, **changes: Any) -> TextEncoder:
         "device": args.device, "dtype": args.dtype, "backend": args.backend, **changes
     }  # fmt: skip
     requested_backend(options["backend"])  # a bad PYENC_BACKEND is an error before the weights
-    if options["device"] is not None:
-        check_device(options["device"])
+    check_device(options["device"])  # and so is a device that is not there
     return load(args.model, revision=args.revision, **options)
-
-
-def check_device(device: str) -> None:
-    """A device that works, or an error: torch has a type of exception for each way to fail."""
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"device {device!r} is not available: {reason}") from error
 
 
 def encode_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -180,15 +180,26 @@ def _stored_dtype(
     return files.read(names[parts["embeddings.word.weight"][0]]).dtype
 
 
-def _target(
-    device: str | torch.device | None, dtype: str | torch.dtype | None, stored: torch.dtype
-) -> tuple[torch.device, torch.dtype]:
+def check_device(device: str | torch.device | None) -> torch.device:
+    """A device that works: CUDA where there is one, else the CPU, or the one asked for.
+
+    Raises:
+        InputError: it does not exist, or this torch cannot use it.
+    """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"device {device!r}: {str(error).splitlines()[0]}") from error
+        # torch has an exception type for each way to fail, and some only when it is used.
+        return torch.empty(1, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"device {str(device)!r} is not available: {reason}") from error
+
+
+def _target(
+    device: str | torch.device | None, dtype: str | torch.dtype | None, stored: torch.dtype
+) -> tuple[torch.device, torch.dtype]:
+    place = check_device(device)
     if dtype == "auto":
         return place, stored
     if dtype is None:

@@ -68,9 +68,8 @@ def _dense_bias(
     if isinstance(bias, RelativePositionBias):
         ahead = rearrange(at, "j -> 1 j") - rearrange(at, "i -> i 1")
         bucket = {d: _t5_bucket(d, bias) for d in set(ahead.flatten().tolist())}
-        index = torch.tensor([[bucket[d] for d in row] for row in ahead.tolist()])
-        index = index.to(score.device)
-        picked = bias.table[index.reshape(-1)].to(score.dtype)
+        index = torch.tensor([bucket[d] for d in ahead.flatten().tolist()], dtype=torch.long)
+        picked = bias.table[index.to(score.device)].to(score.dtype)
         return rearrange(picked, "(i j) h -> h i j", i=len(place), j=len(place))
     return bias.block(at, at).to(score.dtype)
 

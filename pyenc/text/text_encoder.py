@@ -38,7 +38,17 @@ class TokenVectors(NamedTuple):
 
 
 class TruncationWarning(UserWarning):
-    """Texts were longer than the model's limit and were cut."""
+    """Texts were longer than the model's limit and were cut.
+
+    Attributes:
+        count: how many.
+        longest: tokens of the longest of them.
+    """
+
+    def __init__(self, message: str, count: int = 0, longest: int = 0) -> None:
+        super().__init__(message)
+        self.count = count
+        self.longest = longest
 
 
 class TextEncoder:
@@ -296,7 +306,8 @@ def _report_long(tokens: Sequence[Tokens], limit: int, on_long: str) -> None:
     )
     if on_long == "error":
         raise InputError(f"{story}; the first is text {long[0]}")
-    warnings.warn(f"{story} and were truncated", TruncationWarning, stacklevel=3)
+    warning = TruncationWarning(f"{story} and were truncated", len(long), tokens[worst].full_length)
+    warnings.warn(warning, stacklevel=3)
 
 
 def _spans(tokens: Tokens, before: int) -> np.ndarray:

@@ -170,7 +170,7 @@ def test_options_out_of_range(folder: Path) -> None:
         load_checkpoint(folder, dtype="int8")
     with pytest.raises(InputError, match=r"torch\.int64 is not served"):
         load_checkpoint(folder, dtype=torch.int64)
-    with pytest.raises(InputError, match="device 'gpu'"):
+    with pytest.raises(InputError, match="device 'gpu' is not available"):
         load_checkpoint(folder, device="gpu")
 
 

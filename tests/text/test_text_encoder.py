@@ -161,6 +161,8 @@ def test_too_long(encoder: pyenc.TextEncoder) -> None:
     assert len(caught) == 1
     assert "2 of 3 texts exceed 12 tokens (the longest, text 2" in str(caught[0].message)
     assert caught[0].filename == __file__
+    assert isinstance(caught[0].message, pyenc.TruncationWarning)
+    assert (caught[0].message.count, caught[0].message.longest) == (2, 153)
     with pytest.raises(InputError, match=r"1 of 2 texts exceed 12 tokens .*the first is text 1"):
         encoder.encode([short, long], max_length=12, on_long="error")
     # The cut text is its first tokens between the special ones.

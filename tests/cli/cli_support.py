@@ -1,0 +1,51 @@
+"""What the tests of the command line share beside fixtures.
+
+A module of its own name: `conftest` is many.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = Path(__file__).parents[1] / "golden"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+
+TEXTS = [
+    "why is the sky blue?",
+    "",
+    "sunlight is scattered by the air",
+    "Zwölf Boxkämpfer 東京 🙂",
+    "  blanks at both ends  ",
+    "a line separator\u2028is no line end, nor is \x0b or \x85",
+    "one",
+    "two three",
+    "four five six",
+    "the sea kept its own time " * 5,
+]
+
+
+class Said(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Said]
+
+
+def python(*argv: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter that finds this tree's packages."""
+    return subprocess.run(
+        [sys.executable, *argv],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )

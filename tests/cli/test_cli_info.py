@@ -1,0 +1,126 @@
+"""`pyenc info` says of every golden checkpoint what it is, and names a backend for every op."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_support import GOLDEN, Cli
+
+import pyenc
+from pyenc.ops import extension
+
+CHECKPOINTS = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
+FAMILIES = {"bert": "BERT", "jina": "JinaBert", "mosaic": "MosaicBERT"}
+
+
+def facts(cli: Cli, *argv: object) -> dict[str, Any]:
+    said = cli("info", *argv, "--json")
+    assert said.status == 0, said.err
+    content: dict[str, Any] = json.loads(said.out)
+    return content
+
+
+def test_there_are_checkpoints() -> None:
+    assert {"bert_mean_h4", "jina_geglu_h4", "mosaic_mlm_h4"} <= set(CHECKPOINTS)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_every_golden(cli: Cli, name: str) -> None:
+    found = facts(cli, GOLDEN / name)
+    encoder = pyenc.load(GOLDEN / name, device="cpu")
+    config = encoder.model.config
+    expected = next((v for k, v in FAMILIES.items() if name.startswith(k)), "")
+    assert found["family"].startswith(expected)
+    shape = found["architecture"]
+    assert shape["layers"] == config.num_layers
+    assert shape["heads"] * shape["head_dim"] == shape["hidden_size"] == config.hidden_size
+    assert shape["feed_forward"]["gated"] == config.gated
+    assert shape["position"] == config.position
+    count = sum(p.numel() for p in encoder.model.parameters())
+    assert found["parameters"]["count"] == count
+    assert found["parameters"]["megabytes"] == pytest.approx(count * 4 / 1e6, abs=1e-3)
+    assert found["limits"]["max_length"] == encoder.max_length
+    assert found["vectors"]["dim"] == encoder.dim
+    assert found["vectors"]["pooling"] == encoder.recipe.pooling
+    names = {file["name"] for file in found["files"]}
+    assert "config.json" in names
+    assert names & {"model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"}
+    ops = found["serving"]["ops"]
+    assert {"attention", "gated", "norm", "rotary", "segment_mean"} <= set(ops)
+    for op in ops.values():
+        assert op["backends"][op["backend"]] == "serves"
+        assert op["backends"]["torch"] == "serves"
+    assert found["serving"]["device"]
+    assert found["serving"]["extension"]["built"] == (not extension.why_missing())
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_for_people(cli: Cli, name: str) -> None:
+    said = cli("info", GOLDEN / name)
+    assert said.status == 0
+    assert said.err == ""
+    for word in ("family", "layers", "maximum length", "parameters", "served on", "attention"):
+        assert word in said.out
+    assert max(map(len, said.out.splitlines())) < 160
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content", "length", "source"),
+    [
+        (None, None, None, 256, "sentence_bert_config.json"),
+        ("sentence_bert_config.json", "max_seq_length", 9999, 320, "position table"),
+        ("sentence_bert_config.json", "max_seq_length", None, 320, "config.json"),
+    ],
+)
+def test_where_the_limit_comes_from(
+    cli: Cli, tmp_path: Path, name: str | None, file: str, content: Any, length: int, source: str
+) -> None:
+    folder = copy(GOLDEN / "bert_cls_h2", tmp_path)
+    (folder / "tokenizer_config.json").write_text("{}")
+    if name:
+        config = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**config, file: content}))
+    limits = facts(cli, folder)["limits"]
+    assert limits["max_length"] == length
+    assert limits["max_length_from"].startswith(source)
+    assert limits["position_table"] == 320
+
+
+def copy(golden: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    for path in golden.rglob("*"):
+        if path.is_file():
+            target = folder / path.relative_to(golden)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    return folder
+
+
+def test_prompts(cli: Cli, tmp_path: Path) -> None:
+    folder = copy(GOLDEN / "bert_cls_h2", tmp_path)
+    (folder / "config_sentence_transformers.json").write_text(
+        json.dumps({"prompts": {"query": "suche: ", "東": "é"}, "default_prompt_name": "query"})
+    )
+    found = facts(cli, folder)["vectors"]
+    assert found["prompts"] == {"query": "suche: ", "東": "é"}
+    assert found["default_prompt_name"] == "query"
+    assert "query (default): 'suche: '" in cli("info", folder).out
+
+
+def test_dtype_and_backend(cli: Cli, bert: Path) -> None:
+    found = facts(cli, bert, "--dtype", "bfloat16", "--backend", "reference")
+    assert found["parameters"]["dtype"] == found["serving"]["dtype"] == "bfloat16"
+    assert found["parameters"]["stored_dtype"] == "float32"
+    assert found["serving"]["ops"]["attention"]["backend"] == "reference"
+
+
+def test_a_backend_that_cannot_serve_is_said_so(cli: Cli, bert: Path) -> None:
+    """`info` is where one finds out why: it answers where `embed` would stop."""
+    words = [bert, "--backend", "flash_attn", "--device", "cpu"]
+    found = facts(cli, *words)["serving"]["ops"]["attention"]
+    assert found["backend"] is None
+    assert "flash_attn" in found["backends"]["flash_attn"]
+    assert "by none that was asked for" in cli("info", *words).out

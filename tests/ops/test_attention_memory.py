@@ -1,0 +1,61 @@
+"""The torch backend's memory at 32,768 tokens, 8 heads of 64, in a process of its own.
+
+A dense bias alone would take 34 GB there. Slow: it is half a teraflop and more.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+import torch
+from pyenc.ops import ALiBi, alibi_slopes, attention
+
+mode, n = sys.argv[1], int(sys.argv[2])
+def run(n):
+    q, k, v = (torch.randn(n, 8, 64, requires_grad=mode != "forward") for _ in range(3))
+    slopes = alibi_slopes(8).requires_grad_(mode == "slopes")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    out = attention(q, k, v, torch.tensor([0, n]), bias=ALiBi(slopes))
+    if mode != "forward":
+        out.backward(torch.ones_like(out))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+run(256)  # what the libraries take for themselves
+print(run(n) * 1024)
+"""
+
+TENSOR = 32768 * 8 * 64 * 4
+
+
+def extra(mode: str, tokens: int = 32768) -> int:
+    """Bytes that the process grew by, outputs included."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, mode, str(tokens)],
+        capture_output=True, text=True, check=True, timeout=600,
+    )  # fmt: skip
+    return int(done.stdout)
+
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
+
+
+@pytest.mark.slow
+def test_forward_within_a_gigabyte() -> None:
+    assert extra("forward") - TENSOR < 10**9
+
+
+@pytest.mark.slow
+def test_forward_and_backward_within_two_gigabytes() -> None:
+    # Outputs: out, its gradient, and the gradients of q, k and v.
+    assert extra("backward") - 5 * TENSOR < 2 * 10**9
+
+
+@pytest.mark.slow
+def test_the_path_of_learned_slopes_is_linear_too() -> None:
+    """The blocked path, at a length where the scores alone would be 537 MB, and it holds three."""
+    assert extra("slopes", 4096) - 5 * TENSOR // 8 < 3 * 10**8
