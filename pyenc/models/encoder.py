@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..ops import ALiBi, add_layer_norm, alibi_slopes, attention, gated_linear
 from ..ops.backend import compiling
 from ..ops.gated import activate
-from ..ops.validation import check_cu_seqlens
+from ..ops.validation import check_cu_seqlens, sequence_bounds
 from .config import EncoderConfig
 from .packing import pack
 
@@ -101,7 +101,7 @@ class Encoder(nn.Module):
         Raises:
             InputError: shapes disagree, or an id or a position is out of range.
         """
-        check_cu_seqlens("forward_packed", cu_seqlens)
+        _check_packed(input_ids, cu_seqlens)
         for name, given in (("positions", positions), ("token_type_ids", token_type_ids)):
             if given is not None and given.shape != input_ids.shape:
                 raise InputError(
@@ -288,6 +288,17 @@ class FeedForward(nn.Module):
             return self.down(F.dropout(m_TF, self.dropout, self.training))
         m_TF = activate(self.up(x_TC), self.activation)
         return F.dropout(self.down(m_TF), self.dropout, self.training)
+
+
+def _check_packed(input_ids: Tensor, cu_seqlens: Tensor) -> None:
+    if input_ids.ndim != 1 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+        raise InputError(
+            f"forward_packed: input_ids must be (T,) integers, got {tuple(input_ids.shape)} "
+            f"{input_ids.dtype}"
+        )
+    check_cu_seqlens("forward_packed", cu_seqlens)
+    if not compiling():
+        sequence_bounds("forward_packed", cu_seqlens, input_ids.shape[0])
 
 
 def _places(input_ids: Tensor, cu_seqlens: Tensor) -> Tensor:

@@ -44,11 +44,12 @@ class Group:
 
     def put(self, x: Tensor, values: Tensor) -> None:
         """(b, H, n, D) -> its rows of (T, H, D)."""
-        rows = values.transpose(1, 2).flatten(0, 1).to(x.dtype)
+        rows = values.transpose(1, 2)
         if self.contiguous:
-            x[self.starts[0] : self.starts[0] + len(rows)] = rows
+            place = x[self.starts[0] : self.starts[0] + len(self.starts) * self.n]
+            place.unflatten(0, (len(self.starts), self.n)).copy_(rows)
         else:
-            x[self.rows(x.device)] = rows
+            x[self.rows(x.device)] = rows.flatten(0, 1).to(x.dtype)
 
 
 def groups_of(bounds: list[int]) -> Iterator[Group]:

@@ -152,14 +152,16 @@ class TextEncoder:
         if batch_tokens is None:
             batch_tokens = BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cuda"])
         batches = list(token_batches([len(t.ids) for t in tokens], batch_tokens))
-        pooled = torch.zeros(len(listed), dim, device=self.device)
+        # On a GPU the vectors leave it batch by batch, unless they are asked for as a tensor there.
+        place = self.device if convert_to_tensor else torch.device("cpu")
+        pooled = torch.zeros(len(listed), dim, device=place)
         rows: list[TokenVectors | None] = [None] * len(listed)
         hide = None if progress is None else not progress
         with tqdm(total=len(listed), desc="encode", unit="text", disable=hide, leave=False) as bar:
             for batch in batches:
                 values = self._run([tokens[i] for i in batch], skip, output, dim, normalize)
                 if output == "pooled":
-                    pooled[torch.tensor(batch, device=self.device)] = values
+                    pooled[torch.tensor(batch, device=place)] = values.to(place)
                 else:
                     bounds = np.cumsum([0] + [len(tokens[i].ids) for i in batch])
                     states = values.cpu().numpy()
@@ -169,7 +171,7 @@ class TextEncoder:
                 bar.update(len(batch))
         if output == "tokens":
             return rows[0] if single else rows
-        result = pooled if convert_to_tensor else pooled.cpu().numpy()
+        result = pooled if convert_to_tensor else pooled.numpy()
         return result[0] if single else result
 
     def save(self, folder: str | Path) -> None:

@@ -113,6 +113,23 @@ def test_bad_input_is_named(encoder: Encoder) -> None:
             encoder(*given)
 
 
+@pytest.mark.parametrize(
+    ("ids", "bounds", "message"),
+    [
+        (torch.zeros(4).long(), [0, 5], "ends at 5, but there are 4 packed tokens"),
+        (torch.zeros(4).long(), [0, 3, 2, 4], "decreases from 3 to 2"),
+        (torch.zeros(4).long(), [-1, 4], "must start at 0"),
+        (torch.zeros(4), [0, 4], r"must be \(T,\) integers"),
+        (torch.zeros(2, 2).long(), [0, 4], r"must be \(T,\) integers"),
+    ],
+)
+def test_bad_packed_input_is_named(
+    encoder: Encoder, ids: Tensor, bounds: list[int], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        encoder.forward_packed(ids, torch.tensor(bounds))
+
+
 def test_garbage_under_the_mask_is_never_looked_up(encoder: Encoder) -> None:
     ids = torch.full((1, 4), 10**6)
     ids[0, :2] = 3

@@ -152,6 +152,17 @@ def test_without_torchs_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         check(torch.float32, MIXED, 4, 16, kind, False)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", BIASES)
+def test_half_precision_products_as_on_a_gpu(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU multiplies halves as they are and keeps the softmax in float32."""
+    monkeypatch.setattr(torch_backend, "_work_dtype", lambda q: q.dtype)
+    monkeypatch.setattr(torch_backend, "_fused", lambda q, terms: False)
+    check(dtype, MIXED, 3, 16, kind, True)
+
+
 def test_scores_far_apart() -> None:
     """Scores of hundreds, with the largest far from the diagonal, overflow nothing."""
     q, k, v = (torch.randn(80, 2, 16) for _ in range(3))
