@@ -14,9 +14,8 @@ from ..errors import InputError
 from ..ops import ALiBi, add_layer_norm, alibi_slopes, attention, gated_linear
 from ..ops.backend import compiling
 from ..ops.gated import activate
-from ..ops.validation import check_cu_seqlens, sequence_bounds
 from .config import EncoderConfig
-from .packing import pack
+from .packing import check_packed, pack, places
 
 
 class Encoder(nn.Module):
@@ -101,7 +100,7 @@ class Encoder(nn.Module):
         Raises:
             InputError: shapes disagree, or an id or a position is out of range.
         """
-        _check_packed(input_ids, cu_seqlens)
+        check_packed(input_ids, cu_seqlens)
         for name, given in (("positions", positions), ("token_type_ids", token_type_ids)):
             if given is not None and given.shape != input_ids.shape:
                 raise InputError(
@@ -112,7 +111,7 @@ class Encoder(nn.Module):
         if self.config.position == "absolute":
             # Only the table reads them: attention itself has no notion of distance here.
             relative = None
-            positions = _places(input_ids, cu_seqlens) if positions is None else positions
+            positions = places(cu_seqlens, input_ids.shape[0]) if positions is None else positions
         self._check_ranges(input_ids, positions, token_type_ids)
         bias = None
         if self.config.position == "alibi":
@@ -288,22 +287,3 @@ class FeedForward(nn.Module):
             return self.down(F.dropout(m_TF, self.dropout, self.training))
         m_TF = activate(self.up(x_TC), self.activation)
         return F.dropout(self.down(m_TF), self.dropout, self.training)
-
-
-def _check_packed(input_ids: Tensor, cu_seqlens: Tensor) -> None:
-    if input_ids.ndim != 1 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
-        raise InputError(
-            f"forward_packed: input_ids must be (T,) integers, got {tuple(input_ids.shape)} "
-            f"{input_ids.dtype}"
-        )
-    check_cu_seqlens("forward_packed", cu_seqlens)
-    if not compiling():
-        sequence_bounds("forward_packed", cu_seqlens, input_ids.shape[0])
-
-
-def _places(input_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """0..n-1 in each packed sequence, (T,)."""
-    starts = torch.repeat_interleave(
-        cu_seqlens[:-1].long(), cu_seqlens.diff().long(), output_size=input_ids.shape[0]
-    )
-    return torch.arange(input_ids.shape[0], device=input_ids.device) - starts

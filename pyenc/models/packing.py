@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..ops.backend import compiling
+from ..ops.validation import check_cu_seqlens, sequence_bounds
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,26 @@ def pack(input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tenso
         index=index,
         shape=(rows, length),
     )
+
+
+def check_packed(input_ids: Tensor, cu_seqlens: Tensor) -> None:
+    """Packed ids (T,) and their cumulative lengths fit together, or an `InputError` says how not."""
+    if input_ids.ndim != 1 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+        raise InputError(
+            f"forward_packed: input_ids must be (T,) integers, got {tuple(input_ids.shape)} "
+            f"{input_ids.dtype}"
+        )
+    check_cu_seqlens("forward_packed", cu_seqlens)
+    if not compiling():
+        sequence_bounds("forward_packed", cu_seqlens, input_ids.shape[0])
+
+
+def places(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
+    """0..n-1 in each packed sequence, (T,) int64."""
+    starts = torch.repeat_interleave(
+        cu_seqlens[:-1].long(), cu_seqlens.diff().long(), output_size=num_tokens
+    )
+    return torch.arange(num_tokens, device=cu_seqlens.device) - starts
 
 
 def _has_holes(kept: Tensor, counts: Tensor) -> bool:

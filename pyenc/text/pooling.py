@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..models.packing import places
 from ..ops import segment_mean
 from .recipe import Recipe
 
@@ -35,7 +36,9 @@ def pool(
     """
     lengths = cu_seqlens.diff()
     if recipe.pooling == "mean":
-        weights = _after(skip_tokens, hidden_TC, cu_seqlens) if skip_tokens else None
+        weights = None
+        if skip_tokens:
+            weights = (places(cu_seqlens, hidden_TC.shape[0]) >= skip_tokens).float()
         pooled = segment_mean(hidden_TC, cu_seqlens, weights, backend=backend)
     else:
         wide = torch.promote_types(hidden_TC.dtype, torch.float32)
@@ -52,12 +55,3 @@ def pool(
     for dense in recipe.dense:
         pooled = dense(pooled)
     return pooled
-
-
-def _after(skip: int, hidden_TC: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """(T,) weights: 0 for the first `skip` tokens of each sequence, 1 for the rest."""
-    starts = torch.repeat_interleave(
-        cu_seqlens[:-1], cu_seqlens.diff(), output_size=hidden_TC.shape[0]
-    )
-    place = torch.arange(hidden_TC.shape[0], device=hidden_TC.device) - starts
-    return (place >= skip).to(torch.float32)
