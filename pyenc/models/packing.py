@@ -72,7 +72,7 @@ def pack(input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tenso
 
 
 def check_packed(input_ids: Tensor, cu_seqlens: Tensor) -> None:
-    """Packed ids (T,) and their cumulative lengths fit together, or an `InputError` says how not."""
+    """Packed ids (T,) and their cumulative lengths fit together, or an `InputError` says why."""
     if input_ids.ndim != 1 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
         raise InputError(
             f"forward_packed: input_ids must be (T,) integers, got {tuple(input_ids.shape)} "

@@ -6,6 +6,7 @@ Shapes: T packed tokens, B sequences, H heads, D head dim.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,12 +136,9 @@ def _attention_op(
 
 
 @_attention_op.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, kind: str, bias: Tensor | None,
-    max_distance: int, positions: Tensor | None, scale: float, window_left: int,
-    window_right: int, dropout_p: float, seed: Tensor | None, return_lse: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return_lse = rest[-1]
+    lse_dtype = torch.promote_types(q.dtype, torch.float32)
     rows = q.shape[0] if return_lse else 0
     return torch.empty_like(q), q.new_empty((rows, q.shape[1]), dtype=lse_dtype)
 
@@ -176,29 +174,26 @@ def _attention_backward_op(
 
 @_attention_backward_op.register_fake
 def _(
-    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor,
-    cu_seqlens: Tensor, kind: str, bias: Tensor | None, max_distance: int,
-    positions: Tensor | None, scale: float, window_left: int, window_right: int,
-    dropout_p: float, seed: Tensor | None, want_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    dbias = torch.empty_like(bias) if want_bias and bias is not None else q.new_empty(0)
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _, _, bias, *_, want_bias = rest
+    dbias = torch.empty_like(bias) if want_bias else q.new_empty(0)
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), dbias
 
 
-def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:  # type: ignore[type-arg]
-    (q, k, v, cu_seqlens, kind, bias, max_distance, positions, scale, left, right,
-     dropout_p, seed, return_lse) = inputs  # fmt: skip
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, cu_seqlens, kind, bias, max_distance, positions, *numbers, seed, return_lse = inputs
     ctx.save_for_backward(q, k, v, cu_seqlens, bias, positions, seed)
-    ctx.rest = (kind, max_distance, scale, left, right, dropout_p, return_lse)  # type: ignore[attr-defined]
+    ctx.rest = kind, max_distance, numbers, return_lse
 
 
-def _backward(ctx, grad_out: Tensor, grad_lse: Tensor | None):  # type: ignore[no-untyped-def]
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     q, k, v, cu_seqlens, bias, positions, seed = ctx.saved_tensors
-    kind, max_distance, scale, left, right, dropout_p, return_lse = ctx.rest
+    kind, max_distance, numbers, return_lse = ctx.rest
     want_bias = bias is not None and ctx.needs_input_grad[5]
     dq, dk, dv, dbias = torch.ops.pyenc.attention_backward(
         grad_out, grad_lse if return_lse else None, q, k, v, cu_seqlens, kind, bias,
-        max_distance, positions, scale, left, right, dropout_p, seed, want_bias,
+        max_distance, positions, *numbers, seed, want_bias,
     )  # fmt: skip
     return (dq, dk, dv, None, None, dbias if want_bias else None, *[None] * 8)
 
