@@ -53,6 +53,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> object:
+    if name in ("loading", "models", "ops", "text"):
+        return import_module(f".{name}", __name__)
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_LAZY[name], __name__), name)

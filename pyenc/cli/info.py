@@ -60,7 +60,7 @@ def _architecture(encoder: TextEncoder) -> dict[str, Any]:
         },
         "position": config.position,
         "vocabulary": config.vocab_size,
-        "tokenizer_vocabulary": encoder.tokenizer.vocab_size,
+        "tokenizer_vocabulary": encoder.tokenizer.vocab_size if encoder.tokenizer else None,
         "token_types": config.type_vocab_size,
         "query_key_norm": config.qk_norm,
         "pooler": config.pooler,
@@ -93,7 +93,9 @@ def _limits(encoder: TextEncoder) -> dict[str, Any]:
     # In the order in which they are asked.
     words = {
         "sentence_bert_config.json (max_seq_length)": encoder.recipe.max_length,
-        "tokenizer_config.json (model_max_length)": encoder.tokenizer.max_length,
+        "tokenizer_config.json (model_max_length)": (
+            encoder.tokenizer.max_length if encoder.tokenizer else None
+        ),
         "config.json": config.max_length,
     }
     source = next(name for name, limit in words.items() if limit)
@@ -166,7 +168,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     )
     yield _row("feed-forward", f"{gated}{forward['activation']}, {forward['size']}")
     yield _row("positions", shape["position"] + table)
-    yield _row("vocabulary", f"{shape['vocabulary']:,} ({shape['tokenizer_vocabulary']:,} used)")
+    used = shape["tokenizer_vocabulary"]
+    words = "no tokenizer files" if used is None else f"{used:,} used"
+    yield _row("vocabulary", f"{shape['vocabulary']:,} ({words})")
     yield _row(
         "parameters",
         f"{size['count']:,}: {size['megabytes']:,.1f} MB as {size['dtype']}, stored as "

@@ -94,13 +94,14 @@ class Parts:
                 )
         else:
             content = {**notes, SETTINGS: settings}
-            _write(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
+            # ASCII: names and prompts of a command line may hold bytes that are no UTF-8.
+            _write(path, json.dumps(content, indent=1).encode())
 
     def add(self, vectors: np.ndarray, part: Part) -> None:
         """Keep the next part for good."""
         with _replacing(self._npy(self.count)) as file:
             np.save(file, vectors, allow_pickle=False)
-        _write(self._json(self.count), json.dumps(asdict(part), ensure_ascii=False).encode())
+        _write(self._json(self.count), json.dumps(asdict(part)).encode())
         self.count += 1
 
     def part(self, number: int) -> Part:

@@ -1,8 +1,9 @@
 """Loading published checkpoints strictly and safely, and writing them back under their names."""
 
-from .checkpoint import Checkpoint, check_device, load_checkpoint, read_json
+from .checkpoint import Checkpoint, load_checkpoint, read_json
 from .hub import resolve
 from .save import original_tensors, save_checkpoint
+from .target import check_device
 
 __all__ = [
     "Checkpoint",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,9 @@ from torch import Tensor
 from ..errors import CheckpointError, InputError
 from ..models import Encoder
 from ..models.families import ConfigFile, Family, recognise
+from .strict import check_names, check_shape, check_shapes, count_layers, is_buffer, readings
+from .target import DTYPES, check_device, check_dtype
 from .weights import WeightFiles
-
-BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
-"""Constants that old checkpoints carry; computed, so neither needed nor kept on saving."""
-
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float64": torch.float64,
-}
 
 
 @dataclass
@@ -41,6 +32,8 @@ class Checkpoint:
     """Heads that are no part of the encoder, under their names in the file."""
     tied: dict[str, str] = field(default_factory=dict)
     """Head tensors equal to a parameter: written from it."""
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    """Constants such as `embeddings.position_ids`, under their names in the file."""
     stored_dtype: torch.dtype = torch.float32
 
 
@@ -78,13 +71,19 @@ def load_checkpoint(
         shape = family.config(reader, bare)
     except InputError as error:
         raise CheckpointError(f"{config_path}: {error}") from error
+    layers = count_layers(bare)
+    # One layer too many is enough to be refused, and config.json may speak of a million.
+    some = replace(shape, num_layers=min(shape.num_layers, layers + 1))
+    parts = {p: tuple(prefix + n for n in ns) for p, ns in family.parts(some).items()}
+    check_names(files, names, parts, family, prefix, (shape.num_layers, layers))
+    # Before anything is built: the product of two absurd sizes is more than torch can count.
+    word = names[parts["embeddings.word.weight"][0]]
+    check_shape(files, word, (shape.vocab_size, shape.hidden_size))
     with torch.device("meta"):
         encoder = Encoder(shape, backend=backend, skip_eps=skip_eps)
-    parts = {p: tuple(prefix + n for n in ns) for p, ns in family.parts(shape).items()}
-    _check_names(files, names, parts, family, prefix)
-    _check_shapes(files, names, parts, encoder)
-    stored = _stored_dtype(files, names, parts)
-    target_device, target_dtype = _target(device, dtype, stored)
+    check_shapes(files, names, parts, encoder)
+    stored = files.read(word).dtype
+    target_device, target_dtype = check_device(device), check_dtype(dtype, stored)
     state = {
         parameter: _read(files, [names[n] for n in ns], target_device, target_dtype)
         for parameter, ns in parts.items()
@@ -123,131 +122,63 @@ def _modern(name: str) -> str:
     return name
 
 
-def _belongs_aside(name: str, family: Family, prefix: str) -> bool:
-    bare = name.removeprefix(prefix)
-    return bare in BUFFERS or any(
-        candidate.startswith(head) for candidate in (name, bare) for head in family.set_aside
-    )
-
-
-def _check_names(
-    files: WeightFiles,
-    names: dict[str, str],
-    parts: dict[str, tuple[str, ...]],
-    family: Family,
-    prefix: str,
-) -> None:
-    wanted = {name for ns in parts.values() for name in ns}
-    missing = [n for ns in parts.values() for n in ns if n not in names]
-    unexpected = [n for n in names if n not in wanted and not _belongs_aside(n, family, prefix)]
-    problems = _listed(files, "missing", missing) + _listed(
-        files, "unexpected", (names[n] for n in unexpected)
-    )
-    if problems:
-        raise CheckpointError(
-            f"{files.folder}: the tensors are not those of {family.name} as config.json "
-            "describes it:\n  " + "\n  ".join(problems)
-        )
-
-
-def _listed(files: WeightFiles, what: str, names: Iterable[str], most: int = 5) -> list[str]:
-    lines = [f"{files.file_of(n).name}: {what} tensor {n!r}" for n in names]
-    more = [f"... and {len(lines) - most} more {what}"] if len(lines) > most else []
-    return lines[:most] + more
-
-
-def _check_shapes(
-    files: WeightFiles, names: dict[str, str], parts: dict[str, tuple[str, ...]], encoder: Encoder
-) -> None:
-    expected = {name: tuple(p.shape) for name, p in encoder.named_parameters()}
-    if expected.keys() != parts.keys():
-        raise AssertionError(f"family and Encoder disagree: {expected.keys() ^ parts.keys()}")
-    for parameter, ns in parts.items():
-        rows, *rest = expected[parameter]
-        for n in ns:
-            shape = files.shape(names[n])
-            right = (rows // len(ns), *rest)
-            if shape != right:
-                raise CheckpointError(
-                    f"{files.file_of(names[n])}: tensor {names[n]!r} has shape {shape}, but "
-                    f"config.json asks for {right}"
-                )
-
-
-def _stored_dtype(
-    files: WeightFiles, names: dict[str, str], parts: dict[str, tuple[str, ...]]
-) -> torch.dtype:
-    return files.read(names[parts["embeddings.word.weight"][0]]).dtype
-
-
-def check_device(device: str | torch.device | None) -> torch.device:
-    """A device that works: CUDA where there is one, else the CPU, or the one asked for.
-
-    Raises:
-        InputError: it does not exist, or this torch cannot use it.
-    """
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        # torch has an exception type for each way to fail, and some only when it is used.
-        return torch.empty(1, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"device {str(device)!r} is not available: {reason}") from error
-
-
-def _target(
-    device: str | torch.device | None, dtype: str | torch.dtype | None, stored: torch.dtype
-) -> tuple[torch.device, torch.dtype]:
-    place = check_device(device)
-    if dtype == "auto":
-        return place, stored
-    if dtype is None:
-        return place, torch.float32
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise InputError(f"dtype {dtype!r} is unknown; known: auto, {', '.join(DTYPES)}")
-        dtype = DTYPES[dtype]
-    if dtype not in DTYPES.values():
-        raise InputError(f"dtype {dtype} is not served; known: {', '.join(DTYPES)}")
-    return place, dtype
-
-
 def _read(files: WeightFiles, names: list[str], device: torch.device, dtype: torch.dtype) -> Tensor:
     """One parameter from its parts, in memory of its own, checked to be finite."""
     pieces = []
     for name in names:
         tensor = files.read(name)
-        if not tensor.is_floating_point():
+        if tensor.dtype not in DTYPES.values():
             raise CheckpointError(
-                f"{files.file_of(name)}: tensor {name!r} is {tensor.dtype}, not floating point"
+                f"{files.file_of(name)}: tensor {name!r} is {tensor.dtype}, which is not served: "
+                f"quantised weights; served: {', '.join(DTYPES)}"
             )
-        tensor = tensor.to(dtype)
-        finite = torch.isfinite(tensor)
-        if not bool(finite.all()):
-            at = tuple((~finite).nonzero()[0].tolist())
-            raise CheckpointError(
-                f"{files.file_of(name)}: tensor {name!r} has {tensor[at].item()} at {at}"
-                + ("" if dtype == files.read(name).dtype else f" (as {dtype})")
-            )
-        pieces.append(tensor)
+        piece = tensor.to(dtype)
+        _check_finite(files, name, piece, tensor.dtype)
+        pieces.append(piece)
     # torch.cat copies even one piece: a mapped file may change or vanish under us.
     return torch.cat(pieces).to(device)
+
+
+def _check_finite(files: WeightFiles, name: str, tensor: Tensor, stored: torch.dtype) -> None:
+    finite = torch.isfinite(tensor)
+    if not bool(finite.all()):
+        at = tuple((~finite).nonzero()[0].tolist())
+        raise CheckpointError(
+            f"{files.file_of(name)}: tensor {name!r} has {tensor[at].item()} at {at}"
+            + ("" if tensor.dtype == stored else f" (as {tensor.dtype})")
+        )
 
 
 def _set_aside(
     checkpoint: Checkpoint, files: WeightFiles, names: dict[str, str], prefix: str
 ) -> None:
-    """Keep heads for saving, and note which of them are one with a parameter."""
+    """Keep heads and buffers for saving, and note which heads are one with a parameter."""
     used = {n for ns in checkpoint.sources.values() for n in ns}
     family = checkpoint.family
+    # View -> it and its copy: one tensor of many names is copied once. The view is held, since
+    # the memory of one that is let go may become another's.
+    copies: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
     for modern, name in names.items():
-        if name in used or modern.removeprefix(prefix) in BUFFERS:
+        if name in used:
             continue
         tensor = files.read(name)
-        parameter = family.tied.get(modern.removeprefix(prefix))
+        if is_buffer(modern, family, prefix):
+            checkpoint.buffers[name] = tensor.clone()
+            continue
+        if tensor.is_floating_point():
+            # The small dtypes of quantised heads cannot be asked.
+            plain = tensor if tensor.dtype in DTYPES.values() else tensor.float()
+            _check_finite(files, name, plain, plain.dtype)
+        parameter = next(filter(None, map(family.tied.get, readings(modern, family, prefix))), None)
         source = checkpoint.sources.get(parameter, ("",))[0] if parameter else ""
-        if parameter and source and torch.equal(tensor, files.read(source)):
+        if parameter and source and _same(tensor, files.read(source)):
             checkpoint.tied[name] = parameter
-        else:
-            checkpoint.set_aside[name] = tensor.clone()
+            continue
+        view = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if view not in copies:
+            copies[view] = tensor, tensor.clone()
+        checkpoint.set_aside[name] = copies[view][1]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -15,13 +16,15 @@ from .checkpoint import Checkpoint
 
 
 def original_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The encoder's tensors (and the heads set aside) under the names they came with."""
+    """The encoder's tensors (heads and buffers with them) under the names they came with."""
     state = checkpoint.encoder.state_dict()
     tensors: dict[str, Tensor] = {}
     for parameter, names in checkpoint.sources.items():
         pieces = state[parameter].detach().cpu().chunk(len(names))
         tensors |= {name: piece.clone() for name, piece in zip(names, pieces, strict=True)}
-    tensors |= {name: tensor.contiguous() for name, tensor in checkpoint.set_aside.items()}
+    for name, tensor in (checkpoint.set_aside | checkpoint.buffers).items():
+        # A copy each: tensors that are one in memory are not in a safetensors file.
+        tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
     for name, parameter in checkpoint.tied.items():
         tensors[name] = state[parameter].detach().cpu().clone()
     return tensors
@@ -41,25 +44,32 @@ def save_checkpoint(
         files: relative path -> content, such as the tokenizer's.
 
     Raises:
-        CheckpointError: `folder` is a file, or a path leads out of it.
+        CheckpointError: `folder` is a file or cannot be written, or a path leads out of it.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder}: a file stands where the checkpoint's folder should be")
-    folder.mkdir(parents=True, exist_ok=True)
     config = dict(checkpoint.config)
-    config["torch_dtype"] = str(checkpoint.encoder.dtype).removeprefix("torch.")
+    # Newer files say "dtype", some say both.
+    for key in [key for key in ("torch_dtype", "dtype") if key in config] or ["torch_dtype"]:
+        config[key] = str(checkpoint.encoder.dtype).removeprefix("torch.")
     contents = dict(files or {})
     contents["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
-    for name, content in contents.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise CheckpointError(f"{name}: leads out of {folder}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(content)
-        partial.replace(path)
-    partial = folder / "model.safetensors.partial"
-    with torch.no_grad():
-        save_file(original_tensors(checkpoint), partial, metadata={"format": "pt"})
-    partial.replace(folder / "model.safetensors")
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise CheckpointError(
+                f"{folder}: a file stands where the checkpoint's folder should be"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            path = folder / name
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise CheckpointError(f"{name}: leads out of {folder}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(path.name + ".partial")
+            partial.write_bytes(content)
+            partial.replace(path)
+        partial = folder / "model.safetensors.partial"
+        with torch.no_grad():
+            save_file(original_tensors(checkpoint), partial, metadata={"format": "pt"})
+        partial.replace(folder / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: cannot be written: {error}") from error

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .pickles import read_pickle
 
 INDEXED = ("model.safetensors", "pytorch_model.bin")
 """Published names, the preferred first; each may be cut into shards by `<name>.index.json`."""
@@ -77,7 +75,7 @@ class WeightFiles:
             with _naming(path):
                 self._safe[path] = safe_open(path, framework="pt")
                 return list(self._safe[path].keys())
-        self._pickled[path] = _read_pickle(path)
+        self._pickled[path] = read_pickle(path)
         return list(self._pickled[path])
 
 
@@ -106,66 +104,18 @@ def _shards(index: Path) -> list[Path]:
     try:
         shards = json.loads(index.read_text("utf-8"))["weight_map"].values()
         names = sorted({str(shard) for shard in shards})
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, OSError, RecursionError) as error:
         raise CheckpointError(f"{index}: no readable weight_map: {error!r}") from error
     paths = [index.parent / name for name in names]
     for path in paths:
         # A shard's name comes from a file of a stranger: it may not lead out of the folder.
         if path.parent != index.parent or path.name in ("", ".", ".."):
             raise CheckpointError(f"{index}: shard {path.name!r} must be a plain file name")
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except OSError as error:  # a name that no file can have
+            shown = path.name[:40] + "..." * (len(path.name) > 40)
+            raise CheckpointError(f"{index}: shard {shown!r}: {error.strerror}") from error
+        if not there:
             raise CheckpointError(f"{index}: shard {path.name} is missing")
     return paths
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    """A torch pickle with weights_only=True: tensors in plain containers, nothing else."""
-    _refuse_bombs(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: refused, it holds more than tensors (a pickle can run code; none was run): "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    except Exception as error:
-        # torch raises a dozen types on damaged files, RuntimeError, EOFError, KeyError among them.
-        first = (str(error) or repr(error)).splitlines()[0]
-        raise CheckpointError(f"{path}: not a readable torch file: {first}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a dict of tensors, got {type(content).__name__}")
-    for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(
-                f"{path}: {name!r} is a {type(tensor).__name__}, expected tensors by name only"
-            )
-        if tensor.layout != torch.strided:
-            raise CheckpointError(f"{path}: tensor {name!r} is {tensor.layout}, not dense")
-        # A stride of 0 makes gigabytes of a few bytes.
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise CheckpointError(
-                f"{path}: tensor {name!r} claims shape {tuple(tensor.shape)}, more than is stored"
-            )
-    return content
-
-
-def _refuse_bombs(path: Path) -> None:
-    """torch.save stores entries as they are; a compressed or overlong one is not torch's."""
-    if not zipfile.is_zipfile(path):
-        return
-    size = path.stat().st_size
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged zip archive: {error}") from error
-    for entry in entries:
-        if entry.compress_type != zipfile.ZIP_STORED:
-            raise CheckpointError(
-                f"{path}: refused, entry {entry.filename!r} is compressed, which torch never does"
-            )
-    total = sum(entry.file_size for entry in entries)
-    if total > size:
-        raise CheckpointError(
-            f"{path}: refused, its entries claim {total:,} bytes, the file has {size:,}"
-        )

@@ -12,10 +12,15 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..ops import ALiBi, add_layer_norm, alibi_slopes, attention, gated_linear
-from ..ops.backend import compiling
+from ..ops.attention import check_skip_eps
+from ..ops.backend import compiling, requested_backend
 from ..ops.gated import activate
 from .config import EncoderConfig
-from .packing import check_packed, pack, places
+from .packing import check_like, check_packed, pack, places
+
+CPU_ROWS = 1024
+"""Tokens that a CPU takes through the feed-forward at a time when no gradient is wanted: the
+(T, 2F) between its products is the largest tensor of all, and stays small at this size."""
 
 
 class Encoder(nn.Module):
@@ -31,6 +36,8 @@ class Encoder(nn.Module):
         self, config: EncoderConfig, *, backend: str | None = None, skip_eps: float | None = None
     ) -> None:
         super().__init__()
+        requested_backend(backend)
+        check_skip_eps(skip_eps)
         self.config = config
         self.backend = backend
         self.skip_eps = skip_eps
@@ -102,11 +109,8 @@ class Encoder(nn.Module):
         """
         check_packed(input_ids, cu_seqlens)
         for name, given in (("positions", positions), ("token_type_ids", token_type_ids)):
-            if given is not None and given.shape != input_ids.shape:
-                raise InputError(
-                    f"{name} must be shaped as input_ids, {tuple(input_ids.shape)}; got "
-                    f"{tuple(given.shape)}"
-                )
+            if given is not None:
+                check_like(name, given, input_ids)
         relative = None if positions is None or contiguous else positions
         if self.config.position == "absolute":
             # Only the table reads them: attention itself has no notion of distance here.
@@ -249,7 +253,10 @@ class Attention(nn.Module):
         q_TC, k_TC, v_TC = self.qkv(x_TC).chunk(3, dim=-1)
         if self.q_norm is not None and self.k_norm is not None:
             q_TC, k_TC = self.q_norm(q_TC, None, backend), self.k_norm(k_TC, None, backend)
-        q_THD, k_THD, v_THD = (y.unflatten(-1, self.heads) for y in (q_TC, k_TC, v_TC))
+        # Under autocast the norms answer in float32 and the product does not.
+        q_THD, k_THD, v_THD = (
+            y.to(v_TC.dtype).unflatten(-1, self.heads) for y in (q_TC, k_TC, v_TC)
+        )
         out_THD = attention(
             q_THD,
             k_THD,
@@ -279,6 +286,13 @@ class FeedForward(nn.Module):
         self.dropout = config.hidden_dropout
 
     def forward(self, x_TC: Tensor, backend: str | None) -> Tensor:
+        whole = torch.is_grad_enabled() or compiling() or x_TC.device.type != "cpu"
+        if whole or x_TC.shape[0] <= CPU_ROWS:
+            return self.rows(x_TC, backend)
+        return torch.cat([self.rows(part_TC, backend) for part_TC in x_TC.split(CPU_ROWS)])
+
+    def rows(self, x_TC: Tensor, backend: str | None) -> Tensor:
+        """The arithmetic; each token for itself."""
         if self.gated:
             m_TF = gated_linear(
                 x_TC, self.up.weight, self.up.bias, self.activation, self.gate_first,

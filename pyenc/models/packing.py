@@ -40,18 +40,18 @@ def pack(input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tenso
     Raises:
         InputError: shapes disagree, ids are not integers, or the mask is not of zeros and ones.
     """
+    _check_integers("input_ids", input_ids)
     if input_ids.ndim != 2:
         raise InputError(f"input_ids must be (B, N), got {tuple(input_ids.shape)}")
-    if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
-        raise InputError(f"input_ids must be integers, got {input_ids.dtype}")
-    for name, given in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
-        if given is not None and given.shape != input_ids.shape:
-            raise InputError(
-                f"{name} must be shaped as input_ids, {tuple(input_ids.shape)}; got "
-                f"{tuple(given.shape)}"
-            )
+    if token_type_ids is not None:
+        check_like("token_type_ids", token_type_ids, input_ids)
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
+    elif not isinstance(attention_mask, Tensor) or attention_mask.shape != input_ids.shape:
+        raise InputError(
+            f"attention_mask must be a tensor shaped as input_ids, {tuple(input_ids.shape)}; got "
+            f"{getattr(attention_mask, 'shape', type(attention_mask).__name__)}"
+        )
     kept = attention_mask != 0
     if not bool((kept == attention_mask).all()):
         raise InputError("attention_mask must hold zeros and ones only (it is not additive)")
@@ -71,13 +71,28 @@ def pack(input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tenso
     )
 
 
+def _check_integers(name: str, ids: Tensor) -> None:
+    if not isinstance(ids, Tensor):
+        raise InputError(f"{name} must be a tensor, got {type(ids).__name__}")
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise InputError(f"{name} must be integers, int32 or int64, got {ids.dtype}")
+
+
+def check_like(name: str, given: Tensor, input_ids: Tensor) -> None:
+    """Token types and positions are integers, one for each token."""
+    _check_integers(name, given)
+    if given.shape != input_ids.shape:
+        raise InputError(
+            f"{name} must be shaped as input_ids, {tuple(input_ids.shape)}; got "
+            f"{tuple(given.shape)}"
+        )
+
+
 def check_packed(input_ids: Tensor, cu_seqlens: Tensor) -> None:
     """Packed ids (T,) and their cumulative lengths fit together, or an `InputError` says why."""
-    if input_ids.ndim != 1 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
-        raise InputError(
-            f"forward_packed: input_ids must be (T,) integers, got {tuple(input_ids.shape)} "
-            f"{input_ids.dtype}"
-        )
+    _check_integers("input_ids", input_ids)
+    if input_ids.ndim != 1:
+        raise InputError(f"forward_packed: input_ids must be (T,), got {tuple(input_ids.shape)}")
     check_cu_seqlens("forward_packed", cu_seqlens)
     if not compiling():
         sequence_bounds("forward_packed", cu_seqlens, input_ids.shape[0])

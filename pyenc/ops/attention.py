@@ -6,6 +6,7 @@ Shapes: T packed tokens, B sequences, H heads, D head dim.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from . import attention_torch
-from .attention_custom import attention_custom_bias
+from .attention_custom import CustomTerms, attention_custom_bias
 from .attention_torch import Terms
 from .backend import WhyNot, always, choose
 from .bias import ALiBi, RelativePositionBias, ScoreBias
@@ -60,15 +61,17 @@ def attention(
         backend: "torch" or "reference"; None chooses.
 
     Returns:
-        out (T, H, D) in q's dtype, or (out, lse).
+        out (T, H, D) in q's dtype, or (out, lse); differentiable once.
 
     Raises:
         InputError: shapes, dtypes, cu_seqlens or positions are wrong; the message says which.
         BackendError: `backend` cannot serve this call.
     """
-    _check(q, k, v, cu_seqlens, bias, positions, window, dropout_p, skip_eps)
+    _check(q, k, v, cu_seqlens, bias, positions, window, scale, dropout_p, skip_eps)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     window = (-1, -1) if window is None else window
+    # Drawn from torch's own generator, so that torch.manual_seed makes dropout repeatable.
+    seed = torch.randint(2**62, ()) if dropout_p > 0 else None
     name = choose("attention", backend, backend_table(dropout_p))
     if name == "reference":
         _check_values(q, cu_seqlens, bias, positions)
@@ -77,15 +80,15 @@ def attention(
         )
     elif bias is None or isinstance(bias, (ALiBi, RelativePositionBias, Tensor)):
         kind, tensor, max_distance = _flatten(bias)
-        # Drawn from torch's own generator, so that torch.manual_seed makes dropout repeatable.
-        seed = torch.randint(2**62, ()) if dropout_p > 0 else None
         out, lse = torch.ops.pyenc.attention(
             q, k, v, cu_seqlens, kind, tensor, max_distance, positions,
             scale, window[0], window[1], dropout_p, seed, return_lse,
         )  # fmt: skip
     else:
         bounds = _check_values(q, cu_seqlens, bias, positions)
-        out, lse = attention_custom_bias(q, k, v, bounds, bias, positions, scale, window, dropout_p)
+        seed_value = 0 if seed is None else int(seed)
+        custom = CustomTerms(bias, bounds, positions, scale, window, dropout_p, seed_value)
+        out, lse = attention_custom_bias(q, k, v, custom)
     return (out, lse) if return_lse else out
 
 
@@ -209,16 +212,19 @@ def _check(
     bias: Bias,
     positions: Tensor | None,
     window: tuple[int, int] | None,
+    scale: float | None,
     dropout_p: float,
     skip_eps: float | None,
 ) -> None:
     """Everything that shapes and dtypes alone can tell."""
+    check_float("attention", q=q, k=k, v=v)
     if q.ndim != 3 or k.shape != q.shape or v.shape != q.shape:
         raise InputError(
             "attention: q, k, v must all be (T, H, D); got "
             f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
-    check_float("attention", q=q, k=k, v=v)
+    if 0 in q.shape[1:]:
+        raise InputError(f"attention: H and D must be at least 1, got {tuple(q.shape)}")
     if not q.dtype == k.dtype == v.dtype:
         raise InputError(
             f"attention: q, k, v must share a dtype; got {q.dtype}, {k.dtype}, {v.dtype}"
@@ -232,14 +238,28 @@ def _check(
             )
         if positions.dtype not in (torch.int32, torch.int64):
             raise InputError(f"attention: positions must be int32 or int64, got {positions.dtype}")
-    if window is not None and (len(window) != 2 or min(window) < -1):
+    if window is not None and not _is_window(window):
         raise InputError(
-            f"attention: window must be (left, right), each -1 (unbounded) or more; got {window}"
+            "attention: window must be (left, right), whole numbers, each -1 (unbounded) or more; "
+            f"got {window!r}"
         )
-    if not 0 <= dropout_p < 1:
-        raise InputError(f"attention: dropout_p must be in [0, 1), got {dropout_p}")
+    if not isinstance(dropout_p, (int, float)) or not 0 <= dropout_p < 1:
+        raise InputError(f"attention: dropout_p must be in [0, 1), got {dropout_p!r}")
+    if scale is not None and not math.isfinite(scale):
+        raise InputError(f"attention: scale must be finite, got {scale}")
+    check_skip_eps(skip_eps)
+
+
+def _is_window(window: Any) -> bool:
+    if not isinstance(window, (tuple, list)) or len(window) != 2:
+        return False
+    return all(type(side) is int and -1 <= side < 2**31 for side in window)
+
+
+def check_skip_eps(skip_eps: float | None) -> None:
+    """`skip_eps` is a share of a row's mass, or None."""
     if skip_eps is not None and not 0 <= skip_eps < 1:
-        raise InputError(f"attention: skip_eps must be None or in [0, 1), got {skip_eps}")
+        raise InputError(f"skip_eps must be None or in [0, 1), got {skip_eps}")
 
 
 def _check_bias(q: Tensor, bias: Bias) -> None:

@@ -83,7 +83,7 @@ def forward(
             total = weight.sum(-1, keepdim=True)
             lse_bhn[:, :, block] = (top + total.log()).squeeze(-1)
             if terms.dropout_p > 0:
-                weight *= _keep(weight, terms.dropout_p, generator)
+                weight *= keep_factor(weight, terms.dropout_p, generator)
             o_bhnd[:, :, block] = torch.matmul(weight.to(work), v_bhnd) / total
         group.put(out, o_bhnd)
         if return_lse:
@@ -147,7 +147,7 @@ def _blocked_backward(
         dprob = torch.matmul(do_bhid, v_bhnd.transpose(-1, -2)).to(wide)
         kept = prob
         if terms.dropout_p > 0:
-            keep = _keep(prob, terms.dropout_p, generator)
+            keep = keep_factor(prob, terms.dropout_p, generator)
             dprob *= keep
             kept = prob * keep
         dv += torch.matmul(kept.to(v_bhnd.dtype).transpose(-1, -2), do_bhid)
@@ -268,7 +268,7 @@ def _window(score: Tensor, ahead: Tensor, terms: Terms) -> Tensor:
     return score
 
 
-def _keep(like: Tensor, p: float, generator: torch.Generator) -> Tensor:
+def keep_factor(like: Tensor, p: float, generator: torch.Generator) -> Tensor:
     """The dropout factor of a block, 0 or 1/(1-p).
 
     Forward and backward walk the blocks in one order, so one seed gives both the same factors.

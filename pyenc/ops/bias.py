@@ -19,8 +19,9 @@ from ..errors import InputError
 class ScoreBias(Protocol):
     """A bias of one's own: any object with this method is accepted by `attention(bias=...)`.
 
-    Served by the torch backend, block by block in linear memory; gradients reach whatever tensors
-    the object holds, through autograd.
+    Served by the torch backend, block by block in linear memory. Where the bias is to be learned
+    the object also needs `parameters()`, which lists the tensors that get a gradient; a
+    `torch.nn.Module` has it.
     """
 
     def block(self, i: Tensor, j: Tensor) -> Tensor:
@@ -46,6 +47,10 @@ class ALiBi:
     slopes: Tensor
 
     def __post_init__(self) -> None:
+        if not isinstance(self.slopes, Tensor):
+            raise InputError(
+                f"ALiBi: slopes must be a tensor (H,), got {type(self.slopes).__name__}"
+            )
         if self.slopes.ndim != 1:
             raise InputError(
                 f"ALiBi: slopes must be (H,), one per head; got {tuple(self.slopes.shape)}"
@@ -73,6 +78,11 @@ class RelativePositionBias:
     max_distance: int = 128
 
     def __post_init__(self) -> None:
+        if not isinstance(self.table, Tensor):
+            raise InputError(
+                "RelativePositionBias: table must be a tensor (num_buckets, H), got "
+                f"{type(self.table).__name__}"
+            )
         if self.table.ndim != 2 or self.table.shape[0] < 4 or self.table.shape[0] % 4:
             raise InputError(
                 "RelativePositionBias: table must be (num_buckets, H) with num_buckets a multiple "

@@ -35,7 +35,13 @@ class Group:
         return (starts[:, None] + torch.arange(self.n, device=device)).reshape(-1)
 
     def take(self, x: Tensor) -> Tensor:
-        """(T, H, D) -> (b, H, n, D), a view where the sequences stand side by side."""
+        """(T, H, D) -> (b, H, n, D), a view where the sequences stand side by side.
+
+        The last axis always has stride 1: torch's CPU kernel, called directly, takes that for
+        granted and reads astray otherwise.
+        """
+        if x.stride(-1) != 1:
+            x = x.contiguous()
         if self.contiguous:
             rows = x[self.starts[0] : self.starts[0] + len(self.starts) * self.n]
         else:

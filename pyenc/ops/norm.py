@@ -28,13 +28,14 @@ def add_layer_norm(
 
     Args:
         x: (..., C).
-        residual: same shape and dtype, or None for a plain normalisation.
+        residual: same shape, or None for a plain normalisation. Where its dtype differs (autocast
+            makes halves of x alone), the wider of the two is used and returned.
         weight, bias: (C,); bias may be None.
         eps: added to the variance.
         backend: "torch" or "reference"; None chooses.
 
     Returns:
-        (normed, sum), both (..., C) in x's dtype; the sum is what a pre-norm block carries on.
+        (normed, sum), both (..., C) in the dtype of the sum, which a pre-norm block carries on.
 
     Raises:
         InputError: shapes or dtypes are wrong.
@@ -43,6 +44,7 @@ def add_layer_norm(
     if choose("add_layer_norm", backend, backend_table()) == "reference":
         return add_layer_norm_reference(x, residual, weight, bias, eps)
     total = x if residual is None else x + residual
+    weight, bias = weight.to(total.dtype), None if bias is None else bias.to(total.dtype)
     return F.layer_norm(total, weight.shape, weight, bias, eps), total
 
 
@@ -59,7 +61,7 @@ def add_rms_norm(
     total = x if residual is None else x + residual
     wide = total.to(torch.promote_types(total.dtype, torch.float32))
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (normed * weight).to(x.dtype), total
+    return (normed * weight).to(total.dtype), total
 
 
 def backend_table() -> dict[str, WhyNot]:
@@ -71,10 +73,9 @@ def _check(
     op: str, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None
 ) -> None:
     check_float(op, x=x, residual=residual, weight=weight, bias=bias)
-    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+    if residual is not None and residual.shape != x.shape:
         raise InputError(
-            f"{op}: residual must be as x, {tuple(x.shape)} {x.dtype}; got "
-            f"{tuple(residual.shape)} {residual.dtype}"
+            f"{op}: residual must be as x, {tuple(x.shape)}; got {tuple(residual.shape)}"
         )
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.shape != x.shape[-1:]:

@@ -18,6 +18,8 @@ def check_float(op: str, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is None:
             continue
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
         if tensor.dtype not in FLOATS:
             raise InputError(f"{op}: {name} must be float16/32/64 or bfloat16, got {tensor.dtype}")
         if first is None:
@@ -31,6 +33,8 @@ def check_float(op: str, **tensors: Tensor | None) -> None:
 
 def check_cu_seqlens(op: str, cu_seqlens: Tensor) -> None:
     """Shape and dtype of `cu_seqlens` (its values are `sequence_bounds`'s business)."""
+    if not isinstance(cu_seqlens, Tensor):
+        raise InputError(f"{op}: cu_seqlens must be a tensor, got {type(cu_seqlens).__name__}")
     if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1:
         raise InputError(f"{op}: cu_seqlens must be (B + 1,), got {tuple(cu_seqlens.shape)}")
     if cu_seqlens.dtype not in (torch.int32, torch.int64):

@@ -8,9 +8,9 @@ import torch
 
 from ..loading import load_checkpoint, resolve
 from ..loading.hub import SMALL_FILES
-from .recipe import Recipe, module_paths, read_recipe
+from .recipe import Recipe, module_paths, read_recipe, transformer_folder
 from .text_encoder import TextEncoder
-from .tokenizer import TextTokenizer
+from .tokenizer import TOKENIZER_FILES, TextTokenizer, has_tokenizer
 
 
 def load(
@@ -21,6 +21,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     backend: str | None = None,
     skip_eps: float | None = None,
+    tokenizer: str | Path | None = None,
 ) -> TextEncoder:
     """A published checkpoint, by Hub name or from a folder, ready to embed.
 
@@ -32,21 +33,34 @@ def load(
         dtype: default float32 (weights stored in half are cast up); "auto" keeps the stored one.
         backend: one of `pyenc.ops.BACKENDS` for all ops; default the fastest that can serve.
         skip_eps: see `pyenc.ops.attention`.
+        tokenizer: folder or Hub name of the tokenizer, for checkpoints that carry none (MosaicBERT
+            says "bert-base-uncased"). Without one the encoder loads, and takes token ids alone.
 
     Raises:
         CheckpointError: something is missing, damaged, unsafe or contradictory.
         UnknownArchitectureError: the tensors belong to no known family; the message lists them.
     """
     folder = resolve(name_or_folder, revision)
-    # Twice the same small files: the recipe says where the encoder is, its family the pooling.
-    inside = folder / read_recipe(folder).transformer_path
+    inside = transformer_folder(folder)
     checkpoint = load_checkpoint(
         inside, device=device, dtype=dtype, backend=backend, skip_eps=skip_eps
     )
     recipe = read_recipe(folder, checkpoint.family.pooling)
-    tokenizer = TextTokenizer(inside, recipe.lower_case)
+    files = _small_files(folder, recipe)
+    words = inside
+    if tokenizer is not None:
+        words = transformer_folder(resolve(tokenizer, weights=False))
+        below = inside.relative_to(folder).as_posix()
+        for name in TOKENIZER_FILES:
+            files.pop(f"{below}/{name}".removeprefix("./"), None)
+            if (words / name).is_file():
+                files[f"{below}/{name}".removeprefix("./")] = (words / name).read_bytes()
     return TextEncoder(
-        checkpoint, tokenizer, recipe, name=str(name_or_folder), files=_small_files(folder, recipe)
+        checkpoint,
+        TextTokenizer(words, recipe.lower_case) if has_tokenizer(words) else None,
+        recipe,
+        name=str(name_or_folder),
+        files=files,
     )
 
 

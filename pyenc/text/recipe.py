@@ -2,7 +2,7 @@
 
 `modules.json` lists the steps, `1_Pooling/config.json` the pooling, `2_Dense/` an optional linear
 layer, `sentence_bert_config.json` the maximum length, `config_sentence_transformers.json` the
-prompts. Without `modules.json` the family's own pooling serves, unnormalised.
+prompts. Each is read where it exists; where none names a pooling, the family's own serves.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..loading import read_json
 from ..loading.weights import WeightFiles
+from ..ops.validation import FLOATS
 
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -65,25 +66,31 @@ class Recipe:
     """Where the encoder's own files are, below the checkpoint's folder."""
 
 
-def read_recipe(folder: Path, family_pooling: str | None = None) -> Recipe:
+def read_recipe(folder: Path, family_pooling: str = "mean") -> Recipe:
     """The recipe of a checkpoint folder.
 
     Args:
         folder: the checkpoint's folder.
-        family_pooling: the pooling of a checkpoint that has no `modules.json`.
+        family_pooling: the pooling of a checkpoint whose files name none.
 
     Raises:
         CheckpointError: a file is damaged or asks for a step that is not served.
     """
     modules_path = folder / "modules.json"
     if not modules_path.is_file():
-        return Recipe(pooling=family_pooling or "mean", **_prompts(folder))
-    fields: dict[str, Any] = {"pooling": None, "normalize": False}
+        pooling = folder / "1_Pooling" / "config.json"
+        found = _pooling(pooling) if pooling.is_file() else {"pooling": family_pooling}
+        return Recipe(**found, **_limits(folder), **_prompts(folder))
+    fields: dict[str, Any] = {"normalize": False}
     dense: list[Dense] = []
     for module in _modules(modules_path):
         kind, path = module["type"].rsplit(".", 1)[-1], module.get("path", "")
         if fields["normalize"]:
             raise CheckpointError(f"{modules_path}: {kind} after Normalize is not served")
+        if (kind == "Transformer") == ("transformer_path" in fields):
+            raise CheckpointError(f"{modules_path}: expected one Transformer, as the first module")
+        if (kind == "Pooling") == ("pooling" in fields) and kind != "Transformer":
+            raise CheckpointError(f"{modules_path}: expected one Pooling, after the Transformer")
         if kind == "Transformer":
             fields["transformer_path"] = path
         elif kind == "Pooling":
@@ -97,10 +104,20 @@ def read_recipe(folder: Path, family_pooling: str | None = None) -> Recipe:
                 f"{modules_path}: module {module['type']!r} is not served; known: Transformer, "
                 "Pooling, Dense, Normalize"
             )
-    if fields["pooling"] is None:
+    if "pooling" not in fields:
         raise CheckpointError(f"{modules_path}: no Pooling module")
-    transformer = folder / fields.get("transformer_path", "")
-    return Recipe(**fields, **_limits(transformer), **_prompts(folder), dense=tuple(dense))
+    limits = _limits(folder / fields["transformer_path"])
+    return Recipe(**fields, **limits, **_prompts(folder), dense=tuple(dense))
+
+
+def transformer_folder(folder: Path) -> Path:
+    """Where the encoder's own files are: the folder, or what `modules.json` says."""
+    path = folder / "modules.json"
+    if path.is_file():
+        for module in _modules(path):
+            if module["type"].endswith(".Transformer"):
+                return folder / module.get("path", "")
+    return folder
 
 
 def module_paths(folder: Path) -> list[str]:
@@ -121,7 +138,7 @@ def _modules(path: Path) -> list[dict[str, Any]]:
                 raise TypeError("type and path must be strings")
             if not (path.parent / where).resolve().is_relative_to(path.parent.resolve()):
                 raise ValueError(f"path {where!r} leads out of the folder")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable list of modules: {error!r}") from error
     return modules
 
@@ -136,7 +153,10 @@ def _pooling(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: pooling {modes!r} is not served; served: one of {', '.join(POOLINGS)}"
         )
-    return {"pooling": modes[0], "include_prompt": bool(config.get("include_prompt", True))}
+    include = config.get("include_prompt", True)
+    if not isinstance(include, bool):
+        raise CheckpointError(f"{path}: include_prompt must be true or false, got {include!r}")
+    return {"pooling": modes[0], "include_prompt": include}
 
 
 def _dense(folder: Path) -> Dense:
@@ -154,6 +174,11 @@ def _dense(folder: Path) -> Dense:
         raise CheckpointError(
             f"{files.file_of('')}: tensors {sorted(files.names)}, expected {sorted(wanted)}"
         )
+    for name in files.names:
+        if files.read(name).dtype not in FLOATS:
+            raise CheckpointError(
+                f"{files.file_of(name)}: tensor {name!r} is {files.read(name).dtype}, not served"
+            )
     weight = files.read("linear.weight").float()
     shape = (config.get("out_features"), config.get("in_features"))
     if tuple(weight.shape) != shape:
@@ -173,8 +198,10 @@ def _limits(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.glob("sentence_*_config.json")):
         config = read_json(path)
         limit = config.get("max_seq_length")
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
-            raise CheckpointError(f"{path}: max_seq_length must be a whole number, got {limit!r}")
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise CheckpointError(
+                f"{path}: max_seq_length must be a positive whole number, got {limit!r}"
+            )
         return {"max_length": limit, "lower_case": bool(config.get("do_lower_case", False))}
     return {}
 
@@ -188,7 +215,7 @@ def _prompts(folder: Path) -> dict[str, Any]:
     default = config.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
         raise CheckpointError(f"{path}: prompts must be strings by name, got {prompts!r}")
-    if default is not None and default not in prompts:
+    if default is not None and (not isinstance(default, str) or default not in prompts):
         raise CheckpointError(
             f"{path}: default_prompt_name {default!r} is not among the prompts {list(prompts)}"
         )

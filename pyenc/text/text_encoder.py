@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +14,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import InputError, InputTypeError
+from ..errors import CheckpointError, InputError, InputTypeError
 from ..loading import Checkpoint, save_checkpoint
 from ..models import Encoder
 from ..ops.segment_mean import normalize_rows
 from .batching import token_batches
 from .pooling import pool
 from .recipe import Recipe
-from .tokenizer import TextTokenizer, Tokens
+from .tokenizer import TextTokenizer, Tokens, surrogate_in
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of a batch: enough to fill the machine, few enough for its caches and memory."""
@@ -67,7 +69,7 @@ class TextEncoder:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        tokenizer: TextTokenizer,
+        tokenizer: TextTokenizer | None,
         recipe: Recipe,
         *,
         name: str = "",
@@ -79,6 +81,14 @@ class TextEncoder:
         self.name = name
         self._files = files or {}
         self.max_length = _max_length(checkpoint.encoder, tokenizer, recipe)
+        width = checkpoint.encoder.config.hidden_size
+        for i, dense in enumerate(recipe.dense):
+            if dense.weight.shape[1] != width:
+                raise CheckpointError(
+                    f"{name}: dense layer {i} takes {dense.weight.shape[1]} features, but is given "
+                    f"{width}"
+                )
+            width = int(dense.weight.shape[0])
 
     @property
     def model(self) -> Encoder:
@@ -138,18 +148,23 @@ class TextEncoder:
         """
         single = isinstance(texts, str)
         listed = _checked_texts(texts)
-        limit = self._limit(max_length)
-        dim = self._checked_dim(truncate_dim)
+        tokenizer = self._needed_tokenizer()
+        limit = self._limit(max_length, tokenizer)
         if on_long not in ("truncate", "error"):
             raise InputError(f'on_long must be "truncate" or "error", got {on_long!r}')
         if output not in ("pooled", "tokens"):
             raise InputError(f'output must be "pooled" or "tokens", got {output!r}')
-        before, skip = self._before(instruction, prompt, prompt_name)
-        tokens = self._tokenize(listed, before, limit, spans=output == "tokens")
+        dim = self._checked_dim(truncate_dim, output)
+        before, skip = self._before(instruction, prompt, prompt_name, tokenizer)
+        if skip >= limit:
+            raise InputError(f"the prompt takes {skip} of the {limit} tokens of max_length")
+        tokens = _tokenize(tokenizer, listed, before, limit, spans=output == "tokens")
         _report_long(tokens, limit, on_long)
         if normalize is None:
             normalize = self.recipe.normalize and output == "pooled"
-        if batch_tokens is None:
+        if batch_tokens is not None:
+            batch_tokens = _whole("batch_tokens", batch_tokens)
+        else:
             batch_tokens = BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cuda"])
         batches = list(token_batches([len(t.ids) for t in tokens], batch_tokens))
         # On a GPU the vectors leave it batch by batch, unless they are asked for as a tensor there.
@@ -157,7 +172,11 @@ class TextEncoder:
         pooled = torch.zeros(len(listed), dim, device=place)
         rows: list[TokenVectors | None] = [None] * len(listed)
         hide = None if progress is None else not progress
-        with tqdm(total=len(listed), desc="encode", unit="text", disable=hide, leave=False) as bar:
+        bar = tqdm(
+            total=len(listed), desc="encode", unit="text", disable=hide, leave=False,
+            delay=0 if progress else 2,
+        )  # fmt: skip
+        with bar, _evaluating(self.model):
             for batch in batches:
                 values = self._run([tokens[i] for i in batch], skip, output, dim, normalize)
                 if output == "pooled":
@@ -219,17 +238,12 @@ class TextEncoder:
             values = values[:, :dim].float()
             return normalize_rows(values) if normalize else values
 
-    def _tokenize(self, texts: list[str], before: str, limit: int, spans: bool) -> list[Tokens]:
-        tokens: list[Tokens] = []
-        for start in range(0, len(texts), CHUNK):
-            chunk = texts[start : start + CHUNK]
-            if before:
-                chunk = [before + text for text in chunk]
-            tokens += self.tokenizer(chunk, limit, spans, first=start)
-        return tokens
-
     def _before(
-        self, instruction: str | None, prompt: str | None, prompt_name: str | None
+        self,
+        instruction: str | None,
+        prompt: str | None,
+        prompt_name: str | None,
+        tokenizer: TextTokenizer,
     ) -> tuple[str, int]:
         """What is put before each text, and how many of its tokens the mean leaves out."""
         given = {"instruction": instruction, "prompt": prompt, "prompt_name": prompt_name}
@@ -239,8 +253,10 @@ class TextEncoder:
         for name in set_ones:
             if not isinstance(given[name], str):
                 raise InputTypeError(f"{name} must be a string, got {type(given[name]).__name__}")
+            if (fault := surrogate_in(str(given[name]))) is not None:
+                raise InputError(f"{name} is not valid Unicode: {fault}")
         if instruction is not None:
-            return instruction, self.tokenizer.prompt_length(instruction)
+            return instruction, tokenizer.prompt_length(instruction) if instruction else 0
         if prompt is None:
             prompt_name = prompt_name or self.recipe.default_prompt_name
             if prompt_name is None:
@@ -252,13 +268,26 @@ class TextEncoder:
                 )
             prompt = self.recipe.prompts[prompt_name]
         skip = prompt and not self.recipe.include_prompt
-        return prompt, self.tokenizer.prompt_length(prompt) if skip else 0
+        return prompt, tokenizer.prompt_length(prompt) if skip else 0
 
-    def _limit(self, max_length: int | None) -> int:
+    def _needed_tokenizer(self) -> TextTokenizer:
+        if self.tokenizer is None:
+            raise CheckpointError(
+                f"{self.name}: no tokenizer files, so texts cannot be encoded (token ids can: "
+                "encoder.model); give pyenc.load(..., tokenizer=...) a folder or Hub name that has "
+                "them, such as bert-base-uncased for MosaicBERT"
+            )
+        return self.tokenizer
+
+    def _limit(self, max_length: int | None, tokenizer: TextTokenizer) -> int:
         if max_length is None:
             return self.max_length
-        if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1:
-            raise InputError(f"max_length must be a positive whole number, got {max_length!r}")
+        max_length = _whole("max_length", max_length)
+        if max_length < max(1, tokenizer.num_special):
+            raise InputError(
+                f"max_length {max_length} leaves no room for the {tokenizer.num_special} special "
+                "tokens"
+            )
         table = self.model.config.num_positions
         if table and max_length > table:
             raise InputError(
@@ -266,19 +295,55 @@ class TextEncoder:
             )
         return max_length
 
-    def _checked_dim(self, truncate_dim: int | None) -> int:
+    def _checked_dim(self, truncate_dim: int | None, output: str) -> int:
+        # Token states have not been through the dense layers.
+        most = self.dim if output == "pooled" else self.model.config.hidden_size
         if truncate_dim is None:
-            return self.dim
-        whole = isinstance(truncate_dim, int) and not isinstance(truncate_dim, bool)
-        if not whole or not 1 <= truncate_dim <= self.dim:
-            raise InputError(f"truncate_dim must be 1 to {self.dim}, got {truncate_dim!r}")
+            return most
+        truncate_dim = _whole("truncate_dim", truncate_dim)
+        if not 1 <= truncate_dim <= most:
+            raise InputError(f"truncate_dim must be 1 to {most}, got {truncate_dim!r}")
         return truncate_dim
 
 
-def _max_length(encoder: Encoder, tokenizer: TextTokenizer, recipe: Recipe) -> int:
+def _max_length(encoder: Encoder, tokenizer: TextTokenizer | None, recipe: Recipe) -> int:
     """The recipe's word, else the tokenizer's, else the model's; never beyond a position table."""
-    limit = recipe.max_length or tokenizer.max_length or encoder.config.max_length
+    by_tokenizer = None if tokenizer is None else tokenizer.max_length
+    limit = recipe.max_length or by_tokenizer or encoder.config.max_length
     return min(limit, encoder.config.num_positions or limit)
+
+
+def _tokenize(
+    tokenizer: TextTokenizer, texts: list[str], before: str, limit: int, spans: bool
+) -> list[Tokens]:
+    tokens: list[Tokens] = []
+    for start in range(0, len(texts), CHUNK):
+        chunk = [before + text for text in texts[start : start + CHUNK]]
+        tokens += tokenizer(chunk, limit, spans, first=start)
+    return tokens
+
+
+@contextmanager
+def _evaluating(model: Encoder) -> Iterator[None]:
+    """No dropout while texts are encoded, whatever mode training left the model in."""
+    training = model.training
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()
+
+
+def _whole(name: str, value: Any) -> int:
+    """A whole number of any kind (numpy's too), or an error that names the option."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} must be a whole number, got {value!r}") from None
 
 
 def _checked_texts(texts: Any) -> list[str]:
@@ -288,7 +353,10 @@ def _checked_texts(texts: Any) -> list[str]:
         raise InputTypeError(
             f"texts must be a string or an iterable of strings, got {type(texts).__name__}"
         )
-    listed = list(texts)
+    try:
+        listed = list(texts)
+    except TypeError as error:  # a numpy array of no dimension calls itself iterable
+        raise InputTypeError(f"texts must be a string or an iterable of them: {error}") from error
     for index, text in enumerate(listed):
         if not isinstance(text, str):
             raise InputTypeError(

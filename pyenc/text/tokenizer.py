@@ -18,6 +18,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from ..errors import CheckpointError, InputError
 from ..loading import read_json
 
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer_config.json",
+    "special_tokens_map.json",
+)  # fmt: skip
+
 NO_LIMIT = 10**6
 """A `model_max_length` beyond this is transformers' way of saying that it does not know."""
 
@@ -26,7 +31,7 @@ NO_LIMIT = 10**6
 class Tokens:
     """One text's tokens."""
 
-    ids: np.ndarray  # (n,) int32
+    ids: np.ndarray  # (n,) int64
     spans: np.ndarray | None  # (n, 2) int32, characters of the text; (0, 0) for special tokens
     full_length: int
     """Tokens before cutting to the maximum length."""
@@ -64,6 +69,11 @@ class TextTokenizer:
     def vocab_size(self) -> int:
         return int(self._tokenizer.get_vocab_size())
 
+    @property
+    def num_special(self) -> int:
+        """Special tokens that every text is given."""
+        return int(self._tokenizer.num_special_tokens_to_add(False))
+
     def __call__(
         self, texts: Sequence[str], max_length: int, spans: bool = False, first: int = 0
     ) -> list[Tokens]:
@@ -75,7 +85,7 @@ class TextTokenizer:
         encode = self._tokenizer.encode_batch if spans else self._tokenizer.encode_batch_fast
         try:
             encodings = encode(list(texts))
-        except (UnicodeError, TypeError, ValueError) as error:
+        except Exception as error:  # the library raises bare Exception too
             raise InputError(
                 _not_unicode(texts, first) or f"the tokenizer failed: {error}"
             ) from error
@@ -88,7 +98,7 @@ class TextTokenizer:
         return len(encoding.ids) - int(closing)
 
     def _cut(self, encoding: Any, max_length: int, spans: bool) -> Tokens:
-        ids = np.asarray(encoding.ids, dtype=np.int32)
+        ids = np.asarray(encoding.ids, dtype=np.int64)
         where = np.asarray(encoding.offsets, dtype=np.int32).reshape(-1, 2) if spans else None
         full = len(ids)
         if full > max_length:
@@ -102,16 +112,26 @@ class TextTokenizer:
         return Tokens(ids, where, full)
 
 
+def surrogate_in(text: str) -> str | None:
+    """Where a text has a lone surrogate, which is no character; None if it has none."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"lone surrogate {text[error.start]!r} at character {error.start}"
+    return None
+
+
 def _not_unicode(texts: Sequence[str], first: int) -> str | None:
     for index, text in enumerate(texts, first):
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            return (
-                f"text {index} is not valid Unicode: lone surrogate {text[error.start]!r} at "
-                f"character {error.start}"
-            )
+        if (fault := surrogate_in(text)) is not None:
+            return f"text {index} is not valid Unicode: {fault}"
     return None
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Are there files to make a tokenizer of?"""
+    sets = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
+    return any(all((folder / name).is_file() for name in files) for files in sets)
 
 
 def _read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:

@@ -69,7 +69,21 @@ def test_fewer_layers_than_the_file_has(folder: Path) -> None:
 
 def test_more_layers_than_the_file_has(folder: Path) -> None:
     edit_config(folder, num_hidden_layers=3)
-    refused(folder, "missing tensor 'encoder.layer.2.")
+    refused(folder, "missing tensor 'encoder.layer.2.", "num_hidden_layers is 3, the weights have")
+
+
+@pytest.mark.parametrize("layers", [20_000, 2**31 - 1])
+def test_a_million_layers_are_not_built(
+    folder: Path, layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*args: object, **options: object) -> None:
+        raise AssertionError("nothing to build")
+
+    monkeypatch.setattr("pyenc.loading.checkpoint.Encoder", build)
+    edit_config(folder, num_hidden_layers=layers)
+    message = refused(folder, "missing tensor 'encoder.layer.2.")
+    assert f"config.json: num_hidden_layers is {layers}, the weights have 2" in message
+    assert len(message) < 2000
 
 
 def test_misshapen_tensor(folder: Path) -> None:
@@ -98,7 +112,18 @@ def test_overflow_in_the_dtype_asked_for(folder: Path) -> None:
 
 def test_quantised_weights(folder: Path) -> None:
     edit_tensors(folder, lambda t: t.update({Q0: t[Q0].to(torch.int8)}))
-    refused(folder, repr(Q0), "torch.int8, not floating point")
+    refused(folder, "model.safetensors", repr(Q0), "torch.int8, which is not served: quantised")
+
+
+@pytest.mark.parametrize("dtype", ["auto", None, "float16"])
+def test_weights_in_eight_bits(folder: Path, dtype: str | None) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        for name in tensors:
+            tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+
+    edit_tensors(folder, change)
+    with pytest.raises(CheckpointError, match="float8_e4m3fn, which is not served: quantised wei"):
+        load_checkpoint(folder, dtype=dtype)
 
 
 def test_unknown_architecture_lists_the_known(folder: Path) -> None:
@@ -130,12 +155,24 @@ def test_unknown_architecture_lists_the_known(folder: Path) -> None:
         ("bert_mean_h4", {"num_attention_heads": 7}, "not a multiple of num_heads 7"),
         ("bert_mean_h4", {"num_attention_heads": 0}, "num_heads must be positive"),
         ("bert_mean_h4", {"layer_norm_eps": "small"}, "layer_norm_eps must be a number"),
+        ("bert_mean_h4", {"layer_norm_eps": float("nan")}, "finite and >= 0, got nan"),
+        ("bert_mean_h4", {"layer_norm_eps": float("inf")}, "finite and >= 0, got inf"),
+        ("bert_mean_h4", {"layer_norm_eps": -1}, "layer_norm_eps must be a number, finite and >="),
+        ("bert_mean_h4", {"layer_norm_eps": 10**400}, "layer_norm_eps must be a number, finite"),
+        ("bert_mean_h4", {"hidden_size": 2**31}, "hidden_size must be a whole number from 0 to"),
+        ("bert_mean_h4", {"vocab_size": 10**18, "hidden_size": 10**10}, "vocab_size must be a wh"),
+        ("bert_mean_h4", {"vocab_size": 2**31 - 1, "hidden_size": 2**31 - 64}, "has shape (128, 6"),
+        ("bert_mean_h4", {"intermediate_size": 2**31 - 1}, "has shape (96, 64), but config.json"),
+        ("bert_mean_h4", {"max_position_embeddings": 2**31 - 1}, "has shape (320, 64), but config"),
         ("bert_mean_h4", {"vocab_size": 129}, "has shape (128, 64), but config.json asks"),
-        ("bert_mean_h4", {"position_embedding_type": "alibi"}, "feed_forward_type"),
         ("jina_geglu_h4", {"position_embedding_type": "absolute"}, "with ALiBi alone"),
         ("jina_geglu_h4", {"feed_forward_type": "swiglu"}, "'swiglu' is unknown; known: geglu"),
         ("jina_geglu_h4", {"feed_forward_type": "original"}, "missing tensor"),
-        ("jina_qk_h4", {"feed_forward_type": "original"}, "feed_forward_type is 'original'"),
+        (
+            "jina_qk_h4",
+            {"feed_forward_type": "original"},
+            "tensor 'encoder.layer.0.mlp.up_",
+        ),
         ("jina_qk_h4", {"position_embedding_type": "absolute"}, "with ALiBi alone"),
         ("mosaic_base_h12", {"model_type": "gpt2"}, "model_type is 'gpt2'"),
     ],
@@ -145,11 +182,14 @@ def test_config_that_contradicts_the_tensors(
 ) -> None:
     folder = copied(name, tmp_path)
     edit_config(folder, **changes)
-    if name == "bert_mean_h4" and "alibi" in changes.values():
-        # BERT's names with ALiBi are JinaBert's original feed-forward: no position table then.
-        refused(folder, "unexpected tensor 'embeddings.position_embeddings.weight'")
-        return
     refused(folder, message, "config.json")
+
+
+def test_alibi_and_a_position_table(tmp_path: Path) -> None:
+    """BERT's names with ALiBi are JinaBert's original feed-forward, which has no such table."""
+    folder = copied("bert_mean_h4", tmp_path)
+    edit_config(folder, position_embedding_type="alibi")
+    refused(folder, "unexpected tensor 'embeddings.position_embeddings.weight'", "config.json")
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "\xff", "null", "[" * 100_000])
@@ -172,6 +212,10 @@ def test_options_out_of_range(folder: Path) -> None:
         load_checkpoint(folder, dtype=torch.int64)
     with pytest.raises(InputError, match="device 'gpu' is not available"):
         load_checkpoint(folder, device="gpu")
+    with pytest.raises(InputError, match=r"device '\[1\]' is not available"):
+        load_checkpoint(folder, device=[1])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="device 'meta' holds no values; expected"):
+        load_checkpoint(folder, device="meta")
 
 
 def test_dtypes(tmp_path: Path) -> None:
@@ -197,8 +241,12 @@ def test_shards(folder: Path) -> None:
         assert torch.equal(tensor, whole[name])
     (folder / "model-00002-of-00002.safetensors").unlink()
     refused(folder, "index.json: shard model-00002-of-00002.safetensors is missing")
+    index.write_text(json.dumps({"weight_map": {"x": "a" * 5000}}))
+    assert len(refused(folder, "index.json: shard 'aaa", "...': File name too long")) < 500
     index.write_text(json.dumps({"weight_map": {"x": "../elsewhere.safetensors"}}))
     refused(folder, "index.json: shard")
+    index.write_text("[" * 100_000)
+    refused(folder, "index.json: no readable weight_map")
     index.write_text("{}")
     refused(folder, "index.json: no readable weight_map")
 

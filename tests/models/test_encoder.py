@@ -11,6 +11,7 @@ from torch import Tensor
 from pyenc.errors import InputError
 from pyenc.loading import load_checkpoint
 from pyenc.models import Encoder, EncoderConfig
+from pyenc.models import encoder as encoder_module
 from tests.conftest import GOLDEN
 
 ALIBI = EncoderConfig(
@@ -104,9 +105,12 @@ def test_bad_input_is_named(encoder: Encoder) -> None:
         ((high,), "token id 50 at packed token 8 is out of range.* 0 to 49"),
         ((low,), "token id -1 at packed token 2"),
         ((ids, None, ids + 2), "token type 2 .* 0 to 1"),
-        ((ids, torch.ones(2, 4)), r"attention_mask must be shaped as input_ids, \(2, 5\)"),
+        ((ids, torch.ones(2, 4)), r"attention_mask must be a tensor shaped as input_ids, \(2, 5\)"),
         ((ids, torch.full((2, 5), -10000.0)), "zeros and ones only"),
         ((ids.float(),), "must be integers"),
+        ((ids.short(),), "must be integers, int32 or int64, got torch.int16"),
+        ((ids.numpy(),), "input_ids must be a tensor, got ndarray"),
+        ((ids, None, ids.float()), "token_type_ids must be integers"),
         ((ids[0],), r"must be \(B, N\)"),
     ):
         with pytest.raises(InputError, match=message):
@@ -119,8 +123,8 @@ def test_bad_input_is_named(encoder: Encoder) -> None:
         (torch.zeros(4).long(), [0, 5], "ends at 5, but there are 4 packed tokens"),
         (torch.zeros(4).long(), [0, 3, 2, 4], "decreases from 3 to 2"),
         (torch.zeros(4).long(), [-1, 4], "must start at 0"),
-        (torch.zeros(4), [0, 4], r"must be \(T,\) integers"),
-        (torch.zeros(2, 2).long(), [0, 4], r"must be \(T,\) integers"),
+        (torch.zeros(4), [0, 4], "input_ids must be integers, int32 or int64"),
+        (torch.zeros(2, 2).long(), [0, 4], r"input_ids must be \(T,\)"),
     ],
 )
 def test_bad_packed_input_is_named(
@@ -187,6 +191,14 @@ def test_packed_compiles_without_a_graph_break(encoder: Encoder) -> None:
     ids, bounds = torch.randint(0, 50, (19,)), torch.tensor([0, 12, 19])
     compiled = torch.compile(encoder.forward_packed, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(ids, bounds), encoder.forward_packed(ids, bounds))
+
+
+@torch.no_grad()
+def test_feed_forward_in_parts(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, mask = padded(rows([9, 30, 2]))
+    whole = encoder(ids, mask)
+    monkeypatch.setattr(encoder_module, "CPU_ROWS", 7)
+    torch.testing.assert_close(encoder(ids, mask), whole, rtol=0, atol=1e-5)
 
 
 def test_no_buffers(encoder: Encoder) -> None:

@@ -85,7 +85,7 @@ def test_half_precision_stays_near(golden: Golden, dtype: str) -> None:
 
 
 def test_a_mutation_is_seen() -> None:
-    """The tolerance is no formality: tanh for erf, halves swapped, no bias are all caught."""
+    """The tolerance is no formality: tanh for erf, halves swapped, another eps are all caught."""
     golden = read_golden("jina_geglu_h4")
     checkpoint = load_checkpoint(golden.folder)
     state = checkpoint.encoder.state_dict()
@@ -106,7 +106,7 @@ def test_mean_and_normalised(golden: Golden) -> None:
     encoder = load_checkpoint(golden.folder).encoder
     recipe = read_recipe(golden.folder)
     if recipe.pooling != "mean":
-        return
+        pytest.skip(f"pools by {recipe.pooling}")
     got, mask = hidden(encoder, golden, "longmix")
     pooled = segment_mean(
         got[mask == 1], pack(*golden.inputs("longmix")).cu_seqlens, normalize=True

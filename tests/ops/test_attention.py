@@ -26,6 +26,9 @@ class Root:
     def __init__(self, slopes: Tensor) -> None:
         self.slopes = slopes
 
+    def parameters(self) -> tuple[Tensor, ...]:
+        return (self.slopes,)
+
     def block(self, i: Tensor, j: Tensor) -> Tensor:
         distance = (i[:, None] - j[None, :]).abs().to(self.slopes.dtype)
         # Away from zero: the square root's slope there has no finite value.
@@ -193,6 +196,12 @@ def test_dropout_is_unbiased_repeatable_and_differentiable() -> None:
     # The backward must see the forward's own mask: finite differences know.
     torch.autograd.gradcheck(lambda *x: dropped(7, *x), (q, k, v), fast_mode=True)
 
+    def own_dropped(*qkv: Tensor) -> object:
+        torch.manual_seed(7)
+        return attention(*qkv, bounds, bias=Root(torch.ones(2)), dropout_p=0.4)
+
+    torch.autograd.gradcheck(own_dropped, (q, k, v), fast_mode=True)
+
 
 def test_gradients_by_finite_differences() -> None:
     q, k, v = (torch.randn(11, 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
@@ -214,6 +223,66 @@ def test_same_bits_twice() -> None:
     first = run(None, torch.float32, *arguments, grad, None)
     again = run(None, torch.float32, *arguments, grad, None)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["none", "alibi"])
+@pytest.mark.parametrize("odd", range(4))
+def test_any_strides(kind: str, odd: int) -> None:
+    """One of q, k, v, grad_out at a time whose last axis is not contiguous, or is not there."""
+    bias, bounds = wrap(kind, make_bias(kind, 8, 0)), torch.tensor([0, 4, 11])
+    for make in (
+        lambda: torch.randn(11, 16, 8).transpose(1, 2),
+        lambda: torch.randn(11, 8, 1).expand(11, 8, 16),
+        lambda: torch.randn(1, 1, 16).expand(11, 8, 16),
+    ):
+        tensors = [torch.randn(11, 8, 16) for _ in range(4)]
+        tensors[odd] = make()
+        *qkv, grad = tensors
+        results = []
+        for dtype in (None, torch.float64):
+            leaves = [x.detach().requires_grad_() for x in qkv]
+            wide = leaves if dtype is None else [x.to(dtype) for x in leaves]
+            out = attention(
+                *wide, bounds, bias=bias, backend=None if dtype is None else "reference"
+            )
+            assert isinstance(out, Tensor)
+            results.append((out, *torch.autograd.grad(out, leaves, grad.to(out.dtype))))
+        for got, expected in zip(*results, strict=True):
+            torch.testing.assert_close(got.double(), expected.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_bias_that_lists_no_parameters_is_not_silently_constant() -> None:
+    class Silent:
+        slopes = torch.ones(2, requires_grad=True)
+
+        def block(self, i: Tensor, j: Tensor) -> Tensor:
+            return self.slopes[:, None, None] * (i[:, None] - j[None, :])
+
+    q = torch.randn(5, 2, 8)
+    with pytest.raises(InputError, match=r"Silent.block wants a gradient.* no method parameters"):
+        attention(q, q, q, torch.tensor([0, 5]), bias=Silent())
+    with torch.no_grad():
+        attention(q, q, q, torch.tensor([0, 5]), bias=Silent())
+
+
+def test_a_module_as_a_bias() -> None:
+    class Learned(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slope = torch.nn.Parameter(torch.ones(2))
+
+        def block(self, i: Tensor, j: Tensor) -> Tensor:
+            return -self.slope[:, None, None] * (i[:, None] - j[None, :]).abs()
+
+    q = torch.randn(9, 2, 8)
+    module, slopes = Learned(), torch.ones(2, requires_grad=True)
+    for bias in (module, ALiBi(slopes)):
+        out = attention(q, q, q, torch.tensor([0, 9]), bias=bias)
+        assert isinstance(out, Tensor)
+        out.square().sum().backward()
+    assert module.slope.grad is not None
+    assert slopes.grad is not None
+    torch.testing.assert_close(module.slope.grad, slopes.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_permuted_sequences_give_permuted_answers() -> None:
@@ -261,7 +330,15 @@ def test_contiguity_does_not_matter() -> None:
         ({"positions": torch.zeros(10, dtype=torch.long)}, "increase strictly.*token 1 has 0"),
         ({"positions": torch.arange(10.0)}, "positions must be int32"),
         ({"window": (1, -2)}, "window must be"),
+        ({"window": (1.5, 2)}, "whole numbers"),
+        ({"window": 3}, "window must be"),
         ({"dropout_p": 1.0}, r"dropout_p must be in \[0, 1\)"),
+        ({"dropout_p": None}, "dropout_p must be"),
+        ({"scale": float("nan")}, "scale must be finite"),
+        ({"cu_seqlens": [0, 10]}, "cu_seqlens must be a tensor, got list"),
+        ({"q": [1.0]}, "q must be a tensor, got list"),
+        (dict.fromkeys("qkv", torch.randn(10, 0, 8)), "H and D must be at least 1"),
+        (dict.fromkeys("qkv", torch.randn(10, 2, 0)), "H and D must be at least 1"),
         ({"skip_eps": -1e-3}, "skip_eps must be"),
     ],
 )
@@ -276,6 +353,13 @@ def test_positions_may_restart_with_a_sequence() -> None:
     q = torch.randn(6, 1, 8)
     positions = torch.tensor([4, 5, 9, 0, 1, 2])
     attention(q, q, q, torch.tensor([0, 3, 3, 6]), positions=positions)
+
+
+def test_biases_that_are_no_tensors() -> None:
+    with pytest.raises(InputError, match="slopes must be a tensor"):
+        ALiBi([1.0, 2.0])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="table must be a tensor"):
+        RelativePositionBias([[1.0]])  # type: ignore[arg-type]
 
 
 def test_half_slopes_are_refused() -> None:

@@ -17,6 +17,9 @@ from pyenc.errors import CheckpointError
 from pyenc.text.recipe import read_recipe
 from tests.conftest import GOLDEN
 
+TWICE = ["Transformer", "Pooling", "Pooling"]
+LATE = ["Transformer", "Pooling", "Normalize", "Dense"]
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -45,6 +48,13 @@ def test_published_files(folder: Path) -> None:
 def test_without_modules_the_family_decides() -> None:
     recipe = read_recipe(GOLDEN / "mosaic_mlm_h4", "mean")
     assert (recipe.pooling, recipe.normalize, recipe.max_length) == ("mean", False, None)
+
+
+def test_each_file_is_read_where_it_exists(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "bert_cls_h2", tmp_path / "model")
+    (tmp_path / "model" / "modules.json").unlink()
+    recipe = read_recipe(tmp_path / "model")
+    assert (recipe.pooling, recipe.normalize, recipe.max_length) == ("cls", False, 256)
 
 
 def test_new_spelling_of_modules_and_pooling(folder: Path) -> None:
@@ -91,6 +101,17 @@ def test_dense(folder: Path, activation: str, tmp_path: Path) -> None:
     encoder.save(tmp_path / "saved")
     again = pyenc.load(tmp_path / "saved")
     assert (again.encode("the sky") == encoder.encode("the sky")).all()
+    rows = encoder.encode("the sky", output="tokens")
+    assert rows.vectors.shape[1] == 64
+    assert encoder.encode("the sky", output="tokens", truncate_dim=30).vectors.shape[1] == 30
+    save_file({"linear.weight": weight.to(torch.int8)}, folder / "2_Dense/model.safetensors")
+    write(folder / "2_Dense/config.json", config | {"bias": False})
+    with pytest.raises(CheckpointError, match=r"'linear.weight' is torch.int8, not served"):
+        pyenc.load(folder)
+    save_file({"linear.weight": weight[:, :32].clone()}, folder / "2_Dense/model.safetensors")
+    write(folder / "2_Dense/config.json", config | {"bias": False, "in_features": 32})
+    with pytest.raises(CheckpointError, match="dense layer 0 takes 32 features, but is given 64"):
+        pyenc.load(folder)
     (folder / "2_Dense/model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="2_Dense: no weights"):
         pyenc.load(folder)
@@ -100,13 +121,30 @@ def test_dense(folder: Path, activation: str, tmp_path: Path) -> None:
     ("file", "content", "message"),
     [
         ("modules.json", [], "no Pooling module"),
+        ("modules.json", [module(0, "x.Transformer")], "no Pooling module"),
+        ("modules.json", [module(0, "x.Pooling", "1_Pooling")], "expected one Transformer, as the"),
+        (
+            "modules.json",
+            [module(i, f"x.{kind}", "1_Pooling") for i, kind in enumerate(TWICE)],
+            "expected one Pooling",
+        ),
+        ("1_Pooling/config.json", {"include_prompt": "false"}, "include_prompt must be true or"),
+        ("sentence_bert_config.json", {"max_seq_length": -3}, "max_seq_length must be a positive"),
         ("modules.json", {"a": 1}, "modules.json: not a readable list of modules"),
         ("modules.json", [{"idx": 0}], "modules.json: not a readable list of modules"),
-        ("modules.json", [module(0, "x.CLIPModel")], "module 'x.CLIPModel' is not served"),
+        (
+            "modules.json",
+            [
+                module(0, "x.Transformer"),
+                module(1, "x.Pooling", "1_Pooling"),
+                module(2, "x.CLIPModel"),
+            ],
+            "module 'x.CLIPModel' is not served",
+        ),
         ("modules.json", [module(0, "x.Pooling", "../..")], "leads out of the folder"),
         (
             "modules.json",
-            [module(0, "x.Pooling", "1_Pooling"), module(1, "x.Normalize"), module(2, "x.Dense")],
+            [module(i, f"x.{kind}", "1_Pooling") for i, kind in enumerate(LATE)],
             "Dense after Normalize is not served",
         ),
         ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "'weightedmean'"),

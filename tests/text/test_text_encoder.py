@@ -109,6 +109,7 @@ def test_empty_list_and_empty_string(encoder: pyenc.TextEncoder) -> None:
         (None, "got NoneType"),
         (3.5, "got float"),
         ({"a": 1}, "got dict"),
+        (np.array("a"), "texts must be a string or an iterable of them"),
     ],
 )
 def test_not_text(encoder: pyenc.TextEncoder, bad: Any, message: str) -> None:
@@ -128,8 +129,14 @@ def test_lone_surrogate(encoder: pyenc.TextEncoder) -> None:
     [
         ({"truncate_dim": 0}, "truncate_dim must be 1 to 64, got 0"),
         ({"truncate_dim": 65}, "truncate_dim must be 1 to 64, got 65"),
-        ({"truncate_dim": 8.0}, "truncate_dim must be 1 to 64, got 8.0"),
-        ({"max_length": 0}, "max_length must be a positive whole number"),
+        ({"truncate_dim": 8.0}, "truncate_dim must be a whole number, got 8.0"),
+        ({"max_length": 0}, "max_length 0 leaves no room for the 2 special tokens"),
+        ({"max_length": 1}, "max_length 1 leaves no room for the 2 special tokens"),
+        ({"max_length": 5.5}, "max_length must be a whole number, got 5.5"),
+        ({"batch_tokens": "x"}, "batch_tokens must be a whole number, got 'x'"),
+        ({"batch_tokens": 1.5}, "batch_tokens must be a whole number, got 1.5"),
+        ({"prompt": "why\ud800"}, "prompt is not valid Unicode: lone surrogate"),
+        ({"instruction": "why " * 9, "max_length": 5}, "of the 5 tokens of max_length"),
         ({"on_long": "ignore"}, 'on_long must be "truncate" or "error"'),
         ({"output": "word"}, 'output must be "pooled" or "tokens"'),
         ({"batch_tokens": -3}, "batch_tokens must be at least 1, got -3"),
@@ -176,7 +183,7 @@ def test_too_long(encoder: pyenc.TextEncoder) -> None:
         encoder.encode([short, long])
 
 
-@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.parametrize("length", [2, 3, np.int64(4)])
 def test_hardly_any_room(encoder: pyenc.TextEncoder, length: int) -> None:
     with pytest.warns(pyenc.TruncationWarning):
         rows = encoder.encode("The quick brown fox", max_length=length, output="tokens")
@@ -240,6 +247,10 @@ def test_prompts(tmp_path: Path) -> None:
     assert "".join("the sky"[a:b] for a, b in spans) == "thesky"
 
 
+def test_no_instruction_is_an_empty_one(bert: pyenc.TextEncoder) -> None:
+    assert (bert.encode("the sky", instruction="") == bert.encode("the sky")).all()
+
+
 def test_instruction_is_left_out_of_the_mean(bert: pyenc.TextEncoder, tmp_path: Path) -> None:
     vectors, spans = bert.encode("the sky", prompt="why: ", output="tokens")
     skip = bert.tokenizer.prompt_length("why: ")
@@ -254,6 +265,53 @@ def test_instruction_is_left_out_of_the_mean(bert: pyenc.TextEncoder, tmp_path: 
     (folder / "1_Pooling/config.json").write_text(json.dumps(pooling | {"include_prompt": False}))
     got = pyenc.load(folder).encode("the sky", prompt="why: ", normalize=False)
     np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_training_mode_is_left_out_of_it_and_restored() -> None:
+    encoder = pyenc.load(GOLDEN / "bert_mean_h4")
+    expected = encoder.encode(TEXTS)
+    encoder.model.train()
+    assert (encoder.encode(TEXTS) == expected).all()
+    assert encoder.model.training
+    assert all(layer.training for layer in encoder.model.layers)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(golden: Golden, dtype: torch.dtype) -> None:
+    encoder = pyenc.load(golden.folder)
+    ids, mask, _ = golden.inputs("ragged")
+    expected = encoder.model(ids, mask)
+    with torch.autocast("cpu", dtype=dtype):
+        got = encoder.model(ids, mask)
+        encoder.encode(TEXTS)
+    assert 0 < (got - expected).abs().max() < 0.3
+    got.float().square().mean().backward()
+    named = encoder.model.named_parameters()
+    assert all(p.grad is not None for name, p in named if not name.startswith("pooler"))
+
+
+def test_without_a_tokenizer(tmp_path: Path) -> None:
+    """MosaicBERT's own repositories carry none: token ids work, texts say what is missing."""
+    source, folder = GOLDEN / "mosaic_mlm_h4", tmp_path / "bare"
+    folder.mkdir()
+    for file in ("config.json", "pytorch_model.bin"):
+        shutil.copy(source / file, folder)
+    bare = pyenc.load(folder)
+    assert bare.model(torch.tensor([[2, 5, 3]])).shape == (1, 3, 64)
+    with pytest.raises(pyenc.CheckpointError, match=r"no tokenizer files.* tokenizer=\.\.\."):
+        bare.encode("the sky")
+    given = pyenc.load(folder, tokenizer=source)
+    assert (given.encode(TEXTS) == pyenc.load(source).encode(TEXTS)).all()
+    given.save(tmp_path / "saved")
+    again = pyenc.load(tmp_path / "saved")
+    assert (again.encode(TEXTS) == given.encode(TEXTS)).all()
+
+
+def test_options_of_load_are_checked_at_load() -> None:
+    with pytest.raises(pyenc.BackendError, match="unknown backend 'nope'"):
+        pyenc.load(GOLDEN / "bert_mean_h4", backend="nope")
+    with pytest.raises(InputError, match="skip_eps must be None or in"):
+        pyenc.load(GOLDEN / "bert_mean_h4", skip_eps=-3)
 
 
 def test_tensors_on_request(encoder: pyenc.TextEncoder) -> None:

@@ -6,6 +6,7 @@ A `Family` is declarative, so that one loader and one saver serve all: each para
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,9 @@ ACTIVATION_NAMES = {
     "relu": "relu",
 }
 """`hidden_act` of Hugging Face configs -> our name."""
+
+LARGEST = 2**31
+"""No size in a `config.json` comes near it."""
 
 Parts = dict[str, tuple[str, ...]]
 """Parameter of `Encoder` -> the file's tensors that stand in its rows, top to bottom."""
@@ -70,14 +74,23 @@ class ConfigFile:
 
     def integer(self, key: str, default: int | None = None) -> int:
         value = self.values.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise CheckpointError(f"{self.path}: {key} must be a whole number >= 0, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LARGEST:
+            raise CheckpointError(
+                f"{self.path}: {key} must be a whole number from 0 to {LARGEST - 1}, got {value!r}"
+            )
         return value
 
     def number(self, key: str, default: float) -> float:
         value = self.values.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise CheckpointError(f"{self.path}: {key} must be a number, got {value!r}")
+        # Python compares exactly: a whole number too large for a float is larger than any.
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not 0 <= value <= sys.float_info.max
+        ):
+            raise CheckpointError(
+                f"{self.path}: {key} must be a number, finite and >= 0, got {value!r}"
+            )
         return float(value)
 
     def text(self, key: str, default: str) -> str:

@@ -1,12 +1,12 @@
 """JinaBert qk-post-norm: jina-embeddings-v2-base-code.
 
 JinaBert v2 with LayerNorms on q and k over their full width, x added (and normalised) a second
-time after attention, and a gated feed-forward whose second rows are the gate.
+time after attention, and a gated feed-forward whose second rows are the gate, or with
+`feed_forward_type: "original"` one without a gate; neither has a bias on its way up.
 """
 
 from __future__ import annotations
 
-from ...errors import UnknownArchitectureError
 from ..config import EncoderConfig
 from .family import (
     ConfigFile,
@@ -24,17 +24,13 @@ from .jina import alibi_only, gate
 def _config(config: ConfigFile, names: frozenset[str]) -> EncoderConfig:
     alibi_only(config)
     activation = gate(config)
-    if activation is None:
-        raise UnknownArchitectureError(
-            f"{config.path}: feed_forward_type is 'original', but the tensor names are those of "
-            "JinaBert qk-post-norm, supported with geglu and reglu"
-        )
     return EncoderConfig(
         **common_fields(config, names),
         position="alibi",
         max_length=config.integer("max_position_embeddings", 512),
-        activation=activation,
-        gated=True,
+        # hidden_act is read by the original feed-forward alone.
+        activation=activation or config.activation(),
+        gated=activation is not None,
         gate_first=False,
         up_bias=False,
         qk_norm=True,
@@ -44,13 +40,14 @@ def _config(config: ConfigFile, names: frozenset[str]) -> EncoderConfig:
 
 def _parts(config: EncoderConfig) -> Parts:
     parts = embedding_parts(config)
+    up = "up_gated_layer" if config.gated else "up_layer"
     for i in range(config.num_layers):
         ours, theirs = f"layers.{i}", f"encoder.layer.{i}"
         parts |= separate_qkv(ours, theirs) | attention_output(ours, theirs)
         for x in "qk":
             parts |= both(f"{ours}.attention.{x}_norm", f"{theirs}.attention.self.layer_norm_{x}")
         parts |= both(f"{ours}.second_norm", f"{theirs}.layer_norm_1")
-        parts[f"{ours}.feed_forward.up.weight"] = (f"{theirs}.mlp.up_gated_layer.weight",)
+        parts[f"{ours}.feed_forward.up.weight"] = (f"{theirs}.mlp.{up}.weight",)
         parts |= both(f"{ours}.feed_forward.down", f"{theirs}.mlp.down_layer")
         parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.layer_norm_2")
     return parts
@@ -60,7 +57,7 @@ FAMILY = Family(
     name="JinaBert qk-post-norm",
     checkpoints="JinaBert qk-post-norm (jina-embeddings-v2-base-code)",
     signature=(
-        "encoder.layer.0.mlp.up_gated_layer.weight",
+        "encoder.layer.0.mlp.down_layer.weight",
         "encoder.layer.0.attention.self.layer_norm_q.weight",
     ),
     config=_config,

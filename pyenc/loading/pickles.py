@@ -1,0 +1,118 @@
+"""Torch pickles: read without running what is in them, and without growing beyond the file."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+MOST_SHARED = 16
+"""Times that the bytes of a file may be taken, by tensors that are one with another."""
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """A torch pickle with weights_only=True: dense tensors by name, nothing else.
+
+    Raises:
+        CheckpointError: it is damaged, holds more, or claims more than it stores.
+    """
+    _refuse_bombs(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused, it holds more than tensors (a pickle can run code; none was run): "
+            f"{(str(error) or repr(error)).splitlines()[0]}"
+        ) from error
+    except Exception as error:
+        # torch raises a dozen types on damaged files, RuntimeError, EOFError, KeyError among them.
+        first = (str(error) or repr(error)).splitlines()[0]
+        raise CheckpointError(f"{path}: not a readable torch file: {first}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a dict of tensors, got {type(content).__name__}")
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise CheckpointError(
+                f"{path}: {name!r} is a {type(tensor).__name__}, expected tensors by name only"
+            )
+        if tensor.layout != torch.strided:
+            raise CheckpointError(f"{path}: tensor {name!r} is {tensor.layout}, not dense")
+        if tensor.is_meta:
+            raise CheckpointError(f"{path}: tensor {name!r} is on 'meta', it has no values")
+        if tensor.is_quantized:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is {tensor.dtype}, which is not served: quantised weights"
+            )
+    # Parameters are accepted, and their gradients are not wanted.
+    tensors = {name: tensor.detach() for name, tensor in content.items()}
+    _refuse_overlaps(path, tensors)
+    return tensors
+
+
+def _refuse_overlaps(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Strides of 0, and views of one storage, make gigabytes of a few bytes.
+
+    Tensors that are one, as a decoder with the embeddings, are allowed: they count once.
+    """
+    views: set[tuple[object, ...]] = set()
+    left: dict[int, int] = {}
+    claimed = 0
+    for name, tensor in tensors.items():
+        storage, size = tensor.untyped_storage(), _size(tensor)
+        if size > storage.nbytes():
+            raise CheckpointError(
+                f"{path}: tensor {name!r} claims shape {tuple(tensor.shape)}, more than is stored"
+            )
+        claimed += size
+        view = (storage.data_ptr(), tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if view in views:
+            continue
+        views.add(view)
+        left[storage.data_ptr()] = left.get(storage.data_ptr(), storage.nbytes()) - size
+        if left[storage.data_ptr()] < 0:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} overlaps others in memory: together they claim more than "
+                "is stored"
+            )
+    stored = _stored(tensors.values())
+    if claimed > MOST_SHARED * stored:
+        raise CheckpointError(
+            f"{path}: its tensors claim {claimed:,} bytes, {stored:,} are stored: too many are one"
+        )
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _stored(tensors: Iterable[Tensor]) -> int:
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def _refuse_bombs(path: Path) -> None:
+    """torch.save stores entries as they are; a compressed or overlong one is not torch's."""
+    if not zipfile.is_zipfile(path):
+        return
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged zip archive: {error}") from error
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(
+                f"{path}: refused, entry {entry.filename!r} is compressed, which torch never does"
+            )
+    total = sum(entry.file_size for entry in entries)
+    if total > size:
+        raise CheckpointError(
+            f"{path}: refused, its entries claim {total:,} bytes, the file has {size:,}"
+        )
