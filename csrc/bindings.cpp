@@ -15,6 +15,8 @@
 
 namespace py = pybind11;
 
+void bind_attention(py::module_& module);
+
 namespace {
 
 using Address = std::uintptr_t;  // 0 stands for a tensor that is not there
@@ -87,5 +89,6 @@ PYBIND11_MODULE(_C, module) {
     return wide ? fits(at<const std::int64_t>(cu_seqlens), n_segments, n_tokens)
                 : fits(at<const std::int32_t>(cu_seqlens), n_segments, n_tokens);
   }, "Whether cu_seqlens runs from 0 to n_tokens without decreasing.");
+  bind_attention(module);
   bind_segment_mean(module);
 }

@@ -175,7 +175,10 @@ def served_by(model: pyenc.Encoder) -> list[tuple[str, str]]:
     built = extension.load() is not None
     rows = [("C++ extension", f"loaded, {extension.isa()}" if built else extension.why_missing())]
     probe = torch.zeros(1, 1, device=model.device, dtype=model.dtype)
-    for what, table in (("attention", attention_table()), ("pooling", pooling_table(probe))):
+    for what, table in (
+        ("attention", attention_table(probe, probe, probe)),
+        ("pooling", pooling_table(probe)),
+    ):
         rows.append((what, f"served by {choose(what, model.backend, table)!r}"))
     return rows
 

@@ -5,7 +5,6 @@ Shapes: T packed tokens, B sequences, H heads, D head dim.
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -13,13 +12,14 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from . import attention_torch
+from . import attention_cpu, extension
 from .attention_custom import CustomTerms, attention_custom_bias
+from .attention_ops import check_values
 from .attention_torch import Terms
 from .backend import WhyNot, always, choose
 from .bias import ALiBi, RelativePositionBias, ScoreBias
 from .reference import attention_reference
-from .validation import check_cu_seqlens, check_float, check_positions, sequence_bounds
+from .validation import check_cu_seqlens, check_float
 
 Bias = ALiBi | RelativePositionBias | ScoreBias | Tensor | None
 
@@ -55,10 +55,12 @@ def attention(
         dropout_p: probability of dropping an attention weight, in [0, 1).
         skip_eps: share of a row's softmax mass that a kernel may leave out where ALiBi has made
             it irrelevant; None takes what the output dtype cannot show, 0 computes everything.
-            The torch backend computes everything and so keeps any bound.
+            The torch backend computes everything and so keeps any bound. The output is off by at
+            most 2 * skip_eps * max|v|, the log-sum-exp by -ln(1 - skip_eps).
         return_lse: also return the log-sum-exp of the scores, (T, H) float32 (float64 for
             float64); differentiable.
-        backend: "torch" or "reference"; None chooses.
+        backend: "cpu" (no dropout, no gradient of a dense bias, no bias of one's own), "torch" or
+            "reference"; None chooses.
 
     Returns:
         out (T, H, D) in q's dtype, or (out, lse); differentiable once.
@@ -72,33 +74,67 @@ def attention(
     window = (-1, -1) if window is None else window
     # Drawn from torch's own generator, so that torch.manual_seed makes dropout repeatable.
     seed = torch.randint(2**62, ()) if dropout_p > 0 else None
-    name = choose("attention", backend, backend_table(dropout_p))
+    name = choose("attention", backend, backend_table(q, k, v, bias, dropout_p))
     if name == "reference":
-        _check_values(q, cu_seqlens, bias, positions)
+        check_values(q, cu_seqlens, bias, positions)
         out, lse = attention_reference(
             q, k, v, cu_seqlens, bias=bias, positions=positions, scale=scale, window=window
         )
-    elif bias is None or isinstance(bias, (ALiBi, RelativePositionBias, Tensor)):
+    elif name == "cpu":
+        kind, tensor, max_distance = _flatten(bias)
+        if skip_eps is None:
+            skip_eps = attention_cpu.SKIP_EPS[q.dtype]
+        learned = any(x is not None and x.requires_grad for x in (q, k, v, tensor))
+        out, lse, _ = torch.ops.pyenc.attention_cpu(
+            q, k, v, cu_seqlens, kind, tensor, max_distance, positions, scale, window[0], window[1],
+            float(skip_eps), return_lse, learned and torch.is_grad_enabled(),
+        )  # fmt: skip
+    elif _is_own(bias):
+        bounds = check_values(q, cu_seqlens, bias, positions)
+        seed_value = 0 if seed is None else int(seed)
+        assert isinstance(bias, ScoreBias)
+        custom = CustomTerms(bias, bounds, positions, scale, window, dropout_p, seed_value)
+        out, lse = attention_custom_bias(q, k, v, custom)
+    else:
         kind, tensor, max_distance = _flatten(bias)
         out, lse = torch.ops.pyenc.attention(
             q, k, v, cu_seqlens, kind, tensor, max_distance, positions,
             scale, window[0], window[1], dropout_p, seed, return_lse,
         )  # fmt: skip
-    else:
-        bounds = _check_values(q, cu_seqlens, bias, positions)
-        seed_value = 0 if seed is None else int(seed)
-        custom = CustomTerms(bias, bounds, positions, scale, window, dropout_p, seed_value)
-        out, lse = attention_custom_bias(q, k, v, custom)
     return (out, lse) if return_lse else out
 
 
-def backend_table(dropout_p: float = 0.0) -> dict[str, WhyNot]:
+def backend_table(
+    q: Tensor, k: Tensor, v: Tensor, bias: Bias = None, dropout_p: float = 0.0
+) -> dict[str, WhyNot]:
     """The backends of this op and why each cannot serve, for `choose` and `explain`."""
+
+    def cpu() -> str | None:
+        if _is_own(bias):
+            return "it has no kernel for a bias of one's own"
+        return attention_cpu.why_not(q, bias, dropout_p) or extension.missing()
 
     def reference() -> str | None:
         return "the oracle has no dropout" if dropout_p > 0 else None
 
-    return {"torch": always, "reference": reference}
+    return {"cpu": cpu, "torch": always, "reference": reference}
+
+
+def _is_own(bias: Bias) -> bool:
+    return bias is not None and not isinstance(bias, (ALiBi, RelativePositionBias, Tensor))
+
+
+def attention_terms(
+    q: Tensor,
+    bias: Bias,
+    positions: Tensor | None,
+    scale: float | None,
+    window: tuple[int, int] | None,
+) -> Terms:
+    """The arguments of a call of `attention` without dropout as its backends take them."""
+    left, right = (-1, -1) if window is None else window
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    return Terms(*_flatten(bias), positions, left, right, scale, 0.0, 0)
 
 
 def _flatten(bias: Bias) -> tuple[str, Tensor | None, int]:
@@ -110,98 +146,6 @@ def _flatten(bias: Bias) -> tuple[str, Tensor | None, int]:
     if isinstance(bias, Tensor):
         return "dense", bias, 0
     return "none", None, 0
-
-
-@torch.library.custom_op("pyenc::attention", mutates_args=())
-def _attention_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    kind: str,
-    bias: Tensor | None,
-    max_distance: int,
-    positions: Tensor | None,
-    scale: float,
-    window_left: int,
-    window_right: int,
-    dropout_p: float,
-    seed: Tensor | None,
-    return_lse: bool,
-) -> tuple[Tensor, Tensor]:
-    """The torch backend as one opaque op: lengths are read inside, so a graph does not break."""
-    bounds = _check_values(q, cu_seqlens, bias, positions)
-    terms = Terms(
-        kind, bias, max_distance, positions, window_left, window_right, scale, dropout_p,
-        0 if seed is None else int(seed),
-    )  # fmt: skip
-    return attention_torch.forward(q, k, v, bounds, terms, return_lse)
-
-
-@_attention_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return_lse = rest[-1]
-    lse_dtype = torch.promote_types(q.dtype, torch.float32)
-    rows = q.shape[0] if return_lse else 0
-    return torch.empty_like(q), q.new_empty((rows, q.shape[1]), dtype=lse_dtype)
-
-
-@torch.library.custom_op("pyenc::attention_backward", mutates_args=())
-def _attention_backward_op(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    kind: str,
-    bias: Tensor | None,
-    max_distance: int,
-    positions: Tensor | None,
-    scale: float,
-    window_left: int,
-    window_right: int,
-    dropout_p: float,
-    seed: Tensor | None,
-    want_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    terms = Terms(
-        kind, bias, max_distance, positions, window_left, window_right, scale, dropout_p,
-        0 if seed is None else int(seed),
-    )  # fmt: skip
-    dq, dk, dv, dbias = attention_torch.backward(
-        grad_out, grad_lse, q, k, v, cu_seqlens.tolist(), terms, want_bias
-    )
-    return dq, dk, dv, q.new_empty(0) if dbias is None else dbias
-
-
-@_attention_backward_op.register_fake
-def _(
-    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _, _, bias, *_, want_bias = rest
-    dbias = torch.empty_like(bias) if want_bias else q.new_empty(0)
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), dbias
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, cu_seqlens, kind, bias, max_distance, positions, *numbers, seed, return_lse = inputs
-    ctx.save_for_backward(q, k, v, cu_seqlens, bias, positions, seed)
-    ctx.rest = kind, max_distance, numbers, return_lse
-
-
-def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    q, k, v, cu_seqlens, bias, positions, seed = ctx.saved_tensors
-    kind, max_distance, numbers, return_lse = ctx.rest
-    want_bias = bias is not None and ctx.needs_input_grad[5]
-    dq, dk, dv, dbias = torch.ops.pyenc.attention_backward(
-        grad_out, grad_lse if return_lse else None, q, k, v, cu_seqlens, kind, bias,
-        max_distance, positions, *numbers, seed, want_bias,
-    )  # fmt: skip
-    return (dq, dk, dv, None, None, dbias if want_bias else None, *[None] * 8)
-
-
-_attention_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _check(
@@ -285,18 +229,3 @@ def _check_bias(q: Tensor, bias: Bias) -> None:
         raise InputError(
             f"attention: H is {q.shape[1]}, but {right} has shape {tuple(tensor.shape)}"
         )
-
-
-def _check_values(q: Tensor, cu_seqlens: Tensor, bias: Bias, positions: Tensor | None) -> list[int]:
-    """What only the values can tell; returns the bounds on the host."""
-    bounds = sequence_bounds("attention", cu_seqlens, q.shape[0])
-    if isinstance(bias, Tensor) and bias.ndim == 3:
-        longest = max((b - a for a, b in itertools.pairwise(bounds)), default=0)
-        if longest > bias.shape[1]:
-            raise InputError(
-                f"attention: the longest sequence has {longest} tokens, but the dense bias is "
-                f"{tuple(bias.shape)}"
-            )
-    if positions is not None:
-        check_positions("attention", positions, bounds)
-    return bounds

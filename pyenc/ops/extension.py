@@ -19,6 +19,8 @@ import importlib
 import os
 from types import ModuleType
 
+import torch
+
 REQUIRE_VARIABLE = "PYENC_REQUIRE_EXTENSION"
 
 
@@ -53,6 +55,13 @@ def load() -> ModuleType | None:
 def why_missing() -> str:
     """Why ``load`` gives None, in one line; empty when the extension is there."""
     return _attempt()[1]
+
+
+@torch.compiler.assume_constant_result
+def missing() -> str | None:
+    """None, or why the extension is missing: one answer a process, which torch.compile takes as it
+    is instead of tracing an import."""
+    return None if load() is not None else why_missing()
 
 
 def isa() -> str:

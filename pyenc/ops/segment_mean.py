@@ -91,7 +91,7 @@ def backend_table(x: Tensor) -> dict[str, WhyNot]:
             return f"the tensors are on {x.device}"
         if x.dtype not in segment_mean_cpu.DTYPE_CODES:
             return f"it has no {x.dtype} kernel"
-        return _extension_missing()
+        return extension.missing()
 
     def triton() -> str | None:
         if x.dtype not in segment_mean_cpu.DTYPE_CODES:
@@ -99,12 +99,6 @@ def backend_table(x: Tensor) -> dict[str, WhyNot]:
         return _triton_missing(x.device.type)
 
     return {"cpu": cpu, "triton": triton, "torch": always, "reference": always}
-
-
-@torch.compiler.assume_constant_result
-def _extension_missing() -> str | None:
-    """One answer a process; torch.compile takes it as it is instead of tracing an import."""
-    return None if extension.load() is not None else extension.why_missing()
 
 
 @torch.compiler.assume_constant_result

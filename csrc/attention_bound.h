@@ -1,0 +1,191 @@
+// Which keys ALiBi has made too faint to matter, with a bound on what leaving them out changes.
+//
+// In base 2 the score of key j is s_j = a q.k_j - mu |i - j|, and lse(so far) is at most the row's
+// final log-sum-exp. For every vector c, a q.k_j <= a q.c + a |q| |k_j - c|, so that the keys from
+// distance d outward carry at most 2^(a q.c + a |q| max|k_j - c| - mu d) / (1 - 2^-mu). A side of a
+// row ends where that is below 2^lse(so far) eps / 4. A block of keys may also be left out by itself
+// (by its own centre and radius, or by its scores once they are known) where it carries at most
+// eps / 2 divided by the number of blocks. In all at most eps of a row's mass is left out, and so
+//   |out - out'| <= 2 eps max|v|,  |lse - lse'| <= -ln(1 - eps).
+// Comparisons are written so that a NaN means: compute.
+#pragma once
+
+#include <cmath>
+
+#include "attention_tile.h"
+
+namespace pyenc {
+namespace PYENC_ISA {
+namespace {
+
+constexpr std::int64_t blocks_of(std::int64_t n) { return (n + kKeyBlock - 1) / kKeyBlock; }
+
+// The bounds of a head's keys, one array of floats.
+struct KeyBounds {
+  float* center;        // (D,) the mean key
+  float* left;          // (blocks,) max |k - center| over this block and those before it
+  float* right;         // (blocks,) the same over this block and those after it
+  float* radius;        // (blocks,) max |k - centroid| of the block
+  float* length;        // (blocks,) |centroid|
+  float* centroid;      // (blocks, D)
+  float center_length;
+
+  static std::int64_t size(std::int64_t n, std::int64_t depth) {
+    return 1 + depth + blocks_of(n) * (4 + depth);
+  }
+
+  KeyBounds(float* at, std::int64_t n, std::int64_t depth) {
+    const std::int64_t blocks = blocks_of(n);
+    center_length = *at;
+    center = at + 1;
+    left = center + depth;
+    right = left + blocks;
+    radius = right + blocks;
+    length = radius + blocks;
+    centroid = length + blocks;
+  }
+};
+
+// Rounding of a dot product of D floats, relative to the product of the lengths; twice over, for
+// the score itself is rounded too.
+inline float slack_of(std::int64_t depth) { return static_cast<float>(depth + 8) * 0x1p-23f; }
+
+inline float length_of(const float* x, const float* center, std::int64_t depth) {
+  float sum = 0;
+  for (std::int64_t d = 0; d < depth; ++d) {
+    const float difference = x[d] - (center ? center[d] : 0.0f);
+    sum += difference * difference;
+  }
+  return std::sqrt(sum);
+}
+
+// The larger, and NaN where either is: a key that is NaN must be met.
+inline float wider(float a, float b) { return b > a || b != b ? b : a; }
+
+inline void mean_of(const float* rows, std::int64_t count, std::int64_t depth, float* mean) {
+  for (std::int64_t d = 0; d < depth; ++d) mean[d] = 0;
+  for (std::int64_t r = 0; r < count; ++r)
+    for (std::int64_t d = 0; d < depth; ++d) mean[d] += rows[r * depth + d];
+  const float scale = 1.0f / static_cast<float>(count);
+  for (std::int64_t d = 0; d < depth; ++d) mean[d] *= scale;
+}
+
+inline void make_key_bounds(const AttentionHead& head) {
+  const std::int64_t depth = head.call->head_dim, blocks = blocks_of(head.n);
+  KeyBounds bounds(head.bounds, head.n, depth);
+  const float slack = slack_of(depth);
+  const auto count_of = [&](std::int64_t b) {
+    const std::int64_t left = head.n - b * kKeyBlock;
+    return left < kKeyBlock ? left : kKeyBlock;
+  };
+  for (std::int64_t d = 0; d < depth; ++d) bounds.center[d] = 0;
+  for (std::int64_t b = 0; b < blocks; ++b) {
+    const std::int64_t count = count_of(b);
+    float* centroid = bounds.centroid + b * depth;
+    mean_of(head.keys + b * kKeyBlock * depth, count, depth, centroid);
+    const float share = static_cast<float>(count) / static_cast<float>(head.n);
+    for (std::int64_t d = 0; d < depth; ++d) bounds.center[d] += share * centroid[d];
+  }
+  const float center_length = length_of(bounds.center, nullptr, depth);
+  *head.bounds = center_length;
+  for (std::int64_t b = 0; b < blocks; ++b) {
+    const std::int64_t count = count_of(b);
+    const float* centroid = bounds.centroid + b * depth;
+    float from_center = 0, from_centroid = 0, longest = 0;
+    for (std::int64_t r = 0; r < count; ++r) {
+      const float* row = head.keys + (b * kKeyBlock + r) * depth;
+      from_center = wider(from_center, length_of(row, bounds.center, depth));
+      from_centroid = wider(from_centroid, length_of(row, centroid, depth));
+      longest = wider(longest, length_of(row, nullptr, depth));
+    }
+    const float length = length_of(centroid, nullptr, depth);
+    bounds.left[b] = bounds.right[b] = from_center * (1 + slack) + slack * (longest + center_length);
+    bounds.radius[b] = from_centroid * (1 + slack) + slack * (longest + length);
+    bounds.length[b] = length;
+  }
+  for (std::int64_t b = 1; b < blocks; ++b) bounds.left[b] = wider(bounds.left[b], bounds.left[b - 1]);
+  for (std::int64_t b = blocks - 2; b >= 0; --b)
+    bounds.right[b] = wider(bounds.right[b], bounds.right[b + 1]);
+}
+
+// The skip rule of one strip. All in base 2.
+template <int C>
+struct SkipRule {
+  bool active;
+  Floats q_length[C];  // a |q|
+  Floats q_center[C];  // a q.center, and the rounding of it; -1e30 in lanes without a query
+  Floats idle[C];      // -1e30 in lanes without a query, else 0
+  float slope, geometric, side_budget, block_budget;
+
+  // q: (D, strip), scaled by a.
+  void start(const AttentionHead& head, const Strip<C>& strip, const float* q) {
+    active = head.skips;
+    if (!active) return;
+    const Attention& call = *head.call;
+    const std::int64_t depth = call.head_dim;
+    const KeyBounds bounds(head.bounds, head.n, depth);
+    slope = slope_of(head);
+    geometric = -std::log2(-std::expm1(-slope * 0.69314718f)) + 1e-5f;
+    const auto eps = static_cast<float>(call.skip_eps);
+    side_budget = std::log2(eps / 4);
+    block_budget = std::log2(eps / 2 / static_cast<float>(blocks_of(head.n)));
+    Floats square[C] = {}, along[C] = {};
+    for (std::int64_t d = 0; d < depth; ++d)
+      for (int c = 0; c < C; ++c) {
+        const Floats x = load(q + d * Strip<C>::kWidth + c * kLanes);
+        square[c] += x * x;
+        along[c] += x * bounds.center[d];
+      }
+    const float slack = slack_of(depth);
+    for (int c = 0; c < C; ++c)
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const bool live = c * kLanes + lane < strip.count;
+        idle[c][lane] = live ? 0.0f : -1e30f;
+        q_length[c][lane] = live ? std::sqrt(square[c][lane]) * (1 + slack) : 0.0f;
+        q_center[c][lane] = live ? along[c][lane] : -1e30f;
+      }
+    for (int c = 0; c < C; ++c) q_center[c] += slack * bounds.center_length * q_length[c];
+  }
+
+  // Whether everything from `nearest` (a position) outward is beyond the rule; `reach` is the
+  // largest |k - center| there, `lse` a lower bound of the log-sum-exp so far.
+  bool ends(const Strip<C>& strip, float nearest, float reach, const Floats (&lse)[C]) const {
+    Ints met = {};
+    for (int c = 0; c < C; ++c) {
+      const Floats most = q_length[c] * reach + q_center[c] + geometric -
+                          slope * magnitude(strip.position[c] - nearest);
+      met |= ~(most <= lse[c] + side_budget);
+    }
+    return !any(met);
+  }
+
+  // Whether `count` keys whose scores are at most `top` carry too little to be summed.
+  bool faint(const Floats (&top)[C], std::int64_t count, const Floats (&lse)[C]) const {
+    const float mass = std::log2(static_cast<float>(count)) + 1e-5f;
+    Ints met = {};
+    for (int c = 0; c < C; ++c) met |= ~(top[c] + mass + idle[c] <= lse[c] + block_budget);
+    return !any(met);
+  }
+
+  // A block's largest scores by its centre and radius, without meeting its keys.
+  void most(const Strip<C>& strip, const KeyBounds& bounds, std::int64_t block, std::int64_t depth,
+            const float* q, float nearest, Floats (&top)[C]) const {
+    Floats along[1][C] = {};
+    multiply<1, C>({bounds.centroid + block * depth, depth, 1}, q, Strip<C>::kWidth, depth, along);
+    const float spread = bounds.radius[block] + slack_of(depth) * bounds.length[block];
+    for (int c = 0; c < C; ++c)
+      top[c] = along[0][c] + q_length[c] * spread -
+               slope * magnitude(strip.position[c] - nearest);
+  }
+};
+
+// A lower bound of log2(m, l) = m + log2(l): the exponent of l is at most its logarithm.
+template <int C>
+PYENC_INLINE void lse_floor(const Floats (&m)[C], const Floats (&l)[C], Floats (&lse)[C]) {
+  for (int c = 0; c < C; ++c)
+    lse[c] = m[c] + (__builtin_convertvector(as_ints(l[c]) >> 23, Floats) - 127.0f);
+}
+
+}  // namespace
+}  // namespace PYENC_ISA
+}  // namespace pyenc

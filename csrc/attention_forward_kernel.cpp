@@ -1,0 +1,261 @@
+// Attention forward of one tile of queries, compiled once per instruction set.
+//
+// Queries stand in the lanes: s (keys, queries) = K Q^T, o (D, queries) += V^T p. So keys and values
+// are broadcast, and maxima and sums over keys need nothing across lanes. The softmax is online
+// (Milakov & Gimelshein, arXiv 1805.02867): m is the running maximum, l the sum of 2^(s - m). A tile
+// begins at its own place in the sequence and walks outward, so that with ALiBi the largest scores
+// come first and the rule of attention_bound.h may end a side early.
+
+#include "attention.h"
+#include "attention_bound.h"
+#include "attention_tile.h"
+
+namespace pyenc {
+namespace PYENC_ISA {
+namespace {
+
+// m is left where it is until a score passes it by more than this: 2^8 harms no sum.
+constexpr float kHeadroom = 8;
+
+struct Scratch {
+  float *rows, *k, *v, *s, *bias, *column, *q, *o;
+
+  static std::int64_t size(std::int64_t depth) {
+    return 3 * kKeyBlock * depth + (kQueryTile - kKeyBlock) * depth + 2 * kKeyBlock * kWidest +
+           kKeyBlock + 2 * kQueryTile * depth;
+  }
+
+  Scratch(float* at, std::int64_t depth) {
+    k = at;
+    v = k + kKeyBlock * depth;
+    rows = v + kKeyBlock * depth;  // (kQueryTile, D)
+    s = rows + kQueryTile * depth;
+    bias = s + kKeyBlock * kWidest;
+    column = bias + kKeyBlock * kWidest;
+    q = column + kKeyBlock;
+    o = q + kQueryTile * depth;
+  }
+
+  static constexpr std::int64_t kWidest = kColumns * kLanes;
+};
+
+// A block of keys and their values, read when the first strip wants them.
+struct Block {
+  std::int64_t index, first, last;
+  const float *k, *v;  // (keys, D), or null
+
+  void start(const AttentionHead& head, std::int64_t at) {
+    index = at, first = at * kKeyBlock;
+    last = first + kKeyBlock < head.n ? first + kKeyBlock : head.n;
+    const std::int64_t depth = head.call->head_dim;
+    k = head.keys ? head.keys + first * depth : nullptr;
+    v = head.keys ? head.keys + (head.n + first) * depth : nullptr;
+  }
+
+  std::int64_t count() const { return last - first; }
+
+  void want(const AttentionHead& head, const Rows3& rows, const float*& where, float* scratch) {
+    if (where) return;
+    read_rows(rows, head.call->dtype, head.first + first, head.head, count(), head.call->head_dim,
+              scratch);
+    where = scratch;
+  }
+};
+
+// One strip of queries on its way through the keys.
+template <int C>
+struct Walk {
+  static constexpr std::int64_t kWidth = Strip<C>::kWidth;
+
+  Strip<C> strip;
+  float *q, *o;  // (D, strip)
+  SkipRule<C> rule;
+  Floats m[C], l[C];
+  std::int64_t met_first, met_last;
+  bool left_open, right_open;
+
+  // rows: (queries of the strip, D).
+  void start(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
+             const float* rows, float* q_to, float* o_to) {
+    const std::int64_t depth = head.call->head_dim;
+    strip.start(head, first_query, last_query);
+    q = q_to, o = o_to;
+    turn(rows, strip.count, depth, kWidth, head.call->scale * kLog2e, q);
+    rule.start(head, strip, q);
+    for (int c = 0; c < C; ++c) m[c] = splat(-kInfinity), l[c] = Floats{};
+    for (std::int64_t i = 0; i < depth * kWidth; ++i) o[i] = 0;
+    met_first = head.n, met_last = 0;
+    left_open = right_open = true;
+  }
+
+  // Meets a block, unless it need not.
+  void meet(const AttentionHead& head, Block& block, const Scratch& scratch, PairCount& count) {
+    const Attention& call = *head.call;
+    const std::int64_t depth = call.head_dim;
+    const Placement place = placement(head, strip, block.first, block.last);
+    if (place.side == Side::none) {
+      // Beyond the window on this side, and so is all that follows.
+      (block.first > strip.first ? right_open : left_open) = false;
+      return;
+    }
+    Floats floor[C] = {};
+    if (rule.active && place.side != Side::both) {
+      lse_floor(m, l, floor);
+      const bool right = place.side == Side::right;
+      const float nearest =
+          call.positions[head.first + (right ? block.first : block.last - 1)];
+      const KeyBounds bounds(head.bounds, head.n, depth);
+      const float reach = right ? bounds.right[block.index] : bounds.left[block.index];
+      if (rule.ends(strip, nearest, reach, floor)) {
+        (right ? right_open : left_open) = false;
+        return;
+      }
+      Floats top[C];
+      rule.most(strip, bounds, block.index, depth, q, nearest, top);
+      if (rule.faint(top, block.count(), floor)) return;
+    }
+    block.want(head, call.k, block.k, scratch.k);
+    met_first = block.first < met_first ? block.first : met_first;
+    met_last = block.last > met_last ? block.last : met_last;
+    count.scored += strip.count * block.count();
+
+    Floats row[C] = {}, top[C];
+    if (place.uniform) {
+      uniform_bias(head, strip, place.side, block.first, block.last, scratch.column, row);
+      scores_of<C, false>(block.k, q, depth, block.count(), scratch.column, scratch.s, top);
+    } else {
+      pair_bias(head, strip, block.first, block.last, scratch.bias);
+      scores_of<C, true>(block.k, q, depth, block.count(), scratch.bias, scratch.s, top);
+    }
+    for (int c = 0; c < C; ++c) top[c] += row[c];
+    if (rule.active && place.side != Side::both && rule.faint(top, block.count(), floor)) return;
+
+    raise(top, depth);
+    weigh(row, block.count(), scratch.s);
+    block.want(head, call.v, block.v, scratch.v);
+    multiply_add<C>({block.v, 1, depth}, depth, scratch.s, kWidth, block.count(), o, kWidth);
+    count.summed += strip.count * block.count();
+  }
+
+  // The running maximum follows the scores, where they have run away from it.
+  void raise(const Floats (&top)[C], std::int64_t depth) {
+    Ints above = {};
+    for (int c = 0; c < C; ++c) above |= top[c] > m[c] + kHeadroom;
+    if (!any(above)) return;
+    Floats shrink[C];
+    for (int c = 0; c < C; ++c) {
+      const Floats higher = larger(top[c], m[c]);
+      shrink[c] = exp2_of(m[c] - larger(higher, splat(-3e38f)));
+      m[c] = higher;
+      l[c] *= shrink[c];
+    }
+    for (std::int64_t d = 0; d < depth; ++d)
+      for (int c = 0; c < C; ++c) {
+        float* place = o + d * kWidth + c * kLanes;
+        store(place, load(place) * shrink[c]);
+      }
+  }
+
+  // s becomes 2^(s + row - m), and l takes it up.
+  void weigh(const Floats (&row)[C], std::int64_t count, float* s) {
+    Floats shift[C], sum[C] = {};
+    // A row that has met hidden keys alone has no maximum yet.
+    for (int c = 0; c < C; ++c) shift[c] = larger(m[c], splat(-3e38f)) - row[c];
+    for (std::int64_t j = 0; j < count; ++j)
+      for (int c = 0; c < C; ++c) {
+        float* place = s + j * kWidth + c * kLanes;
+        const Floats weight = exp2_of(load(place) - shift[c]);
+        store(place, weight);
+        sum[c] += weight;
+      }
+    for (int c = 0; c < C; ++c) l[c] += sum[c];
+  }
+
+  void finish(const AttentionHead& head, const AttentionForward& result, float* rows) {
+    const Attention& call = *head.call;
+    const std::int64_t depth = call.head_dim, heads = call.n_heads;
+    Floats inverse[C];
+    for (int c = 0; c < C; ++c) inverse[c] = 1.0f / l[c];
+    for (std::int64_t d = 0; d < depth; ++d)
+      for (int c = 0; c < C; ++c) {
+        float* place = o + d * kWidth + c * kLanes;
+        store(place, load(place) * inverse[c]);
+      }
+    const std::int64_t token = head.first + strip.first;
+    transpose(o, depth, strip.count, kWidth, rows, depth);
+    put_rows(head, strip.first, strip.count, rows, depth, result.out);
+    if (result.lse)
+      for (std::int64_t i = 0; i < strip.count; ++i) {
+        const double top = m[i / kLanes][i % kLanes], sum = l[i / kLanes][i % kLanes];
+        result.lse[(token + i) * heads + head.head] =
+            static_cast<float>((top + std::log2(sum)) * 0.69314718055994531);
+      }
+    if (result.ranges)
+      for (std::int64_t i = 0; i < strip.count; ++i)
+        result.ranges[(token + i) * heads + head.head] = {static_cast<std::int32_t>(met_first),
+                                                          static_cast<std::int32_t>(met_last)};
+  }
+};
+
+void forward_tile(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
+                  const AttentionForward& result, float* memory, PairCount& count) {
+  const Attention& call = *head.call;
+  const std::int64_t depth = call.head_dim, blocks = blocks_of(head.n);
+  const Scratch scratch(memory, depth);
+  read_rows(call.q, call.dtype, head.first + first_query, head.head, last_query - first_query, depth,
+            scratch.rows);
+  Tile<Walk> tile;
+  tile.start(first_query, last_query, [&](auto& walk, std::int64_t at) {
+    const std::int64_t done = (at - first_query) * depth;
+    walk.start(head, at, last_query, scratch.rows + done, scratch.q + done, scratch.o + done);
+  });
+  const auto meet = [&](std::int64_t index) {
+    Block block;
+    block.start(head, index);
+    tile.each([&](auto& walk) {
+      const auto& strip = walk.strip;
+      const bool closed = block.first >= strip.first + strip.count ? !walk.right_open
+                          : block.last <= strip.first              ? !walk.left_open
+                                                                   : false;
+      if (!closed) walk.meet(head, block, scratch, count);
+    });
+  };
+  const auto open = [&](bool right) {
+    bool found = false;
+    tile.each([&](auto& walk) { found |= right ? walk.right_open : walk.left_open; });
+    return found;
+  };
+  const std::int64_t own_first = first_query / kKeyBlock, own_last = (last_query - 1) / kKeyBlock;
+  for (std::int64_t b = own_first; b <= own_last; ++b) meet(b);
+  std::int64_t left = own_first - 1, right = own_last + 1;
+  while (true) {
+    const bool go_left = left >= 0 && open(false), go_right = right < blocks && open(true);
+    if (go_left) meet(left--);
+    if (go_right) meet(right++);
+    if (!go_left && !go_right) break;
+  }
+  tile.each([&](auto& walk) { walk.finish(head, result, scratch.rows); });
+}
+
+std::int64_t scratch_size(std::int64_t head_dim) { return Scratch::size(head_dim); }
+
+std::int64_t bounds_size(std::int64_t n, std::int64_t head_dim) {
+  return KeyBounds::size(n, head_dim);
+}
+
+void prepare(const AttentionHead& head) {
+  const Attention& call = *head.call;
+  if (!head.keys) return;
+  read_rows(call.k, call.dtype, head.first, head.head, head.n, call.head_dim, head.keys);
+  read_rows(call.v, call.dtype, head.first, head.head, head.n, call.head_dim,
+            head.keys + head.n * call.head_dim);
+  if (head.bounds) make_key_bounds(head);
+}
+
+}  // namespace
+
+extern const AttentionForwardKernels attention_forward_kernels;
+const AttentionForwardKernels attention_forward_kernels{scratch_size, bounds_size, prepare, forward_tile};
+
+}  // namespace PYENC_ISA
+}  // namespace pyenc

@@ -1,0 +1,314 @@
+"""Attention on the CPU through the C++ extension: tensors in, addresses out.
+
+Everything that could make the C++ read outside an array is refused here, before it gets an address.
+
+Shapes: T packed tokens, B sequences, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import itertools
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import BackendError, InputError
+from . import extension
+from .attention_torch import Terms
+from .bias import relative_position_bucket
+from .validation import check_cu_seqlens, check_positions, sequence_bounds
+
+OP = "attention"
+
+# The codes of csrc/numeric.h and csrc/attention.h.
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+BIAS_CODES = {"none": 0, "alibi": 1, "t5": 2, "dense": 3}
+
+SKIP_EPS = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-11, torch.float16: 2.0**-13}
+"""What `skip_eps=None` leaves out: less than the output's own rounding shows."""
+
+MAX_HEAD_DIM = 256
+
+# Lanes of the widest strip of queries, all of which a line of biases by distance must cover.
+LINE_PADDING = 64
+
+# Differences of positions are float32 inside.
+MAX_POSITION_SPAN = 2**24
+
+
+def why_not(q: Tensor, bias: Any, dropout_p: float) -> str | None:
+    """Why these kernels cannot serve a call, or None."""
+    if q.device.type != "cpu":
+        return f"the tensors are on {q.device}"
+    if q.dtype not in DTYPE_CODES:
+        return f"it has no {q.dtype} kernel"
+    if q.shape[-1] > MAX_HEAD_DIM:
+        return f"head dim {q.shape[-1]} is more than {MAX_HEAD_DIM}"
+    if dropout_p > 0:
+        return "it has no dropout"
+    if isinstance(bias, Tensor) and bias.requires_grad and torch.is_grad_enabled():
+        return "it has no gradient of a dense bias"
+    return None
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    terms: Terms,
+    skip_eps: float,
+    *,
+    want_lse: bool = False,
+    want_ranges: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None, float]:
+    """softmax(scale * q k^T + bias) v over packed sequences.
+
+    q, k, v (T, H, D) float32, bfloat16 or float16, D at most 256, last axis contiguous; cu_seqlens
+    (B + 1,) int32 or int64; all on the CPU. `skip_eps` as in `pyenc.ops.attention`, 0 for none.
+
+    Returns (out (T, H, D), log-sum-exp (T, H) float32 or None, ranges (T, H, 2) int32 or None: the
+    keys [first, last) that each query met, which `backward` wants; share of the arithmetic done:
+    (scored pairs + summed pairs) / (2 * all pairs)).
+
+    The same bits for any number of threads; the last bits may differ between instruction sets.
+    Raises InputError on arguments it cannot serve, BackendError without the extension.
+    """
+    module = _extension()
+    call, _kept = _call(module, q, k, v, cu_seqlens, terms, skip_eps)
+    out = q.new_empty(q.shape)
+    lse = q.new_empty(q.shape[:2], dtype=torch.float32) if want_lse else None
+    ranges = q.new_empty((*q.shape[:2], 2), dtype=torch.int32) if want_ranges else None
+    scored, summed, pairs = module.attention_forward(
+        call, out=out.data_ptr(), lse=_pointer(lse), ranges=_pointer(ranges)
+    )
+    return out, lse, ranges, (scored + summed) / (2 * pairs) if pairs else 1.0
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    terms: Terms,
+    skip_eps: float,
+    out: Tensor,
+    lse: Tensor,
+    ranges: Tensor,
+    *,
+    want_bias: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of q, k, v, and of ALiBi's slopes or T5's table where wanted.
+
+    Arguments as given to `forward`; out, lse and ranges as it returned them. Over exactly the pairs
+    that the forward met, but for those whose weight it found too small to be summed. The same call
+    gives the same bits; another number of threads may change the last ones.
+    """
+    module = _extension()
+    call, _kept = _call(module, q, k, v, cu_seqlens, terms, skip_eps)
+    shape = tuple(q.shape)
+    _check_saved("grad_out", grad_out, shape, q.dtype)
+    _check_saved("out", out, shape, q.dtype)
+    _check_saved("lse", lse, shape[:2], torch.float32, contiguous=True)
+    _check_saved("ranges", ranges, (*shape[:2], 2), torch.int32, contiguous=True)
+    if grad_lse is not None:
+        grad_lse = grad_lse.contiguous()
+        _check_saved("grad_lse", grad_lse, shape[:2], torch.float32, contiguous=True)
+    if want_bias and terms.kind not in ("alibi", "t5"):
+        raise BackendError(f"{OP}: the 'cpu' backend has no gradient of a {terms.kind} bias")
+    if grad_out.stride(-1) != 1:
+        grad_out = grad_out.contiguous()
+    grads = [q.new_empty(shape) for _ in range(3)]
+    grad_bias = None
+    if want_bias:
+        sums = (2 * call["reach"] + 1,) if terms.kind == "t5" else ()
+        grad_bias = torch.zeros(
+            (call["n_sequences"], q.shape[1], *sums), dtype=torch.float64, device=q.device
+        )
+    module.attention_backward(
+        call, grad_out=_rows(grad_out), out=_rows(out), lse=lse.data_ptr(),
+        grad_lse=_pointer(grad_lse), ranges=ranges.data_ptr(), grad_q=grads[0].data_ptr(),
+        grad_k=grads[1].data_ptr(), grad_v=grads[2].data_ptr(), grad_bias=_pointer(grad_bias),
+    )  # fmt: skip
+    return grads[0], grads[1], grads[2], _grad_of_tensor(grad_bias, terms, call["reach"])
+
+
+def computed_share(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    bias: Any = None,
+    positions: Tensor | None = None,
+    scale: float | None = None,
+    window: tuple[int, int] | None = None,
+    skip_eps: float | None = None,
+) -> float:
+    """The share of attention's arithmetic that these kernels do for a call, in [0, 1].
+
+    Arguments as `pyenc.ops.attention`. 1 where every query meets every key of its sequence.
+    """
+    from .attention import attention_terms
+
+    terms = attention_terms(q, bias, positions, scale, window)
+    eps = SKIP_EPS[q.dtype] if skip_eps is None else skip_eps
+    return forward(q, k, v, cu_seqlens, terms, eps)[3]
+
+
+def _extension() -> ModuleType:
+    module = extension.load()
+    if module is None:
+        raise BackendError(f"{OP}: {extension.why_missing()}")
+    return module
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _rows(x: Tensor) -> tuple[int, int, int]:
+    return x.data_ptr(), x.stride(0), x.stride(1)
+
+
+def _call(
+    module: ModuleType,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    terms: Terms,
+    skip_eps: float,
+) -> tuple[dict[str, Any], list[Tensor]]:
+    """The fields of csrc/attention.h, and the tensors that must live as long as they do."""
+    if q.ndim != 3 or not 1 <= q.shape[2] <= MAX_HEAD_DIM or q.shape[1] < 1:
+        raise InputError(
+            f"{OP}: q must be (T, H, D) with D at most {MAX_HEAD_DIM}, got {tuple(q.shape)}"
+        )
+    if q.dtype not in DTYPE_CODES:
+        raise InputError(f"{OP}: q must be float32, bfloat16 or float16, got {q.dtype}")
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        _check_saved(name, x, tuple(q.shape), q.dtype)
+        if x.stride(-1) != 1 and x.shape[-1] > 1:
+            raise InputError(
+                f"{OP}: the last axis of {name} must be contiguous, got strides {x.stride()}"
+            )
+    if not 0 <= skip_eps < 1:
+        raise InputError(f"{OP}: skip_eps must be in [0, 1), got {skip_eps}")
+    check_cu_seqlens(OP, cu_seqlens)
+    _check_memory("cu_seqlens", cu_seqlens)
+    cu_seqlens = cu_seqlens.to(torch.int64).contiguous()
+    bounds = sequence_bounds(OP, cu_seqlens, q.shape[0])
+    longest = max((b - a for a, b in itertools.pairwise(bounds)), default=0)
+    places = _places(cu_seqlens, bounds, q.shape[0], terms.positions)
+    tensor, dtype, reach = _bias(terms, q.shape[1], longest)
+    call = {
+        "q": _rows(q), "k": _rows(k), "v": _rows(v), "dtype": DTYPE_CODES[q.dtype],
+        "cu_seqlens": cu_seqlens.data_ptr(), "n_sequences": len(bounds) - 1,
+        "n_heads": q.shape[1], "head_dim": q.shape[2],
+        "positions": places.data_ptr(), "contiguous": terms.positions is None,
+        "kind": BIAS_CODES[terms.kind], "bias": _pointer(tensor), "bias_dtype": dtype,
+        "reach": reach, "saturation": terms.max_distance,
+        "window_left": terms.window_left, "window_right": terms.window_right,
+        "scale": terms.scale, "skip_eps": skip_eps, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    return call, [cu_seqlens, places, *([] if tensor is None else [tensor])]
+
+
+def _places(
+    cu_seqlens: Tensor, bounds: list[int], num_tokens: int, positions: Tensor | None
+) -> Tensor:
+    """(T,) float32: how far each token is from the first of its sequence."""
+    if num_tokens == 0:
+        return torch.empty(0)
+    at = torch.arange(num_tokens)
+    if positions is not None:
+        _check_memory("positions", positions)
+        if positions.shape != (num_tokens,) or positions.dtype not in (torch.int32, torch.int64):
+            raise InputError(
+                f"{OP}: positions must be ({num_tokens},) int32 or int64; got "
+                f"{tuple(positions.shape)} {positions.dtype}"
+            )
+        check_positions(OP, positions, bounds)
+        at = positions.to(torch.int64)
+    if len(bounds) == 2:
+        places = at - at[0]
+    else:
+        firsts = at[cu_seqlens[:-1].clamp(max=num_tokens - 1)]
+        places = at - torch.repeat_interleave(firsts, cu_seqlens.diff(), output_size=num_tokens)
+    if positions is not None and int(places.max()) >= MAX_POSITION_SPAN:
+        raise InputError(
+            f"{OP}: positions of a sequence span {int(places.max())}, the 'cpu' backend serves "
+            f"less than {MAX_POSITION_SPAN}; use backend='torch'"
+        )
+    return places.to(torch.float32)
+
+
+def _bias(terms: Terms, heads: int, longest: int) -> tuple[Tensor | None, int, int]:
+    """(the bias's tensor as csrc/attention.h wants it, its dtype code, its reach)."""
+    tensor = terms.tensor
+    if terms.kind == "none" or tensor is None:
+        return None, 0, 0
+    _check_memory("bias", tensor)
+    tensor = tensor.detach()
+    if terms.kind == "alibi":
+        _check_saved("slopes", tensor, (heads,), tensor.dtype)
+        return tensor.to(torch.float32).contiguous(), 0, 0
+    if terms.kind == "t5":
+        _check_saved("table", tensor, (tensor.shape[0], heads), tensor.dtype)
+        reach = max(longest + LINE_PADDING, terms.max_distance)
+        return tensor.to(torch.float32).t()[:, _buckets(terms, reach)].contiguous(), 0, reach
+    side = tensor.shape[-1]
+    if tensor.shape != (heads, side, side) or side < longest:
+        raise InputError(
+            f"{OP}: the dense bias must be ({heads}, N, N) with N at least {longest}, the longest "
+            f"sequence; got {tuple(tensor.shape)}"
+        )
+    if tensor.dtype not in DTYPE_CODES:
+        tensor = tensor.to(torch.float32)
+    return tensor.contiguous(), DTYPE_CODES[tensor.dtype], side
+
+
+def _buckets(terms: Terms, reach: int) -> Tensor:
+    """(2 reach + 1,): the bucket of j - i for each i - j from -reach to reach."""
+    assert terms.tensor is not None
+    ahead = torch.arange(reach, -reach - 1, -1)
+    return relative_position_bucket(ahead, terms.tensor.shape[0], terms.max_distance)
+
+
+def _grad_of_tensor(grad: Tensor | None, terms: Terms, reach: int) -> Tensor | None:
+    """From sums by sequence (B, H) or (B, H, 2 reach + 1) to the shape of the bias's tensor."""
+    if grad is None or terms.tensor is None:
+        return None
+    by_head = grad.sum(0)
+    if terms.kind == "t5":
+        table = by_head.new_zeros(terms.tensor.shape)
+        by_head = table.index_add_(0, _buckets(terms, reach), by_head.t())
+    return by_head.to(terms.tensor.dtype)
+
+
+def _check_memory(name: str, tensor: Tensor) -> None:
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        raise InputError(f"{OP}: {name} must be an ordinary CPU tensor, got {tensor.device}")
+
+
+def _check_saved(
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    *,
+    contiguous: bool = False,
+) -> None:
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        raise InputError(
+            f"{OP}: {name} must be {dtype} of shape {shape}, got {tensor.dtype} "
+            f"{tuple(tensor.shape)}"
+        )
+    _check_memory(name, tensor)
+    if contiguous and not tensor.is_contiguous():
+        raise InputError(f"{OP}: {name} must be contiguous, got strides {tensor.stride()}")
