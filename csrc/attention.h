@@ -69,6 +69,8 @@ struct AttentionBackward {
 
 void attention_backward(const Attention& call, const AttentionBackward& result);
 
+void attention_exp2(const float* from, std::int64_t count, float* to);
+
 // ---- what is compiled once per instruction set ------------------------------------------------
 
 constexpr std::int64_t kQueryTile = 128;
@@ -85,6 +87,8 @@ struct AttentionHead {
 };
 
 struct AttentionForwardKernels {
+  // to = 2^from, as the kernels compute it: for the tests.
+  void (*exp2)(const float* from, std::int64_t count, float* to);
   // Floats of scratch that one thread needs.
   std::int64_t (*scratch)(std::int64_t head_dim);
   std::int64_t (*bounds_size)(std::int64_t n, std::int64_t head_dim);

@@ -64,6 +64,9 @@ struct Walk {
   float *q_rows, *g_rows;  // (strip, padded): scale q, g
   Floats lse[C];           // in base 2; in lanes without a query so large that p is 0
   Floats delta[C];
+  Floats due[C];       // what ds of a row should add up to: grad_lse
+  Floats sum[C];       // what it does add up to
+  Floats distance[C];  // sum_j p |i - j|
   KeyRange met;
   float faintest;  // log2 of the mass of a block that need not be added, or -infinity
 
@@ -91,14 +94,18 @@ struct Walk {
     turn(scratch.rows, strip.count, depth, kWidth, 1, g);
     pad(scratch.rows, 1, g_rows);
     read(result.out, scratch.others);
-    for (int c = 0; c < C; ++c) lse[c] = splat(3e38f), delta[c] = Floats{};
+    for (int c = 0; c < C; ++c) {
+      lse[c] = splat(3e38f);
+      delta[c] = due[c] = sum[c] = distance[c] = Floats{};
+    }
     for (std::int64_t i = 0; i < strip.count; ++i) {
       const std::int64_t place = (token + i) * call.n_heads + head.head;
-      double sum = 0;
+      double along = 0;
       for (std::int64_t d = 0; d < depth; ++d)
-        sum += static_cast<double>(scratch.rows[i * depth + d]) * scratch.others[i * depth + d];
-      if (result.grad_lse) sum -= result.grad_lse[place];
-      delta[i / kLanes][i % kLanes] = static_cast<float>(sum);
+        along += static_cast<double>(scratch.rows[i * depth + d]) * scratch.others[i * depth + d];
+      const float grad_lse = result.grad_lse ? result.grad_lse[place] : 0.0f;
+      delta[i / kLanes][i % kLanes] = static_cast<float>(along - grad_lse);
+      due[i / kLanes][i % kLanes] = grad_lse;
       lse[i / kLanes][i % kLanes] = result.lse[place] * kLog2e;
     }
     for (std::int64_t i = 0; i < depth * kWidth; ++i) dq[i] = 0;
@@ -138,7 +145,7 @@ struct Walk {
     add_product({scratch.s, kWidth, 1}, count, g_rows, strip.count, width, sums.values + first * width);
     add_product({scratch.ds, kWidth, 1}, count, q_rows, strip.count, width, sums.keys + first * width);
     multiply_add<C>({k, 1, depth}, depth, scratch.ds, kWidth, count, dq, kWidth);
-    if (sums.slope) add_slope(head, first, count, scratch.ds, sums.slope);
+    if (sums.slope) add_slope(head, first, count, scratch, sums.slope);
     if (sums.line) add_line(head, first, count, scratch.ds, sums.line);
   }
 
@@ -159,15 +166,31 @@ struct Walk {
     });
   }
 
-  void add_slope(const AttentionHead& head, std::int64_t first, std::int64_t count, const float* ds,
-                 double* slope) {
+  void add_slope(const AttentionHead& head, std::int64_t first, std::int64_t count,
+                 const Scratch& scratch, double* slope) {
     const float* at = head.call->positions + head.first + first;
-    Floats sum[C] = {};
+    Floats weighted[C] = {};
     for (std::int64_t j = 0; j < count; ++j)
-      for (int c = 0; c < C; ++c)
-        sum[c] += load(ds + j * kWidth + c * kLanes) * magnitude(strip.position[c] - at[j]);
-    for (int c = 0; c < C; ++c)
-      for (int lane = 0; lane < kLanes; ++lane) *slope -= static_cast<double>(sum[c][lane]);
+      for (int c = 0; c < C; ++c) {
+        const Floats away = magnitude(strip.position[c] - at[j]);
+        const Floats ds = load(scratch.ds + j * kWidth + c * kLanes);
+        weighted[c] += ds * away;
+        sum[c] += ds;
+        distance[c] += load(scratch.s + j * kWidth + c * kLanes) * away;
+      }
+    for (int c = 0; c < C; ++c) *slope -= total(weighted[c]);
+  }
+
+  // delta comes from a rounded output, and is off by as much as the sum of ds is off its due. In ds
+  // |i - j| that grows with the distance, but ds is off by that much times p, and so it is taken back.
+  void correct_slope(double* slope) const {
+    for (int c = 0; c < C; ++c) *slope -= total((due[c] - sum[c]) * distance[c]);
+  }
+
+  static double total(Floats x) {
+    double result = 0;
+    for (int lane = 0; lane < kLanes; ++lane) result += static_cast<double>(x[lane]);
+    return result;
   }
 
   void add_line(const AttentionHead& head, std::int64_t first, std::int64_t count, const float* ds,
@@ -209,7 +232,10 @@ void backward_tile(const AttentionHead& head, std::int64_t first_query, std::int
     const std::int64_t end = first + kKeyBlock < head.n ? first + kKeyBlock : head.n;
     tile.each([&](auto& walk) { walk.meet(head, first, end, scratch, sums); });
   }
-  tile.each([&](auto& walk) { walk.finish(head, result, scratch); });
+  tile.each([&](auto& walk) {
+    if (slope) walk.correct_slope(slope);
+    walk.finish(head, result, scratch);
+  });
 }
 
 void write_rows(const AttentionHead& head, std::int64_t first, std::int64_t last, const float* from,

@@ -82,4 +82,10 @@ void bind_attention(py::module_& module) {
       py::arg("call"), py::kw_only(), py::arg("grad_out"), py::arg("out"), py::arg("lse"),
       py::arg("grad_lse"), py::arg("ranges"), py::arg("grad_q"), py::arg("grad_k"),
       py::arg("grad_v"), py::arg("grad_bias"));
+  module.def(
+      "attention_exp2",
+      [](Address from, std::int64_t count, Address to) {
+        pyenc::attention_exp2(at<const float>(from), count, at<float>(to));
+      },
+      "2^x of floats as the kernels compute it.");
 }

@@ -88,4 +88,8 @@ PairCount attention_forward(const Attention& call, const AttentionForward& resul
   return count;
 }
 
+void attention_exp2(const float* from, std::int64_t count, float* to) {
+  attention_forward_kernels().exp2(from, count, to);
+}
+
 }  // namespace pyenc

@@ -237,6 +237,10 @@ void forward_tile(const AttentionHead& head, std::int64_t first_query, std::int6
   tile.each([&](auto& walk) { walk.finish(head, result, scratch.rows); });
 }
 
+void exp2_all(const float* from, std::int64_t count, float* to) {
+  for (std::int64_t i = 0; i < count; ++i) to[i] = exp2_of(splat(from[i]))[0];
+}
+
 std::int64_t scratch_size(std::int64_t head_dim) { return Scratch::size(head_dim); }
 
 std::int64_t bounds_size(std::int64_t n, std::int64_t head_dim) {
@@ -255,7 +259,8 @@ void prepare(const AttentionHead& head) {
 }  // namespace
 
 extern const AttentionForwardKernels attention_forward_kernels;
-const AttentionForwardKernels attention_forward_kernels{scratch_size, bounds_size, prepare, forward_tile};
+const AttentionForwardKernels attention_forward_kernels{exp2_all, scratch_size, bounds_size, prepare,
+                                                        forward_tile};
 
 }  // namespace PYENC_ISA
 }  // namespace pyenc

@@ -18,7 +18,7 @@ from ..errors import BackendError, InputError
 from . import extension
 from .attention_torch import Terms
 from .bias import relative_position_bucket
-from .validation import check_cu_seqlens, check_positions, sequence_bounds
+from .validation import check_cu_seqlens, check_dense_bias, check_positions, sequence_bounds
 
 OP = "attention"
 
@@ -203,9 +203,8 @@ def _call(
     _check_memory("cu_seqlens", cu_seqlens)
     cu_seqlens = cu_seqlens.to(torch.int64).contiguous()
     bounds = sequence_bounds(OP, cu_seqlens, q.shape[0])
-    longest = max((b - a for a, b in itertools.pairwise(bounds)), default=0)
     places = _places(cu_seqlens, bounds, q.shape[0], terms.positions)
-    tensor, dtype, reach = _bias(terms, q.shape[1], longest)
+    tensor, dtype, reach = _bias(terms, q.shape[1], bounds)
     call = {
         "q": _rows(q), "k": _rows(k), "v": _rows(v), "dtype": DTYPE_CODES[q.dtype],
         "cu_seqlens": cu_seqlens.data_ptr(), "n_sequences": len(bounds) - 1,
@@ -248,7 +247,7 @@ def _places(
     return places.to(torch.float32)
 
 
-def _bias(terms: Terms, heads: int, longest: int) -> tuple[Tensor | None, int, int]:
+def _bias(terms: Terms, heads: int, bounds: list[int]) -> tuple[Tensor | None, int, int]:
     """(the bias's tensor as csrc/attention.h wants it, its dtype code, its reach)."""
     tensor = terms.tensor
     if terms.kind == "none" or tensor is None:
@@ -260,14 +259,12 @@ def _bias(terms: Terms, heads: int, longest: int) -> tuple[Tensor | None, int, i
         return tensor.to(torch.float32).contiguous(), 0, 0
     if terms.kind == "t5":
         _check_saved("table", tensor, (tensor.shape[0], heads), tensor.dtype)
+        longest = max((b - a for a, b in itertools.pairwise(bounds)), default=0)
         reach = max(longest + LINE_PADDING, terms.max_distance)
         return tensor.to(torch.float32).t()[:, _buckets(terms, reach)].contiguous(), 0, reach
     side = tensor.shape[-1]
-    if tensor.shape != (heads, side, side) or side < longest:
-        raise InputError(
-            f"{OP}: the dense bias must be ({heads}, N, N) with N at least {longest}, the longest "
-            f"sequence; got {tuple(tensor.shape)}"
-        )
+    _check_saved("bias", tensor, (heads, side, side), tensor.dtype)
+    check_dense_bias(OP, tensor, bounds)
     if tensor.dtype not in DTYPE_CODES:
         tensor = tensor.to(torch.float32)
     return tensor.contiguous(), DTYPE_CODES[tensor.dtype], side

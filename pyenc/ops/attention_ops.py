@@ -7,7 +7,6 @@ Shapes: T packed tokens, H heads, D head dim.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from ..errors import InputError
 from . import attention_cpu, attention_torch
 from .attention_torch import Terms
-from .validation import check_positions, sequence_bounds
+from .validation import check_dense_bias, check_positions, sequence_bounds
 
 # ---- torch ------------------------------------------------------------------------------------
 
@@ -235,12 +234,7 @@ def check_values(
     """What only the values can tell; returns the bounds on the host."""
     bounds = sequence_bounds("attention", cu_seqlens, q.shape[0])
     if isinstance(bias, Tensor) and bias.ndim == 3:
-        longest = max((b - a for a, b in itertools.pairwise(bounds)), default=0)
-        if longest > bias.shape[1]:
-            raise InputError(
-                f"attention: the longest sequence has {longest} tokens, but the dense bias is "
-                f"{tuple(bias.shape)}"
-            )
+        check_dense_bias("attention", bias, bounds)
     if positions is not None:
         check_positions("attention", positions, bounds)
     return bounds

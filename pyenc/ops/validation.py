@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -76,3 +77,14 @@ def check_positions(op: str, positions: Tensor, bounds: Sequence[int]) -> None:
             f"{op}: positions must increase strictly in each sequence; token {t} has "
             f"{int(positions[t])} after {int(positions[t - 1])}"
         )
+
+
+def check_dense_bias(op: str, bias: Tensor, bounds: Sequence[int]) -> int:
+    """A dense bias (H, N, N) covers the longest sequence, whose length is returned."""
+    longest = max((b - a for a, b in itertools.pairwise(bounds)), default=0)
+    if longest > bias.shape[-1]:
+        raise InputError(
+            f"{op}: the longest sequence has {longest} tokens, but the dense bias is "
+            f"{tuple(bias.shape)}"
+        )
+    return longest

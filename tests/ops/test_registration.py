@@ -40,6 +40,16 @@ def test_opcheck_attention(kind: str, lse: bool) -> None:
     torch.library.opcheck(torch.ops.pyenc.attention.default, arguments)
 
 
+@pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
+@pytest.mark.parametrize("kind", ["none", "alibi", "t5"])
+@pytest.mark.parametrize("lse", [False, True])
+def test_opcheck_attention_cpu(kind: str, lse: bool) -> None:
+    bias = {"none": None, "alibi": alibi_slopes(2).requires_grad_(), "t5": leaf(32, 2)}[kind]
+    q, k, v = (leaf(9, 2, 8) for _ in range(3))
+    arguments = (q, k, v, BOUNDS, kind, bias, 128, None, 0.35, 2, -1, 1e-7, lse, True)
+    torch.library.opcheck(torch.ops.pyenc.attention_cpu.default, arguments)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
 def test_opcheck_segment_mean(weighted: bool, backend: str) -> None:

@@ -1,0 +1,215 @@
+"""What ALiBi lets the kernels leave out stays within the promised share of each row.
+
+The inputs are built against the rule of csrc/attention_bound.h: keys far away with huge norms,
+aligned with the query or against it, at the threshold, one alone or all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyenc.ops import ALiBi, alibi_slopes, attention, extension
+from pyenc.ops.attention_cpu import SKIP_EPS, computed_share
+from tests.oracle import assert_right
+
+pytestmark = pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
+
+N, D = 1100, 16
+EPS = [2.0**-24, 2.0**-11, 1e-2, 0.3]
+SLOPES = torch.tensor([2.0**-e for e in (0.5, 1, 2, 3, 4, 5, 6, 7, 8)] + [0.0, -(2.0**-8)])
+HEADS = len(SLOPES)
+
+
+def plain() -> list[Tensor]:
+    q, k, v = (torch.randn(N, HEADS, D) for _ in range(3))
+    return [2 * q, k, v]
+
+
+def planted(delta: float) -> list[Tensor]:
+    """For each query of a few, one key far away whose score lies `delta` above its own key's."""
+    q, k, v = plain()
+    for i, j in ((10, 1000), (1090, 3), (500, 900), (501, 100), (600, 820)):
+        unit = q[i] / q[i].norm(dim=-1, keepdim=True)
+        here = (q[i] * k[i]).sum(-1) * D**-0.5
+        wanted = here + SLOPES.abs() * abs(i - j) + delta
+        k[j] = unit * (wanted / (q[i].norm(dim=-1) * D**-0.5))[:, None]
+    return [q, k, v]
+
+
+def opposed() -> list[Tensor]:
+    """Huge keys against every query: the norm bound thinks them heavy, they weigh nothing."""
+    q, k, v = plain()
+    away = torch.nn.functional.normalize(torch.randn(HEADS, D), dim=-1)
+    q = q * 0.1 + away
+    k[::97] = -300 * away
+    return [q, k, v]
+
+
+def level(delta: float) -> list[Tensor]:
+    """Every key beyond 200 as heavy as it can be under the threshold: the whole tail counts."""
+    q, k, v = plain()
+    line = torch.nn.functional.normalize(torch.randn(HEADS, D), dim=-1)
+    q = line.expand(N, -1, -1).clone()
+    away = (torch.arange(N) - N // 2).abs().clamp(min=0).float()
+    score = torch.where(away[:, None] > 200, SLOPES * away[:, None] + delta, 0.0)
+    k = 0.01 * k + line * score[..., None] / D**-0.5
+    return [q, k, v]
+
+
+def shifted() -> list[Tensor]:
+    """A mean key of many sigmas, which every norm contains."""
+    q, k, v = plain()
+    return [q, k + 30 * torch.randn(HEADS, D), v]
+
+
+def clustered() -> list[Tensor]:
+    """Keys that change slowly: a block's own centre tells more than its norms."""
+    q, k, v = plain()
+    steps = torch.randn(N // 100, HEADS, D).repeat_interleave(100, 0)
+    return [q, 3 * steps + 0.1 * k, v]
+
+
+BUILDERS: dict[str, Any] = {
+    "plain": plain,
+    **{f"planted {d}": (lambda d=d: planted(d)) for d in (-40, -18, -16, -8, -1, 3)},
+    "opposed": opposed,
+    **{f"level {d}": (lambda d=d: level(d)) for d in (-30, -20, -12, -6, 0)},
+    "shifted": shifted,
+    "clustered": clustered,
+}
+
+
+def run(qkv: list[Tensor], backend: str, eps: float | None, wide: bool = False) -> list[Tensor]:
+    inputs = [x.double() if wide else x for x in qkv]
+    answers = attention(
+        *inputs, torch.tensor([0, N]), bias=ALiBi(SLOPES.to(inputs[0].dtype)), skip_eps=eps,
+        return_lse=True, backend=backend,
+    )  # fmt: skip
+    return list(answers)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_no_row_loses_more_than_its_share(name: str) -> None:
+    qkv = BUILDERS[name]()
+    oracle_out, oracle_lse = run(qkv, "reference", None, wide=True)
+    whole_out, whole_lse = (x.double() for x in run(qkv, "cpu", 0))
+    rounding = (whole_lse - oracle_lse).abs().max().item()
+    off = (whole_out - oracle_out).abs().max().item()
+    for eps in EPS:
+        out, lse = (x.double() for x in run(qkv, "cpu", eps))
+        lost = oracle_lse - lse
+        assert lost.max().item() <= -math.log1p(-eps) + 2 * rounding + 1e-6, eps
+        assert lost.min().item() >= -2 * rounding - 1e-6, eps
+        most = qkv[2].abs().amax((0, 2)).double()
+        wrong = (out - oracle_out).abs().amax((0, 2))
+        assert bool((wrong <= 2 * eps * most + 2 * off + 1e-6).all()), eps
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_the_default_cannot_be_seen(dtype: torch.dtype) -> None:
+    q, k, v = (x.to(dtype) for x in plain())
+    bounds, bias = torch.tensor([0, N]), ALiBi(SLOPES)
+    whole = attention(q, k, v, bounds, bias=bias, skip_eps=0, backend="cpu")
+    default = attention(q, k, v, bounds, bias=bias, backend="cpu")
+    named = attention(q, k, v, bounds, bias=bias, skip_eps=SKIP_EPS[dtype], backend="cpu")
+    assert isinstance(whole, Tensor)
+    assert isinstance(default, Tensor)
+    assert isinstance(named, Tensor)
+    assert torch.equal(default, named)
+    # One unit in the last place of the largest output, at most.
+    top = whole.float().abs().max().item()
+    unit = torch.finfo(dtype).eps * 2.0 ** math.floor(math.log2(top))
+    assert (whole.float() - default.float()).abs().max() <= max(unit, 2e-6)
+
+
+def test_what_is_left_out_and_what_never_is() -> None:
+    q, k, v = plain()
+    bounds = torch.tensor([0, N])
+
+    def share(slope: float, eps: float | None = None, **options: Any) -> float:
+        bias = ALiBi(torch.full((HEADS,), slope))
+        return computed_share(q, k, v, bounds, bias=bias, skip_eps=eps, **options)
+
+    assert share(0.5) < 0.25
+    assert share(0.5, 1e-2) < share(0.5, 2.0**-24)
+    assert share(0.5) <= share(2.0**-4) <= share(2.0**-6)
+    for never in (0.0, -0.5, math.nan):
+        assert share(never) == 1
+    assert share(0.5, 0.0) == 1
+    assert computed_share(q, k, v, bounds) == 1
+    # The slope bounds even a key that the norms say nothing of: a NaN has to be met.
+    before = share(0.5)
+    k[N - 1] = math.nan
+    assert share(0.5) > before
+
+
+def test_a_mean_key_costs_nothing() -> None:
+    q, k, v = plain()
+    bounds, bias = torch.tensor([0, N]), ALiBi(SLOPES)
+    shares = [
+        computed_share(q, k + mean, v, bounds, bias=bias)
+        for mean in (torch.zeros(D), 30 * torch.randn(HEADS, D))
+    ]
+    assert abs(shares[0] - shares[1]) < 0.02
+
+
+def test_short_sequences_and_other_biases_are_computed_whole() -> None:
+    q, k, v = plain()
+    short = torch.arange(0, N + 1, 100)
+    assert computed_share(q, k, v, short, bias=ALiBi(SLOPES), skip_eps=0.3) == 1
+    dense = torch.zeros(HEADS, N, N)
+    assert computed_share(q, k, v, torch.tensor([0, N]), bias=dense, skip_eps=0.3) == 1
+
+
+@pytest.mark.parametrize("name", ["plain", "planted -8", "level -12", "shifted"])
+def test_gradients_stay_within_the_bound(name: str) -> None:
+    """The dropped tail changes dV by eps |g|, dq and dk by a few eps |g| |v| |k|, and the slope's
+    gradient by what it weighs times its distance, here at most N."""
+    qkv = BUILDERS[name]()
+    weight = torch.randn(N, HEADS, D)
+    slopes = SLOPES.clone()
+
+    def grads(eps: float) -> list[Tensor]:
+        inputs = [x.detach().requires_grad_() for x in (*qkv, slopes)]
+        out = attention(
+            *inputs[:3], torch.tensor([0, N]), bias=ALiBi(inputs[3]), skip_eps=eps, backend="cpu"
+        )
+        assert isinstance(out, Tensor)
+        return list(torch.autograd.grad((out * weight).sum(), inputs))
+
+    q, k, v = qkv
+    whole = grads(0.0)
+    g1 = weight.norm(dim=-1).max().item()
+    vmax, kmax, qmax = (x.norm(dim=-1).max().item() for x in (v, k, q))
+    for eps in (2.0**-24, 1e-2):
+        got = grads(eps)
+        spread = 6 * eps * g1 * vmax
+        limits = [
+            spread * kmax * D**-0.5,
+            N * spread * qmax * D**-0.5,
+            N * eps * g1,
+            N * N * spread,
+        ]
+        for a, b, limit in zip(got, whole, limits, strict=True):
+            assert (a - b).abs().max() <= limit + 1e-5 * max(1.0, b.abs().max().item())
+
+
+def test_gradients_of_the_default_are_those_of_the_oracle() -> None:
+    qkv = plain()
+    weight = torch.randn(N, HEADS, D)
+
+    def grads(backend: str, dtype: torch.dtype) -> list[Tensor]:
+        inputs = [x.to(dtype).requires_grad_() for x in (*qkv, alibi_slopes(HEADS))]
+        out = attention(*inputs[:3], torch.tensor([0, N]), bias=ALiBi(inputs[3]), backend=backend)
+        assert isinstance(out, Tensor)
+        return list(torch.autograd.grad((out * weight.to(dtype)).sum(), inputs))
+
+    got = grads("cpu", torch.float32)
+    naive, oracle = (grads("reference", d) for d in (torch.float32, torch.float64))
+    for a, b, c in zip(got, naive, oracle, strict=True):
+        assert_right(a, b, c, gradient=True)
