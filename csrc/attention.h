@@ -75,6 +75,7 @@ void attention_exp2(const float* from, std::int64_t count, float* to);
 
 constexpr std::int64_t kQueryTile = 128;
 constexpr std::int64_t kKeyBlock = 96;
+constexpr std::int64_t kMostDepth = 256;  // the largest head dim
 
 
 // One head of one sequence.
@@ -82,7 +83,7 @@ struct AttentionHead {
   const Attention* call;
   std::int64_t sequence, first, n, head;  // tokens [first, first + n)
   bool skips;     // whether far keys may be left out
-  float* keys;    // (n, D) and then values (n, D), contiguous floats; null: read when wanted
+  float* keys;    // a copy of its keys and then values, 2 n D floats; null: read when wanted
   float* bounds;  // of the keys, where `skips`; forward alone
 };
 
@@ -92,7 +93,7 @@ struct AttentionForwardKernels {
   // Floats of scratch that one thread needs.
   std::int64_t (*scratch)(std::int64_t head_dim);
   std::int64_t (*bounds_size)(std::int64_t n, std::int64_t head_dim);
-  // Fills head.keys and head.bounds, where they are not null.
+  // Fills head.keys, as tile() wants them, and head.bounds, where they are not null.
   void (*prepare)(const AttentionHead& head);
   // Queries [first_query, last_query) of the head, at most kQueryTile.
   void (*tile)(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
@@ -103,6 +104,8 @@ struct AttentionBackwardKernels {
   std::int64_t (*scratch)(std::int64_t head_dim);
   // Floats of one row of grad_keys below: head_dim, rounded up to whole vectors.
   std::int64_t (*padded)(std::int64_t head_dim);
+  // head.keys = keys (n, D) and then values (n, D) as floats.
+  void (*prepare)(const AttentionHead& head);
   // grad_keys (n, padded) and then grad_values, to which the tile's share is added; slope, its share
   // of the gradient of the head's slope; line, of the biases by distance (at distance 0) or null.
   void (*tile)(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,

@@ -7,7 +7,6 @@
 #include "parallel.h"
 
 namespace pyenc {
-PYENC_KERNEL_TABLE(AttentionForwardKernels, attention_forward_kernels)
 PYENC_KERNEL_TABLE(AttentionBackwardKernels, attention_backward_kernels)
 
 namespace {
@@ -25,7 +24,6 @@ struct Task {
 }  // namespace
 
 void attention_backward(const Attention& call, const AttentionBackward& result) {
-  const AttentionForwardKernels& forward = attention_forward_kernels();
   const AttentionBackwardKernels& kernels = attention_backward_kernels();
   std::vector<AttentionHead> heads = heads_of(call);
   if (heads.empty()) return;
@@ -64,7 +62,7 @@ void attention_backward(const Attention& call, const AttentionBackward& result) 
     AttentionHead head = heads[task.head];
     const std::int64_t place = static_cast<std::int64_t>(task.head) * runs + task.run;
     head.keys = copies.of(thread);
-    forward.prepare(head);
+    kernels.prepare(head);
     float* grad_keys = runs > 1 ? partial.get() + place * sums : head.keys + 2 * longest * depth;
     std::fill(grad_keys, grad_keys + 2 * head.n * width, 0.0f);
     double *slope = nullptr, *line = nullptr;

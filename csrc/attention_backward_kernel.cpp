@@ -243,13 +243,20 @@ void write_rows(const AttentionHead& head, std::int64_t first, std::int64_t last
   put_rows(head, first, last - first, from, padded(head.call->head_dim), to);
 }
 
+void prepare(const AttentionHead& head) {
+  const Attention& call = *head.call;
+  const std::int64_t depth = call.head_dim;
+  read_rows(call.k, call.dtype, head.first, head.head, head.n, depth, head.keys);
+  read_rows(call.v, call.dtype, head.first, head.head, head.n, depth, head.keys + head.n * depth);
+}
+
 std::int64_t scratch_size(std::int64_t head_dim) { return Scratch::size(head_dim); }
 
 }  // namespace
 
 extern const AttentionBackwardKernels attention_backward_kernels;
-const AttentionBackwardKernels attention_backward_kernels{scratch_size, padded, backward_tile,
-                                                          write_rows};
+const AttentionBackwardKernels attention_backward_kernels{scratch_size, padded, prepare,
+                                                          backward_tile, write_rows};
 
 }  // namespace PYENC_ISA
 }  // namespace pyenc

@@ -70,8 +70,16 @@ inline void mean_of(const float* rows, std::int64_t count, std::int64_t depth, f
   for (std::int64_t d = 0; d < depth; ++d) mean[d] *= scale;
 }
 
-inline void make_key_bounds(const AttentionHead& head) {
+// keys: (n, D), or null: they are then read block by block.
+inline void make_key_bounds(const AttentionHead& head, const float* keys) {
   const std::int64_t depth = head.call->head_dim, blocks = blocks_of(head.n);
+  float copy[kKeyBlock * kMostDepth];
+  const auto block_at = [&](std::int64_t b, std::int64_t count) -> const float* {
+    if (keys) return keys + b * kKeyBlock * depth;
+    read_rows(head.call->k, head.call->dtype, head.first + b * kKeyBlock, head.head, count, depth,
+              copy);
+    return copy;
+  };
   KeyBounds bounds(head.bounds, head.n, depth);
   const float slack = slack_of(depth);
   const auto count_of = [&](std::int64_t b) {
@@ -82,7 +90,7 @@ inline void make_key_bounds(const AttentionHead& head) {
   for (std::int64_t b = 0; b < blocks; ++b) {
     const std::int64_t count = count_of(b);
     float* centroid = bounds.centroid + b * depth;
-    mean_of(head.keys + b * kKeyBlock * depth, count, depth, centroid);
+    mean_of(block_at(b, count), count, depth, centroid);
     const float share = static_cast<float>(count) / static_cast<float>(head.n);
     for (std::int64_t d = 0; d < depth; ++d) bounds.center[d] += share * centroid[d];
   }
@@ -91,9 +99,10 @@ inline void make_key_bounds(const AttentionHead& head) {
   for (std::int64_t b = 0; b < blocks; ++b) {
     const std::int64_t count = count_of(b);
     const float* centroid = bounds.centroid + b * depth;
+    const float* rows = block_at(b, count);
     float from_center = 0, from_centroid = 0, longest = 0;
     for (std::int64_t r = 0; r < count; ++r) {
-      const float* row = head.keys + (b * kKeyBlock + r) * depth;
+      const float* row = rows + r * depth;
       from_center = wider(from_center, length_of(row, bounds.center, depth));
       from_centroid = wider(from_centroid, length_of(row, centroid, depth));
       longest = wider(longest, length_of(row, nullptr, depth));

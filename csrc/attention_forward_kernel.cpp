@@ -8,6 +8,7 @@
 
 #include "attention.h"
 #include "attention_bound.h"
+#include "attention_pairs.h"
 #include "attention_tile.h"
 
 namespace pyenc {
@@ -17,58 +18,110 @@ namespace {
 // m is left where it is until a score passes it by more than this: 2^8 harms no sum.
 constexpr float kHeadroom = 8;
 
+// How keys, values, queries and weights are kept, and the two products over them: as floats.
+struct FloatMath {
+  static std::int64_t key_size(std::int64_t depth) { return depth; }
+  static std::int64_t values_size(std::int64_t count, std::int64_t depth) { return count * depth; }
+  static constexpr auto read_keys = read_rows;
+  static constexpr auto read_values = read_rows;
+
+  // The queries as the product wants them: the scaled ones serve.
+  static const float* turn_queries(const float*, std::int64_t, std::int64_t, std::int64_t,
+                                   const float* scaled, float*) {
+    return scaled;
+  }
+
+  template <int C, bool Tile>
+  static void scores(const float* k, const float* q, std::int64_t depth, std::int64_t count, float,
+                     const float* bias, float* s, Floats (&top)[C]) {
+    scores_of<C, Tile>(k, q, depth, count, bias, s, top);
+  }
+
+  template <int C>
+  static void weigh(const Floats (&shift)[C], std::int64_t count, float* s, Floats (&sum)[C]) {
+    for (std::int64_t j = 0; j < count; ++j)
+      for (int c = 0; c < C; ++c) {
+        float* place = s + j * Strip<C>::kWidth + c * kLanes;
+        const Floats weight = exp2_of(load(place) - shift[c]);
+        store(place, weight);
+        sum[c] += weight;
+      }
+  }
+
+  template <int C>
+  static void add_values(const float* v, std::int64_t depth, std::int64_t count, const float* s,
+                         float* o) {
+    constexpr std::int64_t kWidth = Strip<C>::kWidth;
+    multiply_add<C>({v, 1, depth}, depth, s, kWidth, count, o, kWidth);
+  }
+};
+
 struct Scratch {
-  float *rows, *k, *v, *s, *bias, *column, *q, *o;
+  float *rows, *k, *v, *s, *bias, *column, *q, *q_pairs, *o;
 
   static std::int64_t size(std::int64_t depth) {
-    return 3 * kKeyBlock * depth + (kQueryTile - kKeyBlock) * depth + 2 * kKeyBlock * kWidest +
-           kKeyBlock + 2 * kQueryTile * depth;
+    return 2 * kKeyBlock * depth + 3 * kQueryTile * depth + kQueryTile * ((depth + 1) / 2) +
+           2 * kKeyBlock * kWidest + kKeyBlock;
   }
 
   Scratch(float* at, std::int64_t depth) {
     k = at;
     v = k + kKeyBlock * depth;
     rows = v + kKeyBlock * depth;  // (kQueryTile, D)
-    s = rows + kQueryTile * depth;
+    q = rows + kQueryTile * depth;
+    o = q + kQueryTile * depth;
+    q_pairs = o + kQueryTile * depth;
+    s = q_pairs + kQueryTile * ((depth + 1) / 2);
     bias = s + kKeyBlock * kWidest;
     column = bias + kKeyBlock * kWidest;
-    q = column + kKeyBlock;
-    o = q + kQueryTile * depth;
   }
 
   static constexpr std::int64_t kWidest = kColumns * kLanes;
 };
 
 // A block of keys and their values, read when the first strip wants them.
+template <class Math>
 struct Block {
   std::int64_t index, first, last;
-  const float *k, *v;  // (keys, D), or null
+  const float *k, *v;  // or null
 
   void start(const AttentionHead& head, std::int64_t at) {
+    const std::int64_t depth = head.call->head_dim;
     index = at, first = at * kKeyBlock;
     last = first + kKeyBlock < head.n ? first + kKeyBlock : head.n;
-    const std::int64_t depth = head.call->head_dim;
-    k = head.keys ? head.keys + first * depth : nullptr;
-    v = head.keys ? head.keys + (head.n + first) * depth : nullptr;
+    k = v = nullptr;
+    if (!head.keys) return;
+    k = head.keys + first * Math::key_size(depth);
+    v = head.keys + head.n * Math::key_size(depth) + Math::values_size(first, depth);
   }
 
   std::int64_t count() const { return last - first; }
 
-  void want(const AttentionHead& head, const Rows3& rows, const float*& where, float* scratch) {
-    if (where) return;
-    read_rows(rows, head.call->dtype, head.first + first, head.head, count(), head.call->head_dim,
-              scratch);
-    where = scratch;
+  void want_keys(const AttentionHead& head, const Scratch& scratch) {
+    if (k) return;
+    const Attention& call = *head.call;
+    Math::read_keys(call.k, call.dtype, head.first + first, head.head, count(), call.head_dim,
+                    scratch.k);
+    k = scratch.k;
+  }
+
+  void want_values(const AttentionHead& head, const Scratch& scratch) {
+    if (v) return;
+    const Attention& call = *head.call;
+    Math::read_values(call.v, call.dtype, head.first + first, head.head, count(), call.head_dim,
+                      scratch.v);
+    v = scratch.v;
   }
 };
 
 // One strip of queries on its way through the keys.
-template <int C>
+template <int C, class Math>
 struct Walk {
   static constexpr std::int64_t kWidth = Strip<C>::kWidth;
 
   Strip<C> strip;
-  float *q, *o;  // (D, strip)
+  float *q, *o;          // (D, strip); q is scaled
+  const float* operand;  // the queries as the product wants them
   SkipRule<C> rule;
   Floats m[C], l[C];
   std::int64_t met_first, met_last;
@@ -76,11 +129,14 @@ struct Walk {
 
   // rows: (queries of the strip, D).
   void start(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
-             const float* rows, float* q_to, float* o_to) {
+             const Scratch& scratch, std::int64_t done) {
     const std::int64_t depth = head.call->head_dim;
     strip.start(head, first_query, last_query);
-    q = q_to, o = o_to;
+    q = scratch.q + done * depth, o = scratch.o + done * depth;
+    const float* rows = scratch.rows + done * depth;
     turn(rows, strip.count, depth, kWidth, head.call->scale * kLog2e, q);
+    operand = Math::turn_queries(rows, strip.count, depth, kWidth, q,
+                                 scratch.q_pairs + done * ((depth + 1) / 2));
     rule.start(head, strip, q);
     for (int c = 0; c < C; ++c) m[c] = splat(-kInfinity), l[c] = Floats{};
     for (std::int64_t i = 0; i < depth * kWidth; ++i) o[i] = 0;
@@ -89,7 +145,8 @@ struct Walk {
   }
 
   // Meets a block, unless it need not.
-  void meet(const AttentionHead& head, Block& block, const Scratch& scratch, PairCount& count) {
+  void meet(const AttentionHead& head, Block<Math>& block, const Scratch& scratch,
+            PairCount& count) {
     const Attention& call = *head.call;
     const std::int64_t depth = call.head_dim;
     const Placement place = placement(head, strip, block.first, block.last);
@@ -114,26 +171,29 @@ struct Walk {
       rule.most(strip, bounds, block.index, depth, q, nearest, top);
       if (rule.faint(top, block.count(), floor)) return;
     }
-    block.want(head, call.k, block.k, scratch.k);
+    block.want_keys(head, scratch);
     met_first = block.first < met_first ? block.first : met_first;
     met_last = block.last > met_last ? block.last : met_last;
     count.scored += strip.count * block.count();
 
+    const float scale = call.scale * kLog2e;
     Floats row[C] = {}, top[C];
     if (place.uniform) {
       uniform_bias(head, strip, place.side, block.first, block.last, scratch.column, row);
-      scores_of<C, false>(block.k, q, depth, block.count(), scratch.column, scratch.s, top);
+      Math::template scores<C, false>(block.k, operand, depth, block.count(), scale, scratch.column,
+                                      scratch.s, top);
     } else {
       pair_bias(head, strip, block.first, block.last, scratch.bias);
-      scores_of<C, true>(block.k, q, depth, block.count(), scratch.bias, scratch.s, top);
+      Math::template scores<C, true>(block.k, operand, depth, block.count(), scale, scratch.bias,
+                                     scratch.s, top);
     }
     for (int c = 0; c < C; ++c) top[c] += row[c];
     if (rule.active && place.side != Side::both && rule.faint(top, block.count(), floor)) return;
 
     raise(top, depth);
     weigh(row, block.count(), scratch.s);
-    block.want(head, call.v, block.v, scratch.v);
-    multiply_add<C>({block.v, 1, depth}, depth, scratch.s, kWidth, block.count(), o, kWidth);
+    block.want_values(head, scratch);
+    Math::template add_values<C>(block.v, depth, block.count(), scratch.s, o);
     count.summed += strip.count * block.count();
   }
 
@@ -161,13 +221,7 @@ struct Walk {
     Floats shift[C], sum[C] = {};
     // A row that has met hidden keys alone has no maximum yet.
     for (int c = 0; c < C; ++c) shift[c] = larger(m[c], splat(-3e38f)) - row[c];
-    for (std::int64_t j = 0; j < count; ++j)
-      for (int c = 0; c < C; ++c) {
-        float* place = s + j * kWidth + c * kLanes;
-        const Floats weight = exp2_of(load(place) - shift[c]);
-        store(place, weight);
-        sum[c] += weight;
-      }
+    Math::template weigh<C>(shift, count, s, sum);
     for (int c = 0; c < C; ++c) l[c] += sum[c];
   }
 
@@ -197,20 +251,27 @@ struct Walk {
   }
 };
 
-void forward_tile(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
-                  const AttentionForward& result, float* memory, PairCount& count) {
+// Walk with its second parameter given, for Tile.
+template <class Math>
+struct WalkOf {
+  template <int C>
+  using Strip = Walk<C, Math>;
+};
+
+template <class Math>
+void forward_tile_as(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
+                     const AttentionForward& result, float* memory, PairCount& count) {
   const Attention& call = *head.call;
   const std::int64_t depth = call.head_dim, blocks = blocks_of(head.n);
   const Scratch scratch(memory, depth);
   read_rows(call.q, call.dtype, head.first + first_query, head.head, last_query - first_query, depth,
             scratch.rows);
-  Tile<Walk> tile;
+  Tile<WalkOf<Math>::template Strip> tile;
   tile.start(first_query, last_query, [&](auto& walk, std::int64_t at) {
-    const std::int64_t done = (at - first_query) * depth;
-    walk.start(head, at, last_query, scratch.rows + done, scratch.q + done, scratch.o + done);
+    walk.start(head, at, last_query, scratch, at - first_query);
   });
   const auto meet = [&](std::int64_t index) {
-    Block block;
+    Block<Math> block;
     block.start(head, index);
     tile.each([&](auto& walk) {
       const auto& strip = walk.strip;
@@ -237,6 +298,44 @@ void forward_tile(const AttentionHead& head, std::int64_t first_query, std::int6
   tile.each([&](auto& walk) { walk.finish(head, result, scratch.rows); });
 }
 
+// Whether a call's operands are kept as pairs.
+bool in_pairs(const Attention& call) {
+#ifdef PYENC_BF16_DOT
+  return call.dtype == Dtype::bf16;
+#else
+  (void)call;
+  return false;
+#endif
+}
+
+void forward_tile(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
+                  const AttentionForward& result, float* memory, PairCount& count) {
+#ifdef PYENC_BF16_DOT
+  if (in_pairs(*head.call))
+    return forward_tile_as<PairMath>(head, first_query, last_query, result, memory, count);
+#endif
+  forward_tile_as<FloatMath>(head, first_query, last_query, result, memory, count);
+}
+
+template <class Math>
+void copy_keys(const AttentionHead& head) {
+  const Attention& call = *head.call;
+  const std::int64_t depth = call.head_dim;
+  Math::read_keys(call.k, call.dtype, head.first, head.head, head.n, depth, head.keys);
+  Math::read_values(call.v, call.dtype, head.first, head.head, head.n, depth,
+                    head.keys + head.n * Math::key_size(depth));
+}
+
+void prepare(const AttentionHead& head) {
+  if (!head.keys) return;
+#ifdef PYENC_BF16_DOT
+  if (in_pairs(*head.call)) copy_keys<PairMath>(head);
+  else
+#endif
+    copy_keys<FloatMath>(head);
+  if (head.bounds) make_key_bounds(head, in_pairs(*head.call) ? nullptr : head.keys);
+}
+
 void exp2_all(const float* from, std::int64_t count, float* to) {
   for (std::int64_t i = 0; i < count; ++i) to[i] = exp2_of(splat(from[i]))[0];
 }
@@ -245,15 +344,6 @@ std::int64_t scratch_size(std::int64_t head_dim) { return Scratch::size(head_dim
 
 std::int64_t bounds_size(std::int64_t n, std::int64_t head_dim) {
   return KeyBounds::size(n, head_dim);
-}
-
-void prepare(const AttentionHead& head) {
-  const Attention& call = *head.call;
-  if (!head.keys) return;
-  read_rows(call.k, call.dtype, head.first, head.head, head.n, call.head_dim, head.keys);
-  read_rows(call.v, call.dtype, head.first, head.head, head.n, call.head_dim,
-            head.keys + head.n * call.head_dim);
-  if (head.bounds) make_key_bounds(head);
 }
 
 }  // namespace

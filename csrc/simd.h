@@ -8,6 +8,8 @@
 
 #include "numeric.h"
 
+// PYENC_EMULATE_BF16_DOT: the width and the code of AVX-512 with bfloat16 on any processor, for the
+// tests (attention_pairs.h).
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -16,7 +18,7 @@ namespace pyenc {
 namespace PYENC_ISA {
 namespace {
 
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
+#if defined(PYENC_EMULATE_BF16_DOT) || (defined(__AVX512F__) && defined(__AVX512DQ__))
 constexpr int kLanes = 16;
 constexpr int kRegisters = 32;
 #elif defined(__AVX2__)
@@ -48,7 +50,9 @@ PYENC_INLINE Ints as_ints(Floats x) { return reinterpret_cast<Ints>(x); }
 
 // a > b ? a : b lane by lane, so b where either is NaN.
 PYENC_INLINE Floats larger(Floats a, Floats b) {
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
+#if defined(PYENC_EMULATE_BF16_DOT)
+  return a > b ? a : b;
+#elif defined(__AVX512F__) && defined(__AVX512DQ__)
   return _mm512_max_ps(a, b);
 #elif defined(__AVX2__)
   return _mm256_max_ps(a, b);
@@ -59,7 +63,11 @@ PYENC_INLINE Floats larger(Floats a, Floats b) {
 
 // Whether any lane of a comparison holds.
 PYENC_INLINE bool any(Ints mask) {
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
+#if defined(PYENC_EMULATE_BF16_DOT)
+  std::int32_t seen = 0;
+  for (int lane = 0; lane < kLanes; ++lane) seen |= mask[lane];
+  return seen != 0;
+#elif defined(__AVX512F__) && defined(__AVX512DQ__)
   return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) != 0;
 #elif defined(__AVX2__)
   return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0;

@@ -86,16 +86,21 @@ BUILDERS: dict[str, Any] = {
 
 def run(qkv: list[Tensor], backend: str, eps: float | None, wide: bool = False) -> list[Tensor]:
     inputs = [x.double() if wide else x for x in qkv]
+    bias = ALiBi(SLOPES.double() if wide else SLOPES)
     answers = attention(
-        *inputs, torch.tensor([0, N]), bias=ALiBi(SLOPES.to(inputs[0].dtype)), skip_eps=eps,
-        return_lse=True, backend=backend,
-    )  # fmt: skip
+        *inputs, torch.tensor([0, N]), bias=bias, skip_eps=eps, return_lse=True, backend=backend
+    )
     return list(answers)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", BUILDERS)
-def test_no_row_loses_more_than_its_share(name: str) -> None:
-    qkv = BUILDERS[name]()
+def test_no_row_loses_more_than_its_share(name: str, dtype: torch.dtype) -> None:
+    check_shares(name, dtype)
+
+
+def check_shares(name: str, dtype: torch.dtype) -> None:
+    qkv = [x.to(dtype) for x in BUILDERS[name]()]
     oracle_out, oracle_lse = run(qkv, "reference", None, wide=True)
     whole_out, whole_lse = (x.double() for x in run(qkv, "cpu", 0))
     rounding = (whole_lse - oracle_lse).abs().max().item()
@@ -105,7 +110,7 @@ def test_no_row_loses_more_than_its_share(name: str) -> None:
         lost = oracle_lse - lse
         assert lost.max().item() <= -math.log1p(-eps) + 2 * rounding + 1e-6, eps
         assert lost.min().item() >= -2 * rounding - 1e-6, eps
-        most = qkv[2].abs().amax((0, 2)).double()
+        most = qkv[2].double().abs().amax((0, 2))
         wrong = (out - oracle_out).abs().amax((0, 2))
         assert bool((wrong <= 2 * eps * most + 2 * off + 1e-6).all()), eps
 
