@@ -1,6 +1,8 @@
 # make demo       sets up and embeds real documents with real weights
 # make test       sets up and passes the checks and the tests
 # make lint       ruff and mypy alone
+# make sanitize   the tests of the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+#                 (GCC on Linux)
 # make bench      the benchmarks, beside their peers
 # make setup      sets up and says which kernels serve
 # make clean      removes what was built
@@ -38,7 +40,7 @@ RUN_TOOL = if $(RUN) -m $(1) --version >/dev/null 2>&1; then $(RUN) -m $(1) $(2)
 	else echo '$(1) is not installed: "$(1) $(2)" is left out'; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup in-place test lint demo bench clean
+.PHONY: help setup in-place test lint sanitize demo bench clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -56,6 +58,21 @@ lint: $(READY)
 	@$(call RUN_TOOL,ruff,check .)
 	@$(call RUN_TOOL,ruff,format --check .)
 	@$(call RUN_TOOL,mypy,)
+
+# In a copy of the checkout, so that nothing replaces the extension in place and tests that start an
+# interpreter of their own find the sanitized one too. Leak detection is off: Python leaks by design.
+# Python itself is not instrumented, so the runtime has to be there before it.
+SANITIZED := build/sanitize
+COPIED := pyenc kernels csrc tests setup.py pyproject.toml README.md LICENSE
+sanitize: $(READY)
+	@mkdir -p $(SANITIZED) && rm -rf $(addprefix $(SANITIZED)/,$(COPIED))
+	@cp -Rp $(COPIED) $(SANITIZED) && rm -f $(SANITIZED)/pyenc/_C*
+	@set -e; python=$$($(RUN) -c 'import sys; print(sys.executable)'); cd $(SANITIZED); \
+	export PYENC_SANITIZE=1 PYENC_REQUIRE_EXTENSION=1 PYTHONPATH=.:kernels; \
+	$$python setup.py -q build_ext --inplace; \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  $$python -m pytest -q -m 'not slow' -k 'not triton' tests/csrc tests/ops $(ARGS)
 
 bench: $(BENCH_READY)
 	@set -e; for program in bench/bench_*.py; do echo "$$program"; $(RUN) "$$program" $(ARGS); done

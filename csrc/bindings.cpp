@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "built_from.h"
 #include "isa.h"
 #include "segment_mean.h"
 
@@ -77,6 +78,8 @@ void bind_segment_mean(py::module_& module) {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "CPU kernels of pyenc. Arguments are addresses and are not checked.";
   pyenc::chosen_isa();  // a PYENC_CPU_ISA that cannot serve fails here, as an ImportError
+  module.attr("version") = pyenc::built_version();
+  module.attr("sources") = pyenc::built_sources();
   module.def("isa", [] { return std::string(pyenc::isa_name(pyenc::chosen_isa())); },
              "The instruction set whose kernels serve.");
   module.def("available_isas", [] {

@@ -22,6 +22,8 @@ namespace {
    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
 #endif
 
+#define PYENC_RUNS_V4_BF16 (PYENC_RUNS_V4 && __builtin_cpu_supports("avx512bf16"))
+
 Isa choose() {
   const std::vector<Isa> available = available_isas();
   const char* asked = std::getenv("PYENC_CPU_ISA");
@@ -40,6 +42,7 @@ const char* isa_name(Isa isa) {
   switch (isa) {
     case Isa::x86_64_v3: return "x86-64-v3";
     case Isa::x86_64_v4: return "x86-64-v4";
+    case Isa::x86_64_v4_bf16: return "x86-64-v4-bf16";
     default: return "generic";
   }
 }
@@ -51,6 +54,9 @@ std::vector<Isa> available_isas() {
 #endif
 #ifdef PYENC_HAVE_X86_64_V4
   if (PYENC_RUNS_V4) isas.push_back(Isa::x86_64_v4);
+#endif
+#ifdef PYENC_HAVE_X86_64_V4_BF16
+  if (PYENC_RUNS_V4_BF16) isas.push_back(Isa::x86_64_v4_bf16);
 #endif
   return isas;
 }

@@ -14,7 +14,8 @@
 
 namespace pyenc {
 
-enum class Isa { generic, x86_64_v3, x86_64_v4 };
+// `generic` is what the compiler takes for granted: SSE2 on x86-64, NEON on 64-bit ARM.
+enum class Isa { generic, x86_64_v3, x86_64_v4, x86_64_v4_bf16 };
 
 const char* isa_name(Isa isa);
 
@@ -39,16 +40,24 @@ Isa chosen_isa();
 #define PYENC_IF_X86_64_V4(...)
 #endif
 
+#ifdef PYENC_HAVE_X86_64_V4_BF16
+#define PYENC_IF_X86_64_V4_BF16(...) __VA_ARGS__
+#else
+#define PYENC_IF_X86_64_V4_BF16(...)
+#endif
+
 // Inside namespace pyenc: declares the tables that the objects of one kernel file define, and
 // `name()`, which gives the one to use.
-#define PYENC_KERNEL_TABLE(Table, name)                                \
-  namespace generic { extern const Table name; }                       \
-  PYENC_IF_X86_64_V3(namespace x86_64_v3 { extern const Table name; }) \
-  PYENC_IF_X86_64_V4(namespace x86_64_v4 { extern const Table name; }) \
-  inline const Table& name() {                                         \
-    switch (chosen_isa()) {                                            \
-      PYENC_IF_X86_64_V4(case Isa::x86_64_v4 : return x86_64_v4::name;) \
-      PYENC_IF_X86_64_V3(case Isa::x86_64_v3 : return x86_64_v3::name;) \
-      default: return generic::name;                                   \
-    }                                                                  \
+#define PYENC_KERNEL_TABLE(Table, name)                                                \
+  namespace generic { extern const Table name; }                                       \
+  PYENC_IF_X86_64_V3(namespace x86_64_v3 { extern const Table name; })                 \
+  PYENC_IF_X86_64_V4(namespace x86_64_v4 { extern const Table name; })                 \
+  PYENC_IF_X86_64_V4_BF16(namespace x86_64_v4_bf16 { extern const Table name; })       \
+  inline const Table& name() {                                                         \
+    switch (chosen_isa()) {                                                            \
+      PYENC_IF_X86_64_V4_BF16(case Isa::x86_64_v4_bf16 : return x86_64_v4_bf16::name;) \
+      PYENC_IF_X86_64_V4(case Isa::x86_64_v4 : return x86_64_v4::name;)                \
+      PYENC_IF_X86_64_V3(case Isa::x86_64_v3 : return x86_64_v3::name;)                \
+      default: return generic::name;                                                   \
+    }                                                                                  \
   }

@@ -31,9 +31,21 @@ def environment(**changes: str) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in dropped} | changes
 
 
-def build(kind: str, tree: Path, into: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+# As if ninja were installed nowhere.
+NO_NINJA = """
+import shutil, sys
+sys.modules["ninja"] = None
+which = shutil.which
+shutil.which = lambda name, *rest, **named: None if name == "ninja" else which(name, *rest, **named)
+"""
+
+
+def build(
+    kind: str, tree: Path, into: Path, before: str = "", **changes: str
+) -> subprocess.CompletedProcess[str]:
     into.mkdir(exist_ok=True)
-    hook = f"import sys; from setuptools import build_meta as b; b.build_{kind}(sys.argv[1])"
+    hook = f"{before}import sys; from setuptools import build_meta as b; "
+    hook += f"b.build_{kind}(sys.argv[1])"
     return subprocess.run(
         [sys.executable, "-c", hook, str(into)],
         cwd=tree,
@@ -152,6 +164,7 @@ def test_sdist_holds_the_sources_and_not_the_tests(sdist: Path) -> None:
         "setup.py",
         "pyproject.toml",
         "csrc/bindings.cpp",
+        "csrc/built_from.cpp",
         "csrc/numeric.h",
         "pyenc/py.typed",
         "kernels/pyenc_kernels/segment_mean.py",
@@ -161,9 +174,10 @@ def test_sdist_holds_the_sources_and_not_the_tests(sdist: Path) -> None:
 
 
 @pytest.mark.slow
-def test_wheel_from_the_sdist(unpacked: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", ["", NO_NINJA], ids=["ninja, if it is there", "no ninja"])
+def test_wheel_from_the_sdist(unpacked: Path, tmp_path: Path, before: str) -> None:
     """With a compiler the wheel carries the extension; without one see the next test."""
-    result = build("wheel", unpacked, tmp_path / "dist")
+    result = build("wheel", unpacked, tmp_path / "dist", before)
     assert result.returncode == 0, result.stderr
     wheel = the_only(tmp_path / "dist", "pyenc-*.whl")
     check_wheel(wheel)

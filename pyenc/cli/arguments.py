@@ -9,7 +9,7 @@ from typing import NoReturn
 from .. import __version__
 from ..errors import InputError
 
-BACKENDS = ("auto", "triton", "cpu", "flash_attn", "torch", "reference")
+BACKENDS = ("auto", "triton", "cpu", "flash_attn", "onednn", "torch", "reference")
 """`pyenc.ops.BACKENDS` and "auto", repeated here since importing it would import torch."""
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")

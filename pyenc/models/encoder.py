@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..ops import ALiBi, add_layer_norm, alibi_slopes, attention, gated_linear
+from ..ops import ALiBi, add_layer_norm, alibi_slopes, attention, gated_linear, linear
 from ..ops.attention import check_skip_eps
 from ..ops.backend import compiling, requested_backend
-from ..ops.gated import activate
 from .config import EncoderConfig
 from .packing import check_like, check_packed, pack, places
 
@@ -201,6 +200,15 @@ class Norm(nn.Module):
         ]
 
 
+class Linear(nn.Linear):
+    """The parameters of one `linear`."""
+
+    def forward(  # type: ignore[override]
+        self, x_TC: Tensor, backend: str | None, activation: str | None = None
+    ) -> Tensor:
+        return linear(x_TC, self.weight, self.bias, activation, backend=backend)
+
+
 class Layer(nn.Module):
     """x = norm(x + attention(x)); x = norm(x + feed_forward(x))."""
 
@@ -234,10 +242,10 @@ class Attention(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
         self.q_norm = Norm(config) if config.qk_norm else None
         self.k_norm = Norm(config) if config.qk_norm else None
-        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out = Linear(config.hidden_size, config.hidden_size)
         self.heads = (config.num_heads, config.head_dim)
         self.dropout = config.attention_dropout
 
@@ -250,7 +258,7 @@ class Attention(nn.Module):
         backend: str | None,
         skip_eps: float | None,
     ) -> Tensor:
-        q_TC, k_TC, v_TC = self.qkv(x_TC).chunk(3, dim=-1)
+        q_TC, k_TC, v_TC = self.qkv(x_TC, backend).chunk(3, dim=-1)
         if self.q_norm is not None and self.k_norm is not None:
             q_TC, k_TC = self.q_norm(q_TC, None, backend), self.k_norm(k_TC, None, backend)
         # Under autocast the norms answer in float32 and the product does not.
@@ -269,7 +277,7 @@ class Attention(nn.Module):
             backend=backend,
         )
         assert isinstance(out_THD, Tensor)
-        return self.out(out_THD.flatten(1))
+        return self.out(out_THD.flatten(1), backend)
 
 
 class FeedForward(nn.Module):
@@ -278,8 +286,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         rows = config.intermediate_size * (2 if config.gated else 1)
-        self.up = nn.Linear(config.hidden_size, rows, bias=config.up_bias)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.up = Linear(config.hidden_size, rows, bias=config.up_bias)
+        self.down = Linear(config.intermediate_size, config.hidden_size)
         self.activation = config.activation
         self.gated = config.gated
         self.gate_first = config.gate_first
@@ -298,6 +306,6 @@ class FeedForward(nn.Module):
                 x_TC, self.up.weight, self.up.bias, self.activation, self.gate_first,
                 backend=backend,
             )  # fmt: skip
-            return self.down(F.dropout(m_TF, self.dropout, self.training))
-        m_TF = activate(self.up(x_TC), self.activation)
-        return F.dropout(self.down(m_TF), self.dropout, self.training)
+            return self.down(F.dropout(m_TF, self.dropout, self.training), backend)
+        m_TF = self.up(x_TC, backend, self.activation)
+        return F.dropout(self.down(m_TF, backend), self.dropout, self.training)

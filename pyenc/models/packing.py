@@ -46,15 +46,20 @@ def pack(input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tenso
     if token_type_ids is not None:
         check_like("token_type_ids", token_type_ids, input_ids)
     if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
-    elif not isinstance(attention_mask, Tensor) or attention_mask.shape != input_ids.shape:
+        return _all(input_ids, token_type_ids)
+    if not isinstance(attention_mask, Tensor) or attention_mask.shape != input_ids.shape:
         raise InputError(
             f"attention_mask must be a tensor shaped as input_ids, {tuple(input_ids.shape)}; got "
             f"{getattr(attention_mask, 'shape', type(attention_mask).__name__)}"
         )
     kept = attention_mask != 0
-    if not bool((kept == attention_mask).all()):
-        raise InputError("attention_mask must hold zeros and ones only (it is not additive)")
+    zeros_and_ones = (kept == attention_mask).all()
+    message = "attention_mask must hold zeros and ones only (it is not additive)"
+    one_graph = compiling() and _one_graph()
+    if one_graph:
+        torch._assert_async(zeros_and_ones, message)
+    elif not bool(zeros_and_ones):
+        raise InputError(message)
     rows, length = input_ids.shape
     index = kept.reshape(-1).nonzero().squeeze(-1)
     counts = kept.sum(1)
@@ -65,7 +70,31 @@ def pack(input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tenso
         token_type_ids=None if token_type_ids is None else token_type_ids.reshape(-1)[index],
         cu_seqlens=cu_seqlens,
         positions=positions,
-        has_holes=_has_holes(kept, counts),
+        # To ask for the values would break the graph; holes are what is right for every mask.
+        has_holes=one_graph or _has_holes(kept, counts),
+        index=index,
+        shape=(rows, length),
+    )
+
+
+@torch.compiler.assume_constant_result
+def _one_graph() -> bool:
+    """Whether torch.compile takes the number of tokens under a mask into its graph."""
+    import torch._dynamo.config as dynamo
+
+    return bool(dynamo.capture_dynamic_output_shape_ops)
+
+
+def _all(input_ids: Tensor, token_type_ids: Tensor | None) -> Packed:
+    """Without a mask nothing depends on values, so torch.compile sees every shape."""
+    rows, length = input_ids.shape
+    index = torch.arange(rows * length, device=input_ids.device)
+    return Packed(
+        input_ids=input_ids.reshape(-1),
+        token_type_ids=None if token_type_ids is None else token_type_ids.reshape(-1),
+        cu_seqlens=torch.arange(rows + 1, device=input_ids.device) * length,
+        positions=index % length if length else index,
+        has_holes=False,
         index=index,
         shape=(rows, length),
     )

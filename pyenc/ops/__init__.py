@@ -4,6 +4,7 @@ from .attention import attention
 from .backend import BACKENDS, use_backend
 from .bias import ALiBi, RelativePositionBias, ScoreBias, alibi_slopes, relative_position_bucket
 from .gated import ACTIVATIONS, gated_activation, gated_linear
+from .linear import linear
 from .norm import add_layer_norm, add_rms_norm
 from .rotary import rotary
 from .segment_mean import masked_mean_pool, segment_mean
@@ -20,6 +21,7 @@ __all__ = [
     "attention",
     "gated_activation",
     "gated_linear",
+    "linear",
     "masked_mean_pool",
     "relative_position_bucket",
     "rotary",

@@ -15,7 +15,7 @@ import torch
 
 from ..errors import BackendError
 
-BACKENDS = ("triton", "cpu", "flash_attn", "torch", "reference")
+BACKENDS = ("triton", "cpu", "flash_attn", "onednn", "torch", "reference")
 """`reference` is the dense oracle: O(n^2) memory, any dtype, for checking only."""
 
 WhyNot = Callable[[], str | None]

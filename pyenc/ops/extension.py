@@ -8,32 +8,65 @@ Environment:
     PYENC_REQUIRE_EXTENSION=1  a missing extension raises ImportError (CI sets it, so that a broken
                                build cannot pass the tests through the fallback).
     PYENC_CPU_ISA=NAME         forces one of the instruction sets that were compiled in ("generic",
-                               "x86-64-v3", "x86-64-v4"); read once, by the extension, as it loads.
-                               One that cannot run here makes the extension fail to load.
+                               "x86-64-v3", "x86-64-v4", "x86-64-v4-bf16"); read once, by the
+                               extension, as it loads. One that cannot run here makes the extension
+                               fail to load.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import os
+import sys
+from pathlib import Path
 from types import ModuleType
 
 import torch
 
 REQUIRE_VARIABLE = "PYENC_REQUIRE_EXTENSION"
 
+REBUILD = "rebuild it: pip install . (in a checkout: python setup.py build_ext --inplace)"
+
+
+def sources_digest(csrc: Path) -> str:
+    """16 hexadecimal digits that tell one state of csrc/ from another; setup.py calls this too."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in csrc.iterdir() if p.suffix in (".h", ".cpp")):
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def _stale(module: ModuleType) -> str | None:
+    """Why the extension is not that of the Python around it: its arguments may have changed."""
+    # The package's own module, there since before this one; importing it here would be a cycle.
+    version = sys.modules["pyenc"].__version__
+    built = getattr(module, "version", "unknown")
+    if built != version:
+        return f"it was built for pyenc {built}, and this is {version}"
+    csrc = Path(__file__).resolve().parents[2] / "csrc"
+    # Only a checkout has the sources; reading them takes a millisecond.
+    if (csrc / "bindings.cpp").is_file() and module.sources != sources_digest(csrc):
+        return f"it was built from other sources than {csrc} holds now"
+    return None
+
 
 @functools.cache
 def _attempt() -> tuple[ModuleType | None, str]:
     """(module, "") or (None, why it could not be imported)."""
     try:
-        return importlib.import_module("pyenc._C"), ""
+        module = importlib.import_module("pyenc._C")
     except ModuleNotFoundError as error:
         return None, f"the C++ extension pyenc._C is not built: {error}"
     except Exception as error:
         # Built, yet unusable: a shared library it needs is missing, PYENC_CPU_ISA cannot run here.
         return None, f"the C++ extension pyenc._C does not load: {error}"
+    stale = _stale(module)
+    if stale is not None:
+        return None, f"the C++ extension pyenc._C is stale: {stale}; {REBUILD}"
+    return module, ""
 
 
 def required() -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .backend import WhyNot, always, choose
+from .linear import linear
 from .reference import gated_activation_reference, gated_linear_reference
 from .validation import check_float
 
@@ -106,7 +107,7 @@ def gated_linear(
             x.reshape(-1, x.shape[-1]), weight, bias, activation, gate_first
         )
         return rows.reshape(*x.shape[:-1], weight.shape[0] // 2)
-    first, second = F.linear(x, weight, bias).chunk(2, dim=-1)
+    first, second = linear(x, weight, bias, backend=backend).chunk(2, dim=-1)
     gate, value = (first, second) if gate_first else (second, first)
     return gated_activation(gate, value, activation, backend=backend)
 

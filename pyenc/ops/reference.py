@@ -104,6 +104,16 @@ def gated_activation_reference(gate: Tensor, value: Tensor, activation: str) -> 
     return activation_reference(gate, activation) * value
 
 
+def linear_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
+) -> Tensor:
+    """x (..., C), weight (F, C), bias (F,): activation(x W^T + b), (..., F)."""
+    y = einsum(x, weight, "... c, f c -> ... f")
+    if bias is not None:
+        y = y + bias
+    return y if activation is None else activation_reference(y, activation)
+
+
 def gated_linear_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, gate_first: bool
 ) -> Tensor:

@@ -241,7 +241,7 @@ print(extension.isa())
 """
 
 
-@pytest.mark.parametrize("isa", ["generic", "x86-64-v3", "x86-64-v4"])
+@pytest.mark.parametrize("isa", ["generic", "x86-64-v3", "x86-64-v4", "x86-64-v4-bf16"])
 def test_cpu_serves_with_each_instruction_set(cpu: ModuleType, isa: str) -> None:
     module = extension.load()
     assert module is not None
