@@ -15,6 +15,10 @@
 
 namespace py = pybind11;
 
+namespace pyenc {
+void bind_peak(py::module_& module);
+}  // namespace pyenc
+
 namespace {
 
 using Address = std::uintptr_t;  // 0 stands for a tensor that is not there
@@ -88,4 +92,5 @@ PYBIND11_MODULE(_C, module) {
                 : fits(at<const std::int32_t>(cu_seqlens), n_segments, n_tokens);
   }, "Whether cu_seqlens runs from 0 to n_tokens without decreasing.");
   bind_segment_mean(module);
+  pyenc::bind_peak(module);
 }
