@@ -29,14 +29,15 @@ constexpr int kLanes = kBytes / 4;
 typedef float Vector __attribute__((vector_size(kBytes)));
 
 float fma_f32(std::int64_t rounds) {
+  // Volatile: a compiler that knew the numbers would find accumulators that no round changes, and
+  // leave those out. They settle at twice the addend.
+  volatile float half = 0.5f, one = 1.0f;
   Vector factor, addend, accumulators[kAccumulators];
   for (int lane = 0; lane < kLanes; ++lane) {
-    factor[lane] = 0.5f;
-    addend[lane] = 1.0f + static_cast<float>(lane);
+    factor[lane] = half;
+    addend[lane] = one;
   }
-  for (int i = 0; i < kAccumulators; ++i) accumulators[i] = addend * static_cast<float>(i);
-  // Nothing here is the same in every round, so nothing can be taken out of the loop; the values
-  // settle at twice the addend.
+  for (int i = 0; i < kAccumulators; ++i) accumulators[i] = addend * (one + static_cast<float>(i));
   for (std::int64_t round = 0; round < rounds; ++round)
     for (int i = 0; i < kAccumulators; ++i) accumulators[i] = accumulators[i] * factor + addend;
   float sum = 0;
@@ -53,9 +54,11 @@ constexpr std::int64_t kFmaFlop = 0;
 
 #ifdef __AVX512BF16__
 float dot_bf16(std::int64_t rounds) {
-  const __m512bh ones = _mm512_cvtne2ps_pbh(_mm512_set1_ps(1.0f), _mm512_set1_ps(1.0f));
+  volatile float one = 1.0f;
+  const __m512bh ones = _mm512_cvtne2ps_pbh(_mm512_set1_ps(one), _mm512_set1_ps(one));
   __m512 accumulators[kAccumulators];
-  for (int i = 0; i < kAccumulators; ++i) accumulators[i] = _mm512_set1_ps(static_cast<float>(i));
+  for (int i = 0; i < kAccumulators; ++i)
+    accumulators[i] = _mm512_set1_ps(one + static_cast<float>(i));
   for (std::int64_t round = 0; round < rounds; ++round)
     for (int i = 0; i < kAccumulators; ++i)
       accumulators[i] = _mm512_dpbf16_ps(accumulators[i], ones, ones);
