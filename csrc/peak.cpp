@@ -13,8 +13,8 @@ PYENC_KERNEL_TABLE(PeakKernels, peak_kernels)
 
 namespace {
 
-// Long beside the waking of a thread, short beside the slice of time that a busy machine gives one.
-constexpr double kSecondsOfARun = 0.02;
+// Long beside the waking of a thread and the short spells in which a processor clocks higher.
+constexpr double kSecondsOfARun = 0.1;
 
 double seconds_now() {
   const auto now = std::chrono::steady_clock::now().time_since_epoch();
