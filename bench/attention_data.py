@@ -20,7 +20,7 @@ T5_BUCKETS, T5_MAX_DISTANCE = 32, 128
 
 
 def inputs(case: Case, device: torch.device) -> Tensors:
-    """q, k, v, cu_seqlens and, with a backward, grad; scores of the standard deviation asked for."""
+    """q, k, v, cu_seqlens and, with a backward, grad; scores have the standard deviation `std`."""
     kind = case.kind
     lengths, shape = kind["lengths"], (sum(kind["lengths"]), kind["heads"], kind["dim"])
     generator = torch.Generator().manual_seed(0)

@@ -87,7 +87,7 @@ def _case(
 
 
 def peers_for(argv: Sequence[str]) -> tuple[Any, ...]:
-    """Those of the device that the arguments name: each table lists what a user there could pick."""
+    """Those of the device that the arguments name: what a user there could pick."""
     cuda = any("cuda" in word for word in argv)
     return (*GPU_PEERS, *OTHERS, *GPU_OTHERS) if cuda else (*CPU_PEERS, *OTHERS)
 

@@ -1,4 +1,4 @@
-"""What the machine can do at most, measured beside what is compared: products, a copy, registers."""
+"""What the machine can do at most, measured in the same run: products, a copy, registers."""
 
 from __future__ import annotations
 

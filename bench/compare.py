@@ -25,6 +25,7 @@ class Case:
 
     name: str
     kind: Kind
+    """`work` in it is what time grows with: the small case tells how long this one takes."""
     dtype: str
     """"float32", "bfloat16" or "float16"."""
     small: Kind = field(default_factory=dict)
@@ -65,6 +66,8 @@ class Peer:
     prepare: Callable[[Case, Tensors], Ready]
     """Raises CannotServe, ImportError, or what pyenc says when a backend cannot."""
     ours: bool = False
+    of: str = ""
+    """Of which op, in programs that time several (`kind["op"]`)."""
     computes: Kind = field(default_factory=dict)
     """Changes to the case that make what it computes: a floor computes something else."""
     skips: bool = False

@@ -122,7 +122,7 @@ def ratios(medians: dict[str, float], subject: str | None) -> dict[str, float | 
 
 
 def result_file(benchmark: str, out: str | None, device: torch.device | None = None) -> Path:
-    """`out`, else results/<benchmark>-<cpu>-<cores>c-<date>.json, on a GPU ...-<gpu>-<date>.json."""
+    """`out`, else results/<benchmark>-<machine>-<date>.json: CPU and cores, or the GPU's name."""
     if out:
         return Path(out)
     gpu = device is not None and device.type == "cuda"

@@ -16,16 +16,14 @@ import memory
 import report
 import table
 import torch
-from compare import CannotServe, Case, Op, Peer, Ready, Tensors, judge, skipped_bound
+from compare import Case, Op, Ready, Tensors
+from op_check import Checks, Wrong, why
 
-from pyenc.errors import BackendError, InputError, PyencError
+from pyenc.errors import InputError, PyencError
 
-LIMIT = {False: 60.0, True: 10.0}
-"""Seconds that one run may take, by --quick; what would take longer is listed as too slow."""
-
-
-class Wrong(Exception):
-    """A peer disagrees with the oracle."""
+FULL: dict[str, Any] = {"repeats": 15, "budget": 2.0, "limit": 8.0}
+QUICK: dict[str, Any] = {"repeats": 5, "budget": 0.3, "limit": 2.0}
+"""How often each peer runs; see `harness.in_turns`."""
 
 
 def main(op: Op, script: str, argv: Sequence[str] | None = None) -> int:
@@ -85,15 +83,15 @@ def _run(op: Op, script: str, options: argparse.Namespace) -> int:
     if options.out or not options.quick:
         path = harness.result_file(op.name, options.out, device)
     wrong: list[str] = []
-    with torch.random.fork_rng():
-        for case in cases:
-            found = _run_case(op, case, device, script, options)
-            result["cases"].append(found)
-            print(table.case_lines(found, result["ceilings"]), flush=True)
-            rows = found["peers"].items()
-            wrong += [f"{table.title(found)}: {name}" for name, row in rows if row.get("wrong")]
-            if path is not None:
-                harness.write_result(path, result)  # an interrupted run keeps what it has
+    checks = Checks(op, device, options.quick)
+    for case in cases:
+        found = _run_case(op, case, checks, script, options)
+        result["cases"].append(found)
+        print(table.case_lines(found, result["ceilings"]), flush=True)
+        bad = [name for name, row in found["peers"].items() if not row.get("right", True)]
+        wrong += [f"{table.title(found)}: {name}" for name in bad]
+        if path is not None:
+            harness.write_result(path, result)  # an interrupted run keeps what it has
     result["ceilings_after"] = harness.ceilings(device)
     result["seconds"] = time.perf_counter() - start
     print(f"\nafterwards: {report.ceiling_line(result['ceilings_after'])}")
@@ -125,7 +123,7 @@ def _device(name: str) -> torch.device:
 
 def _chosen(op: Op, options: argparse.Namespace, device: torch.device) -> list[Case]:
     for dtype in options.dtype or ():
-        if dtype not in (*op.dtypes, "float16"):
+        if dtype not in op.dtypes:
             raise InputError(f"--dtype {dtype!r}: {op.name} is timed in {', '.join(op.dtypes)}")
     listed = op.cases(options.quick, device)
     pattern = f"*{options.cases or ''}*"
@@ -140,29 +138,32 @@ def _chosen(op: Op, options: argparse.Namespace, device: torch.device) -> list[C
 
 
 def _run_case(
-    op: Op, case: Case, device: torch.device, script: str, options: argparse.Namespace
+    op: Op, case: Case, checks: Checks, script: str, options: argparse.Namespace
 ) -> dict[str, Any]:
     """One case: who serves and is right, then all of those in turns, then each one's memory."""
+    device = checks.device
     inputs = op.inputs(case, device)
     ready: dict[str, Ready] = {}
     rows: dict[str, dict[str, Any]] = {}
     for peer in op.peers:
+        if peer.of and peer.of != case.kind["op"]:
+            continue
         try:
-            if peer.compiles and options.quick:
-                raise CannotServe("left out of a quick look: it compiles for half a minute")
-            _check_small(op, peer, case, device, LIMIT[options.quick])
-            ready[peer.name], rows[peer.name] = _check(op, peer, case, inputs)
+            ready[peer.name], verdict = checks.check(peer, case, inputs)
+            rows[peer.name] = {
+                "distance": verdict.error, "allowed": verdict.allowed, "right": verdict.right
+            }  # fmt: skip
             if peer.share is not None and (share := peer.share(case, inputs)) is not None:
                 rows[peer.name]["tiles"] = share
         except Wrong as error:
-            rows[peer.name] = {"error": f"DISAGREES: {error}", "wrong": True}
+            rows[peer.name] = {"error": f"DISAGREES: {error}", "right": False}
         except Exception as error:  # whatever a peer dies of is its answer, and the rest goes on
             rows[peer.name] = {"error": why(error)}
     runs = {name: peer.run for name, peer in ready.items()}
     seconds = harness.in_turns(
-        runs, repeats=5 if options.quick else 15, budget=1.0 if options.quick else 5.0,
-        clock=harness.clock_for(device),
-    )  # fmt: skip
+        runs, clock=harness.clock_for(device), **(QUICK if options.quick else FULL)
+    )
+    checks.forget()
     for name, times in seconds.items():
         rows[name] |= harness.summary(times)
     medians = {name: rows[name]["median"] for name in runs}
@@ -174,62 +175,6 @@ def _run_case(
             rows[name] |= _memory(op, case, ready[name], name, device, script)
     facts = {key: value for key, value in asdict(case).items() if key not in ("small", "memory")}
     return {**facts, "subject": subject, "peers": rows}
-
-
-def why(error: Exception) -> str:
-    """Why a peer is not among the figures, in one line."""
-    if isinstance(error, ImportError):
-        return f"absent: {error.name or 'its package'} is not installed"
-    first = (str(error).strip().splitlines() or [""])[0]
-    if isinstance(error, CannotServe | BackendError):
-        return f"cannot serve: {first}"
-    return f"cannot serve: {type(error).__name__}: {first}"[:160]
-
-
-def _check_small(op: Op, peer: Peer, case: Case, device: torch.device, limit: float) -> None:
-    """Against the dense oracle on a small case of the same kind; and how long the timed one takes.
-
-    Raises:
-        Wrong: beyond the bound.
-        CannotServe: in proportion, the timed case would take more than `limit` seconds.
-    """
-    small = case.reduced()
-    inputs = op.inputs(small, device)
-    computed = _changed(small, peer)
-    ready = peer.prepare(small, inputs)
-    results = ready.results(ready.run())
-    wide, naive = (op.oracle(computed, inputs, d) for d in (torch.float64, case.torch_dtype))
-    skipped = skipped_bound(case, inputs) if peer.skips else 0.0
-    verdict = judge(case, results, naive, wide, skipped)
-    if not verdict.right:
-        raise Wrong(f"off by {verdict.error:.1e} on a small case, allowed {verdict.allowed:.1e}")
-    clock = harness.clock_for(device)
-    took = min(clock(ready.run) for _ in range(2))
-    small_work, work = small.kind.get("work"), case.kind.get("work")
-    if small_work and work and took * work / small_work > limit:
-        raise CannotServe(f"too slow: about {took * work / small_work:,.0f} s a run")
-
-
-def _check(op: Op, peer: Peer, case: Case, inputs: Tensors) -> tuple[Ready, dict[str, Any]]:
-    """Against the oracle on the inputs that are timed, or a sample of their results."""
-    computed = _changed(case, peer)
-    ready = peer.prepare(case, inputs)
-    results = op.sample(case, ready.results(ready.run()))
-    oracle = op.sampled or op.oracle
-    wide, naive = (oracle(computed, inputs, d) for d in (torch.float64, case.torch_dtype))
-    skipped = skipped_bound(case, inputs) if peer.skips else 0.0
-    verdict = judge(case, results, naive, wide, skipped)
-    row = {"distance": verdict.error, "allowed": verdict.allowed, "right": verdict.right}
-    if not verdict.right:
-        row["wrong"] = True
-    return ready, row
-
-
-def _changed(case: Case, peer: Peer) -> Case:
-    """The case that a peer computes."""
-    from dataclasses import replace
-
-    return replace(case, kind={**case.kind, **peer.computes})
 
 
 def _memory(

@@ -121,6 +121,28 @@ def sdpa_dense(case: Case, x: Tensors) -> Ready:
     return ready(case, x, lambda q, k, v: _in_batches(case, q, k, v, attend))
 
 
+def sdpa_padded(case: Case, x: Tensors) -> Ready:
+    """A ragged batch as most programs hold it; padding before and unpadding after is not timed."""
+    lengths = case.kind["lengths"]
+    if len(set(lengths)) == 1 or case.backward:
+        raise CannotServe("there is no padding in this case")
+    bias, longest = _bias_by_distance(case, x), max(lengths)
+    sizes = torch.tensor(lengths, device=x["q"].device)
+    real = torch.arange(longest, device=sizes.device)[None] < sizes[:, None]
+    padded = []
+    for name in ("q", "k", "v"):
+        rows = x[name].new_zeros(len(lengths), longest, *x[name].shape[1:])
+        rows[real] = x[name]
+        padded.append(rows.transpose(1, 2))
+    mask = _toeplitz(bias, longest).flip(2).masked_fill(~real[:, None, None], float("-inf"))
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            return F.scaled_dot_product_attention(*padded, attn_mask=mask)
+
+    return Ready(run, lambda out: {"out": out.transpose(1, 2)[real]})
+
+
 def sdpa_toeplitz(case: Case, x: Tensors) -> Ready:
     """Linear memory: queries from last to first make the bias a view that overlaps itself."""
     bias = _bias_by_distance(case, x)
@@ -222,7 +244,7 @@ def flash_attn_package(case: Case, x: Tensors) -> Ready:
 
 
 def aten_flash(case: Case, x: Tensors) -> Ready:
-    """The FlashAttention-2 inside torch, whose builds may have ALiBi compiled out; hence checked."""
+    """FlashAttention-2 inside torch, whose builds may have ALiBi compiled out; the check tells."""
     if x["q"].device.type != "cuda":
         raise CannotServe("CUDA only")
     if case.kind["bias"] != "alibi" or case.backward:
@@ -256,6 +278,7 @@ GPU_PEERS = (
 )
 OTHERS = (
     Peer("SDPA, dense bias", sdpa_dense),
+    Peer("SDPA, dense bias, padded batch", sdpa_padded),
     Peer("SDPA, Toeplitz view", sdpa_toeplitz),
     Peer("SDPA, no bias (a floor)", sdpa_no_bias, computes={"bias": "none", "window": None}),
     Peer("FlexAttention, compiled", flex, compiles=True),
