@@ -75,12 +75,13 @@ def _case(
     window: list[int] | None = None, backward: bool = False, **rest: Any,
 ) -> Case:  # fmt: skip
     work = sum(n * n for n in lengths)
+    equal = len(set(lengths)) == 1
     kind = {
-        "heads": HEADS, "dim": DIM, "lengths": list(lengths), "std": std, "bias": bias,
+        "op": "equal lengths" if equal else "ragged", "heads": HEADS, "dim": DIM, "lengths": list(lengths), "std": std, "bias": bias,
         "window": window, "work": work,
     }  # fmt: skip
     # Equal lengths are another path of many peers, and FlexAttention's only one here.
-    small = dict(SMALL_EQUAL if len(set(lengths)) == 1 else SMALL)
+    small = dict(SMALL_EQUAL if equal else SMALL)
     small["work"] = sum(n * n for n in small["lengths"])
     gflop = 4 * work * DIM * HEADS / 1e9 * (3.5 if backward else 1)
     return Case(name, kind, dtype, small, gflop=gflop, backward=backward, **rest)

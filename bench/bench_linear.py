@@ -76,7 +76,7 @@ def onednn(case: Case, x: Tensors) -> Ready:
         raise CannotServe("CPU only")
     if not torch.backends.mkldnn.is_available():
         raise CannotServe("torch was built without oneDNN")
-    packed = torch.ops.mkldnn._reorder_linear_weight(x["weight"].to_mkldnn(), len(x["x"]))
+    packed = torch.ops.mkldnn._reorder_linear_weight(x["weight"], len(x["x"]))
     attr = "none" if case.kind["activation"] is None else "gelu"
 
     def run() -> Tensor:

@@ -67,7 +67,7 @@ class Peer:
     """Raises CannotServe, ImportError, or what pyenc says when a backend cannot."""
     ours: bool = False
     of: str = ""
-    """Of which op, in programs that time several (`kind["op"]`)."""
+    """The only `kind["op"]` that it is a peer of, where a program times several; "": any."""
     computes: Kind = field(default_factory=dict)
     """Changes to the case that make what it computes: a floor computes something else."""
     skips: bool = False
