@@ -1,7 +1,8 @@
 # make demo       sets up and embeds real documents with real weights
 # make test       sets up and passes the checks and the tests
 # make lint       ruff and mypy alone
-# make bench      the benchmarks, beside their peers
+# make bench      the benchmarks, beside their peers (ARGS=--quick for a short look)
+# make bench-gpu  those of single ops on a CUDA card, results and plots written
 # make setup      sets up and says which kernels serve
 # make clean      removes what was built
 #
@@ -38,7 +39,7 @@ RUN_TOOL = if $(RUN) -m $(1) --version >/dev/null 2>&1; then $(RUN) -m $(1) $(2)
 	else echo '$(1) is not installed: "$(1) $(2)" is left out'; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup in-place test lint demo bench clean
+.PHONY: help setup in-place test lint demo bench bench-gpu clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -58,7 +59,10 @@ lint: $(READY)
 	@$(call RUN_TOOL,mypy,)
 
 bench: $(BENCH_READY)
-	@set -e; for program in bench/bench_*.py; do echo "$$program"; $(RUN) "$$program" $(ARGS); done
+	$(RUN) -m pyenc bench all $(ARGS)
+
+bench-gpu: $(BENCH_READY)
+	$(RUN) -m pyenc bench all --device cuda $(ARGS)
 
 # Quick when nothing changed. Without setuptools or pybind11 the torch path serves, as it does
 # without a compiler.

@@ -67,9 +67,10 @@ def _lines(result: dict[str, Any], cases: list[dict[str, Any]]) -> Figure:
     """A panel a dtype and series: GFLOP/s over the length, a line a peer."""
     dtypes = list(dict.fromkeys(case["dtype"] for case in cases))
     series = list(dict.fromkeys(case["series"] for case in cases))
+    width = max(7.0, 4.2 * len(series))
     figure, panels = plt.subplots(
         len(dtypes), len(series), squeeze=False, sharex=True, sharey="row", layout="constrained",
-        figsize=(4.2 * len(series), 3.1 * len(dtypes) + 0.9),
+        figsize=(width, 2.9 * len(dtypes) + 0.9),
     )  # fmt: skip
     figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))  # type: ignore[union-attr]
     styles = _styles(cases)
@@ -142,7 +143,7 @@ def _bars(result: dict[str, Any]) -> Figure:
     rows = max(sum(case["dtype"] == dtype for case in cases) for dtype in dtypes)
     figure, panels = plt.subplots(
         1, len(dtypes), squeeze=False, layout="constrained",
-        figsize=(4.8 * len(dtypes), 0.5 + rows * (0.25 + 0.14 * max(len(names), 1)) + 0.9),
+        figsize=(max(7.0, 4.8 * len(dtypes)), 0.5 + rows * (0.25 + 0.14 * max(len(names), 1)) + 0.9),
     )  # fmt: skip
     figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))  # type: ignore[union-attr]
     for panel, dtype in zip(panels[0], dtypes, strict=True):
@@ -159,7 +160,7 @@ def _bars(result: dict[str, Any]) -> Figure:
         panel.axvline(1, color=GREY, linestyle="--", linewidth=1)
         panel.set_yticks(range(len(chosen)), [case["name"] for case in chosen])
         panel.invert_yaxis()
-        panel.set(title=dtype, xlabel="share of the machine's copy (products: of its peak)")
+        panel.set(title=dtype, xlabel="of the machine's copy (products: of its peak)")
         panel.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8)

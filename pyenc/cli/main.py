@@ -24,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments without the program's name; default those of the process.
 
     Returns:
-        0 done; 1 `verify` found the vectors wrong, or the reader of standard output went away;
+        0 done; 1 `verify` or `bench` found wrong results, or the reader of standard output went
+        away;
         2 bad arguments, input, checkpoint or backend, said in one line on standard error;
         130 interrupted.
     """
