@@ -77,8 +77,8 @@ def _case(
     work = sum(n * n for n in lengths)
     equal = len(set(lengths)) == 1
     kind = {
-        "op": "equal lengths" if equal else "ragged", "heads": HEADS, "dim": DIM, "lengths": list(lengths), "std": std, "bias": bias,
-        "window": window, "work": work,
+        "op": "equal lengths" if equal else "ragged", "heads": HEADS, "dim": DIM,
+        "lengths": list(lengths), "std": std, "bias": bias, "window": window, "work": work,
     }  # fmt: skip
     # Equal lengths are another path of many peers, and FlexAttention's only one here.
     small = dict(SMALL_EQUAL if equal else SMALL)

@@ -12,7 +12,7 @@ import op_program
 import torch
 import torch.nn.functional as F
 from compare import Case, Kind, Op, Tensors
-from plain_peers import Function, Signature, first_rows, randn
+from plain_peers import Function, Signature, few_or_many, first_rows, randn
 from torch import Tensor
 
 from pyenc.ops import gated_activation, gated_linear
@@ -35,7 +35,7 @@ ACTIVATE = {
 
 
 def cases(quick: bool, device: torch.device) -> list[Case]:
-    tokens = 512 if quick else 8192
+    tokens = few_or_many(quick, device)
     listed = []
     for dtype in DTYPES:
         size = 4 if dtype == "float32" else 2

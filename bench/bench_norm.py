@@ -12,7 +12,7 @@ import op_program
 import torch
 import torch.nn.functional as F
 from compare import Case, Kind, Op, Tensors
-from plain_peers import Function, Signature, randn
+from plain_peers import Function, Signature, few_or_many, randn
 from torch import Tensor
 
 from pyenc.ops import add_layer_norm, add_rms_norm
@@ -28,7 +28,7 @@ gradients and the sum read and one gradient written."""
 
 
 def cases(quick: bool, device: torch.device) -> list[Case]:
-    tokens = 512 if quick else 8192
+    tokens = few_or_many(quick, device)
     listed = []
     for dtype in DTYPES:
         for norm in ("layer", "rms"):

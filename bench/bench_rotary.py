@@ -11,7 +11,7 @@ from pathlib import Path
 import op_program
 import torch
 from compare import Case, Kind, Op, Tensors
-from plain_peers import Function, Signature, randn
+from plain_peers import Function, Signature, few_or_many, randn
 from torch import Tensor
 
 from pyenc.ops import rotary
@@ -26,7 +26,7 @@ for each token; a backward does the same once more."""
 
 
 def cases(quick: bool, device: torch.device) -> list[Case]:
-    tokens = 512 if quick else 8192
+    tokens = few_or_many(quick, device)
     listed = []
     for dtype in DTYPES:
         for backward in (False, True):

@@ -30,7 +30,7 @@ gradient written. A padded batch is there already and its padding is not counted
 
 
 def cases(quick: bool, device: torch.device) -> list[Case]:
-    count = 4 if quick else 64
+    count = 4 if quick else 64 if device.type == "cpu" else 512
     shapes = {f"{count} of 128": [128] * count, f"ragged, {count} texts": ragged(count)}
     if not quick:
         shapes["1 of 8,192"] = [8192]

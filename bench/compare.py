@@ -113,7 +113,7 @@ class Verdict:
 
 
 def judge(case: Case, got: Tensors, naive: Tensors, oracle: Tensors, skipped: float) -> Verdict:
-    """The worst of the results against the project's rule.
+    """The project's rule: the first result that breaks it, else the one nearest to.
 
     In fp32 1e-5 * max(1, max|oracle|), in any dtype twice (gradients: three times) what the naive
     computation in it is off, and `skipped` more for results that are not gradients.
@@ -126,9 +126,11 @@ def judge(case: Case, got: Tensors, naive: Tensors, oracle: Tensors, skipped: fl
         if case.dtype == "float32":
             allowed = max(allowed, 1e-5 * max(1.0, float(truth.abs().max())))
         allowed += 0.0 if gradient else skipped
-        # Not `error / allowed > ...`: a NaN must come out as the worst.
-        if not error * worst.allowed <= worst.error * allowed:
-            worst = Verdict(error, allowed)
+        verdict = Verdict(error, allowed)
+        if not verdict.right:
+            return verdict
+        if error * worst.allowed > worst.error * allowed:
+            worst = verdict
     return worst
 
 

@@ -70,6 +70,11 @@ class Signature:
         return dict(zip(self.results, outs, strict=True))
 
 
+def few_or_many(quick: bool, device: torch.device) -> int:
+    """Tokens of a case: beyond a processor's cache, and enough to fill a GPU."""
+    return 512 if quick else 8192 if device.type == "cpu" else 65536
+
+
 def randn(case: Case, device: torch.device, **shapes: tuple[int, ...]) -> Tensors:
     """Normal numbers of the case's dtype, the same at every call."""
     generator = torch.Generator().manual_seed(0)

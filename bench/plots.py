@@ -141,10 +141,8 @@ def _bars(result: dict[str, Any]) -> Figure:
     dtypes = list(dict.fromkeys(case["dtype"] for case in cases))
     names = list(dict.fromkeys(n for c in cases for n in c["peers"] if "median" in c["peers"][n]))
     rows = max(sum(case["dtype"] == dtype for case in cases) for dtype in dtypes)
-    figure, panels = plt.subplots(
-        1, len(dtypes), squeeze=False, layout="constrained",
-        figsize=(max(7.0, 4.8 * len(dtypes)), 0.5 + rows * (0.25 + 0.14 * max(len(names), 1)) + 0.9),
-    )  # fmt: skip
+    size = max(7.0, 4.8 * len(dtypes)), 1.4 + rows * (0.25 + 0.14 * max(len(names), 1))
+    figure, panels = plt.subplots(1, len(dtypes), squeeze=False, layout="constrained", figsize=size)
     figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))  # type: ignore[union-attr]
     for panel, dtype in zip(panels[0], dtypes, strict=True):
         chosen = [case for case in cases if case["dtype"] == dtype]

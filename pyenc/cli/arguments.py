@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from typing import NoReturn
 
 from .. import __version__
@@ -63,6 +64,7 @@ this needs a checkout or an editable installation of one.
 
 Exits 1 where a peer disagrees with the oracle. Results are written to bench/results/ as JSON and
 drawn as SVG, named by op, processor and date; a quick look at an op leaves no files without --out.
+Whatever follows -- is handed to the op's own program as it stands.
 """
 
 BENCH_EXAMPLES = """\
@@ -117,6 +119,17 @@ def build_parser() -> Parser:
     )
     _bench(bench)
     return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command; `more` is what stands behind a -- of `pyenc bench`."""
+    words, more = list(argv), []
+    if words[:1] == ["bench"] and "--" in words:
+        at = words.index("--")
+        words, more = words[:at], words[at + 1 :]
+    args = build_parser().parse_args(words)
+    args.more = more
+    return args
 
 
 def _embed(parser: Parser) -> None:
@@ -184,7 +197,6 @@ def _verify(parser: Parser) -> None:
 
 def _bench(parser: Parser) -> None:
     parser.add_argument("op", metavar="OP", nargs="?", help="attention, ..., models, or all")
-    parser.add_argument("more", metavar="-- ARG", nargs="*", help="handed to OP's own program")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument(
         "--dtype", metavar="DTYPE", action="append", help="may be repeated; default: all of them"
