@@ -16,7 +16,7 @@ import memory
 import report
 import table
 import torch
-from compare import Case, Op, Ready, Tensors
+from compare import Case, Op, Peer, Ready, Tensors
 from op_check import Checks, Wrong, why
 
 from pyenc.errors import InputError, PyencError
@@ -174,24 +174,26 @@ def _run_case(
     for name, ratio in harness.ratios(medians, subject).items():
         rows[name]["ratio"] = ratio
     if case.memory and not options.no_memory:
-        for name in runs:
-            rows[name] |= _memory(op, case, ready[name], name, device, script)
+        for peer in op.peers:
+            if peer.name in runs:
+                rows[peer.name] |= _memory(op, case, peer, inputs, device, script)
     facts = {key: value for key, value in asdict(case).items() if key not in ("small", "memory")}
     return {**facts, "subject": subject, "peers": rows}
 
 
 def _memory(
-    op: Op, case: Case, ready: Ready, name: str, device: torch.device, script: str
+    op: Op, case: Case, peer: Peer, inputs: Tensors, device: torch.device, script: str
 ) -> dict[str, Any]:
     """Memory beyond inputs and results, in a process of its own; in this one on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
+        ready = peer.prepare(case, inputs)  # anew, for what is made beforehand counts
         results = ready.results(ready.run())
         peak = torch.cuda.max_memory_allocated(device) - before
-        return {"extra_mb": peak / 1e6 - _returned_mb(results)}
-    found = memory.in_child(script, {"case": asdict(case), "peer": name})
+        return {"extra_mb": max(0.0, peak / 1e6 - _returned_mb(results))}
+    found = memory.in_child(script, {"case": asdict(case), "peer": peer.name})
     return {"extra_mb": found["extra_mb"]} if "error" not in found else {"memory": found["error"]}
 
 

@@ -20,7 +20,11 @@ difference: largest difference of a number from pyenc's."""
 def header(environment: dict[str, Any], ceilings: Ceilings) -> str:
     """Where this runs, with what, and what the machine can do at most."""
     versions = ", ".join(f"{k} {v or 'absent'}" for k, v in environment["versions"].items())
-    return (
+    gpu = environment.get("gpu")
+    card = (
+        f"{gpu['name']}, {gpu['memory_gb']:.0f} GB, CUDA {gpu['cuda']}; beside it " if gpu else ""
+    )
+    return card + (
         f"{environment['cpu']}, {environment['cores']} cores, {environment['instruction_set']}, "
         f"{environment['threads']} threads, {environment['system']}\n"
         f"{versions}; commit {environment['commit']}; C++ extension: {environment['extension']}\n"

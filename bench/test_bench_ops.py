@@ -3,7 +3,7 @@
     pytest bench --benchmark-autosave
     pytest bench --benchmark-compare --benchmark-compare-fail=median:10%
 
-`make test` does not collect this folder. Each peer is checked against the oracle before it is timed.
+`make test` does not collect this folder. Each peer is checked against the oracle beforehand.
 """
 
 from __future__ import annotations
