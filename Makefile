@@ -3,7 +3,8 @@
 # make lint       ruff and mypy alone
 # make sanitize   the tests of the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 #                 (GCC on Linux)
-# make bench      the benchmarks, beside their peers
+# make bench      the benchmarks, beside their peers (ARGS=--quick for a short look)
+# make bench-gpu  those of single ops on a CUDA card, results and plots written
 # make setup      sets up and says which kernels serve
 # make clean      removes what was built
 #
@@ -40,7 +41,7 @@ RUN_TOOL = if $(RUN) -m $(1) --version >/dev/null 2>&1; then $(RUN) -m $(1) $(2)
 	else echo '$(1) is not installed: "$(1) $(2)" is left out'; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup in-place test lint sanitize demo bench clean
+.PHONY: help setup in-place test lint sanitize demo bench bench-gpu clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -75,7 +76,10 @@ sanitize: $(READY)
 	  $$python -m pytest -q -m 'not slow' -k 'not triton' tests/csrc tests/ops $(ARGS)
 
 bench: $(BENCH_READY)
-	@set -e; for program in bench/bench_*.py; do echo "$$program"; $(RUN) "$$program" $(ARGS); done
+	$(RUN) -m pyenc bench all $(ARGS)
+
+bench-gpu: $(BENCH_READY)
+	$(RUN) -m pyenc bench all --device cuda $(ARGS)
 
 # Quick when nothing changed. Without setuptools or pybind11 the torch path serves, as it does
 # without a compiler.

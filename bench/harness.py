@@ -1,28 +1,81 @@
-"""What every benchmark here shares: timing peers in turns, the machine's ceilings, where it ran."""
+"""What every benchmark here shares: timing peers in turns, and writing down what was measured."""
 
 from __future__ import annotations
 
+import ctypes
 import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from ceilings import ceilings
+from machine import ROOT, cpu_model, environment, gpu_model
 
-import pyenc
-from pyenc.ops import extension
+__all__ = [
+    "RESULTS",
+    "ROOT",
+    "ceilings",
+    "clock_for",
+    "environment",
+    "in_turns",
+    "keep_freed_memory",
+    "ratios",
+    "result_file",
+    "summary",
+    "wall_clock",
+    "write_result",
+]
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
+
+Clock = Callable[[Callable[[], Any]], float]
+"""Runs something and says how many seconds it took."""
+
+
+def wall_clock(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def clock_for(device: torch.device) -> Clock:
+    """The wall clock on a CPU; events on a GPU, whose second-level cache is overwritten before."""
+    if device.type != "cuda":
+        return wall_clock
+    # Larger than any card's cache, so that no run finds its inputs there.
+    scratch = torch.empty(256 * 2**20, dtype=torch.int8, device=device)
+
+    def clock(run: Callable[[], Any]) -> float:
+        scratch.zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize(device)
+        return float(start.elapsed_time(end)) / 1e3
+
+    return clock
+
+
+def keep_freed_memory() -> None:
+    """Make the C library keep what is freed, so that outputs come from memory already touched.
+
+    A fresh page costs more to map than to fill, and large tensors get fresh ones at every call:
+    without this all programs of a short op measure the kernel of the operating system.
+    """
+    trim_threshold, mmap_max = -1, -4  # of <malloc.h>
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return
 
 
 def in_turns(
@@ -32,6 +85,7 @@ def in_turns(
     budget: float = 7.0,
     least: int = 3,
     limit: float = 25.0,
+    clock: Clock = wall_clock,
 ) -> dict[str, list[float]]:
     """Seconds of each run, all runs taking turns so that a slow minute hits them alike.
 
@@ -48,9 +102,7 @@ def in_turns(
     names = list(runs)
     while waiting := [name for name in names if not done(name)]:
         for name in waiting:
-            start = time.perf_counter()
-            runs[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock(runs[name]))
         names = names[1:] + names[:1]
     return seconds
 
@@ -62,90 +114,22 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
     return {"seconds": list(seconds), "median": median, "spread": spread}
 
 
-def ceilings() -> dict[str, float]:
-    """The best this machine gives torch: fp32 GEMM GFLOP/s (2048^3) and copy GB/s (read + write).
-
-    Memory is touched beforehand, so page faults are not in it.
-    """
-    n = 2048
-    a, b, product = (torch.randn(n, n) for _ in range(3))
-    source, target = torch.zeros(2, 64 * 2**20 // 4 * 2).unbind()
-    best = {"gemm_gflops": 0.0, "copy_gbs": 0.0}
-    for _ in range(6):
-        start = time.perf_counter()
-        torch.mm(a, b, out=product)
-        rate = 2 * n**3 / (time.perf_counter() - start) / 1e9
-        best["gemm_gflops"] = max(best["gemm_gflops"], rate)
-        start = time.perf_counter()
-        target.copy_(source)
-        rate = 2 * source.nbytes / (time.perf_counter() - start) / 1e9
-        best["copy_gbs"] = max(best["copy_gbs"], rate)
-    return best
+def ratios(medians: dict[str, float], subject: str | None) -> dict[str, float | None]:
+    """How many times faster the subject is than each: median over the subject's median."""
+    if subject is None:
+        return dict.fromkeys(medians)
+    return {name: median / medians[subject] for name, median in medians.items()}
 
 
-def environment() -> dict[str, Any]:
-    """Where and with what this runs; no names of machines, users or folders."""
-    return {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": command_line(),
-        "commit": commit(),
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "extension": extension.isa(),
-        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": {
-            "pyenc": pyenc.__version__,
-            "torch": torch.__version__,
-            **{name: version(name) for name in ("transformers", "sentence-transformers")},
-        },
-    }
-
-
-def command_line() -> str:
-    """As typed, with folders left out."""
-    return " ".join(["python", *(Path(part).name or part for part in sys.argv)])
-
-
-def commit() -> str | None:
-    """The commit of this checkout, with `+` where its sources or benchmarks differ from it."""
-    try:
-        head = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
-        sources = ("pyenc", "kernels", "csrc", "bench", ":(exclude)bench/results")
-        changed = _output("git", "-C", str(ROOT), "status", "--porcelain", "--", *sources)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("+" if changed else "")
-
-
-def cpu_model() -> str:
-    """The processor's name for itself."""
-    try:
-        if sys.platform == "darwin":
-            return _output("sysctl", "-n", "machdep.cpu.brand_string")
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except (OSError, subprocess.CalledProcessError):
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def version(package: str) -> str | None:
-    """The installed version, or None where it is absent."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def result_file(benchmark: str, out: str | None) -> Path:
-    """`out`, else results/<benchmark>-<cpu>-<cores>c-<date>.json."""
+def result_file(benchmark: str, out: str | None, device: torch.device | None = None) -> Path:
+    """`out`, else results/<benchmark>-<machine>-<date>.json: CPU and cores, or the GPU's name."""
     if out:
         return Path(out)
-    cpu = re.sub(r"[^a-z0-9]+", "-", cpu_model().lower()).strip("-")
+    gpu = device is not None and device.type == "cuda"
+    name = gpu_model(device) if gpu else f"{cpu_model()} {os.cpu_count()}c"
+    name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    return RESULTS / f"{benchmark}-{cpu}-{os.cpu_count()}c-{date}.json"
+    return RESULTS / f"{benchmark}-{name}-{date}.json"
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
@@ -162,8 +146,3 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_rounded(item) for item in value]
     return value
-
-
-def _output(*command: str) -> str:
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return done.stdout.strip()

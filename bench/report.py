@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ceilings import NAMES, Ceilings
+
 MODELS = {
     "minilm": "all-MiniLM-L6-v2, real weights, from strings to vectors",
     "jina": "shape of jina-embeddings-v2-small, random weights, from token ids to hidden states",
@@ -15,15 +17,29 @@ of GEMM: arithmetic done per second as a share of this machine's own fp32 GEMM r
 difference: largest difference of a number from pyenc's."""
 
 
-def header(environment: dict[str, Any], ceilings: dict[str, float]) -> str:
+def header(environment: dict[str, Any], ceilings: Ceilings) -> str:
+    """Where this runs, with what, and what the machine can do at most."""
     versions = ", ".join(f"{k} {v or 'absent'}" for k, v in environment["versions"].items())
-    return (
+    gpu = environment.get("gpu")
+    card = (
+        f"{gpu['name']}, {gpu['memory_gb']:.0f} GB, CUDA {gpu['cuda']}; beside it " if gpu else ""
+    )
+    return card + (
         f"{environment['cpu']}, {environment['cores']} cores, {environment['instruction_set']}, "
         f"{environment['threads']} threads, {environment['system']}\n"
         f"{versions}; commit {environment['commit']}; C++ extension: {environment['extension']}\n"
-        f"ceilings: {ceilings['gemm_gflops']:.0f} GFLOP/s fp32 GEMM, "
-        f"{ceilings['copy_gbs']:.1f} GB/s copy"
+        + ceiling_line(ceilings)
     )
+
+
+def ceiling_line(ceilings: Ceilings) -> str:
+    """The machine's own rates in one line, those that it has."""
+    rates = [
+        f"{rate:,.1f} GB/s {NAMES[name]}" if name == "copy_gbs" else f"{rate:,.0f} {NAMES[name]}"
+        for name, rate in ceilings.items()
+        if rate is not None
+    ]
+    return "ceilings, GFLOP/s: " + ", ".join(rates)
 
 
 def case_lines(case: dict[str, Any], gemm_gflops: float) -> str:

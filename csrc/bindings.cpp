@@ -1,9 +1,7 @@
-// The Python face of the C++ kernels: addresses and sizes in, nothing out.
-//
-// Tensors travel as integers (tensor.data_ptr()), so the build needs no torch. Whoever calls this
-// has checked shapes, dtypes, contiguity and cu_seqlens (pyenc/ops/*_cpu.py); nothing is checked here.
+// The extension module: which kernels serve, and the ops that bind themselves to it.
 
-#include <pybind11/pybind11.h>
+#include "bindings.h"
+
 #include <pybind11/stl.h>
 
 #include <cstdint>
@@ -12,20 +10,8 @@
 
 #include "built_from.h"
 #include "isa.h"
-#include "segment_mean.h"
-
-namespace py = pybind11;
-
-void bind_attention(py::module_& module);
 
 namespace {
-
-using Address = std::uintptr_t;  // 0 stands for a tensor that is not there
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 // Whether 0 = c[0] <= c[1] <= ... <= c[n_segments] = n_tokens.
 template <class Index>
@@ -33,44 +19,6 @@ bool fits(const Index* cu_seqlens, std::int64_t n_segments, std::int64_t n_token
   bool good = cu_seqlens[0] == 0 && cu_seqlens[n_segments] == n_tokens;
   for (std::int64_t i = 0; i < n_segments; ++i) good &= cu_seqlens[i] <= cu_seqlens[i + 1];
   return good;
-}
-
-pyenc::SegmentMean segment_mean_call(Address x, int dtype, Address cu_seqlens, bool wide,
-                                     Address weights, std::int64_t n_segments,
-                                     std::int64_t n_channels, bool normalize, int threads) {
-  return {at<const void>(x), static_cast<pyenc::Dtype>(dtype), at<const void>(cu_seqlens), wide,
-          at<const float>(weights), n_segments, n_channels, normalize, threads};
-}
-
-void bind_segment_mean(py::module_& module) {
-  module.def(
-      "segment_mean_forward",
-      [](Address x, int dtype, Address cu_seqlens, bool wide, Address weights,
-         std::int64_t n_segments, std::int64_t n_channels, bool normalize, Address out,
-         Address stats, int threads) {
-        pyenc::segment_mean_forward(segment_mean_call(x, dtype, cu_seqlens, wide, weights,
-                                                      n_segments, n_channels, normalize, threads),
-                                    at<float>(out), at<float>(stats));
-      },
-      py::kw_only(), py::arg("x"), py::arg("dtype"), py::arg("cu_seqlens"), py::arg("wide"),
-      py::arg("weights"), py::arg("n_segments"), py::arg("n_channels"), py::arg("normalize"),
-      py::arg("out"), py::arg("stats"), py::arg("threads"),
-      py::call_guard<py::gil_scoped_release>());
-  module.def(
-      "segment_mean_backward",
-      [](Address grad_out, Address x, int dtype, Address cu_seqlens, bool wide, Address weights,
-         std::int64_t n_segments, std::int64_t n_channels, bool normalize, Address out,
-         Address stats, Address grad_x, Address grad_weights, int threads) {
-        pyenc::segment_mean_backward(
-            segment_mean_call(x, dtype, cu_seqlens, wide, weights, n_segments, n_channels,
-                              normalize, threads),
-            at<const float>(grad_out), at<const float>(out), at<const float>(stats),
-            at<void>(grad_x), at<float>(grad_weights));
-      },
-      py::kw_only(), py::arg("grad_out"), py::arg("x"), py::arg("dtype"), py::arg("cu_seqlens"),
-      py::arg("wide"), py::arg("weights"), py::arg("n_segments"), py::arg("n_channels"),
-      py::arg("normalize"), py::arg("out"), py::arg("stats"), py::arg("grad_x"),
-      py::arg("grad_weights"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace
@@ -87,11 +35,12 @@ PYBIND11_MODULE(_C, module) {
     for (pyenc::Isa isa : pyenc::available_isas()) names.emplace_back(pyenc::isa_name(isa));
     return names;
   }, "Those compiled in that this processor can run, the oldest first.");
-  module.def("cu_seqlens_fit", [](Address cu_seqlens, bool wide, std::int64_t n_segments,
+  module.def("cu_seqlens_fit", [](pyenc::Address cu_seqlens, bool wide, std::int64_t n_segments,
                                   std::int64_t n_tokens) {
-    return wide ? fits(at<const std::int64_t>(cu_seqlens), n_segments, n_tokens)
-                : fits(at<const std::int32_t>(cu_seqlens), n_segments, n_tokens);
+    return wide ? fits(pyenc::at<const std::int64_t>(cu_seqlens), n_segments, n_tokens)
+                : fits(pyenc::at<const std::int32_t>(cu_seqlens), n_segments, n_tokens);
   }, "Whether cu_seqlens runs from 0 to n_tokens without decreasing.");
-  bind_attention(module);
-  bind_segment_mean(module);
+  pyenc::bind_attention(module);
+  pyenc::bind_peak(module);
+  pyenc::bind_segment_mean(module);
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from typing import NoReturn
 
 from .. import __version__
@@ -55,6 +56,25 @@ Prints the largest absolute errors of token states and of vectors, and the small
 Exits 0 within the tolerance, 1 with a line that begins with FAILED otherwise.
 """
 
+BENCH = """\
+Time an op beside its peers, or whole encoders, after checking every one of them against the float64
+oracle, and say what share of this machine's own measured limits each reaches. Without OP: list what
+there is. The programs are in bench/ of the repository (its README says how to read the tables), so
+this needs a checkout or an editable installation of one.
+
+Exits 1 where a peer disagrees with the oracle. Results are written to bench/results/ as JSON and
+drawn as SVG, named by op, processor and date; a quick look at an op leaves no files without --out.
+Whatever follows -- is handed to the op's own program as it stands.
+"""
+
+BENCH_EXAMPLES = """\
+examples:
+  pyenc bench attention --quick
+  pyenc bench attention --dtype bfloat16 --cases 'n=8,192*'
+  pyenc bench segment_mean --device cuda
+  pyenc bench models -- --long
+"""
+
 
 class Parser(argparse.ArgumentParser):
     """Mistakes in the arguments leave by the same door as every other error."""
@@ -67,8 +87,8 @@ def build_parser() -> Parser:
     """The whole command line."""
     parser = Parser(
         prog="pyenc",
-        description="Published long-context text encoders: embed, inspect, verify.",
-        epilog="pyenc COMMAND --help says more. Exit status: 0 done, 1 verify failed, 2 error.",
+        description="Published long-context text encoders: embed, inspect, verify, measure.",
+        epilog="pyenc COMMAND --help says more. Exit status: 0 done, 1 wrong results, 2 error.",
     )
     parser.add_argument("--version", action="version", version=f"pyenc {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -90,7 +110,26 @@ def build_parser() -> Parser:
         "verify", help="compare with the float64 reference or stored vectors", description=VERIFY
     )
     _verify(verify)
+    bench = commands.add_parser(
+        "bench",
+        help="ops and encoders beside their peers (in a checkout)",
+        description=BENCH,
+        epilog=BENCH_EXAMPLES,
+        formatter_class=raw,
+    )
+    _bench(bench)
     return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command; `more` is what stands behind a -- of `pyenc bench`."""
+    words, more = list(argv), []
+    if words[:1] == ["bench"] and "--" in words:
+        at = words.index("--")
+        words, more = words[:at], words[at + 1 :]
+    args = build_parser().parse_args(words)
+    args.more = more
+    return args
 
 
 def _embed(parser: Parser) -> None:
@@ -154,6 +193,21 @@ def _verify(parser: Parser) -> None:
         "default 2e-5 in float32, and twice the error of the plain computation in half precision",
     )
     _encoding(parser)
+
+
+def _bench(parser: Parser) -> None:
+    parser.add_argument("op", metavar="OP", nargs="?", help="attention, ..., models, or all")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    parser.add_argument(
+        "--dtype", metavar="DTYPE", action="append", help="may be repeated; default: all of them"
+    )
+    parser.add_argument("--quick", action="store_true", help="small cases: does it work?")
+    parser.add_argument("--cases", metavar="PATTERN", help="only cases whose name matches")
+    parser.add_argument("--out", metavar="FILE", help="the JSON file")
+    parser.add_argument(
+        "--plot", action=argparse.BooleanOptionalAction, help="draw it as SVG (default: yes)"
+    )
+    parser.add_argument("--no-memory", action="store_true", help="time alone")
 
 
 def _model(parser: Parser) -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import PyencError
-from .arguments import build_parser
+from .arguments import parse
 from .failing import one_line, out_of_memory
 
 INTERRUPTED = 130
@@ -24,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments without the program's name; default those of the process.
 
     Returns:
-        0 done; 1 `verify` found the vectors wrong, or the reader of standard output went away;
+        0 done; 1 `verify` or `bench` found wrong results, or the reader of standard output went
+        away;
         2 bad arguments, input, checkpoint or backend, said in one line on standard error;
         130 interrupted.
     """
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A checkpoint's prompts may hold what an ASCII terminal cannot show.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        args = build_parser().parse_args(argv)
+        args = parse(sys.argv[1:] if argv is None else argv)
         # Imported here: a command brings torch, which `--help` has no need of.
         command = importlib.import_module(f".{args.command}", __package__)
         status: int = command.run(args)

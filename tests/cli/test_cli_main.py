@@ -22,7 +22,7 @@ import sys
 {before}
 from pyenc.cli.main import main
 for argv in (["--help"], ["--version"], ["embed", "--help"], ["info", "--help"],
-             ["verify", "--help"]):
+             ["verify", "--help"], ["bench", "--help"]):
     assert main(argv) == 0, argv
 assert main(["embed", "model", "-o", "out.npy", "--shard", "0/3"]) == 2
 heavy = {{"torch", "numpy", "tokenizers", "huggingface_hub"}} & set(sys.modules)
@@ -42,7 +42,7 @@ def test_help_and_mistakes_do_not_import_torch(before: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["embed"], ["info"], ["verify"]])
+@pytest.mark.parametrize("command", [[], ["embed"], ["info"], ["verify"], ["bench"]])
 def test_help(cli: Cli, command: list[str]) -> None:
     said = cli(*command, "--help")
     assert said.status == 0

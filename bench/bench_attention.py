@@ -1,0 +1,106 @@
+"""Attention with ALiBi over packed sequences, beside scaled_dot_product_attention and others.
+
+    pyenc bench attention [--device cuda] [--dtype bfloat16] [--quick] [--cases PATTERN]
+
+The cases, the peers and how to read the figures: README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attention_data as data
+import op_program
+import torch
+from compare import Case, Op
+from peers_attention import CPU_PEERS, GPU_OTHERS, GPU_PEERS, OTHERS
+
+HEADS, DIM = 12, 64
+DTYPES = ("float32", "bfloat16")
+SMALL = {"lengths": [97, 64, 1, 130]}
+SMALL_EQUAL = {"lengths": [96, 96]}
+
+EXPLANATION = """\
+H = 12, D = 64, the published slopes, random q and k scaled until scores have the standard
+deviation given. GFLOP: 4 n^2 D H a sequence forward and 2.5 times that more backward, the work of
+a dense computation whatever is left out, so skipping shows as more than the peak.
+tiles: share of (query, key) tiles computed. A floor computes less than what is asked."""
+
+
+def cases(quick: bool, device: torch.device) -> list[Case]:
+    """By dtype: lengths at two spreads of scores, ragged, other biases, forward + backward."""
+    if quick:
+        lengths, tokens, spreads, count = (256, 1024), 1024, (3,), 8
+    elif device.type == "cuda":
+        lengths, tokens, spreads, count = (512, 2048, 8192, 16384), 16384, (3, 6), 256
+    else:
+        lengths, tokens, spreads, count = (512, 2048, 8192), 8192, (3, 6), 64
+    middle = 512 if quick else 2048
+    # Variants go by the shape and cost little at one sequence; a GPU wants to be filled.
+    single = [middle] * (1 if device.type == "cpu" else tokens // middle)
+    listed = []
+    for dtype in DTYPES:
+        # fp32 is not what a card is bought for: one length stands for it.
+        few = device.type == "cuda" and dtype == "float32"
+        for std in (3,) if few else spreads:
+            for n in (middle,) if few else lengths:
+                longest = n == max(lengths) and std == min(spreads)
+                listed.append(
+                    _case(
+                        f"n={n:,} std={std}", dtype, [n] * (tokens // n), std=std, at=n,
+                        series=f"ALiBi, scores of std {std}", memory=longest and not quick,
+                    )
+                )  # fmt: skip
+        listed += [
+            _case("ragged std=3", dtype, ragged(count)),
+            _case(f"no bias n={middle:,}", dtype, single, bias="none"),
+            _case(f"T5 n={middle:,}", dtype, single, bias="t5"),
+            _case(f"window n={middle:,}", dtype, single, bias="none", window=[128, 128]),
+            _case(f"forward+backward n={middle:,}", dtype, single, backward=True),
+        ]
+    return listed
+
+
+def ragged(count: int) -> list[int]:
+    """Lengths from 20 to 512, log-uniform, in a fixed random order."""
+    lengths = [round(20 * (512 / 20) ** (i / (count - 1))) for i in range(count)]
+    random.Random(0).shuffle(lengths)
+    return lengths
+
+
+def _case(
+    name: str, dtype: str, lengths: Sequence[int], *, std: float = 3.0, bias: str = "alibi",
+    window: list[int] | None = None, backward: bool = False, **rest: Any,
+) -> Case:  # fmt: skip
+    work = sum(n * n for n in lengths)
+    equal = len(set(lengths)) == 1
+    kind = {
+        "op": "equal lengths" if equal else "ragged", "heads": HEADS, "dim": DIM,
+        "lengths": list(lengths), "std": std, "bias": bias, "window": window, "work": work,
+    }  # fmt: skip
+    # Equal lengths are another path of many peers, and FlexAttention's only one here.
+    small = dict(SMALL_EQUAL if equal else SMALL)
+    small["work"] = sum(n * n for n in small["lengths"])
+    gflop = 4 * work * DIM * HEADS / 1e9 * (3.5 if backward else 1)
+    return Case(name, kind, dtype, small, gflop=gflop, backward=backward, **rest)
+
+
+def peers_for(argv: Sequence[str]) -> tuple[Any, ...]:
+    """Those of the device that the arguments name: what a user there could pick."""
+    cuda = any("cuda" in word for word in argv)
+    return (*GPU_PEERS, *OTHERS, *GPU_OTHERS) if cuda else (*CPU_PEERS, *OTHERS)
+
+
+def op(argv: Sequence[str] = ()) -> Op:
+    return Op(
+        "attention", EXPLANATION, cases, data.inputs, peers_for(argv), data.oracle,
+        data.sampled_oracle, data.sample, DTYPES, ("triton", "flash-attn"),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(op_program.main(op(sys.argv[1:]), str(Path(__file__).resolve())))

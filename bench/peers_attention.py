@@ -1,0 +1,290 @@
+"""The programs that attention is compared with. None gets a padded batch that it need not have.
+
+Biases are made once, before anything is timed; they are in the memory that is measured. Equal
+lengths go as one batch of views on the packed tensors, ragged ones a sequence at a time.
+
+Shapes: T packed tokens, B sequences, H heads, N their length, D head dim.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import itertools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import attention_data as data
+import torch
+import torch.nn.functional as F
+from compare import CannotServe, Case, Peer, Ready, Tensors
+from torch import Tensor
+
+from pyenc.ops import attention
+
+Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""q, k, v (T, H, D) to the output (T, H, D)."""
+
+
+def ready(case: Case, x: Tensors, forward: Forward) -> Ready:
+    """Forward without gradients, or forward and backward."""
+    q, k, v = x["q"], x["k"], x["v"]
+    if not case.backward:
+
+        def run() -> Tensor:
+            with torch.no_grad():
+                return forward(q, k, v)
+
+        return Ready(run)
+    leaves = tuple(each.detach().requires_grad_() for each in (q, k, v))
+
+    def run_both() -> tuple[Tensor, ...]:
+        out = forward(*leaves)
+        return out.detach(), *torch.autograd.grad(out, leaves, x["grad"])
+
+    return Ready(run_both, lambda out: dict(zip(("out", "dq", "dk", "dv"), out, strict=True)))
+
+
+def ours(backend: str, skip_eps: float | None = None) -> Callable[[Case, Tensors], Ready]:
+    def prepare(case: Case, x: Tensors) -> Ready:
+        bias, window = data.bias_object(case, x["q"].device), data.window(case)
+
+        def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            out = attention(
+                q, k, v, x["cu_seqlens"],
+                bias=bias, window=window, skip_eps=skip_eps, backend=backend,
+            )  # fmt: skip
+            assert isinstance(out, Tensor)
+            return out
+
+        return ready(case, x, forward)
+
+    return prepare
+
+
+def computed_share(case: Case, x: Tensors, skip_eps: float | None = None) -> float | None:
+    """What the CPU kernel says of itself, None where it has no say."""
+    try:
+        share = importlib.import_module("pyenc.ops.attention_cpu").computed_share
+    except (ImportError, AttributeError):
+        return None
+    bias, window = data.bias_object(case, x["q"].device), data.window(case)
+    return float(
+        share(x["q"], x["k"], x["v"], x["cu_seqlens"], bias=bias, window=window, skip_eps=skip_eps)
+    )
+
+
+# ---- scaled_dot_product_attention and the plain formula ------------------------------------------
+
+
+def _in_batches(case: Case, q: Tensor, k: Tensor, v: Tensor, attend: Callable[..., Tensor]) -> Any:
+    """attend(q, k, v) on (B, H, N, D) views: once where lengths are equal, else one by one."""
+    lengths = case.kind["lengths"]
+
+    def batch(x: Tensor, n: int) -> Tensor:
+        return x.unflatten(0, (-1, n)).transpose(1, 2)
+
+    if len(set(lengths)) == 1:
+        n = lengths[0]
+        return attend(*(batch(x, n) for x in (q, k, v))).transpose(1, 2).flatten(0, 1)
+    outs = []
+    for start, end in itertools.pairwise(itertools.accumulate(lengths, initial=0)):
+        parts = (batch(x[start:end], end - start) for x in (q, k, v))
+        outs.append(attend(*parts).transpose(1, 2).flatten(0, 1))
+    return torch.cat(outs)
+
+
+def _toeplitz(by_distance: Tensor, n: int) -> Tensor:
+    """(1, H, n, n) whose row i is the bias of query n - 1 - i: a view of 2N - 1 numbers a head."""
+    heads, width = by_distance.shape
+    middle = (width + 1) // 2
+    near = by_distance[:, middle - n :]
+    return near.as_strided((1, heads, n, n), (0, width, 1, 1), near.storage_offset())
+
+
+def _bias_by_distance(case: Case, x: Tensors) -> Tensor:
+    if not data.has_bias(case):
+        raise CannotServe("there is no bias in this case; see the row without")
+    longest = max(case.kind["lengths"])
+    return data.by_distance(case, longest, x["q"].device).to(x["q"].dtype)
+
+
+def sdpa_dense(case: Case, x: Tensors) -> Ready:
+    bias = _bias_by_distance(case, x)
+    dense = _toeplitz(bias, (bias.shape[1] + 1) // 2).flip(2)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        n = q.shape[2]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=dense[:, :, :n, :n])
+
+    return ready(case, x, lambda q, k, v: _in_batches(case, q, k, v, attend))
+
+
+def sdpa_padded(case: Case, x: Tensors) -> Ready:
+    """A ragged batch as most programs hold it; padding before and unpadding after is not timed."""
+    lengths = case.kind["lengths"]
+    bias, longest = _bias_by_distance(case, x), max(lengths)
+    sizes = torch.tensor(lengths, device=x["q"].device)
+    real = torch.arange(longest, device=sizes.device)[None] < sizes[:, None]
+    padded = []
+    for name in ("q", "k", "v"):
+        rows = x[name].new_zeros(len(lengths), longest, *x[name].shape[1:])
+        rows[real] = x[name]
+        padded.append(rows.transpose(1, 2))
+    mask = _toeplitz(bias, longest).flip(2).masked_fill(~real[:, None, None], float("-inf"))
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            return F.scaled_dot_product_attention(*padded, attn_mask=mask)
+
+    return Ready(run, lambda out: {"out": out.transpose(1, 2)[real]})
+
+
+def sdpa_toeplitz(case: Case, x: Tensors) -> Ready:
+    """Linear memory: queries from last to first make the bias a view that overlaps itself."""
+    bias = _bias_by_distance(case, x)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = _toeplitz(bias, q.shape[2])
+        return F.scaled_dot_product_attention(q.flip(2), k, v, attn_mask=mask).flip(2)
+
+    return ready(case, x, lambda q, k, v: _in_batches(case, q, k, v, attend))
+
+
+def sdpa_no_bias(case: Case, x: Tensors) -> Ready:
+    attend = F.scaled_dot_product_attention
+    return ready(case, x, lambda q, k, v: _in_batches(case, q, k, v, attend))
+
+
+def eager(case: Case, x: Tensors) -> Ready:
+    """softmax(Q K^T + bias) V as the formula reads, a score for every pair in memory."""
+    lengths = case.kind["lengths"]
+    batch = len(lengths) if len(set(lengths)) == 1 else 1
+    scores = batch * case.kind["heads"] * max(lengths) ** 2 * x["q"].element_size()
+    if 4 * scores > 0.8 * _free_bytes(x["q"].device):
+        raise CannotServe(f"it needs about {4 * scores / 1e9:,.0f} GB")
+    dense = None
+    if data.has_bias(case):
+        bias = _bias_by_distance(case, x)
+        dense = _toeplitz(bias, (bias.shape[1] + 1) // 2).flip(2)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        n = q.shape[2]
+        score = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
+        if dense is not None:
+            score = score + dense[:, :, :n, :n]
+        return score.softmax(-1) @ v
+
+    return ready(case, x, lambda q, k, v: _in_batches(case, q, k, v, attend))
+
+
+def _free_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        import psutil
+
+        return float(psutil.virtual_memory().available)
+    except ImportError:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+
+
+# ---- compiled, and others' kernels ---------------------------------------------------------------
+
+
+@functools.cache
+def _flex_alibi(heads: int, device: torch.device) -> Callable[..., Tensor]:
+    """One function object a head count: torch.compile compiles each anew."""
+    slopes = data.slopes(heads, device)
+
+    def score_mod(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return score - slopes[h] * (i - j).abs()
+
+    return score_mod
+
+
+def flex(case: Case, x: Tensors) -> Ready:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    cuda = x["q"].device.type == "cuda"
+    if case.kind["bias"] != "alibi" or len(set(case.kind["lengths"])) > 1:
+        raise CannotServe("left out: it compiles for each shape; timed with ALiBi, equal lengths")
+    if case.backward and not cuda:
+        raise CannotServe("forward only on a CPU")
+    if cuda and case.dtype == "float32":
+        raise CannotServe("left out: it compiles for each shape; timed in bfloat16")
+    torch._dynamo.config.recompile_limit = 64
+    compiled = torch.compile(flex_attention, dynamic=False)
+    score_mod = _flex_alibi(case.kind["heads"], x["q"].device)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return compiled(q, k, v, score_mod=score_mod)  # type: ignore[no-any-return]
+
+    return ready(case, x, lambda q, k, v: _in_batches(case, q, k, v, attend))
+
+
+def flash_attn_package(case: Case, x: Tensors) -> Ready:
+    from flash_attn import flash_attn_varlen_func
+
+    if case.kind["bias"] == "t5":
+        raise CannotServe("flash-attn has no bias but ALiBi")
+    slopes = None
+    if case.kind["bias"] == "alibi":
+        slopes = data.slopes(case.kind["heads"], x["q"].device)
+    bounds, longest = x["cu_seqlens"], max(case.kind["lengths"])
+
+    def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return flash_attn_varlen_func(  # type: ignore[no-any-return]
+            q, k, v, bounds, bounds, longest, longest,
+            window_size=data.window(case) or (-1, -1), alibi_slopes=slopes,
+        )  # fmt: skip
+
+    return ready(case, x, forward)
+
+
+def aten_flash(case: Case, x: Tensors) -> Ready:
+    """FlashAttention-2 inside torch, whose builds may have ALiBi compiled out; the check tells."""
+    if x["q"].device.type != "cuda":
+        raise CannotServe("CUDA only")
+    if case.kind["bias"] != "alibi" or case.backward:
+        raise CannotServe("timed with ALiBi, forward")
+    slopes = data.slopes(case.kind["heads"], x["q"].device)
+    bounds, longest = x["cu_seqlens"], max(case.kind["lengths"])
+
+    def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out: Tensor = torch.ops.aten._flash_attention_forward(
+            q, k, v, bounds, bounds, longest, longest, 0.0, False, False, alibi_slopes=slopes
+        )[0]
+        return out
+
+    return ready(case, x, forward)
+
+
+def _no_skipping(case: Case, x: Tensors) -> float | None:
+    return computed_share(case, x, 0.0)
+
+
+CPU_PEERS = (
+    Peer("pyenc cpu", ours("cpu"), ours=True, skips=True, share=computed_share),
+    Peer("pyenc cpu, skip_eps=0", ours("cpu", 0.0), ours=True, share=_no_skipping),
+    Peer("pyenc torch", ours("torch"), ours=True),
+)
+GPU_PEERS = (
+    Peer("pyenc triton", ours("triton"), ours=True, skips=True),
+    Peer("pyenc triton, skip_eps=0", ours("triton", 0.0), ours=True),
+    Peer("pyenc flash_attn", ours("flash_attn"), ours=True),
+    Peer("pyenc torch", ours("torch"), ours=True),
+)
+OTHERS = (
+    Peer("SDPA, dense bias", sdpa_dense),
+    Peer("SDPA, dense bias, padded batch", sdpa_padded, of="ragged"),
+    Peer("SDPA, Toeplitz view", sdpa_toeplitz),
+    Peer("SDPA, no bias (a floor)", sdpa_no_bias, computes={"bias": "none", "window": None}),
+    Peer("FlexAttention, compiled", flex, compiles=True),
+    Peer("eager softmax", eager),
+)
+GPU_OTHERS = (
+    Peer("flash-attn", flash_attn_package),
+    Peer("torch's FlashAttention, ALiBi", aten_flash),
+)

@@ -1,0 +1,62 @@
+"""The cases of the quick look under pytest-benchmark, to follow one machine from commit to commit.
+
+    pytest bench --benchmark-autosave
+    pytest bench --benchmark-compare --benchmark-compare-fail=median:10%
+
+`make test` does not collect this folder. Each peer is checked against the oracle beforehand.
+"""
+
+from __future__ import annotations
+
+import bench_attention
+import bench_gated
+import bench_linear
+import bench_norm
+import bench_rotary
+import bench_segment_mean
+import harness
+import pytest
+import torch
+from compare import Case, Op, Peer
+from op_check import Checks, Wrong, why
+
+CPU = torch.device("cpu")
+OPS = [
+    module.op()
+    for module in (
+        bench_attention, bench_gated, bench_linear, bench_norm, bench_rotary, bench_segment_mean
+    )
+]  # fmt: skip
+CHECKS = {op.name: Checks(op, CPU, quick=True) for op in OPS}
+RUNS = [
+    pytest.param(op, case, peer, id=f"{op.name}: {case.name}, {case.dtype}: {peer.name}")
+    for op in OPS
+    for case in op.cases(True, CPU)
+    for peer in op.peers
+    if peer.of in ("", case.kind.get("op")) and not peer.compiles
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def freed_memory_is_kept() -> None:
+    harness.keep_freed_memory()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Not the tests' rule here: as many threads as torch takes by itself."""
+
+
+@pytest.mark.parametrize(("op", "case", "peer"), RUNS)
+def test_op(op: Op, case: Case, peer: Peer, benchmark: object) -> None:
+    benchmark.group = f"{op.name}: {case.name}, {case.dtype}"  # type: ignore[attr-defined]
+    try:
+        ready, verdict = CHECKS[op.name].check(peer, case, op.inputs(case, CPU))
+    except Wrong:
+        raise
+    except Exception as error:  # a peer that cannot serve is skipped with its reason
+        pytest.skip(why(error))
+    finally:
+        CHECKS[op.name].forget()
+    assert verdict.right, f"off by {verdict.error:.1e}, allowed {verdict.allowed:.1e}"
+    benchmark(ready.run)  # type: ignore[operator]
