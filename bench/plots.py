@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 from ceilings import NAMES, gemm_for, peak_for
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, PercentFormatter, StrMethodFormatter
 from table import shares
 
 GREY = "#808890"
@@ -91,6 +92,8 @@ def _lines(result: dict[str, Any], cases: list[dict[str, Any]]) -> Figure:
             at = sorted({case["at"] for case in chosen})
             panel.set_xticks(at, [f"{n:,}" for n in at])
             panel.minorticks_off()
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
             panel.grid(True)
         panels[i][0].set_ylabel("GFLOP/s of dense work")
     for panel in panels[-1]:
@@ -159,7 +162,7 @@ def _bars(result: dict[str, Any]) -> Figure:
         panel.set_yticks(range(len(chosen)), [case["name"] for case in chosen])
         panel.invert_yaxis()
         panel.set(title=dtype, xlabel="of the machine's copy (products: of its peak)")
-        panel.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
+        panel.xaxis.set_major_formatter(PercentFormatter(1))
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8)
     return figure
