@@ -41,6 +41,9 @@ PYBIND11_MODULE(_C, module) {
                 : fits(pyenc::at<const std::int32_t>(cu_seqlens), n_segments, n_tokens);
   }, "Whether cu_seqlens runs from 0 to n_tokens without decreasing.");
   pyenc::bind_attention(module);
+  pyenc::bind_gated(module);
+  pyenc::bind_norm(module);
   pyenc::bind_peak(module);
+  pyenc::bind_rotary(module);
   pyenc::bind_segment_mean(module);
 }

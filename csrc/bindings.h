@@ -21,7 +21,10 @@ T* at(Address address) {
 }
 
 void bind_attention(py::module_& module);
+void bind_gated(py::module_& module);
+void bind_norm(py::module_& module);
 void bind_peak(py::module_& module);
+void bind_rotary(py::module_& module);
 void bind_segment_mean(py::module_& module);
 
 }  // namespace pyenc

@@ -22,4 +22,24 @@ void parallel_for(std::int64_t count, int threads, const Body& body) {
 #endif
 }
 
+// Below this many elements a thread costs more to wake than it saves.
+constexpr std::int64_t kElementsPerThread = 32768;
+
+inline int threads_for_elements(std::int64_t elements, int threads) {
+  const std::int64_t by_size = elements / kElementsPerThread;
+  return by_size < 1 ? 1 : by_size < threads ? static_cast<int>(by_size) : threads;
+}
+
+// body(first, last) over rows of so many columns, a run of rows at a time.
+template <class Body>
+void parallel_rows(std::int64_t rows, std::int64_t columns, int threads, const Body& body) {
+  const int used = threads_for_elements(rows * columns, threads);
+  // A few runs a thread, for one may start late.
+  const std::int64_t runs = used == 1 ? 1 : 4 * static_cast<std::int64_t>(used);
+  parallel_for(runs, used, [&](std::int64_t run, int) {
+    const std::int64_t first = rows * run / runs, last = rows * (run + 1) / runs;
+    if (first < last) body(first, last);
+  });
+}
+
 }  // namespace pyenc

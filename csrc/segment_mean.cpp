@@ -19,9 +19,6 @@ namespace {
 
 constexpr std::int64_t kChunk = 128;
 
-// Below this many elements a thread costs more to wake than it saves.
-constexpr std::int64_t kElementsPerThread = 32768;
-
 constexpr std::int64_t kWhole = -1;
 
 struct Chunk {
@@ -70,9 +67,8 @@ Plan plan_of(const SegmentMean& call) {
 
 int threads_for(const SegmentMean& call, const Plan& plan) {
   const auto n_tasks = static_cast<std::int64_t>(plan.tasks.size()) - 1;
-  const std::int64_t by_size = plan.n_tokens * call.n_channels / kElementsPerThread;
-  const std::int64_t limit = std::min<std::int64_t>({call.threads, n_tasks, by_size});
-  return static_cast<int>(std::max<std::int64_t>(limit, 1));
+  const int by_size = threads_for_elements(plan.n_tokens * call.n_channels, call.threads);
+  return static_cast<int>(std::max<std::int64_t>(std::min<std::int64_t>(by_size, n_tasks), 1));
 }
 
 std::int64_t element_size(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import InputError
 from . import attention_cpu, attention_torch
 from .attention_torch import Terms
+from .registered import cpu_op
 from .validation import check_dense_bias, check_positions, sequence_bounds
 
 # ---- torch ------------------------------------------------------------------------------------
@@ -115,7 +116,7 @@ _attention_op.register_autograd(_backward, setup_context=_setup_context)
 # ---- the C++ kernels --------------------------------------------------------------------------
 
 
-@torch.library.custom_op("pyenc::attention_cpu", mutates_args=())
+@cpu_op("pyenc::attention_cpu")
 def _cpu_op(
     q: Tensor,
     k: Tensor,
@@ -155,7 +156,7 @@ def _(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-@torch.library.custom_op("pyenc::attention_cpu_backward", mutates_args=())
+@cpu_op("pyenc::attention_cpu_backward")
 def _cpu_backward_op(
     grad_out: Tensor,
     grad_lse: Tensor | None,

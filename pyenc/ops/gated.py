@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
+from . import gated_cpu  # noqa: F401  (registers its ops)
 from .backend import WhyNot, always, choose
+from .launch import DTYPE_CODES, why_not
 from .linear import linear
 from .reference import gated_activation_reference, gated_linear_reference
 from .validation import check_float
@@ -41,7 +43,7 @@ def gated_activation(
     Args:
         gate, value: equal shapes and dtypes, any strides; float16/32/64 or bfloat16.
         activation: one of `ACTIVATIONS`.
-        backend: "torch" or "reference"; None chooses.
+        backend: "cpu", "torch" or "reference"; None chooses.
 
     Returns:
         A new tensor of the same shape and dtype; computed in float32 or wider, rounded once.
@@ -56,8 +58,12 @@ def gated_activation(
             f"{tuple(gate.shape)} {gate.dtype} and {tuple(value.shape)} {value.dtype}"
         )
     _check_activation("gated_activation", activation)
-    if choose("gated_activation", backend, backend_table()) == "reference":
+    name = choose("gated_activation", backend, backend_table(gate))
+    if name == "reference":
         return gated_activation_reference(gate, value, activation)
+    if name == "cpu":
+        out: Tensor = torch.ops.pyenc.gated_cpu(gate, value, activation)
+        return out
     # Half precision is rounded once, at the end.
     activated = activate(gate.to(torch.promote_types(gate.dtype, torch.float32)), activation)
     # Without a gradient the product may reuse the activation's memory: fresh pages are slow.
@@ -83,7 +89,7 @@ def gated_linear(
         activation: one of `ACTIVATIONS`, applied to the gate half alone.
         gate_first: whether the first F rows are the gate (JinaBert v2, MosaicBERT) or the value
             (JinaBert qk-post-norm, GTE).
-        backend: "torch" or "reference"; None chooses.
+        backend: "cpu", "torch" or "reference"; None chooses.
 
     Returns:
         (..., F), dtype of x.
@@ -102,19 +108,24 @@ def gated_linear(
             f"gated_linear: bias must be ({weight.shape[0]},), got {tuple(bias.shape)}"
         )
     _check_activation("gated_linear", activation)
-    if choose("gated_linear", backend, backend_table()) == "reference":
+    name = choose("gated_linear", backend, backend_table(x))
+    if name == "reference":
         rows = gated_linear_reference(
             x.reshape(-1, x.shape[-1]), weight, bias, activation, gate_first
         )
         return rows.reshape(*x.shape[:-1], weight.shape[0] // 2)
-    first, second = linear(x, weight, bias, backend=backend).chunk(2, dim=-1)
+    halves = linear(x, weight, bias, backend=backend)
+    if name == "cpu" and halves.dtype in DTYPE_CODES:
+        out: Tensor = torch.ops.pyenc.gated_halves_cpu(halves, activation, gate_first)
+        return out
+    first, second = halves.chunk(2, dim=-1)
     gate, value = (first, second) if gate_first else (second, first)
     return gated_activation(gate, value, activation, backend=backend)
 
 
-def backend_table() -> dict[str, WhyNot]:
+def backend_table(gate: Tensor) -> dict[str, WhyNot]:
     """The backends of these ops and why each cannot serve, for `choose` and `explain`."""
-    return {"torch": always, "reference": always}
+    return {"cpu": lambda: why_not(gate), "torch": always, "reference": always}
 
 
 def _check_activation(op: str, activation: str) -> None:

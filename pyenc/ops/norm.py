@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
+from . import norm_cpu  # noqa: F401  (registers its op)
 from .backend import WhyNot, always, choose
+from .launch import why_not
 from .reference import add_layer_norm_reference, add_rms_norm_reference
 from .validation import check_float
 
@@ -32,7 +34,7 @@ def add_layer_norm(
             makes halves of x alone), the wider of the two is used and returned.
         weight, bias: (C,); bias may be None.
         eps: added to the variance.
-        backend: "torch" or "reference"; None chooses.
+        backend: "cpu" (x and residual of one dtype), "torch" or "reference"; None chooses.
 
     Returns:
         (normed, sum), both (..., C) in the dtype of the sum, which a pre-norm block carries on.
@@ -41,8 +43,11 @@ def add_layer_norm(
         InputError: shapes or dtypes are wrong.
     """
     _check("add_layer_norm", x, residual, weight, bias)
-    if choose("add_layer_norm", backend, backend_table()) == "reference":
+    name = choose("add_layer_norm", backend, backend_table(x, residual))
+    if name == "reference":
         return add_layer_norm_reference(x, residual, weight, bias, eps)
+    if name == "cpu":
+        return _cpu(x, residual, weight, bias, eps, rms=False)
     total = x if residual is None else x + residual
     weight, bias = weight.to(total.dtype), None if bias is None else bias.to(total.dtype)
     return F.layer_norm(total, weight.shape, weight, bias, eps), total
@@ -56,17 +61,36 @@ def add_rms_norm(
     Args and returns as `add_layer_norm`; the mean square is taken in float32 or wider.
     """
     _check("add_rms_norm", x, residual, weight, None)
-    if choose("add_rms_norm", backend, backend_table()) == "reference":
+    name = choose("add_rms_norm", backend, backend_table(x, residual))
+    if name == "reference":
         return add_rms_norm_reference(x, residual, weight, eps)
+    if name == "cpu":
+        return _cpu(x, residual, weight, None, eps, rms=True)
     total = x if residual is None else x + residual
     wide = total.to(torch.promote_types(total.dtype, torch.float32))
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (normed * weight).to(total.dtype), total
 
 
-def backend_table() -> dict[str, WhyNot]:
+def backend_table(x: Tensor, residual: Tensor | None = None) -> dict[str, WhyNot]:
     """The backends of these ops and why each cannot serve, for `choose` and `explain`."""
-    return {"torch": always, "reference": always}
+
+    def cpu() -> str | None:
+        if residual is not None and residual.dtype != x.dtype:
+            return f"x is {x.dtype} and residual {residual.dtype}"
+        return why_not(x)
+
+    return {"cpu": cpu, "torch": always, "reference": always}
+
+
+def _cpu(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, rms: bool
+) -> tuple[Tensor, Tensor]:
+    # Cast outside of the op, so that gradients come back in the parameters' own dtypes.
+    weight = weight.to(torch.float32)
+    bias = None if bias is None else bias.to(torch.float32).contiguous()
+    normed, total, _ = torch.ops.pyenc.add_norm_cpu(x, residual, weight, bias, eps, rms)
+    return normed, x if residual is None else total
 
 
 def _check(

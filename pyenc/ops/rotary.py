@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from .backend import WhyNot, always, choose, compiling
+from .launch import why_not
 from .reference import rotary_reference
+from .rotary_cpu import check_range
 from .validation import check_float
 
 
@@ -23,7 +25,7 @@ def rotary(
         x: (T, H, D), D even.
         cos, sin: (P, D/2) tables, float32 for half-precision x too: the turn is made in float32.
         positions: (T,) integers in [0, P).
-        backend: "torch" or "reference"; None chooses.
+        backend: "cpu" (tables without gradients), "torch" or "reference"; None chooses.
 
     Returns:
         (T, H, D) in x's dtype.
@@ -44,13 +46,15 @@ def rotary(
             f"rotary: positions must be ({x.shape[0]},) int32 or int64; got "
             f"{tuple(positions.shape)} {positions.dtype}"
         )
-    if not compiling() and len(positions):
-        low, high = int(positions.min()), int(positions.max())
-        if low < 0 or high >= len(cos):
-            raise InputError(
-                f"rotary: positions run from {low} to {high}, the tables from 0 to {len(cos) - 1}"
-            )
-    if choose("rotary", backend, backend_table()) == "reference":
+    name = choose("rotary", backend, backend_table(x, cos, sin))
+    if name == "cpu":
+        out: Tensor = torch.ops.pyenc.rotary_cpu(
+            x, cos.to(torch.float32), sin.to(torch.float32), positions, False
+        )
+        return out
+    if not compiling():
+        check_range(positions, len(cos))
+    if name == "reference":
         return rotary_reference(x, cos, sin, positions)
     wide = torch.promote_types(x.dtype, torch.float32)
     c, s = cos[positions, None].to(wide), sin[positions, None].to(wide)
@@ -58,6 +62,15 @@ def rotary(
     return torch.cat([first * c - second * s, second * c + first * s], dim=-1).to(x.dtype)
 
 
-def backend_table() -> dict[str, WhyNot]:
+def backend_table(
+    x: Tensor, cos: Tensor | None = None, sin: Tensor | None = None
+) -> dict[str, WhyNot]:
     """The backends of this op and why each cannot serve, for `choose` and `explain`."""
-    return {"torch": always, "reference": always}
+
+    def cpu() -> str | None:
+        for name, table in (("cos", cos), ("sin", sin)):
+            if table is not None and table.requires_grad and torch.is_grad_enabled():
+                return f"it has no gradient of {name}"
+        return why_not(x)
+
+    return {"cpu": cpu, "torch": always, "reference": always}

@@ -1,0 +1,123 @@
+// The norms of a run of rows, compiled once per instruction set.
+
+#include "norm.h"
+
+#include <cmath>
+
+#include "rows.h"
+
+namespace pyenc {
+namespace PYENC_ISA {
+namespace {
+
+// The sum over whole vectors of body(column).
+template <class Body>
+PYENC_INLINE float sum_columns(std::int64_t count, const Body& body) {
+  Floats even = {}, odd = {};
+  std::int64_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
+    even += body(i);
+    odd += body(i + kLanes);
+  }
+  if (i < count) even += body(i);
+  return sum_of(even + odd);
+}
+
+template <class Scalar>
+void forward_as(const Norm& call, std::int64_t first, std::int64_t last, const Scalar* x,
+                const Scalar* residual, Scalar* total, Scalar* normed, float* stats, float* row) {
+  const std::int64_t c = call.columns, padded = (c + kLanes - 1) / kLanes * kLanes;
+  const float share = 1.0f / static_cast<float>(c);
+  for (std::int64_t r = first; r < last; ++r) {
+    const Scalar* from = x + r * c;
+    // What fills the last vector adds nothing to either sum.
+    for (std::int64_t i = c; i < padded; ++i) row[i] = 0;
+    // The row as floats stays near; its sum with the residual is what is kept of it, rounded.
+    Floats sum = {};
+    for_columns(c, [&](std::int64_t i, auto at) {
+      Floats value = at.get(from + i);
+      if (residual) {
+        value += at.get(residual + r * c + i);
+        at.put(value, total + r * c + i);
+        if (!std::is_same_v<Scalar, float>) value = at.get(total + r * c + i);
+      }
+      at.put(value, row + i);
+      sum += value;
+    });
+    const float mean = call.rms ? 0.0f : share * sum_of(sum);
+    for (std::int64_t i = c; i < padded; ++i) row[i] = mean;
+    // From the mean outward, not by squares less a square, where the two would cancel.
+    const float variance = share * sum_columns(padded, [&](std::int64_t i) {
+      const Floats off = load(row + i) - mean;
+      return off * off;
+    });
+    const float scale = 1.0f / std::sqrt(variance + call.eps);
+    for_columns(c, [&](std::int64_t i, auto at) {
+      Floats value = (at.get(row + i) - mean) * scale * at.get(call.weight + i);
+      if (call.bias) value += at.get(call.bias + i);
+      at.put(value, normed + r * c + i);
+    });
+    stats[2 * r] = mean;
+    stats[2 * r + 1] = scale;
+  }
+}
+
+template <class Scalar>
+void backward_as(const Norm& call, std::int64_t first, std::int64_t last, const Scalar* grad_normed,
+                 const Scalar* grad_total, const Scalar* total, const float* stats, Scalar* grad_x,
+                 float* sums) {
+  const std::int64_t c = call.columns;
+  const float share = 1.0f / static_cast<float>(c);
+  float *grad_weight = sums, *grad_bias = sums + c;
+  for (std::int64_t i = 0; i < 2 * c; ++i) sums[i] = 0;
+  for (std::int64_t r = first; r < last; ++r) {
+    const Scalar *g = grad_normed + r * c, *from = total + r * c;
+    const float mean = stats[2 * r], scale = stats[2 * r + 1];
+    Floats along = {}, plain = {};
+    for_columns(c, [&](std::int64_t i, auto at) {
+      const Floats incoming = at.get(g + i), unit = (at.get(from + i) - mean) * scale;
+      const Floats weighted = incoming * at.get(call.weight + i);
+      along += weighted * unit;
+      plain += weighted;
+      at.put(at.get(grad_weight + i) + incoming * unit, grad_weight + i);
+      at.put(at.get(grad_bias + i) + incoming, grad_bias + i);
+    });
+    const float by_unit = share * sum_of(along), by_one = call.rms ? 0.0f : share * sum_of(plain);
+    for_columns(c, [&](std::int64_t i, auto at) {
+      const Floats unit = (at.get(from + i) - mean) * scale;
+      const Floats weighted = at.get(g + i) * at.get(call.weight + i);
+      Floats value = scale * (weighted - by_one - unit * by_unit);
+      if (grad_total) value += at.get(grad_total + r * c + i);
+      at.put(value, grad_x + r * c + i);
+    });
+  }
+}
+
+void forward(const Norm& call, std::int64_t first, std::int64_t last, const void* x,
+             const void* residual, void* total, void* normed, float* stats, float* row) {
+  as_dtype(call.dtype, [&](auto* type) {
+    using Scalar = std::remove_pointer_t<decltype(type)>;
+    forward_as(call, first, last, static_cast<const Scalar*>(x),
+               static_cast<const Scalar*>(residual), static_cast<Scalar*>(total),
+               static_cast<Scalar*>(normed), stats, row);
+  });
+}
+
+void backward(const Norm& call, std::int64_t first, std::int64_t last, const void* grad_normed,
+              const void* grad_total, const void* total, const float* stats, void* grad_x,
+              float* sums) {
+  as_dtype(call.dtype, [&](auto* type) {
+    using Scalar = std::remove_pointer_t<decltype(type)>;
+    backward_as(call, first, last, static_cast<const Scalar*>(grad_normed),
+                static_cast<const Scalar*>(grad_total), static_cast<const Scalar*>(total), stats,
+                static_cast<Scalar*>(grad_x), sums);
+  });
+}
+
+}  // namespace
+
+extern const NormKernels norm_kernels;
+const NormKernels norm_kernels{forward, backward};
+
+}  // namespace PYENC_ISA
+}  // namespace pyenc

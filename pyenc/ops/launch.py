@@ -1,0 +1,70 @@
+"""What the launchers of the C++ kernels share: the extension, its codes, checks."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ..errors import BackendError, InputError
+from . import extension
+
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""The codes of csrc/numeric.h."""
+
+
+def module_for(op: str) -> ModuleType:
+    """The extension, or BackendError with the reason why there is none."""
+    module = extension.load()
+    if module is None:
+        raise BackendError(f"{op}: {extension.why_missing()}")
+    return module
+
+
+def why_not(x: Tensor) -> str | None:
+    """Why the kernels cannot serve a tensor, or None."""
+    if x.device.type != "cpu":
+        return f"the tensors are on {x.device}"
+    if x.dtype not in DTYPE_CODES:
+        return f"it has no {x.dtype} kernel"
+    return extension.missing()
+
+
+def pointer(tensor: Tensor | None) -> int:
+    """The address of the first element; 0 stands for a tensor that is not there."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def check_memory(op: str, **named: Tensor | None) -> None:
+    """Every tensor lies in this process's memory, as strides describe it."""
+    for name, tensor in named.items():
+        if tensor is None:
+            continue
+        if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+            raise InputError(f"{op}: {name} must be an ordinary CPU tensor, got {tensor.device}")
+
+
+def check_contiguous(op: str, **named: Tensor | None) -> None:
+    """The address of the first element must be enough to find all the others."""
+    check_memory(op, **named)
+    for name, tensor in named.items():
+        if tensor is not None and not tensor.is_contiguous():
+            raise InputError(f"{op}: {name} must be contiguous, got strides {tensor.stride()}")
+
+
+def check_like(
+    op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """An exact shape and dtype."""
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        raise InputError(
+            f"{op}: {name} must be {dtype} of shape {shape}, got {tensor.dtype} "
+            f"{tuple(tensor.shape)}"
+        )
+
+
+def check_dtype(op: str, name: str, tensor: Tensor) -> None:
+    """One of the dtypes that the kernels read."""
+    if tensor.dtype not in DTYPE_CODES:
+        raise InputError(f"{op}: {name} must be float32, bfloat16 or float16, got {tensor.dtype}")
