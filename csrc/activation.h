@@ -21,11 +21,11 @@ struct Activated {
 // 1 / (1 + e^-x); 0 and 1 far out, NaN for NaN.
 PYENC_INLINE Floats sigmoid(Floats x) {
   const Floats power = x * -1.4426950408889634f;
-  // Written so that a NaN stays one: the second is taken where either is not a number.
-  return 1.0f / (1.0f + exp2_of(power > 126.0f ? splat(126.0f) : power));
+  // 0 and not 2^-126, for x may be as large; a NaN is not greater and stays one.
+  return power > 126.0f ? Floats{} : 1.0f / (1.0f + exp2_of(power));
 }
 
-// Phi(x), the normal distribution, within 3e-7 of itself also where it is tiny.
+// Phi(x), the normal distribution, within (5 + 2 x^2) 1e-7 of itself also where it is tiny.
 //
 // erfc(z) = t 2^(P(t) - z^2 log2 e) with t = 1 / (1 + z / 2): in t the logarithm of what is left is
 // nearly straight. P is the minimax polynomial of degree 9 for t in [0.045, 1] (7.5e-8).
@@ -64,7 +64,9 @@ PYENC_INLINE Activated activate_with_slope(Floats x) {
   if constexpr (A == Activation::gelu_tanh) {
     const Floats s = sigmoid(1.5957691216057308f * x * (1.0f + 0.044715f * x * x));
     const Floats inner = 1.5957691216057308f * (1.0f + 0.134145f * x * x);
-    return {x * s, s + x * s * (1.0f - s) * inner};
+    const Floats bend = x * s * (1.0f - s);
+    // Where it has gone to zero, x * x may be infinite.
+    return {x * s, bend == 0.0f ? s : s + bend * inner};
   }
   if constexpr (A == Activation::silu) {
     const Floats s = sigmoid(x);

@@ -15,15 +15,22 @@ import torch
 from torch import Tensor
 
 from ..errors import BackendError, InputError
-from . import extension
 from .attention_torch import Terms
 from .bias import relative_position_bucket
+from .launch import (
+    DTYPE_CODES,
+    check_contiguous,
+    check_dtype,
+    check_like,
+    check_memory,
+    module_for,
+    pointer,
+)
 from .validation import check_cu_seqlens, check_dense_bias, check_positions, sequence_bounds
 
 OP = "attention"
 
-# The codes of csrc/numeric.h and csrc/attention.h.
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# The codes of csrc/attention.h.
 BIAS_CODES = {"none": 0, "alibi": 1, "t5": 2, "dense": 3}
 
 SKIP_EPS = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-11, torch.float16: 2.0**-13}
@@ -76,13 +83,13 @@ def forward(
     The same bits for any number of threads; the last bits may differ between instruction sets.
     Raises InputError on arguments it cannot serve, BackendError without the extension.
     """
-    module = _extension()
+    module = module_for(OP)
     call, _kept = _call(module, q, k, v, cu_seqlens, terms, skip_eps)
     out = q.new_empty(q.shape)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32) if want_lse else None
     ranges = q.new_empty((*q.shape[:2], 2), dtype=torch.int32) if want_ranges else None
     scored, summed, pairs = module.attention_forward(
-        call, out=out.data_ptr(), lse=_pointer(lse), ranges=_pointer(ranges)
+        call, out=out.data_ptr(), lse=pointer(lse), ranges=pointer(ranges)
     )
     return out, lse, ranges, (scored + summed) / (2 * pairs) if pairs else 1.0
 
@@ -108,16 +115,17 @@ def backward(
     that the forward met, but for those whose weight it found too small to be summed. The same call
     gives the same bits; another number of threads may change the last ones.
     """
-    module = _extension()
+    module = module_for(OP)
     call, _kept = _call(module, q, k, v, cu_seqlens, terms, skip_eps)
     shape = tuple(q.shape)
-    _check_saved("grad_out", grad_out, shape, q.dtype)
-    _check_saved("out", out, shape, q.dtype)
-    _check_saved("lse", lse, shape[:2], torch.float32, contiguous=True)
-    _check_saved("ranges", ranges, (*shape[:2], 2), torch.int32, contiguous=True)
+    check_like(OP, "grad_out", grad_out, shape, q.dtype)
+    check_like(OP, "out", out, shape, q.dtype)
+    check_like(OP, "lse", lse, shape[:2], torch.float32)
+    check_like(OP, "ranges", ranges, (*shape[:2], 2), torch.int32)
+    check_contiguous(OP, lse=lse, ranges=ranges)
     if grad_lse is not None:
         grad_lse = grad_lse.contiguous()
-        _check_saved("grad_lse", grad_lse, shape[:2], torch.float32, contiguous=True)
+        check_like(OP, "grad_lse", grad_lse, shape[:2], torch.float32)
     if want_bias and terms.kind not in ("alibi", "t5"):
         raise BackendError(f"{OP}: the 'cpu' backend has no gradient of a {terms.kind} bias")
     if grad_out.stride(-1) != 1:
@@ -131,8 +139,8 @@ def backward(
         )
     module.attention_backward(
         call, grad_out=_rows(grad_out), out=_rows(out), lse=lse.data_ptr(),
-        grad_lse=_pointer(grad_lse), ranges=ranges.data_ptr(), grad_q=grads[0].data_ptr(),
-        grad_k=grads[1].data_ptr(), grad_v=grads[2].data_ptr(), grad_bias=_pointer(grad_bias),
+        grad_lse=pointer(grad_lse), ranges=ranges.data_ptr(), grad_q=grads[0].data_ptr(),
+        grad_k=grads[1].data_ptr(), grad_v=grads[2].data_ptr(), grad_bias=pointer(grad_bias),
     )  # fmt: skip
     return grads[0], grads[1], grads[2], _grad_of_tensor(grad_bias, terms, call["reach"])
 
@@ -160,17 +168,6 @@ def computed_share(
     return forward(q, k, v, cu_seqlens, terms, eps)[3]
 
 
-def _extension() -> ModuleType:
-    module = extension.load()
-    if module is None:
-        raise BackendError(f"{OP}: {extension.why_missing()}")
-    return module
-
-
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def _rows(x: Tensor) -> tuple[int, int, int]:
     return x.data_ptr(), x.stride(0), x.stride(1)
 
@@ -189,10 +186,9 @@ def _call(
         raise InputError(
             f"{OP}: q must be (T, H, D) with D at most {MAX_HEAD_DIM}, got {tuple(q.shape)}"
         )
-    if q.dtype not in DTYPE_CODES:
-        raise InputError(f"{OP}: q must be float32, bfloat16 or float16, got {q.dtype}")
+    check_dtype(OP, "q", q)
     for name, x in (("q", q), ("k", k), ("v", v)):
-        _check_saved(name, x, tuple(q.shape), q.dtype)
+        check_like(OP, name, x, tuple(q.shape), q.dtype)
         if x.stride(-1) != 1 and x.shape[-1] > 1:
             raise InputError(
                 f"{OP}: the last axis of {name} must be contiguous, got strides {x.stride()}"
@@ -200,7 +196,7 @@ def _call(
     if not 0 <= skip_eps < 1:
         raise InputError(f"{OP}: skip_eps must be in [0, 1), got {skip_eps}")
     check_cu_seqlens(OP, cu_seqlens)
-    _check_memory("cu_seqlens", cu_seqlens)
+    check_memory(OP, cu_seqlens=cu_seqlens)
     cu_seqlens = cu_seqlens.to(torch.int64).contiguous()
     bounds = sequence_bounds(OP, cu_seqlens, q.shape[0])
     places = _places(cu_seqlens, bounds, q.shape[0], terms.positions)
@@ -210,7 +206,7 @@ def _call(
         "cu_seqlens": cu_seqlens.data_ptr(), "n_sequences": len(bounds) - 1,
         "n_heads": q.shape[1], "head_dim": q.shape[2],
         "positions": places.data_ptr(), "contiguous": terms.positions is None,
-        "kind": BIAS_CODES[terms.kind], "bias": _pointer(tensor), "bias_dtype": dtype,
+        "kind": BIAS_CODES[terms.kind], "bias": pointer(tensor), "bias_dtype": dtype,
         "reach": reach, "saturation": terms.max_distance,
         "window_left": terms.window_left, "window_right": terms.window_right,
         "scale": terms.scale, "skip_eps": skip_eps, "threads": torch.get_num_threads(),
@@ -226,7 +222,7 @@ def _places(
         return torch.empty(0)
     at = torch.arange(num_tokens)
     if positions is not None:
-        _check_memory("positions", positions)
+        check_memory(OP, positions=positions)
         if positions.shape != (num_tokens,) or positions.dtype not in (torch.int32, torch.int64):
             raise InputError(
                 f"{OP}: positions must be ({num_tokens},) int32 or int64; got "
@@ -252,18 +248,18 @@ def _bias(terms: Terms, heads: int, bounds: list[int]) -> tuple[Tensor | None, i
     tensor = terms.tensor
     if terms.kind == "none" or tensor is None:
         return None, 0, 0
-    _check_memory("bias", tensor)
+    check_memory(OP, bias=tensor)
     tensor = tensor.detach()
     if terms.kind == "alibi":
-        _check_saved("slopes", tensor, (heads,), tensor.dtype)
+        check_like(OP, "slopes", tensor, (heads,), tensor.dtype)
         return tensor.to(torch.float32).contiguous(), 0, 0
     if terms.kind == "t5":
-        _check_saved("table", tensor, (tensor.shape[0], heads), tensor.dtype)
+        check_like(OP, "table", tensor, (tensor.shape[0], heads), tensor.dtype)
         longest = max((b - a for a, b in itertools.pairwise(bounds)), default=0)
         reach = max(longest + LINE_PADDING, terms.max_distance)
         return tensor.to(torch.float32).t()[:, _buckets(terms, reach)].contiguous(), 0, reach
     side = tensor.shape[-1]
-    _check_saved("bias", tensor, (heads, side, side), tensor.dtype)
+    check_like(OP, "bias", tensor, (heads, side, side), tensor.dtype)
     check_dense_bias(OP, tensor, bounds)
     if tensor.dtype not in DTYPE_CODES:
         tensor = tensor.to(torch.float32)
@@ -286,26 +282,3 @@ def _grad_of_tensor(grad: Tensor | None, terms: Terms, reach: int) -> Tensor | N
         table = by_head.new_zeros(terms.tensor.shape)
         by_head = table.index_add_(0, _buckets(terms, reach), by_head.t())
     return by_head.to(terms.tensor.dtype)
-
-
-def _check_memory(name: str, tensor: Tensor) -> None:
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-        raise InputError(f"{OP}: {name} must be an ordinary CPU tensor, got {tensor.device}")
-
-
-def _check_saved(
-    name: str,
-    tensor: Tensor,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    *,
-    contiguous: bool = False,
-) -> None:
-    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-        raise InputError(
-            f"{OP}: {name} must be {dtype} of shape {shape}, got {tensor.dtype} "
-            f"{tuple(tensor.shape)}"
-        )
-    _check_memory(name, tensor)
-    if contiguous and not tensor.is_contiguous():
-        raise InputError(f"{OP}: {name} must be contiguous, got strides {tensor.stride()}")

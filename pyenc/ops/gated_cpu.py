@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .launch import DTYPE_CODES, check_dtype, check_like, check_memory, module_for
+from .launch import DTYPE_CODES, as_rows, check_dtype, check_like, check_memory, module_for
 from .registered import cpu_op
 
 OP = "gated_activation"
@@ -24,7 +24,7 @@ def _rows(name: str, x: Tensor) -> Tensor:
     """(T, F), its columns contiguous; a view wherever that is what it is."""
     check_dtype(OP, name, x)
     check_memory(OP, **{name: x})
-    rows = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
+    rows = as_rows(x)
     return rows if rows.stride(-1) == 1 or rows.shape[-1] <= 1 else rows.contiguous()
 
 
@@ -73,7 +73,6 @@ def backward(
         if given is None or like is None:
             continue
         check_like(OP, name, given, tuple(like.shape), like.dtype)
-        check_memory(OP, **{name: given})
         if given.stride(-1) != 1 and given.shape[-1] > 1:
             raise InputError(f"{OP}: the columns of {name} must be contiguous")
     go = _rows("grad_out", grad_out)
@@ -101,8 +100,7 @@ def _apart_backward_op(
     grad_out: Tensor, gate: Tensor, value: Tensor, activation: str
 ) -> tuple[Tensor, Tensor]:
     grads = gate.new_empty(gate.shape), value.new_empty(value.shape)
-    flat = [grad.view(-1, gate.shape[-1]) if grad.ndim != 2 else grad for grad in grads]
-    backward(grad_out, gate, value, activation, *flat)
+    backward(grad_out, gate, value, activation, *map(as_rows, grads))
     return grads
 
 
@@ -135,7 +133,7 @@ def _halves(x: Tensor, gate_first: bool) -> tuple[Tensor, Tensor]:
 @cpu_op("pyenc::gated_halves_cpu")
 def _halves_op(x: Tensor, activation: str, gate_first: bool) -> Tensor:
     """x (..., 2F), gate and value side by side: (..., F)."""
-    gate, value = _halves(x.reshape(-1, x.shape[-1]), gate_first)
+    gate, value = _halves(as_rows(x), gate_first)
     return forward(gate, value, activation).view(*x.shape[:-1], x.shape[-1] // 2)
 
 
@@ -146,10 +144,10 @@ def _(x: Tensor, activation: str, gate_first: bool) -> Tensor:
 
 @cpu_op("pyenc::gated_halves_cpu_backward")
 def _halves_backward_op(grad_out: Tensor, x: Tensor, activation: str, gate_first: bool) -> Tensor:
-    rows = x.reshape(-1, x.shape[-1])
+    rows = as_rows(x)
     grad = rows.new_empty(rows.shape)
     backward(
-        grad_out.reshape(-1, grad_out.shape[-1]), *_halves(rows, gate_first), activation,
+        as_rows(grad_out), *_halves(rows, gate_first), activation,
         *_halves(grad, gate_first),
     )  # fmt: skip
     return grad.view(x.shape)

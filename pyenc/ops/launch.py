@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 
 import torch
@@ -56,12 +57,20 @@ def check_contiguous(op: str, **named: Tensor | None) -> None:
 def check_like(
     op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    """An exact shape and dtype."""
+    """An exact shape and dtype, in memory."""
     if tuple(tensor.shape) != shape or tensor.dtype != dtype:
         raise InputError(
             f"{op}: {name} must be {dtype} of shape {shape}, got {tensor.dtype} "
             f"{tuple(tensor.shape)}"
         )
+    check_memory(op, **{name: tensor})
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """(T, C) of (..., C), whatever is zero; a single number is one row of one."""
+    if x.ndim == 2:
+        return x
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1] if x.ndim else 1)
 
 
 def check_dtype(op: str, name: str, tensor: Tensor) -> None:

@@ -5,12 +5,22 @@ Shapes: C channels; any leading axes.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .launch import DTYPE_CODES, check_contiguous, check_dtype, check_like, module_for, pointer
+from ..errors import InputError
+from .launch import (
+    DTYPE_CODES,
+    as_rows,
+    check_contiguous,
+    check_dtype,
+    check_like,
+    module_for,
+    pointer,
+)
 from .registered import cpu_op
 
 OP = "add_norm"
@@ -74,6 +84,10 @@ def _call(
     x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, rms: bool
 ) -> tuple[int, bool, int, int, float, int, int, int]:
     check_dtype(OP, "x", x)
+    if x.ndim != 2 or weight.ndim != 1:
+        raise InputError(
+            f"{OP}: x must be (T, C) and weight (C,), got {tuple(x.shape)}, {tuple(weight.shape)}"
+        )
     check_like(OP, "x", x, (x.shape[0], weight.shape[0]), x.dtype)
     check_like(OP, "weight", weight, (x.shape[1],), torch.float32)
     if bias is not None:
@@ -90,8 +104,8 @@ def _norm_op(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, rms: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(normed, total or an empty tensor without a residual, stats)."""
-    rows = x.reshape(-1, x.shape[-1]).contiguous()
-    other = None if residual is None else residual.reshape(rows.shape).contiguous()
+    rows = as_rows(x).contiguous()
+    other = None if residual is None else as_rows(residual).contiguous()
     normed, total, stats = forward(rows, other, weight.contiguous(), bias, eps, rms)
     whole = x.new_empty(0) if total is None else total.view(x.shape)
     return normed.view(x.shape), whole, stats
@@ -101,7 +115,7 @@ def _norm_op(
 def _(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, rms: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = x.numel() // x.shape[-1]
+    rows = math.prod(x.shape[:-1])
     total = x.new_empty(0) if residual is None else x.new_empty(x.shape)
     return x.new_empty(x.shape), total, x.new_empty((rows, 2), dtype=torch.float32)
 
@@ -117,11 +131,10 @@ def _norm_backward_op(
     eps: float,
     rms: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape = (-1, total.shape[-1])
     grad_x, grad_weight, grad_bias = backward(
-        grad_normed.reshape(shape).contiguous(),
-        None if grad_total is None else grad_total.reshape(shape).contiguous(),
-        total.reshape(shape).contiguous(), weight.contiguous(), bias, stats, eps, rms,
+        as_rows(grad_normed).contiguous(),
+        None if grad_total is None else as_rows(grad_total).contiguous(),
+        as_rows(total).contiguous(), weight.contiguous(), bias, stats, eps, rms,
     )  # fmt: skip
     empty = stats.new_empty(0)
     return grad_x.view(total.shape), grad_weight, empty if grad_bias is None else grad_bias

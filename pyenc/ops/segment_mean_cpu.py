@@ -12,69 +12,29 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..errors import BackendError, InputError
-from . import extension
+from ..errors import InputError
+from .launch import DTYPE_CODES, check_contiguous, check_dtype, check_like, module_for, pointer
 from .validation import check_bounds
 
 OP = "segment_mean"
-
-# The codes of csrc/numeric.h.
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-
-def _extension() -> ModuleType:
-    module = extension.load()
-    if module is None:
-        raise BackendError(f"{OP}: {extension.why_missing()}")
-    return module
 
 
 def _check(module: ModuleType, x: Tensor, cu_seqlens: Tensor, weights: Tensor | None) -> None:
     """Refuse what the C++ must not see."""
     if x.ndim != 2:
         raise InputError(f"{OP}: x must be (T, C), got shape {tuple(x.shape)}")
-    if x.dtype not in DTYPE_CODES:
-        raise InputError(f"{OP}: x must be float32, bfloat16 or float16, got {x.dtype}")
+    check_dtype(OP, "x", x)
     if cu_seqlens.ndim != 1 or cu_seqlens.numel() < 1:
         raise InputError(f"{OP}: cu_seqlens must be (B + 1,), got shape {tuple(cu_seqlens.shape)}")
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise InputError(f"{OP}: cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}")
-    named = {"x": x, "cu_seqlens": cu_seqlens}
     if weights is not None:
-        if weights.shape != x.shape[:1]:
-            raise InputError(
-                f"{OP}: weights must be ({x.shape[0]},), got shape {tuple(weights.shape)}"
-            )
-        if weights.dtype != torch.float32:
-            raise InputError(f"{OP}: weights must be float32, got {weights.dtype}")
-        named["weights"] = weights
-    _check_memory(named)
+        check_like(OP, "weights", weights, (x.shape[0],), torch.float32)
+    check_contiguous(OP, x=x, cu_seqlens=cu_seqlens, weights=weights)
     # Its own length is right by now, so C++ may read it; the slow way finds the words.
     wide, n_segments = cu_seqlens.dtype == torch.int64, cu_seqlens.numel() - 1
     if not module.cu_seqlens_fit(cu_seqlens.data_ptr(), wide, n_segments, x.shape[0]):
         check_bounds(OP, cu_seqlens.tolist(), x.shape[0])
-
-
-def _check_memory(named: dict[str, Tensor]) -> None:
-    """A pointer to the first element must be enough to find all the others."""
-    for name, tensor in named.items():
-        if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-            raise InputError(f"{OP}: {name} must be an ordinary CPU tensor, got {tensor.device}")
-        if not tensor.is_contiguous():
-            raise InputError(f"{OP}: {name} must be contiguous, got strides {tensor.stride()}")
-
-
-def _check_saved(name: str, tensor: Tensor, shape: tuple[int, int]) -> None:
-    if tensor.shape != shape or tensor.dtype != torch.float32:
-        raise InputError(
-            f"{OP}: {name} must be float32 of shape {shape}, "
-            f"got {tensor.dtype} {tuple(tensor.shape)}"
-        )
-    _check_memory({name: tensor})
-
-
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def forward(
@@ -101,7 +61,7 @@ def forward_saving(
     Returns (out (B, C) float32, stats (B, 2) float32), where stats holds the sum of weights and the
     L2 norm of the mean before normalising (0 without ``normalize``).
     """
-    module = _extension()
+    module = module_for(OP)
     _check(module, x, cu_seqlens, weights)
     n_segments, n_channels = cu_seqlens.numel() - 1, x.shape[1]
     out = x.new_empty(n_segments, n_channels, dtype=torch.float32)
@@ -111,7 +71,7 @@ def forward_saving(
         dtype=DTYPE_CODES[x.dtype],
         cu_seqlens=cu_seqlens.data_ptr(),
         wide=cu_seqlens.dtype == torch.int64,
-        weights=_pointer(weights),
+        weights=pointer(weights),
         n_segments=n_segments,
         n_channels=n_channels,
         normalize=normalize,
@@ -144,12 +104,14 @@ def backward(
 
     Raises as ``forward`` does; InputError when grad_weights is asked for without weights.
     """
-    module = _extension()
+    module = module_for(OP)
     _check(module, x, cu_seqlens, weights)
     n_segments, (n_tokens, n_channels) = cu_seqlens.numel() - 1, x.shape
-    _check_saved("grad_out", grad_out, (n_segments, n_channels))
-    _check_saved("out", out, (n_segments, n_channels))
-    _check_saved("stats", stats, (n_segments, 2))
+    rows = (n_segments, n_channels)
+    check_like(OP, "grad_out", grad_out, rows, torch.float32)
+    check_like(OP, "out", out, rows, torch.float32)
+    check_like(OP, "stats", stats, (n_segments, 2), torch.float32)
+    check_contiguous(OP, grad_out=grad_out, out=out, stats=stats)
     if need_grad_weights and weights is None:
         raise InputError(f"{OP}: grad_weights was asked for, but there are no weights")
     grad_x = torch.empty_like(x) if need_grad_x else None
@@ -160,14 +122,14 @@ def backward(
         dtype=DTYPE_CODES[x.dtype],
         cu_seqlens=cu_seqlens.data_ptr(),
         wide=cu_seqlens.dtype == torch.int64,
-        weights=_pointer(weights),
+        weights=pointer(weights),
         n_segments=n_segments,
         n_channels=n_channels,
         normalize=normalize,
         out=out.data_ptr(),
         stats=stats.data_ptr(),
-        grad_x=_pointer(grad_x),
-        grad_weights=_pointer(grad_weights),
+        grad_x=pointer(grad_x),
+        grad_weights=pointer(grad_weights),
         threads=torch.get_num_threads(),
     )
     return grad_x, grad_weights

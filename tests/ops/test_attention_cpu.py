@@ -6,10 +6,6 @@ Run as a script, this file checks the kernels of the instruction set that PYENC_
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,9 +17,8 @@ from torch import Tensor
 from pyenc.errors import BackendError, InputError
 from pyenc.ops import ALiBi, RelativePositionBias, alibi_slopes, attention, attention_cpu, extension
 from pyenc.ops.attention_torch import Terms
+from tests.instruction_sets import ISAS, run_on
 from tests.oracle import assert_right
-
-ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
 
@@ -349,20 +344,9 @@ def test_what_the_kernels_cannot_serve_goes_to_torch_or_says_why() -> None:
         attention(*[torch.randn(10, 2, 300)] * 3, bounds, backend="cpu")
 
 
-@pytest.mark.parametrize("isa", ["generic", "x86-64-v3", "x86-64-v4", "x86-64-v4-bf16"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_each_instruction_set(isa: str) -> None:
-    module = extension.load()
-    assert module is not None
-    if isa not in module.available_isas():
-        pytest.skip(f"this processor or this build has no {isa}")
-    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, __file__],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYENC_CPU_ISA": isa},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [isa]
+    run_on(isa, __file__)
 
 
 def main() -> None:

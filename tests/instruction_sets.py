@@ -1,0 +1,32 @@
+"""Running a test file as a script on one instruction set: the choice is made once a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyenc.ops import extension
+
+ROOT = Path(__file__).resolve().parents[1]
+
+ISAS = ["generic", "x86-64-v3", "x86-64-v4", "x86-64-v4-bf16"]
+
+
+def run_on(isa: str, file: str) -> None:
+    """The script, which must end well and print the instruction set that served it."""
+    module = extension.load()
+    assert module is not None
+    if isa not in module.available_isas():
+        pytest.skip(f"this processor or this build has no {isa}")
+    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, file],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYENC_CPU_ISA": isa},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [isa]
