@@ -10,17 +10,31 @@ namespace pyenc {
 namespace PYENC_ISA {
 namespace {
 
-// The sum over whole vectors of body(column).
-template <class Body>
-PYENC_INLINE float sum_columns(std::int64_t count, const Body& body) {
-  Floats even = {}, odd = {};
+struct Spread {
+  float mean, variance;
+};
+
+// Over `count` floats, filled up with their rough mean to whole vectors; about zero where
+// `about_zero`. From the rough mean outward, not by squares less a square, where the two would
+// cancel; how far the rough one is off, when the numbers are far from zero, is seen on the way.
+PYENC_INLINE Spread spread_of(const float* row, std::int64_t count, float rough, bool about_zero) {
+  Floats even = {}, odd = {}, rest = {};
   std::int64_t i = 0;
-  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
-    even += body(i);
-    odd += body(i + kLanes);
+  for (; i + 2 * kLanes <= count + kLanes - 1; i += 2 * kLanes) {
+    const Floats a = load(row + i) - rough, b = load(row + i + kLanes) - rough;
+    even += a * a;
+    odd += b * b;
+    rest += a + b;
   }
-  if (i < count) even += body(i);
-  return sum_of(even + odd);
+  if (i < count) {
+    const Floats a = load(row + i) - rough;
+    even += a * a;
+    rest += a;
+  }
+  const float share = 1.0f / static_cast<float>(count), squares = share * sum_of(even + odd);
+  if (about_zero) return {0.0f, squares};
+  const float off = share * sum_of(rest), variance = squares - off * off;
+  return {rough + off, variance > 0.0f || variance != variance ? variance : 0.0f};
 }
 
 template <class Scalar>
@@ -30,8 +44,6 @@ void forward_as(const Norm& call, std::int64_t first, std::int64_t last, const S
   const float share = 1.0f / static_cast<float>(c);
   for (std::int64_t r = first; r < last; ++r) {
     const Scalar* from = x + r * c;
-    // What fills the last vector adds nothing to either sum.
-    for (std::int64_t i = c; i < padded; ++i) row[i] = 0;
     // The row as floats stays near; its sum with the residual is what is kept of it, rounded.
     Floats sum = {};
     for_columns(c, [&](std::int64_t i, auto at) {
@@ -44,14 +56,10 @@ void forward_as(const Norm& call, std::int64_t first, std::int64_t last, const S
       at.put(value, row + i);
       sum += value;
     });
-    const float mean = call.rms ? 0.0f : share * sum_of(sum);
-    for (std::int64_t i = c; i < padded; ++i) row[i] = mean;
-    // From the mean outward, not by squares less a square, where the two would cancel.
-    const float variance = share * sum_columns(padded, [&](std::int64_t i) {
-      const Floats off = load(row + i) - mean;
-      return off * off;
-    });
-    const float scale = 1.0f / std::sqrt(variance + call.eps);
+    const float rough = call.rms ? 0.0f : share * sum_of(sum);
+    for (std::int64_t i = c; i < padded; ++i) row[i] = rough;
+    const Spread spread = spread_of(row, c, rough, call.rms);
+    const float mean = spread.mean, scale = 1.0f / std::sqrt(spread.variance + call.eps);
     for_columns(c, [&](std::int64_t i, auto at) {
       Floats value = (at.get(row + i) - mean) * scale * at.get(call.weight + i);
       if (call.bias) value += at.get(call.bias + i);
