@@ -140,8 +140,8 @@ class BuildExtension(build_ext):
         super().build_extension(ext)
 
     def built_from(self) -> list[tuple[str, str]]:
-        """What the extension tells of its origin: pyenc/ops/extension.py asks, so it knows how."""
-        digest = runpy.run_path("pyenc/ops/extension.py")["sources_digest"](CSRC)
+        """What the extension tells of its origin: pyenc/ops/extension.py asks."""
+        digest = runpy.run_path("pyenc/ops/sources.py")["sources_digest"](CSRC)
         return [("PYENC_VERSION", self.distribution.get_version()), ("PYENC_SOURCES", digest)]
 
     def compile_all(self, units: list[Unit], includes: list[str], ninja: str | None) -> list[str]:

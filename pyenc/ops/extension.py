@@ -16,7 +16,6 @@ Environment:
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import os
 import sys
@@ -25,18 +24,11 @@ from types import ModuleType
 
 import torch
 
+from .sources import sources_digest
+
 REQUIRE_VARIABLE = "PYENC_REQUIRE_EXTENSION"
 
 REBUILD = "rebuild it: pip install . (in a checkout: python setup.py build_ext --inplace)"
-
-
-def sources_digest(csrc: Path) -> str:
-    """16 hexadecimal digits that tell one state of csrc/ from another; setup.py calls this too."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in csrc.iterdir() if p.suffix in (".h", ".cpp")):
-        content = path.read_bytes()
-        digest.update(f"{path.name} {len(content)}\n".encode() + content)
-    return digest.hexdigest()[:16]
 
 
 def _stale(module: ModuleType) -> str | None:

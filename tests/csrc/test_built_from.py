@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import pyenc
-from pyenc.ops import extension
+from pyenc.ops import extension, sources
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 
@@ -23,7 +24,7 @@ def attempt(monkeypatch: pytest.MonkeyPatch, **attributes: str) -> str:
 
 
 def test_the_version_and_the_sources_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = extension.sources_digest(CSRC)
+    now = sources.sources_digest(CSRC)
     version = pyenc.__version__
     assert attempt(monkeypatch, version=version, sources=now) == ""
     for attributes, says in (
@@ -42,7 +43,7 @@ def test_the_digest_sees_every_change(tmp_path: Path) -> None:
             path.unlink()
         for name, text in files.items():
             (tmp_path / name.replace("_", ".")).write_text(text, "utf-8")
-        return extension.sources_digest(tmp_path)
+        return sources.sources_digest(tmp_path)
 
     seen = [
         digest(a_cpp="x", b_h="y"),
@@ -53,6 +54,15 @@ def test_the_digest_sees_every_change(tmp_path: Path) -> None:
     ]
     assert len(set(seen)) == len(seen)
     assert digest(a_cpp="x", b_h="y", notes_md="z") == seen[0]
+
+
+def test_the_build_needs_the_standard_library_alone() -> None:
+    """Where the extension is built, torch may not be there."""
+    program = f"import runpy; print(runpy.run_path({sources.__file__!r})['__doc__'])"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_sources_beside_it_the_version_is_enough(
@@ -66,4 +76,4 @@ def test_the_extension_is_of_these_sources() -> None:
     module = extension.load()
     if module is None:
         pytest.skip(extension.why_missing())
-    assert (module.version, module.sources) == (pyenc.__version__, extension.sources_digest(CSRC))
+    assert (module.version, module.sources) == (pyenc.__version__, sources.sources_digest(CSRC))
