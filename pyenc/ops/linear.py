@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from . import linear_onednn, linear_packs
+from . import linear_onednn, linear_packs, linear_wide
 from .backend import WhyNot, always, choose, compiling, requested_backend
 from .reference import linear_reference
 from .validation import check_float
@@ -46,6 +46,10 @@ def linear(
     write that counts no version and misses a sample of 1,024 values goes unseen: single numbers
     set through `.data` or `.numpy()`.
 
+    Large products of bfloat16 or float16 on a CPU are made in float32 and rounded once where the
+    same kind of measurement shows that to be faster, as on processors without such instructions;
+    also with `backend="torch"`.
+
     Args:
         x: (..., C), float16/32/64 or bfloat16.
         weight: (F, C), in x's dtype (under autocast in any).
@@ -55,7 +59,7 @@ def linear(
             names of kernels that other ops have. Differentiable with each of them.
 
     Environment:
-        PYENC_LINEAR=onednn|torch  the choice instead of the measurement.
+        PYENC_LINEAR=onednn|torch  the choice instead of the measurements.
 
     Returns:
         (..., F), dtype of x.
@@ -77,6 +81,9 @@ def linear(
         fused = "gelu" if activation == "gelu" else ""
         y: Tensor = torch.ops.pyenc.linear(x, weight, bias, fused)
         activation = None if fused else activation
+    elif _widens(x, weight, bias):
+        wide = None if activation is None else _ACTIVATIONS[activation]
+        return linear_wide.linear(x, weight, bias, wide)
     else:
         y = F.linear(x, weight, bias)
     return y if activation is None else _ACTIVATIONS[activation](y)
@@ -131,8 +138,7 @@ def _cannot(x: Tensor, weight: Tensor | None) -> str | None:
 
 
 def _not_worth_it(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str | None:
-    given = [t for t in (x, weight, bias) if t is not None]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+    if _needs_gradient(x, weight, bias):
         return "a gradient is needed"
     if weight is not None and not isinstance(weight, nn.Parameter):
         return "the weight is no parameter, so its pack may serve only once"
@@ -141,6 +147,23 @@ def _not_worth_it(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str 
     if weight is not None and linear_onednn.forced() is None and _work(x, weight) < MIN_WORK:
         return "the product is too small to gain"
     return linear_onednn.slower(x.dtype)
+
+
+def _widens(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether torch's product of halves is left for one in float32."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in linear_wide.DTYPES
+        and x.numel() >= linear_wide.MIN_ROWS * x.shape[-1]
+        and _work(x, weight) >= MIN_WORK
+        and not (compiling() or torch.is_autocast_enabled("cpu"))
+        and not _needs_gradient(x, weight, bias)
+        and linear_wide.faster(x.dtype)
+    )
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _work(x: Tensor, weight: Tensor) -> int:

@@ -7,13 +7,8 @@ preferred. Both happen once a process and dtype, when first needed.
 
 from __future__ import annotations
 
-import math
 import os
-import statistics
 import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,35 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import BackendError
-from . import linear_packs
+from . import linear_packs, linear_trial
+from .linear_trial import MARGIN, Case
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 VARIABLE = "PYENC_LINEAR"
-MARGIN = 1.15
-"""How much faster it must have been: less is noise, and a pack costs the weight's memory again."""
-
-_ROUNDS, _SECONDS = 9, 0.02
 _lock = threading.RLock()
 _tried: dict[torch.dtype, str | None] = {}
 _timed: dict[tuple[torch.dtype, str], float] = {}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A product small enough to be timed in milliseconds, and large enough to tell."""
-
-    x: Tensor
-    weight: Tensor
-    bias: Tensor
-
-    @staticmethod
-    def of(dtype: torch.dtype, tokens: int = 256, channels: int = 512) -> Case:
-        def values(*shape: int) -> Tensor:
-            # Not random: the user's generator is left alone.
-            count = torch.arange(math.prod(shape), dtype=torch.float32, device="cpu")
-            return count.mul_(0.618).sin_().view(shape).to(dtype)
-
-        return Case(values(tokens, channels), values(channels, channels), values(channels))
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -139,30 +113,13 @@ def _gain(dtype: torch.dtype, activation: str) -> float:
             case = Case.of(dtype)
             packed = pack(case.weight)
             if activation:
-                _timed[dtype, activation] = _ratio(
+                _timed[dtype, activation] = linear_trial.ratio(
                     lambda: F.gelu(run(case.x, packed, case.bias, "")),
                     lambda: run(case.x, packed, case.bias, activation),
                 )
             else:
-                _timed[dtype, activation] = _ratio(
+                _timed[dtype, activation] = linear_trial.ratio(
                     lambda: F.linear(case.x, case.weight, case.bias),
                     lambda: run(case.x, packed, case.bias, ""),
                 )
         return _timed[dtype, activation]
-
-
-def _ratio(old: Callable[[], object], new: Callable[[], object]) -> float:
-    """Seconds of `old` by those of `new`, alternating; the more cautious of two estimates."""
-
-    def seconds(function: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        function()
-        return time.perf_counter() - start
-
-    old(), new()
-    pairs: list[tuple[float, float]] = []
-    start = time.perf_counter()
-    while len(pairs) < 3 or (len(pairs) < _ROUNDS and time.perf_counter() - start < _SECONDS):
-        pairs.append((seconds(old), seconds(new)))
-    best = min(a for a, _ in pairs) / min(b for _, b in pairs)
-    return min(best, statistics.median(a / b for a, b in pairs))

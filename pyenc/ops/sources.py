@@ -1,4 +1,4 @@
-"""Telling one state of csrc/ from another. The build runs this file too, where there is no torch."""
+"""Telling one state of csrc/ from another. The build runs this file too, with no torch about."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyenc.errors import BackendError, InputError
-from pyenc.ops import linear, linear_onednn, linear_packs
+from pyenc.ops import linear, linear_onednn, linear_packs, linear_trial, linear_wide
 from pyenc.ops.backend import explain
 from pyenc.ops.linear import backend_table
 from pyenc.ops.reference import linear_reference
@@ -362,7 +362,7 @@ def test_nothing_is_measured_while_compiling(monkeypatch: pytest.MonkeyPatch) ->
     def never(*_: object) -> float:
         raise AssertionError("measured")
 
-    monkeypatch.setattr(linear_onednn, "_ratio", never)
+    monkeypatch.setattr(linear_trial, "ratio", never)
     x, (weight, bias) = torch.randn(999, 384), layer(384, 384)
     compiled = torch.compile(lambda x: linear(x, weight, bias), fullgraph=True, backend="aot_eager")
     with torch.no_grad():
@@ -405,8 +405,8 @@ def test_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 @onednn
 def test_the_measurement_is_short_and_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    ratio = linear_onednn._ratio
-    monkeypatch.setattr(linear_onednn, "_ratio", lambda *two: calls.append(1) or ratio(*two))
+    ratio = linear_trial.ratio
+    monkeypatch.setattr(linear_trial, "ratio", lambda *two: calls.append(1) or ratio(*two))
     state = torch.get_rng_state()
     answers = {linear_onednn.slower(torch.float32) for _ in range(5)}
     assert len(answers) == len(calls) == 1
@@ -422,11 +422,11 @@ def test_the_ratio_is_the_cautious_one(monkeypatch: pytest.MonkeyPatch) -> None:
         left = itertools.cycle(seconds)
         return lambda: now.__setitem__(0, now[0] + next(left))
 
-    monkeypatch.setattr(linear_onednn.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(linear_onednn, "_SECONDS", 1e9)
-    assert linear_onednn._ratio(taking(1, 9, 9), taking(1)) == 1
-    assert linear_onednn._ratio(taking(1), taking(1, 1, 0.1)) == 1
-    assert linear_onednn._ratio(taking(3), taking(2)) == 1.5
+    monkeypatch.setattr(linear_trial.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(linear_trial, "_SECONDS", 1e9)
+    assert linear_trial.ratio(taking(1, 9, 9), taking(1)) == 1
+    assert linear_trial.ratio(taking(1), taking(1, 1, 0.1)) == 1
+    assert linear_trial.ratio(taking(3), taking(2)) == 1.5
 
 
 def broken(*_: object) -> Tensor:
@@ -471,3 +471,39 @@ def test_bad_arguments_are_named() -> None:
     ):
         with pytest.raises(InputError, match=message):
             linear(*given)
+
+
+@pytest.mark.parametrize("dtype", linear_wide.DTYPES)
+@pytest.mark.parametrize("activation", [None, "gelu", "relu"])
+def test_halves_are_widened_where_that_is_faster(
+    dtype: torch.dtype, activation: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, (weight, bias) = torch.randn(2, 1100, 96).to(dtype), layer(96, 200, dtype=dtype)
+    widened = []
+    plain = linear_wide.linear
+    monkeypatch.setattr(linear_wide, "linear", lambda *a: widened.append(1) or plain(*a))
+    for gain, times in ((1.1, 0), (1.2, 1)):
+        monkeypatch.setattr(linear_wide, "_gains", {dtype: gain})
+        with torch.no_grad():
+            check(linear(x, weight, bias, activation), x, weight, bias, activation=activation)
+        assert len(widened) == times
+    linear(x, weight, bias)  # with a gradient
+    with torch.no_grad():
+        linear(x[0, :63], weight, bias)
+        linear(x.float(), weight.float())
+        with torch.autocast("cpu", torch.bfloat16):
+            linear(x, weight, bias)
+        monkeypatch.setenv(linear_onednn.VARIABLE, "torch")
+        assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+    assert len(widened) == 1
+
+
+def test_whether_widening_is_faster_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(linear_wide, "_gains", {})
+    monkeypatch.setattr(linear_trial, "ratio", lambda *two: asked.append(two) or 1.3)
+    assert [linear_wide.faster(torch.bfloat16) for _ in range(3)] == [True] * 3
+    assert not linear_wide.faster(torch.float32)
+    assert len(asked) == 1
+    for way in asked[0]:
+        assert way().shape == (256, 512)
