@@ -21,6 +21,8 @@ import harness
 import memory
 import numpy as np
 import peers
+import peers_jina
+import peers_minilm
 import report
 import torch
 import workloads
@@ -33,8 +35,8 @@ SCRIPT = str(Path(__file__).resolve())
 WARM_UP = {"minilm": (64,) * 4, "jina": (256,)}
 CHECKED = {"minilm": (128, 128, 128), "jina": (96, 96)}
 """Short enough for the dense float64 oracle."""
-TOLERANCE = {"minilm": 2e-6, "jina": 1e-4}
-"""Of peers that compute the same function, in float32: unit vectors, normed hidden states."""
+SHORTEST_LEFT = 20.0
+"""Seconds after which a program's first run is its only one."""
 
 
 def subject(model: str) -> Any:
@@ -60,9 +62,9 @@ def load_peers(model: str, source: Any) -> tuple[dict[str, Callable[[Any], Any]]
     """(what runs, by name; why not, by name)."""
     runs: dict[str, Callable[[Any], Any]] = {}
     absent: dict[str, str] = {}
-    for name, load in peers.PEERS[model].items():
+    for name, peer in peers.PEERS[model].items():
         try:
-            runs[name] = load(source)
+            runs[name] = peer.load(source)
         except ImportError:
             absent[name] = "absent"
     return runs, absent
@@ -71,18 +73,18 @@ def load_peers(model: str, source: Any) -> tuple[dict[str, Callable[[Any], Any]]
 def compare_with_oracle(model: str, source: Any, runs: dict[str, Any]) -> dict[str, float]:
     """Largest difference of each peer from the float64 reference, on short texts."""
     data = inputs(model, CHECKED[model])
-    oracle = peers.minilm_oracle(source) if model == "minilm" else peers.jina_oracle(source)
+    oracle = peers_minilm.oracle(source) if model == "minilm" else peers_jina.oracle(source)
     truth = oracle(data)
     return {
         name: difference(run(data), truth)
         for name, run in runs.items()
-        if name not in peers.OTHER_FUNCTION
+        if peers.PEERS[model][name].tolerance is not None
     }
 
 
 def difference(a: Any, b: Any) -> float:
     """max |a - b|; NaN counts as infinite."""
-    a, b = (np.asarray(x, dtype=np.float64) for x in (a, b))
+    a, b = (np.asarray(torch.as_tensor(x).double()) for x in (a, b))
     return float(np.nan_to_num(np.abs(a - b), nan=np.inf).max())
 
 
@@ -101,19 +103,25 @@ def run_case(
 
         return run
 
-    for run in runs.values():
-        run(small)
-    seconds = harness.in_turns({name: keeping(name) for name in runs}, repeats=5)
+    ragged = len(set(case.lengths)) > 1
+    listed = {n: p for n, p in peers.PEERS[case.model].items() if ragged or not p.ragged_only}
+    timed = {name: keeping(name) for name in listed if name in runs}
+    # The first run warms up; it also compiles, where something does.
+    first = {name: harness.wall_clock(run) for name, run in timed.items()}
+    slow = {n: s for n, s in first.items() if s > SHORTEST_LEFT and listed[n].with_memory}
+    seconds = harness.in_turns({n: r for n, r in timed.items() if n not in slow}, repeats=5)
+    seconds |= {name: [taken] for name, taken in slow.items()}
     found: dict[str, Any] = {}
-    for name in peers.PEERS[case.model]:
+    for name, peer in listed.items():
         if name in absent:
             found[name] = {"error": absent[name]}
             continue
-        found[name] = harness.summary(seconds[name])
-        found[name]["ratio"] = found[name]["median"] / found["pyenc"]["median"]
-        if name != "pyenc" and name not in peers.OTHER_FUNCTION:
-            found[name]["difference"] = difference(results[name], results["pyenc"])
-        if with_memory:
+        ours = peers.subject(case.model, peer.precision)
+        found[name] = harness.summary(seconds[name]) | {"precision": peer.precision}
+        found[name]["ratio"] = found[name]["median"] / harness.summary(seconds[ours])["median"]
+        if name != ours and peer.tolerance is not None:
+            found[name]["difference"] = difference(results[name], results[ours])
+        if with_memory and peer.with_memory:
             task = {"model": case.model, "lengths": case.lengths, "peer": name} | texts
             found[name] |= memory.in_child(SCRIPT, task)
     return {
@@ -123,7 +131,23 @@ def run_case(
         "tokens": case.tokens,
         "gflop": workloads.gflop(config, case.lengths),
         "peers": found,
+        "best": {kind: best_peer(case.model, kind, found) for kind in peers.PRECISIONS},
     }
+
+
+def best_peer(model: str, precision: str, found: dict[str, Any]) -> dict[str, Any] | None:
+    """The fastest program that computes the same function, ours aside; None without one."""
+    ratios = {
+        name: result["ratio"]
+        for name, result in found.items()
+        if result.get("precision") == precision
+        and peers.PEERS[model][name].tolerance is not None
+        and name != peers.subject(model, precision)
+    }
+    if not ratios:
+        return None
+    name = min(ratios, key=lambda name: ratios[name])
+    return {"peer": name, "ratio": ratios[name]}
 
 
 def measure_memory(task: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +155,7 @@ def measure_memory(task: dict[str, Any]) -> dict[str, Any]:
     model = task["model"]
     small = task.get("small") or inputs(model, WARM_UP[model])
     data = task.get("data") or inputs(model, task["lengths"])
-    run = peers.PEERS[model][task["peer"]](subject(model))
+    run = peers.PEERS[model][task["peer"]].load(subject(model))
     run(small)
     return {"peak_mb": memory.growth_mb(lambda: run(data))}
 
@@ -201,7 +225,10 @@ def main_models(options: argparse.Namespace) -> int:
         result["oracle"][model] = errors
         print(f"\n{model}, largest difference from the float64 reference on short texts: ", end="")
         print(", ".join(f"{name} {error:.0e}" for name, error in errors.items()), flush=True)
-        wrong += [f"{model}: {k}" for k, error in errors.items() if error > TOLERANCE[model]]
+        allowed = {name: peer.tolerance or 0.0 for name, peer in peers.PEERS[model].items()}
+        wrong += [
+            f"{model}: {name}" for name, error in errors.items() if not error <= allowed[name]
+        ]
         for case in workloads.cases(options.quick):
             if case.model != model:
                 continue
@@ -210,7 +237,7 @@ def main_models(options: argparse.Namespace) -> int:
             harness.write_result(path, result)  # an interrupted run keeps what it has
             print(report.case_lines(found, ceilings["gemm_gflops"]), flush=True)
             for name, peer in found["peers"].items():
-                if peer.get("difference", 0.0) > TOLERANCE[model]:
+                if not peer.get("difference", 0.0) <= 2 * allowed[name]:
                     wrong.append(f"{model} at {case.name}: {name}")
     result["ceilings_after"] = harness.ceilings()
     result["seconds"] = time.perf_counter() - start
@@ -220,7 +247,7 @@ def main_models(options: argparse.Namespace) -> int:
     harness.write_result(path, result)
     print(f"written: {path.name}")
     for name in wrong:
-        print(f"DISAGREES beyond {TOLERANCE}: {name}", file=sys.stderr)
+        print(f"DISAGREES more than it may: {name}", file=sys.stderr)
     return int(bool(wrong))
 
 

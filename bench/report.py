@@ -11,7 +11,8 @@ MODELS = {
     "jina": "shape of jina-embeddings-v2-small, random weights, from token ids to hidden states",
 }
 EXPLANATION = """\
-x pyenc: how many times faster pyenc is than this program (above 1: pyenc is faster).
+x pyenc: how many times faster pyenc, in the same precision, is than this program (above 1: pyenc
+is faster).
 + MB: how far resident memory rises above the loaded model, at its highest, in one call.
 of GEMM: arithmetic done per second as a share of this machine's own fp32 GEMM rate.
 difference: largest difference of a number from pyenc's."""
@@ -67,6 +68,10 @@ def case_lines(case: dict[str, Any], gemm_gflops: float) -> str:
             "-" if peer.get("difference") is None else f"{peer['difference']:.0e}",
         )
         rows.append([*row, *(f"{cell:>11}" for cell in cells)])
+    for kind, best in case["best"].items():
+        if best is not None:
+            times = _times(best["ratio"])
+            rows.append([f"  best of the others, {kind}: {best['peer']}, pyenc is {times} as fast"])
     return "\n".join(["", title, *("".join(row) for row in rows)])
 
 
@@ -97,7 +102,7 @@ def _cell(case: dict[str, Any], peer: dict[str, Any]) -> str:
     if "median" not in peer:
         return str(peer["error"])
     cell = f"{case['tokens'] / peer['median']:,.0f}"
-    if peer.get("ratio") is not None and peer is not case["peers"]["pyenc"]:
+    if peer.get("ratio") is not None and peer["ratio"] != 1:
         cell += f" ({_times(peer['ratio'])})"
     if peer.get("peak_mb") is not None:
         cell += f", {_megabytes(peer['peak_mb'])} MB"

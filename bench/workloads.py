@@ -37,14 +37,19 @@ class Case:
 def cases(quick: bool) -> list[Case]:
     """All cases; `quick` keeps the lengths and takes fewer texts, and leaves out the longest."""
     few = 8 if quick else 1
-    spread = tuple(round(16 * 32 ** (i / 63)) for i in range(64))  # 16 to 512, log-uniform
-    ragged = list(spread[::few])
-    random.Random(0).shuffle(ragged)
+
+    def ragged(shortest: int) -> tuple[int, ...]:
+        """64 texts of up to 512 tokens, log-uniform, in no order."""
+        spread = [round(shortest * (512 / shortest) ** (i / 63)) for i in range(64)][::few]
+        random.Random(0).shuffle(spread)
+        return tuple(spread)
+
     listed = [
         Case("minilm", "128", (128,) * (64 // few)),
         Case("minilm", "512", (512,) * (16 // few)),
-        Case("minilm", "16 to 512", tuple(ragged)),
+        Case("minilm", "16 to 512", ragged(16)),
         Case("jina", "512", (512,) * (8 // few)),
+        Case("jina", "20 to 512", ragged(20)),
         Case("jina", "2,048", (2048,) * (1 if quick else 2)),
     ]
     return listed if quick else [*listed, Case("jina", "8,192", (8192,))]
@@ -86,11 +91,10 @@ def texts_of(lengths: Sequence[int], encoder: pyenc.TextEncoder) -> list[str]:
     return texts
 
 
-def token_ids(lengths: Sequence[int], vocab_size: int) -> Tensor:
-    """(B, N) random ids; the lengths are equal."""
-    assert len(set(lengths)) == 1
+def token_ids(lengths: Sequence[int], vocab_size: int) -> list[Tensor]:
+    """Random ids, one (N,) a text."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(vocab_size, (len(lengths), lengths[0]), generator=generator)
+    return [torch.randint(vocab_size, (length,), generator=generator) for length in lengths]
 
 
 def jina_small() -> pyenc.Encoder:

@@ -92,7 +92,7 @@ PYENC_INLINE float sum_of(Floats x) {
   return sum;
 }
 
-// 2^x for x <= 127, within 2.1 units in the last place; 0 below -127, NaN for NaN, 1 for 0.
+// 2^x for x <= 127, within 2.2 units in the last place; 0 below -127, NaN for NaN, 1 for 0.
 //
 // 2^x = 2^r 2^f with r = round(x): adding 1.5 * 2^23 + 127 leaves r + 127 in the low bits, which is
 // the exponent of 2^r. The polynomial is the minimax one of relative error on [-1/2, 1/2] among

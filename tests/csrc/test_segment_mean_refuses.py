@@ -38,7 +38,7 @@ CU = torch.tensor([0, 1, 4])
         (X, torch.tensor([0, 3, 2, 4]), None, "decreases from"),
         (X, torch.tensor([0, 7, 4]), None, "decreases from"),
         (X, CU, torch.ones(3), "weights must be"),
-        (X, CU, torch.ones(4).double(), "weights must be float32"),
+        (X, CU, torch.ones(4).double(), "weights must be torch.float32"),
         (X, CU, torch.ones(8)[::2], "weights must be contiguous"),
     ],
 )

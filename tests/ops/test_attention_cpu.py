@@ -227,7 +227,7 @@ def test_fewer_heads_than_threads() -> None:
 
 
 def test_exp2_is_as_exact_as_it_says() -> None:
-    """Within 2.1 units in the last place (csrc/simd.h), over all of its range."""
+    """Within 2.2 units in the last place (csrc/simd.h), over all of its range."""
     module = extension.load()
     assert module is not None
     x = torch.cat([torch.linspace(-126, 127, 2_000_003), torch.randn(100_000), torch.zeros(1)])
@@ -235,7 +235,7 @@ def test_exp2_is_as_exact_as_it_says() -> None:
     module.attention_exp2(x.data_ptr(), len(x), y.data_ptr())
     exact = x.double().exp2()
     unit = torch.ldexp(torch.ones_like(exact), exact.log2().floor() - 23)
-    assert ((y - exact).abs() / unit).max() <= 2.1
+    assert ((y - exact).abs() / unit).max() <= 2.2
     special = torch.tensor([0.0, -0.0, -128.0, -1e30, -torch.inf, torch.nan])
     got = torch.empty_like(special)
     module.attention_exp2(special.data_ptr(), len(special), got.data_ptr())
