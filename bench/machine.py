@@ -20,7 +20,7 @@ from pyenc.ops import extension
 
 ROOT = Path(__file__).resolve().parents[1]
 
-PACKAGES = ("transformers", "sentence-transformers")
+PACKAGES = ("transformers", "sentence-transformers", "onnxruntime", "llama-cpp-python")
 """Whose versions are recorded beside torch's, where a caller names no others."""
 
 
