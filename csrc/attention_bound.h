@@ -50,13 +50,20 @@ struct KeyBounds {
 // the score itself is rounded too.
 inline float slack_of(std::int64_t depth) { return static_cast<float>(depth + 8) * 0x1p-23f; }
 
+// |x - center|, or |x|.
 inline float length_of(const float* x, const float* center, std::int64_t depth) {
-  float sum = 0;
-  for (std::int64_t d = 0; d < depth; ++d) {
-    const float difference = x[d] - (center ? center[d] : 0.0f);
+  Floats sum = {};
+  std::int64_t d = 0;
+  for (; d + kLanes <= depth; d += kLanes) {
+    const Floats difference = center ? load(x + d) - load(center + d) : load(x + d);
     sum += difference * difference;
   }
-  return std::sqrt(sum);
+  float rest = 0;
+  for (; d < depth; ++d) {
+    const float difference = x[d] - (center ? center[d] : 0.0f);
+    rest += difference * difference;
+  }
+  return std::sqrt(sum_of(sum) + rest);
 }
 
 // The larger, and NaN where either is: a key that is NaN must be met.

@@ -30,6 +30,16 @@ PYENC_INLINE void with_dtype(Dtype dtype, const Body& body) {
   }
 }
 
+// Rows of one head lie H D numbers apart, each in a page of its own, where processors do not look
+// ahead by themselves: so many rows are asked for early.
+constexpr std::int64_t kRowsAhead = 16;
+
+template <class Scalar>
+PYENC_INLINE void ask_for(const Scalar* row, std::int64_t depth) {
+  for (std::int64_t d = 0; d < depth; d += 64 / static_cast<std::int64_t>(sizeof(Scalar)))
+    __builtin_prefetch(row + d);
+}
+
 // to (count, D) = the rows of one head as floats, one behind the other.
 inline void read_rows(const Rows3& x, Dtype dtype, std::int64_t token, std::int64_t head,
                       std::int64_t count, std::int64_t depth, float* __restrict to) {
@@ -37,6 +47,7 @@ inline void read_rows(const Rows3& x, Dtype dtype, std::int64_t token, std::int6
     using Scalar = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
     for (std::int64_t r = 0; r < count; ++r) {
       const Scalar* __restrict row = row_of<Scalar>(x, token + r, head);
+      if (r + kRowsAhead < count) ask_for(row_of<Scalar>(x, token + r + kRowsAhead, head), depth);
       for (std::int64_t d = 0; d < depth; ++d) to[r * depth + d] = widen(row[d]);
     }
   });

@@ -1,6 +1,6 @@
-"""The torch backend's memory at 32,768 tokens, 8 heads of 64, in a process of its own.
+"""Attention's memory at 8,192 and 32,768 tokens, 8 heads of 64, in a process of its own.
 
-A dense bias alone would take 34 GB there. Slow: it is half a teraflop and more.
+A dense bias alone would take 2 and 34 GB there.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from pyenc.ops import extension
+
 PROGRAM = """
 import resource, sys
 import torch
@@ -20,13 +22,13 @@ class Own:
     def block(self, i, j):
         return -0.1 * (i[:, None] - j[None, :]).abs().float().expand(8, -1, -1)
 
-mode, n = sys.argv[1], int(sys.argv[2])
+mode, n, backend = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 def run(n):
     q, k, v = (torch.randn(n, 8, 64, requires_grad=mode != "forward") for _ in range(3))
     slopes = alibi_slopes(8).requires_grad_(mode == "slopes")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     bias = Own() if mode == "own" else ALiBi(slopes)
-    out = attention(q, k, v, torch.tensor([0, n]), bias=bias)
+    out = attention(q, k, v, torch.tensor([0, n]), bias=bias, backend=backend)
     if mode != "forward":
         out.backward(torch.ones_like(out))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
@@ -38,14 +40,26 @@ print(run(n) * 1024)
 TENSOR = 32768 * 8 * 64 * 4
 
 
-def extra(mode: str, tokens: int = 32768) -> int:
+def extra(mode: str, tokens: int = 32768, backend: str = "torch") -> int:
     """Bytes that the process grew by, outputs included."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, mode, str(tokens)],
+        [sys.executable, "-c", PROGRAM, mode, str(tokens), backend],
         capture_output=True, text=True, check=True, timeout=600,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )  # fmt: skip
     return int(done.stdout)
+
+
+@pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
+def test_the_cpu_kernels_take_little_and_linearly_more() -> None:
+    """Below 64 MB beyond what is returned at 8,192 tokens, at twice as many at most twice that."""
+    for mode, returned in (("forward", 1), ("backward", 5)):
+        small, large = (
+            extra(mode, tokens, "cpu") - returned * TENSOR * tokens // 32768
+            for tokens in (8192, 16384)
+        )
+        assert small < 64e6
+        assert large < 2 * small + 4e6
 
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
