@@ -74,7 +74,7 @@ void attention_exp2(const float* from, std::int64_t count, float* to);
 // ---- what is compiled once per instruction set ------------------------------------------------
 
 constexpr std::int64_t kQueryTile = 128;
-constexpr std::int64_t kKeyBlock = 96;
+constexpr std::int64_t kKeyBlock = 48;
 constexpr std::int64_t kMostDepth = 256;  // the largest head dim
 
 
@@ -83,7 +83,7 @@ struct AttentionHead {
   const Attention* call;
   std::int64_t sequence, first, n, head;  // tokens [first, first + n)
   bool skips;     // whether far keys may be left out
-  float* keys;    // a copy of its keys and then values, 2 n D floats; null: read when wanted
+  float* keys;    // a copy of its keys and then values, 2 n D floats; null: one tile, which makes it
   float* bounds;  // of the keys, where `skips`; forward alone
 };
 

@@ -68,7 +68,7 @@ struct Walk {
   Floats sum[C];       // what it does add up to
   Floats distance[C];  // sum_j p |i - j|
   KeyRange met;
-  float faintest;  // log2 of the mass of a block that need not be added, or -infinity
+  Ledger<C> ledger;
 
   void start(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
              const AttentionBackward& result, const Scratch& scratch, std::int64_t done) {
@@ -110,10 +110,7 @@ struct Walk {
     }
     for (std::int64_t i = 0; i < depth * kWidth; ++i) dq[i] = 0;
     met = result.ranges[token * call.n_heads + head.head];
-    faintest = -kInfinity;
-    if (head.skips)
-      faintest = std::log2(static_cast<float>(call.skip_eps) / 2 /
-                           static_cast<float>(blocks_of(head.n)));
+    if (head.skips) ledger.start(head, strip.count);
   }
 
   void meet(const AttentionHead& head, std::int64_t first, std::int64_t last,
@@ -131,16 +128,19 @@ struct Walk {
       pair_bias(head, strip, first, last, scratch.bias);
       scores_of<C, true>(k, q, depth, count, scratch.bias, scratch.s, top);
     }
-    const float mass = std::log2(static_cast<float>(count)) + 1e-5f;
-    Ints heavy = {};
-    for (int c = 0; c < C; ++c) heavy |= ~(top[c] + row[c] + mass <= lse[c] + faintest);
-    if (place.side != Side::both && !any(heavy)) return;
+    const bool may_drop = head.skips && place.side != Side::both;
+    for (int c = 0; c < C; ++c) top[c] += row[c] + mass_of(count);
+    if (may_drop && ledger.take_power(top, lse)) return;
 
+    Floats share[C] = {};
     for (std::int64_t j = 0; j < count; ++j)
       for (int c = 0; c < C; ++c) {
         float* at = scratch.s + j * kWidth + c * kLanes;
-        store(at, exp2_of(load(at) - (lse[c] - row[c])));
+        const Floats p = exp2_of(load(at) - (lse[c] - row[c]));
+        store(at, p);
+        share[c] += p;
       }
+    if (may_drop && ledger.take(share)) return;
     score_gradients(v, depth, count, scratch);
     add_product({scratch.s, kWidth, 1}, count, g_rows, strip.count, width, sums.values + first * width);
     add_product({scratch.ds, kWidth, 1}, count, q_rows, strip.count, width, sums.keys + first * width);

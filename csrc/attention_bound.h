@@ -3,9 +3,10 @@
 // In base 2 the score of key j is s_j = a q.k_j - mu |i - j|, and lse(so far) is at most the row's
 // final log-sum-exp. For every vector c, a q.k_j <= a q.c + a |q| |k_j - c|, so that the keys from
 // distance d outward carry at most 2^(a q.c + a |q| max|k_j - c| - mu d) / (1 - 2^-mu). A side of a
-// row ends where that is below 2^lse(so far) eps / 4. A block of keys may also be left out by itself
-// (by its own centre and radius, or by its scores once they are known) where it carries at most
-// eps / 2 divided by the number of blocks. In all at most eps of a row's mass is left out, and so
+// row ends where that is below 2^lse(so far) eps / 4. A block of keys may also be left out by itself,
+// by its own centre and radius, by its largest scores, or by its weights once they are known, as
+// long as all such blocks together carry at most eps / 2. In all at most eps of a row's mass is left
+// out, and so
 //   |out - out'| <= 2 eps max|v|,  |lse - lse'| <= -ln(1 - eps).
 // Comparisons are written so that a NaN means: compute.
 #pragma once
@@ -124,14 +125,59 @@ inline void make_key_bounds(const AttentionHead& head, const float* keys) {
     bounds.right[b] = wider(bounds.right[b], bounds.right[b + 1]);
 }
 
+// What may still be left out of each query's row, as a share of the row's mass.
+//
+// A block may go if it carries at most its own small allotment, or at most half of what is left of
+// a pool: mass falls off fast with the distance, so one that is half as heavy follows. Together
+// never more than the pool and all allotments.
+template <int C>
+struct Ledger {
+  Ints live[C];  // lanes with a query
+  Floats spent[C];
+  float allotment, pool;
+
+  void start(const AttentionHead& head, std::int64_t queries) {
+    const auto eps = static_cast<float>(head.call->skip_eps);
+    allotment = eps / 8 / static_cast<float>(blocks_of(head.n));
+    pool = 0.374f * eps;  // 3/8, less what adding up may round away
+    for (int c = 0; c < C; ++c) {
+      spent[c] = Floats{};
+      for (int lane = 0; lane < kLanes; ++lane) live[c][lane] = c * kLanes + lane < queries ? -1 : 0;
+    }
+  }
+
+  // Whether `share` may be left out; if so it is.
+  bool take(const Floats (&share)[C]) {
+    Ints met = {};
+    for (int c = 0; c < C; ++c)
+      met |= ~(share[c] <= larger((pool - spent[c]) * 0.5f, splat(allotment))) & live[c];
+    if (any(met)) return false;
+    for (int c = 0; c < C; ++c) spent[c] += as_floats(as_ints(share[c]) & live[c]);
+    return true;
+  }
+
+  // The same of 2^(top - lse).
+  bool take_power(const Floats (&top)[C], const Floats (&lse)[C]) {
+    Floats share[C];
+    for (int c = 0; c < C; ++c) {
+      const Floats power = top[c] - lse[c];
+      share[c] = exp2_of(power > 0 ? Floats{} : power);
+    }
+    return take(share);
+  }
+};
+
+// log2 of how many times the largest of `count` weights all may weigh; a little more for rounding.
+inline float mass_of(std::int64_t count) { return std::log2(static_cast<float>(count)) + 1e-5f; }
+
 // The skip rule of one strip. All in base 2.
 template <int C>
 struct SkipRule {
   bool active;
+  Ledger<C> ledger;
   Floats q_length[C];  // a |q|
   Floats q_center[C];  // a q.center, and the rounding of it; -1e30 in lanes without a query
-  Floats idle[C];      // -1e30 in lanes without a query, else 0
-  float slope, geometric, side_budget, block_budget;
+  float slope, geometric, side_budget;
 
   // q: (D, strip), scaled by a.
   void start(const AttentionHead& head, const Strip<C>& strip, const float* q) {
@@ -140,11 +186,10 @@ struct SkipRule {
     const Attention& call = *head.call;
     const std::int64_t depth = call.head_dim;
     const KeyBounds bounds(head.bounds, head.n, depth);
+    ledger.start(head, strip.count);
     slope = slope_of(head);
     geometric = -std::log2(-std::expm1(-slope * 0.69314718f)) + 1e-5f;
-    const auto eps = static_cast<float>(call.skip_eps);
-    side_budget = std::log2(eps / 4);
-    block_budget = std::log2(eps / 2 / static_cast<float>(blocks_of(head.n)));
+    side_budget = std::log2(static_cast<float>(call.skip_eps) / 4);
     Floats square[C] = {}, along[C] = {};
     for (std::int64_t d = 0; d < depth; ++d)
       for (int c = 0; c < C; ++c) {
@@ -156,7 +201,6 @@ struct SkipRule {
     for (int c = 0; c < C; ++c)
       for (int lane = 0; lane < kLanes; ++lane) {
         const bool live = c * kLanes + lane < strip.count;
-        idle[c][lane] = live ? 0.0f : -1e30f;
         q_length[c][lane] = live ? std::sqrt(square[c][lane]) * (1 + slack) : 0.0f;
         q_center[c][lane] = live ? along[c][lane] : -1e30f;
       }
@@ -175,24 +219,26 @@ struct SkipRule {
     return !any(met);
   }
 
-  // Whether `count` keys whose scores are at most `top` carry too little to be summed.
-  bool faint(const Floats (&top)[C], std::int64_t count, const Floats (&lse)[C]) const {
-    const float mass = std::log2(static_cast<float>(count)) + 1e-5f;
-    Ints met = {};
-    for (int c = 0; c < C; ++c) met |= ~(top[c] + mass + idle[c] <= lse[c] + block_budget);
-    return !any(met);
-  }
-
-  // A block's largest scores by its centre and radius, without meeting its keys.
-  void most(const Strip<C>& strip, const KeyBounds& bounds, std::int64_t block, std::int64_t depth,
-            const float* q, float nearest, Floats (&top)[C]) const {
-    Floats along[1][C] = {};
+  // Whether a block can go without its keys being met: by its centre and radius.
+  bool drops(const Strip<C>& strip, const KeyBounds& bounds, std::int64_t block, std::int64_t count,
+             std::int64_t depth, const float* q, float nearest, const Floats (&lse)[C]) {
+    Floats along[1][C] = {}, top[C];
     multiply<1, C>({bounds.centroid + block * depth, depth, 1}, q, Strip<C>::kWidth, depth, along);
     const float spread = bounds.radius[block] + slack_of(depth) * bounds.length[block];
+    const float each = mass_of(count), mass = each < geometric ? each : geometric;
     for (int c = 0; c < C; ++c)
       top[c] = along[0][c] + q_length[c] * spread -
-               slope * magnitude(strip.position[c] - nearest);
+               slope * magnitude(strip.position[c] - nearest) + mass;
+    return ledger.take_power(top, lse);
   }
+
+  // Whether it can once its largest scores are known.
+  bool drops(const Floats (&scores)[C], std::int64_t count, const Floats (&lse)[C]) {
+    Floats top[C];
+    for (int c = 0; c < C; ++c) top[c] = scores[c] + mass_of(count);
+    return ledger.take_power(top, lse);
+  }
+
 };
 
 // A lower bound of log2(m, l) = m + log2(l): the exponent of l is at most its logarithm.

@@ -57,17 +57,16 @@ struct FloatMath {
 };
 
 struct Scratch {
-  float *rows, *k, *v, *s, *bias, *column, *q, *q_pairs, *o;
+  float *keys, *rows, *s, *bias, *column, *q, *q_pairs, *o;
 
   static std::int64_t size(std::int64_t depth) {
-    return 2 * kKeyBlock * depth + 3 * kQueryTile * depth + kQueryTile * ((depth + 1) / 2) +
-           2 * kKeyBlock * kWidest + kKeyBlock;
+    return 5 * kQueryTile * depth + kQueryTile * ((depth + 1) / 2) + 2 * kKeyBlock * kWidest +
+           kKeyBlock;
   }
 
   Scratch(float* at, std::int64_t depth) {
-    k = at;
-    v = k + kKeyBlock * depth;
-    rows = v + kKeyBlock * depth;  // (kQueryTile, D)
+    keys = at;                             // keys and values of a sequence of one tile
+    rows = keys + 2 * kQueryTile * depth;  // (kQueryTile, D)
     q = rows + kQueryTile * depth;
     o = q + kQueryTile * depth;
     q_pairs = o + kQueryTile * depth;
@@ -79,39 +78,21 @@ struct Scratch {
   static constexpr std::int64_t kWidest = kColumns * kLanes;
 };
 
-// A block of keys and their values, read when the first strip wants them.
+// A block of a head's keys and their values, as Math keeps them.
 template <class Math>
 struct Block {
   std::int64_t index, first, last;
-  const float *k, *v;  // or null
+  const float *k, *v;
 
-  void start(const AttentionHead& head, std::int64_t at) {
+  Block(const AttentionHead& head, std::int64_t at) {
     const std::int64_t depth = head.call->head_dim;
     index = at, first = at * kKeyBlock;
     last = first + kKeyBlock < head.n ? first + kKeyBlock : head.n;
-    k = v = nullptr;
-    if (!head.keys) return;
     k = head.keys + first * Math::key_size(depth);
     v = head.keys + head.n * Math::key_size(depth) + Math::values_size(first, depth);
   }
 
   std::int64_t count() const { return last - first; }
-
-  void want_keys(const AttentionHead& head, const Scratch& scratch) {
-    if (k) return;
-    const Attention& call = *head.call;
-    Math::read_keys(call.k, call.dtype, head.first + first, head.head, count(), call.head_dim,
-                    scratch.k);
-    k = scratch.k;
-  }
-
-  void want_values(const AttentionHead& head, const Scratch& scratch) {
-    if (v) return;
-    const Attention& call = *head.call;
-    Math::read_values(call.v, call.dtype, head.first + first, head.head, count(), call.head_dim,
-                      scratch.v);
-    v = scratch.v;
-  }
 };
 
 // One strip of queries on its way through the keys.
@@ -144,9 +125,13 @@ struct Walk {
     left_open = right_open = true;
   }
 
-  // Meets a block, unless it need not.
-  void meet(const AttentionHead& head, Block<Math>& block, const Scratch& scratch,
+  // Meets a block, unless it need not. A side's blocks come in the order of their distance.
+  void meet(const AttentionHead& head, const Block<Math>& block, const Scratch& scratch,
             PairCount& count) {
+    if (block.first >= strip.first + strip.count ? !right_open
+        : block.last <= strip.first              ? !left_open
+                                                 : false)
+      return;
     const Attention& call = *head.call;
     const std::int64_t depth = call.head_dim;
     const Placement place = placement(head, strip, block.first, block.last);
@@ -167,11 +152,8 @@ struct Walk {
         (right ? right_open : left_open) = false;
         return;
       }
-      Floats top[C];
-      rule.most(strip, bounds, block.index, depth, q, nearest, top);
-      if (rule.faint(top, block.count(), floor)) return;
+      if (rule.drops(strip, bounds, block.index, block.count(), depth, q, nearest, floor)) return;
     }
-    block.want_keys(head, scratch);
     met_first = block.first < met_first ? block.first : met_first;
     met_last = block.last > met_last ? block.last : met_last;
     count.scored += strip.count * block.count();
@@ -188,11 +170,14 @@ struct Walk {
                                      scratch.s, top);
     }
     for (int c = 0; c < C; ++c) top[c] += row[c];
-    if (rule.active && place.side != Side::both && rule.faint(top, block.count(), floor)) return;
+    const bool may_drop = rule.active && place.side != Side::both;
+    if (may_drop && rule.drops(top, block.count(), floor)) return;
 
     raise(top, depth);
-    weigh(row, block.count(), scratch.s);
-    block.want_values(head, scratch);
+    Floats sum[C] = {};
+    weigh(row, block.count(), scratch.s, sum);
+    if (may_drop && drops(sum)) return;
+    for (int c = 0; c < C; ++c) l[c] += sum[c];
     Math::template add_values<C>(block.v, depth, block.count(), scratch.s, o);
     count.summed += strip.count * block.count();
   }
@@ -216,13 +201,19 @@ struct Walk {
       }
   }
 
-  // s becomes 2^(s + row - m), and l takes it up.
-  void weigh(const Floats (&row)[C], std::int64_t count, float* s) {
-    Floats shift[C], sum[C] = {};
+  // s becomes 2^(s + row - m), and sum that of each query.
+  void weigh(const Floats (&row)[C], std::int64_t count, float* s, Floats (&sum)[C]) {
+    Floats shift[C];
     // A row that has met hidden keys alone has no maximum yet.
     for (int c = 0; c < C; ++c) shift[c] = larger(m[c], splat(-3e38f)) - row[c];
     Math::template weigh<C>(shift, count, s, sum);
-    for (int c = 0; c < C; ++c) l[c] += sum[c];
+  }
+
+  // Whether a block can go whose weights add up to `sum`.
+  bool drops(const Floats (&sum)[C]) {
+    Floats share[C];
+    for (int c = 0; c < C; ++c) share[c] = sum[c] / l[c] * 1.00001f;
+    return rule.ledger.take(share);
   }
 
   void finish(const AttentionHead& head, const AttentionForward& result, float* rows) {
@@ -259,35 +250,51 @@ struct WalkOf {
 };
 
 template <class Math>
-void forward_tile_as(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
+void copy_keys(const AttentionHead& head) {
+  const Attention& call = *head.call;
+  const std::int64_t depth = call.head_dim;
+  Math::read_keys(call.k, call.dtype, head.first, head.head, head.n, depth, head.keys);
+  Math::read_values(call.v, call.dtype, head.first, head.head, head.n, depth,
+                    head.keys + head.n * Math::key_size(depth));
+}
+
+template <class Math>
+void forward_tile_as(AttentionHead head, std::int64_t first_query, std::int64_t last_query,
                      const AttentionForward& result, float* memory, PairCount& count) {
   const Attention& call = *head.call;
   const std::int64_t depth = call.head_dim, blocks = blocks_of(head.n);
   const Scratch scratch(memory, depth);
+  if (!head.keys) {
+    head.keys = scratch.keys;
+    copy_keys<Math>(head);
+  }
   read_rows(call.q, call.dtype, head.first + first_query, head.head, last_query - first_query, depth,
             scratch.rows);
   Tile<WalkOf<Math>::template Strip> tile;
   tile.start(first_query, last_query, [&](auto& walk, std::int64_t at) {
     walk.start(head, at, last_query, scratch, at - first_query);
   });
-  const auto meet = [&](std::int64_t index) {
-    Block<Math> block;
-    block.start(head, index);
-    tile.each([&](auto& walk) {
-      const auto& strip = walk.strip;
-      const bool closed = block.first >= strip.first + strip.count ? !walk.right_open
-                          : block.last <= strip.first              ? !walk.left_open
-                                                                   : false;
-      if (!closed) walk.meet(head, block, scratch, count);
-    });
+  const std::int64_t own_first = first_query / kKeyBlock, own_last = (last_query - 1) / kKeyBlock;
+  // Each strip begins at its own place; beyond the tile's, they take a block in turns.
+  tile.each([&](auto& walk) {
+    const auto meet = [&](std::int64_t b) {
+      walk.meet(head, Block<Math>(head, b), scratch, count);
+    };
+    const std::int64_t first = walk.strip.first / kKeyBlock;
+    const std::int64_t last = (walk.strip.first + walk.strip.count - 1) / kKeyBlock;
+    for (std::int64_t b = first; b <= last; ++b) meet(b);
+    for (std::int64_t b = first - 1; b >= own_first; --b) meet(b);
+    for (std::int64_t b = last + 1; b <= own_last; ++b) meet(b);
+  });
+  const auto meet = [&](std::int64_t b) {
+    const Block<Math> block(head, b);
+    tile.each([&](auto& walk) { walk.meet(head, block, scratch, count); });
   };
   const auto open = [&](bool right) {
     bool found = false;
     tile.each([&](auto& walk) { found |= right ? walk.right_open : walk.left_open; });
     return found;
   };
-  const std::int64_t own_first = first_query / kKeyBlock, own_last = (last_query - 1) / kKeyBlock;
-  for (std::int64_t b = own_first; b <= own_last; ++b) meet(b);
   std::int64_t left = own_first - 1, right = own_last + 1;
   while (true) {
     const bool go_left = left >= 0 && open(false), go_right = right < blocks && open(true);
@@ -315,15 +322,6 @@ void forward_tile(const AttentionHead& head, std::int64_t first_query, std::int6
     return forward_tile_as<PairMath>(head, first_query, last_query, result, memory, count);
 #endif
   forward_tile_as<FloatMath>(head, first_query, last_query, result, memory, count);
-}
-
-template <class Math>
-void copy_keys(const AttentionHead& head) {
-  const Attention& call = *head.call;
-  const std::int64_t depth = call.head_dim;
-  Math::read_keys(call.k, call.dtype, head.first, head.head, head.n, depth, head.keys);
-  Math::read_values(call.v, call.dtype, head.first, head.head, head.n, depth,
-                    head.keys + head.n * Math::key_size(depth));
 }
 
 void prepare(const AttentionHead& head) {

@@ -13,8 +13,9 @@
 
 namespace pyenc {
 
-// Shorter sequences have no far keys to leave out.
-constexpr std::int64_t kShortestSkipping = 2 * kKeyBlock;
+// Shorter sequences have no far keys to leave out, and those of one tile no bounds.
+constexpr std::int64_t kShortestSkipping = 192;
+static_assert(kShortestSkipping > kQueryTile, "a sequence of one tile has no copy of its keys");
 
 // Below this many multiplications a thread costs more to wake than it saves.
 constexpr double kWorkPerThread = 2e6;

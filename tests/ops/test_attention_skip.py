@@ -50,13 +50,14 @@ def opposed() -> list[Tensor]:
     return [q, k, v]
 
 
-def level(delta: float) -> list[Tensor]:
-    """Every key beyond 200 as heavy as it can be under the threshold: the whole tail counts."""
+def level(delta: float, fall: float = 0.0) -> list[Tensor]:
+    """Every key beyond 200 as heavy as it can be under the threshold: the whole tail counts. Or
+    falling by `fall` a key, so that what a block may carry is used up, again and again."""
     q, k, v = plain()
     line = torch.nn.functional.normalize(torch.randn(HEADS, D), dim=-1)
     q = line.expand(N, -1, -1).clone()
-    away = (torch.arange(N) - N // 2).abs().clamp(min=0).float()
-    score = torch.where(away[:, None] > 200, SLOPES * away[:, None] + delta, 0.0)
+    away = (torch.arange(N) - N // 2).abs().float()[:, None]
+    score = torch.where(away > 200, SLOPES * away + delta - fall * (away - 200), 0.0)
     k = 0.01 * k + line * score[..., None] / D**-0.5
     return [q, k, v]
 
@@ -79,6 +80,7 @@ BUILDERS: dict[str, Any] = {
     **{f"planted {d}": (lambda d=d: planted(d)) for d in (-40, -18, -16, -8, -1, 3)},
     "opposed": opposed,
     **{f"level {d}": (lambda d=d: level(d)) for d in (-30, -20, -12, -6, 0)},
+    **{f"falling {d}": (lambda d=d: level(d, math.log(2) / 48)) for d in (-24, -18, -12, -8, -4)},
     "shifted": shifted,
     "clustered": clustered,
 }
