@@ -65,7 +65,8 @@ def inputs(case: Case, device: torch.device) -> Tensors:
     tokens = case.kind["tokens"]
     if case.kind["op"] == "linear":
         made = randn(case, device, x=(tokens, C), weight=(2 * F_WIDE, C), bias=(2 * F_WIDE,))
-        return made | {"weight": made["weight"] * C**-0.5}
+        weight = torch.nn.Parameter(made["weight"] * C**-0.5, requires_grad=False)
+        return made | {"weight": weight}
     made = randn(case, device, both=(tokens, 2 * F_WIDE), grad=(tokens, F_WIDE))
     gate, value = made.pop("both").chunk(2, dim=-1)
     return {"gate": gate, "value": value, **made}

@@ -51,7 +51,9 @@ def cases(quick: bool, device: torch.device) -> list[Case]:
 def inputs(case: Case, device: torch.device) -> Tensors:
     width, out = case.kind["in"], case.kind["out"]
     made = randn(case, device, x=(case.kind["tokens"], width), weight=(out, width), bias=(out,))
-    return made | {"weight": made["weight"] * width**-0.5}
+    # A parameter, as layers have it: what is not may change, and is not packed.
+    weight = torch.nn.Parameter(made["weight"] * width**-0.5, requires_grad=False)
+    return made | {"weight": weight}
 
 
 def ours(backend: str | None) -> Function:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyenc.ops.attention_cpu import SKIP_EPS
+
 Kind = dict[str, Any]
 """What makes a case, in words and numbers that JSON can carry into another process."""
 Tensors = dict[str, Tensor]
@@ -140,10 +142,6 @@ def difference(a: Tensor, b: Tensor) -> float:
     return float((a.detach().double() - b.detach().double()).abs().max()) if a.numel() else 0.0
 
 
-SKIP_EPS = {"float32": 2.0**-24, "bfloat16": 2.0**-11, "float16": 2.0**-12}
-"""The most that the default skip_eps leaves out of a row: what the dtype cannot show."""
-
-
 def skipped_bound(case: Case, inputs: Tensors) -> float:
     """2 * eps * max|v|: how far leaving out far keys may move an output."""
-    return 2 * SKIP_EPS[case.dtype] * float(inputs["v"].abs().max())
+    return 2 * SKIP_EPS[getattr(torch, case.dtype)] * float(inputs["v"].abs().max())

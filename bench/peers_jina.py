@@ -96,15 +96,21 @@ def one_by_one(load: Callable[[pyenc.Encoder], Ids]) -> Callable[[pyenc.Encoder]
 
 
 def onnx_runtime(encoder: pyenc.Encoder) -> Ids:
-    """The plain encoder with SDPA, exported; the bias is made in the graph, from the length."""
-    model = Exported(PlainEncoder(copy.deepcopy(encoder), eager=False))
-    example = {"ids": torch.ones(2, 7, dtype=torch.int64), "mask": torch.ones(2, 7)}
+    """The plain encoder with SDPA, exported: the dense bias goes in as it does to torch's SDPA."""
+    model = PlainEncoder(copy.deepcopy(encoder), eager=False)
+    ids = torch.ones(2, 7, dtype=torch.int64)
+    sessions = {}
     with tempfile.TemporaryDirectory() as made, torch.no_grad():
-        session = peers_onnx.session(model, example, Path(made))
+        for masked in (False, True):
+            mask = torch.ones(2, 7, dtype=torch.bool) if masked else None
+            example = {"ids": ids, "bias": model.bias(7, mask)}
+            # One bias for the whole batch, or one a row where padding is masked.
+            axes = {"bias": ({0: "batch"} if masked else {}) | {2: "length", 3: "length"}}
+            sessions[masked] = peers_onnx.session(Exported(model), example, Path(made), axes)
 
     def run(ids_BN: Tensor, mask_BN: Tensor | None) -> Tensor:
-        mask = torch.ones(ids_BN.shape) if mask_BN is None else mask_BN.float()
-        return session({"ids": ids_BN, "mask": mask})
+        bias = model.bias(ids_BN.shape[1], mask_BN)
+        return sessions[mask_BN is not None]({"ids": ids_BN, "bias": bias})
 
     return padded(run)
 
@@ -166,7 +172,6 @@ class PlainEncoder(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.eager = eager
-        self._bias = torch.empty(1, 0, 0, 0)
 
     def forward(self, ids_BN: Tensor, mask_BN: Tensor | None) -> Tensor:
         return self.layers(ids_BN, self.bias(ids_BN.shape[1], mask_BN))
@@ -198,23 +203,19 @@ class PlainEncoder(nn.Module):
 
     def bias(self, n: int, mask_BN: Tensor | None) -> Tensor:
         """(1, H, N, N), kept until another length comes; (B, H, N, N) where padding is masked."""
-        if self._bias.shape[-1] != n:
-            self._bias = dense_alibi(n, self.encoder.config.num_heads).to(self.encoder.dtype)
-        if mask_BN is None:
-            return self._bias
-        return self._bias.masked_fill(~mask_BN[:, None, None], -torch.inf)
+        bias = kept_alibi(n, self.encoder.config.num_heads, self.encoder.dtype)
+        return bias if mask_BN is None else bias.masked_fill(~mask_BN[:, None, None], -torch.inf)
 
 
 class Exported(nn.Module):
-    """The plain encoder with the bias made inside, as a graph for any length must."""
+    """The plain encoder's layers, as a module that can be exported."""
 
     def __init__(self, plain: PlainEncoder) -> None:
         super().__init__()
         self.plain = plain
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        bias = dense_alibi(ids.shape[1], self.plain.encoder.config.num_heads)
-        return self.plain.layers(ids, bias + (mask[:, None, None] - 1) * 1e9)
+    def forward(self, ids: Tensor, bias: Tensor) -> Tensor:
+        return self.plain.layers(ids, bias)
 
 
 def dense_alibi(n: int, heads: int) -> Tensor:
@@ -222,6 +223,18 @@ def dense_alibi(n: int, heads: int) -> Tensor:
     at = torch.arange(n)
     distance = (at[None, :] - at[:, None]).abs().float()
     return distance * -alibi_slopes(heads)[None, :, None, None]
+
+
+_KEPT: dict[torch.dtype, Tensor] = {}
+
+
+def kept_alibi(n: int, heads: int, dtype: torch.dtype) -> Tensor:
+    """One for all peers of a dtype: at 8,192 tokens one of each peer's own would not fit."""
+    kept = _KEPT.get(dtype)
+    if kept is None or kept.shape[1:3] != (heads, n):
+        _KEPT.pop(dtype, None)
+        kept = _KEPT[dtype] = dense_alibi(n, heads).to(dtype)
+    return kept
 
 
 def _linear(layer: Any, x: Tensor) -> Tensor:

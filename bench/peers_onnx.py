@@ -15,30 +15,42 @@ from torch import Tensor, nn
 Session = Callable[[dict[str, Tensor]], Tensor]
 
 
-def session(module: nn.Module, example: dict[str, Tensor], folder: Path) -> Session:
+def session(
+    module: nn.Module,
+    example: dict[str, Tensor],
+    folder: Path,
+    axes: dict[str, dict[int, str]] | None = None,
+) -> Session:
     """The module's graph, any batch and any length, with torch's number of threads.
 
-    module(**example) gives one tensor; the first two axes of every input are free. ImportError
-    without onnx, onnxscript and onnxruntime.
+    module(**example) gives one tensor. The first two axes of every input are "batch" and "length",
+    and free; `axes` says otherwise. ImportError without onnx, onnxscript and onnxruntime.
     """
     import onnxruntime
     import onnxscript  # noqa: F401  (the exporter's own)
 
     # It tells of every other package that it could export for.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    sizes = {name: torch.export.Dim(name) for name in ("batch", "length")}
+    free = {name: {0: "batch", 1: "length"} for name in example} | (axes or {})
     path = folder / "model.onnx"
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module.eval(), (), kwargs=example, dynamo=True, verbose=False,
-            dynamic_shapes={name: {0: batch, 1: length} for name in example},
+            dynamic_shapes={
+                name: {axis: sizes[size] for axis, size in free[name].items()} for name in example
+            },
         )  # fmt: skip
         assert program is not None
         program.save(str(path))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    run = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # As much memory as it asks for, not the next power of two: that would not fit at 8,192 tokens.
+    arena = {"arena_extend_strategy": "kSameAsRequested"}
+    run = onnxruntime.InferenceSession(
+        str(path), options, providers=[("CPUExecutionProvider", arena)]
+    )
     wanted = {one.name for one in run.get_inputs()}
 
     def call(inputs: dict[str, Tensor]) -> Tensor:

@@ -38,7 +38,7 @@ struct Attention {
   int threads;
 };
 
-// The keys [first, last) that a query's strip met; in the entry of the strip's first query.
+// The keys [first, last) that a query's strip met.
 struct KeyRange {
   std::int32_t first, last;
 };
@@ -62,9 +62,11 @@ struct AttentionBackward {
   const float* grad_lse;  // (T, H), or null
   const KeyRange* ranges;
   void *grad_q, *grad_k, *grad_v;  // (T, H, D) of `dtype`, contiguous
-  // alibi: (n_sequences, H), the gradient of each slope by each sequence.
-  // distance: (n_sequences, H, 2 reach + 1), by each distance. Null when not wanted.
+  // Added to. alibi: (H,), by each slope. distance: (H, 2 grad_reach + 1), by each distance, those
+  // beyond counted there; grad_reach is the longest span of positions or the saturation, whichever
+  // is less. Null when not wanted.
   double* grad_bias;
+  std::int64_t grad_reach;
 };
 
 void attention_backward(const Attention& call, const AttentionBackward& result);
@@ -76,7 +78,6 @@ void attention_exp2(const float* from, std::int64_t count, float* to);
 constexpr std::int64_t kQueryTile = 128;
 constexpr std::int64_t kKeyBlock = 48;
 constexpr std::int64_t kMostDepth = 256;  // the largest head dim
-
 
 // One head of one sequence.
 struct AttentionHead {
@@ -100,16 +101,22 @@ struct AttentionForwardKernels {
                const AttentionForward& result, float* scratch, PairCount& count);
 };
 
+// Where a tile adds its share of the gradient of the bias; null: not wanted.
+struct GradBias {
+  double* slope;
+  double* line;  // at distance 0, a query after its key to the right; `reach` to each side
+  std::int64_t reach;
+};
+
 struct AttentionBackwardKernels {
   std::int64_t (*scratch)(std::int64_t head_dim);
   // Floats of one row of grad_keys below: head_dim, rounded up to whole vectors.
   std::int64_t (*padded)(std::int64_t head_dim);
   // head.keys = keys (n, D) and then values (n, D) as floats.
   void (*prepare)(const AttentionHead& head);
-  // grad_keys (n, padded) and then grad_values, to which the tile's share is added; slope, its share
-  // of the gradient of the head's slope; line, of the biases by distance (at distance 0) or null.
+  // grad_keys (n, padded) and then grad_values, to which the tile's share is added.
   void (*tile)(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
-               const AttentionBackward& result, float* grad_keys, double* slope, double* line,
+               const AttentionBackward& result, float* grad_keys, const GradBias& bias,
                float* scratch);
   // Rows [first, last) of a head's (n, padded) floats to its place in a (T, H, D) tensor.
   void (*write_rows)(const AttentionHead& head, std::int64_t first, std::int64_t last,

@@ -16,6 +16,7 @@ namespace {
 std::int64_t padded(std::int64_t depth) { return (depth + kLanes - 1) / kLanes * kLanes; }
 
 constexpr std::int64_t kWidest = kColumns * kLanes;
+constexpr float kFaintestRow = -1e30f;
 
 struct Scratch {
   float *rows, *others, *s, *ds, *bias, *column, *q, *g, *dq, *q_rows, *g_rows;
@@ -42,8 +43,7 @@ struct Scratch {
 // Where a tile's gradients of keys, values and bias are added up.
 struct Sums {
   float *keys, *values;  // (n, padded)
-  double* slope;         // null: not wanted
-  double* line;          // null: not wanted; at distance 0, a query after its key to the right
+  GradBias bias;
 };
 
 // to (rows, D) += a (rows, count) b (count, D), all of D.
@@ -106,10 +106,16 @@ struct Walk {
       const float grad_lse = result.grad_lse ? result.grad_lse[place] : 0.0f;
       delta[i / kLanes][i % kLanes] = static_cast<float>(along - grad_lse);
       due[i / kLanes][i % kLanes] = grad_lse;
-      lse[i / kLanes][i % kLanes] = result.lse[place] * kLog2e;
+      // A row whose every key a dense bias pushed that far down has weights only by what rounding
+      // left of its scores: no gradient comes from it.
+      const float total = result.lse[place];
+      lse[i / kLanes][i % kLanes] = total < kFaintestRow ? 3e38f : total * kLog2e;
     }
     for (std::int64_t i = 0; i < depth * kWidth; ++i) dq[i] = 0;
     met = result.ranges[token * call.n_heads + head.head];
+    // Whatever it says, nothing beyond the sequence is read.
+    if (met.first < 0) met.first = 0;
+    if (met.last > head.n) met.last = static_cast<std::int32_t>(head.n);
     if (head.skips) ledger.start(head, strip.count);
   }
 
@@ -145,8 +151,8 @@ struct Walk {
     add_product({scratch.s, kWidth, 1}, count, g_rows, strip.count, width, sums.values + first * width);
     add_product({scratch.ds, kWidth, 1}, count, q_rows, strip.count, width, sums.keys + first * width);
     multiply_add<C>({k, 1, depth}, depth, scratch.ds, kWidth, count, dq, kWidth);
-    if (sums.slope) add_slope(head, first, count, scratch, sums.slope);
-    if (sums.line) add_line(head, first, count, scratch.ds, sums.line);
+    if (sums.bias.slope) add_slope(head, first, count, scratch, sums.bias.slope);
+    if (sums.bias.line) add_line(head, first, count, scratch.ds, sums.bias);
   }
 
   // ds = p (V g - delta).
@@ -194,14 +200,14 @@ struct Walk {
   }
 
   void add_line(const AttentionHead& head, std::int64_t first, std::int64_t count, const float* ds,
-                double* line) {
+                const GradBias& bias) {
     const float* at = head.call->positions + head.first;
-    const auto reach = static_cast<float>(head.call->reach);
+    const auto reach = static_cast<float>(bias.reach);
     for (std::int64_t j = 0; j < count; ++j)
       for (std::int64_t i = 0; i < strip.count; ++i) {
         float x = at[strip.first + i] - at[first + j];
         x = x > reach ? reach : x < -reach ? -reach : x;
-        line[static_cast<std::int64_t>(x)] += static_cast<double>(ds[j * kWidth + i]);
+        bias.line[static_cast<std::int64_t>(x)] += static_cast<double>(ds[j * kWidth + i]);
       }
   }
 
@@ -214,11 +220,11 @@ struct Walk {
 };
 
 void backward_tile(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
-                   const AttentionBackward& result, float* grad_keys, double* slope, double* line,
+                   const AttentionBackward& result, float* grad_keys, const GradBias& bias,
                    float* memory) {
   const std::int64_t depth = head.call->head_dim;
   const Scratch scratch(memory, depth);
-  const Sums sums{grad_keys, grad_keys + head.n * padded(depth), slope, line};
+  const Sums sums{grad_keys, grad_keys + head.n * padded(depth), bias};
   Tile<Walk> tile;
   tile.start(first_query, last_query, [&](auto& walk, std::int64_t at) {
     walk.start(head, at, last_query, result, scratch, at - first_query);
@@ -233,7 +239,7 @@ void backward_tile(const AttentionHead& head, std::int64_t first_query, std::int
     tile.each([&](auto& walk) { walk.meet(head, first, end, scratch, sums); });
   }
   tile.each([&](auto& walk) {
-    if (slope) walk.correct_slope(slope);
+    if (bias.slope) walk.correct_slope(bias.slope);
     walk.finish(head, result, scratch);
   });
 }

@@ -59,18 +59,19 @@ void bind_attention(py::module_& module) {
   module.def(
       "attention_backward",
       [](const py::dict& call, py::tuple grad_out, py::tuple out, Address lse, Address grad_lse,
-         Address ranges, Address grad_q, Address grad_k, Address grad_v, Address grad_bias) {
+         Address ranges, Address grad_q, Address grad_k, Address grad_v, Address grad_bias,
+         std::int64_t grad_reach) {
         const Attention attention = call_of(call);
         const AttentionBackward result{
             rows_at(grad_out), rows_at(out), at<const float>(lse), at<const float>(grad_lse),
             at<const KeyRange>(ranges), at<void>(grad_q), at<void>(grad_k),
-            at<void>(grad_v), at<double>(grad_bias)};
+            at<void>(grad_v), at<double>(grad_bias), grad_reach};
         py::gil_scoped_release release;
         attention_backward(attention, result);
       },
       py::arg("call"), py::kw_only(), py::arg("grad_out"), py::arg("out"), py::arg("lse"),
       py::arg("grad_lse"), py::arg("ranges"), py::arg("grad_q"), py::arg("grad_k"),
-      py::arg("grad_v"), py::arg("grad_bias"));
+      py::arg("grad_v"), py::arg("grad_bias"), py::arg("grad_reach"));
   module.def(
       "attention_exp2",
       [](Address from, std::int64_t count, Address to) {

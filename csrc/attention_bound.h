@@ -8,6 +8,9 @@
 // long as all such blocks together carry at most eps / 2. In all at most eps of a row's mass is left
 // out, and so
 //   |out - out'| <= 2 eps max|v|,  |lse - lse'| <= -ln(1 - eps).
+// The backward goes by the final log-sum-exp over the range of blocks that the forward met, with an
+// account of its own: of a row's mass the sides' eps / 2, what of the forward's other blocks lies
+// outside that range, and eps / 2 again are missing, at most 1.5 eps.
 // Comparisons are written so that a NaN means: compute.
 #pragma once
 

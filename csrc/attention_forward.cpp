@@ -12,8 +12,9 @@ namespace {
 
 // Heads are taken in groups, whose keys and values are first copied side by side: tokens lie a row
 // of all heads apart, and reading one head of them again and again for each tile of queries costs
-// a tenth of the time in addresses to translate. A group has at least this many tiles a thread, so
-// that few wait at its end, and at most this many floats beyond that.
+// a tenth of the time in addresses to translate. A group has at least a head a thread, for whom
+// there are keys to copy, and this many tiles a thread, so that few wait at its end; and at most
+// this many floats beyond that.
 constexpr std::int64_t kTilesPerThread = 8;
 constexpr std::int64_t kGroupFloats = 1 << 20;
 
@@ -64,7 +65,8 @@ PairCount attention_forward(const Attention& call, const AttentionForward& resul
         tasks.push_back({static_cast<std::int64_t>(last), q, std::min(q + kQueryTile, head.n)});
       ++last;
     } while (last < heads.size() &&
-             (static_cast<std::int64_t>(tasks.size()) < kTilesPerThread * threads ||
+             (last - first < static_cast<std::size_t>(threads) ||
+              static_cast<std::int64_t>(tasks.size()) < kTilesPerThread * threads ||
               floats + floats_for(heads[last]) <= kGroupFloats));
     if (floats > memory_size) memory.reset(new float[floats]), memory_size = floats;
     float* next = memory.get();

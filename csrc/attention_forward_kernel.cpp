@@ -170,7 +170,9 @@ struct Walk {
                                      scratch.s, top);
     }
     for (int c = 0; c < C; ++c) top[c] += row[c];
-    const bool may_drop = rule.active && place.side != Side::both;
+    // Among the largest scores a NaN does not show; keys that are not finite are met.
+    const bool may_drop = rule.active && place.side != Side::both &&
+                          KeyBounds(head.bounds, head.n, depth).radius[block.index] < kInfinity;
     if (may_drop && rule.drops(top, block.count(), floor)) return;
 
     raise(top, depth);

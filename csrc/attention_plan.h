@@ -20,7 +20,8 @@ static_assert(kShortestSkipping > kQueryTile, "a sequence of one tile has no cop
 // Below this many multiplications a thread costs more to wake than it saves.
 constexpr double kWorkPerThread = 2e6;
 
-inline double slope_of(const AttentionHead& head) {
+// ALiBi's, 0 without; attention_tile.h has the one in base 2.
+inline double plain_slope(const AttentionHead& head) {
   const bool alibi = head.call->kind == BiasKind::alibi;
   return alibi ? static_cast<const float*>(head.call->bias)[head.head] : 0.0;
 }
@@ -28,7 +29,7 @@ inline double slope_of(const AttentionHead& head) {
 // The keys that a query of this head meets, more or less; enough to order the work.
 inline double keys_of(const AttentionHead& head) {
   const double n = static_cast<double>(head.n);
-  return head.skips ? std::min(n, 80 / slope_of(head) + 2 * kKeyBlock) : n;
+  return head.skips ? std::min(n, 80 / plain_slope(head) + 2 * kKeyBlock) : n;
 }
 
 inline double work_of(const AttentionHead& head) {
@@ -42,7 +43,7 @@ inline std::vector<AttentionHead> heads_of(const Attention& call) {
     for (std::int64_t h = 0; h < call.n_heads && n > 0; ++h) {
       AttentionHead head{&call, s, first, n, h, false, nullptr, nullptr};
       // A slope that is negative or not a number never skips.
-      head.skips = n >= kShortestSkipping && call.skip_eps > 0 && slope_of(head) > 0;
+      head.skips = n >= kShortestSkipping && call.skip_eps > 0 && plain_slope(head) > 0;
       heads.push_back(head);
     }
   }

@@ -196,6 +196,12 @@ inline void uniform_bias(const AttentionHead& head, const Strip<C>& strip, Side 
   for (std::int64_t j = 0; j < count; ++j) column[j] = constant;
 }
 
+// In base 2. The most negative numbers, which hide a key unless all are hidden so, stay finite.
+inline float dense_bias(float x) {
+  const float scaled = kLog2e * x;
+  return scaled < -2.9e38f && x != -kInfinity ? -2.9e38f : scaled;
+}
+
 // tile (keys, strip) = the bias of every pair, -infinity where the window hides the key.
 template <int C>
 inline void pair_bias(const AttentionHead& head, const Strip<C>& strip, std::int64_t first_key,
@@ -212,7 +218,7 @@ inline void pair_bias(const AttentionHead& head, const Strip<C>& strip, std::int
       for (std::int64_t i = 0; i < kWidth; ++i) {
         const std::int64_t query = strip.first + (i < strip.count ? i : strip.count - 1);
         const Scalar* from = bias + query * side + first_key;
-        for (std::int64_t j = 0; j < count; ++j) tile[j * kWidth + i] = kLog2e * widen(from[j]);
+        for (std::int64_t j = 0; j < count; ++j) tile[j * kWidth + i] = dense_bias(widen(from[j]));
       }
     });
   } else if (call.kind == BiasKind::alibi) {

@@ -24,10 +24,13 @@ constexpr std::int64_t kWidestVector = 16;
 void norm_forward(const Norm& call, const void* x, const void* residual, void* total, void* normed,
                   float* stats) {
   const NormKernels& kernels = norm_kernels();
-  parallel_rows(call.rows, call.columns, call.threads, [&](std::int64_t first, std::int64_t last) {
-    std::vector<float> row(static_cast<std::size_t>(call.columns + kWidestVector));
-    kernels.forward(call, first, last, x, residual, total, normed, stats, row.data());
-  });
+  const std::int64_t size = call.columns + kWidestVector;
+  std::vector<float> memory(static_cast<std::size_t>(call.threads * size));
+  parallel_rows(call.rows, call.columns, call.threads,
+                [&](std::int64_t first, std::int64_t last, int thread) {
+                  kernels.forward(call, first, last, x, residual, total, normed, stats,
+                                  memory.data() + thread * size);
+                });
 }
 
 void norm_backward(const Norm& call, const void* grad_normed, const void* grad_total,

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from . import attention_cpu, extension
+from . import attention_cpu
 from .attention_custom import CustomTerms, attention_custom_bias
 from .attention_ops import check_values
 from .attention_torch import Terms
-from .backend import WhyNot, always, choose
+from .backend import WhyNot, always, choose, compiling
 from .bias import ALiBi, RelativePositionBias, ScoreBias
 from .reference import attention_reference
 from .validation import check_cu_seqlens, check_float
@@ -74,7 +74,7 @@ def attention(
     window = (-1, -1) if window is None else window
     # Drawn from torch's own generator, so that torch.manual_seed makes dropout repeatable.
     seed = torch.randint(2**62, ()) if dropout_p > 0 else None
-    name = choose("attention", backend, backend_table(q, k, v, bias, dropout_p))
+    name = choose("attention", backend, backend_table(q, k, v, bias, dropout_p, positions))
     if name == "reference":
         check_values(q, cu_seqlens, bias, positions)
         out, lse = attention_reference(
@@ -105,14 +105,21 @@ def attention(
 
 
 def backend_table(
-    q: Tensor, k: Tensor, v: Tensor, bias: Bias = None, dropout_p: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Bias = None,
+    dropout_p: float = 0.0,
+    positions: Tensor | None = None,
 ) -> dict[str, WhyNot]:
     """The backends of this op and why each cannot serve, for `choose` and `explain`."""
 
     def cpu() -> str | None:
         if _is_own(bias):
             return "it has no kernel for a bias of one's own"
-        return attention_cpu.why_not(q, bias, dropout_p) or extension.missing()
+        # A traced graph has no values to look at; the op itself will.
+        known = None if compiling() else positions
+        return attention_cpu.why_not(q, bias, dropout_p, known)
 
     def reference() -> str | None:
         return "the oracle has no dropout" if dropout_p > 0 else None

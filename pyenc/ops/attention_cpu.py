@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BackendError, InputError
+from . import launch
 from .attention_torch import Terms
 from .bias import relative_position_bucket
 from .launch import (
@@ -41,23 +42,21 @@ MAX_HEAD_DIM = 256
 # Lanes of the widest strip of queries, all of which a line of biases by distance must cover.
 LINE_PADDING = 64
 
-# Differences of positions are float32 inside.
-MAX_POSITION_SPAN = 2**24
+# Places and differences of positions are float32 inside.
+MAX_SPAN = 2**24
 
 
-def why_not(q: Tensor, bias: Any, dropout_p: float) -> str | None:
+def why_not(q: Tensor, bias: Any, dropout_p: float, positions: Tensor | None = None) -> str | None:
     """Why these kernels cannot serve a call, or None."""
-    if q.device.type != "cpu":
-        return f"the tensors are on {q.device}"
-    if q.dtype not in DTYPE_CODES:
-        return f"it has no {q.dtype} kernel"
     if q.shape[-1] > MAX_HEAD_DIM:
         return f"head dim {q.shape[-1]} is more than {MAX_HEAD_DIM}"
     if dropout_p > 0:
         return "it has no dropout"
     if isinstance(bias, Tensor) and bias.requires_grad and torch.is_grad_enabled():
         return "it has no gradient of a dense bias"
-    return None
+    if positions is not None and positions.device.type == "cpu" and _span(positions) > MAX_SPAN:
+        return f"positions span more than {MAX_SPAN}"
+    return launch.why_not(q)
 
 
 def forward(
@@ -111,15 +110,18 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of q, k, v, and of ALiBi's slopes or T5's table where wanted.
 
-    Arguments as given to `forward`; out, lse and ranges as it returned them. Over exactly the pairs
-    that the forward met, but for those whose weight it found too small to be summed. The same call
+    Arguments as given to `forward`; out, lse and ranges as it returned them. With the final
+    log-sum-exp known, blocks in the range of keys that the forward met are left out by the same
+    rule once more: of the mass of a row at most 1.5 skip_eps are missing in all. The same call
     gives the same bits; another number of threads may change the last ones.
     """
     module = module_for(OP)
-    call, _kept = _call(module, q, k, v, cu_seqlens, terms, skip_eps)
+    call, kept = _call(module, q, k, v, cu_seqlens, terms, skip_eps)
     shape = tuple(q.shape)
     check_like(OP, "grad_out", grad_out, shape, q.dtype)
     check_like(OP, "out", out, shape, q.dtype)
+    if out.stride(-1) != 1:
+        out = out.contiguous()
     check_like(OP, "lse", lse, shape[:2], torch.float32)
     check_like(OP, "ranges", ranges, (*shape[:2], 2), torch.int32)
     check_contiguous(OP, lse=lse, ranges=ranges)
@@ -131,18 +133,20 @@ def backward(
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
     grads = [q.new_empty(shape) for _ in range(3)]
-    grad_bias = None
+    grad_bias, reach = None, 0
     if want_bias:
-        sums = (2 * call["reach"] + 1,) if terms.kind == "t5" else ()
-        grad_bias = torch.zeros(
-            (call["n_sequences"], q.shape[1], *sums), dtype=torch.float64, device=q.device
-        )
+        sums: tuple[int, ...] = ()
+        if terms.kind == "t5":
+            reach = min(terms.max_distance, int(kept[1].max()) if len(q) else 0)
+            sums = (2 * reach + 1,)
+        grad_bias = torch.zeros((q.shape[1], *sums), dtype=torch.float64, device=q.device)
     module.attention_backward(
         call, grad_out=_rows(grad_out), out=_rows(out), lse=lse.data_ptr(),
         grad_lse=pointer(grad_lse), ranges=ranges.data_ptr(), grad_q=grads[0].data_ptr(),
         grad_k=grads[1].data_ptr(), grad_v=grads[2].data_ptr(), grad_bias=pointer(grad_bias),
+        grad_reach=reach,
     )  # fmt: skip
-    return grads[0], grads[1], grads[2], _grad_of_tensor(grad_bias, terms, call["reach"])
+    return grads[0], grads[1], grads[2], _grad_of_tensor(grad_bias, terms, reach)
 
 
 def computed_share(
@@ -200,7 +204,10 @@ def _call(
     cu_seqlens = cu_seqlens.to(torch.int64).contiguous()
     bounds = sequence_bounds(OP, cu_seqlens, q.shape[0])
     places = _places(cu_seqlens, bounds, q.shape[0], terms.positions)
-    tensor, dtype, reach = _bias(terms, q.shape[1], bounds)
+    if terms.kind not in BIAS_CODES or (terms.tensor is None) != (terms.kind == "none"):
+        held = "no tensor" if terms.tensor is None else "a tensor"
+        raise InputError(f"{OP}: a bias of kind {terms.kind!r} with {held}")
+    tensor, dtype, reach = _bias(terms, q.shape[1], bounds, places)
     call = {
         "q": _rows(q), "k": _rows(k), "v": _rows(v), "dtype": DTYPE_CODES[q.dtype],
         "cu_seqlens": cu_seqlens.data_ptr(), "n_sequences": len(bounds) - 1,
@@ -219,8 +226,8 @@ def _places(
 ) -> Tensor:
     """(T,) float32: how far each token is from the first of its sequence."""
     if num_tokens == 0:
-        return torch.empty(0)
-    at = torch.arange(num_tokens)
+        return torch.empty(0, device="cpu")
+    at = torch.arange(num_tokens, device="cpu")
     if positions is not None:
         check_memory(OP, positions=positions)
         if positions.shape != (num_tokens,) or positions.dtype not in (torch.int32, torch.int64):
@@ -235,15 +242,24 @@ def _places(
     else:
         firsts = at[cu_seqlens[:-1].clamp(max=num_tokens - 1)]
         places = at - torch.repeat_interleave(firsts, cu_seqlens.diff(), output_size=num_tokens)
-    if positions is not None and int(places.max()) >= MAX_POSITION_SPAN:
-        raise InputError(
-            f"{OP}: positions of a sequence span {int(places.max())}, the 'cpu' backend serves "
-            f"less than {MAX_POSITION_SPAN}; use backend='torch'"
-        )
+    if num_tokens > MAX_SPAN or positions is not None:
+        span = int(places.max())
+        if span > MAX_SPAN:
+            raise InputError(
+                f"{OP}: positions of a sequence span {span}, the 'cpu' backend serves at most "
+                f"{MAX_SPAN}; use backend='torch'"
+            )
     return places.to(torch.float32)
 
 
-def _bias(terms: Terms, heads: int, bounds: list[int]) -> tuple[Tensor | None, int, int]:
+def _span(positions: Tensor) -> int:
+    """How far apart any two of them are."""
+    return int(positions.max() - positions.min()) if len(positions) else 0
+
+
+def _bias(
+    terms: Terms, heads: int, bounds: list[int], places: Tensor
+) -> tuple[Tensor | None, int, int]:
     """(the bias's tensor as csrc/attention.h wants it, its dtype code, its reach)."""
     tensor = terms.tensor
     if terms.kind == "none" or tensor is None:
@@ -256,7 +272,9 @@ def _bias(terms: Terms, heads: int, bounds: list[int]) -> tuple[Tensor | None, i
     if terms.kind == "t5":
         check_like(OP, "table", tensor, (tensor.shape[0], heads), tensor.dtype)
         longest = max((b - a for a, b in itertools.pairwise(bounds)), default=0)
-        reach = max(longest + LINE_PADDING, terms.max_distance)
+        reach = longest + LINE_PADDING
+        if terms.positions is not None and len(places):
+            reach = max(reach, min(terms.max_distance, int(places.max())))
         return tensor.to(torch.float32).t()[:, _buckets(terms, reach)].contiguous(), 0, reach
     side = tensor.shape[-1]
     check_like(OP, "bias", tensor, (heads, side, side), tensor.dtype)
@@ -269,16 +287,15 @@ def _bias(terms: Terms, heads: int, bounds: list[int]) -> tuple[Tensor | None, i
 def _buckets(terms: Terms, reach: int) -> Tensor:
     """(2 reach + 1,): the bucket of j - i for each i - j from -reach to reach."""
     assert terms.tensor is not None
-    ahead = torch.arange(reach, -reach - 1, -1)
+    ahead = torch.arange(reach, -reach - 1, -1, device="cpu")
     return relative_position_bucket(ahead, terms.tensor.shape[0], terms.max_distance)
 
 
 def _grad_of_tensor(grad: Tensor | None, terms: Terms, reach: int) -> Tensor | None:
-    """From sums by sequence (B, H) or (B, H, 2 reach + 1) to the shape of the bias's tensor."""
+    """From sums by head (H,) or (H, 2 reach + 1) to the shape of the bias's tensor."""
     if grad is None or terms.tensor is None:
         return None
-    by_head = grad.sum(0)
     if terms.kind == "t5":
-        table = by_head.new_zeros(terms.tensor.shape)
-        by_head = table.index_add_(0, _buckets(terms, reach), by_head.t())
-    return by_head.to(terms.tensor.dtype)
+        table = grad.new_zeros(terms.tensor.shape)
+        grad = table.index_add_(0, _buckets(terms, reach), grad.t())
+    return grad.to(terms.tensor.dtype)

@@ -43,7 +43,9 @@ def check_memory(op: str, **named: Tensor | None) -> None:
         if tensor is None:
             continue
         if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-            raise InputError(f"{op}: {name} must be an ordinary CPU tensor, got {tensor.device}")
+            raise InputError(
+                f"{op}: {name} must be a dense CPU tensor, got {tensor.layout} on {tensor.device}"
+            )
 
 
 def check_contiguous(op: str, **named: Tensor | None) -> None:

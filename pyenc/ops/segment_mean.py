@@ -15,7 +15,7 @@ from torch import Tensor
 import pyenc_kernels
 
 from ..errors import InputError
-from . import extension, segment_mean_cpu
+from . import launch, segment_mean_cpu
 from .backend import WhyNot, always, choose
 from .reference import segment_mean_reference
 from .validation import check_cu_seqlens, check_float, sequence_bounds
@@ -87,11 +87,7 @@ def backend_table(x: Tensor) -> dict[str, WhyNot]:
     """The backends of this op and why each cannot serve x, for `choose` and `explain`."""
 
     def cpu() -> str | None:
-        if x.device.type != "cpu":
-            return f"the tensors are on {x.device}"
-        if x.dtype not in segment_mean_cpu.DTYPE_CODES:
-            return f"it has no {x.dtype} kernel"
-        return extension.missing()
+        return launch.why_not(x)
 
     def triton() -> str | None:
         if x.dtype not in segment_mean_cpu.DTYPE_CODES:

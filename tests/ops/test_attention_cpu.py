@@ -5,6 +5,7 @@ Run as a script, this file checks the kernels of the instruction set that PYENC_
 
 from __future__ import annotations
 
+import concurrent.futures
 import itertools
 from typing import Any
 
@@ -255,6 +256,54 @@ def test_what_is_not_finite_shows_where_it_does_in_the_oracle() -> None:
             assert not bool((out.isfinite() < oracle.isfinite()).any())
 
 
+def test_a_row_whose_every_key_is_pushed_down_is_an_average() -> None:
+    """As torch and the oracle have it: the most negative number hides a key from others alone."""
+    q, k, v = (torch.randn(120, 1, 8).requires_grad_() for _ in range(3))
+    bias = torch.randn(1, 120, 120)
+    bias[0, 5] = torch.finfo(torch.float32).min
+    bias[0, 7, 3:] = torch.finfo(torch.float32).min
+    outs = [
+        attention(q, k, v, torch.tensor([0, 120]), bias=bias, backend=b) for b in ("cpu", "torch")
+    ]
+    assert isinstance(outs[0], Tensor)
+    assert isinstance(outs[1], Tensor)
+    assert torch.allclose(outs[0], outs[1], atol=1e-5)
+    grads = torch.autograd.grad(outs[0].sum(), (q, k, v))
+    assert all(bool(x.isfinite().all()) for x in grads)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": (30, 20)}, {"holes": True}], ids=str)
+def test_gradients_under_a_dense_bias(options: dict[str, Any]) -> None:
+    """Of q, k and v: the bias itself has none here."""
+    Case([130, 50], "dense", **options).check(gradient=True)
+
+
+def test_relative_positions_that_saturate_late_take_no_more_memory_than_there_are_keys() -> None:
+    q, k, v = (torch.randn(70, 2, 8, requires_grad=True) for _ in range(3))
+    table = torch.randn(8, 2, requires_grad=True)
+    found = []
+    for backend in ("cpu", "reference"):
+        bias = RelativePositionBias(table, 10**9)
+        out = attention(q, k, v, torch.tensor([0, 20, 70]), bias=bias, backend=backend)
+        assert isinstance(out, Tensor)
+        found.append(torch.autograd.grad(out.square().sum(), table)[0])
+    assert torch.allclose(*found, atol=1e-4)
+
+
+def test_calls_from_several_threads_at_once() -> None:
+    case = Case([300, 40], "alibi")
+    q, k, v = case.qkv
+
+    def run(_: int) -> Tensor:
+        out = attention(q, k, v, case.cu_seqlens, bias=ALiBi(alibi_slopes(2)), backend="cpu")
+        assert isinstance(out, Tensor)
+        return out
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(run, range(40)))
+    assert all(torch.equal(x, found[0]) for x in found)
+
+
 def call(**change: Any) -> None:
     options: dict[str, Any] = {name: torch.randn(10, 2, 8) for name in "qkv"}
     options |= {"cu_seqlens": torch.tensor([0, 10]), "terms": TERMS, "skip_eps": 0.0}
@@ -275,7 +324,7 @@ SLOPES = torch.ones(2)
         ({"v": torch.randn(10, 2, 8).half()}, "v must be torch.float32"),
         ({"q": torch.randn(10, 2, 8).double()}, "q must be float32, bfloat16 or float16"),
         ({"k": torch.randn(10, 2, 16)[..., ::2]}, "last axis of k must be contiguous"),
-        ({"k": torch.empty(10, 2, 8, device="meta")}, "k must be an ordinary CPU tensor"),
+        ({"k": torch.empty(10, 2, 8, device="meta")}, "k must be a dense CPU tensor"),
         ({"cu_seqlens": torch.tensor([0, 11])}, "ends at 11"),
         ({"cu_seqlens": torch.tensor([0, 9])}, "ends at 9"),
         ({"cu_seqlens": torch.tensor([1, 10])}, "must start at 0"),
@@ -297,6 +346,8 @@ SLOPES = torch.ones(2)
             {"terms": Terms("none", None, 0, torch.arange(10) * 2**22, -1, -1, 1.0, 0.0, 0)},
             "positions of a sequence span",
         ),
+        ({"terms": Terms("alibi", None, 0, None, -1, -1, 1.0, 0.0, 0)}, "'alibi' with no tensor"),
+        ({"terms": Terms("rope", SLOPES, 0, None, -1, -1, 1.0, 0.0, 0)}, "kind 'rope'"),
     ],
 )
 def test_bad_input_is_refused_before_an_address_is_read(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyenc.ops import ALiBi, alibi_slopes, attention, extension
 from pyenc.ops.attention_cpu import SKIP_EPS, computed_share
+from tests.instruction_sets import ISAS, run_on
 from tests.oracle import assert_right
 
 pytestmark = pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
@@ -175,35 +176,91 @@ def test_short_sequences_and_other_biases_are_computed_whole() -> None:
 
 @pytest.mark.parametrize("name", ["plain", "planted -8", "level -12", "shifted"])
 def test_gradients_stay_within_the_bound(name: str) -> None:
-    """The dropped tail changes dV by eps |g|, dq and dk by a few eps |g| |v| |k|, and the slope's
-    gradient by what it weighs times its distance, here at most N."""
+    """The weights of a row differ by 2 * 1.5 eps in all (what is missing, and by how much that makes
+    the others heavier), and delta by 2 eps max|dp|; so with G = max_j |g_i v_j| the row of ds by
+    8 eps G, and each gradient by what multiplies p or ds in it."""
     qkv = BUILDERS[name]()
-    weight = torch.randn(N, HEADS, D)
-    slopes = SLOPES.clone()
+    g = torch.randn(N, HEADS, D)
 
     def grads(eps: float) -> list[Tensor]:
-        inputs = [x.detach().requires_grad_() for x in (*qkv, slopes)]
+        inputs = [x.detach().requires_grad_() for x in (*qkv, SLOPES)]
         out = attention(
             *inputs[:3], torch.tensor([0, N]), bias=ALiBi(inputs[3]), skip_eps=eps, backend="cpu"
         )
         assert isinstance(out, Tensor)
-        return list(torch.autograd.grad((out * weight).sum(), inputs))
+        return [x.double() for x in torch.autograd.grad((out * g).sum(), inputs)]
 
-    q, k, v = qkv
-    whole = grads(0.0)
-    g1 = weight.norm(dim=-1).max().item()
-    vmax, kmax, qmax = (x.norm(dim=-1).max().item() for x in (v, k, q))
-    for eps in (2.0**-24, 1e-2):
-        got = grads(eps)
-        spread = 6 * eps * g1 * vmax
-        limits = [
-            spread * kmax * D**-0.5,
-            N * spread * qmax * D**-0.5,
-            N * eps * g1,
-            N * N * spread,
-        ]
-        for a, b, limit in zip(got, whole, limits, strict=True):
-            assert (a - b).abs().max() <= limit + 1e-5 * max(1.0, b.abs().max().item())
+    q, k, v = (x.double() for x in qkv)
+    whole, scale = grads(0.0), D**-0.5
+    largest = torch.einsum("ihd,jhd->hij", g.double(), v).abs().amax(-1).t()  # (N, H): G
+    lengths = [x.norm(dim=-1) for x in (q, k)]
+    off_by_rounding = [1e-5 * max(1.0, x.abs().max().item()) for x in whole]
+    for eps in (2.0**-11, 1e-2, 0.1):
+        dq, dk, dv, dslopes = ((a - b).abs() for a, b in zip(grads(eps), whole, strict=True))
+        row = 8 * eps * largest
+        limit_dq = scale * row * lengths[1].amax(0)
+        assert bool((dq.norm(dim=-1) <= limit_dq + D * off_by_rounding[0]).all())
+        # Together over all keys, which a bound for each key alone would be far from.
+        limit_dk = scale * (row * lengths[0]).sum(0)
+        assert bool((dk.norm(dim=-1).sum(0) <= limit_dk + N * off_by_rounding[1]).all())
+        limit_dv = 3 * eps * g.double().norm(dim=-1).sum(0)
+        assert bool((dv.norm(dim=-1).sum(0) <= limit_dv + N * off_by_rounding[2]).all())
+        assert bool((dslopes <= N * row.sum(0) + off_by_rounding[3]).all())
+
+
+COMBINED: dict[str, dict[str, Any]] = {
+    "window": {"window": (300, 500)},
+    "holes": {"holes": True},
+    "holes and window": {"holes": True, "window": (700, -1)},
+    "several": {"lengths": [700, 1, 0, 250, 193, 191, 500]},
+    "odd depth": {"dim": 17},
+    "float16": {"dtype": torch.float16},
+    "sign of the scale": {"scale": -0.3},
+}
+
+
+@pytest.mark.parametrize("name", COMBINED)
+def test_skipping_beside_everything_else(name: str) -> None:
+    options = COMBINED[name]
+    lengths, dtype = options.get("lengths", [N]), options.get("dtype", torch.float32)
+    tokens = sum(lengths)
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    q, k, v = (torch.randn(tokens, HEADS, options.get("dim", D)).to(dtype) for _ in range(3))
+    q = 2 * q
+    positions = torch.randint(1, 5, (tokens,)).cumsum(0) if "holes" in options else None
+
+    def run(eps: float, backend: str = "cpu", wide: bool = False) -> Tensor:
+        qkv = [x.double() for x in (q, k, v)] if wide else [q, k, v]
+        out = attention(
+            *qkv, bounds, bias=ALiBi(SLOPES.double() if wide else SLOPES), positions=positions,
+            window=options.get("window"), scale=options.get("scale"), skip_eps=eps, backend=backend,
+        )  # fmt: skip
+        assert isinstance(out, Tensor)
+        return out.double()
+
+    oracle = run(0, "reference", wide=True)
+    off, most = (run(0) - oracle).abs().max(), v.double().abs().amax((0, 2))
+    for eps in (2.0**-24, 2.0**-11, 1e-2):
+        share = computed_share(
+            q, k, v, bounds, bias=ALiBi(SLOPES), positions=positions,
+            window=options.get("window"), scale=options.get("scale"), skip_eps=eps,
+        )  # fmt: skip
+        assert share < 1
+        wrong = (run(eps) - oracle).abs().amax((0, 2))
+        assert bool((wrong <= 2 * eps * most + 2 * off + 1e-6).all()), eps
+
+
+def test_a_key_that_is_not_finite_is_met_wherever_the_oracle_sees_it() -> None:
+    for value in (math.nan, math.inf):
+        q, k, v = plain()
+        k[N - 1, :, 2] = value
+        bias, bounds = ALiBi(torch.full((HEADS,), 0.5)), torch.tensor([0, N])
+        out, oracle = (
+            attention(q, k, v, bounds, bias=bias, backend=b) for b in ("cpu", "reference")
+        )
+        assert isinstance(out, Tensor)
+        assert isinstance(oracle, Tensor)
+        assert torch.equal(out.isnan(), oracle.isnan())
 
 
 def test_gradients_of_the_default_are_those_of_the_oracle() -> None:
@@ -220,3 +277,21 @@ def test_gradients_of_the_default_are_those_of_the_oracle() -> None:
     naive, oracle = (grads("reference", d) for d in (torch.float32, torch.float64))
     for a, b, c in zip(got, naive, oracle, strict=True):
         assert_right(a, b, c, gradient=True)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_shares_on_each_instruction_set(isa: str) -> None:
+    run_on(isa, __file__)
+
+
+def main() -> None:
+    torch.manual_seed(1)
+    torch.set_num_threads(1)
+    for name in ("plain", "planted -16", "level -12", "falling -12", "shifted", "clustered"):
+        for dtype in (torch.float32, torch.bfloat16):
+            check_shares(name, dtype)
+    print(extension.isa())
+
+
+if __name__ == "__main__":
+    main()

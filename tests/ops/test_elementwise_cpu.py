@@ -335,7 +335,7 @@ TURN = tables(4, 4)
         (lambda: gated_cpu.forward(X, X.half(), "gelu"), "value must be torch.float32"),
         (lambda: gated_cpu.forward(X.double(), None, "gelu"), "gate must be float32, bfloat16"),
         (lambda: gated_cpu.forward(X, X, "elu"), "unknown activation 'elu'; known: gelu"),
-        (lambda: gated_cpu.forward(X.to("meta"), None, "gelu"), "gate must be an ordinary CPU"),
+        (lambda: gated_cpu.forward(X.to("meta"), None, "gelu"), "gate must be a dense CPU"),
         (lambda: gated_cpu.backward(X[:2], X, None, "gelu", X, None), "grad_out must be"),
         (lambda: gated_cpu.backward(X, X, None, "gelu", X, X), "grad_value must be given exactly"),
         (lambda: gated_cpu.backward(X, X, X, "gelu", X.t(), X), "grad_gate must be"),
