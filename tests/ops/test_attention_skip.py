@@ -176,9 +176,9 @@ def test_short_sequences_and_other_biases_are_computed_whole() -> None:
 
 @pytest.mark.parametrize("name", ["plain", "planted -8", "level -12", "shifted"])
 def test_gradients_stay_within_the_bound(name: str) -> None:
-    """The weights of a row differ by 2 * 1.5 eps in all (what is missing, and by how much that makes
-    the others heavier), and delta by 2 eps max|dp|; so with G = max_j |g_i v_j| the row of ds by
-    8 eps G, and each gradient by what multiplies p or ds in it."""
+    """The weights of a row differ by 2 * 1.5 eps in all (what is missing, and by how much that
+    makes the others heavier), and delta by 2 eps max|dp|; so with G = max_j |g_i v_j| the row of ds
+    by 8 eps G, and each gradient by what multiplies p or ds in it."""
     qkv = BUILDERS[name]()
     g = torch.randn(N, HEADS, D)
 
