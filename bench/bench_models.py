@@ -106,7 +106,12 @@ def run_case(
 
     ragged = len(set(case.lengths)) > 1
     listed = {n: p for n, p in peers.PEERS[case.model].items() if ragged or not p.ragged_only}
-    timed = {name: keeping(name) for name in listed if name in runs}
+    absent = absent | {
+        name: f"left out beyond {peer.longest:,} tokens, for its memory"
+        for name, peer in listed.items()
+        if peer.longest is not None and max(case.lengths) > peer.longest
+    }
+    timed = {name: keeping(name) for name in listed if name in runs and name not in absent}
     # The first run warms up; it also compiles, where something does.
     first = {name: harness.wall_clock(run) for name, run in timed.items()}
     slow = {n: s for n, s in first.items() if s > ONCE_BEYOND and listed[n].with_memory}
