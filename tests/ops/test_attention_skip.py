@@ -287,9 +287,9 @@ def test_the_shares_on_each_instruction_set(isa: str) -> None:
 def main() -> None:
     torch.manual_seed(1)
     torch.set_num_threads(1)
-    for name in ("plain", "planted -16", "level -12", "falling -12", "shifted", "clustered"):
-        for dtype in (torch.float32, torch.bfloat16):
-            check_shares(name, dtype)
+    for name in ("planted -16", "level -12", "falling -12"):
+        check_shares(name, torch.float32)
+    check_shares("plain", torch.bfloat16)
     print(extension.isa())
 
 
