@@ -241,7 +241,6 @@ struct SkipRule {
     for (int c = 0; c < C; ++c) top[c] = scores[c] + mass_of(count);
     return ledger.take_power(top, lse);
   }
-
 };
 
 // A lower bound of log2(m, l) = m + log2(l): the exponent of l is at most its logarithm.

@@ -140,8 +140,9 @@ struct Walk {
       (block.first > strip.first ? right_open : left_open) = false;
       return;
     }
+    const bool may_skip = rule.active && place.side != Side::both;
     Floats floor[C] = {};
-    if (rule.active && place.side != Side::both) {
+    if (may_skip) {
       lse_floor(m, l, floor);
       const bool right = place.side == Side::right;
       const float nearest =
@@ -171,8 +172,8 @@ struct Walk {
     }
     for (int c = 0; c < C; ++c) top[c] += row[c];
     // Among the largest scores a NaN does not show; keys that are not finite are met.
-    const bool may_drop = rule.active && place.side != Side::both &&
-                          KeyBounds(head.bounds, head.n, depth).radius[block.index] < kInfinity;
+    const bool may_drop =
+        may_skip && KeyBounds(head.bounds, head.n, depth).radius[block.index] < kInfinity;
     if (may_drop && rule.drops(top, block.count(), floor)) return;
 
     raise(top, depth);

@@ -8,8 +8,7 @@ Shapes: T packed tokens, B sequences, H heads, D head dim.
 from __future__ import annotations
 
 import itertools
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,12 +82,12 @@ def forward(
     Raises InputError on arguments it cannot serve, BackendError without the extension.
     """
     module = module_for(OP)
-    call, _kept = _call(module, q, k, v, cu_seqlens, terms, skip_eps)
+    call = _call(q, k, v, cu_seqlens, terms, skip_eps)
     out = q.new_empty(q.shape)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32) if want_lse else None
     ranges = q.new_empty((*q.shape[:2], 2), dtype=torch.int32) if want_ranges else None
     scored, summed, pairs = module.attention_forward(
-        call, out=out.data_ptr(), lse=pointer(lse), ranges=pointer(ranges)
+        call.fields, out=out.data_ptr(), lse=pointer(lse), ranges=pointer(ranges)
     )
     return out, lse, ranges, (scored + summed) / (2 * pairs) if pairs else 1.0
 
@@ -116,7 +115,7 @@ def backward(
     gives the same bits; another number of threads may change the last ones.
     """
     module = module_for(OP)
-    call, kept = _call(module, q, k, v, cu_seqlens, terms, skip_eps)
+    call = _call(q, k, v, cu_seqlens, terms, skip_eps)
     shape = tuple(q.shape)
     check_like(OP, "grad_out", grad_out, shape, q.dtype)
     check_like(OP, "out", out, shape, q.dtype)
@@ -137,11 +136,11 @@ def backward(
     if want_bias:
         sums: tuple[int, ...] = ()
         if terms.kind == "t5":
-            reach = min(terms.max_distance, int(kept[1].max()) if len(q) else 0)
+            reach = min(terms.max_distance, int(call.places.max()) if len(q) else 0)
             sums = (2 * reach + 1,)
         grad_bias = torch.zeros((q.shape[1], *sums), dtype=torch.float64, device=q.device)
     module.attention_backward(
-        call, grad_out=_rows(grad_out), out=_rows(out), lse=lse.data_ptr(),
+        call.fields, grad_out=_rows(grad_out), out=_rows(out), lse=lse.data_ptr(),
         grad_lse=pointer(grad_lse), ranges=ranges.data_ptr(), grad_q=grads[0].data_ptr(),
         grad_k=grads[1].data_ptr(), grad_v=grads[2].data_ptr(), grad_bias=pointer(grad_bias),
         grad_reach=reach,
@@ -176,16 +175,23 @@ def _rows(x: Tensor) -> tuple[int, int, int]:
     return x.data_ptr(), x.stride(0), x.stride(1)
 
 
+class _Call(NamedTuple):
+    """The fields of csrc/attention.h, and the tensors whose addresses are among them."""
+
+    fields: dict[str, Any]
+    cu_seqlens: Tensor
+    places: Tensor
+    bias: Tensor | None
+
+
 def _call(
-    module: ModuleType,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     cu_seqlens: Tensor,
     terms: Terms,
     skip_eps: float,
-) -> tuple[dict[str, Any], list[Tensor]]:
-    """The fields of csrc/attention.h, and the tensors that must live as long as they do."""
+) -> _Call:
     if q.ndim != 3 or not 1 <= q.shape[2] <= MAX_HEAD_DIM or q.shape[1] < 1:
         raise InputError(
             f"{OP}: q must be (T, H, D) with D at most {MAX_HEAD_DIM}, got {tuple(q.shape)}"
@@ -208,7 +214,7 @@ def _call(
         held = "no tensor" if terms.tensor is None else "a tensor"
         raise InputError(f"{OP}: a bias of kind {terms.kind!r} with {held}")
     tensor, dtype, reach = _bias(terms, q.shape[1], bounds, places)
-    call = {
+    fields = {
         "q": _rows(q), "k": _rows(k), "v": _rows(v), "dtype": DTYPE_CODES[q.dtype],
         "cu_seqlens": cu_seqlens.data_ptr(), "n_sequences": len(bounds) - 1,
         "n_heads": q.shape[1], "head_dim": q.shape[2],
@@ -218,7 +224,7 @@ def _call(
         "window_left": terms.window_left, "window_right": terms.window_right,
         "scale": terms.scale, "skip_eps": skip_eps, "threads": torch.get_num_threads(),
     }  # fmt: skip
-    return call, [cu_seqlens, places, *([] if tensor is None else [tensor])]
+    return _Call(fields, cu_seqlens, places, tensor)
 
 
 def _places(

@@ -13,6 +13,8 @@ import pytest
 
 from pyenc.ops import extension
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
+
 PROGRAM = """
 import resource, sys
 import torch
@@ -61,9 +63,6 @@ def test_the_cpu_kernels_take_little_and_linearly_more() -> None:
         )
         assert small < 64e6
         assert large < 2 * small + 4e6
-
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
 
 
 @pytest.mark.slow

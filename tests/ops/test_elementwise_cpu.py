@@ -15,17 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pyenc.errors import BackendError, InputError
 from pyenc.ops import (
     ACTIVATIONS,
     add_layer_norm,
     add_rms_norm,
     extension,
     gated_activation,
-    gated_cpu,
-    norm_cpu,
     rotary,
-    rotary_cpu,
 )
 from tests.instruction_sets import ISAS, run_on
 from tests.oracle import assert_right
@@ -321,79 +317,6 @@ def test_parameters_of_another_dtype_keep_it_in_their_gradients() -> None:
     assert normed.dtype == torch.bfloat16
     grads = torch.autograd.grad(normed.float().sum(), [x, weight])
     assert [g.dtype for g in grads] == [torch.bfloat16, torch.float16]
-
-
-X = torch.randn(4, 8)
-ONES = torch.ones(8)
-TURN = tables(4, 4)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: gated_cpu.forward(X, X[:3], "gelu"), "value must be torch.float32 of shape"),
-        (lambda: gated_cpu.forward(X, X.half(), "gelu"), "value must be torch.float32"),
-        (lambda: gated_cpu.forward(X.double(), None, "gelu"), "gate must be float32, bfloat16"),
-        (lambda: gated_cpu.forward(X, X, "elu"), "unknown activation 'elu'; known: gelu"),
-        (lambda: gated_cpu.forward(X.to("meta"), None, "gelu"), "gate must be a dense CPU"),
-        (lambda: gated_cpu.backward(X[:2], X, None, "gelu", X, None), "grad_out must be"),
-        (lambda: gated_cpu.backward(X, X, None, "gelu", X, X), "grad_value must be given exactly"),
-        (lambda: gated_cpu.backward(X, X, X, "gelu", X.t(), X), "grad_gate must be"),
-        (
-            lambda: gated_cpu.backward(X, X, X, "gelu", torch.ones(4, 16)[:, ::2], X),
-            "columns of grad_gate must be contiguous",
-        ),
-        (lambda: norm_cpu.forward(X[0], None, ONES, None, 0, False), "x must be \\(T, C\\)"),
-        (lambda: norm_cpu.forward(X, None, ONES[:7], None, 0, False), "x must be torch.float32 of"),
-        (lambda: norm_cpu.forward(X, X[:3], ONES, None, 0, False), "residual must be"),
-        (lambda: norm_cpu.forward(X, None, ONES.half(), None, 0, False), "weight must be"),
-        (lambda: norm_cpu.forward(X, None, ONES, ONES[:3], 0, False), "bias must be"),
-        (
-            lambda: norm_cpu.forward(torch.ones(4, 16)[:, ::2], None, ONES, None, 0, False),
-            "x must be contiguous",
-        ),
-        (
-            lambda: norm_cpu.backward(X, None, X, ONES, None, torch.ones(3, 2), 0, False),
-            "stats must be",
-        ),
-        (
-            lambda: norm_cpu.backward(X[:3], None, X, ONES, None, torch.ones(4, 2), 0, False),
-            "grad_normed must be",
-        ),
-        (lambda: rotary_cpu.turn(X, *TURN, torch.arange(4)), "x must be \\(T, H, D\\)"),
-        (lambda: rotary_cpu.turn(X[:, None], *TURN, torch.arange(5)), "positions must be"),
-        (lambda: rotary_cpu.turn(X[:, None], *TURN, torch.arange(4).int()), "positions must be"),
-        (lambda: rotary_cpu.turn(X[:, None], *TURN, torch.arange(4) + 1), "run from 1 to 4"),
-        (lambda: rotary_cpu.turn(X[:, None], *TURN, torch.arange(4) - 1), "run from -1 to 2"),
-        (lambda: rotary_cpu.turn(X[:, None], TURN[0][:, :3], TURN[1], torch.arange(4)), "cos must"),
-        (lambda: rotary_cpu.turn(X[:, None], TURN[0], TURN[1][:3], torch.arange(4)), "sin must"),
-    ],
-)
-def test_bad_input_is_refused_before_an_address_is_read(
-    call: Callable[[], object], message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        call()
-
-
-def test_what_the_kernels_cannot_serve_goes_to_torch_or_says_why() -> None:
-    wide = torch.randn(3, 8, dtype=torch.float64)
-    cos, sin = (t.requires_grad_() for t in tables(3, 4))
-    for call, why in (
-        (lambda b: gated_activation(wide, wide, "gelu", backend=b), "no torch.float64 kernel"),
-        (lambda b: add_rms_norm(wide, None, wide[0], 1e-5, backend=b), "no torch.float64 kernel"),
-        (
-            lambda b: add_rms_norm(wide.half(), wide.float(), wide[0].half(), 1e-5, backend=b),
-            "x is torch.float16 and residual torch.float32",
-        ),
-        (
-            lambda b: rotary(torch.ones(3, 1, 8), cos, sin, torch.arange(3), backend=b),
-            "no gradient of cos",
-        ),
-    ):
-        call(None)
-        with pytest.raises(BackendError, match=why):
-            call("cpu")
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -1,0 +1,19 @@
+"""What no test of an op may leave to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pyenc.ops import linear_onednn, linear_packs
+
+
+@pytest.fixture(autouse=True)
+def nothing_held(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test starts without packs, measurements and wishes of the environment."""
+    monkeypatch.delenv(linear_onednn.VARIABLE, raising=False)
+    monkeypatch.setattr(linear_onednn, "_timed", {})
+    linear_packs.forget_all()
+    yield
+    linear_packs.forget_all()
