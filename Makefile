@@ -3,6 +3,7 @@
 # make lint       ruff and mypy alone
 # make sanitize   the tests of the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 #                 (GCC on Linux)
+# make aot        compiles every shipped Triton configuration for every architecture, without a GPU
 # make bench      the benchmarks, beside their peers (ARGS=--quick for a short look)
 # make bench-gpu  those of single ops on a CUDA card, results and plots written
 # make setup      sets up and says which kernels serve
@@ -41,7 +42,7 @@ RUN_TOOL = if $(RUN) -m $(1) --version >/dev/null 2>&1; then $(RUN) -m $(1) $(2)
 	else echo '$(1) is not installed: "$(1) $(2)" is left out'; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup in-place test lint sanitize demo bench bench-gpu clean
+.PHONY: help setup in-place test lint sanitize demo aot bench bench-gpu clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -54,6 +55,7 @@ demo: $(READY)
 
 test: lint
 	$(RUN) -m pytest -q $(ARGS)
+	TRITON_INTERPRET=1 $(RUN) -m pytest -q $(ARGS) tests/kernels
 
 lint: $(READY)
 	@$(call RUN_TOOL,ruff,check .)
@@ -74,6 +76,10 @@ sanitize: $(READY)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $$python -m pytest -q -m 'not slow' -k 'not triton' tests/csrc tests/ops $(ARGS)
+
+# Resumable. The GPU is the compiler's business alone: none is needed.
+aot: $(READY)
+	$(RUN) bench/aot.py $(ARGS)
 
 bench: $(BENCH_READY)
 	$(RUN) -m pyenc bench all $(ARGS)

@@ -62,14 +62,28 @@ def cases(quick: bool, device: torch.device) -> list[Case]:
             _case(f"window n={middle:,}", dtype, single, bias="none", window=[128, 128]),
             _case(f"forward+backward n={middle:,}", dtype, single, backward=True),
         ]
+        if device.type == "cuda" and not quick and not few:
+            long = ragged(16, 128, 8192)
+            listed += [
+                _case("forward+backward n=8,192", dtype, [8192] * (tokens // 8192), backward=True),
+                _case("ragged, 128 to 8,192", dtype, long),
+                _case("equal, of its work", dtype, of_equal_work(long)),
+            ]
     return listed
 
 
-def ragged(count: int) -> list[int]:
-    """Lengths from 20 to 512, log-uniform, in a fixed random order."""
-    lengths = [round(20 * (512 / 20) ** (i / (count - 1))) for i in range(count)]
+def ragged(count: int, shortest: int = 20, longest: int = 512) -> list[int]:
+    """Log-uniform lengths, in a fixed random order."""
+    lengths = [round(shortest * (longest / shortest) ** (i / (count - 1))) for i in range(count)]
     random.Random(0).shuffle(lengths)
     return lengths
+
+
+def of_equal_work(lengths: Sequence[int]) -> list[int]:
+    """Equal lengths with about as many tokens and as many pairs of them."""
+    pairs = sum(n * n for n in lengths)
+    each = round(pairs / sum(lengths))
+    return [each] * round(pairs / each**2)
 
 
 def _case(

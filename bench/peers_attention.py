@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import itertools
 import os
 from collections.abc import Callable
@@ -64,9 +65,10 @@ def ours(backend: str, skip_eps: float | None = None) -> Callable[[Case, Tensors
 
 
 def computed_share(case: Case, x: Tensors, skip_eps: float | None = None) -> float | None:
-    """What the CPU kernel says of itself, None where it has no say."""
+    """What the kernels of the device say of themselves, None where they have no say."""
+    where = "cpu" if x["q"].device.type == "cpu" else "triton"
     try:
-        share = importlib.import_module("pyenc.ops.attention_cpu").computed_share
+        share = importlib.import_module(f"pyenc.ops.attention_{where}").computed_share
     except (ImportError, AttributeError):
         return None
     bias, window = data.bias_object(case, x["q"].device), data.window(case)
@@ -261,6 +263,28 @@ def aten_flash(case: Case, x: Tensors) -> Ready:
     return ready(case, x, forward)
 
 
+def tutorial(case: Case, x: Tensors) -> Ready:
+    """Triton's own fused-attention tutorial, where TRITON_TUTORIAL names its file."""
+    path = os.environ.get("TRITON_TUTORIAL")
+    if not path:
+        raise CannotServe("set TRITON_TUTORIAL to Triton's 06-fused-attention.py")
+    plain = case.kind["bias"] == "none" and not case.kind["window"]
+    if case.backward or not plain or len(set(case.kind["lengths"])) > 1:
+        raise CannotServe("forward without a bias, equal lengths")
+    spec = importlib.util.spec_from_file_location("triton_tutorial", path)
+    if spec is None or spec.loader is None:
+        raise CannotServe(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    scale = case.kind["dim"] ** -0.5
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (each.contiguous() for each in (q, k, v))
+        return module.attention(q, k, v, False, scale, False)  # type: ignore[no-any-return]
+
+    return ready(case, x, lambda q, k, v: _in_batches(case, q, k, v, attend))
+
+
 def _no_skipping(case: Case, x: Tensors) -> float | None:
     return computed_share(case, x, 0.0)
 
@@ -271,8 +295,8 @@ CPU_PEERS = (
     Peer("pyenc torch", ours("torch"), ours=True),
 )
 GPU_PEERS = (
-    Peer("pyenc triton", ours("triton"), ours=True, skips=True),
-    Peer("pyenc triton, skip_eps=0", ours("triton", 0.0), ours=True),
+    Peer("pyenc triton", ours("triton"), ours=True, skips=True, share=computed_share),
+    Peer("pyenc triton, skip_eps=0", ours("triton", 0.0), ours=True, share=_no_skipping),
     Peer("pyenc flash_attn", ours("flash_attn"), ours=True),
     Peer("pyenc torch", ours("torch"), ours=True),
 )
@@ -287,4 +311,5 @@ OTHERS = (
 GPU_OTHERS = (
     Peer("flash-attn", flash_attn_package),
     Peer("torch's FlashAttention, ALiBi", aten_flash),
+    Peer("Triton's tutorial", tutorial),
 )

@@ -1,10 +1,7 @@
 """Mean of each segment of packed tokens: kernels, and their launchers.
 
-The tokens are cut into chunks of CHUNK so that a long segment is shared among many programs. Chunk
-slots are numbered without asking the device for anything: segment b owns the slots from
-cu_seqlens[b] // CHUNK + b on, which leaves it one at least and never too few; a slot may stay
-unused. A program finds its segment by bisection. Sums meet in slot order, without atomics: the same
-call gives the same bits.
+The tokens are cut into chunks of CHUNK, the slots of slots.py, so that a long segment is shared
+among many programs. Sums meet in slot order, without atomics: the same call gives the same bits.
 
 Shapes: T packed tokens, B segments, C channels, S chunk slots.
 Names: p_ pointer, b_ block value, o_ offsets, m_ mask, i_ program index, n_ count.
@@ -17,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .slots import n_slots, sequence_of_slot
+
 CHUNK = 128
 # Elements of a tile, over which a program of four warps spreads its registers.
 TILE = 4096
@@ -24,19 +23,11 @@ SMALLEST_NORM = 1e-12
 
 
 @triton.jit
-def _segment_of_slot(p_cu, i_slot, n_segments, CHUNK: tl.constexpr):
+def _tokens_of_slot(p_cu, i_slot, n_segments, CHUNK: tl.constexpr):
     """The segment that owns a slot, and the slot's tokens [first, last); none if it is unused."""
-    low = i_slot * 0
-    high = low + n_segments
-    while high - low > 1:
-        middle = (low + high) // 2
-        starts = tl.load(p_cu + middle).to(tl.int64) // CHUNK + middle
-        low = tl.where(starts <= i_slot, middle, low)
-        high = tl.where(starts <= i_slot, high, middle)
-    begin = tl.load(p_cu + low).to(tl.int64)
-    end = tl.load(p_cu + low + 1).to(tl.int64)
-    first = begin + (i_slot - (begin // CHUNK + low)) * CHUNK
-    return low, first, tl.minimum(first + CHUNK, end)
+    i_segment, begin, end, i_chunk = sequence_of_slot(p_cu, i_slot, n_segments, CHUNK)
+    first = begin + i_chunk * CHUNK
+    return i_segment, first, tl.minimum(first + CHUNK, end)
 
 
 @triton.jit
@@ -47,7 +38,7 @@ def _sum_chunks(
     """Program (S, blocks of C): the weighted sum of one chunk, p_partial (S, C)."""
     i_slot = tl.program_id(0)
     i_block = tl.program_id(1)
-    _, first, last = _segment_of_slot(p_cu, i_slot, n_segments, CHUNK)
+    _, first, last = _tokens_of_slot(p_cu, i_slot, n_segments, CHUNK)
     o_c = i_block * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = o_c < n_channels
     b_sum = tl.zeros([BLOCK_C], tl.float32)
@@ -120,7 +111,7 @@ def _backward_chunks(
 ):  # fmt: skip
     """Program (S,): the gradients of one chunk's tokens and weights; BLOCK_C holds all of C."""
     i_slot = tl.program_id(0)
-    i_segment, first, last = _segment_of_slot(p_cu, i_slot, n_segments, CHUNK)
+    i_segment, first, last = _tokens_of_slot(p_cu, i_slot, n_segments, CHUNK)
     o_c = tl.arange(0, BLOCK_C)
     m_c = o_c < n_channels
     o_row = i_segment.to(tl.int64) * n_channels + o_c
@@ -155,12 +146,6 @@ def _backward_chunks(
             tl.store(p_grad_weights + o_t, b_grad_weight, mask=m_t)
 
 
-def _slots(x: Tensor, cu_seqlens: Tensor) -> tuple[int, int]:
-    """(B, S)."""
-    n_segments = cu_seqlens.numel() - 1
-    return n_segments, x.shape[0] // CHUNK + n_segments
-
-
 def _tile(n_channels: int, limit: int) -> tuple[int, int]:
     """(rows, columns) of a tile with at most ``limit`` columns."""
     columns = min(triton.next_power_of_2(max(n_channels, 16)), limit)
@@ -174,15 +159,16 @@ def forward_saving(
 
     stats holds the sum of weights and the norm of the mean before normalising (0 if not asked).
     """
-    (n_segments, n_slots), n_channels = _slots(x, cu_seqlens), x.shape[1]
+    n_segments, n_channels = cu_seqlens.numel() - 1, x.shape[1]
+    slots = n_slots(x.shape[0], n_segments, CHUNK)
     out = x.new_empty((n_segments, n_channels), dtype=torch.float32)
     stats = x.new_empty((n_segments, 2), dtype=torch.float32)
     if out.numel() == 0:
         return out, stats.zero_()
-    partial = x.new_empty((n_slots, n_channels), dtype=torch.float32)
-    partial_weight = x.new_empty((n_slots,), dtype=torch.float32)
+    partial = x.new_empty((slots, n_channels), dtype=torch.float32)
+    partial_weight = x.new_empty((slots,), dtype=torch.float32)
     rows, columns = _tile(n_channels, 128)
-    _sum_chunks[(n_slots, triton.cdiv(n_channels, columns))](
+    _sum_chunks[(slots, triton.cdiv(n_channels, columns))](
         x, cu_seqlens, x if weights is None else weights, partial, partial_weight,
         n_segments, n_channels,
         HAS_WEIGHTS=weights is not None, CHUNK=CHUNK, BLOCK_T=rows, BLOCK_C=columns,
@@ -190,7 +176,7 @@ def forward_saving(
     rows, columns = _tile(n_channels, 1 << 20)
     _finish[(n_segments,)](
         partial, partial_weight, cu_seqlens, out, stats, n_channels, SMALLEST_NORM,
-        NORMALIZE=normalize, CHUNK=CHUNK, BLOCK_S=rows, BLOCK_C=columns,
+        NORMALIZE=normalize, CHUNK=CHUNK, BLOCK_S=rows, BLOCK_C=columns, num_warps=8,
     )  # fmt: skip
     return out, stats
 
@@ -229,13 +215,14 @@ def backward(
     Returns (grad_x (T, C) in x's dtype or None, grad_weights (T,) float32 or None), as asked;
     zeros for the tokens of a segment whose weights sum to zero.
     """
-    (n_segments, n_slots), n_channels = _slots(x, cu_seqlens), x.shape[1]
+    n_segments, n_channels = cu_seqlens.numel() - 1, x.shape[1]
+    slots = n_slots(x.shape[0], n_segments, CHUNK)
     grad_x = torch.empty_like(x) if need_grad_x else None
     grad_weights = x.new_empty(x.shape[:1], dtype=torch.float32) if need_grad_weights else None
     if x.numel() == 0:
         return grad_x, None if grad_weights is None else grad_weights.zero_()
     rows, columns = _tile(n_channels, 1 << 20)
-    _backward_chunks[(n_slots,)](
+    _backward_chunks[(slots,)](
         grad_out, x, cu_seqlens, x if weights is None else weights, out, stats,
         x if grad_x is None else grad_x, x if grad_weights is None else grad_weights,
         n_segments, n_channels, SMALLEST_NORM,

@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EVERY = "all"
 WHOLE_MODELS = "models"
 """Whole encoders, with a program of their own arguments; on the CPU alone."""
+TUNE = "tune"
+"""Tries tile sizes on a GPU, and compares with nobody: not among all."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,6 +57,8 @@ def _all(found: dict[str, Path], args: argparse.Namespace) -> int:
         raise InputError("--out names one file: give one OP, or leave out --out")
     status = 0
     for op, path in found.items():
+        if op == TUNE:
+            continue
         if op == WHOLE_MODELS and (args.device or "cpu") != "cpu":
             print(f"{op}: left out, whole encoders are measured on the CPU", flush=True)
             continue
@@ -71,7 +75,7 @@ def _arguments(args: argparse.Namespace, op: str, *, strict: bool) -> list[str]:
     of_ops += [word for dtype in args.dtype or () for word in ("--dtype", dtype)]
     of_ops += [] if args.cases is None else ["--cases", args.cases]
     of_ops += [] if args.plot is None else ["--plot" if args.plot else "--no-plot"]
-    if op == WHOLE_MODELS:
+    if op in (WHOLE_MODELS, TUNE):
         if of_ops and strict:
             raise InputError(
                 f"{op} does not take {of_ops[0]}; what its own program takes goes after --: "

@@ -2,23 +2,35 @@
 
 from .attention import attention
 from .backend import BACKENDS, use_backend
-from .bias import ALiBi, RelativePositionBias, ScoreBias, alibi_slopes, relative_position_bucket
+from .bias import (
+    ALiBi,
+    AsymmetricALiBi,
+    RelativePositionBias,
+    ScoreBias,
+    ScoreMap,
+    alibi_slopes,
+    relative_position_bucket,
+)
 from .gated import ACTIVATIONS, gated_activation, gated_linear
 from .linear import linear
 from .norm import add_layer_norm, add_rms_norm
 from .rotary import rotary
+from .score_check import check_score_bias
 from .segment_mean import masked_mean_pool, segment_mean
 
 __all__ = [
     "ACTIVATIONS",
     "BACKENDS",
     "ALiBi",
+    "AsymmetricALiBi",
     "RelativePositionBias",
     "ScoreBias",
+    "ScoreMap",
     "add_layer_norm",
     "add_rms_norm",
     "alibi_slopes",
     "attention",
+    "check_score_bias",
     "gated_activation",
     "gated_linear",
     "linear",

@@ -12,16 +12,21 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from . import attention_cpu
+from . import (  # attention_triton_ops registers its ops
+    attention_cpu,
+    attention_flash,
+    attention_triton,
+    attention_triton_ops,  # noqa: F401
+)
 from .attention_custom import CustomTerms, attention_custom_bias
 from .attention_ops import check_values
 from .attention_torch import Terms
 from .backend import WhyNot, always, choose, compiling
-from .bias import ALiBi, RelativePositionBias, ScoreBias
+from .bias import ALiBi, RelativePositionBias, ScoreBias, ScoreMap
 from .reference import attention_reference
 from .validation import check_cu_seqlens, check_float
 
-Bias = ALiBi | RelativePositionBias | ScoreBias | Tensor | None
+Bias = ALiBi | RelativePositionBias | ScoreBias | ScoreMap | Tensor | None
 
 
 def attention(
@@ -47,7 +52,8 @@ def attention(
         q, k, v: (T, H, D), one floating dtype, one device.
         cu_seqlens: (B + 1,) int32 or int64, cumulative lengths: 0 first, T last.
         bias: `ALiBi(slopes)`, `RelativePositionBias(table)`, a dense (H, Nmax, Nmax) tensor
-            indexed by place in the sequence, or an object of one's own with `ScoreBias.block`.
+            indexed by place in the sequence, or an object of one's own: a `ScoreBias` (such as
+            `AsymmetricALiBi`) or a `ScoreMap`.
         positions: (T,) integers, strictly increasing in each sequence; default 0..n-1. They carry
             masks with holes: distances (ALiBi, T5, window) are differences of positions.
         scale: factor of the scores, default D ** -0.5.
@@ -59,8 +65,10 @@ def attention(
             most 2 * skip_eps * max|v|, the log-sum-exp by -ln(1 - skip_eps).
         return_lse: also return the log-sum-exp of the scores, (T, H) float32 (float64 for
             float64); differentiable.
-        backend: "cpu" (no dropout, no gradient of a dense bias, no bias of one's own), "torch" or
-            "reference"; None chooses.
+        backend: "triton" (a bias of one's own if it has a `kernel()`), "cpu" (no dropout, no
+            gradient of a dense bias, no bias of one's own), "flash_attn" (that package: half
+            precision, no bias or ALiBi without a gradient of the slopes), "torch" or "reference";
+            None chooses.
 
     Returns:
         out (T, H, D) in q's dtype, or (out, lse); differentiable once.
@@ -74,7 +82,8 @@ def attention(
     window = (-1, -1) if window is None else window
     # Drawn from torch's own generator, so that torch.manual_seed makes dropout repeatable.
     seed = torch.randint(2**62, ()) if dropout_p > 0 else None
-    name = choose("attention", backend, backend_table(q, k, v, bias, dropout_p, positions))
+    table = backend_table(q, k, v, bias, dropout_p, positions, return_lse)
+    name = choose("attention", backend, table)
     if name == "reference":
         check_values(q, cu_seqlens, bias, positions)
         out, lse = attention_reference(
@@ -89,6 +98,17 @@ def attention(
             q, k, v, cu_seqlens, kind, tensor, max_distance, positions, scale, window[0], window[1],
             float(skip_eps), return_lse, learned and torch.is_grad_enabled(),
         )  # fmt: skip
+    elif name == "triton":
+        kind, tensor, max_distance = _flatten(bias)
+        if skip_eps is None:
+            skip_eps = attention_cpu.SKIP_EPS[q.dtype]
+        out, lse, _ = torch.ops.pyenc.attention_triton(
+            q, k, v, cu_seqlens, kind, tensor, max_distance, positions, scale, window[0], window[1],
+            dropout_p, seed, float(skip_eps),
+        )  # fmt: skip
+    elif name == "flash_attn":
+        slopes = bias.slopes if isinstance(bias, ALiBi) else None
+        out, lse = attention_flash.attention(q, k, v, cu_seqlens, slopes, scale, window, dropout_p)
     elif _is_own(bias):
         bounds = check_values(q, cu_seqlens, bias, positions)
         seed_value = 0 if seed is None else int(seed)
@@ -111,6 +131,7 @@ def backend_table(
     bias: Bias = None,
     dropout_p: float = 0.0,
     positions: Tensor | None = None,
+    return_lse: bool = False,
 ) -> dict[str, WhyNot]:
     """The backends of this op and why each cannot serve, for `choose` and `explain`."""
 
@@ -121,10 +142,26 @@ def backend_table(
         known = None if compiling() else positions
         return attention_cpu.why_not(q, bias, dropout_p, known)
 
+    def triton() -> str | None:
+        if _is_own(bias) and not hasattr(bias, "kernel"):
+            return f"{type(bias).__name__} has no method kernel()"
+        reason = attention_triton.why_not(q, bias)
+        if reason is None and _is_own(bias):
+            function, params = bias.kernel()  # type: ignore[union-attr]
+            if params.requires_grad and torch.is_grad_enabled() and not function.n_learned:
+                reason = f"the ScoreFunction of {type(bias).__name__} has no `parameter`"
+        return reason
+
+    def flash() -> str | None:
+        learned = any(x.requires_grad for x in (q, k, v)) and torch.is_grad_enabled()
+        return attention_flash.why_not(q, bias, positions, return_lse, learned)
+
     def reference() -> str | None:
         return "the oracle has no dropout" if dropout_p > 0 else None
 
-    return {"cpu": cpu, "torch": always, "reference": reference}
+    return {
+        "cpu": cpu, "triton": triton, "flash_attn": flash, "torch": always, "reference": reference
+    }  # fmt: skip
 
 
 def _is_own(bias: Bias) -> bool:
@@ -152,6 +189,9 @@ def _flatten(bias: Bias) -> tuple[str, Tensor | None, int]:
         return "t5", bias.table, bias.max_distance
     if isinstance(bias, Tensor):
         return "dense", bias, 0
+    if bias is not None and hasattr(bias, "kernel"):
+        function, params = bias.kernel()
+        return function.key, params, 0
     return "none", None, 0
 
 
@@ -224,12 +264,12 @@ def _check_bias(q: Tensor, bias: Bias) -> None:
     elif isinstance(bias, Tensor):
         square = bias.ndim == 3 and bias.shape[1] == bias.shape[2]
         tensor, heads, right = bias, bias.shape[0] if square else -1, "bias (H, Nmax, Nmax)"
-    elif isinstance(bias, ScoreBias):
+    elif isinstance(bias, (ScoreBias, ScoreMap)):
         return
     else:
         raise InputError(
             "attention: bias must be None, ALiBi, RelativePositionBias, a tensor, or an object "
-            f"with a method block(i, j); got {type(bias).__name__}"
+            f"with a method block(i, j) or score(s, i, j); got {type(bias).__name__}"
         )
     check_float("attention", q=q, bias=tensor)
     if heads != q.shape[1]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .attention_torch import keep_factor
-from .bias import ScoreBias
+from .bias import ScoreBias, ScoreMap, apply_own
 from .groups import BLOCK_ELEMENTS
 
 
@@ -24,7 +24,7 @@ from .groups import BLOCK_ELEMENTS
 class CustomTerms:
     """What is added to the scores, and what hides some of them."""
 
-    bias: ScoreBias
+    bias: ScoreBias | ScoreMap
     bounds: list[int]
     positions: Tensor | None  # (T,)
     scale: float
@@ -52,10 +52,12 @@ class CustomTerms:
         """out (i, H, D) and log-sum-exp (i, H) of one block, in float32 or wider."""
         wide = torch.promote_types(q_ihd.dtype, torch.float32)
         places = torch.arange(there.start, there.stop, device=q_ihd.device) - there.start
-        at = places if self.positions is None else self.positions[there]
+        at = places
+        if self.positions is not None:
+            at = self.positions[there] - self.positions[there.start]
         i, j = at[here.start - there.start : here.stop - there.start], at
         score = torch.einsum("ihd,jhd->hij", q_ihd.to(wide), k_jhd.to(wide)) * self.scale
-        score = score + self.bias.block(i, j)
+        score = apply_own(self.bias, score, i, j)
         ahead = j[None, :] - i[:, None]
         if self.window[0] >= 0:
             score = score.masked_fill(-ahead > self.window[0], float("-inf"))
@@ -74,9 +76,10 @@ def attention_custom_bias(
     parameters = terms.parameters()
     if torch.is_grad_enabled() and not parameters and len(q):
         place = torch.zeros(1, dtype=torch.long, device=q.device)
-        if terms.bias.block(place, place).requires_grad:
+        score = q.detach().new_zeros((q.shape[1], 1, 1))
+        if apply_own(terms.bias, score, place, place).requires_grad:
             raise InputError(
-                f"attention: {type(terms.bias).__name__}.block wants a gradient, but the object "
+                f"attention: {type(terms.bias).__name__} wants a gradient, but the object "
                 "has no method parameters() that lists the tensors it belongs to"
             )
     out, lse = _Attention.apply(terms, q, k, v, *parameters)

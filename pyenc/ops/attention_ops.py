@@ -135,7 +135,7 @@ def _cpu_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(out, log-sum-exp (T, H), ranges (T, H, 2)), the last two empty where not wanted."""
     terms = Terms(kind, bias, max_distance, positions, window_left, window_right, scale, 0.0, 0)
-    q, k, v = (_rows_contiguous(x) for x in (q, k, v))
+    q, k, v = (rows_contiguous(x) for x in (q, k, v))
     out, lse, ranges, _ = attention_cpu.forward(
         q, k, v, cu_seqlens, terms, skip_eps,
         want_lse=want_lse or want_backward, want_ranges=want_backward,
@@ -178,7 +178,7 @@ def _cpu_backward_op(
     want_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     terms = Terms(kind, bias, max_distance, positions, window_left, window_right, scale, 0.0, 0)
-    q, k, v = (_rows_contiguous(x) for x in (q, k, v))
+    q, k, v = (rows_contiguous(x) for x in (q, k, v))
     dq, dk, dv, dbias = attention_cpu.backward(
         grad_out, grad_lse, q, k, v, cu_seqlens, terms, skip_eps, out, lse, ranges,
         want_bias=want_bias,
@@ -224,7 +224,7 @@ def _cpu_backward(
 _cpu_op.register_autograd(_cpu_backward, setup_context=_cpu_setup)
 
 
-def _rows_contiguous(x: Tensor) -> Tensor:
+def rows_contiguous(x: Tensor) -> Tensor:
     """Any strides but along the last axis, which the kernels read as it lies."""
     return x if x.stride(-1) == 1 else x.contiguous()
 

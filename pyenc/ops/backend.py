@@ -68,19 +68,23 @@ def requested_backend(explicit: str | None) -> str:
     return from_environment
 
 
-def choose(op: str, explicit: str | None, table: Mapping[str, WhyNot]) -> str:
+def choose(
+    op: str, explicit: str | None, table: Mapping[str, WhyNot], *, others: tuple[str, ...] = ()
+) -> str:
     """Name the backend that serves this call of `op`.
 
     Args:
         op: name of the op, for messages.
         explicit: the `backend` argument of the call.
         table: backend name -> why it cannot serve this call, or None; in order of preference.
+        others: backends that may be asked for, for all the ops of a model, and that have no kernel
+            of this one: it chooses as for "auto".
 
     Raises:
         BackendError: a backend was asked for and cannot serve, or is unknown.
     """
     name = requested_backend(explicit)
-    if name == "auto":
+    if name == "auto" or name in others:
         for candidate, why_not in table.items():
             if candidate != "reference" and why_not() is None:
                 return candidate

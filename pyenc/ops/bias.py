@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,9 +19,14 @@ from ..errors import InputError
 class ScoreBias(Protocol):
     """A bias of one's own: any object with this method is accepted by `attention(bias=...)`.
 
-    Served by the torch backend, block by block in linear memory. Where the bias is to be learned
-    the object also needs `parameters()`, which lists the tensors that get a gradient; a
-    `torch.nn.Module` has it.
+    Positions are counted from the first token of the sequence. The torch backend serves it, block
+    by block in linear memory. Where it is to be learned the object also needs `parameters()`, which
+    lists the tensors that get a gradient; a `torch.nn.Module` has it.
+
+    With a method `kernel()` the Triton kernels serve it too. It returns (function, params): a
+    `pyenc_kernels.score_function.ScoreFunction`, the same in small Triton functions, and params
+    (H, P) float32, a row of numbers a head, made of the object's tensors by torch operations. See
+    docs/attention-variants.md, and `check_score_bias`, which compares the two.
     """
 
     def block(self, i: Tensor, j: Tensor) -> Tensor:
@@ -30,6 +35,57 @@ class ScoreBias(Protocol):
         Made of differentiable torch operations; -inf hides a key, but never all keys of a query.
         """
         ...
+
+
+@runtime_checkable
+class ScoreMap(Protocol):
+    """As `ScoreBias`, for what does not merely add to the scores (a soft cap, say)."""
+
+    def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """New scores of s (H, ni, nj), those so far, with i (ni,) and j (nj,) as in `block`."""
+        ...
+
+
+def apply_own(bias: ScoreBias | ScoreMap, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """Scores s (H, ni, nj) with a bias of one's own, by its torch form."""
+    if isinstance(bias, ScoreMap):
+        return bias.score(s, i, j)
+    return s + bias.block(i, j).to(s.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class AsymmetricALiBi:
+    """ALiBi with a slope of its own for each side of the query, of the variants that this library
+    has the worked example: `score[h, i, j] -= left[h] * max(i - j, 0) + right[h] * max(j - i, 0)`.
+
+    Args:
+        slopes: (H, 2) float32 or float64, (left, right) a head: for keys before the query and for
+            those after it; may require grad.
+    """
+
+    slopes: Tensor
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.slopes, Tensor) or self.slopes.shape[1:] != (2,):
+            got = getattr(self.slopes, "shape", type(self.slopes).__name__)
+            raise InputError(f"AsymmetricALiBi: slopes must be a tensor (H, 2), got {got}")
+        if self.slopes.dtype not in (torch.float32, torch.float64):
+            raise InputError(
+                f"AsymmetricALiBi: slopes must stay float32 (or float64), got {self.slopes.dtype}"
+            )
+
+    def parameters(self) -> list[Tensor]:
+        return [self.slopes]
+
+    def block(self, i: Tensor, j: Tensor) -> Tensor:
+        back = (i[:, None] - j[None, :]).to(self.slopes.dtype)
+        left, right = self.slopes[:, 0, None, None], self.slopes[:, 1, None, None]
+        return -left * back.clamp(min=0) - right * (-back).clamp(min=0)
+
+    def kernel(self) -> tuple[Any, Tensor]:
+        from pyenc_kernels.score_function import ASYMMETRIC_ALIBI
+
+        return ASYMMETRIC_ALIBI, self.slopes
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from . import gated_cpu  # noqa: F401  (registers its ops)
+from . import gated_ops, triton_launch  # noqa: F401  (gated_ops registers the ops)
 from .backend import WhyNot, always, choose
 from .launch import DTYPE_CODES, why_not
 from .linear import linear
@@ -43,7 +43,7 @@ def gated_activation(
     Args:
         gate, value: equal shapes and dtypes, any strides; float16/32/64 or bfloat16.
         activation: one of `ACTIVATIONS`.
-        backend: "cpu", "torch" or "reference"; None chooses.
+        backend: "triton", "cpu", "torch" or "reference"; None chooses.
 
     Returns:
         A new tensor of the same shape and dtype; computed in float32 or wider, rounded once.
@@ -58,11 +58,11 @@ def gated_activation(
             f"{tuple(gate.shape)} {gate.dtype} and {tuple(value.shape)} {value.dtype}"
         )
     _check_activation("gated_activation", activation)
-    name = choose("gated_activation", backend, backend_table(gate))
+    name = choose("gated_activation", backend, backend_table(gate), others=("flash_attn",))
     if name == "reference":
         return gated_activation_reference(gate, value, activation)
-    if name == "cpu":
-        out: Tensor = torch.ops.pyenc.gated_cpu(gate, value, activation)
+    if name in ("cpu", "triton"):
+        out: Tensor = torch.ops.pyenc.gated_activation(gate, value, activation, name)
         return out
     # Half precision is rounded once, at the end.
     activated = activate(gate.to(torch.promote_types(gate.dtype, torch.float32)), activation)
@@ -89,7 +89,7 @@ def gated_linear(
         activation: one of `ACTIVATIONS`, applied to the gate half alone.
         gate_first: whether the first F rows are the gate (JinaBert v2, MosaicBERT) or the value
             (JinaBert qk-post-norm, GTE).
-        backend: "cpu", "torch" or "reference"; None chooses.
+        backend: "triton", "cpu", "torch" or "reference"; None chooses.
 
     Returns:
         (..., F), dtype of x.
@@ -108,15 +108,15 @@ def gated_linear(
             f"gated_linear: bias must be ({weight.shape[0]},), got {tuple(bias.shape)}"
         )
     _check_activation("gated_linear", activation)
-    name = choose("gated_linear", backend, backend_table(x))
+    name = choose("gated_linear", backend, backend_table(x), others=("flash_attn",))
     if name == "reference":
         rows = gated_linear_reference(
             x.reshape(-1, x.shape[-1]), weight, bias, activation, gate_first
         )
         return rows.reshape(*x.shape[:-1], weight.shape[0] // 2)
     halves = linear(x, weight, bias, backend=backend)
-    if name == "cpu" and halves.dtype in DTYPE_CODES:
-        out: Tensor = torch.ops.pyenc.gated_halves_cpu(halves, activation, gate_first)
+    if name in ("cpu", "triton") and halves.dtype in DTYPE_CODES:
+        out: Tensor = torch.ops.pyenc.gated_halves(halves, activation, gate_first, name)
         return out
     first, second = halves.chunk(2, dim=-1)
     gate, value = (first, second) if gate_first else (second, first)
@@ -125,7 +125,12 @@ def gated_linear(
 
 def backend_table(gate: Tensor) -> dict[str, WhyNot]:
     """The backends of these ops and why each cannot serve, for `choose` and `explain`."""
-    return {"cpu": lambda: why_not(gate), "torch": always, "reference": always}
+    return {
+        "cpu": lambda: why_not(gate),
+        "triton": lambda: triton_launch.why_not(gate),
+        "torch": always,
+        "reference": always,
+    }
 
 
 def _check_activation(op: str, activation: str) -> None:

@@ -72,7 +72,7 @@ def linear(
     requested = requested_backend(backend)
     table = backend_table(x, weight, bias, requested=requested)
     name = choose("linear", backend, table)
-    if name in ("cpu", "triton"):
+    if name in ("cpu", "triton", "flash_attn"):
         name = choose("linear", "auto", table)
     if name == "reference":
         return linear_reference(x, weight, bias, activation)
@@ -114,6 +114,7 @@ def backend_table(
         # Asked for by name for all the ops of a model.
         "cpu": lambda: None if x.device.type == "cpu" else f"the tensors are on {x.device}",
         "triton": always,
+        "flash_attn": always,
     }
 
 

@@ -44,7 +44,9 @@ def add_layer_norm(
         InputError: shapes or dtypes are wrong.
     """
     _check("add_layer_norm", x, residual, weight, bias)
-    name = choose("add_layer_norm", backend, _layer_norm_table(x, residual))
+    name = choose(
+        "add_layer_norm", backend, _layer_norm_table(x, residual), others=("triton", "flash_attn")
+    )
     if name == "reference":
         return add_layer_norm_reference(x, residual, weight, bias, eps)
     if name == "cpu":
@@ -62,7 +64,9 @@ def add_rms_norm(
     Args and returns as `add_layer_norm`; the mean square is taken in float32 or wider.
     """
     _check("add_rms_norm", x, residual, weight, None)
-    name = choose("add_rms_norm", backend, backend_table(x, residual))
+    name = choose(
+        "add_rms_norm", backend, backend_table(x, residual), others=("triton", "flash_attn")
+    )
     if name == "reference":
         return add_rms_norm_reference(x, residual, weight, eps)
     if name == "cpu":

@@ -13,7 +13,7 @@ import torch
 from einops import einsum, rearrange, reduce
 from torch import Tensor
 
-from .bias import ALiBi, RelativePositionBias, ScoreBias
+from .bias import ALiBi, RelativePositionBias, ScoreBias, ScoreMap, apply_own
 
 
 def attention_reference(
@@ -22,7 +22,7 @@ def attention_reference(
     v: Tensor,
     cu_seqlens: Tensor,
     *,
-    bias: ALiBi | RelativePositionBias | ScoreBias | Tensor | None = None,
+    bias: ALiBi | RelativePositionBias | ScoreBias | ScoreMap | Tensor | None = None,
     positions: Tensor | None = None,
     scale: float | None = None,
     window: tuple[int, int] | None = None,
@@ -36,7 +36,10 @@ def attention_reference(
         place = torch.arange(n, device=q.device)
         at = place if positions is None else positions[start:end]
         score = scale * einsum(q[start:end], k[start:end], "i h d, j h d -> h i j")
-        score = score + _dense_bias(bias, at, place, score)
+        if bias is not None and not isinstance(bias, (ALiBi, RelativePositionBias, Tensor)):
+            score = apply_own(bias, score, at - at[:1], at - at[:1])
+        else:
+            score = score + _dense_bias(bias, at, place, score)
         if window is not None:
             left, right = window
             ahead = rearrange(at, "j -> 1 j") - rearrange(at, "i -> i 1")
@@ -52,7 +55,7 @@ def attention_reference(
 
 
 def _dense_bias(
-    bias: ALiBi | RelativePositionBias | ScoreBias | Tensor | None,
+    bias: ALiBi | RelativePositionBias | Tensor | None,
     at: Tensor,
     place: Tensor,
     score: Tensor,
@@ -65,13 +68,11 @@ def _dense_bias(
     if isinstance(bias, ALiBi):
         distance = (rearrange(at, "i -> i 1") - rearrange(at, "j -> 1 j")).abs()
         return -einsum(bias.slopes.to(score.dtype), distance.to(score.dtype), "h, i j -> h i j")
-    if isinstance(bias, RelativePositionBias):
-        ahead = rearrange(at, "j -> 1 j") - rearrange(at, "i -> i 1")
-        bucket = {d: _t5_bucket(d, bias) for d in set(ahead.flatten().tolist())}
-        index = torch.tensor([bucket[d] for d in ahead.flatten().tolist()], dtype=torch.long)
-        picked = bias.table[index.to(score.device)].to(score.dtype)
-        return rearrange(picked, "(i j) h -> h i j", i=len(place), j=len(place))
-    return bias.block(at, at).to(score.dtype)
+    ahead = rearrange(at, "j -> 1 j") - rearrange(at, "i -> i 1")
+    bucket = {d: _t5_bucket(d, bias) for d in set(ahead.flatten().tolist())}
+    index = torch.tensor([bucket[d] for d in ahead.flatten().tolist()], dtype=torch.long)
+    picked = bias.table[index.to(score.device)].to(score.dtype)
+    return rearrange(picked, "(i j) h -> h i j", i=len(place), j=len(place))
 
 
 def _t5_bucket(ahead: int, bias: RelativePositionBias) -> int:

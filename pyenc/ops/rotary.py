@@ -46,7 +46,7 @@ def rotary(
             f"rotary: positions must be ({x.shape[0]},) int32 or int64; got "
             f"{tuple(positions.shape)} {positions.dtype}"
         )
-    name = choose("rotary", backend, backend_table(x, cos, sin))
+    name = choose("rotary", backend, backend_table(x, cos, sin), others=("triton", "flash_attn"))
     if name == "cpu":
         out: Tensor = torch.ops.pyenc.rotary_cpu(
             x, cos.to(torch.float32), sin.to(torch.float32), positions, False

@@ -5,19 +5,17 @@ Shapes: T packed tokens, B sequences, N padded length, C channels.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import pyenc_kernels
-
 from ..errors import InputError
-from . import launch, segment_mean_cpu
+from . import launch, segment_mean_cpu, triton_launch
 from .backend import WhyNot, always, choose
 from .reference import segment_mean_reference
+from .registered import on_card_of
 from .validation import check_cu_seqlens, check_float, sequence_bounds
 
 NORM_FLOOR = 1e-12
@@ -57,7 +55,7 @@ def segment_mean(
         raise InputError(
             f"segment_mean: weights must be ({x.shape[0]},), got {tuple(weights.shape)}"
         )
-    name = choose("segment_mean", backend, backend_table(x))
+    name = choose("segment_mean", backend, backend_table(x), others=("flash_attn",))
     if name == "reference":
         sequence_bounds("segment_mean", cu_seqlens, x.shape[0])
         pooled = segment_mean_reference(x, cu_seqlens, weights, normalize)
@@ -86,27 +84,17 @@ def masked_mean_pool(
 def backend_table(x: Tensor) -> dict[str, WhyNot]:
     """The backends of this op and why each cannot serve x, for `choose` and `explain`."""
 
-    def cpu() -> str | None:
-        return launch.why_not(x)
-
-    def triton() -> str | None:
-        if x.dtype not in segment_mean_cpu.DTYPE_CODES:
-            return f"it has no {x.dtype} kernel"
-        return _triton_missing(x.device.type)
-
-    return {"cpu": cpu, "triton": triton, "torch": always, "reference": always}
-
-
-@torch.compiler.assume_constant_result
-def _triton_missing(device_type: str) -> str | None:
-    return pyenc_kernels.unavailable_reason(device_type)
+    return {
+        "cpu": lambda: launch.why_not(x),
+        "triton": lambda: triton_launch.why_not(x),
+        "torch": always,
+        "reference": always,
+    }
 
 
 def _kernels(backend: str) -> Any:
     """The launchers of a compiled backend; both have the same three functions."""
-    if backend == "cpu":
-        return segment_mean_cpu
-    return importlib.import_module("pyenc_kernels.segment_mean")  # Triton, on first use
+    return segment_mean_cpu if backend == "cpu" else triton_launch.module_for("segment_mean")
 
 
 def _out_dtype(x: Tensor) -> torch.dtype:
@@ -121,9 +109,10 @@ def _segment_mean_op(
     sequence_bounds("segment_mean", cu_seqlens, x.shape[0])
     if backend != "torch":
         weights = None if weights is None else weights.contiguous()
-        out, stats = _kernels(backend).forward_saving(
-            x.contiguous(), cu_seqlens.contiguous(), weights, normalize
-        )
+        with on_card_of(x):
+            out, stats = _kernels(backend).forward_saving(
+                x.contiguous(), cu_seqlens.contiguous(), weights, normalize
+            )
         return out, stats
     lengths = cu_seqlens.diff().to(torch.int64)
     wide = x.to(_out_dtype(x))
@@ -163,10 +152,11 @@ def _segment_mean_backward_op(
 ) -> tuple[Tensor, Tensor]:
     if backend != "torch":
         weights = None if weights is None else weights.contiguous()
-        grad_x, grad_weights = _kernels(backend).backward(
-            grad_out.contiguous(), x.contiguous(), cu_seqlens.contiguous(), weights, normalize,
-            out, stats, need_grad_weights=want_weights,
-        )  # fmt: skip
+        with on_card_of(x):
+            grad_x, grad_weights = _kernels(backend).backward(
+                grad_out.contiguous(), x.contiguous(), cu_seqlens.contiguous(), weights, normalize,
+                out, stats, need_grad_weights=want_weights,
+            )  # fmt: skip
         return grad_x, stats.new_empty(0) if grad_weights is None else grad_weights
     total, norm = stats[:, :1], stats[:, 1:]
     grad_mean = grad_out

@@ -1,7 +1,6 @@
 """What ALiBi lets the kernels leave out stays within the promised share of each row.
 
-The inputs are built against the rule of csrc/attention_bound.h: keys far away with huge norms,
-aligned with the query or against it, at the threshold, one alone or all of them.
+The inputs of skip_inputs.py are built against the rule of csrc/attention_bound.h.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from torch import Tensor
 from pyenc.ops import ALiBi, alibi_slopes, attention, extension
 from pyenc.ops.attention_cpu import SKIP_EPS, computed_share
 from tests.instruction_sets import ISAS, run_on
+from tests.ops.skip_inputs import SkipInputs
 from tests.oracle import assert_right
 
 pytestmark = pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
@@ -26,65 +26,8 @@ SLOPES = torch.tensor([2.0**-e for e in (0.5, 1, 2, 3, 4, 5, 6, 7, 8)] + [0.0, -
 HEADS = len(SLOPES)
 
 
-def plain() -> list[Tensor]:
-    q, k, v = (torch.randn(N, HEADS, D) for _ in range(3))
-    return [2 * q, k, v]
-
-
-def planted(delta: float) -> list[Tensor]:
-    """For each query of a few, one key far away whose score lies `delta` above its own key's."""
-    q, k, v = plain()
-    for i, j in ((10, 1000), (1090, 3), (500, 900), (501, 100), (600, 820)):
-        unit = q[i] / q[i].norm(dim=-1, keepdim=True)
-        here = (q[i] * k[i]).sum(-1) * D**-0.5
-        wanted = here + SLOPES.abs() * abs(i - j) + delta
-        k[j] = unit * (wanted / (q[i].norm(dim=-1) * D**-0.5))[:, None]
-    return [q, k, v]
-
-
-def opposed() -> list[Tensor]:
-    """Huge keys against every query: the norm bound thinks them heavy, they weigh nothing."""
-    q, k, v = plain()
-    away = torch.nn.functional.normalize(torch.randn(HEADS, D), dim=-1)
-    q = q * 0.1 + away
-    k[::97] = -300 * away
-    return [q, k, v]
-
-
-def level(delta: float, fall: float = 0.0) -> list[Tensor]:
-    """Every key beyond 200 as heavy as it can be under the threshold: the whole tail counts. Or
-    falling by `fall` a key, so that what a block may carry is used up, again and again."""
-    q, k, v = plain()
-    line = torch.nn.functional.normalize(torch.randn(HEADS, D), dim=-1)
-    q = line.expand(N, -1, -1).clone()
-    away = (torch.arange(N) - N // 2).abs().float()[:, None]
-    score = torch.where(away > 200, SLOPES * away + delta - fall * (away - 200), 0.0)
-    k = 0.01 * k + line * score[..., None] / D**-0.5
-    return [q, k, v]
-
-
-def shifted() -> list[Tensor]:
-    """A mean key of many sigmas, which every norm contains."""
-    q, k, v = plain()
-    return [q, k + 30 * torch.randn(HEADS, D), v]
-
-
-def clustered() -> list[Tensor]:
-    """Keys that change slowly: a block's own centre tells more than its norms."""
-    q, k, v = plain()
-    steps = torch.randn(N // 100, HEADS, D).repeat_interleave(100, 0)
-    return [q, 3 * steps + 0.1 * k, v]
-
-
-BUILDERS: dict[str, Any] = {
-    "plain": plain,
-    **{f"planted {d}": (lambda d=d: planted(d)) for d in (-40, -18, -16, -8, -1, 3)},
-    "opposed": opposed,
-    **{f"level {d}": (lambda d=d: level(d)) for d in (-30, -20, -12, -6, 0)},
-    **{f"falling {d}": (lambda d=d: level(d, math.log(2) / 48)) for d in (-24, -18, -12, -8, -4)},
-    "shifted": shifted,
-    "clustered": clustered,
-}
+INPUTS = SkipInputs(N, SLOPES, D)
+BUILDERS, plain = INPUTS.builders, INPUTS.plain
 
 
 def run(qkv: list[Tensor], backend: str, eps: float | None, wide: bool = False) -> list[Tensor]:

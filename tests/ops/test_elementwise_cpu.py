@@ -65,7 +65,7 @@ def check_halves(
 
     def op(backend: str, x: Tensor) -> Tensor:
         if backend == "cpu":
-            return torch.ops.pyenc.gated_halves_cpu(x, activation, gate_first)  # type: ignore[no-any-return]
+            return torch.ops.pyenc.gated_halves(x, activation, gate_first, backend)  # type: ignore[no-any-return]
         gate, value = x.chunk(2, -1)[:: 1 if gate_first else -1]
         return gated_activation(gate, value, activation, backend=backend)
 
@@ -297,9 +297,9 @@ def test_opcheck() -> None:
         return torch.randn(shape, requires_grad=True)
 
     check = torch.library.opcheck
-    check(torch.ops.pyenc.gated_cpu.default, (leaf(3, 4, 5), leaf(3, 4, 5), "gelu"))
+    check(torch.ops.pyenc.gated_activation.default, (leaf(3, 4, 5), leaf(3, 4, 5), "gelu", "cpu"))
     for gate_first in (True, False):
-        check(torch.ops.pyenc.gated_halves_cpu.default, (leaf(3, 10), "silu", gate_first))
+        check(torch.ops.pyenc.gated_halves.default, (leaf(3, 10), "silu", gate_first, "cpu"))
     for residual, bias, rms in itertools.product(
         (leaf(3, 6), None), (leaf(6), None), (True, False)
     ):

@@ -1,0 +1,152 @@
+"""Compiles Triton kernels for GPUs that are not here, and says what they take of one.
+
+The launchers themselves run, on CPU tensors and with a driver that has no device: Triton
+specialises exactly as it would for a call, compiles, and launches nothing. Registers and spills are
+the assembler's own words, so the cache is a fresh one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+SHARED_LIMIT = {
+    "sm_80": 166912,
+    "sm_86": 101376,
+    "sm_89": 101376,
+    "sm_90": 232448,
+    "sm_100": 232448,
+}
+"""Bytes of shared memory a program may have."""
+GFX_SHARED_LIMIT = 65536
+ARCHITECTURES = (*SHARED_LIMIT, "gfx942")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel for one architecture."""
+
+    kernel: str
+    architecture: str
+    warps: int
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    matrix_instructions: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return self.shared_bytes <= SHARED_LIMIT.get(self.architecture, GFX_SHARED_LIMIT)
+
+    def row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class _NoDevice:
+    """As much of a driver as compiling asks for."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+def target_of(architecture: str) -> GPUTarget:
+    if architecture.startswith("sm_"):
+        return GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
+    return GPUTarget("hip", architecture, 64)
+
+
+def compile_for(architecture: str, call: Callable[[], object]) -> list[Compiled]:
+    """What every kernel that `call` launches takes on that architecture, in order of launch."""
+    found: list[Compiled] = []
+    seen: set[str] = set()
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        log = io.StringIO()
+        with contextlib.redirect_stdout(log):
+            kernel = run(self, *args, grid=(1, 1, 1), warmup=True, **options)
+        if kernel.hash not in seen:  # else it was launched twice and has no log
+            seen.add(kernel.hash)
+            found.append(_report(kernel, architecture, log.getvalue()))
+        return kernel
+
+    with _compiling(architecture), mock.patch.object(JITFunction, "run", compile_only):
+        call()
+    return found
+
+
+@contextlib.contextmanager
+def _compiling(architecture: str) -> Iterator[None]:
+    active = triton.runtime.driver
+    before = getattr(active, "_active", None)
+    with tempfile.TemporaryDirectory() as cache, contextlib.ExitStack() as stack:
+        stack.enter_context(triton.knobs.cache.scope())
+        triton.knobs.cache.dir = cache
+        stack.enter_context(triton.knobs.nvidia.scope())
+        triton.knobs.nvidia.dump_ptxas_log = True
+        active.set_active(_NoDevice(target_of(architecture)))
+        keys = architecture, "default"
+        stack.enter_context(mock.patch("pyenc_kernels.configs.keys_of", return_value=keys))
+        for kernel in _kernels():
+            kernel.device_caches.clear()
+        try:
+            yield
+        finally:
+            active._active = before
+            for kernel in _kernels():
+                kernel.device_caches.clear()
+
+
+def _kernels() -> list[Any]:
+    """Every kernel that has been imported: each keeps what it compiled, by device alone."""
+    import gc
+
+    return [x for x in gc.get_objects() if type(x) is JITFunction]
+
+
+def _report(kernel: Any, architecture: str, log: str) -> Compiled:
+    def number(pattern: str, text: str) -> int:
+        match = re.search(pattern, text)
+        if match is None:
+            raise RuntimeError(
+                f"{kernel.metadata.name} for {architecture}: no {pattern!r} in the log"
+            )
+        return int(match[1])
+
+    if architecture.startswith("sm_"):
+        code = kernel.asm["ptx"]
+        registers = number(r"Used (\d+) registers", log)
+        spilled = number(r"(\d+) bytes spill stores", log)
+        pattern = r"wgmma\.mma_async|tcgen05\.mma|mma\.sync"
+    else:
+        code = kernel.asm["amdgcn"]
+        registers = number(r"\.vgpr_count:\s*(\d+)", code)
+        spilled = 4 * number(r"\.vgpr_spill_count:\s*(\d+)", code)
+        pattern = r"v_mfma_\w+"
+    return Compiled(
+        kernel.metadata.name, architecture, kernel.metadata.num_warps, registers, spilled,
+        kernel.metadata.shared, tuple(sorted(set(re.findall(pattern, code)))),
+    )  # fmt: skip

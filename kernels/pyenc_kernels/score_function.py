@@ -1,0 +1,178 @@
+"""What may be done to attention scores: small functions in Triton, and what is known of them.
+
+A `ScoreFunction` maps one score and its place to another score. The kernels inline it; what else it
+says lets them be faster (`affine_from`, `decay`) or gives its parameters gradients (`parameter`).
+
+    score(s, i, j, head, params) -> s
+        s: the score so far, scale * q.k. i, j: positions of query and key, counted from the first
+        token of the sequence. All float32, of shapes that broadcast with each other. head: its
+        number. params: pointer to the head's row of float32 numbers.
+    slope(s, i, j, head, params) -> d score / d s, where that is not 1.
+    parameter(s, i, j, head, params, index) -> d score / d params[index], `index` known at
+        compilation, 0 to n_learned - 1.
+    decay(head, params, left) -> a rate r so that on that side of the query (left: keys before it;
+        known at compilation) score(s, i, j) <= s - r |i - j|. Far keys may then be left out.
+
+affine_from: where |i - j| is at least this, on each side of the query apart, score is s plus a
+number of the query's and a number of the key's alone, and stays so when both go on towards each
+other: the kernels then compute it once a row and once a column. None: nowhere.
+flat: beyond affine_from nothing changes any more on either side.
+
+The functions are inlined into kernels of other modules: they may use `tl` and what their own module
+defines. `pyenc.ops.check_score_bias` holds them against their torch twin.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_known: dict[str, ScoreFunction] = {}
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class ScoreFunction:
+    """The functions above, each made by `triton.jit`.
+
+    Made once, where they are defined: its `key`, and what is compiled for it, live with the
+    process.
+    """
+
+    score: Any
+    slope: Any = None
+    parameter: Any = None
+    n_learned: int = 0
+    decay: Any = None
+    affine_from: int | None = None
+    flat: bool = False
+
+    def __post_init__(self) -> None:
+        if self.slope is not None and self.affine_from is not None:
+            raise ValueError("ScoreFunction: affine_from is for what is added; slope says it isn't")
+        if self.slope is not None and self.decay is not None:
+            raise ValueError("ScoreFunction: decay is for what is added; slope says it isn't")
+        if (self.parameter is None) != (self.n_learned == 0):
+            raise ValueError("ScoreFunction: parameter and n_learned go together")
+        if self.flat and self.affine_from is None:
+            raise ValueError("ScoreFunction: flat needs affine_from, from where on it is")
+        object.__setattr__(self, "key", f"{self.score.__name__}#{next(_numbers)}")
+        _known[self.key] = self
+
+    key: str = ""
+    """A name for a registered op to carry; set here."""
+
+
+def by_key(key: str) -> ScoreFunction | None:
+    """The function of that key, if it is one's."""
+    return _known.get(key)
+
+
+# ---- symmetric ALiBi (arXiv 2108.12409): params is the head's slope ------------------------------
+
+
+@triton.jit
+def _alibi_score(s, i, j, head, params):
+    return s - tl.load(params) * tl.abs(i - j)
+
+
+@triton.jit
+def _alibi_parameter(s, i, j, head, params, index: tl.constexpr):
+    return -tl.abs(i - j)
+
+
+@triton.jit
+def _alibi_decay(head, params, left: tl.constexpr):
+    return tl.load(params)
+
+
+ALIBI = ScoreFunction(
+    _alibi_score, parameter=_alibi_parameter, n_learned=1, decay=_alibi_decay, affine_from=0
+)
+
+
+# ---- ALiBi with a slope for each side: params is (slope to the left, slope to the right) -------
+
+
+@triton.jit
+def _asymmetric_alibi_score(s, i, j, head, params):
+    return (
+        s - tl.load(params) * tl.maximum(i - j, 0.0) - tl.load(params + 1) * tl.maximum(j - i, 0.0)
+    )
+
+
+@triton.jit
+def _asymmetric_alibi_parameter(s, i, j, head, params, index: tl.constexpr):
+    return -tl.maximum(i - j, 0.0) if index == 0 else -tl.maximum(j - i, 0.0)
+
+
+@triton.jit
+def _asymmetric_alibi_decay(head, params, left: tl.constexpr):
+    return tl.load(params) if left else tl.load(params + 1)
+
+
+ASYMMETRIC_ALIBI = ScoreFunction(
+    _asymmetric_alibi_score,
+    parameter=_asymmetric_alibi_parameter,
+    n_learned=2,
+    decay=_asymmetric_alibi_decay,
+    affine_from=0,
+)
+
+
+# ---- T5's relative buckets (arXiv 1910.10683): params is made by `relative_position_params` ----
+
+_TABLE = tl.constexpr(128)  # room for buckets at the head of a row
+
+
+@triton.jit
+def _t5_place(i, j, params):
+    """Where the pair's distance stands in a line of 2 reach + 1."""
+    reach = tl.load(params + _TABLE)
+    return (tl.minimum(tl.maximum(j - i, -reach), reach) + reach).to(tl.int32), reach.to(tl.int32)
+
+
+@triton.jit
+def _t5_score(s, i, j, head, params):
+    place, _ = _t5_place(i, j, params)
+    return s + tl.load(params + _TABLE + 1 + place)
+
+
+@triton.jit
+def _t5_parameter(s, i, j, head, params, index: tl.constexpr):
+    place, reach = _t5_place(i, j, params)
+    bucket = tl.load(params + _TABLE + 2 + 2 * reach + place)
+    return tl.where(bucket == index, 1.0, 0.0)
+
+
+@functools.cache
+def relative_position(n_buckets: int, reach: int) -> ScoreFunction:
+    """T5's bias with so many buckets; each side's last is that of all keys from `reach` on."""
+    if n_buckets > _TABLE.value:
+        raise ValueError(f"relative_position: at most {_TABLE.value} buckets, got {n_buckets}")
+    return ScoreFunction(
+        _t5_score, parameter=_t5_parameter, n_learned=n_buckets, affine_from=reach, flat=True
+    )
+
+
+def relative_position_params(table: Tensor, buckets: Tensor) -> Tensor:
+    """Rows (H, 128 + 1 + 2 (2 reach + 1)) float32 of `relative_position`.
+
+    table (n_buckets, H); buckets (2 reach + 1,) int64, the bucket of key - query from -reach on.
+    """
+    heads, reach = table.shape[1], buckets.numel() // 2
+    by_head = table.detach().float().t()
+    parts = [
+        torch.nn.functional.pad(by_head, (0, _TABLE.value - table.shape[0])),
+        by_head.new_full((heads, 1), reach),
+        by_head[:, buckets],
+        buckets.float().expand(heads, -1),
+    ]
+    return torch.cat(parts, 1).contiguous()

@@ -1,0 +1,30 @@
+"""What ops with Triton kernels share: when those can serve, and where their launchers are."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+import pyenc_kernels
+
+from .launch import DTYPE_CODES
+
+
+def why_not(x: Tensor) -> str | None:
+    """Why the Triton kernels cannot serve a tensor, or None."""
+    if x.dtype not in DTYPE_CODES:
+        return f"it has no {x.dtype} kernel"
+    return _missing(x.device.type)
+
+
+def module_for(name: str) -> ModuleType:
+    """The launchers of a module of `pyenc_kernels`; imports Triton when it is first asked."""
+    return importlib.import_module(f"pyenc_kernels.{name}")
+
+
+@torch.compiler.assume_constant_result
+def _missing(device_type: str) -> str | None:
+    return pyenc_kernels.unavailable_reason(device_type)

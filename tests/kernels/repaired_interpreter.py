@@ -1,0 +1,96 @@
+"""Makes Triton's interpreter compute bfloat16, which it keeps as the 16 bits of an integer.
+
+As it comes (3.6 to 3.9) it multiplies those integers in a dot product and cuts off the lower half
+of a float where hardware rounds to nearest even. `repair()` mends both, and makes any other
+arithmetic on bfloat16 an error: kernels widen first, as they should.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+
+
+def widened(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def narrowed(floats: np.ndarray) -> np.ndarray:
+    bits = np.ascontiguousarray(floats, np.float32).view(np.uint32)
+    rounded = (bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(floats), 0x7FC0, rounded).astype(np.uint16)
+
+
+def repair() -> None:
+    builder: Any = interpreter.InterpreterBuilder
+    if getattr(builder, "bfloat16_repaired", False):
+        return
+    convert, dot, binary = interpreter._convert_float, builder.create_dot, builder.binary_op
+
+    def convert_float(data: Any, source: Any, target: Any, rounding: Any) -> Any:
+        if target == tl.bfloat16 and source == tl.float32:
+            return narrowed(data)
+        return convert(data, source, target, rounding)
+
+    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        def wide(x: Any) -> Any:
+            if x.dtype.scalar != tl.bfloat16:
+                return x
+            return interpreter.TensorHandle(widened(x.data), tl.float32)
+
+        return dot(self, wide(a), wide(b), *rest)
+
+    def binary_op(self: Any, a: Any, b: Any, op: Any) -> Any:
+        if tl.bfloat16 in (a.dtype.scalar, b.dtype.scalar):
+            raise TypeError("the interpreter has no arithmetic for bfloat16; widen it first")
+        return binary(self, a, b, op)
+
+    _patch_once_a_launch()
+    interpreter._convert_float = convert_float
+    builder.create_dot, builder.binary_op = create_dot, binary_op
+    builder.bfloat16_repaired = True
+    if not hasattr(tl.tensor, "__index__"):
+        patch = interpreter._patch_lang_tensor
+
+        def patch_tensor(tensor: Any, *scope: Any) -> None:
+            # 3.6 with numpy 2.4: a loop's bounds are arrays of one element, no longer integers.
+            patch(tensor, *scope)
+            if scope:
+                scope[0].set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+            else:
+                tensor.__index__ = lambda self: int(self.handle.data.squeeze())
+
+        interpreter._patch_lang_tensor = patch_tensor
+
+
+def _patch_once_a_launch() -> None:
+    """Let a kernel's helpers find the language as the kernel's launch has patched it.
+
+    The interpreter replaces some hundred functions of `triton.language` at a launch, and once more
+    at each call of a function by a kernel, which took a third of these tests' time.
+    """
+    if not hasattr(interpreter, "_LangPatchScope"):
+        return
+    patch_lang = interpreter._patch_lang
+    patched: set[int] = set()
+
+    def patch_new(fn: Any) -> Any:
+        languages = {id(x) for x in fn.__globals__.values() if x is tl or x is tl.core}
+        if languages <= patched:
+            return interpreter._LangPatchScope()
+        scope = patch_lang(fn)
+        added = languages - patched
+        patched.update(added)
+        restore = scope.restore
+
+        def restore_all() -> None:
+            patched.difference_update(added)
+            restore()
+
+        scope.restore = restore_all
+        return scope
+
+    interpreter._patch_lang = patch_new

@@ -1,0 +1,74 @@
+"""The Triton kernels compile for every architecture and fit its card, without a GPU.
+
+Never in the interpreter: kernels that are interpreted cannot be compiled.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from pyenc_kernels import interpreting
+
+pytestmark = pytest.mark.skipif(interpreting(), reason="the kernels are interpreted")
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+
+import aot
+from ahead_of_time import ARCHITECTURES, Compiled
+
+MATRIX = {"sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "v_mfma"}
+MAIN = [aot.Work(architecture, "alibi", *aot.MAIN) for architecture in reversed(ARCHITECTURES)]
+OTHERS = [aot.Work("sm_90", op, *aot.MAIN) for op in ("none", "gated", "segment_mean")]
+
+Compiling = dict[aot.Work, Future[list[Compiled]]]
+
+
+@pytest.fixture(scope="module")
+def compiling() -> Iterator[Compiling]:
+    """All of it at once, on two cores."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        yield {work: pool.submit(aot.compile_work, work) for work in (*MAIN, *OTHERS)}
+
+
+@pytest.mark.parametrize("work", MAIN, ids=lambda work: work.architecture)
+def test_the_main_shape(work: aot.Work, compiling: Compiling) -> None:
+    found = compiling[work].result()
+    assert {kernel.kernel for kernel in found} >= {*aot.TUNED, "key_ranges", "query_hulls"}
+    for kernel in found:
+        assert aot.wrong_with(work, kernel) is None
+        if kernel.kernel in aot.TUNED:
+            wanted = MATRIX.get(work.architecture, "mma.sync")
+            assert any(x.startswith(wanted) for x in kernel.matrix_instructions), kernel
+
+
+@pytest.mark.parametrize("work", OTHERS, ids=lambda work: work.op)
+def test_the_other_ops(work: aot.Work, compiling: Compiling) -> None:
+    for kernel in compiling[work].result():
+        assert aot.wrong_with(work, kernel) is None
+
+
+def test_every_shipped_configuration_has_been_compiled() -> None:
+    """`make aot` has been run after configs.json was changed, and its table is in results/."""
+    made = aot.read()
+    missing = [
+        work.key
+        for work in aot.listed()
+        if work.key not in made or made[work.key]["configs"] != aot.shipped(work)
+    ]
+    assert not missing, f"run `make aot`: {missing}"
+
+
+def test_a_configuration_that_was_never_compiled_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = aot.Work("sm_90", "alibi", *aot.MAIN)
+    made = {work.key: {"configs": aot.shipped(work) | {"attention_forward": [16, 16, 4, 1]}}}
+    monkeypatch.setattr(aot, "read", lambda: made)
+    with pytest.raises(AssertionError, match=r"run `make aot`.*sm_90/alibi/bfloat16/64"):
+        test_every_shipped_configuration_has_been_compiled()

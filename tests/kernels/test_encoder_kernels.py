@@ -1,0 +1,38 @@
+"""Whole encoders through the Triton kernels give what the families' original code gave."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from pyenc.loading import load_checkpoint
+from pyenc.models.packing import pack
+from pyenc.text.pooling import pool
+from pyenc.text.recipe import read_recipe
+from tests.conftest import read_golden
+
+NAMES = ["jina_geglu_h4", "jina_qk_h6", "mosaic_base_h12", "bert_cls_h2"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden(name: str, device: str) -> None:
+    golden = read_golden(name)
+    checkpoint = load_checkpoint(golden.folder, backend="triton", skip_eps=0)
+    encoder = checkpoint.encoder.to(device)
+    recipe = read_recipe(golden.folder, checkpoint.family.pooling)
+    ids, mask, types = (None if x is None else x.to(device) for x in golden.inputs("ragged"))
+    assert ids is not None
+    assert mask is not None
+    with torch.no_grad():
+        got = encoder(ids, mask, types)
+        packed = pack(ids, mask, types)
+        pooled = pool(got[mask == 1], packed.cu_seqlens, recipe, backend="triton")
+    for found, what in ((got, "last_hidden_state"), (pooled, "pooled")):
+        expected = golden.expected("ragged", what)
+        if expected is not None:
+            off = (found.cpu().double() - expected).abs()
+            if what == "last_hidden_state":
+                off = off[mask.cpu() == 1]
+            assert off.max() <= 2e-5, what

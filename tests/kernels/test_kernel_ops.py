@@ -1,0 +1,147 @@
+"""The registered ops of the Triton kernels: torch's own checks, graphs, autocast, other devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from pyenc.ops import (
+    ALiBi,
+    AsymmetricALiBi,
+    RelativePositionBias,
+    alibi_slopes,
+    attention,
+    attention_triton,
+    gated_linear,
+    segment_mean,
+)
+
+N = 140  # more than a grain, so that ranges are made
+
+
+def leaf(*shape: int, device: str) -> Tensor:
+    return torch.randn(shape, device=device, requires_grad=True)
+
+
+def bounds(device: str) -> Tensor:
+    return torch.tensor([0, 4, 4, N], device=device)
+
+
+def make_bias(kind: str, tensor: Tensor | None) -> Any:
+    if tensor is None or kind == "dense":
+        return tensor
+    kinds = {"alibi": ALiBi, "t5": RelativePositionBias, "own": AsymmetricALiBi}
+    return kinds[kind](tensor)
+
+
+def make_tensor(kind: str, device: str) -> Tensor | None:
+    if kind == "none":
+        return None
+    if kind == "alibi":
+        return alibi_slopes(2).to(device).requires_grad_()
+    shape = {"t5": (32, 2), "dense": (2, N, N), "own": (2, 2)}[kind]
+    return leaf(*shape, device=device)
+
+
+@pytest.mark.parametrize("kind", ["none", "alibi", "t5", "dense", "own"])
+def test_opcheck_attention(kind: str, device: str) -> None:
+    tensor = make_tensor(kind, device)
+    q, k, v = (leaf(N, 2, 8, device=device) for _ in range(3))
+    if kind == "own":
+        kind = make_bias("own", tensor).kernel()[0].key
+    arguments = (
+        q, k, v, bounds(device), kind, tensor, 128, None, 0.35, -1, -1, 0.0, None, 2.0**-11,
+    )  # fmt: skip
+    torch.library.opcheck(torch.ops.pyenc.attention_triton.default, arguments)
+
+
+def test_opcheck_the_others(device: str) -> None:
+    check = torch.library.opcheck
+    gate, value = leaf(3, 5, device=device), leaf(3, 5, device=device)
+    check(torch.ops.pyenc.gated_activation.default, (gate, value, "gelu", "triton"))
+    x = leaf(3, 10, device=device)
+    check(torch.ops.pyenc.gated_halves.default, (x, "silu", False, "triton"))
+    weights = torch.rand(N, device=device, requires_grad=True)
+    arguments = (leaf(N, 5, device=device), bounds(device), weights, True, "triton")
+    check(torch.ops.pyenc.segment_mean.default, arguments)
+
+
+@pytest.mark.parametrize("kind", ["none", "alibi", "t5", "own"])
+def test_compiled_without_a_graph_break(kind: str, device: str) -> None:
+    weight = leaf(40, 16, device=device)
+    tensor = make_tensor(kind, device)
+
+    def block(x: Tensor) -> Tensor:
+        q, k, v = (x.view(-1, 2, 8) * s for s in (1.0, 2.0, 3.0))
+        cu_seqlens = bounds(device)
+        out = attention(q, k, v, cu_seqlens, bias=make_bias(kind, tensor), backend="triton")
+        assert isinstance(out, Tensor)
+        hidden = gated_linear(out.flatten(1), weight, None, "gelu", backend="triton")
+        return segment_mean(hidden, cu_seqlens, normalize=True, backend="triton")
+
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    leaves = [leaf(N, 16, device=device), weight, *([] if tensor is None else [tensor])]
+    for f in (block, compiled):
+        x = leaves[0]
+        out = f(x)
+        grads = torch.autograd.grad(out.square().sum() + out.sum(), leaves)
+        if f is block:
+            right = out, *grads
+    for a, b in zip((out, *grads), right, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_autocast_leaves_slopes_alone(device: str) -> None:
+    slopes = alibi_slopes(2).to(device).requires_grad_()
+    x, weight = leaf(N, 16, device=device), leaf(48, 16, device=device)
+    with torch.autocast(device, torch.bfloat16):
+        qkv = torch.nn.functional.linear(x, weight).unflatten(1, (3, 2, 8)).unbind(1)
+        out = attention(*qkv, bounds(device), bias=ALiBi(slopes), backend="triton")
+    assert isinstance(out, Tensor)
+    assert out.dtype == torch.bfloat16
+    out.float().sum().backward()
+    assert slopes.grad is not None
+    assert slopes.grad.dtype == torch.float32
+    assert x.grad is not None
+    assert x.grad.dtype == torch.float32
+
+
+def test_meta_tensors_have_the_shapes_of_the_real_ones() -> None:
+    q = torch.empty(N, 2, 8, device="meta", dtype=torch.bfloat16)
+    cu_seqlens = torch.empty(4, dtype=torch.int32, device="meta")
+    rest = None, -1.0, -1, -1, 0.0, None, 2.0**-11
+    slopes = torch.empty(2, device="meta")
+    out, lse, met = torch.ops.pyenc.attention_triton(q, q, q, cu_seqlens, "alibi", slopes, 0, *rest)
+    assert (out.shape, out.dtype) == ((N, 2, 8), torch.bfloat16)
+    assert (lse.shape, lse.dtype) == ((N, 2), torch.float32)
+    assert met.shape == (2, attention_triton.range_slots("alibi", (-1, -1), N, 3, 0.1), 2)
+
+
+def test_parameters_without_a_derivative_are_an_error(device: str) -> None:
+    from dataclasses import replace
+
+    from pyenc.errors import BackendError
+    from pyenc_kernels.score_function import ASYMMETRIC_ALIBI
+
+    function = replace(ASYMMETRIC_ALIBI, parameter=None, n_learned=0)
+
+    class Fixed(AsymmetricALiBi):
+        def kernel(self) -> tuple[Any, Tensor]:
+            return function, self.slopes
+
+    q = leaf(9, 2, 8, device=device)
+    bias = Fixed(torch.rand(2, 2, device=device, requires_grad=True))
+    cu_seqlens = torch.tensor([0, 9], device=device)
+    with pytest.raises(BackendError, match="the ScoreFunction of Fixed has no `parameter`"):
+        attention(q, q, q, cu_seqlens, bias=bias, backend="triton")
+    out = attention(q, q, q, cu_seqlens, bias=bias)
+    assert isinstance(out, Tensor)
+    out.sum().backward()
+    assert bias.slopes.grad is not None
+    with torch.no_grad():
+        attention(q, q, q, cu_seqlens, bias=bias, backend="triton")

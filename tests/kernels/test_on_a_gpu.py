@@ -1,0 +1,80 @@
+"""What only a card can show: a thousand times the same bits, the sanitizer, flash_attn."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyenc.errors import BackendError
+from pyenc.ops import ALiBi, alibi_slopes, attention
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SMALL = """
+import torch
+from tests.kernels.attention_case import Case
+for kind in ("alibi", "t5", "dense", "asymmetric"):
+    Case([1, 130, 77], kind, "cuda", dtype=torch.bfloat16, skip_eps=2.0**-11).by_kernel()
+    Case([150], kind, "cuda", window=(40, 7), holes=True).by_kernel()
+torch.cuda.synchronize()
+"""
+
+
+def test_a_thousand_times_the_same_bits() -> None:
+    from tests.kernels.attention_case import Case
+
+    case = Case([1000, 1, 333], "alibi", "cuda", dtype=torch.bfloat16, skip_eps=2.0**-11, dim=64)
+    first = case.by_kernel()
+    for _ in range(1000):
+        assert all(torch.equal(a, b) for a, b in zip(first, case.by_kernel(), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_compute_sanitizer(tool: str) -> None:
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not Path(sanitizer).exists():
+        pytest.skip("compute-sanitizer is not installed")
+    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    changes = {"PYTHONPATH": os.pathsep.join(paths), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    done = subprocess.run(
+        [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SMALL],
+        env=os.environ | changes,
+        capture_output=True, text=True, check=False, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is None, reason="needs flash_attn")
+@pytest.mark.parametrize("biased", [False, True])
+def test_flash_attn_agrees(biased: bool) -> None:
+    n, heads = 300, 4
+    q, k, v = (torch.randn(n, heads, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    cu_seqlens = torch.tensor([0, 77, n], device="cuda")
+    bias = ALiBi(alibi_slopes(heads).cuda()) if biased else None
+
+    def run(backend: str, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        out = attention(*leaves, cu_seqlens, bias=bias, backend=backend)
+        assert isinstance(out, Tensor)
+        return [out.detach(), *torch.autograd.grad(out.float().square().sum(), leaves)]
+
+    got, oracle = run("flash_attn", torch.bfloat16), run("reference", torch.float64)
+    for a, b in zip(got, oracle, strict=True):
+        assert (a.double() - b).abs().max() <= 2e-2 * max(1.0, b.abs().max().item())
+    slopes = alibi_slopes(heads).cuda().requires_grad_()
+    with pytest.raises(BackendError, match="no gradient of ALiBi's slopes"):
+        attention(q, k, v, cu_seqlens, bias=ALiBi(slopes), backend="flash_attn")

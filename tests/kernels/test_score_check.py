@@ -1,0 +1,177 @@
+"""A bias of one's own: the kernels serve it, and `check_score_bias` finds what is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("triton")
+
+import triton
+import triton.language as tl
+
+from pyenc.errors import InputError
+from pyenc.ops import AsymmetricALiBi, attention, check_score_bias
+from pyenc_kernels.score_function import ASYMMETRIC_ALIBI, ScoreFunction
+from tests.oracle import assert_right
+
+
+@triton.jit
+def soft_cap(s, i, j, head, params):
+    cap = tl.load(params)
+    return cap * (2.0 * tl.sigmoid(2.0 * s / cap) - 1.0)
+
+
+@triton.jit
+def soft_cap_slope(s, i, j, head, params):
+    t = 2.0 * tl.sigmoid(2.0 * s / tl.load(params)) - 1.0
+    return 1.0 - t * t
+
+
+@triton.jit
+def soft_cap_parameter(s, i, j, head, params, index: tl.constexpr):
+    x = s / tl.load(params)
+    t = 2.0 * tl.sigmoid(2.0 * x) - 1.0
+    return t - x * (1.0 - t * t)
+
+
+@triton.jit
+def wrong_slope(s, i, j, head, params):
+    return 1.0 + s * 0.0
+
+
+SOFT_CAP = ScoreFunction(soft_cap, soft_cap_slope, soft_cap_parameter, n_learned=1)
+
+
+class SoftCap(nn.Module):
+    """tanh(s / cap) * cap, one learned cap a head: a map that is not an addition."""
+
+    def __init__(self, heads: int, function: ScoreFunction = SOFT_CAP) -> None:
+        super().__init__()
+        self.log_cap = nn.Parameter(torch.linspace(0.5, 1.5, heads))
+        self.function = function
+
+    def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        cap = self.log_cap.exp()[:, None, None]
+        return cap * (s / cap).tanh()
+
+    def kernel(self) -> tuple[ScoreFunction, Tensor]:
+        return self.function, self.log_cap.exp()[:, None]
+
+
+class Lopsided(AsymmetricALiBi):
+    """With another function than the torch form is of."""
+
+    function = ASYMMETRIC_ALIBI
+
+    def kernel(self) -> tuple[Any, Tensor]:
+        return self.function, self.slopes
+
+
+@triton.jit
+def swapped_score(s, i, j, head, params):
+    s -= tl.load(params + 1) * tl.maximum(i - j, 0.0)
+    return s - tl.load(params) * tl.maximum(j - i, 0.0)
+
+
+@triton.jit
+def swapped_parameter(s, i, j, head, params, index: tl.constexpr):
+    return -tl.maximum(j - i, 0.0) if index == 0 else -tl.maximum(i - j, 0.0)
+
+
+@triton.jit
+def hasty_decay(head, params, left: tl.constexpr):
+    return 1.5 * tl.load(params)
+
+
+@triton.jit
+def window_score(s, i, j, head, params):
+    return tl.where(tl.abs(i - j) <= tl.load(params), s, float("-inf"))
+
+
+WINDOW = ScoreFunction(window_score)
+
+
+class Window:
+    """A sliding window as a map of scores; the kernels' own also bounds their loops."""
+
+    def __init__(self, reach: int, heads: int) -> None:
+        self.reach, self.heads = reach, heads
+
+    def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return s.masked_fill((i[:, None] - j).abs() > self.reach, float("-inf"))
+
+    def kernel(self) -> tuple[ScoreFunction, Tensor]:
+        return WINDOW, torch.full((self.heads, 1), float(self.reach))
+
+
+def lopsided(**changes: Any) -> Lopsided:
+    slopes = torch.tensor([[0.5, 0.1], [0.2, 0.3]], requires_grad=True)
+    made = Lopsided(slopes)
+    object.__setattr__(made, "function", replace(ASYMMETRIC_ALIBI, **changes))
+    return made
+
+
+def test_what_is_right_passes(device: str) -> None:
+    check_score_bias(SoftCap(3), device=device)
+    check_score_bias(lopsided(), device=device)
+    check_score_bias(AsymmetricALiBi(torch.rand(2, 2)), device=device)
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        (SoftCap(2, replace(SOFT_CAP, slope=wrong_slope)), "slope .* is off by"),
+        (lopsided(score=swapped_score), "Lopsided: score is off by up to .* at head"),
+        (lopsided(parameter=swapped_parameter), r"parameter: the gradient of parameters\(\)\[0\]"),
+        (lopsided(parameter=None, n_learned=0), "has no parameter"),
+        (lopsided(decay=hasty_decay), "decay promises a rate of .* on the left of head 0"),
+        (lopsided(flat=True), "promises a bias that is flat"),
+    ],
+)
+def test_what_is_wrong_is_named(bias: Any, message: str, device: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_score_bias(bias, device=device)
+
+
+@pytest.mark.parametrize("make", [SoftCap, lambda heads: lopsided()], ids=["map", "bias"])
+def test_attention_with_it(make: Any, device: str) -> None:
+    bias = make(2)
+    qkv = [3 * torch.randn(200, 2, 16), *(torch.randn(200, 2, 16) for _ in range(2))]
+    g, cu_seqlens = torch.randn(200, 2, 16), torch.tensor([0, 61, 200])
+
+    def run(backend: str, dtype: torch.dtype, where: str) -> list[Tensor]:
+        inputs = [x.to(where, dtype).requires_grad_() for x in qkv]
+        out = attention(*inputs, cu_seqlens.to(where), bias=bias, backend=backend, skip_eps=0)
+        assert isinstance(out, Tensor)
+        leaves = [*inputs, *bias.parameters()]
+        grads = torch.autograd.grad(out, leaves, g.to(where, dtype))
+        return [x.detach().cpu() for x in (out, *grads)]
+
+    if device != "cpu" and isinstance(bias, nn.Module):
+        bias.to(device)
+    elif device != "cpu":
+        pytest.skip("slopes are made on the CPU")
+    got, naive, oracle = (
+        run(*args, device)
+        for args in (
+            ("triton", torch.float32), ("reference", torch.float32), ("reference", torch.float64),
+        )
+    )  # fmt: skip
+    for i, three in enumerate(zip(got, naive, oracle, strict=True)):
+        assert_right(*three, gradient=i > 0, what=f"{type(bias).__name__} {i}")
+
+
+def test_a_window_may_be_written_as_a_map(device: str) -> None:
+    if device != "cpu":
+        pytest.skip("its reach is made on the CPU")
+    check_score_bias(Window(5, 2), device=device)
+    q, k, v = (torch.randn(200, 2, 16) for _ in range(3))
+    cu_seqlens = torch.tensor([0, 30, 200])
+    written = attention(q, k, v, cu_seqlens, bias=Window(5, 2), backend="triton")
+    built_in = attention(q, k, v, cu_seqlens, window=(5, 5), backend="triton")
+    torch.testing.assert_close(written, built_in, rtol=1e-5, atol=1e-5)
