@@ -1,7 +1,8 @@
 """Attention's memory at 8,192 and 32,768 tokens, in a process of its own.
 
-With 8 heads of 64 a dense bias alone would take 2 and 34 GB there. What memory there is goes with the
-number of heads, and so a quarter of them is held to a quarter of the bound, in a quarter of the time.
+With 8 heads of 64 a dense bias alone would take 2 and 34 GB there. What memory there is goes with
+the number of heads, and so a quarter of them is held to a quarter of the bound, in a quarter of the
+time.
 """
 
 from __future__ import annotations
