@@ -50,13 +50,11 @@ class Terms:
 
 
 class Ranges(NamedTuple):
-    """Which grains of keys each grain of queries meets, which of queries a grain of keys, (H, S, 2)
-    int32 each, and the order that takes the longest first, (H S,)."""
+    """Which grains of the others each grain meets, [first, last) in (H, S, 2) int32, and the slots
+    (H S,) in the order that takes the longest first."""
 
-    keys: Tensor
-    queries: Tensor
-    by_keys: Tensor
-    by_queries: Tensor
+    met: Tensor
+    order: Tensor
 
 
 def ranges(q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms) -> Ranges | None:
@@ -87,17 +85,23 @@ def ranges(q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms) -> Ranges | N
         HEAD_DIM=head_dim, BLOCK_D=block_d, BLOCK_S=BLOCK_S, PRECISION="ieee",
         BLOCK=_range_block(q), num_warps=8,
     )  # fmt: skip
-    return with_hulls(met, cu_seqlens)
+    return ordered(met)
 
 
-def with_hulls(met: Tensor, cu_seqlens: Tensor) -> Ranges:
-    """Everything that follows from the keys that each grain of queries meets, (H, S, 2)."""
-    heads, slots, _ = met.shape
-    hulls = torch.empty_like(met)
+def ordered(met: Tensor) -> Ranges:
+    """Ranges (H, S, 2) of what is met, with their order: falling by length, the same every time."""
+    lengths = (met[..., 1] - met[..., 0]).flatten()
+    return Ranges(met, torch.sort(lengths, descending=True, stable=True).indices)
+
+
+def _hulls(keys: Ranges, cu_seqlens: Tensor) -> Ranges:
+    """The queries between which all lie that met a grain of keys, for each of those."""
+    heads, slots, _ = keys.met.shape
+    hulls = torch.empty_like(keys.met)
     query_hulls[(slots * heads,)](
-        met, hulls, cu_seqlens, cu_seqlens.numel() - 1, slots, BLOCK_S=BLOCK_S, num_warps=1
+        keys.met, hulls, cu_seqlens, cu_seqlens.numel() - 1, slots, BLOCK_S=BLOCK_S, num_warps=1
     )
-    return Ranges(met, hulls, _longest_first(met), _longest_first(hulls))
+    return ordered(hulls)
 
 
 def computed_share(cu_seqlens: Tensor, met: Ranges | None) -> float:
@@ -105,8 +109,8 @@ def computed_share(cu_seqlens: Tensor, met: Ranges | None) -> float:
     if met is None:
         return 1.0
     grains = -(-cu_seqlens.diff() // GRAIN.value)
-    whole = int((grains * grains).sum()) * met.keys.shape[0]
-    return int((met.keys[..., 1] - met.keys[..., 0]).sum()) / whole if whole else 1.0
+    whole = int((grains * grains).sum()) * met.met.shape[0]
+    return int((met.met[..., 1] - met.met[..., 0]).sum()) / whole if whole else 1.0
 
 
 def forward(
@@ -130,7 +134,7 @@ def forward(
     tensors, flags, grid = _common(q, cu_seqlens, terms, met, config.block_m)
     attention_forward[grid](
         q, k, v, out, lse, cu_seqlens, tensors.positions, tensors.params, tensors.dense,
-        q if met is None else met.keys, q if met is None else met.by_keys,
+        q if met is None else met.met, q if met is None else met.order,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *tensors.strides, *tensors.numbers,
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, **flags, **config.launch,
     )  # fmt: skip
@@ -177,7 +181,7 @@ def backward(
     attention_grad_queries[grid](
         q, k, v, grad_out, lse, delta, _or(grad_lse, lse), dq, shares,
         cu_seqlens, tensors.positions, tensors.params, tensors.dense,
-        q if met is None else met.keys, q if met is None else met.by_keys,
+        q if met is None else met.met, q if met is None else met.order,
         *strides, *tensors.strides, *tensors.numbers,
         SLOPE=slope, PARAMETER=bias.parameter if bias is not None and n_learned else None,
         FLAT=bias is not None and bias.flat, N_LEARNED=n_learned, BLOCK_L=block_l,
@@ -187,11 +191,12 @@ def backward(
 
     config = configs.get("attention_grad_keys") or config_for("attention_grad_keys", q)
     tensors, flags, grid = _common(q, cu_seqlens, terms, met, config.block_n)
+    hulls = None if met is None else _hulls(met, cu_seqlens)
     attention_grad_keys[grid](
         q, k, v, grad_out, lse, delta, dk, dv,
         cu_seqlens, tensors.positions, tensors.params, tensors.dense,
-        q if met is None else met.keys, q if met is None else met.queries,
-        q if met is None else met.by_queries,
+        q if met is None else met.met, q if hulls is None else hulls.met,
+        q if hulls is None else hulls.order,
         *strides, *tensors.strides, *tensors.numbers,
         SLOPE=slope, BLOCK_M=config.block_m, BLOCK_N=config.block_n, **flags, **config.launch,
     )  # fmt: skip
@@ -285,9 +290,3 @@ def _range_block(q: Tensor) -> int:
 
 def _block_d(head_dim: int) -> int:
     return max(16, triton.next_power_of_2(head_dim))
-
-
-def _longest_first(met: Tensor) -> Tensor:
-    """(H S,): slots in falling order of how many grains they meet; the same for the same ranges."""
-    lengths = (met[..., 1] - met[..., 0]).flatten()
-    return torch.sort(lengths, descending=True, stable=True).indices

@@ -21,6 +21,7 @@ from .attention_forward import (
     keep_factor,
     load_rows,
     met_tiles,
+    nearest_of,
     pair_scores,
     phases,
     places_of,
@@ -32,7 +33,7 @@ from .attention_forward import (
 from .slots import tile_of_program
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tokens"])
 def attention_delta(
     p_out, p_grad_out, p_grad_lse, p_delta, s_gt, s_gh, n_tokens, n_heads,
     HAS_GRAD_LSE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_T: tl.constexpr,
@@ -46,7 +47,9 @@ def attention_delta(
     b_out = load_rows(
         p_out + i_head * HEAD_DIM, begin, o_t, n_tokens, o_d, n_heads * HEAD_DIM, HEAD_DIM, BLOCK_D
     )
-    b_g = load_rows(p_grad_out + i_head * s_gh, begin, o_t, n_tokens, o_d, s_gt, HEAD_DIM, BLOCK_D)
+    b_g = load_rows(
+        p_grad_out + i_head.to(tl.int64) * s_gh, begin, o_t, n_tokens, o_d, s_gt, HEAD_DIM, BLOCK_D
+    )
     b_delta = tl.sum(b_out.to(tl.float32) * b_g.to(tl.float32), 1)
     o_th = o_t * n_heads + i_head
     if HAS_GRAD_LSE:
@@ -104,15 +107,12 @@ def _walk_keys(
     """
     o_d = tl.arange(0, BLOCK_D)
     o_l = tl.arange(0, BLOCK_L)
-    for tile in tl.range(first, last, num_stages=stages_of(SIDE, AFFINE_FROM)):
+    for tile in tl.range(first, last, num_stages=stages_of(SIDE, SCORE, HAS_DENSE)):
         o_j = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         b_k = load_rows(p_k, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D)
         b_v = load_rows(p_v, begin, o_j, n, o_d, s_vt, HEAD_DIM, BLOCK_D)
         b_j = places_of(p_positions, begin, o_j, n, HAS_POSITIONS)
-        if SIDE < 0:
-            nearest = tl.max(b_j, 0)
-        else:
-            nearest = tl.min(b_j, 0)
+        nearest = nearest_of(b_j, tile, SIDE < 0, HAS_POSITIONS, BLOCK_N)
         b_dot = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # (M, N)
         b_p = weights(
             SCORE, AFFINE_FROM, SIDE, PLAIN, b_dot, b_i[:, None], b_j[None, :], b_lse[:, None],
@@ -150,7 +150,7 @@ def _walk_keys(
     return b_dq, b_learned, b_off, b_away
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_sequences", "n_slots", "window_left", "window_right", "seed"])
 def attention_grad_queries(
     p_q, p_k, p_v, p_grad_out, p_lse, p_delta, p_grad_lse, p_dq, p_learned,
     p_cu, p_positions, p_params, p_dense, p_ranges, p_order,
@@ -175,14 +175,18 @@ def attention_grad_queries(
     if i_first < n:
         o_i = i_first + tl.arange(0, BLOCK_M)
         o_d = tl.arange(0, BLOCK_D)
-        b_q = load_rows(p_q + i_head * s_qh, begin, o_i, n, o_d, s_qt, HEAD_DIM, BLOCK_D)
-        b_g = load_rows(p_grad_out + i_head * s_gh, begin, o_i, n, o_d, s_gt, HEAD_DIM, BLOCK_D)
+        b_q = load_rows(
+            p_q + i_head.to(tl.int64) * s_qh, begin, o_i, n, o_d, s_qt, HEAD_DIM, BLOCK_D
+        )
+        b_g = load_rows(
+            p_grad_out + i_head.to(tl.int64) * s_gh, begin, o_i, n, o_d, s_gt, HEAD_DIM, BLOCK_D
+        )
         b_i = places_of(p_positions, begin, o_i, n, HAS_POSITIONS)
         b_lse = load_lse(p_lse + i_head, begin, o_i, n, n_heads)
         o_ih = (begin + o_i) * n_heads + i_head
         b_delta = tl.load(p_delta + o_ih, mask=o_i < n, other=0.0)
-        p_k += i_head * s_kh
-        p_v += i_head * s_vh
+        p_k += i_head.to(tl.int64) * s_kh
+        p_v += i_head.to(tl.int64) * s_vh
         p_params += i_head * s_params
         p_dense += i_head.to(tl.int64) * s_dense_h
         first, last = window_tiles(

@@ -36,7 +36,7 @@ def _walk_queries(
 ):  # fmt: skip
     """Query tiles [first, last); SIDE is that of the keys as the queries see them."""
     o_d = tl.arange(0, BLOCK_D)
-    for tile in tl.range(first, last, num_stages=stages_of(SIDE, AFFINE_FROM)):
+    for tile in tl.range(first, last, num_stages=stages_of(SIDE, SCORE, HAS_DENSE)):
         o_i = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         b_q = load_rows(p_q, begin, o_i, n, o_d, s_qt, HEAD_DIM, BLOCK_D)
         b_g = load_rows(p_grad_out, begin, o_i, n, o_d, s_gt, HEAD_DIM, BLOCK_D)
@@ -72,7 +72,7 @@ def _walk_queries(
     return b_dk, b_dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_sequences", "n_slots", "window_left", "window_right", "seed"])
 def attention_grad_keys(
     p_q, p_k, p_v, p_grad_out, p_lse, p_delta, p_dk, p_dv,
     p_cu, p_positions, p_params, p_dense, p_ranges, p_hulls, p_order,
@@ -96,11 +96,15 @@ def attention_grad_keys(
     if j_first < n:
         o_j = j_first + tl.arange(0, BLOCK_N)
         o_d = tl.arange(0, BLOCK_D)
-        b_k = load_rows(p_k + i_head * s_kh, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D)
-        b_v = load_rows(p_v + i_head * s_vh, begin, o_j, n, o_d, s_vt, HEAD_DIM, BLOCK_D)
+        b_k = load_rows(
+            p_k + i_head.to(tl.int64) * s_kh, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D
+        )
+        b_v = load_rows(
+            p_v + i_head.to(tl.int64) * s_vh, begin, o_j, n, o_d, s_vt, HEAD_DIM, BLOCK_D
+        )
         b_j = places_of(p_positions, begin, o_j, n, HAS_POSITIONS)
-        p_q += i_head * s_qh
-        p_grad_out += i_head * s_gh
+        p_q += i_head.to(tl.int64) * s_qh
+        p_grad_out += i_head.to(tl.int64) * s_gh
         p_lse += i_head
         p_delta += i_head
         p_params += i_head * s_params

@@ -15,7 +15,7 @@ from .attention_backward import load_lse
 from .attention_forward import keep_factor, load_rows, pair_scores, places_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_sequences", "window_left", "window_right", "seed", "side"])
 def attention_grad_dense(
     p_q, p_k, p_v, p_grad_out, p_lse, p_delta, p_grad, p_cu, p_positions, p_params, p_dense,
     s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_gt, s_gh, s_params, s_dense_h, s_dense,
@@ -32,10 +32,10 @@ def attention_grad_dense(
     o_i = i_first + tl.arange(0, BLOCK_M)
     o_j = j_first + tl.arange(0, BLOCK_N)
     o_d = tl.arange(0, BLOCK_D)
-    p_q += i_head * s_qh
-    p_k += i_head * s_kh
-    p_v += i_head * s_vh
-    p_grad_out += i_head * s_gh
+    p_q += i_head.to(tl.int64) * s_qh
+    p_k += i_head.to(tl.int64) * s_kh
+    p_v += i_head.to(tl.int64) * s_vh
+    p_grad_out += i_head.to(tl.int64) * s_gh
     p_params += i_head * s_params
     p_dense += i_head.to(tl.int64) * s_dense_h
     b_grad = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)

@@ -92,6 +92,22 @@ def side_terms(
 
 
 @triton.jit
+def nearest_of(b_j, tile, LEFT: tl.constexpr, HAS_POSITIONS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The position of a tile's key that is nearest to queries beyond it; on its right, or LEFT."""
+    if HAS_POSITIONS:
+        if LEFT:
+            nearest = tl.max(b_j, 0)
+        else:
+            nearest = tl.min(b_j, 0)
+    else:
+        if LEFT:
+            nearest = (tile * BLOCK_N + BLOCK_N - 1) * 1.0
+        else:
+            nearest = (tile * BLOCK_N) * 1.0
+    return nearest
+
+
+@triton.jit
 def pair_scores(
     SCORE: tl.constexpr, b_dot, b_i, b_j, scale, i_head, p_params, p_dense, s_dense, o_i, o_j, n,
     window_left, window_right, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
@@ -106,7 +122,8 @@ def pair_scores(
         b_s = SCORE(b_s, b_i, b_j, i_head, p_params)
     if HAS_DENSE:
         p_pairs = p_dense + o_i.to(tl.int64) * s_dense + o_j
-        b_s += tl.load(p_pairs, mask=(o_i < n) & (o_j < n), other=0.0).to(tl.float32)
+        m_pairs = (o_i < n) & (o_j < n)
+        b_s += tl.load(p_pairs, mask=m_pairs, other=0.0).to(tl.float32)
     m_seen = o_j < n
     if HAS_WINDOW:
         back = b_i - b_j
@@ -141,10 +158,10 @@ def phases(
 
 
 @triton.constexpr_function
-def stages_of(side, affine_from):
-    """Where the affine loops do most of the work, the one between them is not pipelined: what a
-    bias gathers there would be copied ahead into shared memory, more than some cards have."""
-    return 1 if side == 0 and affine_from is not None else None
+def stages_of(side, score, has_dense):
+    """A loop that evaluates a bias pair by pair is not pipelined: what the bias gathers would be
+    copied ahead into shared memory, more than some cards have."""
+    return 1 if side == 0 and (score is not None or has_dense) else None
 
 
 @triton.jit
@@ -160,7 +177,7 @@ def _walk(
 ):  # fmt: skip
     """Key tiles [first, last) on one side of the queries: -1 left, 1 right, 0 any."""
     o_d = tl.arange(0, BLOCK_D)
-    for tile in tl.range(first, last, num_stages=stages_of(SIDE, AFFINE_FROM)):
+    for tile in tl.range(first, last, num_stages=stages_of(SIDE, SCORE, HAS_DENSE)):
         o_j = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         b_k = load_rows(p_k, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D)
         b_dot = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # (M, N)
@@ -180,10 +197,7 @@ def _walk(
             b_p = tl.exp2(b_dot * (scale * LOG2E) - b_shift[:, None])
         else:
             b_j = places_of(p_positions, begin, o_j, n, HAS_POSITIONS)
-            if SIDE < 0:
-                nearest = tl.max(b_j, 0)
-            else:
-                nearest = tl.min(b_j, 0)
+            nearest = nearest_of(b_j, tile, SIDE < 0, HAS_POSITIONS, BLOCK_N)
             b_row, b_column = side_terms(
                 SCORE, AFFINE_FROM, SIDE < 0, b_i, b_j, nearest, i_head, p_params
             )
@@ -231,7 +245,7 @@ def met_tiles(p_ranges, i_slot, first, last, BLOCK: tl.constexpr):
     return first, tl.minimum(last, tl.load(p_range + 1) * n_parts)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_sequences", "n_slots", "window_left", "window_right", "seed"])
 def attention_forward(
     p_q, p_k, p_v, p_out, p_lse, p_cu, p_positions, p_params, p_dense, p_ranges, p_order,
     s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_params, s_dense_h, s_dense,
@@ -253,10 +267,16 @@ def attention_forward(
     if i_first < n:
         o_i = i_first + tl.arange(0, BLOCK_M)
         o_d = tl.arange(0, BLOCK_D)
-        b_q = load_rows(p_q + i_head * s_qh, begin, o_i, n, o_d, s_qt, HEAD_DIM, BLOCK_D)
+        b_q = load_rows(
+            p_q + i_head.to(tl.int64) * s_qh, begin, o_i, n, o_d, s_qt, HEAD_DIM, BLOCK_D
+        )
+        if PLAIN:
+            # A maximum is taken of the products, before they are scaled.
+            b_q = tl.where(scale < 0, -b_q, b_q)
+            scale = tl.abs(scale)
         b_i = places_of(p_positions, begin, o_i, n, HAS_POSITIONS)
-        p_k += i_head * s_kh
-        p_v += i_head * s_vh
+        p_k += i_head.to(tl.int64) * s_kh
+        p_v += i_head.to(tl.int64) * s_vh
         p_params += i_head * s_params
         p_dense += i_head.to(tl.int64) * s_dense_h
         first, last = window_tiles(

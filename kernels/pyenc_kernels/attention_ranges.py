@@ -20,7 +20,7 @@ from .attention_forward import LN2, LOG2E, NO_SCORE, load_rows, pair_scores, pla
 from .slots import GRAIN, sequence_of_slot, tile_of_program
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_sequences", "n_slots"])
 def key_reach(
     p_k, p_center, p_reach, p_cu, s_kt, s_kh, n_sequences, n_slots,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -35,7 +35,9 @@ def key_reach(
     n = (end - begin).to(tl.int32)
     o_j = i_tile.to(tl.int32) * GRAIN + tl.arange(0, GRAIN)
     o_d = tl.arange(0, BLOCK_D)
-    b_k = load_rows(p_k + i_head * s_kh, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D).to(tl.float32)
+    b_k = load_rows(
+        p_k + i_head.to(tl.int64) * s_kh, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D
+    ).to(tl.float32)
     p_row = p_center + (i_sequence.to(tl.int64) * tl.num_programs(1) + i_head) * HEAD_DIM
     b_center = tl.load(p_row + o_d, mask=o_d < HEAD_DIM, other=0.0)
     b_apart = b_k - b_center[None, :]
@@ -93,7 +95,7 @@ def _side_end(
     return tl.where(mu > 0, n_met, n_side)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_sequences", "n_slots"])
 def key_ranges(
     p_q, p_k, p_center, p_reach, p_ranges, p_cu, p_positions, p_params,
     s_qt, s_qh, s_kt, s_kh, s_params, n_sequences, n_slots, scale, eps,
@@ -117,18 +119,23 @@ def key_ranges(
         center = tl.sqrt(tl.sum(b_center * b_center, 0))
         n_grains = (n + GRAIN - 1) // GRAIN
         p_reach += i_head * n_slots + i_slot - first
+        own_reach = tl.load(p_reach + first)
         left = first * 0
         right = first * 0
         n_parts: tl.constexpr = GRAIN // BLOCK
         for part in tl.range(0, n_parts, num_stages=1):
             o_i = i_first + part * BLOCK + tl.arange(0, BLOCK)
-            b_q = load_rows(p_q + i_head * s_qh, begin, o_i, n, o_d, s_qt, HEAD_DIM, BLOCK_D)
+            b_q = load_rows(
+                p_q + i_head.to(tl.int64) * s_qh, begin, o_i, n, o_d, s_qt, HEAD_DIM, BLOCK_D
+            )
             b_i = places_of(p_positions, begin, o_i, n, HAS_POSITIONS)
             b_top = tl.full([BLOCK], NO_SCORE, tl.float32)
             b_sum = tl.zeros([BLOCK], tl.float32)
             for other in tl.range(0, n_parts, num_stages=1):
                 o_j = i_first + other * BLOCK + tl.arange(0, BLOCK)
-                b_k = load_rows(p_k + i_head * s_kh, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D)
+                b_k = load_rows(
+                    p_k + i_head.to(tl.int64) * s_kh, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D
+                )
                 b_j = places_of(p_positions, begin, o_j, n, HAS_POSITIONS)
                 b_dot = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
                 b_s = pair_scores(
@@ -139,9 +146,10 @@ def key_ranges(
                 b_sum = b_sum * tl.exp2(b_top - b_higher)
                 b_sum += tl.sum(tl.exp2(b_s - b_higher[:, None]), 1)
                 b_top = b_higher
-            b_lse = b_top + tl.log2(b_sum) - 1e-4
             b_wide = b_q.to(tl.float32)
             b_length = tl.sqrt(tl.sum(b_wide * b_wide, 1)) * (tl.abs(scale) * LOG2E) * (1.0 + SLACK)
+            # Less what the rounding of the own grain's scores may have added.
+            b_lse = b_top + tl.log2(b_sum) - 1e-4 - b_length * (center + own_reach) * SLACK
             b_along = tl.sum(b_wide * b_center[None, :], 1) * (scale * LOG2E)
             b_along += b_length * center * SLACK
             # Rows beyond the sequence hold nothing open.
@@ -163,7 +171,7 @@ def key_ranges(
     tl.store(p_ranges + i_number.to(tl.int64) * 2 + 1, last)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_sequences", "n_slots"])
 def query_hulls(
     p_ranges, p_hulls, p_cu, n_sequences, n_slots, BLOCK_S: tl.constexpr
 ):  # fmt: skip

@@ -49,8 +49,11 @@ def attention(
     Vaswani et al., arXiv 1706.03762; computed without an (n, n) buffer, forward and backward.
 
     Args:
-        q, k, v: (T, H, D), one floating dtype, one device.
-        cu_seqlens: (B + 1,) int32 or int64, cumulative lengths: 0 first, T last.
+        q, k, v: (T, H, D), one floating dtype, one device. Under autocast they are taken in its
+            dtype, as torch's own attention takes them.
+        cu_seqlens: (B + 1,) int32 or int64, cumulative lengths: 0 first, T last. On a GPU the
+            Triton kernels take its values, and those of positions, on trust: to look at them
+            would be to wait for the device.
         bias: `ALiBi(slopes)`, `RelativePositionBias(table)`, a dense (H, Nmax, Nmax) tensor
             indexed by place in the sequence, or an object of one's own: a `ScoreBias` (such as
             `AsymmetricALiBi`) or a `ScoreMap`.
@@ -77,12 +80,15 @@ def attention(
         InputError: shapes, dtypes, cu_seqlens or positions are wrong; the message says which.
         BackendError: `backend` cannot serve this call.
     """
+    if torch.is_autocast_enabled(q.device.type):
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
     _check(q, k, v, cu_seqlens, bias, positions, window, scale, dropout_p, skip_eps)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     window = (-1, -1) if window is None else window
     # Drawn from torch's own generator, so that torch.manual_seed makes dropout repeatable.
     seed = torch.randint(2**62, ()) if dropout_p > 0 else None
-    table = backend_table(q, k, v, bias, dropout_p, positions, return_lse)
+    table = backend_table(q, k, v, bias, dropout_p, positions, return_lse, scale)
     name = choose("attention", backend, table)
     if name == "reference":
         check_values(q, cu_seqlens, bias, positions)
@@ -132,6 +138,7 @@ def backend_table(
     dropout_p: float = 0.0,
     positions: Tensor | None = None,
     return_lse: bool = False,
+    scale: float = 1.0,
 ) -> dict[str, WhyNot]:
     """The backends of this op and why each cannot serve, for `choose` and `explain`."""
 
@@ -154,7 +161,7 @@ def backend_table(
 
     def flash() -> str | None:
         learned = any(x.requires_grad for x in (q, k, v)) and torch.is_grad_enabled()
-        return attention_flash.why_not(q, bias, positions, return_lse, learned)
+        return attention_flash.why_not(q, bias, positions, scale, return_lse, learned)
 
     def reference() -> str | None:
         return "the oracle has no dropout" if dropout_p > 0 else None

@@ -12,13 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import BackendError
 from .bias import ALiBi
 
 MAX_HEAD_DIM = 256
 
 
 def why_not(
-    q: Tensor, bias: Any, positions: Tensor | None, return_lse: bool, wants_gradient: bool
+    q: Tensor,
+    bias: Any,
+    positions: Tensor | None,
+    scale: float,
+    return_lse: bool,
+    wants_gradient: bool,
 ) -> str | None:
     """Why the package cannot serve a call, or None."""
     if importlib.util.find_spec("flash_attn") is None:
@@ -33,6 +39,8 @@ def why_not(
         return f"it has no {type(bias).__name__}, only ALiBi"
     if bias is not None and bias.slopes.requires_grad and torch.is_grad_enabled():
         return "it has no gradient of ALiBi's slopes"
+    if scale <= 0:
+        return f"it takes positive scales, not {scale}"
     if positions is not None:
         return "it has no positions with holes"
     if return_lse and wants_gradient:
@@ -55,6 +63,8 @@ def attention(
     Waits for the device, since the package asks for the longest length. Its backward is made
     deterministic, as that of this library's own kernels is.
     """
+    if q.shape[0] == 0:
+        return torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)
     flash_attn = importlib.import_module("flash_attn")
     bounds = cu_seqlens.to(torch.int32)
     longest = int(bounds.diff().max()) if bounds.numel() > 1 else 0
@@ -63,4 +73,9 @@ def attention(
         window_size=window, alibi_slopes=None if slopes is None else slopes.detach().float(),
         deterministic=True, return_attn_probs=True,
     )  # fmt: skip
+    if lse.ndim != 2:
+        raise BackendError(
+            f"attention: this flash_attn gives a log-sum-exp {tuple(lse.shape)}, not (H, T); "
+            "version 2.6 or later is wanted"
+        )
     return out, lse.detach().t()

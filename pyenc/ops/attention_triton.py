@@ -18,6 +18,7 @@ from .attention_cpu import SKIP_EPS
 from .attention_torch import Terms
 from .bias import relative_position_bucket
 from .launch import DTYPE_CODES
+from .validation import check_dense_bias, check_positions, sequence_bounds
 
 OP = "attention"
 MAX_HEAD_DIM = 256
@@ -54,13 +55,20 @@ def forward(
 
     Ranges are empty where everything was.
     """
+    if not q.is_cuda or terms.kind == "dense":
+        # Elsewhere a look at the values would wait for the device; a dense bias is worth it.
+        bounds = sequence_bounds(OP, cu_seqlens, q.shape[0])
+        if terms.kind == "dense" and terms.tensor is not None:
+            check_dense_bias(OP, terms.tensor, bounds)
+        if terms.positions is not None:
+            check_positions(OP, terms.positions, bounds)
     kernels = triton_launch.module_for("attention")
     call = _terms(terms, q.shape[1], skip_eps)
     cu_seqlens = cu_seqlens.contiguous()
     met = kernels.ranges(q, k, cu_seqlens, call)
     out, lse = kernels.forward(q, k, v, cu_seqlens, call, met)
     empty = q.new_empty((0, 0, 2), dtype=torch.int32)
-    return out, lse, empty if met is None else met.keys
+    return out, lse, empty if met is None else met.met
 
 
 def backward(
@@ -87,7 +95,7 @@ def backward(
             "ScoreFunction has no `parameter`"
         )
     cu_seqlens = cu_seqlens.contiguous()
-    ranges = kernels.with_hulls(met, cu_seqlens) if met.numel() else None
+    ranges = kernels.ordered(met) if met.numel() else None
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
     dq, dk, dv, learned, dense = kernels.backward(
@@ -106,7 +114,7 @@ def backward(
         grad = learned.t()
     else:
         grad = F.pad(learned, (0, terms.tensor.shape[1] - learned.shape[1]))
-    return dq, dk, dv, grad.to(terms.tensor.dtype)
+    return dq, dk, dv, grad.to(terms.tensor.dtype).contiguous()
 
 
 def computed_share(

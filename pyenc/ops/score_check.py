@@ -74,7 +74,14 @@ def _check_learned(
     """The object's own tensors must get the same gradient through `params` as through the twin."""
     leaves = [x for x in getattr(bias, "parameters", tuple)() if x.requires_grad]
     if not leaves:
+        if learned:
+            raise InputError(
+                f"{name}: nothing in parameters() requires a gradient, so that `parameter` cannot "
+                "be checked; check an object whose tensors do"
+            )
         return
+    if not params.requires_grad:
+        raise InputError(f"{name}: params of kernel() must be made of parameters() by torch ops")
     if not learned:
         raise InputError(f"{name}: its tensors want gradients; its ScoreFunction has no parameter")
     weight = torch.randn_like(twin)
@@ -94,8 +101,8 @@ def _check_decay(name: str, added: Tensor, i: Tensor, j: Tensor, rates: Tensor) 
     back = (i[:, None] - j[None, :]).double()
     for side, away in enumerate((back.clamp(min=0), (-back).clamp(min=0))):
         over = torch.where(away > 0, added + rates[:, side, None, None].clamp(min=0) * away, 0)
-        scale = max(1.0, added[added.isfinite()].abs().max().item())
-        if over.max().item() > _TOLERANCE * scale:
+        scale = max(1.0, added.nan_to_num(0, 0, 0).abs().max().item())
+        if not over.max().item() <= _TOLERANCE * scale:  # a NaN is wrong too
             h, a, b = _where(over)
             raise InputError(
                 f"{name}: decay promises a rate of {rates[h, side]:.4g} on the "
@@ -116,7 +123,7 @@ def _check_affine(name: str, bias: Any, function: Any, params: Tensor, span: int
         what = "affine"
         if function.flat:
             bent, what = added - added[:, :1, :1], "flat"
-        if bent.abs().max().item() > _TOLERANCE * max(1.0, added.abs().max().item()):
+        if not bent.abs().max().item() <= _TOLERANCE * max(1.0, added.abs().max().item()):
             h, a, b = _where(bent.abs())
             raise InputError(
                 f"{name}: affine_from={function.affine_from} promises a bias that is {what} from "
@@ -131,7 +138,7 @@ def _compare(
     got, wanted = got.cpu().double(), wanted.cpu().double()
     off = (got - wanted).abs()
     off = torch.where((got == wanted) | (got.isnan() & wanted.isnan()), 0, off)
-    scale = max(1.0, wanted[wanted.isfinite()].abs().max().item() if wanted.numel() else 0.0)
+    scale = max(1.0, wanted.nan_to_num(0, 0, 0).abs().max().item() if wanted.numel() else 0.0)
     if not bool((off <= _TOLERANCE * scale).all()):
         at = ""
         if places is not None:

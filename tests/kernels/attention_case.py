@@ -33,6 +33,7 @@ class Case:
         holes: bool = False,
         skip_eps: float = 0.0,
         std: float = 2.0,
+        scale: float | None = None,
     ) -> None:
         tokens = sum(lengths)
         self.cu_seqlens = torch.tensor([0, *itertools.accumulate(lengths)], device=device)
@@ -42,6 +43,7 @@ class Case:
         self.grad_out = torch.randn(tokens, heads, dim, device=device).to(dtype)
         self.grad_lse = torch.randn(tokens, heads, device=device)
         self.window, self.skip_eps, self.kind = window, skip_eps, kind
+        self.scale = dim**-0.5 if scale is None else scale
         self.positions = None
         if holes:
             steps = torch.randint(1, 4, (tokens,), device=device)
@@ -73,7 +75,7 @@ class Case:
         out, lse = attention_reference(
             *leaves, self.cu_seqlens, bias=self.bias(tensor), positions=self.positions,
             window=self.window or (-1, -1),
-            scale=self.qkv[0].shape[-1] ** -0.5,
+            scale=self.scale,
         )  # fmt: skip
         wanted = leaves if tensor is None else [*leaves, tensor]
         grads = torch.autograd.grad(
@@ -83,7 +85,7 @@ class Case:
 
     def by_kernel(self) -> list[Tensor]:
         q, k, v = self.qkv
-        terms = attention_terms(q, self.bias(self.tensor), self.positions, None, self.window)
+        terms = attention_terms(q, self.bias(self.tensor), self.positions, self.scale, self.window)
         out, lse, met = forward(q, k, v, self.cu_seqlens, terms, self.skip_eps)
         dq, dk, dv, dbias = backward(
             self.grad_out, self.grad_lse, q, k, v, self.cu_seqlens, terms, out, lse, met,

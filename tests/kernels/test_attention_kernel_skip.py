@@ -66,7 +66,7 @@ def test_zero_eps_is_as_if_it_were_not_there(dtype: torch.dtype, device: str) ->
     assert kernels.ranges(q, k, cu_seqlens, terms) is None
     slots = N // 128 + 1
     whole = torch.tensor([0, -(-N // 128)], dtype=torch.int32, device=device)
-    met = kernels.with_hulls(whole.expand(len(SLOPES), slots, 2).contiguous(), cu_seqlens)
+    met = kernels.ordered(whole.expand(len(SLOPES), slots, 2).contiguous())
     for a, b in zip(plain, kernels.forward(q, k, v, cu_seqlens, terms, met), strict=True):
         assert torch.equal(a, b)
 

@@ -60,6 +60,11 @@ def test_strided_inputs_are_read_as_they_lie(device: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, case.by_kernel(), strict=True))
 
 
+@pytest.mark.parametrize("kind", ["none", "alibi"])
+def test_a_negative_scale(kind: str, device: str) -> None:
+    Case([150], kind, device, scale=-1.5).check()
+
+
 def test_no_tokens(device: str) -> None:
     for kind in KINDS:
         for x in Case([0], kind, device).by_kernel():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from pyenc.errors import InputError
 from pyenc.ops import (
     ALiBi,
     AsymmetricALiBi,
@@ -96,14 +97,44 @@ def test_compiled_without_a_graph_break(kind: str, device: str) -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_values_are_checked_where_that_costs_nothing() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("on a card it would wait for the device")
+    q = torch.randn(9, 2, 8)
+    for given, more, message in (
+        ([0, 7], {}, "ends at 7"),
+        ([0, 12], {}, "ends at 12"),
+        ([0, 6, 3, 9], {}, "decreases"),
+        ([0, 9], {"bias": torch.zeros(2, 8, 8)}, "longest"),
+        ([0, 9], {"positions": torch.zeros(9).long()}, "increase"),
+    ):
+        with pytest.raises(InputError, match=message):
+            attention(q, q, q, torch.tensor(given), backend="triton", **more)
+
+
+def test_a_gradient_lies_as_its_fake_says(device: str) -> None:
+    """What `torch.compile` plans with."""
+    for kind in ("alibi", "t5", "dense", "own"):
+        tensor = make_tensor(kind, device)
+        assert tensor is not None
+        q = leaf(N, 2, 8, device=device)
+        bias = make_bias(kind, tensor)
+        out = attention(q, q, q, bounds(device), bias=bias, backend="triton")
+        assert isinstance(out, Tensor)
+        (grad,) = torch.autograd.grad(out.sum(), tensor)
+        assert grad.stride() == tensor.stride(), kind
+
+
 def test_autocast_leaves_slopes_alone(device: str) -> None:
     slopes = alibi_slopes(2).to(device).requires_grad_()
     x, weight = leaf(N, 16, device=device), leaf(48, 16, device=device)
     with torch.autocast(device, torch.bfloat16):
         qkv = torch.nn.functional.linear(x, weight).unflatten(1, (3, 2, 8)).unbind(1)
         out = attention(*qkv, bounds(device), bias=ALiBi(slopes), backend="triton")
+        plain = attention(*(x.float() for x in qkv), bounds(device), bias=ALiBi(slopes))
     assert isinstance(out, Tensor)
-    assert out.dtype == torch.bfloat16
+    assert isinstance(plain, Tensor)
+    assert out.dtype == plain.dtype == torch.bfloat16
     out.float().sum().backward()
     assert slopes.grad is not None
     assert slopes.grad.dtype == torch.float32

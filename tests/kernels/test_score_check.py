@@ -100,13 +100,13 @@ class Window:
     """A sliding window as a map of scores; the kernels' own also bounds their loops."""
 
     def __init__(self, reach: int, heads: int) -> None:
-        self.reach, self.heads = reach, heads
+        self.reach, self.heads, self.function = reach, heads, WINDOW
 
     def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return s.masked_fill((i[:, None] - j).abs() > self.reach, float("-inf"))
 
     def kernel(self) -> tuple[ScoreFunction, Tensor]:
-        return WINDOW, torch.full((self.heads, 1), float(self.reach))
+        return self.function, torch.full((self.heads, 1), float(self.reach))
 
 
 def lopsided(**changes: Any) -> Lopsided:
@@ -119,7 +119,7 @@ def lopsided(**changes: Any) -> Lopsided:
 def test_what_is_right_passes(device: str) -> None:
     check_score_bias(SoftCap(3), device=device)
     check_score_bias(lopsided(), device=device)
-    check_score_bias(AsymmetricALiBi(torch.rand(2, 2)), device=device)
+    check_score_bias(AsymmetricALiBi(torch.rand(2, 2, requires_grad=True)), device=device)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +131,7 @@ def test_what_is_right_passes(device: str) -> None:
         (lopsided(parameter=None, n_learned=0), "has no parameter"),
         (lopsided(decay=hasty_decay), "decay promises a rate of .* on the left of head 0"),
         (lopsided(flat=True), "promises a bias that is flat"),
+        (AsymmetricALiBi(torch.rand(2, 2)), "nothing in parameters.* requires a gradient"),
     ],
 )
 def test_what_is_wrong_is_named(bias: Any, message: str, device: str) -> None:
@@ -170,6 +171,10 @@ def test_a_window_may_be_written_as_a_map(device: str) -> None:
     if device != "cpu":
         pytest.skip("its reach is made on the CPU")
     check_score_bias(Window(5, 2), device=device)
+    hidden = Window(5, 2)
+    hidden.function = replace(WINDOW, affine_from=9)  # infinities are no sum of two numbers
+    with pytest.raises(InputError, match="promises a bias that is affine"):
+        check_score_bias(hidden, device=device)
     q, k, v = (torch.randn(200, 2, 16) for _ in range(3))
     cu_seqlens = torch.tensor([0, 30, 200])
     written = attention(q, k, v, cu_seqlens, bias=Window(5, 2), backend="triton")
