@@ -25,7 +25,7 @@ from .slots import GRAIN, n_slots
 MAX_HEAD_DIM = 256
 UNBOUNDED = 2**30
 """A window side no shorter than this hides nothing; it keeps sums with places in 32 bits."""
-BLOCK_S = 32
+BLOCK_S = 16
 """Grains that are looked at together in the passes before the main kernels."""
 
 
