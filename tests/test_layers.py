@@ -191,7 +191,8 @@ def test_the_check_allows(module: str, source: str) -> None:
 
 
 def is_kernel(function: ast.FunctionDef) -> bool:
-    return any("jit" in ast.unparse(d) for d in function.decorator_list)
+    names = [ast.unparse(d).partition("(")[0] for d in function.decorator_list]
+    return not {"triton.jit", "triton.constexpr_function"}.isdisjoint(names)
 
 
 def test_launchers_are_annotated() -> None:
