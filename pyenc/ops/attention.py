@@ -23,6 +23,7 @@ from .attention_ops import check_values
 from .attention_torch import Terms
 from .backend import WhyNot, always, choose, compiling
 from .bias import ALiBi, RelativePositionBias, ScoreBias, ScoreMap
+from .launch import DTYPE_CODES
 from .reference import attention_reference
 from .validation import check_cu_seqlens, check_float
 
@@ -80,9 +81,7 @@ def attention(
         InputError: shapes, dtypes, cu_seqlens or positions are wrong; the message says which.
         BackendError: `backend` cannot serve this call.
     """
-    if torch.is_autocast_enabled(q.device.type):
-        dtype = torch.get_autocast_dtype(q.device.type)
-        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
+    q, k, v = (_as_autocast(x) for x in (q, k, v))
     _check(q, k, v, cu_seqlens, bias, positions, window, scale, dropout_p, skip_eps)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     window = (-1, -1) if window is None else window
@@ -128,6 +127,15 @@ def attention(
             scale, window[0], window[1], dropout_p, seed, return_lse,
         )  # fmt: skip
     return (out, lse) if return_lse else out
+
+
+def _as_autocast(x: Tensor) -> Tensor:
+    """x in autocast's dtype, where that is on; what is no such tensor is left to the checks."""
+    if not isinstance(x, Tensor) or x.device.type not in ("cpu", "cuda"):
+        return x
+    if x.dtype not in DTYPE_CODES or not torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def backend_table(
