@@ -130,7 +130,7 @@ def forward(
     lse = q.new_empty((tokens, heads), dtype=torch.float32)
     if tokens == 0:
         return out, lse
-    config = config or config_for("attention_forward", q)
+    config = config or _config("attention_forward", q, cu_seqlens)
     tensors, flags, grid = _common(q, cu_seqlens, terms, met, config.block_m)
     attention_forward[grid](
         q, k, v, out, lse, cu_seqlens, tensors.positions, tensors.params, tensors.dense,
@@ -161,7 +161,6 @@ def backward(
         if need_dense and terms.dense is not None:
             dense = torch.zeros_like(terms.dense)
         return dq, dk, dv, learned, dense
-    configs = configs or {}
     delta = torch.empty_like(lse)
     block_d = _block_d(head_dim)
     attention_delta[(triton.cdiv(tokens, 64), heads)](
@@ -171,7 +170,7 @@ def backward(
     bias = terms.bias
     slope = None if bias is None else bias.slope
 
-    config = configs.get("attention_grad_queries") or config_for("attention_grad_queries", q)
+    config = _config("attention_grad_queries", q, cu_seqlens, configs)
     tensors, flags, grid = _common(q, cu_seqlens, terms, met, config.block_m)
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *grad_out.stride()[:2])
     block_l = max(triton.next_power_of_2(max(n_learned, 1)), 1)
@@ -184,12 +183,13 @@ def backward(
         q if met is None else met.met, q if met is None else met.order,
         *strides, *tensors.strides, *tensors.numbers,
         SLOPE=slope, PARAMETER=bias.parameter if bias is not None and n_learned else None,
+        LOOKUP=bias.lookup if bias is not None and n_learned else None,
         FLAT=bias is not None and bias.flat, N_LEARNED=n_learned, BLOCK_L=block_l,
         CORRECTED=0 < n_learned <= 2, HAS_GRAD_LSE=grad_lse is not None,
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, **flags, **config.launch,
     )  # fmt: skip
 
-    config = configs.get("attention_grad_keys") or config_for("attention_grad_keys", q)
+    config = _config("attention_grad_keys", q, cu_seqlens, configs)
     tensors, flags, grid = _common(q, cu_seqlens, terms, met, config.block_n)
     hulls = None if met is None else _hulls(met, cu_seqlens)
     attention_grad_keys[grid](
@@ -215,7 +215,7 @@ def _grad_dense(
     assert terms.dense is not None
     heads, side, _ = terms.dense.shape
     grad = torch.empty_like(terms.dense, memory_format=torch.contiguous_format)
-    config = config_for("attention_grad_keys", q)
+    config = _config("attention_grad_keys", q, cu_seqlens)
     tensors, flags, _ = _common(q, cu_seqlens, terms, None, GRAIN.value)
     for name in ("HAS_RANGES", "HAS_ORDER"):
         del flags[name]
@@ -228,6 +228,16 @@ def _grad_dense(
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, **flags, **config.launch,
     )  # fmt: skip
     return grad
+
+
+def _config(
+    kernel: str, q: Tensor, cu_seqlens: Tensor, given: dict[str, Config] | None = None
+) -> Config:
+    """By head dim and an average sequence: shapes tell, and nothing waits for the device."""
+    if given and kernel in given:
+        return given[kernel]
+    length = q.shape[0] // max(cu_seqlens.numel() - 1, 1)
+    return config_for(kernel, q, q.shape[2], length, whole=True)
 
 
 class _Tensors(NamedTuple):

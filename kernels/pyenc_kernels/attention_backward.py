@@ -96,7 +96,7 @@ def _walk_keys(
     p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
     begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
     SIDE: tl.constexpr, SCORE: tl.constexpr, SLOPE: tl.constexpr, PARAMETER: tl.constexpr,
-    AFFINE_FROM: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr,
+    LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr,
     N_LEARNED: tl.constexpr, BLOCK_L: tl.constexpr, CORRECTED: tl.constexpr,
     HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -131,9 +131,22 @@ def _walk_keys(
                     i_near = nearest + AFFINE_FROM
                 else:
                     i_near = nearest - AFFINE_FROM
-                for index in tl.static_range(N_LEARNED):
-                    slope = PARAMETER(nearest * 0, i_near, nearest, i_head, p_params, index)
-                    b_learned += tl.where(o_l == index, b_whole * slope, 0.0)
+                if LOOKUP is not None:
+                    b_at = o_l == LOOKUP(i_near, nearest, i_head, p_params)
+                    b_learned += tl.where(b_at, b_whole, 0.0)
+                else:
+                    for index in tl.static_range(N_LEARNED):
+                        slope = PARAMETER(nearest * 0, i_near, nearest, i_head, p_params, index)
+                        b_learned += tl.where(o_l == index, b_whole * slope, 0.0)
+            elif LOOKUP is not None:
+                b_which = LOOKUP(b_i[:, None], b_j[None, :], i_head, p_params)
+                b_which += tl.zeros(b_ds.shape, tl.int32)
+                # Those that the tile has, of a table that goes by the distance.
+                least = tl.min(tl.min(b_which, 1), 0)
+                most = tl.max(tl.max(b_which, 1), 0)
+                for index in range(least, most + 1):
+                    b_part = tl.sum(tl.sum(tl.where(b_which == index, b_ds, 0.0), 1), 0)
+                    b_learned += tl.where(o_l == index, b_part, 0.0)
             else:
                 for index in tl.static_range(N_LEARNED):
                     b_slope = PARAMETER(
@@ -157,7 +170,7 @@ def attention_grad_queries(
     s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_gt, s_gh, s_params, s_dense_h, s_dense,
     n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
     SCORE: tl.constexpr, SLOPE: tl.constexpr, PARAMETER: tl.constexpr,
-    AFFINE_FROM: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr,
+    LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr,
     N_LEARNED: tl.constexpr, BLOCK_L: tl.constexpr, CORRECTED: tl.constexpr,
     HAS_GRAD_LSE: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr, HAS_RANGES: tl.constexpr,
@@ -202,16 +215,16 @@ def attention_grad_queries(
             b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, a, b,
             p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
             begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-            0, SCORE, SLOPE, PARAMETER, AFFINE_FROM, FLAT, False, N_LEARNED, BLOCK_L, CORRECTED,
-            HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D,
-            PRECISION,
+            0, SCORE, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, FLAT, False, N_LEARNED, BLOCK_L,
+            CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N,
+            BLOCK_D, PRECISION,
         )  # fmt: skip
         if PLAIN or AFFINE_FROM is not None:
             b_dq, b_learned, b_off, b_away = _walk_keys(
                 b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, first, a,
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-                -1, SCORE, SLOPE, PARAMETER, AFFINE_FROM, FLAT, PLAIN, N_LEARNED, BLOCK_L,
+                -1, SCORE, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, FLAT, PLAIN, N_LEARNED, BLOCK_L,
                 CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N,
                 BLOCK_D, PRECISION,
             )  # fmt: skip
@@ -220,7 +233,7 @@ def attention_grad_queries(
                 b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, b, last,
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-                1, SCORE, SLOPE, PARAMETER, AFFINE_FROM, FLAT, False, N_LEARNED, BLOCK_L,
+                1, SCORE, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, FLAT, False, N_LEARNED, BLOCK_L,
                 CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N,
                 BLOCK_D, PRECISION,
             )  # fmt: skip

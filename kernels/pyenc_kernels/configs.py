@@ -1,13 +1,14 @@
-"""Tile sizes of the kernels: data, by card, kernel, dtype and head dim (configs.json).
+"""Tile sizes of the kernels: data (configs.json), by card, kernel, dtype and shape.
 
-A card without an entry takes its architecture's, then the defaults; a head dim without one the next
-larger one's. Nothing is tuned at a call: `pyenc bench tune` writes entries.
+A card without an entry takes its architecture's, then the defaults; of the shapes that an entry
+has, the nearest serves. Nothing is tuned at a call: `pyenc bench tune` writes entries.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,14 @@ class Config:
     num_warps: int
     num_stages: int
 
+    def block(self, width: int, *, whole: bool = False) -> tuple[int, int]:
+        """(rows, columns) of a block of as many elements that is no wider than the width needs;
+        whole: and holds all of it."""
+        columns = 1 << max(width - 1, 15).bit_length()
+        if not whole:
+            columns = min(columns, self.block_n)
+        return max(self.block_m * self.block_n // columns, 1), columns
+
     @property
     def launch(self) -> dict[str, int]:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
@@ -35,7 +44,12 @@ class Config:
 
 @functools.cache
 def table() -> dict[str, Any]:
-    """configs.json: card or architecture, kernel, dtype, head dim -> [m, n, warps, stages]."""
+    """configs.json: card, architecture or "default" -> kernel -> dtype, or "any" -> shape -> [rows,
+    columns, warps, stages]; a card also says which "architecture" it is of.
+
+    A shape is "width" or "widthxlength": head dim and tokens of a sequence for attention, columns
+    and rows for the others.
+    """
     loaded: dict[str, Any] = json.loads(FILE.read_text("utf-8"))
     return loaded
 
@@ -52,23 +66,55 @@ def keys_of(device: torch.device) -> tuple[str, ...]:
     return properties.name, f"sm_{properties.major}{properties.minor}", "default"
 
 
-def config_for(kernel: str, x: torch.Tensor) -> Config:
-    """Of a kernel for x (T, H, D), by its device, dtype and head dim."""
+def config_for(
+    kernel: str, x: torch.Tensor, width: int, length: int, *, whole: bool = False
+) -> Config:
+    """Of a kernel for x, by its device, its dtype and a shape as `table` has them.
+
+    whole: a block holds all of the width, so that no entry for a smaller one may serve.
+    """
     dtype = str(x.dtype).removeprefix("torch.")
-    return _config_for(kernel, dtype, x.shape[2], keys_of(x.device))
+    # Lengths that round to one power of two share an entry, and a place in the cache.
+    return _config_for(kernel, dtype, width, _power(length), keys_of(x.device), whole)
 
 
 @functools.cache
-def _config_for(kernel: str, dtype: str, head_dim: int, keys: tuple[str, ...]) -> Config:
-    return entry(kernel, dtype, head_dim, keys)[1]
+def _config_for(
+    kernel: str, dtype: str, width: int, power: int, keys: tuple[str, ...], whole: bool
+) -> Config:
+    return entry(kernel, dtype, width, 1 << power, keys, whole=whole)[1]
 
 
-def entry(kernel: str, dtype: str, head_dim: int, keys: tuple[str, ...]) -> tuple[int, Config]:
-    """(head dim of the entry, the entry) of the first key that has one for kernel and dtype."""
+def entry(
+    kernel: str, dtype: str, width: int, length: int, keys: tuple[str, ...], *, whole: bool = False
+) -> tuple[str, Config]:
+    """(its shape, itself): the nearest entry of the first key that has one for kernel and dtype.
+
+    Of widths the next larger one is the nearest, else, unless `whole`, the largest. Of its lengths
+    the nearest by ratio; an entry without a length serves where none has one.
+    """
     for key in keys:
-        sizes = table().get(key, {}).get(kernel, {}).get(dtype)
-        if sizes:
-            larger = [int(size) for size in sizes if int(size) >= head_dim]
-            if larger:
-                return min(larger), Config(*sizes[str(min(larger))])
-    raise KeyError(f"configs.json has no default for {kernel}, {dtype}")
+        of_kernel = table().get(key, {}).get(kernel, {})
+        shapes = of_kernel.get(dtype) or of_kernel.get("any") or {}
+        widths = {_numbers(shape)[0] for shape in shapes}
+        larger = [each for each in widths if each >= width]
+        if not larger and (whole or not widths):
+            continue
+        best = min(larger) if larger else max(widths)
+        fitting = [shape for shape in shapes if _numbers(shape)[0] == best]
+        with_length = [shape for shape in fitting if len(_numbers(shape)) > 1]
+        nearest = min(
+            with_length or fitting,
+            key=lambda shape: abs(_power(_numbers(shape)[-1]) - _power(length)),
+        )
+        return nearest, Config(*shapes[nearest])
+    raise KeyError(f"configs.json has no default for {kernel}, {dtype}, width {width}")
+
+
+def _numbers(shape: str) -> list[int]:
+    return [int(number) for number in shape.split("x")]
+
+
+def _power(length: int) -> int:
+    """The nearest power of two, by its exponent."""
+    return round(math.log2(max(length, 1)))

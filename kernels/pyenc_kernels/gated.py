@@ -14,10 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
+from .configs import Config, config_for
 
-# Elements of a tile, over which a program of four warps spreads its registers.
-TILE = 2048
+ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
 
 
 @triton.jit
@@ -107,7 +106,9 @@ def gated_backward(
     tl.store(p_grad_gate, b_grad_gate.to(p_grad_gate.dtype.element_ty), mask=mask)
 
 
-def forward(gate: Tensor, value: Tensor | None, activation: str) -> Tensor:
+def forward(
+    gate: Tensor, value: Tensor | None, activation: str, config: Config | None = None
+) -> Tensor:
     """activation(gate) * value, or activation(gate) alone: (T, F), contiguous.
 
     gate, value (T, F) float32, bfloat16 or float16, their columns contiguous (halves of one tensor
@@ -118,7 +119,7 @@ def forward(gate: Tensor, value: Tensor | None, activation: str) -> Tensor:
     out = gate.new_empty(gate.shape)
     if out.numel() == 0:
         return out
-    grid, sizes = _launch(gate)
+    grid, sizes = _launch("gated_forward", gate, config)
     gated_forward[grid](
         gate, gate if value is None else value, out, gate.stride(0),
         0 if value is None else value.stride(0), *gate.shape,
@@ -129,7 +130,7 @@ def forward(gate: Tensor, value: Tensor | None, activation: str) -> Tensor:
 
 def backward(
     grad_out: Tensor, gate: Tensor, value: Tensor | None, activation: str,
-    grad_gate: Tensor, grad_value: Tensor | None,
+    grad_gate: Tensor, grad_value: Tensor | None, config: Config | None = None,
 ) -> None:  # fmt: skip
     """Write the gradients of `forward` into grad_gate and grad_value, (T, F) each, any row stride.
 
@@ -137,7 +138,7 @@ def backward(
     """
     if gate.numel() == 0:
         return
-    grid, sizes = _launch(gate)
+    grid, sizes = _launch("gated_backward", gate, config)
     if value is None or grad_value is None:
         tensors, strides = (gate, grad_gate, grad_gate), (0, grad_gate.stride(0), 0)
     else:
@@ -149,10 +150,12 @@ def backward(
     )  # fmt: skip
 
 
-def _launch(gate: Tensor) -> tuple[tuple[int, int], dict[str, Any]]:
-    """(grid, sizes of a tile)."""
+def _launch(
+    kernel: str, gate: Tensor, config: Config | None
+) -> tuple[tuple[int, int], dict[str, Any]]:
+    """(grid, sizes of a tile and of a program)."""
     rows, columns = gate.shape
-    block_f = min(triton.next_power_of_2(max(columns, 16)), 1024)
-    block_t = max(TILE // block_f, 1)
+    config = config or config_for(kernel, gate, columns, rows)
+    block_t, block_f = config.block(columns)
     grid = triton.cdiv(rows, block_t), triton.cdiv(columns, block_f)
-    return grid, {"BLOCK_T": block_t, "BLOCK_F": block_f}
+    return grid, {"BLOCK_T": block_t, "BLOCK_F": block_f, **config.launch}

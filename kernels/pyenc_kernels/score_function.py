@@ -10,6 +10,8 @@ says lets them be faster (`affine_from`, `decay`) or gives its parameters gradie
     slope(s, i, j, head, params) -> d score / d s, where that is not 1.
     parameter(s, i, j, head, params, index) -> d score / d params[index], `index` known at
         compilation, 0 to n_learned - 1.
+    lookup(i, j, head, params) -> which of params, int32, is added to the score: instead of
+        `parameter`, for a bias that is a table of numbers.
     decay(head, params, left) -> a rate r so that on that side of the query (left: keys before it;
         known at compilation) score(s, i, j) <= s - r |i - j|. Far keys may then be left out.
 
@@ -49,6 +51,7 @@ class ScoreFunction:
     score: Any
     slope: Any = None
     parameter: Any = None
+    lookup: Any = None
     n_learned: int = 0
     decay: Any = None
     affine_from: int | None = None
@@ -59,8 +62,10 @@ class ScoreFunction:
             raise ValueError("ScoreFunction: affine_from is for what is added; slope says it isn't")
         if self.slope is not None and self.decay is not None:
             raise ValueError("ScoreFunction: decay is for what is added; slope says it isn't")
-        if (self.parameter is None) != (self.n_learned == 0):
-            raise ValueError("ScoreFunction: parameter and n_learned go together")
+        if self.parameter is not None and self.lookup is not None:
+            raise ValueError("ScoreFunction: parameter or lookup, not both")
+        if (self.parameter is None and self.lookup is None) != (self.n_learned == 0):
+            raise ValueError("ScoreFunction: n_learned goes with parameter or lookup")
         if self.flat and self.affine_from is None:
             raise ValueError("ScoreFunction: flat needs affine_from, from where on it is")
         object.__setattr__(self, "key", f"{self.score.__name__}#{next(_numbers)}")
@@ -146,10 +151,9 @@ def _t5_score(s, i, j, head, params):
 
 
 @triton.jit
-def _t5_parameter(s, i, j, head, params, index: tl.constexpr):
+def _t5_lookup(i, j, head, params):
     place, reach = _t5_place(i, j, params)
-    bucket = tl.load(params + _TABLE + 2 + 2 * reach + place)
-    return tl.where(bucket == index, 1.0, 0.0)
+    return tl.load(params + _TABLE + 2 + 2 * reach + place).to(tl.int32)
 
 
 @functools.cache
@@ -158,7 +162,7 @@ def relative_position(n_buckets: int, reach: int) -> ScoreFunction:
     if n_buckets > _TABLE.value:
         raise ValueError(f"relative_position: at most {_TABLE.value} buckets, got {n_buckets}")
     return ScoreFunction(
-        _t5_score, parameter=_t5_parameter, n_learned=n_buckets, affine_from=reach, flat=True
+        _t5_score, lookup=_t5_lookup, n_learned=n_buckets, affine_from=reach, flat=True
     )
 
 

@@ -36,6 +36,20 @@ def _probe(
 
 
 @triton.jit
+def _probe_lookup(
+    p_i, p_j, p_params, p_out, s_params, n_i, n_j, LOOKUP: tl.constexpr, BLOCK_J: tl.constexpr
+):
+    """Program (H, I): the number of a row's parameters, p_out (H, I, J) int32."""
+    i_head = tl.program_id(0)
+    i_row = tl.program_id(1)
+    o_j = tl.arange(0, BLOCK_J)
+    mask = o_j < n_j
+    b_j = tl.load(p_j + o_j, mask=mask, other=0.0)
+    b_out = LOOKUP(tl.load(p_i + i_row), b_j, i_head, p_params + i_head * s_params)
+    tl.store(p_out + (i_head * n_i + i_row) * n_j + o_j, b_out + o_j * 0, mask=mask)
+
+
+@triton.jit
 def _probe_decay(p_params, p_out, s_params, DECAY: tl.constexpr):
     """Program (H,): p_out (H, 2), the rates to the left and to the right."""
     i_head = tl.program_id(0)
@@ -62,7 +76,15 @@ def values(
         return out
 
     slope = torch.ones_like(s) if function.slope is None else probe(function.slope)
-    learned = [probe(function.parameter, index) for index in range(function.n_learned)]
+    if function.lookup is not None:
+        which = torch.empty(s.shape, dtype=torch.int32, device=s.device)
+        _probe_lookup[(heads, n_i)](
+            i, j, params, which, params.stride(0), n_i, n_j, LOOKUP=function.lookup,
+            BLOCK_J=triton.next_power_of_2(n_j),
+        )  # fmt: skip
+        learned = [(which == index).float() for index in range(function.n_learned)]
+    else:
+        learned = [probe(function.parameter, index) for index in range(function.n_learned)]
     return probe(function.score), slope, learned
 
 

@@ -14,11 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .configs import Config, config_for
 from .slots import n_slots, sequence_of_slot
 
 CHUNK = 128
-# Elements of a tile, over which a program of four warps spreads its registers.
-TILE = 4096
 SMALLEST_NORM = 1e-12
 
 
@@ -146,15 +145,25 @@ def _backward_chunks(
             tl.store(p_grad_weights + o_t, b_grad_weight, mask=m_t)
 
 
-def _tile(n_channels: int, limit: int) -> tuple[int, int]:
-    """(rows, columns) of a tile with at most ``limit`` columns."""
-    columns = min(triton.next_power_of_2(max(n_channels, 16)), limit)
-    return min(max(TILE // columns, 1), 32), columns
+Configs = dict[str, Config]
+"""By kernel, where a launch shall not take configs.json's."""
+
+
+def _tile(
+    kernel: str, x: Tensor, n_segments: int, configs: Configs | None, *, whole: bool
+) -> tuple[int, int, dict[str, int]]:
+    """(rows, columns) of a tile, and how a program is launched."""
+    tokens, channels = x.shape
+    config = (configs or {}).get(kernel)
+    config = config or config_for(kernel, x, channels, tokens // max(n_segments, 1))
+    rows, columns = config.block(channels, whole=whole)
+    return min(rows, CHUNK), columns, config.launch
 
 
 def forward_saving(
-    x: Tensor, cu_seqlens: Tensor, weights: Tensor | None = None, normalize: bool = False
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, cu_seqlens: Tensor, weights: Tensor | None = None, normalize: bool = False,
+    configs: Configs | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``forward``, and what ``backward`` needs of it: (out (B, C), stats (B, 2)), both float32.
 
     stats holds the sum of weights and the norm of the mean before normalising (0 if not asked).
@@ -167,16 +176,16 @@ def forward_saving(
         return out, stats.zero_()
     partial = x.new_empty((slots, n_channels), dtype=torch.float32)
     partial_weight = x.new_empty((slots,), dtype=torch.float32)
-    rows, columns = _tile(n_channels, 128)
+    rows, columns, launch = _tile("segment_mean_sum", x, n_segments, configs, whole=False)
     _sum_chunks[(slots, triton.cdiv(n_channels, columns))](
         x, cu_seqlens, x if weights is None else weights, partial, partial_weight,
         n_segments, n_channels,
-        HAS_WEIGHTS=weights is not None, CHUNK=CHUNK, BLOCK_T=rows, BLOCK_C=columns,
+        HAS_WEIGHTS=weights is not None, CHUNK=CHUNK, BLOCK_T=rows, BLOCK_C=columns, **launch,
     )  # fmt: skip
-    rows, columns = _tile(n_channels, 1 << 20)
+    rows, columns, launch = _tile("segment_mean_finish", x, n_segments, configs, whole=True)
     _finish[(n_segments,)](
         partial, partial_weight, cu_seqlens, out, stats, n_channels, SMALLEST_NORM,
-        NORMALIZE=normalize, CHUNK=CHUNK, BLOCK_S=rows, BLOCK_C=columns, num_warps=8,
+        NORMALIZE=normalize, CHUNK=CHUNK, BLOCK_S=rows, BLOCK_C=columns, **launch,
     )  # fmt: skip
     return out, stats
 
@@ -207,6 +216,7 @@ def backward(
     *,
     need_grad_x: bool = True,
     need_grad_weights: bool = False,
+    configs: Configs | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of ``forward_saving``'s ``out`` by ``x`` and ``weights``.
 
@@ -221,12 +231,12 @@ def backward(
     grad_weights = x.new_empty(x.shape[:1], dtype=torch.float32) if need_grad_weights else None
     if x.numel() == 0:
         return grad_x, None if grad_weights is None else grad_weights.zero_()
-    rows, columns = _tile(n_channels, 1 << 20)
+    rows, columns, launch = _tile("segment_mean_backward", x, n_segments, configs, whole=True)
     _backward_chunks[(slots,)](
         grad_out, x, cu_seqlens, x if weights is None else weights, out, stats,
         x if grad_x is None else grad_x, x if grad_weights is None else grad_weights,
         n_segments, n_channels, SMALLEST_NORM,
         HAS_WEIGHTS=weights is not None, NORMALIZE=normalize, WANT_X=need_grad_x,
-        WANT_WEIGHTS=need_grad_weights, CHUNK=CHUNK, BLOCK_T=rows, BLOCK_C=columns,
+        WANT_WEIGHTS=need_grad_weights, CHUNK=CHUNK, BLOCK_T=rows, BLOCK_C=columns, **launch,
     )  # fmt: skip
     return grad_x, grad_weights

@@ -164,7 +164,8 @@ def backend_table(
         if reason is None and _is_own(bias):
             function, params = bias.kernel()  # type: ignore[union-attr]
             if params.requires_grad and torch.is_grad_enabled() and not function.n_learned:
-                reason = f"the ScoreFunction of {type(bias).__name__} has no `parameter`"
+                name = type(bias).__name__
+                reason = f"the ScoreFunction of {name} has neither `parameter` nor `lookup`"
         return reason
 
     def flash() -> str | None:

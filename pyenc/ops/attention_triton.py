@@ -92,7 +92,7 @@ def backward(
     if want_bias and terms.kind != "dense" and not call.bias.n_learned:
         raise BackendError(
             f"{OP}: the parameters of {terms.kind.split('#')[0]} want a gradient, but its "
-            "ScoreFunction has no `parameter`"
+            "ScoreFunction has neither `parameter` nor `lookup`"
         )
     cu_seqlens = cu_seqlens.contiguous()
     ranges = kernels.ordered(met) if met.numel() else None

@@ -59,7 +59,8 @@ def check_score_bias(bias: ScoreBias | ScoreMap, *, span: int = 600, device: str
     )
     by_s = torch.autograd.grad(twin.sum(), s, retain_graph=True)[0]
     _compare(name, "slope (d score / d s; None says 1)", slope, by_s, (i, j))
-    _check_learned(name, bias, params, learned, twin)
+    said = "parameter" if function.lookup is None else "lookup"
+    _check_learned(name, said, bias, params, learned, twin)
     rates = probe.decay_rates(function, narrow)
     if rates is not None:
         added = (twin - s).detach().masked_fill(hidden, float("-inf"))
@@ -69,21 +70,24 @@ def check_score_bias(bias: ScoreBias | ScoreMap, *, span: int = 600, device: str
 
 
 def _check_learned(
-    name: str, bias: Any, params: Tensor, learned: list[Tensor], twin: Tensor
+    name: str, said: str, bias: Any, params: Tensor, learned: list[Tensor], twin: Tensor
 ) -> None:
     """The object's own tensors must get the same gradient through `params` as through the twin."""
     leaves = [x for x in getattr(bias, "parameters", tuple)() if x.requires_grad]
     if not leaves:
         if learned:
             raise InputError(
-                f"{name}: nothing in parameters() requires a gradient, so that `parameter` cannot "
-                "be checked; check an object whose tensors do"
+                f"{name}: nothing in parameters() requires a gradient, so that its slopes by them "
+                "cannot be checked; check an object whose tensors do"
             )
         return
     if not params.requires_grad:
         raise InputError(f"{name}: params of kernel() must be made of parameters() by torch ops")
     if not learned:
-        raise InputError(f"{name}: its tensors want gradients; its ScoreFunction has no parameter")
+        raise InputError(
+            f"{name}: its tensors want gradients, but its ScoreFunction has neither parameter nor "
+            "lookup"
+        )
     weight = torch.randn_like(twin)
     wanted = torch.autograd.grad((twin * weight).sum(), leaves, allow_unused=True)
     by_params = torch.zeros(params.shape, dtype=torch.float64)
@@ -94,7 +98,7 @@ def _check_learned(
     )
     for number, (a, b, leaf) in enumerate(zip(given, wanted, leaves, strict=True)):
         got, right = ((torch.zeros_like(leaf) if x is None else x) for x in (a, b))
-        _compare(name, f"parameter: the gradient of parameters()[{number}]", got, right, None)
+        _compare(name, f"{said}: the gradient of parameters()[{number}]", got, right, None)
 
 
 def _check_decay(name: str, added: Tensor, i: Tensor, j: Tensor, rates: Tensor) -> None:

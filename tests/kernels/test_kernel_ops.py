@@ -168,7 +168,7 @@ def test_parameters_without_a_derivative_are_an_error(device: str) -> None:
     q = leaf(9, 2, 8, device=device)
     bias = Fixed(torch.rand(2, 2, device=device, requires_grad=True))
     cu_seqlens = torch.tensor([0, 9], device=device)
-    with pytest.raises(BackendError, match="the ScoreFunction of Fixed has no `parameter`"):
+    with pytest.raises(BackendError, match="the ScoreFunction of Fixed has neither `parameter`"):
         attention(q, q, q, cu_seqlens, bias=bias, backend="triton")
     out = attention(q, q, q, cu_seqlens, bias=bias)
     assert isinstance(out, Tensor)

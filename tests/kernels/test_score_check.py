@@ -109,6 +109,41 @@ class Window:
         return self.function, torch.full((self.heads, 1), float(self.reach))
 
 
+@triton.jit
+def clipped_place(i, j, head, params):
+    return (tl.minimum(tl.maximum(j - i, -20.0), 20.0) + 20.0).to(tl.int32)
+
+
+@triton.jit
+def clipped_score(s, i, j, head, params):
+    return s + tl.load(params + clipped_place(i, j, head, params))
+
+
+@triton.jit
+def mirrored_place(i, j, head, params):
+    return clipped_place(j, i, head, params)
+
+
+CLIPPED = ScoreFunction(
+    clipped_score, lookup=clipped_place, n_learned=41, affine_from=20, flat=True
+)
+
+
+class Clipped(nn.Module):
+    """A number for each distance up to 20: a table that is looked up."""
+
+    def __init__(self, heads: int, function: ScoreFunction = CLIPPED) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(heads, 41))
+        self.function = function
+
+    def block(self, i: Tensor, j: Tensor) -> Tensor:
+        return self.table[:, (j - i[:, None]).clamp(-20, 20) + 20]
+
+    def kernel(self) -> tuple[ScoreFunction, Tensor]:
+        return self.function, self.table
+
+
 def lopsided(**changes: Any) -> Lopsided:
     slopes = torch.tensor([[0.5, 0.1], [0.2, 0.3]], requires_grad=True)
     made = Lopsided(slopes)
@@ -118,6 +153,7 @@ def lopsided(**changes: Any) -> Lopsided:
 
 def test_what_is_right_passes(device: str) -> None:
     check_score_bias(SoftCap(3), device=device)
+    check_score_bias(Clipped(2), device=device)
     check_score_bias(lopsided(), device=device)
     check_score_bias(AsymmetricALiBi(torch.rand(2, 2, requires_grad=True)), device=device)
 
@@ -128,7 +164,8 @@ def test_what_is_right_passes(device: str) -> None:
         (SoftCap(2, replace(SOFT_CAP, slope=wrong_slope)), "slope .* is off by"),
         (lopsided(score=swapped_score), "Lopsided: score is off by up to .* at head"),
         (lopsided(parameter=swapped_parameter), r"parameter: the gradient of parameters\(\)\[0\]"),
-        (lopsided(parameter=None, n_learned=0), "has no parameter"),
+        (lopsided(parameter=None, n_learned=0), "has neither parameter nor lookup"),
+        (Clipped(2, replace(CLIPPED, lookup=mirrored_place)), "lookup: the gradient of"),
         (lopsided(decay=hasty_decay), "decay promises a rate of .* on the left of head 0"),
         (lopsided(flat=True), "promises a bias that is flat"),
         (AsymmetricALiBi(torch.rand(2, 2)), "nothing in parameters.* requires a gradient"),
@@ -139,7 +176,9 @@ def test_what_is_wrong_is_named(bias: Any, message: str, device: str) -> None:
         check_score_bias(bias, device=device)
 
 
-@pytest.mark.parametrize("make", [SoftCap, lambda heads: lopsided()], ids=["map", "bias"])
+@pytest.mark.parametrize(
+    "make", [SoftCap, Clipped, lambda heads: lopsided()], ids=["map", "table", "bias"]
+)
 def test_attention_with_it(make: Any, device: str) -> None:
     bias = make(2)
     qkv = [3 * torch.randn(200, 2, 16), *(torch.randn(200, 2, 16) for _ in range(2))]
