@@ -161,7 +161,8 @@ def _terms(terms: Terms, heads: int, skip_eps: float) -> Any:
         if terms.kind == "alibi":
             bias, params = functions.ALIBI, tensor.float().contiguous()[:, None]
         elif terms.kind == "t5":
-            buckets = _buckets(tensor.shape[0], terms.max_distance, tensor.device)
+            buckets = _buckets(tensor.shape[0], terms.max_distance, tensor.is_cuda)
+            buckets = buckets.to(tensor.device, non_blocking=True)
             bias = functions.relative_position(tensor.shape[0], terms.max_distance)
             params = functions.relative_position_params(tensor, buckets)
         elif terms.kind == "dense":
@@ -179,6 +180,10 @@ def _terms(terms: Terms, heads: int, skip_eps: float) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def _buckets(n_buckets: int, reach: int, device: torch.device) -> Tensor:
-    """(2 reach + 1,): the bucket of key - query from -reach to reach."""
-    return relative_position_bucket(torch.arange(-reach, reach + 1), n_buckets, reach).to(device)
+def _buckets(n_buckets: int, reach: int, pinned: bool) -> Tensor:
+    """(2 reach + 1,) on the CPU: the bucket of key - query from -reach to reach.
+
+    The copy to a card is made at each call: one that was kept might lie in a CUDA graph's memory.
+    """
+    buckets = relative_position_bucket(torch.arange(-reach, reach + 1), n_buckets, reach)
+    return buckets.pin_memory() if pinned else buckets

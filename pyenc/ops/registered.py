@@ -47,6 +47,11 @@ def kernel_op(name: str) -> Callable[[Callable[..., Any]], KernelOp]:
     return lambda function: KernelOp(name, ("CUDA", "CPU"), function)
 
 
+def op_anywhere(name: str) -> Callable[[Callable[..., Any]], KernelOp]:
+    """The same for every device, where the function itself looks for a kernel or does without."""
+    return lambda function: KernelOp(name, ("CompositeExplicitAutograd",), function)
+
+
 def on_card_of(x: Tensor) -> AbstractContextManager[Any]:
     """Triton launches on the current card, whichever the tensors are on: make it theirs."""
     return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
