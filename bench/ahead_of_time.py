@@ -78,8 +78,13 @@ def target_of(architecture: str) -> GPUTarget:
     return GPUTarget("hip", architecture, 64)
 
 
-def compile_for(architecture: str, call: Callable[[], object]) -> list[Compiled]:
-    """What every kernel that `call` launches takes on that architecture, in order of launch."""
+def compile_for(
+    architecture: str, call: Callable[[], object], keys: tuple[str, ...]
+) -> list[Compiled]:
+    """What every kernel that `call` launches takes on that architecture, in order of launch.
+
+    keys: where configurations are looked for (`pyenc_kernels.configs.keys_of`).
+    """
     found: list[Compiled] = []
     seen: set[str] = set()
     run = JITFunction.run
@@ -93,13 +98,13 @@ def compile_for(architecture: str, call: Callable[[], object]) -> list[Compiled]
             found.append(_report(kernel, architecture, log.getvalue()))
         return kernel
 
-    with _compiling(architecture), mock.patch.object(JITFunction, "run", compile_only):
+    with _compiling(architecture, keys), mock.patch.object(JITFunction, "run", compile_only):
         call()
     return found
 
 
 @contextlib.contextmanager
-def _compiling(architecture: str) -> Iterator[None]:
+def _compiling(architecture: str, keys: tuple[str, ...]) -> Iterator[None]:
     active = triton.runtime.driver
     before = getattr(active, "_active", None)
     with tempfile.TemporaryDirectory() as cache, contextlib.ExitStack() as stack:
@@ -108,7 +113,6 @@ def _compiling(architecture: str) -> Iterator[None]:
         stack.enter_context(triton.knobs.nvidia.scope())
         triton.knobs.nvidia.dump_ptxas_log = True
         active.set_active(_NoDevice(target_of(architecture)))
-        keys = architecture, "default"
         stack.enter_context(mock.patch("pyenc_kernels.configs.keys_of", return_value=keys))
         for kernel in _kernels():
             kernel.device_caches.clear()

@@ -23,36 +23,39 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
 import aot
 from ahead_of_time import ARCHITECTURES, Compiled
+from aot_work import Work, at_its_shape, compile_work, listed, shipped, wrong_with
+from tunables import TUNABLES
 
 MATRIX = {"sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "v_mfma"}
-MAIN = [aot.Work(architecture, "alibi", *aot.MAIN) for architecture in reversed(ARCHITECTURES)]
-OTHERS = [aot.Work("sm_90", op, *aot.MAIN) for op in ("none", "gated", "segment_mean")]
+MAIN = [at_its_shape(architecture, "alibi") for architecture in reversed(ARCHITECTURES)]
+OTHERS = [at_its_shape("sm_90", op) for op in ("none", "t5", "gated", "segment_mean")]
+PRODUCTS = {kernel for kernel, tunable in TUNABLES.items() if tunable.op == "alibi"}
 
-Compiling = dict[aot.Work, Future[list[Compiled]]]
+Compiling = dict[Work, Future[list[Compiled]]]
 
 
 @pytest.fixture(scope="module")
 def compiling() -> Iterator[Compiling]:
     """All of it at once, on two cores."""
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        yield {work: pool.submit(aot.compile_work, work) for work in (*MAIN, *OTHERS)}
+        yield {work: pool.submit(compile_work, work) for work in (*MAIN, *OTHERS)}
 
 
 @pytest.mark.parametrize("work", MAIN, ids=lambda work: work.architecture)
-def test_the_main_shape(work: aot.Work, compiling: Compiling) -> None:
+def test_the_main_shape(work: Work, compiling: Compiling) -> None:
     found = compiling[work].result()
-    assert {kernel.kernel for kernel in found} >= {*aot.TUNED, "key_ranges", "query_hulls"}
+    assert {kernel.kernel for kernel in found} >= PRODUCTS | {"key_ranges", "query_hulls"}
     for kernel in found:
-        assert aot.wrong_with(work, kernel) is None
-        if kernel.kernel in aot.TUNED:
+        assert wrong_with(work, kernel) is None
+        if kernel.kernel in PRODUCTS:
             wanted = MATRIX.get(work.architecture, "mma.sync")
             assert any(x.startswith(wanted) for x in kernel.matrix_instructions), kernel
 
 
 @pytest.mark.parametrize("work", OTHERS, ids=lambda work: work.op)
-def test_the_other_ops(work: aot.Work, compiling: Compiling) -> None:
+def test_the_other_ops(work: Work, compiling: Compiling) -> None:
     for kernel in compiling[work].result():
-        assert aot.wrong_with(work, kernel) is None
+        assert wrong_with(work, kernel) is None
 
 
 def test_every_shipped_configuration_has_been_compiled() -> None:
@@ -60,15 +63,15 @@ def test_every_shipped_configuration_has_been_compiled() -> None:
     made = aot.read()
     missing = [
         work.key
-        for work in aot.listed()
-        if work.key not in made or made[work.key]["configs"] != aot.shipped(work)
+        for work in listed()
+        if work.key not in made or made[work.key]["configs"] != shipped(work)
     ]
     assert not missing, f"run `make aot`: {missing}"
 
 
 def test_a_configuration_that_was_never_compiled_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    work = aot.Work("sm_90", "alibi", *aot.MAIN)
-    made = {work.key: {"configs": aot.shipped(work) | {"attention_forward": [16, 16, 4, 1]}}}
+    work = at_its_shape("sm_90", "alibi")
+    made = {work.key: {"configs": shipped(work) | {"attention_forward": [16, 16, 4, 1]}}}
     monkeypatch.setattr(aot, "read", lambda: made)
     with pytest.raises(AssertionError, match=r"run `make aot`.*sm_90/alibi/bfloat16/64"):
         test_every_shipped_configuration_has_been_compiled()

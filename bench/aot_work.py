@@ -1,0 +1,164 @@
+"""What `make aot` compiles: every shipped configuration, and every branch of the kernels.
+
+A card is an architecture, or the name of one that configs.json has entries for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from ahead_of_time import ARCHITECTURES, Compiled, compile_for
+from tunables import TUNABLES, numbers
+
+from pyenc.ops import ALiBi, AsymmetricALiBi, RelativePositionBias, alibi_slopes, attention_triton
+from pyenc.ops.attention import attention_terms
+from pyenc_kernels import configs, gated, segment_mean
+
+DTYPES = ("bfloat16", "float16", "float32")
+HEADS, TOKENS = 2, 256
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A call of attention: a bias and what else its kernels are specialised by."""
+
+    bias: Any = None
+    window: tuple[int, int] | None = None
+    positions: bool = False
+    dropout_p: float = 0.0
+    grad_lse: bool = False
+
+
+ALIBI = ALiBi(alibi_slopes(HEADS))
+T5 = RelativePositionBias(torch.zeros(32, HEADS))
+VARIANTS = {
+    "none": Variant(),
+    "alibi": Variant(ALIBI),
+    "t5": Variant(T5),
+    "dense": Variant(torch.zeros(HEADS, TOKENS, TOKENS)),
+    "window": Variant(window=(64, 64)),
+    "t5-window": Variant(T5, window=(64, 64)),
+    "asymmetric": Variant(AsymmetricALiBi(torch.ones(HEADS, 2))),
+    "alibi-positions": Variant(ALIBI, positions=True),
+    "alibi-dropout": Variant(ALIBI, dropout_p=0.1),
+    "alibi-lse": Variant(ALIBI, grad_lse=True),
+}
+"""Attention's; at head dim 64 in bfloat16 but for ALiBi."""
+SHAPES = dict.fromkeys(VARIANTS, "64") | {"gated": "3072", "segment_mean": "768"}
+MAIN = ("none", "alibi", "t5", "window", "gated", "segment_mean")
+"""Ops that may not spill at their shape in bfloat16; of the other variants it is written down."""
+
+
+class Work(NamedTuple):
+    """One call, forward and backward, for one card."""
+
+    card: str
+    op: str
+    dtype: str
+    shape: str
+
+    @property
+    def key(self) -> str:
+        return "/".join(self)
+
+    @property
+    def main(self) -> bool:
+        return self.op in MAIN and self == at_its_shape(self.card, self.op)
+
+    @property
+    def architecture(self) -> str:
+        return str(configs.table().get(self.card, {}).get("architecture", self.card))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Where its configurations are looked for, as on the card."""
+        return tuple(dict.fromkeys((self.card, self.architecture, "default")))
+
+
+def at_its_shape(card: str, op: str) -> Work:
+    return Work(card, op, "bfloat16", SHAPES[op])
+
+
+def listed() -> list[Work]:
+    """Every op at its shape, and whatever configs.json has an entry for."""
+    work = [at_its_shape(architecture, op) for architecture in ARCHITECTURES for op in SHAPES]
+    for architecture in ARCHITECTURES:
+        work += _entries(architecture, (architecture, "default"))
+    for card, entries in configs.table().items():
+        if "architecture" in entries:
+            work += _entries(card, (card,))
+    return sorted(set(work))
+
+
+def _entries(card: str, keys: tuple[str, ...]) -> list[Work]:
+    return [
+        Work(card, tunable.op, dtype, shape)
+        for key in keys
+        for kernel, tunable in TUNABLES.items()
+        for of, shapes in configs.table().get(key, {}).get(kernel, {}).items()
+        for dtype in (DTYPES if of == "any" else (of,))
+        for shape in shapes
+    ]
+
+
+def shipped(work: Work) -> dict[str, list[int]]:
+    """The configuration of each tuned kernel of a call."""
+    op = "alibi" if work.op in VARIANTS else work.op
+    found = {}
+    for kernel, tunable in TUNABLES.items():
+        if tunable.op == op:
+            where = *numbers(work.shape), work.keys
+            _, config = configs.entry(kernel, work.dtype, *where, whole=op == "alibi")
+            found[kernel] = list(asdict(config).values())
+    return found
+
+
+def compile_work(work: Work) -> list[Compiled]:
+    return compile_for(work.architecture, lambda: _call(work), work.keys)
+
+
+def wrong_with(work: Work, kernel: Compiled) -> str | None:
+    """Why a kernel may not be shipped as it is, or None."""
+    name = f"{kernel.kernel}, {work.key}"
+    if not kernel.fits:
+        return f"{name}: {kernel.shared_bytes} bytes of shared memory are more than the card has"
+    if work.main and kernel.spilled_bytes:
+        return f"{name}: spills {kernel.spilled_bytes} bytes"
+    return None
+
+
+def _call(work: Work) -> None:
+    """Launches what the work is about, on tensors that nobody looks into."""
+    dtype = getattr(torch, work.dtype)
+    width, length = numbers(work.shape)
+    # An average sequence of that length: shapes alone choose the configuration.
+    tokens = length if "x" in work.shape else TOKENS
+    cu_seqlens = torch.tensor([0, tokens], dtype=torch.int32)
+    if work.op == "gated":
+        halves = torch.zeros(tokens, 2 * width, dtype=dtype).chunk(2, -1)
+        grads = torch.zeros(tokens, 2 * width, dtype=dtype).chunk(2, -1)
+        for activation in gated.ACTIVATIONS:
+            gated.backward(gated.forward(*halves, activation), *halves, activation, *grads)
+    elif work.op == "segment_mean":
+        x, weights = torch.zeros(tokens, width, dtype=dtype), torch.ones(tokens)
+        out, stats = segment_mean.forward_saving(x, cu_seqlens, weights, True)
+        segment_mean.backward(out, x, cu_seqlens, weights, True, out, stats, need_grad_weights=True)
+    else:
+        _call_attention(VARIANTS[work.op], dtype, tokens, width, cu_seqlens)
+
+
+def _call_attention(
+    variant: Variant, dtype: torch.dtype, tokens: int, width: int, cu_seqlens: torch.Tensor
+) -> None:
+    q, k, v, g = (torch.zeros(tokens, HEADS, width, dtype=dtype) for _ in range(4))
+    positions = torch.arange(tokens) if variant.positions else None
+    terms = attention_terms(q, variant.bias, positions, None, variant.window)
+    terms = replace(terms, dropout_p=variant.dropout_p)
+    out, lse, met = attention_triton.forward(q, k, v, cu_seqlens, terms, 2.0**-11)
+    grad_lse = torch.zeros_like(lse) if variant.grad_lse else None
+    attention_triton.backward(
+        g, grad_lse, q, k, v, cu_seqlens, terms, out, lse, met,
+        want_bias=variant.bias is not None,
+    )  # fmt: skip

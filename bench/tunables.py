@@ -1,0 +1,133 @@
+"""The Triton kernels whose tile sizes are data, and a call of each with given ones.
+
+Shapes are written as configs.json has them: "64x2048", head dim 64 and sequences of 2,048 tokens;
+"3072", so many columns.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pyenc.ops import alibi_slopes
+from pyenc_kernels import attention, gated, segment_mean
+from pyenc_kernels.configs import Config
+from pyenc_kernels.score_function import ALIBI
+
+HEADS, TOKENS = 12, 16384
+
+Call = Callable[[Config], Any]
+
+
+@dataclass(frozen=True)
+class Tunable:
+    """One kernel."""
+
+    op: str
+    """The call that launches it, as bench/aot_work.py names it."""
+    shapes: tuple[str, ...]
+    """Those that are tuned unless others are asked for."""
+    candidates: Callable[[str], list[Config]]
+    """What has a chance, for a dtype."""
+    call: Callable[[str, str, int, int, torch.device], Call]
+    """(kernel, dtype, width, length, device) -> a call of its launcher."""
+
+
+def numbers(shape: str) -> tuple[int, int]:
+    """(width, length) of a shape; as many tokens as there are where it says no length."""
+    width, _, length = shape.partition("x")
+    return int(width), int(length or TOKENS)
+
+
+def _attention_candidates(dtype: str) -> list[Config]:
+    """Blocks that divide a grain."""
+    sides = (16, 32, 64) if dtype == "float32" else (32, 64, 128)
+    sizes = itertools.product(sides, sides, (4, 8), (1, 2, 3, 4))
+    return [
+        Config(*size)
+        for size in sizes
+        if size[0] * size[1] >= 1024 and not (size[2] == 8 and size[0] * size[1] < 4096)
+    ]
+
+
+def _tiles(areas: Iterable[int], widths: Iterable[int]) -> Callable[[str], list[Config]]:
+    """Tiles of so many elements and columns, for kernels that have no pipeline."""
+    sizes = [
+        Config(area // width, width, warps, 1)
+        for area, width, warps in itertools.product(areas, widths, (4, 8))
+        if area >= width
+    ]
+    return lambda dtype: sizes
+
+
+def _attention_call(kernel: str, dtype: str, width: int, length: int, device: torch.device) -> Call:
+    """ALiBi with the published slopes, everything computed: what a tile costs, not how many."""
+    shape = TOKENS, HEADS, width
+    q, k, v, g = (torch.randn(shape, device=device).to(getattr(torch, dtype)) for _ in range(4))
+    bounds = [*range(0, TOKENS, min(length, TOKENS)), TOKENS]
+    cu_seqlens = torch.tensor(bounds, dtype=torch.int32, device=device)
+    params = alibi_slopes(HEADS).to(device)[:, None].contiguous()
+    terms = attention.Terms(scale=width**-0.5, bias=ALIBI, params=params)
+    if kernel == "attention_forward":
+        return lambda config: attention.forward(q, k, v, cu_seqlens, terms, None, config)
+    out, lse = attention.forward(q, k, v, cu_seqlens, terms)
+    return lambda config: attention.backward(
+        g, None, q, k, v, cu_seqlens, terms, None, out, lse, need_params=True,
+        configs={kernel: config},
+    )  # fmt: skip
+
+
+def _gated_call(kernel: str, dtype: str, width: int, length: int, device: torch.device) -> Call:
+    def halves() -> Any:
+        both = torch.randn(TOKENS, 2 * width, device=device).to(getattr(torch, dtype))
+        return both.chunk(2, -1)
+
+    gate, value = halves()
+    if kernel == "gated_forward":
+        return lambda config: gated.forward(gate, value, "gelu", config)
+    grad_out = torch.randn(TOKENS, width, device=device).to(gate.dtype)
+    grads = halves()
+    return lambda config: gated.backward(grad_out, gate, value, "gelu", *grads, config)
+
+
+def _segment_mean_call(
+    kernel: str, dtype: str, width: int, length: int, device: torch.device
+) -> Call:
+    x = torch.randn(TOKENS, width, device=device).to(getattr(torch, dtype))
+    bounds = [*range(0, TOKENS, min(length, TOKENS)), TOKENS]
+    cu_seqlens = torch.tensor(bounds, dtype=torch.int32, device=device)
+    if kernel != "segment_mean_backward":
+        return lambda config: segment_mean.forward_saving(
+            x, cu_seqlens, None, True, {kernel: config}
+        )
+    out, stats = segment_mean.forward_saving(x, cu_seqlens, None, True)
+    return lambda config: segment_mean.backward(
+        out, x, cu_seqlens, None, True, out, stats, configs={kernel: config}
+    )
+
+
+_attention = Tunable("alibi", ("64x512", "64x8192"), _attention_candidates, _attention_call)
+_gated = Tunable(
+    "gated", ("3072",), _tiles((1024, 2048, 4096, 8192), (256, 512, 1024)), _gated_call
+)
+
+TUNABLES = {
+    "attention_forward": _attention,
+    "attention_grad_queries": _attention,
+    "attention_grad_keys": _attention,
+    "gated_forward": _gated,
+    "gated_backward": _gated,
+    "segment_mean_sum": Tunable(
+        "segment_mean", ("768x512",), _tiles((2048, 4096, 8192), (64, 128, 256)), _segment_mean_call
+    ),
+    "segment_mean_finish": Tunable(
+        "segment_mean", ("768x512",), _tiles((1024, 4096, 8192), (1024,)), _segment_mean_call
+    ),
+    "segment_mean_backward": Tunable(
+        "segment_mean", ("768x512",), _tiles((1024, 4096, 8192), (1024,)), _segment_mean_call
+    ),
+}

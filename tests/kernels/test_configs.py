@@ -1,0 +1,117 @@
+"""Which configuration a call takes: the card's, the nearest shape's, else a default."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from pyenc_kernels import configs
+from pyenc_kernels.configs import Config, entry
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+
+import bench_tune
+import tunables
+
+TABLE: dict[str, Any] = {
+    "default": {"k": {"any": {"64": [1, 1, 4, 1], "256": [2, 2, 4, 1]}}},
+    "sm_90": {"k": {"bfloat16": {"64": [3, 3, 4, 1]}}},
+    "A Card": {
+        "architecture": "sm_90",
+        "k": {"bfloat16": {"64x512": [4, 4, 4, 1], "64x8192": [5, 5, 4, 1], "64": [6, 6, 4, 1]}},
+    },
+}
+CARD, OTHER = ("A Card", "sm_90", "default"), ("Another", "sm_90", "default")
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configs, "table", lambda: TABLE)
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    ("keys", "dtype", "width", "length", "wanted"),
+    [
+        (CARD, "bfloat16", 64, 512, "64x512"),
+        (CARD, "bfloat16", 40, 1, "64x512"),
+        (CARD, "bfloat16", 64, 1500, "64x512"),
+        (CARD, "bfloat16", 64, 3000, "64x8192"),
+        (CARD, "bfloat16", 64, 10**6, "64x8192"),
+        (CARD, "bfloat16", 65, 512, "256"),  # a block must hold it: the default does
+        (CARD, "float32", 16, 512, "64"),
+        (OTHER, "bfloat16", 64, 512, "64"),
+    ],
+)
+def test_the_nearest_shape(
+    keys: tuple[str, ...], dtype: str, width: int, length: int, wanted: str
+) -> None:
+    assert entry("k", dtype, width, length, keys, whole=True)[0] == wanted
+
+
+@pytest.mark.usefixtures("table")
+def test_where_blocks_need_not_hold_all_the_widest_serves_what_is_wider() -> None:
+    assert entry("k", "bfloat16", 3072, 512, CARD)[0] == "64x512"
+    assert entry("k", "bfloat16", 3072, 512, OTHER)[1] == Config(3, 3, 4, 1)
+    assert entry("k", "float32", 3072, 512, OTHER)[0] == "256"
+
+
+@pytest.mark.usefixtures("table")
+def test_what_has_no_entry_is_named() -> None:
+    with pytest.raises(KeyError, match="no default for k, float16, width 257"):
+        entry("k", "float16", 257, 1, CARD, whole=True)
+    with pytest.raises(KeyError, match="no default for unheard_of"):
+        entry("unheard_of", "float16", 1, 1, CARD)
+
+
+@pytest.mark.parametrize(
+    ("width", "whole", "block"),
+    [(16, False, (256, 16)), (100, False, (32, 128)), (5000, False, (4, 1024)),
+     (5000, True, (1, 8192)), (768, True, (4, 1024))],
+)  # fmt: skip
+def test_a_block_of_as_many_elements(width: int, whole: bool, block: tuple[int, int]) -> None:
+    assert Config(4, 1024, 4, 1).block(width, whole=whole) == block
+
+
+def test_what_is_shipped_serves_every_kernel_dtype_and_width() -> None:
+    for kernel, tunable in tunables.TUNABLES.items():
+        for dtype in ("float32", "bfloat16", "float16"):
+            for width in (1, 16, 40, 64, 80, 256):
+                whole = tunable.op == "alibi"
+                for key in configs.table():
+                    keys = (key, "default")
+                    _, config = entry(kernel, dtype, width, 300, keys, whole=whole)
+                    assert config.block_m * config.block_n >= 256
+
+
+def test_a_tuned_entry_is_the_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "configs.json"
+    file.write_text(configs.FILE.read_text("utf-8"), "utf-8")
+    monkeypatch.setattr(configs, "FILE", file)
+    monkeypatch.setattr(configs, "keys_of", lambda device: ("A Card", "sm_90", "default"))
+    best = Config(32, 32, 4, 1)
+    bench_tune.write(torch.device("cpu"), "attention_forward", "bfloat16", "64x512", best)
+    written = json.loads(file.read_text("utf-8"))
+    assert written.pop("A Card") == {
+        "architecture": "sm_90", "attention_forward": {"bfloat16": {"64x512": [32, 32, 4, 1]}},
+    }  # fmt: skip
+    assert written == json.loads(Path(configs.__file__).with_name("configs.json").read_text())
+
+
+@pytest.mark.parametrize("kernel", tunables.TUNABLES)
+def test_candidates_can_be_launched(
+    kernel: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunables, "TOKENS", 96)
+    monkeypatch.setattr(tunables, "HEADS", 1)
+    tunable = tunables.TUNABLES[kernel]
+    call = tunable.call(kernel, "float32", 32, 64, torch.device(device))
+    for config in tunable.candidates("float32")[-1:]:
+        call(config)
