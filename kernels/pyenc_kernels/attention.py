@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from . import interpreting, segment_mean
+from . import interpreting
 from .attention_backward import attention_delta, attention_grad_queries
 from .attention_backward_keys import attention_grad_keys
 from .attention_dense import attention_grad_dense
@@ -68,8 +68,7 @@ def ranges(q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms) -> Ranges | N
     n_sequences = cu_seqlens.numel() - 1
     slots = n_slots(q.shape[0], n_sequences, GRAIN.value)
     block_d = _block_d(head_dim)
-    flat = k.reshape(k.shape[0], heads * head_dim)
-    center = segment_mean.forward(flat.contiguous(), cu_seqlens)  # (B, H D)
+    center = q.new_empty((n_sequences, heads, head_dim), dtype=torch.float32)
     reach = q.new_empty((heads, slots), dtype=torch.float32)
     key_reach[(slots, heads)](
         k, center, reach, cu_seqlens, k.stride(0), k.stride(1), n_sequences, slots,

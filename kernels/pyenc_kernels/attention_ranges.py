@@ -25,9 +25,12 @@ def key_reach(
     p_k, p_center, p_reach, p_cu, s_kt, s_kh, n_sequences, n_slots,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Program (S, H): max |k - c| of a grain, p_reach (H, S); 0 in an unused slot.
+    """Program (S, H): max |k - c| of a grain, p_reach (H, S), 0 in an unused slot; and c, p_center
+    (B, H, D), by a sequence's first.
 
-    p_center (B, H, D): c. The norm is rounded up by what its own sum, and the score's, may lose.
+    c may be any vector. The nearer the keys' mean the better; the mean of GRAIN of them, evenly
+    spread, is within 1/sqrt(GRAIN) of their spread, and each program makes it for itself.
+    The norm is rounded up by what its own sum, and the score's, may lose.
     """
     i_slot = tl.program_id(0)
     i_head = tl.program_id(1)
@@ -35,11 +38,14 @@ def key_reach(
     n = (end - begin).to(tl.int32)
     o_j = i_tile.to(tl.int32) * GRAIN + tl.arange(0, GRAIN)
     o_d = tl.arange(0, BLOCK_D)
-    b_k = load_rows(
-        p_k + i_head.to(tl.int64) * s_kh, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D
-    ).to(tl.float32)
+    p_k += i_head.to(tl.int64) * s_kh
+    o_spread = (tl.arange(0, GRAIN).to(tl.int64) * n // GRAIN).to(tl.int32)
+    b_spread = load_rows(p_k, begin, o_spread, n, o_d, s_kt, HEAD_DIM, BLOCK_D).to(tl.float32)
+    b_center = tl.sum(b_spread, 0) / GRAIN
     p_row = p_center + (i_sequence.to(tl.int64) * tl.num_programs(1) + i_head) * HEAD_DIM
-    b_center = tl.load(p_row + o_d, mask=o_d < HEAD_DIM, other=0.0)
+    if i_tile == 0:
+        tl.store(p_row + o_d, b_center, mask=o_d < HEAD_DIM)
+    b_k = load_rows(p_k, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D).to(tl.float32)
     b_apart = b_k - b_center[None, :]
     b_length = tl.sqrt(tl.sum(b_apart * b_apart, 1)) * (1.0 + SLACK)
     # |k| as well: what rounding may add to the score is in proportion to it.
