@@ -36,7 +36,7 @@ def cases(quick: bool, device: torch.device) -> list[Case]:
     if quick:
         lengths, tokens, spreads, count = (256, 1024), 1024, (3,), 8
     elif device.type == "cuda":
-        lengths, tokens, spreads, count = (512, 2048, 8192, 16384), 16384, (3, 6), 256
+        lengths, tokens, spreads, count = (512, 2048, 8192, 16384), 32768, (3, 6), 256
     else:
         lengths, tokens, spreads, count = (512, 2048, 8192), 8192, (3, 6), 64
     middle = 512 if quick else 2048
