@@ -21,7 +21,8 @@ from ..loading.weights import WeightFiles
 from ..models import Encoder
 from ..ops.backend import choose, explain, requested_backend
 from ..text import Recipe, TextEncoder, load
-from ..text.recipe import module_paths
+from ..text.recipe import module_paths, transformer_folder
+from ..text.tokenizer import TOKENIZER_FILES
 
 
 class Served(NamedTuple):
@@ -48,7 +49,7 @@ def load_encoder(args: argparse.Namespace, **changes: Any) -> TextEncoder:
     }  # fmt: skip
     requested_backend(options["backend"])  # a bad PYENC_BACKEND is an error before the weights
     check_device(options["device"])  # and so is a device that is not there
-    return load(args.model, revision=args.revision, **options)
+    return load(args.model, revision=args.revision, tokenizer=args.tokenizer, **options)
 
 
 def encode_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -73,11 +74,15 @@ def checkpoint_files(folder: Path, recipe: Recipe) -> list[Path]:
 def fingerprint(args: argparse.Namespace, recipe: Recipe) -> dict[str, str]:
     """File of the checkpoint -> sha256: the same checkpoint in another place is the same."""
     folder = resolve(args.model, args.revision)
+    files = {path.relative_to(folder).as_posix(): path for path in checkpoint_files(folder, recipe)}
+    if args.tokenizer is not None:
+        words = transformer_folder(resolve(args.tokenizer, weights=False))
+        files |= {f"--tokenizer {name}": words / name for name in TOKENIZER_FILES}
     hashes = {}
-    for path in checkpoint_files(folder, recipe):
-        with open(path, "rb") as file:
-            name = path.relative_to(folder).as_posix()
-            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    for name, path in files.items():
+        if path.is_file():
+            with open(path, "rb") as file:
+                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from cli_support import TEXTS, Cli
+from cli_support import GOLDEN, TEXTS, Cli
 
 import pyenc
 from pyenc.cli import embed
@@ -327,3 +328,16 @@ def test_vectors_that_are_not_finite(
     message = fails("embed", bert, texts_file, "-o", tmp_path / "o.npy")
     assert "row 3: the vector is not finite" in message
     assert sorted(p.name for p in tmp_path.iterdir()) == ["texts.txt"]
+
+
+def test_a_tokenizer_from_elsewhere(cli: Cli, tmp_path: Path, texts_file: Path) -> None:
+    """For checkpoints that carry none."""
+    source, bare, out = GOLDEN / "mosaic_mlm_h4", tmp_path / "bare", tmp_path / "out.npy"
+    bare.mkdir()
+    for file in ("config.json", "pytorch_model.bin"):
+        shutil.copy(source / file, bare)
+    said = cli("embed", bare, texts_file, "-o", out)
+    assert (said.status, out.exists()) == (2, False)
+    assert "no tokenizer files" in said.err
+    assert cli("embed", bare, texts_file, "-o", out, "--tokenizer", source).status == 0
+    assert (np.load(out) == expected(source)).all()

@@ -218,6 +218,13 @@ def test_another_model_is_refused_and_the_same_elsewhere_is_not(
     assert cli("embed", elsewhere, texts_file, "-o", begun, "--resume").status == 0
 
 
+def test_another_tokenizer_is_refused(
+    fails: Callable[..., str], begun: Path, bert: Path, texts_file: Path
+) -> None:
+    message = fails("embed", bert, texts_file, "-o", begun, "--resume", "--tokenizer", bert)
+    assert "checkpoint file: --tokenizer" in message
+
+
 def test_another_version_is_refused(
     fails: Callable[..., str],
     begun: Path,
