@@ -88,6 +88,7 @@ def listed() -> list[Work]:
         work += _entries(architecture, (architecture, "default"))
     for card, entries in configs.table().items():
         if "architecture" in entries:
+            work += [at_its_shape(card, op) for op in SHAPES]
             work += _entries(card, (card,))
     return sorted(set(work))
 

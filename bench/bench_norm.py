@@ -81,13 +81,12 @@ def op() -> Op:
     return Op(
         "norm", EXPLANATION, cases, inputs,
         (
-            signature.peer("pyenc triton", ours("triton"), ours=True),
             signature.peer("pyenc cpu", ours("cpu"), ours=True),
             signature.peer("pyenc torch", ours("torch"), ours=True),
             signature.peer("torch, eager", plain),
             signature.compiled("torch, compiled", plain),
         ),
-        signature.reference(reference), dtypes=DTYPES, packages=("triton",),
+        signature.reference(reference), dtypes=DTYPES,
     )  # fmt: skip
 
 

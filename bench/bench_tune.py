@@ -10,10 +10,13 @@ then compiled for the card's architecture by `make aot`, whose table a test hold
 from __future__ import annotations
 
 import argparse
-import itertools
+import contextlib
 import json
+import multiprocessing
+import os
 import statistics
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import harness
@@ -24,6 +27,35 @@ from pyenc_kernels import configs
 from pyenc_kernels.configs import Config
 
 ROUNDS = 20
+MOST_WORKERS = 16
+"""That compile: each has a context on the card and the inputs of its own."""
+AT_ONCE = 4
+"""Candidates of a job."""
+
+
+def compile_all(work: list[tuple[str, str, str]], device: torch.device) -> None:
+    """Fill Triton's cache on disk, every core at it: one after the other takes minutes.
+
+    work: (kernel, dtype, shape); of shapes that differ in length alone one is enough.
+    """
+    by_width = {(kernel, dtype, numbers(shape)[0]): shape for kernel, dtype, shape in work}
+    jobs = []
+    for (kernel, dtype, _), shape in by_width.items():
+        candidates = TUNABLES[kernel].candidates(dtype)
+        parts = [candidates[at : at + AT_ONCE] for at in range(0, len(candidates), AT_ONCE)]
+        jobs += [(kernel, dtype, shape, device, part) for part in parts]
+    workers = min(os.cpu_count() or 1, len(jobs), MOST_WORKERS)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_compile, jobs))
+
+
+def _compile(job: tuple[str, str, str, torch.device, list[Config]]) -> None:
+    kernel, dtype, shape, device, candidates = job
+    torch.cuda.set_device(device)
+    call = TUNABLES[kernel].call(kernel, dtype, *numbers(shape), device)
+    for config in candidates:
+        with contextlib.suppress(Exception):  # `measure` says what it died of
+            call(config)
 
 
 def measure(call: Call, candidates: list[Config], device: torch.device) -> dict[Config, float]:
@@ -83,19 +115,23 @@ def main() -> int:
         )
         return 2
     card = configs.keys_of(device)[0]
-    for kernel, dtype in itertools.product(
-        options.kernel or TUNABLES, options.dtype or ["bfloat16"]
-    ):
+    work = [
+        (kernel, dtype, shape)
+        for kernel in options.kernel or TUNABLES
+        for dtype in options.dtype or ["bfloat16"]
+        for shape in options.shape or TUNABLES[kernel].shapes
+    ]
+    compile_all(work, device)
+    for kernel, dtype, shape in work:
+        print(f"{card}, {kernel}, {dtype}, {shape}", flush=True)
         tunable = TUNABLES[kernel]
-        for shape in options.shape or tunable.shapes:
-            print(f"{card}, {kernel}, {dtype}, {shape}", flush=True)
-            call = tunable.call(kernel, dtype, *numbers(shape), device)
-            measured = measure(call, tunable.candidates(dtype), device)
-            timed = sorted(measured.items(), key=lambda item: item[1])
-            for config, seconds in timed[:8]:
-                print(f"  {list(vars(config).values())}: {1e3 * seconds:.3f} ms")
-            if options.write and timed:
-                write(device, kernel, dtype, shape, timed[0][0])
+        call = tunable.call(kernel, dtype, *numbers(shape), device)
+        measured = measure(call, tunable.candidates(dtype), device)
+        timed = sorted(measured.items(), key=lambda item: item[1])
+        for config, seconds in timed[:8]:
+            print(f"  {list(vars(config).values())}: {1e3 * seconds:.3f} ms")
+        if options.write and timed:
+            write(device, kernel, dtype, shape, timed[0][0])
     return 0
 
 

@@ -53,8 +53,22 @@ def environment(
             "multiprocessors": properties.multi_processor_count,
             "capability": f"{properties.major}.{properties.minor}",
             "cuda": torch.version.cuda or torch.version.hip,
+            "cudnn": torch.backends.cudnn.version(),
+            "sdpa_order": sdpa_order(),
         }
     return found
+
+
+def sdpa_order() -> list[str] | None:
+    """What scaled_dot_product_attention tries, first to last, where torch says so: a peer's figures
+    are those of the first that serves."""
+    try:
+        from torch.nn.attention import SDPBackend
+
+        names = {int(value): name for name, value in SDPBackend.__members__.items()}
+        return [names[number].lower() for number in torch._C._get_sdp_priority_order()]
+    except (AttributeError, KeyError):
+        return None
 
 
 def command_line() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import sys
 import time
@@ -56,6 +57,9 @@ def _parser(op: Op) -> argparse.ArgumentParser:
     )
     parser.add_argument("--no-memory", action="store_true", help="time alone, no child processes")
     parser.add_argument("--list", action="store_true", help="list cases and peers, run nothing")
+    parser.add_argument(
+        "--warm", action="store_true", help="compile what will be timed, time nothing"
+    )
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser
 
@@ -66,6 +70,9 @@ def _run(op: Op, script: str, options: argparse.Namespace) -> int:
     if options.list:
         print("\n".join([*(f"{case.name}, {case.dtype}" for case in cases), "peers:"]))
         print("\n".join(f"  {peer.name}" for peer in op.peers))
+        return 0
+    if options.warm:
+        _warm(op, cases, device)
         return 0
     start = time.perf_counter()
     harness.keep_freed_memory()
@@ -105,6 +112,17 @@ def _run(op: Op, script: str, options: argparse.Namespace) -> int:
     for name in wrong:
         print(f"DISAGREES with the float64 oracle: {name}", file=sys.stderr)
     return int(bool(wrong))
+
+
+def _warm(op: Op, cases: list[Case], device: torch.device) -> None:
+    """Run everything once that compiles at its first call: the caches on disk have it then."""
+    for case in cases:
+        for each in (case.reduced(), case):
+            inputs = op.inputs(each, device)
+            for peer in op.peers:
+                if (peer.ours or peer.compiles) and peer.of in ("", case.kind["op"]):
+                    with contextlib.suppress(Exception):  # the timed run says why
+                        peer.prepare(each, inputs).run()
 
 
 def _device(name: str) -> torch.device:
@@ -176,7 +194,10 @@ def _run_case(
     if case.memory and not options.no_memory:
         for peer in op.peers:
             if peer.name in runs:
-                rows[peer.name] |= _memory(op, case, peer, inputs, device, script)
+                try:
+                    rows[peer.name] |= _memory(op, case, peer, inputs, device, script)
+                except Exception as error:  # out of memory, with what the others still hold
+                    rows[peer.name]["memory"] = why(error)
     facts = {key: value for key, value in asdict(case).items() if key not in ("small", "memory")}
     return {**facts, "subject": subject, "peers": rows}
 
@@ -187,6 +208,7 @@ def _memory(
     """Memory beyond inputs and results, in a process of its own; in this one on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         ready = peer.prepare(case, inputs)  # anew, for what is made beforehand counts

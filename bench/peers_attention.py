@@ -24,6 +24,11 @@ from torch import Tensor
 
 from pyenc.ops import attention
 
+FEW = 32
+"""Lengths of a batch that go one by one on a GPU."""
+MOST_NUMBERS = 2**31
+"""Of a mask on a GPU: beyond it offsets leave 32 bits, and a kernel's failure ends the process."""
+
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 """q, k, v (T, H, D) to the output (T, H, D)."""
 
@@ -83,6 +88,8 @@ def computed_share(case: Case, x: Tensors, skip_eps: float | None = None) -> flo
 def _in_batches(case: Case, q: Tensor, k: Tensor, v: Tensor, attend: Callable[..., Tensor]) -> Any:
     """attend(q, k, v) on (B, H, N, D) views: once where lengths are equal, else one by one."""
     lengths = case.kind["lengths"]
+    if q.is_cuda and len(set(lengths)) > FEW:
+        raise CannotServe("left out on a GPU: one by one, and a plan is made for each length")
 
     def batch(x: Tensor, n: int) -> Tensor:
         return x.unflatten(0, (-1, n)).transpose(1, 2)
@@ -112,8 +119,14 @@ def _bias_by_distance(case: Case, x: Tensors) -> Tensor:
     return data.by_distance(case, longest, x["q"].device).to(x["q"].dtype)
 
 
+def _check_mask(numbers: int, x: Tensors) -> None:
+    if x["q"].is_cuda and numbers >= MOST_NUMBERS:
+        raise CannotServe(f"its mask has {numbers / 1e9:.1f}e9 numbers")
+
+
 def sdpa_dense(case: Case, x: Tensors) -> Ready:
     bias = _bias_by_distance(case, x)
+    _check_mask(case.kind["heads"] * max(case.kind["lengths"]) ** 2, x)
     dense = _toeplitz(bias, (bias.shape[1] + 1) // 2).flip(2)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -127,6 +140,7 @@ def sdpa_padded(case: Case, x: Tensors) -> Ready:
     """A ragged batch as most programs hold it; padding before and unpadding after is not timed."""
     lengths = case.kind["lengths"]
     bias, longest = _bias_by_distance(case, x), max(lengths)
+    _check_mask(len(lengths) * case.kind["heads"] * longest**2, x)
     sizes = torch.tensor(lengths, device=x["q"].device)
     real = torch.arange(longest, device=sizes.device)[None] < sizes[:, None]
     padded = []
@@ -145,6 +159,8 @@ def sdpa_padded(case: Case, x: Tensors) -> Ready:
 
 def sdpa_toeplitz(case: Case, x: Tensors) -> Ready:
     """Linear memory: queries from last to first make the bias a view that overlaps itself."""
+    if x["q"].is_cuda:
+        raise CannotServe("left out on a GPU, whose kernels want masks that do not overlap")
     bias = _bias_by_distance(case, x)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

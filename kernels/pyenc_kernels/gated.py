@@ -70,7 +70,7 @@ def _tile(n_rows, n_columns, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr):
     return o_t, o_f, (o_t < n_rows) & (o_f < n_columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def gated_forward(
     p_gate, p_value, p_out, s_gate, s_value, n_rows, n_columns,
     ACTIVATION: tl.constexpr, HAS_VALUE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr,
@@ -85,7 +85,7 @@ def gated_forward(
     tl.store(p_out + o_t * n_columns + o_f, b_out.to(p_out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def gated_backward(
     p_grad_out, p_gate, p_value, p_grad_gate, p_grad_value,
     s_grad_out, s_gate, s_value, s_grad_gate, s_grad_value, n_rows, n_columns,

@@ -29,7 +29,7 @@ def _tokens_of_slot(p_cu, i_slot, n_segments, CHUNK: tl.constexpr):
     return i_segment, first, tl.minimum(first + CHUNK, end)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_segments"])
 def _sum_chunks(
     p_x, p_cu, p_weights, p_partial, p_partial_weight, n_segments, n_channels,
     HAS_WEIGHTS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -42,7 +42,7 @@ def _sum_chunks(
     m_c = o_c < n_channels
     b_sum = tl.zeros([BLOCK_C], tl.float32)
     b_weight_sum = tl.zeros([BLOCK_T], tl.float32)
-    for step in tl.static_range(CHUNK // BLOCK_T):
+    for step in range(CHUNK // BLOCK_T):
         o_t = first + step * BLOCK_T + tl.arange(0, BLOCK_T)
         m_t = o_t < last
         b_x = tl.load(
@@ -90,18 +90,21 @@ def _finish(
         slot += BLOCK_S
     has_weight = weight_sum != 0
     # Without weight there is no mean: zeros, whatever the tokens hold.
-    b_out = tl.where(has_weight, b_sum / tl.where(has_weight, weight_sum, 1.0), 0.0)
+    # Rounded once each: the plain division and root may be off by two of the last place.
+    weight = tl.zeros([BLOCK_C], tl.float32) + tl.where(has_weight, weight_sum, 1.0)
+    b_out = tl.where(has_weight, tl.div_rn(b_sum, weight), 0.0)
     norm = weight_sum * 0.0
     if NORMALIZE:
-        norm = tl.sqrt(tl.sum(b_out * b_out, 0))
+        norm = tl.sqrt_rn(tl.sum(b_out * b_out, 0))
         # Written so that a NaN stays one.
-        b_out = b_out / tl.where(norm < smallest_norm, smallest_norm, norm)
+        length = tl.where(norm < smallest_norm, smallest_norm, norm)
+        b_out = tl.div_rn(b_out, tl.zeros([BLOCK_C], tl.float32) + length)
     tl.store(p_out + i_segment * n_channels + o_c, b_out, mask=m_c)
     tl.store(p_stats + 2 * i_segment, weight_sum)
     tl.store(p_stats + 2 * i_segment + 1, norm)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_segments"])
 def _backward_chunks(
     p_grad_out, p_x, p_cu, p_weights, p_out, p_stats, p_grad_x, p_grad_weights,
     n_segments, n_channels, smallest_norm,
@@ -127,7 +130,7 @@ def _backward_chunks(
         b_mean = b_mean * length
     has_weight = weight_sum != 0
     b_grad = tl.where(has_weight, b_grad / tl.where(has_weight, weight_sum, 1.0), 0.0)
-    for step in tl.static_range(CHUNK // BLOCK_T):
+    for step in range(CHUNK // BLOCK_T):
         o_t = first + step * BLOCK_T + tl.arange(0, BLOCK_T)
         m_t = o_t < last
         o_tc = o_t[:, None] * n_channels + o_c[None, :]

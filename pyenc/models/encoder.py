@@ -89,6 +89,7 @@ class Encoder(nn.Module):
         positions: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         contiguous: bool = False,
+        checked: bool = False,
     ) -> Tensor:
         """Hidden states of packed sequences; the form without padding, and without graph breaks.
 
@@ -99,6 +100,8 @@ class Encoder(nn.Module):
             token_type_ids: (T,) integers, default zeros.
             contiguous: the caller's word that positions rise by one in each sequence, which lets
                 relative biases take the faster path.
+            checked: the caller's word that `check` has passed these values, on the CPU say: to look
+                at them on a GPU waits for it, and cannot be captured in a CUDA graph.
 
         Returns:
             (T, C).
@@ -106,7 +109,7 @@ class Encoder(nn.Module):
         Raises:
             InputError: shapes disagree, or an id or a position is out of range.
         """
-        check_packed(input_ids, cu_seqlens)
+        check_packed(input_ids, cu_seqlens, values=not checked)
         for name, given in (("positions", positions), ("token_type_ids", token_type_ids)):
             if given is not None:
                 check_like(name, given, input_ids)
@@ -115,7 +118,8 @@ class Encoder(nn.Module):
             # Only the table reads them: attention itself has no notion of distance here.
             relative = None
             positions = places(cu_seqlens, input_ids.shape[0]) if positions is None else positions
-        self._check_ranges(input_ids, positions, token_type_ids)
+        if not checked:
+            self._check_ranges(input_ids, positions, token_type_ids)
         bias = None
         if self.config.position == "alibi":
             # Made here, not kept as a buffer: buffers come back as garbage from meta devices.
@@ -124,6 +128,18 @@ class Encoder(nn.Module):
         for layer in self.layers:
             x_TC = layer(x_TC, cu_seqlens, bias, relative, self.backend, self.skip_eps)
         return x_TC
+
+    def check(self, input_ids: Tensor, cu_seqlens: Tensor) -> None:
+        """Whether `forward_packed` would take these, (T,) ids and (B + 1,) cumulative lengths.
+
+        Raises:
+            InputError: as there.
+        """
+        check_packed(input_ids, cu_seqlens)
+        positions = None
+        if self.config.position == "absolute":
+            positions = places(cu_seqlens, input_ids.shape[0])
+        self._check_ranges(input_ids, positions, None)
 
     def pooler_output(self, first_BC: Tensor) -> Tensor:
         """tanh(dense(x)) of first tokens (B, C), for checkpoints that carry a pooler."""

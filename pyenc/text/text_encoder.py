@@ -226,11 +226,12 @@ class TextEncoder:
         self, tokens: Sequence[Tokens], skip: int, output: str, dim: int, normalize: bool
     ) -> Tensor:
         """One packed batch: pooled (B, dim), or every token's state (T, dim); float32."""
-        ids = torch.from_numpy(np.concatenate([t.ids for t in tokens])).to(self.device)
-        lengths = np.array([0] + [len(t.ids) for t in tokens])
-        cu_seqlens = torch.from_numpy(np.cumsum(lengths)).to(self.device)
+        ids = torch.from_numpy(np.concatenate([t.ids for t in tokens]))
+        cu_seqlens = torch.from_numpy(np.cumsum([0] + [len(t.ids) for t in tokens]))
+        self.model.check(ids, cu_seqlens)  # here, where looking at them waits for nobody
+        ids, cu_seqlens = ids.to(self.device), cu_seqlens.to(self.device)
         with torch.inference_mode():
-            values = self.model.forward_packed(ids, cu_seqlens)
+            values = self.model.forward_packed(ids, cu_seqlens, checked=True)
             if output == "pooled":
                 values = pool(
                     values, cu_seqlens, self.recipe, skip_tokens=skip, backend=self.model.backend

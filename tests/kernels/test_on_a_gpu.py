@@ -49,11 +49,13 @@ def test_compute_sanitizer(tool: str) -> None:
     if not Path(sanitizer).exists():
         pytest.skip("compute-sanitizer is not installed")
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    # What torch and Triton try at their start, and may fail at, is not the kernels'.
+    options = ["--report-api-errors", "no"] if tool == "memcheck" else []
     changes = {"PYTHONPATH": os.pathsep.join(paths), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(
-        [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SMALL],
+        [sanitizer, "--tool", tool, "--error-exitcode", "9", *options, sys.executable, "-c", SMALL],
         env=os.environ | changes,
-        capture_output=True, text=True, check=False, timeout=500,
+        capture_output=True, text=True, check=False, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
