@@ -53,9 +53,13 @@ setup: $(READY)
 demo: $(READY)
 	$(RUN) examples/semantic_search.py $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
+# By file, on as many processes as there are cores, where pytest-xdist is there (ARGS=-n0: on one).
+PARALLEL = $$($(RUN) -c "import importlib.util as u; \
+	print('-n auto --maxprocesses 4 --dist loadfile' if u.find_spec('xdist') else '')")
+
 test: lint
-	$(RUN) -m pytest -q $(ARGS)
-	TRITON_INTERPRET=1 $(RUN) -m pytest -q $(ARGS) tests/kernels
+	$(RUN) -m pytest -q $(PARALLEL) $(ARGS)
+	TRITON_INTERPRET=1 $(RUN) -m pytest -q $(PARALLEL) $(ARGS) tests/kernels
 
 lint: $(READY)
 	@$(call RUN_TOOL,ruff,check .)
