@@ -12,6 +12,7 @@ from pyenc.errors import InputError
 from pyenc.loading import load_checkpoint
 from pyenc.models import Encoder, EncoderConfig
 from pyenc.models import encoder as encoder_module
+from pyenc.models import packing
 from tests.conftest import GOLDEN
 
 ALIBI = EncoderConfig(
@@ -130,8 +131,28 @@ def test_bad_input_is_named(encoder: Encoder) -> None:
 def test_bad_packed_input_is_named(
     encoder: Encoder, ids: Tensor, bounds: list[int], message: str
 ) -> None:
-    with pytest.raises(InputError, match=message):
-        encoder.forward_packed(ids, torch.tensor(bounds))
+    for take in (encoder.forward_packed, encoder.check):
+        with pytest.raises(InputError, match=message):
+            take(ids, torch.tensor(bounds))
+
+
+@torch.no_grad()
+def test_checked_is_looked_at_once(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, bounds = torch.randint(0, 50, (9,)), torch.tensor([0, 4, 9])
+    with pytest.raises(InputError, match="token id 50 at packed token 1"):
+        encoder.check(torch.tensor([3, 50]), torch.tensor([0, 2]))
+    if encoder.config.position == "absolute":
+        with pytest.raises(InputError, match="position 40 at packed token 40"):
+            encoder.check(torch.zeros(41).long(), torch.tensor([0, 41]))
+    expected = encoder.forward_packed(ids, bounds)
+    encoder.check(ids, bounds)
+
+    def looked(*args: object, **kwargs: object) -> None:
+        raise AssertionError("values were looked at")
+
+    monkeypatch.setattr(Encoder, "_check_ranges", looked)
+    monkeypatch.setattr(packing, "sequence_bounds", looked)
+    assert torch.equal(encoder.forward_packed(ids, bounds, checked=True), expected)
 
 
 def test_garbage_under_the_mask_is_never_looked_up(encoder: Encoder) -> None:
