@@ -10,9 +10,8 @@ from torch import Tensor
 
 from pyenc.errors import InputError
 from pyenc.loading import load_checkpoint
-from pyenc.models import Encoder, EncoderConfig
+from pyenc.models import Encoder, EncoderConfig, packing
 from pyenc.models import encoder as encoder_module
-from pyenc.models import packing
 from tests.conftest import GOLDEN
 
 ALIBI = EncoderConfig(
