@@ -270,7 +270,7 @@ def _common(
     flags = {
         "SCORE": None if bias is None else bias.score,
         "AFFINE_FROM": bias.affine_from if bias is not None and everywhere else None,
-        "PLAIN": bias is None and everywhere,
+        "PLAIN": bias is None and everywhere and terms.scale >= 0,
         "HAS_POSITIONS": terms.positions is not None,
         "HAS_DENSE": terms.dense is not None,
         "HAS_WINDOW": windowed,

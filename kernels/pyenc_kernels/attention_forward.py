@@ -192,6 +192,7 @@ def _walk(
             b_shift = tl.where(b_higher == NO_SCORE, 0.0, b_higher)
             b_p = tl.exp2(b_s - b_shift[:, None])
         elif PLAIN:
+            # The maximum is taken before scaling: PLAIN is for scales that keep the order.
             b_higher = tl.maximum(b_top, tl.max(b_dot, 1) * (scale * LOG2E))
             b_shift = b_higher
             b_p = tl.exp2(b_dot * (scale * LOG2E) - b_shift[:, None])
@@ -270,10 +271,6 @@ def attention_forward(
         b_q = load_rows(
             p_q + i_head.to(tl.int64) * s_qh, begin, o_i, n, o_d, s_qt, HEAD_DIM, BLOCK_D
         )
-        if PLAIN:
-            # A maximum is taken of the products, before they are scaled.
-            b_q = tl.where(scale < 0, -b_q, b_q)
-            scale = tl.abs(scale)
         b_i = places_of(p_positions, begin, o_i, n, HAS_POSITIONS)
         p_k += i_head.to(tl.int64) * s_kh
         p_v += i_head.to(tl.int64) * s_vh
