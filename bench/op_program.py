@@ -120,7 +120,9 @@ def _warm(op: Op, cases: list[Case], device: torch.device) -> None:
         for each in (case.reduced(), case):
             inputs = op.inputs(each, device)
             for peer in op.peers:
-                if (peer.ours or peer.compiles) and peer.of in ("", case.kind["op"]):
+                if peer.of and peer.of != case.kind["op"]:
+                    continue
+                if peer.ours or peer.compiles:
                     with contextlib.suppress(Exception):  # the timed run says why
                         peer.prepare(each, inputs).run()
 

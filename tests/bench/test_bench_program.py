@@ -1,0 +1,47 @@
+"""The program of an op: what it runs, beyond what a quick look of the command line shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import op_program
+import pytest
+import torch
+from compare import Case, Op, Peer, Ready, Tensors
+
+
+def peer(ran: list[tuple[str, int]], name: str, **facts: Any) -> Peer:
+    def prepare(case: Case, inputs: Tensors) -> Ready:
+        ran.append((name, len(inputs["x"])))
+        if name == "broken":
+            raise RuntimeError("no kernel image")
+        return Ready(lambda: inputs["x"] * 2)
+
+    return Peer(name, prepare, **facts)
+
+
+@pytest.mark.parametrize("kind", [{}, {"op": "ragged"}])
+def test_warming_runs_what_compiles_small_and_whole(
+    kind: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[tuple[str, int]] = []
+    case = Case("a", {**kind, "n": 8, "work": 8}, "float32", {"n": 2, "work": 2})
+    peers = [
+        peer(ran, "broken", ours=True), peer(ran, "ours", ours=True), peer(ran, "quick"),
+        peer(ran, "compiled", compiles=True),
+    ]  # fmt: skip
+    if kind:
+        peers.append(peer(ran, "padded", ours=True, of="ragged"))
+        peers.append(peer(ran, "equal", ours=True, of="equal lengths"))
+
+    def nothing(*args: Any) -> Tensors:
+        raise AssertionError("nothing is checked or timed")
+
+    op = Op(
+        "an op", "", lambda quick, device: [case],
+        lambda case, device: {"x": torch.ones(case.kind["n"])}, peers, nothing,
+    )  # fmt: skip
+    assert op_program.main(op, "none.py", ["--warm"]) == 0
+    names = ["broken", "ours", "compiled", *(["padded"] if kind else [])]
+    assert ran == [(name, n) for n in (2, 8) for name in names]
+    assert capsys.readouterr().out == ""
