@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from types import ModuleType
 
@@ -20,6 +21,7 @@ def why_not(x: Tensor) -> str | None:
     return _missing(x.device.type)
 
 
+@functools.cache
 def module_for(name: str) -> ModuleType:
     """The launchers of a module of `pyenc_kernels`; imports Triton when it is first asked."""
     return importlib.import_module(f"pyenc_kernels.{name}")
