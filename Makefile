@@ -53,7 +53,7 @@ setup: $(READY)
 demo: $(READY)
 	$(RUN) examples/semantic_search.py $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
-# By file, on as many processes as there are cores, where pytest-xdist is there (ARGS=-n0: on one).
+# By file, a process a core and four at the most, where pytest-xdist is there (ARGS=-n0: on one).
 PARALLEL = $$($(RUN) -c "import importlib.util as u; \
 	print('-n auto --maxprocesses 4 --dist loadfile' if u.find_spec('xdist') else '')")
 

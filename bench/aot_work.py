@@ -1,4 +1,4 @@
-"""What `make aot` compiles: every shipped configuration, and every branch of the kernels.
+"""What `make aot` compiles: every shipped configuration, and the branches of the kernels.
 
 A card is an architecture, or the name of one that configs.json has entries for.
 """
@@ -9,12 +9,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from ahead_of_time import ARCHITECTURES, Compiled, compile_for
 from tunables import TUNABLES, numbers
 
 from pyenc.ops import ALiBi, AsymmetricALiBi, RelativePositionBias, alibi_slopes, attention_triton
 from pyenc.ops.attention import attention_terms
 from pyenc_kernels import configs, gated, segment_mean
+from pyenc_kernels.score_function import ScoreFunction
 
 DTYPES = ("bfloat16", "float16", "float32")
 HEADS, TOKENS = 2, 256
@@ -29,6 +32,36 @@ class Variant:
     positions: bool = False
     dropout_p: float = 0.0
     grad_lse: bool = False
+    scale: float | None = None
+
+
+@triton.jit
+def _capped(s, i, j, head, params):
+    return tl.load(params) * (2.0 * tl.sigmoid(s) - 1.0)
+
+
+@triton.jit
+def _capped_slope(s, i, j, head, params):
+    share = tl.sigmoid(s)
+    return 2.0 * tl.load(params) * share * (1.0 - share)
+
+
+@triton.jit
+def _capped_parameter(s, i, j, head, params, index: tl.constexpr):
+    return 2.0 * tl.sigmoid(s) - 1.0
+
+
+CAP = ScoreFunction(_capped, slope=_capped_slope, parameter=_capped_parameter, n_learned=1)
+
+
+class Capped:
+    """A map of scores: what is not merely added."""
+
+    def score(self, s: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        return 2 * s.sigmoid() - 1
+
+    def kernel(self) -> tuple[ScoreFunction, torch.Tensor]:
+        return CAP, torch.ones(HEADS, 1)
 
 
 ALIBI = ALiBi(alibi_slopes(HEADS))
@@ -41,6 +74,8 @@ VARIANTS = {
     "window": Variant(window=(64, 64)),
     "t5-window": Variant(T5, window=(64, 64)),
     "asymmetric": Variant(AsymmetricALiBi(torch.ones(HEADS, 2))),
+    "map": Variant(Capped()),
+    "negative-scale": Variant(scale=-1.0),
     "alibi-positions": Variant(ALIBI, positions=True),
     "alibi-dropout": Variant(ALIBI, dropout_p=0.1),
     "alibi-lse": Variant(ALIBI, grad_lse=True),
@@ -64,8 +99,15 @@ class Work(NamedTuple):
         return "/".join(self)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(width, length): of an average sequence, which chooses a configuration; a shape without a
+        length is compiled with that of `TOKENS`."""
+        return numbers(self.shape, TOKENS)
+
+    @property
     def main(self) -> bool:
-        return self.op in MAIN and self == at_its_shape(self.card, self.op)
+        main = at_its_shape(self.card, self.op)
+        return self.op in MAIN and self.dtype == main.dtype and self.size[0] == main.size[0]
 
     @property
     def architecture(self) -> str:
@@ -88,8 +130,11 @@ def listed() -> list[Work]:
         work += _entries(architecture, (architecture, "default"))
     for card, entries in configs.table().items():
         if "architecture" in entries:
-            work += [at_its_shape(card, op) for op in SHAPES]
-            work += _entries(card, (card,))
+            own = _entries(card, (card,))
+            work += own
+            # Every branch with each tile that the card would take at the main head dim.
+            shapes = {each.shape for each in own if each.op == "alibi" and each.main}
+            work += [Work(card, op, "bfloat16", shape) for op in VARIANTS for shape in shapes]
     return sorted(set(work))
 
 
@@ -110,7 +155,7 @@ def shipped(work: Work) -> dict[str, list[int]]:
     found = {}
     for kernel, tunable in TUNABLES.items():
         if tunable.op == op:
-            where = *numbers(work.shape), work.keys
+            where = *work.size, work.keys
             _, config = configs.entry(kernel, work.dtype, *where, whole=op == "alibi")
             found[kernel] = list(asdict(config).values())
     return found
@@ -133,19 +178,21 @@ def wrong_with(work: Work, kernel: Compiled) -> str | None:
 def _call(work: Work) -> None:
     """Launches what the work is about, on tensors that nobody looks into."""
     dtype = getattr(torch, work.dtype)
-    width, length = numbers(work.shape)
-    # An average sequence of that length: shapes alone choose the configuration.
-    tokens = length if "x" in work.shape else TOKENS
+    width, tokens = work.size
     cu_seqlens = torch.tensor([0, tokens], dtype=torch.int32)
     if work.op == "gated":
         halves = torch.zeros(tokens, 2 * width, dtype=dtype).chunk(2, -1)
         grads = torch.zeros(tokens, 2 * width, dtype=dtype).chunk(2, -1)
         for activation in gated.ACTIVATIONS:
             gated.backward(gated.forward(*halves, activation), *halves, activation, *grads)
+        alone = gated.forward(halves[0], None, "gelu")
+        gated.backward(alone, halves[0], None, "gelu", grads[0], None)
     elif work.op == "segment_mean":
         x, weights = torch.zeros(tokens, width, dtype=dtype), torch.ones(tokens)
         out, stats = segment_mean.forward_saving(x, cu_seqlens, weights, True)
         segment_mean.backward(out, x, cu_seqlens, weights, True, out, stats, need_grad_weights=True)
+        out, stats = segment_mean.forward_saving(x, cu_seqlens)
+        segment_mean.backward(out, x, cu_seqlens, None, False, out, stats)
     else:
         _call_attention(VARIANTS[work.op], dtype, tokens, width, cu_seqlens)
 
@@ -155,7 +202,7 @@ def _call_attention(
 ) -> None:
     q, k, v, g = (torch.zeros(tokens, HEADS, width, dtype=dtype) for _ in range(4))
     positions = torch.arange(tokens) if variant.positions else None
-    terms = attention_terms(q, variant.bias, positions, None, variant.window)
+    terms = attention_terms(q, variant.bias, positions, variant.scale, variant.window)
     terms = replace(terms, dropout_p=variant.dropout_p)
     out, lse, met = attention_triton.forward(q, k, v, cu_seqlens, terms, 2.0**-11)
     grad_lse = torch.zeros_like(lse) if variant.grad_lse else None

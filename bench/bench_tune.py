@@ -14,6 +14,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +27,7 @@ from tunables import TUNABLES, Call, numbers
 from pyenc_kernels import configs
 from pyenc_kernels.configs import Config
 
+DTYPES = ("bfloat16", "float16", "float32")
 ROUNDS = 20
 MOST_WORKERS = 16
 """That compile: each has a context on the card and the inputs of its own."""
@@ -95,25 +97,36 @@ def as_text(node: Any, depth: int = 0) -> str:
     return f"{{\n{inner}\n{' ' * depth}}}"
 
 
+def _shape(text: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a width or WIDTHxLENGTH, as 64x8192")
+    return text
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--kernel", action="append", choices=TUNABLES, help="default: all")
-    parser.add_argument("--dtype", action="append", help="default: bfloat16")
+    parser.add_argument("--dtype", action="append", choices=DTYPES, help="default: bfloat16")
     parser.add_argument(
-        "--shape", action="append", metavar="WIDTH[xLENGTH]",
+        "--shape", action="append", type=_shape, metavar="WIDTH[xLENGTH]",
         help="head dim and tokens of a sequence, or columns; default: those of each kernel",
     )  # fmt: skip
     parser.add_argument("--write", action="store_true", help="the best into configs.json")
     options = parser.parse_args()
     if options.shape and not options.kernel:
         parser.error("--shape is of one kind of kernel: say which with --kernel")
+    for shape in options.shape or ():
+        if any(k.startswith("attention") for k in options.kernel) and numbers(shape)[0] > 256:
+            parser.error(f"--shape {shape}: head dims go to 256")
     device = torch.device(options.device)
     if device.type != "cuda" or not torch.cuda.is_available():
         print(
             "pyenc: error: tuning needs a GPU that torch sees (cuda, ROCm's too)", file=sys.stderr
         )
         return 2
+    device = torch.device("cuda", device.index or 0)
+    torch.cuda.set_device(device)
     card = configs.keys_of(device)[0]
     work = [
         (kernel, dtype, shape)

@@ -37,10 +37,10 @@ class Tunable:
     """(kernel, dtype, width, length, device) -> a call of its launcher."""
 
 
-def numbers(shape: str) -> tuple[int, int]:
-    """(width, length) of a shape; as many tokens as there are where it says no length."""
+def numbers(shape: str, otherwise: int = TOKENS) -> tuple[int, int]:
+    """(width, length) of a shape, with another length where it has none."""
     width, _, length = shape.partition("x")
-    return int(width), int(length or TOKENS)
+    return int(width), int(length or otherwise)
 
 
 def _attention_candidates(dtype: str) -> list[Config]:

@@ -184,7 +184,8 @@ def backward(
         SLOPE=slope, PARAMETER=bias.parameter if bias is not None and n_learned else None,
         LOOKUP=bias.lookup if bias is not None and n_learned else None,
         FLAT=bias is not None and bias.flat, N_LEARNED=n_learned, BLOCK_L=block_l,
-        CORRECTED=0 < n_learned <= 2, HAS_GRAD_LSE=grad_lse is not None,
+        CORRECTED=0 < n_learned <= 2 and bias is not None and bias.parameter is not None,
+        HAS_GRAD_LSE=grad_lse is not None,
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, **flags, **config.launch,
     )  # fmt: skip
 
@@ -233,8 +234,8 @@ def _config(
     kernel: str, q: Tensor, cu_seqlens: Tensor, given: dict[str, Config] | None = None
 ) -> Config:
     """By head dim and an average sequence: shapes tell, and nothing waits for the device."""
-    if given and kernel in given:
-        return given[kernel]
+    if given and (config := given.get(kernel)) is not None:
+        return config
     length = q.shape[0] // max(cu_seqlens.numel() - 1, 1)
     return config_for(kernel, q, q.shape[2], length, whole=True)
 

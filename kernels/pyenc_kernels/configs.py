@@ -47,8 +47,8 @@ def table() -> dict[str, Any]:
     """configs.json: card, architecture or "default" -> kernel -> dtype, or "any" -> shape -> [rows,
     columns, warps, stages]; a card also says which "architecture" it is of.
 
-    A shape is "width" or "widthxlength": head dim and tokens of a sequence for attention, columns
-    and rows for the others.
+    A shape is "width" or "widthxlength": head dim and tokens of an average sequence for attention,
+    channels and the same for the segment mean, columns and rows for the gated activation.
     """
     loaded: dict[str, Any] = json.loads(FILE.read_text("utf-8"))
     return loaded
@@ -91,7 +91,8 @@ def entry(
     """(its shape, itself): the nearest entry of the first key that has one for kernel and dtype.
 
     Of widths the next larger one is the nearest, else, unless `whole`, the largest. Of its lengths
-    the nearest by ratio; an entry without a length serves where none has one.
+    the nearest, all rounded to powers of two, and of two as near the shorter; an entry without a
+    length serves where none has one.
     """
     for key in keys:
         of_kernel = table().get(key, {}).get(kernel, {})
@@ -103,16 +104,17 @@ def entry(
         best = min(larger) if larger else max(widths)
         fitting = [shape for shape in shapes if _numbers(shape)[0] == best]
         with_length = [shape for shape in fitting if len(_numbers(shape)) > 1]
-        nearest = min(
-            with_length or fitting,
-            key=lambda shape: abs(_power(_numbers(shape)[-1]) - _power(length)),
-        )
+        nearest = min(with_length or fitting, key=lambda shape: _apart(_numbers(shape)[-1], length))
         return nearest, Config(*shapes[nearest])
     raise KeyError(f"configs.json has no default for {kernel}, {dtype}, width {width}")
 
 
 def _numbers(shape: str) -> list[int]:
     return [int(number) for number in shape.split("x")]
+
+
+def _apart(entry: int, length: int) -> tuple[int, int]:
+    return abs(_power(entry) - _power(length)), entry
 
 
 def _power(length: int) -> int:

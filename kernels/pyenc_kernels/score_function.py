@@ -1,7 +1,8 @@
 """What may be done to attention scores: small functions in Triton, and what is known of them.
 
 A `ScoreFunction` maps one score and its place to another score. The kernels inline it; what else it
-says lets them be faster (`affine_from`, `decay`) or gives its parameters gradients (`parameter`).
+says lets them be faster (`affine_from`, `decay`) or gives its parameters gradients (`parameter`,
+`lookup`).
 
     score(s, i, j, head, params) -> s
         s: the score so far, scale * q.k. i, j: positions of query and key, counted from the first
@@ -10,8 +11,8 @@ says lets them be faster (`affine_from`, `decay`) or gives its parameters gradie
     slope(s, i, j, head, params) -> d score / d s, where that is not 1.
     parameter(s, i, j, head, params, index) -> d score / d params[index], `index` known at
         compilation, 0 to n_learned - 1.
-    lookup(i, j, head, params) -> which of params, int32, is added to the score: instead of
-        `parameter`, for a bias that is a table of numbers.
+    lookup(i, j, head, params) -> which of params, an int32 from 0 to n_learned - 1, is added to the
+        score: instead of `parameter`, for a bias that is a table of numbers.
     decay(head, params, left) -> a rate r so that on that side of the query (left: keys before it;
         known at compilation) score(s, i, j) <= s - r |i - j|. Far keys may then be left out.
 

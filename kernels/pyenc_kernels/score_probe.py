@@ -46,6 +46,7 @@ def _probe_lookup(
     mask = o_j < n_j
     b_j = tl.load(p_j + o_j, mask=mask, other=0.0)
     b_out = LOOKUP(tl.load(p_i + i_row), b_j, i_head, p_params + i_head * s_params)
+    tl.static_assert(b_out.dtype.is_int(), "lookup must return integers: end it with .to(tl.int32)")
     tl.store(p_out + (i_head * n_i + i_row) * n_j + o_j, b_out + o_j * 0, mask=mask)
 
 

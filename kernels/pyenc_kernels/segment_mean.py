@@ -203,7 +203,8 @@ def forward(
     Returns (B, C) float32; an empty segment, or one whose weights sum to zero, gives zeros, also
     with ``normalize`` (which divides by max(L2 norm, 1e-12)).
 
-    Nothing is checked here, and nothing waits for the device; pyenc.ops.segment_mean checks.
+    Nothing is checked here, and nothing waits for the device; pyenc.ops.segment_mean checks all but
+    the values of cu_seqlens on a GPU: wrong ones read, and in the backward write, out of bounds.
     """
     return forward_saving(x, cu_seqlens, weights, normalize)[0]
 

@@ -215,7 +215,7 @@ def _model(parser: Parser) -> None:
     group = parser.add_argument_group("the model")
     group.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hub name")
     group.add_argument(
-        "--tokenizer", metavar="NAME", help="folder or Hub name of one, where MODEL carries none"
+        "--tokenizer", metavar="NAME", help="folder or Hub name of one, instead of MODEL's own"
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: CUDA where there is one")
     group.add_argument(

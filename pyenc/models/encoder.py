@@ -100,8 +100,9 @@ class Encoder(nn.Module):
             token_type_ids: (T,) integers, default zeros.
             contiguous: the caller's word that positions rise by one in each sequence, which lets
                 relative biases take the faster path.
-            checked: the caller's word that `check` has passed these values, on the CPU say: to look
-                at them on a GPU waits for it, and cannot be captured in a CUDA graph.
+            checked: the caller's word that `check` has passed all of these, on the CPU say: to look
+                at values on a GPU waits for it. What is out of range then goes unnoticed, or ends
+                in an error that does not name it.
 
         Returns:
             (T, C).
@@ -123,23 +124,34 @@ class Encoder(nn.Module):
         bias = None
         if self.config.position == "alibi":
             # Made here, not kept as a buffer: buffers come back as garbage from meta devices.
-            bias = ALiBi(alibi_slopes(self.config.num_heads).to(input_ids.device))
+            bias = ALiBi(
+                alibi_slopes(self.config.num_heads).to(input_ids.device, non_blocking=True)
+            )
         x_TC = self.embeddings(input_ids, positions, token_type_ids, self.backend)
         for layer in self.layers:
             x_TC = layer(x_TC, cu_seqlens, bias, relative, self.backend, self.skip_eps)
         return x_TC
 
-    def check(self, input_ids: Tensor, cu_seqlens: Tensor) -> None:
-        """Whether `forward_packed` would take these, (T,) ids and (B + 1,) cumulative lengths.
+    def check(
+        self,
+        input_ids: Tensor,
+        cu_seqlens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> None:
+        """Look at the values that `forward_packed` would be given; returns nothing.
 
         Raises:
-            InputError: as there.
+            InputError: as there, naming what is wrong and where.
         """
         check_packed(input_ids, cu_seqlens)
-        positions = None
-        if self.config.position == "absolute":
+        for name, given in (("positions", positions), ("token_type_ids", token_type_ids)):
+            if given is not None:
+                check_like(name, given, input_ids)
+        if self.config.position == "absolute" and positions is None:
             positions = places(cu_seqlens, input_ids.shape[0])
-        self._check_ranges(input_ids, positions, None)
+        self._check_ranges(input_ids, positions, token_type_ids)
 
     def pooler_output(self, first_BC: Tensor) -> Tensor:
         """tanh(dense(x)) of first tokens (B, C), for checkpoints that carry a pooler."""

@@ -179,11 +179,12 @@ def _terms(terms: Terms, heads: int, skip_eps: float) -> Any:
     )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache
 def _buckets(n_buckets: int, reach: int, pinned: bool) -> Tensor:
     """(2 reach + 1,) on the CPU: the bucket of key - query from -reach to reach.
 
     The copy to a card is made at each call: one that was kept might lie in a CUDA graph's memory.
+    This one is kept for good, since such a graph reads it at each replay.
     """
     buckets = relative_position_bucket(torch.arange(-reach, reach + 1), n_buckets, reach)
     return buckets.pin_memory() if pinned else buckets

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..errors import CheckpointError
 from ..loading import load_checkpoint, resolve
 from ..loading.hub import SMALL_FILES
 from .recipe import Recipe, module_paths, read_recipe, transformer_folder
@@ -50,6 +51,10 @@ def load(
     words = inside
     if tokenizer is not None:
         words = transformer_folder(resolve(tokenizer, weights=False))
+        if not has_tokenizer(words):
+            raise CheckpointError(
+                f"{tokenizer}: no tokenizer files; looked for {', '.join(TOKENIZER_FILES)}"
+            )
         below = inside.relative_to(folder).as_posix()
         for name in TOKENIZER_FILES:
             files.pop(f"{below}/{name}".removeprefix("./"), None)

@@ -275,8 +275,8 @@ class TextEncoder:
         if self.tokenizer is None:
             raise CheckpointError(
                 f"{self.name}: no tokenizer files, so texts cannot be encoded (token ids can: "
-                "encoder.model); give pyenc.load(..., tokenizer=...) a folder or Hub name that has "
-                "them, such as bert-base-uncased for MosaicBERT"
+                "encoder.model); give pyenc.load(..., tokenizer=...), or --tokenizer, a folder or "
+                "Hub name that has them, such as bert-base-uncased for MosaicBERT"
             )
         return self.tokenizer
 

@@ -27,12 +27,13 @@ def test_warming_runs_what_compiles_small_and_whole(
     ran: list[tuple[str, int]] = []
     case = Case("a", {**kind, "n": 8, "work": 8}, "float32", {"n": 2, "work": 2})
     peers = [
-        peer(ran, "broken", ours=True), peer(ran, "ours", ours=True), peer(ran, "quick"),
+        peer(ran, "broken", compiles=True), peer(ran, "pyenc triton", ours=True),
+        peer(ran, "quick"), peer(ran, "pyenc torch", ours=True),
         peer(ran, "compiled", compiles=True),
     ]  # fmt: skip
     if kind:
-        peers.append(peer(ran, "padded", ours=True, of="ragged"))
-        peers.append(peer(ran, "equal", ours=True, of="equal lengths"))
+        peers.append(peer(ran, "padded", compiles=True, of="ragged"))
+        peers.append(peer(ran, "equal", compiles=True, of="equal lengths"))
 
     def nothing(*args: Any) -> Tensors:
         raise AssertionError("nothing is checked or timed")
@@ -42,6 +43,6 @@ def test_warming_runs_what_compiles_small_and_whole(
         lambda case, device: {"x": torch.ones(case.kind["n"])}, peers, nothing,
     )  # fmt: skip
     assert op_program.main(op, "none.py", ["--warm"]) == 0
-    names = ["broken", "ours", "compiled", *(["padded"] if kind else [])]
+    names = ["broken", "pyenc triton", "compiled", *(["padded"] if kind else [])]
     assert ran == [(name, n) for n in (2, 8) for name in names]
     assert capsys.readouterr().out == ""

@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from pyenc_kernels import configs
+from pyenc_kernels import attention, configs, gated, segment_mean
 from pyenc_kernels.configs import Config, entry
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
@@ -54,6 +54,15 @@ def test_the_nearest_shape(
     keys: tuple[str, ...], dtype: str, width: int, length: int, wanted: str
 ) -> None:
     assert entry("k", dtype, width, length, keys, whole=True)[0] == wanted
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_lengths_as_near_the_shorter(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = {"64x512": [4, 4, 4, 1], "64x8192": [5, 5, 4, 1]}
+    table = {"default": {"k": {"any": dict(list(shapes.items())[::order])}}}
+    monkeypatch.setattr(configs, "table", lambda: table)
+    assert entry("k", "float32", 64, 2048, ("default",))[0] == "64x512"
+    assert entry("k", "float32", 64, 3000, ("default",))[0] == "64x8192"
 
 
 @pytest.mark.usefixtures("table")
@@ -106,12 +115,21 @@ def test_a_tuned_entry_is_the_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("kernel", tunables.TUNABLES)
-def test_candidates_can_be_launched(
+def test_a_candidate_is_what_is_launched(
     kernel: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tunables, "TOKENS", 96)
     monkeypatch.setattr(tunables, "HEADS", 1)
     tunable = tunables.TUNABLES[kernel]
     call = tunable.call(kernel, "float32", 32, 64, torch.device(device))
-    for config in tunable.candidates("float32")[-1:]:
-        call(config)
+    real = configs.config_for
+
+    def not_this_one(asked: str, *rest: Any, **named: Any) -> Config:
+        assert asked != kernel, "configs.json was asked, whatever the candidate"
+        return real(asked, *rest, **named)
+
+    for module in (attention, gated, segment_mean):
+        monkeypatch.setattr(module, "config_for", not_this_one)
+    call(tunable.candidates("float32")[-1])
+    with pytest.raises(AssertionError, match="whatever the candidate"):
+        call(None)  # type: ignore[arg-type]

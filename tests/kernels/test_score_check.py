@@ -124,6 +124,11 @@ def mirrored_place(i, j, head, params):
     return clipped_place(j, i, head, params)
 
 
+@triton.jit
+def float_place(i, j, head, params):
+    return tl.minimum(tl.maximum(j - i, -20.0), 20.0) + 20.0
+
+
 CLIPPED = ScoreFunction(
     clipped_score, lookup=clipped_place, n_learned=41, affine_from=20, flat=True
 )
@@ -174,6 +179,12 @@ def test_what_is_right_passes(device: str) -> None:
 def test_what_is_wrong_is_named(bias: Any, message: str, device: str) -> None:
     with pytest.raises(InputError, match=message):
         check_score_bias(bias, device=device)
+
+
+def test_a_lookup_of_floats_is_refused(device: str) -> None:
+    """The interpreter would take them; compiled, they would not be understood."""
+    with pytest.raises(Exception, match="lookup must return integers"):
+        check_score_bias(Clipped(2, replace(CLIPPED, lookup=float_place)), device=device)
 
 
 @pytest.mark.parametrize(

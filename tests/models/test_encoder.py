@@ -143,6 +143,11 @@ def test_checked_is_looked_at_once(encoder: Encoder, monkeypatch: pytest.MonkeyP
     if encoder.config.position == "absolute":
         with pytest.raises(InputError, match="position 40 at packed token 40"):
             encoder.check(torch.zeros(41).long(), torch.tensor([0, 41]))
+    with pytest.raises(InputError, match="token type 9 at packed token 2"):
+        encoder.check(ids, bounds, token_type_ids=torch.tensor([0, 1, 9] * 3))
+    if encoder.config.position == "absolute":
+        with pytest.raises(InputError, match="position 4000 at packed token 2"):
+            encoder.check(ids[:3], torch.tensor([0, 3]), positions=torch.tensor([0, 1, 4000]))
     expected = encoder.forward_packed(ids, bounds)
     encoder.check(ids, bounds)
 

@@ -300,6 +300,9 @@ def test_without_a_tokenizer(tmp_path: Path) -> None:
     assert bare.model(torch.tensor([[2, 5, 3]])).shape == (1, 3, 64)
     with pytest.raises(pyenc.CheckpointError, match=r"no tokenizer files.* tokenizer=\.\.\."):
         bare.encode("the sky")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(pyenc.CheckpointError, match=r"empty: no tokenizer files; looked for tok"):
+        pyenc.load(folder, tokenizer=tmp_path / "empty")
     given = pyenc.load(folder, tokenizer=source)
     assert (given.encode(TEXTS) == pyenc.load(source).encode(TEXTS)).all()
     given.save(tmp_path / "saved")
