@@ -15,7 +15,7 @@ from ..ops import ALiBi, add_layer_norm, alibi_slopes, attention, gated_linear, 
 from ..ops.attention import check_skip_eps
 from ..ops.backend import compiling, requested_backend
 from .config import EncoderConfig
-from .packing import check_like, check_packed, pack, places
+from .packing import check_packed, pack, places
 
 CPU_ROWS = 1024
 """Tokens that a CPU takes through the feed-forward at a time when no gradient is wanted: the
@@ -110,10 +110,7 @@ class Encoder(nn.Module):
         Raises:
             InputError: shapes disagree, or an id or a position is out of range.
         """
-        check_packed(input_ids, cu_seqlens, values=not checked)
-        for name, given in (("positions", positions), ("token_type_ids", token_type_ids)):
-            if given is not None:
-                check_like(name, given, input_ids)
+        check_packed(input_ids, cu_seqlens, positions, token_type_ids, values=not checked)
         relative = None if positions is None or contiguous else positions
         if self.config.position == "absolute":
             # Only the table reads them: attention itself has no notion of distance here.
@@ -145,10 +142,7 @@ class Encoder(nn.Module):
         Raises:
             InputError: as there, naming what is wrong and where.
         """
-        check_packed(input_ids, cu_seqlens)
-        for name, given in (("positions", positions), ("token_type_ids", token_type_ids)):
-            if given is not None:
-                check_like(name, given, input_ids)
+        check_packed(input_ids, cu_seqlens, positions, token_type_ids)
         if self.config.position == "absolute" and positions is None:
             positions = places(cu_seqlens, input_ids.shape[0])
         self._check_ranges(input_ids, positions, token_type_ids)

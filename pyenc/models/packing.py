@@ -117,8 +117,16 @@ def check_like(name: str, given: Tensor, input_ids: Tensor) -> None:
         )
 
 
-def check_packed(input_ids: Tensor, cu_seqlens: Tensor, *, values: bool = True) -> None:
-    """Packed ids (T,) and their cumulative lengths fit together, or an `InputError` says why.
+def check_packed(
+    input_ids: Tensor,
+    cu_seqlens: Tensor,
+    positions: Tensor | None,
+    token_type_ids: Tensor | None,
+    *,
+    values: bool = True,
+) -> None:
+    """Packed ids (T,), their cumulative lengths and what else each token has fit together, or an
+    `InputError` says why.
 
     values: also what is in cu_seqlens, which on a GPU waits for it.
     """
@@ -126,6 +134,9 @@ def check_packed(input_ids: Tensor, cu_seqlens: Tensor, *, values: bool = True) 
     if input_ids.ndim != 1:
         raise InputError(f"forward_packed: input_ids must be (T,), got {tuple(input_ids.shape)}")
     check_cu_seqlens("forward_packed", cu_seqlens)
+    for name, given in (("positions", positions), ("token_type_ids", token_type_ids)):
+        if given is not None:
+            check_like(name, given, input_ids)
     if values and not compiling():
         sequence_bounds("forward_packed", cu_seqlens, input_ids.shape[0])
 

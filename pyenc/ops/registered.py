@@ -1,8 +1,8 @@
-"""Registering an op of the kernels with `torch.library`, at half the price of `custom_op`.
+"""Registering an op of the kernels with `torch.library`, without what `custom_op` wraps it in.
 
 `torch.library.custom_op` wraps every call for any device and for aliasing; the kernels here serve
 tensors of one or two kinds of device and return new ones, so that defining the op and implementing
-it for their keys is enough, and takes some 35 us off a call.
+it for their keys is enough. What that saves was measured: bench/NOTES.md, "What registering costs".
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pyenc.errors import BackendError, InputError
-from pyenc.ops import ALiBi, RelativePositionBias, alibi_slopes, attention, groups
+from pyenc.ops import ALiBi, RelativePositionBias, alibi_slopes, attention, attention_flash, groups
 from pyenc.ops import attention_torch as torch_backend
 from tests.oracle import assert_right
 
@@ -377,3 +377,11 @@ def test_asking_for_a_backend_that_cannot_serve_says_why() -> None:
         attention(q, q, q, bounds, backend="cuda")
     with pytest.raises(BackendError, match="the oracle has no dropout"):
         attention(q, q, q, bounds, backend="reference", dropout_p=0.1)
+
+
+def test_flash_attn_of_no_tokens_has_gradients() -> None:
+    """Before the package is asked for anything, so that it need not be there."""
+    leaves = [torch.zeros(0, 2, 8, requires_grad=True) for _ in range(3)]
+    out, lse = attention_flash.attention(*leaves, torch.tensor([0, 0]), None, 1.0, (-1, -1), 0.0)
+    assert (out.shape, lse.shape) == ((0, 2, 8), (0, 2))
+    assert [g.shape for g in torch.autograd.grad(out.sum(), leaves)] == [(0, 2, 8)] * 3
