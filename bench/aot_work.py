@@ -70,7 +70,7 @@ VARIANTS = {
     "none": Variant(),
     "alibi": Variant(ALIBI),
     "t5": Variant(T5),
-    "dense": Variant(torch.zeros(HEADS, TOKENS, TOKENS)),
+    "dense": Variant(torch.zeros(HEADS, 1, 1)),
     "window": Variant(window=(64, 64)),
     "t5-window": Variant(T5, window=(64, 64)),
     "asymmetric": Variant(AsymmetricALiBi(torch.ones(HEADS, 2))),
@@ -202,7 +202,10 @@ def _call_attention(
 ) -> None:
     q, k, v, g = (torch.zeros(tokens, HEADS, width, dtype=dtype) for _ in range(4))
     positions = torch.arange(tokens) if variant.positions else None
-    terms = attention_terms(q, variant.bias, positions, variant.scale, variant.window)
+    bias = variant.bias
+    if isinstance(bias, torch.Tensor):  # dense: as long as the sequence
+        bias = torch.zeros(HEADS, tokens, tokens)
+    terms = attention_terms(q, bias, positions, variant.scale, variant.window)
     terms = replace(terms, dropout_p=variant.dropout_p)
     out, lse, met = attention_triton.forward(q, k, v, cu_seqlens, terms, 2.0**-11)
     grad_lse = torch.zeros_like(lse) if variant.grad_lse else None

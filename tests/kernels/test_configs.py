@@ -17,6 +17,7 @@ from pyenc_kernels.configs import Config, entry
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
+import aot_work
 import bench_tune
 import tunables
 
@@ -87,6 +88,11 @@ def test_what_has_no_entry_is_named() -> None:
 )  # fmt: skip
 def test_a_block_of_as_many_elements(width: int, whole: bool, block: tuple[int, int]) -> None:
     assert Config(4, 1024, 4, 1).block(width, whole=whole) == block
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its tensors are on the CPU")
+def test_a_dense_bias_is_compiled_for_any_length_that_a_card_has() -> None:
+    aot_work._call(aot_work.Work("default", "dense", "float32", "16x300"))
 
 
 def test_what_is_shipped_serves_every_kernel_dtype_and_width() -> None:
