@@ -5,6 +5,8 @@ pyenc bench tune -- [--kernel attention_forward] [--dtype bfloat16] [--shape 64x
 Prints the candidates, fastest first; --write puts the best of each kernel, dtype and shape under
 the card's name into kernels/pyenc_kernels/configs.json. Never at a call. What has been written is
 then compiled for the card's architecture by `make aot`, whose table a test holds against it.
+
+With --device cpu: the products of linear layers on this processor, for choices.json.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 
 import harness
 import torch
+import tune_linear
 from tunables import TUNABLES, Call, numbers
 
 from pyenc_kernels import configs
@@ -112,7 +115,9 @@ def main() -> int:
         "--shape", action="append", type=_shape, metavar="WIDTH[xLENGTH]",
         help="head dim and tokens of a sequence, or columns; default: those of each kernel",
     )  # fmt: skip
-    parser.add_argument("--write", action="store_true", help="the best into configs.json")
+    parser.add_argument(
+        "--write", action="store_true", help="the best into configs.json; on a CPU, choices.json"
+    )
     options = parser.parse_args()
     if options.shape and not options.kernel:
         parser.error("--shape is of one kind of kernel: say which with --kernel")
@@ -120,9 +125,14 @@ def main() -> int:
         if any(k.startswith("attention") for k in options.kernel) and numbers(shape)[0] > 256:
             parser.error(f"--shape {shape}: head dims go to 256")
     device = torch.device(options.device)
+    if device.type == "cpu":
+        if options.kernel or options.dtype or options.shape:
+            parser.error("--kernel, --dtype and --shape are of Triton kernels, on a GPU")
+        return tune_linear.run(to_file=options.write)
     if device.type != "cuda" or not torch.cuda.is_available():
         print(
-            "pyenc: error: tuning needs a GPU that torch sees (cuda, ROCm's too)", file=sys.stderr
+            "pyenc: error: tuning needs a GPU that torch sees (cuda, ROCm's too), or --device cpu",
+            file=sys.stderr,
         )
         return 2
     device = torch.device("cuda", device.index or 0)
