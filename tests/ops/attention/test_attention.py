@@ -38,13 +38,13 @@ class Root:
 
 
 class Cap(Root):
-    """A map of one's own, with `score` alone: tanh(s slope) / slope."""
+    """A map of one's own, with `score` alone: cap tanh(s / cap)."""
 
     block = None
 
     def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        slopes = self.slopes[:, None, None].to(s.dtype)
-        return (s * slopes).tanh() / slopes
+        cap = 1 + self.slopes[:, None, None].to(s.dtype)
+        return cap * (s / cap).tanh()
 
 
 def cu_seqlens(lengths: list[int]) -> Tensor:
