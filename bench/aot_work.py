@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
-from ahead_of_time import ARCHITECTURES, Compiled, compile_for
-from tunables import TUNABLES, numbers
 
+from bench.ahead_of_time import ARCHITECTURES, Compiled, compile_for
+from bench.tunables import TUNABLES, numbers
 from pyenc.ops import ALiBi, AsymmetricALiBi, RelativePositionBias, alibi_slopes, attention_triton
 from pyenc.ops.attention import attention_terms
 from pyenc_kernels import configs, gated, segment_mean

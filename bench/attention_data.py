@@ -10,9 +10,9 @@ import itertools
 import random
 
 import torch
-from compare import Case, Tensors
 from torch import Tensor
 
+from bench.compare import Case, Tensors
 from pyenc.ops import ALiBi, RelativePositionBias, alibi_slopes, relative_position_bucket
 from pyenc.ops.reference import attention_reference
 
