@@ -14,8 +14,9 @@ import triton.language as tl
 
 from bench.ahead_of_time import ARCHITECTURES, Compiled, compile_for
 from bench.tunables import TUNABLES, numbers
-from pyenc.ops import ALiBi, AsymmetricALiBi, RelativePositionBias, alibi_slopes, attention_triton
-from pyenc.ops.attention import attention_terms
+from pyenc.ops import ALiBi, AsymmetricALiBi, RelativePositionBias, alibi_slopes
+from pyenc.ops.attention import triton as attention_triton
+from pyenc.ops.attention.terms import terms_of
 from pyenc_kernels import configs, gated, segment_mean
 from pyenc_kernels.score_function import ScoreFunction
 
@@ -205,7 +206,7 @@ def _call_attention(
     bias = variant.bias
     if isinstance(bias, torch.Tensor):  # dense: as long as the sequence
         bias = torch.zeros(HEADS, tokens, tokens)
-    terms = attention_terms(q, bias, positions, variant.scale, variant.window)
+    terms = terms_of(q, bias, positions, variant.scale, variant.window)
     terms = replace(terms, dropout_p=variant.dropout_p)
     out, lse, met = attention_triton.forward(q, k, v, cu_seqlens, terms, 2.0**-11)
     grad_lse = torch.zeros_like(lse) if variant.grad_lse else None

@@ -14,7 +14,7 @@ import torch
 from bench import attention_data as data
 from bench.compare import Case, Op, Peer
 from bench.peers import flash_attn, torch_attention, triton_tutorial
-from bench.peers.pyenc_attention import computed_share, ours, share_without_skipping
+from bench.peers.pyenc_attention import ours, share
 
 HEADS, DIM = 12, 64
 DTYPES = ("float32", "bfloat16")
@@ -29,13 +29,13 @@ tiles: share of (query, key) tiles computed. A floor computes less than what is 
 
 
 CPU_PEERS = (
-    Peer("pyenc cpu", ours("cpu"), ours=True, skips=True, share=computed_share),
-    Peer("pyenc cpu, skip_eps=0", ours("cpu", 0.0), ours=True, share=share_without_skipping),
+    Peer("pyenc cpu", ours("cpu"), ours=True, skips=True, share=share("cpu")),
+    Peer("pyenc cpu, skip_eps=0", ours("cpu", 0.0), ours=True, share=share("cpu", 0.0)),
     Peer("pyenc torch", ours("torch"), ours=True),
 )
 GPU_PEERS = (
-    Peer("pyenc triton", ours("triton"), ours=True, skips=True, share=computed_share),
-    Peer("pyenc triton, skip_eps=0", ours("triton", 0.0), ours=True, share=share_without_skipping),
+    Peer("pyenc triton", ours("triton"), ours=True, skips=True, share=share("triton")),
+    Peer("pyenc triton, skip_eps=0", ours("triton", 0.0), ours=True, share=share("triton", 0.0)),
     Peer("pyenc flash_attn", ours("flash_attn"), ours=True),
     Peer("pyenc torch", ours("torch"), ours=True),
 )

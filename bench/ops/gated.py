@@ -9,7 +9,7 @@ from torch import Tensor
 from bench.compare import Case, Kind, Op, Tensors
 from bench.peers.signature import Function, Signature, few_or_many, first_rows, randn
 from pyenc.ops import gated_activation, gated_linear
-from pyenc.ops.reference import gated_activation_reference, gated_linear_reference
+from pyenc.ops.gated.reference import gated_activation_reference, gated_linear_reference
 
 C, F_WIDE = 768, 3072
 DTYPES = ("float32", "bfloat16")

@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.compare import CannotServe, Case, Kind, Op, Peer, Ready, Tensors
 from bench.peers.signature import Function, Signature, first_rows, randn
 from pyenc import ops
-from pyenc.ops.reference import activation_reference
+from pyenc.ops.linear.reference import activation_reference
 
 DTYPES = ("float32", "bfloat16")
 ROWS = 64

@@ -9,7 +9,7 @@ from torch import Tensor
 from bench.compare import Case, Kind, Op, Tensors
 from bench.peers.signature import Function, Signature, few_or_many, randn
 from pyenc.ops import add_layer_norm, add_rms_norm
-from pyenc.ops.reference import add_layer_norm_reference, add_rms_norm_reference
+from pyenc.ops.norm.reference import add_layer_norm_reference, add_rms_norm_reference
 
 C, EPS = 768, 1e-12
 DTYPES = ("float32", "bfloat16")

@@ -8,7 +8,7 @@ from torch import Tensor
 from bench.compare import Case, Kind, Op, Tensors
 from bench.peers.signature import Function, Signature, few_or_many, randn
 from pyenc.ops import rotary
-from pyenc.ops.reference import rotary_reference
+from pyenc.ops.rotary.reference import rotary_reference
 
 HEADS, DIM = 12, 64
 DTYPES = ("float32", "bfloat16")

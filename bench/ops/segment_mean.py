@@ -12,7 +12,7 @@ from bench.compare import Case, Kind, Op, Peer, Ready, Tensors
 from bench.ops.attention import ragged
 from bench.peers.signature import Function, Signature, randn
 from pyenc.ops import segment_mean
-from pyenc.ops.reference import segment_mean_reference
+from pyenc.ops.segment_mean.reference import segment_mean_reference
 
 C = 768
 DTYPES = ("float32", "bfloat16")

@@ -128,7 +128,7 @@ def test_a_candidate_is_what_is_launched(
         assert asked != kernel, "configs.json was asked, whatever the candidate"
         return real(asked, *rest, **named)
 
-    for module in (attention, gated, segment_mean):
+    for module in (attention.launch, gated.launch, segment_mean.launch):
         monkeypatch.setattr(module, "config_for", not_this_one)
     call(tunable.candidates("float32")[-1])
     with pytest.raises(AssertionError, match="whatever the candidate"):
