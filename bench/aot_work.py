@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import triton
 import triton.language as tl
+from triton.runtime.jit import JITFunction
 
 from bench.ahead_of_time import ARCHITECTURES, Compiled, compile_for
 from bench.tunables import TUNABLES, numbers
@@ -85,6 +87,13 @@ VARIANTS = {
 SHAPES = dict.fromkeys(VARIANTS, "64") | {"gated": "3072", "segment_mean": "768"}
 MAIN = ("none", "alibi", "t5", "window", "gated", "segment_mean")
 """Ops that may not spill at their shape in bfloat16; of the other variants it is written down."""
+
+LEFT_OUT = {
+    "_probe": "compiled for the user's own functions, where a bias is checked",
+    "_probe_lookup": "as _probe",
+    "_probe_decay": "as _probe",
+}
+"""Kernels that no call here launches, and why."""
 
 
 class Work(NamedTuple):
@@ -164,6 +173,18 @@ def shipped(work: Work) -> dict[str, list[int]]:
 
 def compile_work(work: Work) -> list[Compiled]:
     return compile_for(work.architecture, lambda: _call(work), work.keys)
+
+
+def launched(work: Work) -> set[str]:
+    """The names of the kernels that a call launches; none is compiled, none runs."""
+    names: set[str] = set()
+
+    def note(self: Any, *args: Any, **options: Any) -> None:
+        names.add(self.fn.__name__)
+
+    with mock.patch.object(JITFunction, "run", note):
+        _call(work)
+    return names
 
 
 def wrong_with(work: Work, kernel: Compiled) -> str | None:

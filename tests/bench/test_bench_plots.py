@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-mpl = pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib")
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
