@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import oracle
 from ..backend import WhyNot, always, choose, compiling
 from ..launch import DTYPE_CODES
 from . import cpu as cpu_kernels
@@ -85,8 +86,10 @@ def attention(
     if name == "reference":
         check_values(q, cu_seqlens, bias, positions)
         out, lse = attention_reference(
-            q, k, v, cu_seqlens, bias=bias, positions=positions, scale=scale, window=window
-        )
+            oracle.widen(q), oracle.widen(k), oracle.widen(v), cu_seqlens, bias=bias,
+            positions=positions, scale=scale, window=window,
+        )  # fmt: skip
+        out = out.to(q.dtype)
     elif name == "flash_attn":
         slopes = bias.slopes if isinstance(bias, ALiBi) else None
         out, lse = flash_attn.attention(q, k, v, cu_seqlens, slopes, scale, window, dropout_p)

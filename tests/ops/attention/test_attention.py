@@ -16,7 +16,7 @@ from pyenc.ops import ALiBi, RelativePositionBias, alibi_slopes, attention
 from pyenc.ops.attention import blocks as torch_backend
 from pyenc.ops.attention import flash_attn as attention_flash
 from pyenc.ops.attention import groups
-from tests.oracle import assert_right
+from tests.oracle import assert_right, naively
 
 MIXED = [5, 1, 17, 0, 17, 40, 2]
 BIASES = ["none", "alibi", "t5", "dense", "own"]
@@ -110,7 +110,8 @@ def check(
     grad_lse = torch.randn(tokens, heads) if lse else None
     arguments = (lengths, inputs, kind, tensor, grad_out, grad_lse)
     got = run(None, dtype, *arguments, **options)
-    naive = run("reference", dtype, *arguments, **options)
+    with naively():
+        naive = run("reference", dtype, *arguments, **options)
     oracle = run("reference", torch.float64, *arguments, **options)
     for i, parts in enumerate(zip(got, naive, oracle, strict=True)):
         assert_right(*parts, gradient=i > int(lse), what=f"result {i} of {kind}")
@@ -176,7 +177,8 @@ def test_scores_far_apart() -> None:
     bounds = torch.tensor([0, 80])
     bias = ALiBi(torch.tensor([0.5, 2.0]))
     oracle = attention(q.double(), k.double(), v.double(), bounds, bias=bias, backend="reference")
-    naive = attention(q, k, v, bounds, bias=bias, backend="reference")
+    with naively():
+        naive = attention(q, k, v, bounds, bias=bias, backend="reference")
     assert_right(attention(q, k, v, bounds, bias=bias), naive, oracle)
 
 
