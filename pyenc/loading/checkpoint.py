@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError
+from ..forking import check_forked
 from ..models import Encoder
 from ..models.families import ConfigFile, Family, recognise
 from .strict import check_names, check_shape, check_shapes, count_layers, is_buffer, readings
@@ -58,6 +59,7 @@ def load_checkpoint(
         CheckpointError: a file or tensor is missing, damaged, unsafe, misshapen or not finite.
         UnknownArchitectureError: the tensors belong to no known family.
     """
+    check_forked()
     config_path = folder / "config.json"
     config = read_json(config_path)
     files = WeightFiles(folder)
