@@ -97,7 +97,7 @@ in-place:
 	@$(RUN) setup.py -q build_ext --inplace || test -z "$(PYENC_REQUIRE_EXTENSION)"
 
 # pip is held to the torch that is there by then, so one that was there before stays as it is.
-$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 	@test -x $(RUN) || { \
 	for python in python3 python3.13 python3.12 python3.11; do \
 	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \

@@ -55,11 +55,13 @@ SANITIZER_FLAGS = [
 
 
 class Isa(NamedTuple):
-    """An instruction set that the kernel files are compiled for; see csrc/isa.h."""
+    """An instruction set that the kernel files are compiled for; see csrc/shared/isa.h."""
 
     namespace: str
     flags: list[str]
-    feature: str = ""  # what csrc/isa.cpp asks the processor for: a compiler must know its name
+    feature: str = (
+        ""  # what csrc/shared/isa.cpp asks the processor for: a compiler must know its name
+    )
 
 
 # On 64-bit ARM the compilers' default has NEON already.
@@ -83,22 +85,24 @@ class Unit(NamedTuple):
 
 
 def sources(*, kernels: bool) -> list[str]:
-    """csrc/*_kernel.cpp, compiled once for each instruction set, or the others, compiled once."""
+    """`kernel.cpp` and `*_kernel.cpp` below csrc/, compiled once for each instruction set, or the
+    others, compiled once."""
     return sorted(
-        path.as_posix() for path in CSRC.glob("*.cpp") if path.stem.endswith("_kernel") == kernels
+        path.as_posix() for path in CSRC.rglob("*.cpp") if path.stem.endswith("kernel") == kernels
     )
 
 
 def headers() -> list[str]:
-    return sorted(path.as_posix() for path in CSRC.glob("*.h"))
+    return sorted(path.as_posix() for path in CSRC.rglob("*.h"))
 
 
 class BuildExtension(build_ext):
     """Adds what depends on the compiler: its flags, OpenMP, the objects of each instruction set."""
 
     def build_extension(self, ext: Extension) -> None:
-        # The folder's own time tells of files that went away.
-        inputs = [*ext.sources, *sources(kernels=True), *ext.depends, str(CSRC)]
+        # A folder's own time tells of files that went away.
+        folders = [str(CSRC), *(str(path) for path in CSRC.iterdir() if path.is_dir())]
+        inputs = [*ext.sources, *sources(kernels=True), *ext.depends, *folders]
         if not self.force and not newer_group(inputs, self.get_ext_fullpath(ext.name), "newer"):
             return
         import pybind11

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "built_from.h"
-#include "isa.h"
+#include "shared/isa.h"
 
 namespace {
 

@@ -31,6 +31,8 @@ LEAVES = ("pyenc.errors", "pyenc.forking")
 ROOF = "pyenc"
 ABOVE_ALL = (ROOF, "pyenc.__main__")
 
+EXTENSION = "pyenc._C"
+
 KERNELS_MAY_IMPORT = {"pyenc_kernels", "torch", "triton"} | sys.stdlib_module_names
 # Each only inside pyenc.integrations.<its name>.
 INTEGRATED = ("transformers", "sentence_transformers")
@@ -188,6 +190,74 @@ def test_the_check_finds(module: str, source: str, fault: str) -> None:
 )
 def test_the_check_allows(module: str, source: str) -> None:
     assert violations(source, module, is_package=module == ROOF) == []
+
+
+def circles(imported_by: dict[str, set[str]]) -> list[set[str]]:
+    """Groups of modules that import one another, from what each imports (Tarjan 1972)."""
+    found: list[set[str]] = []
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+
+    def visit(module: str) -> None:
+        order[module] = lowest[module] = len(order)
+        stack.append(module)
+        for other in sorted(imported_by[module]):
+            if other not in order:
+                visit(other)
+                lowest[module] = min(lowest[module], lowest[other])
+            elif other in stack:
+                lowest[module] = min(lowest[module], order[other])
+        if lowest[module] == order[module]:
+            at = stack.index(module)
+            group = set(stack[at:])
+            del stack[at:]
+            if len(group) > 1 or module in imported_by[module]:
+                found.append(group)
+
+    for module in sorted(imported_by):
+        if module not in order:
+            visit(module)
+    return found
+
+
+def graph_of(modules: dict[str, tuple[str, bool]]) -> dict[str, set[str]]:
+    """Module -> those of the house that it imports, from (source, whether it is a package).
+
+    `from a import b` is an import of a.b where there is such a module, and of a where not: an op's
+    folder may take its parts, which do not take it back.
+    """
+    graph: dict[str, set[str]] = {}
+    for module, (source, is_package) in modules.items():
+        graph[module] = set()
+        for imported, _, _ in imports_of(source, module, is_package):
+            if imported == EXTENSION:
+                continue
+            parent = imported.rpartition(".")[0]
+            name = next((name for name in (imported, parent) if name in modules), None)
+            if name is not None:
+                graph[module].add(name)
+    return graph
+
+
+def test_no_circle() -> None:
+    """An import inside a function closes one as much as any other."""
+    modules = {m: (p.read_text("utf-8"), p.stem == "__init__") for m, p in sources()}
+    assert not circles(graph_of(modules))
+
+
+def test_circles_are_found() -> None:
+    house = {
+        "pyenc.ops.a": ("from . import cpu\nfrom .cpu import x", True),
+        "pyenc.ops.a.cpu": ("from ..b import y", False),
+        "pyenc.ops.b": ("def f():\n    from .a import attention", False),
+        "pyenc.ops.c": ("from .b import z\nimport torch", False),
+    }
+    assert circles(graph_of(house)) == [{"pyenc.ops.a", "pyenc.ops.a.cpu", "pyenc.ops.b"}]
+    house["pyenc.ops.b"] = ("from .d import y", False)
+    assert circles(graph_of(house)) == []
+    house["pyenc.ops.c"] = ("from .c import z", False)
+    assert circles(graph_of(house)) == [{"pyenc.ops.c"}]
 
 
 def is_kernel(function: ast.FunctionDef) -> bool:

@@ -1,7 +1,7 @@
-"""Triton kernels of pyenc, one module an op; they need torch and Triton alone and no pyenc.
+"""Triton kernels of pyenc, a folder an op; they need torch and Triton alone and no pyenc.
 
 Importing this package imports neither, so that it can be asked on any platform whether its kernels
-can run: ``unavailable_reason``. The modules, such as ``pyenc_kernels.segment_mean``, import both.
+can run: ``unavailable_reason``. The folders, such as ``pyenc_kernels.segment_mean``, import both.
 """
 
 from __future__ import annotations

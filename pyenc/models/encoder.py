@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..forking import check_forked
 from ..ops import ALiBi, add_layer_norm, alibi_slopes, attention, gated_linear, linear
-from ..ops.attention import check_skip_eps
+from ..ops.attention.validation import check_skip_eps
 from ..ops.backend import compiling, requested_backend
 from .config import EncoderConfig
 from .packing import check_packed, pack, places

@@ -1,8 +1,8 @@
-"""The ops of an encoder, one module each; every op runs on packed sequences and differentiates."""
+"""The ops of an encoder, a folder each; every op runs on packed sequences and differentiates."""
 
+from .activation import ACTIVATIONS
 from .attention import attention
-from .backend import BACKENDS, use_backend
-from .bias import (
+from .attention.bias import (
     ALiBi,
     AsymmetricALiBi,
     RelativePositionBias,
@@ -11,11 +11,13 @@ from .bias import (
     alibi_slopes,
     relative_position_bucket,
 )
-from .gated import ACTIVATIONS, gated_activation, gated_linear
+from .attention.score_check import check_score_bias
+from .attention.share import computed_share
+from .backend import BACKENDS, use_backend
+from .gated import gated_activation, gated_linear
 from .linear import linear
 from .norm import add_layer_norm, add_rms_norm
 from .rotary import rotary
-from .score_check import check_score_bias
 from .segment_mean import masked_mean_pool, segment_mean
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "alibi_slopes",
     "attention",
     "check_score_bias",
+    "computed_share",
     "gated_activation",
     "gated_linear",
     "linear",

@@ -12,7 +12,7 @@ from ..errors import BackendError, InputError
 from . import extension
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""The codes of csrc/numeric.h."""
+"""The codes of csrc/shared/numeric.h."""
 
 
 def module_for(op: str) -> ModuleType:

@@ -19,9 +19,16 @@ from torch import Tensor
 class KernelOp:
     """An op that has been defined and implemented, still without its fake and its gradient."""
 
-    def __init__(self, name: str, keys: tuple[str, ...], function: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        keys: tuple[str, ...],
+        function: Callable[..., Any],
+        schema: str | None = None,
+    ) -> None:
         self.name = name
-        torch.library.define(name, torch.library.infer_schema(function, mutates_args=()))
+        schema = schema or torch.library.infer_schema(function, mutates_args=())
+        torch.library.define(name, schema)
         for key in keys:
             torch.library.impl(name, key, _on_its_card(function) if key == "CUDA" else function)
 
@@ -47,9 +54,12 @@ def kernel_op(name: str) -> Callable[[Callable[..., Any]], KernelOp]:
     return lambda function: KernelOp(name, ("CUDA", "CPU"), function)
 
 
-def op_anywhere(name: str) -> Callable[[Callable[..., Any]], KernelOp]:
-    """The same for every device, where the function itself looks for a kernel or does without."""
-    return lambda function: KernelOp(name, ("CompositeExplicitAutograd",), function)
+def op_anywhere(name: str, schema: str | None = None) -> Callable[[Callable[..., Any]], KernelOp]:
+    """The same for every device, where the function itself looks for a kernel or does without.
+
+    schema: "(arguments) -> (results)", where the annotations do not say it.
+    """
+    return lambda function: KernelOp(name, ("CompositeExplicitAutograd",), function, schema)
 
 
 def on_card_of(x: Tensor) -> AbstractContextManager[Any]:

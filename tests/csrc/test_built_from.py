@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,10 +40,12 @@ def test_the_version_and_the_sources_must_agree(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_digest_sees_every_change(tmp_path: Path) -> None:
     def digest(**files: str) -> str:
-        for path in tmp_path.iterdir():
-            path.unlink()
+        shutil.rmtree(tmp_path)
         for name, text in files.items():
-            (tmp_path / name.replace("_", ".")).write_text(text, "utf-8")
+            path = tmp_path / name.replace("__", "/").replace("_", ".")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, "utf-8")
+        tmp_path.mkdir(exist_ok=True)
         return sources.sources_digest(tmp_path)
 
     seen = [
@@ -50,6 +53,8 @@ def test_the_digest_sees_every_change(tmp_path: Path) -> None:
         digest(a_cpp="y", b_h="x"),
         digest(a_cpp="x", c_h="y"),
         digest(a_cpp="x"),
+        digest(a_cpp="x", d__b_h="y"),
+        digest(a_cpp="x", e__b_h="y"),
         digest(),
     ]
     assert len(set(seen)) == len(seen)

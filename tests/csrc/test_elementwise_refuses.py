@@ -8,15 +8,10 @@ import pytest
 import torch
 
 from pyenc.errors import BackendError, InputError
-from pyenc.ops import (
-    add_rms_norm,
-    extension,
-    gated_activation,
-    gated_cpu,
-    norm_cpu,
-    rotary,
-    rotary_cpu,
-)
+from pyenc.ops import add_rms_norm, extension, gated_activation, rotary
+from pyenc.ops.gated import cpu as gated_cpu
+from pyenc.ops.norm import cpu as norm_cpu
+from pyenc.ops.rotary import cpu as rotary_cpu
 
 pytestmark = pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
 

@@ -17,10 +17,10 @@ from pyenc.ops import (
     RelativePositionBias,
     alibi_slopes,
     attention,
-    attention_triton,
     gated_linear,
     segment_mean,
 )
+from pyenc.ops.attention import triton as attention_triton
 
 N = 140  # more than a grain, so that ranges are made
 
@@ -56,9 +56,10 @@ def test_opcheck_attention(kind: str, device: str) -> None:
     if kind == "own":
         kind = make_bias("own", tensor).kernel()[0].key
     arguments = (
-        q, k, v, bounds(device), kind, tensor, 128, None, 0.35, -1, -1, 0.0, None, 2.0**-11,
+        q, k, v, bounds(device), kind, tensor, 128, None, 0.35, -1, -1, 0.0, None, 2.0**-11, True,
+        True, "triton",
     )  # fmt: skip
-    torch.library.opcheck(torch.ops.pyenc.attention_triton.default, arguments)
+    torch.library.opcheck(torch.ops.pyenc.attention.default, arguments)
 
 
 def test_opcheck_the_others(device: str) -> None:
@@ -145,9 +146,9 @@ def test_autocast_leaves_slopes_alone(device: str) -> None:
 def test_meta_tensors_have_the_shapes_of_the_real_ones() -> None:
     q = torch.empty(N, 2, 8, device="meta", dtype=torch.bfloat16)
     cu_seqlens = torch.empty(4, dtype=torch.int32, device="meta")
-    rest = None, -1.0, -1, -1, 0.0, None, 2.0**-11
+    rest = None, -1.0, -1, -1, 0.0, None, 2.0**-11, True, True, "triton"
     slopes = torch.empty(2, device="meta")
-    out, lse, met = torch.ops.pyenc.attention_triton(q, q, q, cu_seqlens, "alibi", slopes, 0, *rest)
+    out, lse, met = torch.ops.pyenc.attention(q, q, q, cu_seqlens, "alibi", slopes, 0, *rest)
     assert (out.shape, out.dtype) == ((N, 2, 8), torch.bfloat16)
     assert (lse.shape, lse.dtype) == ((N, 2), torch.float32)
     assert met.shape == (2, attention_triton.range_slots("alibi", (-1, -1), N, 3, 0.1), 2)

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = """
 import torch
-from tests.kernels.attention_case import Case
+from tests.kernels.attention.attention_case import Case
 for kind in ("alibi", "t5", "dense", "asymmetric"):
     Case([1, 130, 77], kind, "cuda", dtype=torch.bfloat16, skip_eps=2.0**-11).by_kernel()
     Case([150], kind, "cuda", window=(40, 7), holes=True).by_kernel()
@@ -35,7 +35,7 @@ torch.cuda.synchronize()
 
 
 def test_a_thousand_times_the_same_bits() -> None:
-    from tests.kernels.attention_case import Case
+    from tests.kernels.attention.attention_case import Case
 
     case = Case([1000, 1, 333], "alibi", "cuda", dtype=torch.bfloat16, skip_eps=2.0**-11, dim=64)
     first = case.by_kernel()

@@ -12,7 +12,8 @@ from torch import Tensor
 from pyenc.errors import InputError
 from pyenc.loading import load_checkpoint
 from pyenc.models import Encoder
-from pyenc.ops import linear_onednn, linear_packs
+from pyenc.ops.linear import onednn as linear_onednn
+from pyenc.ops.linear import packs as linear_packs
 from tests.conftest import GOLDEN
 from tests.oracle import assert_right
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyenc.ops import linear_onednn, linear_packs
+from pyenc.ops.linear import onednn as linear_onednn
+from pyenc.ops.linear import packs as linear_packs
 
 
 @pytest.fixture(autouse=True)

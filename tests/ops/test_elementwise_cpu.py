@@ -15,14 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pyenc.ops import (
-    ACTIVATIONS,
-    add_layer_norm,
-    add_rms_norm,
-    extension,
-    gated_activation,
-    rotary,
-)
+from pyenc.ops import ACTIVATIONS, add_layer_norm, add_rms_norm, extension, gated_activation, rotary
 from tests.instruction_sets import ISAS, run_on
 from tests.oracle import assert_right
 
@@ -216,7 +209,7 @@ def test_the_activations_far_out_and_where_nothing_is_a_number() -> None:
 
 
 def test_gelu_is_exact_also_where_it_is_tiny() -> None:
-    """Within what csrc/activation.h says of itself, not only of 1."""
+    """Within what csrc/gated/activation.h says of itself, not only of 1."""
     x = torch.linspace(-12.5, 12.5, 400_001)
     got = gated_activation(x, torch.ones_like(x), "gelu", backend="cpu").double()
     exact = x.double() * torch.special.log_ndtr(x.double()).exp()

@@ -36,7 +36,9 @@ def test_opcheck_attention(kind: str, lse: bool) -> None:
         "dense": leaf(2, 6, 6),
     }[kind]
     q, k, v = (leaf(9, 2, 8) for _ in range(3))
-    arguments = (q, k, v, BOUNDS, kind, bias, 128, None, 0.35, 2, -1, 0.0, None, lse)
+    arguments = (
+        q, k, v, BOUNDS, kind, bias, 128, None, 0.35, 2, -1, 0.0, None, 0.0, lse, True, "torch",
+    )  # fmt: skip
     torch.library.opcheck(torch.ops.pyenc.attention.default, arguments)
 
 
@@ -46,8 +48,10 @@ def test_opcheck_attention(kind: str, lse: bool) -> None:
 def test_opcheck_attention_cpu(kind: str, lse: bool) -> None:
     bias = {"none": None, "alibi": alibi_slopes(2).requires_grad_(), "t5": leaf(32, 2)}[kind]
     q, k, v = (leaf(9, 2, 8) for _ in range(3))
-    arguments = (q, k, v, BOUNDS, kind, bias, 128, None, 0.35, 2, -1, 1e-7, lse, True)
-    torch.library.opcheck(torch.ops.pyenc.attention_cpu.default, arguments)
+    arguments = (
+        q, k, v, BOUNDS, kind, bias, 128, None, 0.35, 2, -1, 0.0, None, 1e-7, lse, True, "cpu",
+    )  # fmt: skip
+    torch.library.opcheck(torch.ops.pyenc.attention.default, arguments)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

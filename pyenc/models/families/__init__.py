@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Collection
 
 from ...errors import UnknownArchitectureError
@@ -22,6 +23,10 @@ __all__ = ["FAMILIES", "ConfigFile", "Family", "Parts", "by_name", "recognise"]
 def by_name(name: str) -> Family:
     """The family of that name."""
     return next(family for family in FAMILIES if family.name == name)
+
+
+# Pickled by name: a family is code, and the reader has the same code.
+copyreg.pickle(Family, lambda family: (by_name, (family.name,)))
 
 
 def recognise(names: Collection[str], config: ConfigFile) -> tuple[Family, str]:

@@ -58,12 +58,6 @@ class Family:
     )
     """Head tensors that are one with a parameter; written from it when they were equal."""
 
-    def __reduce__(self) -> tuple[Callable[[str], Family], tuple[str]]:
-        """Pickled by name: a family is code, and the reader has the same code."""
-        from . import by_name
-
-        return by_name, (self.name,)
-
 
 @dataclass(frozen=True)
 class ConfigFile:

@@ -1,0 +1,126 @@
+// Attention over packed sequences, forward and backward, in memory linear in the tokens.
+//
+// Shapes: T packed tokens, H heads, D head dim. The last axis of q, k, v and their gradients is
+// contiguous. Scores are kept in base 2 inside: log2(e) (scale q.k + bias).
+#pragma once
+
+#include <cstdint>
+
+#include "shared/numeric.h"
+
+namespace pyenc {
+
+// The codes that the Python side sends (BIAS_CODES in pyenc/ops/attention_cpu.py).
+enum class BiasKind : int { none = 0, alibi = 1, distance = 2, dense = 3 };
+
+struct Rows3 {          // a (T, H, D) tensor
+  const void* at;
+  std::int64_t row, head;  // strides in elements
+};
+
+struct Attention {
+  Rows3 q, k, v;
+  Dtype dtype;
+  const std::int64_t* cu_seqlens;  // (n_sequences + 1,), checked by the caller
+  std::int64_t n_sequences, n_heads, head_dim;
+  // Where each token stands in its sequence, from 0 at its first token; strictly increasing.
+  const float* positions;  // (T,)
+  bool contiguous;         // positions are 0, 1, 2, ...
+  BiasKind kind;
+  // alibi: slopes (H,). distance: (H, 2 reach + 1), the bias of a query `x` after its key at
+  // reach + x, the same for all |x| >= saturation. dense: (H, side, side) of `bias_dtype`.
+  const void* bias;
+  Dtype bias_dtype;
+  std::int64_t reach, saturation;
+  std::int64_t window_left, window_right;  // -1: unbounded
+  float scale;
+  double skip_eps;  // 0 computes everything
+  int threads;
+};
+
+// The keys [first, last) that a query's strip met.
+struct KeyRange {
+  std::int32_t first, last;
+};
+
+struct AttentionForward {
+  void* out;         // (T, H, D) of `dtype`, contiguous
+  float* lse;        // (T, H), or null
+  KeyRange* ranges;  // (T, H), or null
+};
+
+// How many (query, key) pairs met in the two products, and how many there are.
+struct PairCount {
+  std::int64_t scored, summed, all;
+};
+
+PairCount attention_forward(const Attention& call, const AttentionForward& result);
+
+struct AttentionBackward {
+  Rows3 grad_out, out;
+  const float* lse;       // (T, H)
+  const float* grad_lse;  // (T, H), or null
+  const KeyRange* ranges;
+  void *grad_q, *grad_k, *grad_v;  // (T, H, D) of `dtype`, contiguous
+  // Added to. alibi: (H,), by each slope. distance: (H, 2 grad_reach + 1), by each distance, those
+  // beyond counted there; grad_reach is the longest span of positions or the saturation, whichever
+  // is less. Null when not wanted.
+  double* grad_bias;
+  std::int64_t grad_reach;
+};
+
+void attention_backward(const Attention& call, const AttentionBackward& result);
+
+void attention_exp2(const float* from, std::int64_t count, float* to);
+
+// ---- what is compiled once per instruction set ------------------------------------------------
+
+constexpr std::int64_t kQueryTile = 128;
+constexpr std::int64_t kKeyBlock = 48;
+constexpr std::int64_t kMostDepth = 256;  // the largest head dim
+
+// One head of one sequence.
+struct AttentionHead {
+  const Attention* call;
+  std::int64_t sequence, first, n, head;  // tokens [first, first + n)
+  bool skips;     // whether far keys may be left out
+  float* keys;    // a copy of its keys and then values, 2 n D floats; null: one tile, which makes it
+  float* bounds;  // of the keys, where `skips`; forward alone
+};
+
+struct AttentionForwardKernels {
+  // to = 2^from, as the kernels compute it: for the tests.
+  void (*exp2)(const float* from, std::int64_t count, float* to);
+  // Floats of scratch that one thread needs.
+  std::int64_t (*scratch)(std::int64_t head_dim);
+  std::int64_t (*bounds_size)(std::int64_t n, std::int64_t head_dim);
+  // Fills head.keys, as tile() wants them, and head.bounds, where they are not null.
+  void (*prepare)(const AttentionHead& head);
+  // Queries [first_query, last_query) of the head, at most kQueryTile.
+  void (*tile)(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
+               const AttentionForward& result, float* scratch, PairCount& count);
+};
+
+// Where a tile adds its share of the gradient of the bias; null: not wanted.
+struct GradBias {
+  double* slope;
+  double* line;  // at distance 0, a query after its key to the right; `reach` to each side
+  std::int64_t reach;
+};
+
+struct AttentionBackwardKernels {
+  std::int64_t (*scratch)(std::int64_t head_dim);
+  // Floats of one row of grad_keys below: head_dim, rounded up to whole vectors.
+  std::int64_t (*padded)(std::int64_t head_dim);
+  // head.keys = keys (n, D) and then values (n, D) as floats.
+  void (*prepare)(const AttentionHead& head);
+  // grad_keys (n, padded) and then grad_values, to which the tile's share is added.
+  void (*tile)(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
+               const AttentionBackward& result, float* grad_keys, const GradBias& bias,
+               float* scratch);
+  // Rows [first, last) of a head's (n, padded) floats to its place in a (T, H, D) tensor.
+  void (*write_rows)(const AttentionHead& head, std::int64_t first, std::int64_t last,
+                     const float* from, void* to);
+};
+
+}  // namespace pyenc

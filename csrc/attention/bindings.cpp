@@ -1,0 +1,83 @@
+// The Python face of attention; see bindings.h. Called by pyenc/ops/attention_cpu.py alone.
+
+#include "attention/arguments.h"
+#include "bindings.h"
+
+namespace pyenc {
+namespace {
+
+Rows3 rows_at(py::tuple given) {
+  return {at<const void>(given[0].cast<Address>()), given[1].cast<std::int64_t>(),
+          given[2].cast<std::int64_t>()};
+}
+
+// `call` has the fields of Attention by name; a tensor with strides is (address, row, head).
+Attention call_of(const py::dict& call) {
+  const auto integer = [&](const char* name) { return call[name].cast<std::int64_t>(); };
+  const auto address = [&](const char* name) { return call[name].cast<Address>(); };
+  Attention result;
+  result.q = rows_at(call["q"]);
+  result.k = rows_at(call["k"]);
+  result.v = rows_at(call["v"]);
+  result.dtype = static_cast<Dtype>(integer("dtype"));
+  result.cu_seqlens = at<const std::int64_t>(address("cu_seqlens"));
+  result.n_sequences = integer("n_sequences");
+  result.n_heads = integer("n_heads");
+  result.head_dim = integer("head_dim");
+  result.positions = at<const float>(address("positions"));
+  result.contiguous = call["contiguous"].cast<bool>();
+  result.kind = static_cast<BiasKind>(integer("kind"));
+  result.bias = at<const void>(address("bias"));
+  result.bias_dtype = static_cast<Dtype>(integer("bias_dtype"));
+  result.reach = integer("reach");
+  result.saturation = integer("saturation");
+  result.window_left = integer("window_left");
+  result.window_right = integer("window_right");
+  result.scale = call["scale"].cast<float>();
+  result.skip_eps = call["skip_eps"].cast<double>();
+  result.threads = call["threads"].cast<int>();
+  return result;
+}
+
+}  // namespace
+
+void bind_attention(py::module_& module) {
+  module.def(
+      "attention_forward",
+      [](const py::dict& call, Address out, Address lse, Address ranges) {
+        const Attention attention = call_of(call);
+        PairCount count;
+        {
+          py::gil_scoped_release release;
+          count = attention_forward(
+              attention, {at<void>(out), at<float>(lse), at<KeyRange>(ranges)});
+        }
+        return py::make_tuple(count.scored, count.summed, count.all);
+      },
+      py::arg("call"), py::kw_only(), py::arg("out"), py::arg("lse"), py::arg("ranges"),
+      "(query, key) pairs that were scored, that were summed, and that there are.");
+  module.def(
+      "attention_backward",
+      [](const py::dict& call, py::tuple grad_out, py::tuple out, Address lse, Address grad_lse,
+         Address ranges, Address grad_q, Address grad_k, Address grad_v, Address grad_bias,
+         std::int64_t grad_reach) {
+        const Attention attention = call_of(call);
+        const AttentionBackward result{
+            rows_at(grad_out), rows_at(out), at<const float>(lse), at<const float>(grad_lse),
+            at<const KeyRange>(ranges), at<void>(grad_q), at<void>(grad_k),
+            at<void>(grad_v), at<double>(grad_bias), grad_reach};
+        py::gil_scoped_release release;
+        attention_backward(attention, result);
+      },
+      py::arg("call"), py::kw_only(), py::arg("grad_out"), py::arg("out"), py::arg("lse"),
+      py::arg("grad_lse"), py::arg("ranges"), py::arg("grad_q"), py::arg("grad_k"),
+      py::arg("grad_v"), py::arg("grad_bias"), py::arg("grad_reach"));
+  module.def(
+      "attention_exp2",
+      [](Address from, std::int64_t count, Address to) {
+        attention_exp2(at<const float>(from), count, at<float>(to));
+      },
+      "2^x of floats as the kernels compute it.");
+}
+
+}  // namespace pyenc

@@ -1,0 +1,97 @@
+// Attention forward over threads: one task a tile of queries of one head of one sequence. Each
+// writes its own rows alone: the same bits for any number of threads.
+
+#include "attention/plan.h"
+#include "shared/isa.h"
+#include "shared/parallel.h"
+
+namespace pyenc {
+PYENC_KERNEL_TABLE(AttentionForwardKernels, attention_forward_kernels)
+
+namespace {
+
+// Heads are taken in groups, whose keys and values are first copied side by side: tokens lie a row
+// of all heads apart, and reading one head of them again and again for each tile of queries costs
+// a tenth of the time in addresses to translate. A group has at least a head a thread, for whom
+// there are keys to copy, and this many tiles a thread, so that few wait at its end; and at most
+// this many floats beyond that.
+constexpr std::int64_t kTilesPerThread = 8;
+constexpr std::int64_t kGroupFloats = 1 << 20;
+
+struct Task {
+  std::int64_t head, first, last;  // index into the heads, queries [first, last)
+};
+
+// Floats for the copy and the bounds of a head; none where one tile reads it all.
+std::int64_t floats_for(const AttentionHead& head) {
+  if (head.n <= kQueryTile) return 0;
+  const std::int64_t depth = head.call->head_dim;
+  const std::int64_t bounds = attention_forward_kernels().bounds_size(head.n, depth);
+  return 2 * head.n * depth + (head.skips ? bounds : 0);
+}
+
+void place(AttentionHead& head, float* memory) {
+  if (!floats_for(head)) return;
+  head.keys = memory;
+  if (head.skips) head.bounds = memory + 2 * head.n * head.call->head_dim;
+}
+
+std::int64_t tiles_of(const AttentionHead& head) { return (head.n + kQueryTile - 1) / kQueryTile; }
+
+}  // namespace
+
+PairCount attention_forward(const Attention& call, const AttentionForward& result) {
+  const AttentionForwardKernels& kernels = attention_forward_kernels();
+  std::vector<AttentionHead> heads = heads_of(call);
+  PairCount count{0, 0, 0};
+  std::int64_t n_tiles = 0;
+  for (const AttentionHead& head : heads) {
+    count.all += head.n * head.n;
+    n_tiles += tiles_of(head);
+  }
+  const int threads = threads_for(heads, n_tiles);
+  const ScratchPool pool(threads, kernels.scratch(call.head_dim));
+  std::vector<PairCount> counts(static_cast<std::size_t>(threads) * 8, PairCount{0, 0, 0});
+  std::unique_ptr<float[]> memory;
+  std::int64_t memory_size = 0;
+  std::vector<Task> tasks;
+  for (std::size_t first = 0, last = 0; first < heads.size(); first = last) {
+    tasks.clear();
+    std::int64_t floats = 0;
+    do {
+      const AttentionHead& head = heads[last];
+      floats += floats_for(head);
+      for (std::int64_t q = 0; q < head.n; q += kQueryTile)
+        tasks.push_back({static_cast<std::int64_t>(last), q, std::min(q + kQueryTile, head.n)});
+      ++last;
+    } while (last < heads.size() &&
+             (last - first < static_cast<std::size_t>(threads) ||
+              static_cast<std::int64_t>(tasks.size()) < kTilesPerThread * threads ||
+              floats + floats_for(heads[last]) <= kGroupFloats));
+    if (floats > memory_size) memory.reset(new float[floats]), memory_size = floats;
+    float* next = memory.get();
+    for (std::size_t i = first; i < last; ++i) {
+      place(heads[i], next);
+      next += floats_for(heads[i]);
+    }
+    parallel_for(static_cast<std::int64_t>(last - first), threads, [&](std::int64_t i, int) {
+      kernels.prepare(heads[first + static_cast<std::size_t>(i)]);
+    });
+    parallel_for(static_cast<std::int64_t>(tasks.size()), threads, [&](std::int64_t i, int thread) {
+      const Task& task = tasks[static_cast<std::size_t>(i)];
+      kernels.tile(heads[static_cast<std::size_t>(task.head)], task.first, task.last, result,
+                   pool.of(thread), counts[static_cast<std::size_t>(thread) * 8]);
+    });
+  }
+  for (const PairCount& part : counts) {
+    count.scored += part.scored;
+    count.summed += part.summed;
+  }
+  return count;
+}
+
+void attention_exp2(const float* from, std::int64_t count, float* to) {
+  attention_forward_kernels().exp2(from, count, to);
+}
+
+}  // namespace pyenc

@@ -1,0 +1,187 @@
+// bfloat16 as pairs: two neighbours of a sum side by side in 32 bits, which the processor multiplies
+// and adds to a float in one instruction (vdpbf16ps), at twice the rate of floats.
+//
+// Keys and queries pair neighbours in D, values and weights pair neighbouring keys. An odd one out
+// stands beside a zero. Words are kept in arrays of floats and read as 32-bit integers.
+#pragma once
+
+#include "attention/tile.h"
+
+#if defined(__AVX512BF16__)
+#define PYENC_BF16_DOT 1
+#elif defined(PYENC_EMULATE_BF16_DOT)
+// For the tests: the same code on a processor without the instruction.
+#define PYENC_BF16_DOT 1
+#endif
+
+#ifdef PYENC_BF16_DOT
+
+namespace pyenc {
+namespace PYENC_ISA {
+namespace {
+
+typedef std::int32_t LooseInts __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef std::uint32_t LooseWord __attribute__((may_alias));
+
+PYENC_INLINE Ints load_words(const float* from) { return *reinterpret_cast<const LooseInts*>(from); }
+
+PYENC_INLINE LooseWord word_at(const float* from) {
+  return *reinterpret_cast<const LooseWord*>(from);
+}
+
+PYENC_INLINE void put_word(float* to, std::uint32_t low, std::uint32_t high) {
+  *reinterpret_cast<LooseWord*>(to) = low | high << 16;
+}
+
+// sum + a.low b.low + a.high b.high, lane by lane.
+PYENC_INLINE Floats dot_pairs(Floats sum, Ints a, Ints b) {
+#if defined(__AVX512BF16__) && !defined(PYENC_EMULATE_BF16_DOT)
+  return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+#else
+  const Ints high = Ints{} - 65536;
+  sum += as_floats(a << 16) * as_floats(b << 16);
+  return sum + as_floats(a & high) * as_floats(b & high);
+#endif
+}
+
+// Two floats, rounded to nearest even, to a pair. Weights are never NaN where it matters: a NaN
+// keeps its upper half, and stays one.
+PYENC_INLINE Ints pair_of(Floats low, Floats high) {
+#if defined(__AVX512BF16__) && !defined(PYENC_EMULATE_BF16_DOT)
+  // `high` first: the instruction puts its second argument into the lower half of the register.
+  const __m512i apart = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+  const __m512i order = _mm512_set_epi16(
+      31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
+      3, 18, 2, 17, 1, 16, 0);
+  return (Ints)_mm512_permutexvar_epi16(order, apart);
+#else
+  const auto rounded = [](Floats x) {
+    const Ints bits = as_ints(x);
+    return x != x ? bits : bits + 0x7fff + ((bits >> 16) & 1);
+  };
+  return ((rounded(low) >> 16) & 0xffff) | (rounded(high) & (Ints{} - 65536));
+#endif
+}
+
+// acc += a b, as multiply() in shared/product.h; k counts pairs, and so do a's strides.
+template <int R, int C>
+PYENC_INLINE void multiply_pairs(Matrix a, const float* b, std::int64_t ldb, std::int64_t depth,
+                                 Floats (&acc)[R][C]) {
+  for (std::int64_t k = 0; k < depth; ++k) {
+    Ints column[C];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) column[c] = load_words(b + c * kLanes);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+      const Ints row = static_cast<std::int32_t>(word_at(a.at + r * a.row)) - Ints{};
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) acc[r][c] = dot_pairs(acc[r][c], row, column[c]);
+    }
+    a.at += a.k;
+    b += ldb;
+  }
+}
+
+inline std::int64_t pairs_of(std::int64_t n) { return (n + 1) / 2; }
+
+// How AttentionForward keeps its operands where they are bfloat16 (FloatMath: everything else).
+struct PairMath {
+  // Words of a key, of the values of `count` keys, and of a strip of queries.
+  static std::int64_t key_size(std::int64_t depth) { return pairs_of(depth); }
+  static std::int64_t values_size(std::int64_t count, std::int64_t depth) {
+    return pairs_of(count) * depth;
+  }
+
+  static void read_keys(const Rows3& x, Dtype, std::int64_t token, std::int64_t head,
+                        std::int64_t count, std::int64_t depth, float* to) {
+    for (std::int64_t r = 0; r < count; ++r) {
+      const BFloat16* row = row_of<BFloat16>(x, token + r, head);
+      for (std::int64_t d = 0; d < depth; d += 2)
+        put_word(to++, row[d].bits, d + 1 < depth ? row[d + 1].bits : 0);
+    }
+  }
+
+  static void read_values(const Rows3& x, Dtype, std::int64_t token, std::int64_t head,
+                          std::int64_t count, std::int64_t depth, float* to) {
+    for (std::int64_t r = 0; r < count; r += 2) {
+      const BFloat16* row = row_of<BFloat16>(x, token + r, head);
+      const BFloat16* next = r + 1 < count ? row_of<BFloat16>(x, token + r + 1, head) : nullptr;
+      for (std::int64_t d = 0; d < depth; ++d) put_word(to++, row[d].bits, next ? next[d].bits : 0);
+    }
+  }
+
+  // to (pairs of D, strip) = the queries, from rows of floats that are bfloat16 numbers.
+  static const float* turn_queries(const float* rows, std::int64_t count, std::int64_t depth,
+                                   std::int64_t lanes, const float*, float* to) {
+    const float* start = to;
+    const auto upper = [](float x) { return bits_of(x) >> 16; };
+    for (std::int64_t d = 0; d < depth; d += 2)
+      for (std::int64_t i = 0; i < lanes; ++i) {
+        const float* row = rows + i * depth + d;
+        const bool live = i < count, both = live && d + 1 < depth;
+        put_word(to++, live ? upper(row[0]) : 0, both ? upper(row[1]) : 0);
+      }
+    return start;
+  }
+
+  // As scores_of in attention/tile.h; the queries are not scaled, so the scores are.
+  template <int C, bool Tile>
+  static void scores(const float* k, const float* q, std::int64_t depth, std::int64_t count,
+                     float scale, const float* bias, float* s, Floats (&top)[C]) {
+    constexpr std::int64_t kWidth = Strip<C>::kWidth;
+    const std::int64_t pairs = pairs_of(depth);
+    for (int c = 0; c < C; ++c) top[c] = splat(-kInfinity);
+    for_rows(count, [&](std::int64_t row, auto n) {
+      constexpr int R = decltype(n)::count;
+      Floats acc[R][C] = {};
+      multiply_pairs<R, C>({k + row * pairs, pairs, 1}, q, kWidth, pairs, acc);
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) {
+          const std::int64_t at = (row + r) * kWidth + c * kLanes;
+          const Floats score = acc[r][c] * scale + (Tile ? load(bias + at) : splat(bias[row + r]));
+          store(s + at, score);
+          top[c] = larger(score, top[c]);
+        }
+    });
+  }
+
+  // s becomes the pairs of its weights, in its first half; returns their sums, before rounding.
+  template <int C>
+  static void weigh(const Floats (&shift)[C], std::int64_t count, float* s, Floats (&sum)[C]) {
+    constexpr std::int64_t kWidth = Strip<C>::kWidth;
+    for (std::int64_t j = 0; j < count; j += 2)
+      for (int c = 0; c < C; ++c) {
+        const float* at = s + j * kWidth + c * kLanes;
+        const Floats low = exp2_of(load(at) - shift[c]);
+        const Floats high = j + 1 < count ? exp2_of(load(at + kWidth) - shift[c]) : Floats{};
+        sum[c] += low + high;
+        *reinterpret_cast<LooseInts*>(s + j / 2 * kWidth + c * kLanes) = pair_of(low, high);
+      }
+  }
+
+  template <int C>
+  static void add_values(const float* v, std::int64_t depth, std::int64_t count, const float* s,
+                         float* o) {
+    constexpr std::int64_t kWidth = Strip<C>::kWidth;
+    for_rows(depth, [&](std::int64_t row, auto n) {
+      constexpr int R = decltype(n)::count;
+      Floats acc[R][C] = {};
+      multiply_pairs<R, C>({v + row, 1, depth}, s, kWidth, pairs_of(count), acc);
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) {
+          float* place = o + (row + r) * kWidth + c * kLanes;
+          store(place, load(place) + acc[r][c]);
+        }
+    });
+  }
+};
+
+}  // namespace
+}  // namespace PYENC_ISA
+}  // namespace pyenc
+
+#endif  // PYENC_BF16_DOT

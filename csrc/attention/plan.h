@@ -1,0 +1,81 @@
+// What forward and backward over threads share: the heads of a call, dearest first.
+//
+// Heads differ in work tenfold (long beside short sequences, shallow beside steep slopes); handed
+// out dearest first, the last to run are the cheapest, and no thread waits long at the end.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "attention/arguments.h"
+
+namespace pyenc {
+
+// Shorter sequences have no far keys to leave out, and those of one tile no bounds.
+constexpr std::int64_t kShortestSkipping = 192;
+static_assert(kShortestSkipping > kQueryTile, "a sequence of one tile has no copy of its keys");
+
+// Below this many multiplications a thread costs more to wake than it saves.
+constexpr double kWorkPerThread = 2e6;
+
+// ALiBi's, 0 without; attention/tile.h has the one in base 2.
+inline double plain_slope(const AttentionHead& head) {
+  const bool alibi = head.call->kind == BiasKind::alibi;
+  return alibi ? static_cast<const float*>(head.call->bias)[head.head] : 0.0;
+}
+
+// The keys that a query of this head meets, more or less; enough to order the work.
+inline double keys_of(const AttentionHead& head) {
+  const double n = static_cast<double>(head.n);
+  return head.skips ? std::min(n, 80 / plain_slope(head) + 2 * kKeyBlock) : n;
+}
+
+inline double work_of(const AttentionHead& head) {
+  return keys_of(head) * static_cast<double>(head.n * head.call->head_dim) * 2;
+}
+
+inline std::vector<AttentionHead> heads_of(const Attention& call) {
+  std::vector<AttentionHead> heads;
+  for (std::int64_t s = 0; s < call.n_sequences; ++s) {
+    const std::int64_t first = call.cu_seqlens[s], n = call.cu_seqlens[s + 1] - first;
+    for (std::int64_t h = 0; h < call.n_heads && n > 0; ++h) {
+      AttentionHead head{&call, s, first, n, h, false, nullptr, nullptr};
+      // A slope that is negative or not a number never skips.
+      head.skips = n >= kShortestSkipping && call.skip_eps > 0 && plain_slope(head) > 0;
+      heads.push_back(head);
+    }
+  }
+  std::stable_sort(heads.begin(), heads.end(), [](const AttentionHead& a, const AttentionHead& b) {
+    return work_of(a) > work_of(b);
+  });
+  return heads;
+}
+
+inline int threads_for(const std::vector<AttentionHead>& heads, std::int64_t tasks) {
+  if (heads.empty()) return 1;
+  double work = 0;
+  for (const AttentionHead& head : heads) work += work_of(head);
+  const double limit = std::min<double>({static_cast<double>(heads[0].call->threads),
+                                         static_cast<double>(tasks), work / kWorkPerThread});
+  return static_cast<int>(std::max(limit, 1.0));
+}
+
+// So many floats a thread, on cache lines of their own.
+class ScratchPool {
+ public:
+  ScratchPool(int threads, std::int64_t floats)
+      : stride_((floats + 15) / 16 * 16), memory_(new float[threads * stride_ + 16]) {}
+
+  float* of(int thread) const {
+    const auto address = reinterpret_cast<std::uintptr_t>(memory_.get());
+    return memory_.get() + (64 - address % 64) % 64 / sizeof(float) + thread * stride_;
+  }
+
+ private:
+  std::int64_t stride_;
+  std::unique_ptr<float[]> memory_;
+};
+
+}  // namespace pyenc

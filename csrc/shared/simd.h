@@ -1,0 +1,160 @@
+// Vectors of floats as wide as the instruction set that a kernel file is compiled for.
+//
+// Written with the vector types that GCC and Clang share; intrinsics only where those have no word
+// for an instruction. In an unnamed namespace: each instruction set gets its own copies (see shared/isa.h).
+#pragma once
+
+#include <cstdint>
+
+#include "shared/numeric.h"
+
+// PYENC_EMULATE_BF16_DOT: the width and the code of AVX-512 with bfloat16 on any processor, for the
+// tests (attention/pairs.h).
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace pyenc {
+namespace PYENC_ISA {
+namespace {
+
+#if defined(PYENC_EMULATE_BF16_DOT) || (defined(__AVX512F__) && defined(__AVX512DQ__))
+constexpr int kLanes = 16;
+constexpr int kRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+constexpr int kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4;
+constexpr int kRegisters = 32;
+#else
+constexpr int kLanes = 4;
+constexpr int kRegisters = 16;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef std::int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef float LooseFloats __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+#define PYENC_INLINE inline __attribute__((always_inline))
+
+PYENC_INLINE Floats load(const float* from) { return *reinterpret_cast<const LooseFloats*>(from); }
+
+PYENC_INLINE void store(float* to, Floats values) { *reinterpret_cast<LooseFloats*>(to) = values; }
+
+// x - 0 is x for every x, signed zeros and NaN included, so that only the broadcast remains.
+PYENC_INLINE Floats splat(float x) { return x - Floats{}; }
+
+PYENC_INLINE Floats as_floats(Ints x) { return reinterpret_cast<Floats>(x); }
+PYENC_INLINE Ints as_ints(Floats x) { return reinterpret_cast<Ints>(x); }
+
+// a > b ? a : b lane by lane, so b where either is NaN.
+PYENC_INLINE Floats larger(Floats a, Floats b) {
+#if defined(PYENC_EMULATE_BF16_DOT)
+  return a > b ? a : b;
+#elif defined(__AVX512F__) && defined(__AVX512DQ__)
+  return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// Whether any lane of a comparison holds.
+PYENC_INLINE bool any(Ints mask) {
+#if defined(PYENC_EMULATE_BF16_DOT)
+  std::int32_t seen = 0;
+  for (int lane = 0; lane < kLanes; ++lane) seen |= mask[lane];
+  return seen != 0;
+#elif defined(__AVX512F__) && defined(__AVX512DQ__)
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0;
+#else
+  std::int32_t seen = 0;
+  for (int lane = 0; lane < kLanes; ++lane) seen |= mask[lane];
+  return seen != 0;
+#endif
+}
+
+PYENC_INLINE Floats magnitude(Floats x) { return as_floats(as_ints(x) & 0x7fffffff); }
+
+PYENC_INLINE Floats counting() {
+  Floats lanes;
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = static_cast<float>(lane);
+  return lanes;
+}
+
+PYENC_INLINE float sum_of(Floats x) {
+  float sum = 0;
+  for (int lane = 0; lane < kLanes; ++lane) sum += x[lane];
+  return sum;
+}
+
+// 2^x for x <= 127, within 2.2 units in the last place; 0 below -127, NaN for NaN, 1 for 0.
+//
+// 2^x = 2^r 2^f with r = round(x): adding 1.5 * 2^23 + 127 leaves r + 127 in the low bits, which is
+// the exponent of 2^r. The polynomial is the minimax one of relative error on [-1/2, 1/2] among
+// those of degree 5 that are 1 at 0 (9.2e-8).
+PYENC_INLINE Floats exp2_of(Floats x) {
+  constexpr float kMagic = 12582912.0f + 127.0f;
+  x = larger(splat(-127.0f), x);
+  const Floats shifted = x + kMagic;
+  const Floats f = x - (shifted - kMagic);
+  Floats p = f * 0x1.5bba14p-10f + 0x1.3cea88p-7f;
+  p = p * f + 0x1.c6b752p-5f;
+  p = p * f + 0x1.ebf9bcp-3f;
+  p = p * f + 0x1.62e42ap-1f;
+  p = p * f + 1.0f;
+  return p * as_floats(as_ints(shifted) << 23);
+}
+
+// to[c][r] = from[r][c] for 8 x 8 floats.
+PYENC_INLINE void transpose8(const float* from, std::int64_t from_row, float* to,
+                             std::int64_t to_row) {
+#if defined(__AVX2__)
+  __m256 row[8], pair[8], quad[8];
+#pragma GCC unroll 8
+  for (int r = 0; r < 8; ++r) row[r] = _mm256_loadu_ps(from + r * from_row);
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r) {
+    pair[2 * r] = _mm256_unpacklo_ps(row[2 * r], row[2 * r + 1]);
+    pair[2 * r + 1] = _mm256_unpackhi_ps(row[2 * r], row[2 * r + 1]);
+  }
+#pragma GCC unroll 2
+  for (int r = 0; r < 2; ++r) {
+    quad[4 * r] = _mm256_shuffle_ps(pair[4 * r], pair[4 * r + 2], 0x44);
+    quad[4 * r + 1] = _mm256_shuffle_ps(pair[4 * r], pair[4 * r + 2], 0xee);
+    quad[4 * r + 2] = _mm256_shuffle_ps(pair[4 * r + 1], pair[4 * r + 3], 0x44);
+    quad[4 * r + 3] = _mm256_shuffle_ps(pair[4 * r + 1], pair[4 * r + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r) {
+    _mm256_storeu_ps(to + r * to_row, _mm256_permute2f128_ps(quad[r], quad[r + 4], 0x20));
+    _mm256_storeu_ps(to + (r + 4) * to_row, _mm256_permute2f128_ps(quad[r], quad[r + 4], 0x31));
+  }
+#else
+  for (int r = 0; r < 8; ++r)
+    for (int c = 0; c < 8; ++c) to[c * to_row + r] = from[r * from_row + c];
+#endif
+}
+
+// to (columns, to_row) = from (rows, columns) turned round.
+inline void transpose(const float* from, std::int64_t rows, std::int64_t columns,
+                      std::int64_t from_row, float* to, std::int64_t to_row) {
+  std::int64_t r = 0;
+  for (; r + 8 <= rows; r += 8) {
+    std::int64_t c = 0;
+    for (; c + 8 <= columns; c += 8)
+      transpose8(from + r * from_row + c, from_row, to + c * to_row + r, to_row);
+    for (; c < columns; ++c)
+      for (std::int64_t i = r; i < r + 8; ++i) to[c * to_row + i] = from[i * from_row + c];
+  }
+  for (; r < rows; ++r)
+    for (std::int64_t c = 0; c < columns; ++c) to[c * to_row + r] = from[r * from_row + c];
+}
+
+}  // namespace
+}  // namespace PYENC_ISA
+}  // namespace pyenc

@@ -1,0 +1,68 @@
+"""Gradient of a dense attention bias: each tile of it gathers ds from all sequences, in order.
+
+The bias is indexed by place in the sequence, so that every sequence longer than the tile's corner
+adds to it. Without atomics: one program a tile, which recomputes what it needs.
+
+Shapes and names: as in attention_forward.py.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .forward_kernel import keep_factor, load_rows, pair_scores, places_of
+from .grad_queries_kernel import load_lse
+
+
+@triton.jit(do_not_specialize=["n_sequences", "window_left", "window_right", "seed", "side"])
+def attention_grad_dense(
+    p_q, p_k, p_v, p_grad_out, p_lse, p_delta, p_grad, p_cu, p_positions, p_params, p_dense,
+    s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_gt, s_gh, s_params, s_dense_h, s_dense,
+    side, n_sequences, n_heads, scale, window_left, window_right, dropout_p, seed,
+    SCORE: tl.constexpr, AFFINE_FROM: tl.constexpr, PLAIN: tl.constexpr,
+    HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Program (tiles of rows, tiles of columns, H): p_grad (H, side, side), contiguous."""
+    i_first = tl.program_id(0) * BLOCK_M
+    j_first = tl.program_id(1) * BLOCK_N
+    i_head = tl.program_id(2)
+    o_i = i_first + tl.arange(0, BLOCK_M)
+    o_j = j_first + tl.arange(0, BLOCK_N)
+    o_d = tl.arange(0, BLOCK_D)
+    p_q += i_head.to(tl.int64) * s_qh
+    p_k += i_head.to(tl.int64) * s_kh
+    p_v += i_head.to(tl.int64) * s_vh
+    p_grad_out += i_head.to(tl.int64) * s_gh
+    p_params += i_head * s_params
+    p_dense += i_head.to(tl.int64) * s_dense_h
+    b_grad = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for i_sequence in range(n_sequences):
+        begin = tl.load(p_cu + i_sequence).to(tl.int64)
+        n = (tl.load(p_cu + i_sequence + 1).to(tl.int64) - begin).to(tl.int32)
+        if (i_first < n) & (j_first < n):
+            b_q = load_rows(p_q, begin, o_i, n, o_d, s_qt, HEAD_DIM, BLOCK_D)
+            b_k = load_rows(p_k, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D)
+            b_v = load_rows(p_v, begin, o_j, n, o_d, s_vt, HEAD_DIM, BLOCK_D)
+            b_g = load_rows(p_grad_out, begin, o_i, n, o_d, s_gt, HEAD_DIM, BLOCK_D)
+            b_i = places_of(p_positions, begin, o_i, n, HAS_POSITIONS)
+            b_j = places_of(p_positions, begin, o_j, n, HAS_POSITIONS)
+            b_lse = load_lse(p_lse + i_head, begin, o_i, n, n_heads)
+            b_delta = tl.load(p_delta + (begin + o_i) * n_heads + i_head, mask=o_i < n, other=0.0)
+            b_dot = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+            b_s = pair_scores(
+                SCORE, b_dot, b_i[:, None], b_j[None, :], scale, i_head, p_params, p_dense, s_dense,
+                o_i[:, None], o_j[None, :], n, window_left, window_right, HAS_DENSE, HAS_WINDOW,
+            )  # fmt: skip
+            b_p = tl.exp2(b_s - b_lse[:, None])
+            b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
+            if HAS_DROPOUT:
+                b_dp = b_dp * keep_factor(
+                    seed, (begin + o_i)[:, None], o_j[None, :], i_head, dropout_p
+                )
+            b_grad += b_p * (b_dp - b_delta[:, None])
+    p_out = p_grad + i_head.to(tl.int64) * side * side + o_i[:, None].to(tl.int64) * side
+    m_out = (o_i[:, None] < side) & (o_j[None, :] < side)
+    tl.store(p_out + o_j[None, :], b_grad.to(p_grad.dtype.element_ty), mask=m_out)

@@ -1,0 +1,253 @@
+"""Attention backward: everything recomputed from q, k, v and the log-sum-exp, without atomics.
+
+Dao, arXiv 2307.08691. With g the gradient of out, over the pairs that the forward met:
+    p = 2^(s - lse), dp = g v^T, ds = p (dp - delta), delta = sum_d g out - grad_lse,
+    dq = scale ds k, dk = scale ds^T q, dv = p^T g; the bias gets ds.
+One kernel walks over keys for each tile of queries (dq, and the parameters of the bias); one over
+queries for each tile of keys (dk, dv: attention_backward_keys.py); a dense bias takes one more, for
+each tile of its own (attention_dense.py).
+
+Shapes and names: as in attention_forward.py.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..slots import tile_of_program
+from .forward_kernel import (
+    LOG2E,
+    NO_SCORE,
+    keep_factor,
+    load_rows,
+    met_tiles,
+    nearest_of,
+    pair_scores,
+    phases,
+    places_of,
+    side_terms,
+    stages_of,
+    store_rows,
+    window_tiles,
+)
+
+
+@triton.jit(do_not_specialize=["n_tokens"])
+def attention_delta(
+    p_out, p_grad_out, p_grad_lse, p_delta, s_gt, s_gh, n_tokens, n_heads,
+    HAS_GRAD_LSE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Program (blocks of T, H): delta (T, H)."""
+    o_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    i_head = tl.program_id(1)
+    o_d = tl.arange(0, BLOCK_D)
+    begin = tl.program_id(0) * 0
+    b_out = load_rows(
+        p_out + i_head * HEAD_DIM, begin, o_t, n_tokens, o_d, n_heads * HEAD_DIM, HEAD_DIM, BLOCK_D
+    )
+    b_g = load_rows(
+        p_grad_out + i_head.to(tl.int64) * s_gh, begin, o_t, n_tokens, o_d, s_gt, HEAD_DIM, BLOCK_D
+    )
+    b_delta = tl.sum(b_out.to(tl.float32) * b_g.to(tl.float32), 1)
+    o_th = o_t * n_heads + i_head
+    if HAS_GRAD_LSE:
+        b_delta -= tl.load(p_grad_lse + o_th, mask=o_t < n_tokens, other=0.0)
+    tl.store(p_delta + o_th, b_delta, mask=o_t < n_tokens)
+
+
+@triton.jit
+def weights(
+    SCORE: tl.constexpr, AFFINE_FROM: tl.constexpr, SIDE: tl.constexpr, PLAIN: tl.constexpr,
+    b_dot, b_i, b_j, b_lse, o_i, o_j, n, nearest, scale, i_head, p_params, p_dense, s_dense,
+    window_left, window_right, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
+):  # fmt: skip
+    """p = 2^(s - lse) of a block; everything a query's or a key's broadcasts to it.
+
+    b_lse is in base 2, and so large in rows without a query that their p is 0.
+    """
+    if SIDE == 0:
+        b_s = pair_scores(
+            SCORE, b_dot, b_i, b_j, scale, i_head, p_params, p_dense, s_dense, o_i, o_j, n,
+            window_left, window_right, HAS_DENSE, HAS_WINDOW,
+        )  # fmt: skip
+        return tl.exp2(b_s - b_lse)
+    elif PLAIN:
+        return tl.exp2(b_dot * (scale * LOG2E) - b_lse)
+    else:
+        b_row, b_column = side_terms(
+            SCORE, AFFINE_FROM, SIDE < 0, b_i, b_j, nearest, i_head, p_params
+        )
+        b_column = tl.where(o_j < n, b_column, NO_SCORE)
+        return tl.exp2(b_dot * (scale * LOG2E) + b_column - (b_lse - b_row))
+
+
+@triton.jit
+def load_lse(p_lse, begin, o_i, n, n_heads):
+    """The log-sum-exp of rows of a sequence in base 2; so large beyond it that weights are 0."""
+    b_lse = tl.load(p_lse + (begin + o_i) * n_heads, mask=o_i < n, other=float("inf"))
+    return b_lse * LOG2E
+
+
+@triton.jit
+def _walk_keys(
+    b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, first, last,
+    p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
+    begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
+    SIDE: tl.constexpr, SCORE: tl.constexpr, SLOPE: tl.constexpr, PARAMETER: tl.constexpr,
+    LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr,
+    N_LEARNED: tl.constexpr, BLOCK_L: tl.constexpr, CORRECTED: tl.constexpr,
+    HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Key tiles [first, last): adds to dq, to the gradients of the bias's parameters (BLOCK_L,),
+    to what the rows of ds add up to and, with CORRECTED, to sum_j p d score / d params.
+    """
+    o_d = tl.arange(0, BLOCK_D)
+    o_l = tl.arange(0, BLOCK_L)
+    for tile in tl.range(first, last, num_stages=stages_of(SIDE, SCORE, HAS_DENSE)):
+        o_j = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        b_k = load_rows(p_k, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D)
+        b_v = load_rows(p_v, begin, o_j, n, o_d, s_vt, HEAD_DIM, BLOCK_D)
+        b_j = places_of(p_positions, begin, o_j, n, HAS_POSITIONS)
+        nearest = nearest_of(b_j, tile, SIDE < 0, HAS_POSITIONS, BLOCK_N)
+        b_dot = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # (M, N)
+        b_p = weights(
+            SCORE, AFFINE_FROM, SIDE, PLAIN, b_dot, b_i[:, None], b_j[None, :], b_lse[:, None],
+            o_i[:, None], o_j[None, :], n, nearest, scale, i_head, p_params, p_dense, s_dense,
+            window_left, window_right, HAS_DENSE, HAS_WINDOW,
+        )  # fmt: skip
+        b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
+        if HAS_DROPOUT:
+            b_dp = b_dp * keep_factor(seed, (begin + o_i)[:, None], o_j[None, :], i_head, dropout_p)
+        b_ds = b_p * (b_dp - b_delta[:, None])
+        if N_LEARNED > 0:
+            b_off += tl.sum(b_ds, 1)
+            if FLAT and SIDE != 0:
+                b_whole = tl.sum(tl.sum(b_ds, 1), 0)
+                if SIDE < 0:
+                    i_near = nearest + AFFINE_FROM
+                else:
+                    i_near = nearest - AFFINE_FROM
+                if LOOKUP is not None:
+                    b_at = o_l == LOOKUP(i_near, nearest, i_head, p_params)
+                    b_learned += tl.where(b_at, b_whole, 0.0)
+                else:
+                    for index in tl.static_range(N_LEARNED):
+                        slope = PARAMETER(nearest * 0, i_near, nearest, i_head, p_params, index)
+                        b_learned += tl.where(o_l == index, b_whole * slope, 0.0)
+            elif LOOKUP is not None:
+                b_which = LOOKUP(b_i[:, None], b_j[None, :], i_head, p_params)
+                b_which += tl.zeros(b_ds.shape, tl.int32)
+                # Those that the tile has, of a table that goes by the distance.
+                least = tl.min(tl.min(b_which, 1), 0)
+                most = tl.max(tl.max(b_which, 1), 0)
+                for index in range(least, most + 1):
+                    b_part = tl.sum(tl.sum(tl.where(b_which == index, b_ds, 0.0), 1), 0)
+                    b_learned += tl.where(o_l == index, b_part, 0.0)
+            else:
+                for index in tl.static_range(N_LEARNED):
+                    b_slope = PARAMETER(
+                        b_dot * scale, b_i[:, None], b_j[None, :], i_head, p_params, index
+                    )
+                    b_part = tl.sum(tl.sum(b_ds * b_slope, 1), 0)
+                    b_learned += tl.where(o_l == index, b_part, 0.0)
+                    if CORRECTED:
+                        b_row = tl.sum(b_p * b_slope, 1)
+                        b_away += tl.where(o_l[None, :] == index, b_row[:, None], 0.0)
+        if SLOPE is not None:
+            b_ds = b_ds * SLOPE(b_dot * scale, b_i[:, None], b_j[None, :], i_head, p_params)
+        b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
+    return b_dq, b_learned, b_off, b_away
+
+
+@triton.jit(do_not_specialize=["n_sequences", "n_slots", "window_left", "window_right", "seed"])
+def attention_grad_queries(
+    p_q, p_k, p_v, p_grad_out, p_lse, p_delta, p_grad_lse, p_dq, p_learned,
+    p_cu, p_positions, p_params, p_dense, p_ranges, p_order,
+    s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_gt, s_gh, s_params, s_dense_h, s_dense,
+    n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
+    SCORE: tl.constexpr, SLOPE: tl.constexpr, PARAMETER: tl.constexpr,
+    LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr,
+    N_LEARNED: tl.constexpr, BLOCK_L: tl.constexpr, CORRECTED: tl.constexpr,
+    HAS_GRAD_LSE: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr, HAS_RANGES: tl.constexpr,
+    HAS_ORDER: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Program (H S, tiles of a slot): dq (T, H, D) of a tile of queries, and its share of the
+    gradients of the bias's parameters, p_learned (H, S, tiles of a slot, BLOCK_L)."""
+    i_head, i_slot, i_number, begin, n, i_first = tile_of_program(
+        p_cu, p_order, n_sequences, n_slots, HAS_ORDER, BLOCK_M
+    )
+    i_last = tl.minimum(i_first + BLOCK_M, n) - 1
+    o_l = tl.arange(0, BLOCK_L)
+    b_learned = tl.zeros([BLOCK_L], tl.float32)
+    if i_first < n:
+        o_i = i_first + tl.arange(0, BLOCK_M)
+        o_d = tl.arange(0, BLOCK_D)
+        b_q = load_rows(
+            p_q + i_head.to(tl.int64) * s_qh, begin, o_i, n, o_d, s_qt, HEAD_DIM, BLOCK_D
+        )
+        b_g = load_rows(
+            p_grad_out + i_head.to(tl.int64) * s_gh, begin, o_i, n, o_d, s_gt, HEAD_DIM, BLOCK_D
+        )
+        b_i = places_of(p_positions, begin, o_i, n, HAS_POSITIONS)
+        b_lse = load_lse(p_lse + i_head, begin, o_i, n, n_heads)
+        o_ih = (begin + o_i) * n_heads + i_head
+        b_delta = tl.load(p_delta + o_ih, mask=o_i < n, other=0.0)
+        p_k += i_head.to(tl.int64) * s_kh
+        p_v += i_head.to(tl.int64) * s_vh
+        p_params += i_head * s_params
+        p_dense += i_head.to(tl.int64) * s_dense_h
+        first, last = window_tiles(
+            i_first, i_last, n, window_left, window_right, HAS_WINDOW, BLOCK_N
+        )
+        if HAS_RANGES:
+            first, last = met_tiles(p_ranges, i_head * n_slots + i_slot, first, last, BLOCK_N)
+        a, b = phases(first, last, i_first, i_first + BLOCK_M - 1, n, AFFINE_FROM, PLAIN, BLOCK_N)
+        b_dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        b_off = tl.zeros([BLOCK_M], tl.float32)
+        b_away = tl.zeros([BLOCK_M, BLOCK_L], tl.float32)
+        b_dq, b_learned, b_off, b_away = _walk_keys(
+            b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, a, b,
+            p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
+            begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
+            0, SCORE, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, FLAT, False, N_LEARNED, BLOCK_L,
+            CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N,
+            BLOCK_D, PRECISION,
+        )  # fmt: skip
+        if PLAIN or AFFINE_FROM is not None:
+            b_dq, b_learned, b_off, b_away = _walk_keys(
+                b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, first, a,
+                p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
+                begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
+                -1, SCORE, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, FLAT, PLAIN, N_LEARNED, BLOCK_L,
+                CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N,
+                BLOCK_D, PRECISION,
+            )  # fmt: skip
+        if AFFINE_FROM is not None:
+            b_dq, b_learned, b_off, b_away = _walk_keys(
+                b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, b, last,
+                p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
+                begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
+                1, SCORE, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, FLAT, False, N_LEARNED, BLOCK_L,
+                CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N,
+                BLOCK_D, PRECISION,
+            )  # fmt: skip
+        store_rows(
+            p_dq + i_head * HEAD_DIM, b_dq * scale, begin, o_i, n, o_d, n_heads * HEAD_DIM,
+            HEAD_DIM, BLOCK_D,
+        )  # fmt: skip
+        if CORRECTED:
+            # delta comes from a rounded output, and is off by as much as the sum of ds is off what
+            # it should be, the gradient of the log-sum-exp. In ds |i - j| that grows with the
+            # distance; ds is off by so much times p, and so it is taken back.
+            b_due = tl.zeros([BLOCK_M], tl.float32)
+            if HAS_GRAD_LSE:
+                b_due = tl.load(p_grad_lse + o_ih, mask=o_i < n, other=0.0)
+            b_learned += tl.sum((b_due - b_off)[:, None] * b_away, 0)
+    if N_LEARNED > 0:
+        tl.store(p_learned + i_number.to(tl.int64) * BLOCK_L + o_l, b_learned)

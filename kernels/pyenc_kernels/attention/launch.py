@@ -1,0 +1,302 @@
+"""Attention over packed sequences: the launchers of the kernels, tensors in, tensors out.
+
+Shapes: T packed tokens, B sequences, H heads, D head dim, S slots of GRAIN tokens (slots.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .. import interpreting
+from ..configs import Config, config_for
+from ..score_function import ScoreFunction
+from ..slots import GRAIN, n_slots
+from .forward_kernel import attention_forward
+from .grad_dense_kernel import attention_grad_dense
+from .grad_keys_kernel import attention_grad_keys
+from .grad_queries_kernel import attention_delta, attention_grad_queries
+from .ranges_kernel import key_ranges, key_reach, query_hulls
+
+MAX_HEAD_DIM = 256
+UNBOUNDED = 2**30
+"""A window side no shorter than this hides nothing; it keeps sums with places in 32 bits."""
+BLOCK_S = 16
+"""Grains that are looked at together in the passes before the main kernels."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a call adds to the scores and hides of them.
+
+    bias and params (H, row) float32 go together; dense (H, side, side), any float dtype, indexed by
+    place in the sequence; positions (T,) int32 or int64, increasing in each sequence; window (left,
+    right), -1 unbounded; seed: of dropout.
+    """
+
+    scale: float
+    bias: ScoreFunction | None = None
+    params: Tensor | None = None
+    dense: Tensor | None = None
+    positions: Tensor | None = None
+    window: tuple[int, int] = (-1, -1)
+    dropout_p: float = 0.0
+    seed: int = 0
+    skip_eps: float = 0.0
+
+
+class Ranges(NamedTuple):
+    """Which grains of the others each grain meets, [first, last) in (H, S, 2) int32, and the slots
+    (H S,) in the order that takes the longest first."""
+
+    met: Tensor
+    order: Tensor
+
+
+def ranges(q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms) -> Ranges | None:
+    """What a call may leave out; None where that is nothing: no decay of its bias, or eps 0."""
+    bias = terms.bias
+    if bias is None or bias.decay is None or terms.skip_eps <= 0 or terms.dense is not None:
+        return None
+    if terms.window != (-1, -1) or q.shape[0] <= GRAIN.value:
+        return None
+    heads, head_dim = q.shape[1:]
+    n_sequences = cu_seqlens.numel() - 1
+    slots = n_slots(q.shape[0], n_sequences, GRAIN.value)
+    block_d = _block_d(head_dim)
+    center = q.new_empty((n_sequences, heads, head_dim), dtype=torch.float32)
+    reach = q.new_empty((heads, slots), dtype=torch.float32)
+    key_reach[(slots, heads)](
+        k, center, reach, cu_seqlens, k.stride(0), k.stride(1), n_sequences, slots,
+        HEAD_DIM=head_dim, BLOCK_D=block_d, num_warps=4 if block_d < 256 else 8,
+    )  # fmt: skip
+    met = q.new_empty((heads, slots, 2), dtype=torch.int32)
+    positions, params = _or(terms.positions, q), _or(terms.params, q)
+    key_ranges[(slots * heads,)](
+        q, k, center, reach, met, cu_seqlens, positions, params,
+        q.stride(0), q.stride(1), k.stride(0), k.stride(1), params.stride(0), n_sequences, slots,
+        terms.scale, terms.skip_eps,
+        SCORE=bias.score, DECAY=bias.decay, HAS_POSITIONS=terms.positions is not None,
+        HEAD_DIM=head_dim, BLOCK_D=block_d, BLOCK_S=BLOCK_S, PRECISION="ieee",
+        BLOCK=_range_block(q), num_warps=8,
+    )  # fmt: skip
+    return ordered(met)
+
+
+def ordered(met: Tensor) -> Ranges:
+    """Ranges (H, S, 2) of what is met, with their order: falling by length, the same every time."""
+    lengths = (met[..., 1] - met[..., 0]).flatten()
+    return Ranges(met, torch.sort(lengths, descending=True, stable=True).indices)
+
+
+def _hulls(keys: Ranges, cu_seqlens: Tensor) -> Ranges:
+    """The queries between which all lie that met a grain of keys, for each of those."""
+    heads, slots, _ = keys.met.shape
+    hulls = torch.empty_like(keys.met)
+    query_hulls[(slots * heads,)](
+        keys.met, hulls, cu_seqlens, cu_seqlens.numel() - 1, slots, BLOCK_S=BLOCK_S, num_warps=1
+    )
+    return ordered(hulls)
+
+
+def computed_share(cu_seqlens: Tensor, met: Ranges | None) -> float:
+    """The share of (query, key) grains that are met, in [0, 1]; waits for the device."""
+    if met is None:
+        return 1.0
+    grains = -(-cu_seqlens.diff() // GRAIN.value)
+    whole = int((grains * grains).sum()) * met.met.shape[0]
+    return int((met.met[..., 1] - met.met[..., 0]).sum()) / whole if whole else 1.0
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, terms: Terms, met: Ranges | None = None,
+    config: Config | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """softmax(scale * q k^T + bias) v, each sequence attending to itself alone.
+
+    q, k, v (T, H, D) float32, bfloat16 or float16, D at most 256, last axis contiguous; cu_seqlens
+    (B + 1,) int32 or int64, from 0 to T and not decreasing; met: as `ranges` gave it.
+    Returns (out (T, H, D) in q's dtype, log-sum-exp (T, H) float32).
+
+    Nothing is checked here, and nothing waits for the device; pyenc.ops.attention checks.
+    """
+    tokens, heads, _ = q.shape
+    out = q.new_empty(q.shape)
+    lse = q.new_empty((tokens, heads), dtype=torch.float32)
+    if tokens == 0:
+        return out, lse
+    config = config or _config("attention_forward", q, cu_seqlens)
+    tensors, flags, grid = _common(q, cu_seqlens, terms, met, config.block_m)
+    attention_forward[grid](
+        q, k, v, out, lse, cu_seqlens, tensors.positions, tensors.params, tensors.dense,
+        q if met is None else met.met, q if met is None else met.order,
+        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *tensors.strides, *tensors.numbers,
+        BLOCK_M=config.block_m, BLOCK_N=config.block_n, **flags, **config.launch,
+    )  # fmt: skip
+    return out, lse
+
+
+def backward(
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor,
+    terms: Terms, met: Ranges | None, out: Tensor, lse: Tensor, *,
+    need_params: bool = False, need_dense: bool = False, configs: dict[str, Config] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """Gradients of q, k, v (T, H, D), of the bias's learned params (H, n_learned) float32 and of
+    the dense bias, in its dtype, as asked for; over exactly the pairs that the forward met.
+
+    Arguments as given to `forward`; out and lse as it returned them; grad_out with a contiguous
+    last axis, grad_lse contiguous. The same call gives the same bits: no atomics.
+    """
+    tokens, heads, head_dim = q.shape
+    dq, dk, dv = (q.new_empty(q.shape) for _ in range(3))
+    n_learned = terms.bias.n_learned if terms.bias is not None and need_params else 0
+    if tokens == 0:
+        learned = q.new_zeros((heads, n_learned), dtype=torch.float32) if need_params else None
+        dense = None
+        if need_dense and terms.dense is not None:
+            dense = torch.zeros_like(terms.dense)
+        return dq, dk, dv, learned, dense
+    delta = torch.empty_like(lse)
+    block_d = _block_d(head_dim)
+    attention_delta[(triton.cdiv(tokens, 64), heads)](
+        out, grad_out, _or(grad_lse, lse), delta, *grad_out.stride()[:2], tokens, heads,
+        HAS_GRAD_LSE=grad_lse is not None, HEAD_DIM=head_dim, BLOCK_T=64, BLOCK_D=block_d,
+    )  # fmt: skip
+    bias = terms.bias
+    slope = None if bias is None else bias.slope
+
+    config = _config("attention_grad_queries", q, cu_seqlens, configs)
+    tensors, flags, grid = _common(q, cu_seqlens, terms, met, config.block_m)
+    strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *grad_out.stride()[:2])
+    block_l = max(triton.next_power_of_2(max(n_learned, 1)), 1)
+    shares = lse
+    if n_learned:
+        shares = q.new_empty((heads, grid[0] // heads, block_l), dtype=torch.float32)
+    attention_grad_queries[grid](
+        q, k, v, grad_out, lse, delta, _or(grad_lse, lse), dq, shares,
+        cu_seqlens, tensors.positions, tensors.params, tensors.dense,
+        q if met is None else met.met, q if met is None else met.order,
+        *strides, *tensors.strides, *tensors.numbers,
+        SLOPE=slope, PARAMETER=bias.parameter if bias is not None and n_learned else None,
+        LOOKUP=bias.lookup if bias is not None and n_learned else None,
+        FLAT=bias is not None and bias.flat, N_LEARNED=n_learned, BLOCK_L=block_l,
+        CORRECTED=0 < n_learned <= 2 and bias is not None and bias.parameter is not None,
+        HAS_GRAD_LSE=grad_lse is not None,
+        BLOCK_M=config.block_m, BLOCK_N=config.block_n, **flags, **config.launch,
+    )  # fmt: skip
+
+    config = _config("attention_grad_keys", q, cu_seqlens, configs)
+    tensors, flags, grid = _common(q, cu_seqlens, terms, met, config.block_n)
+    hulls = None if met is None else _hulls(met, cu_seqlens)
+    attention_grad_keys[grid](
+        q, k, v, grad_out, lse, delta, dk, dv,
+        cu_seqlens, tensors.positions, tensors.params, tensors.dense,
+        q if met is None else met.met, q if hulls is None else hulls.met,
+        q if hulls is None else hulls.order,
+        *strides, *tensors.strides, *tensors.numbers,
+        SLOPE=slope, BLOCK_M=config.block_m, BLOCK_N=config.block_n, **flags, **config.launch,
+    )  # fmt: skip
+    learned = shares.sum(1)[:, :n_learned] if n_learned else None
+    dense = None
+    if need_dense and terms.dense is not None:
+        dense = _grad_dense(grad_out, q, k, v, cu_seqlens, terms, lse, delta)
+    return dq, dk, dv, learned, dense
+
+
+def _grad_dense(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, terms: Terms,
+    lse: Tensor, delta: Tensor,
+) -> Tensor:  # fmt: skip
+    """(H, side, side): the sum of ds over the sequences, in the bias's dtype."""
+    assert terms.dense is not None
+    heads, side, _ = terms.dense.shape
+    grad = torch.empty_like(terms.dense, memory_format=torch.contiguous_format)
+    config = _config("attention_grad_keys", q, cu_seqlens)
+    tensors, flags, _ = _common(q, cu_seqlens, terms, None, GRAIN.value)
+    for name in ("HAS_RANGES", "HAS_ORDER"):
+        del flags[name]
+    n_sequences, _, *numbers = tensors.numbers
+    tiles = triton.cdiv(side, config.block_m), triton.cdiv(side, config.block_n)
+    attention_grad_dense[(*tiles, heads)](
+        q, k, v, grad_out, lse, delta, grad, cu_seqlens, tensors.positions, tensors.params,
+        tensors.dense, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *grad_out.stride()[:2],
+        *tensors.strides, side, n_sequences, *numbers,
+        BLOCK_M=config.block_m, BLOCK_N=config.block_n, **flags, **config.launch,
+    )  # fmt: skip
+    return grad
+
+
+def _config(
+    kernel: str, q: Tensor, cu_seqlens: Tensor, given: dict[str, Config] | None = None
+) -> Config:
+    """By head dim and an average sequence: shapes tell, and nothing waits for the device."""
+    if given and (config := given.get(kernel)) is not None:
+        return config
+    length = q.shape[0] // max(cu_seqlens.numel() - 1, 1)
+    return config_for(kernel, q, q.shape[2], length, whole=True)
+
+
+class _Tensors(NamedTuple):
+    positions: Tensor
+    params: Tensor
+    dense: Tensor
+    strides: tuple[int, ...]
+    numbers: tuple[int | float, ...]
+
+
+def _common(
+    q: Tensor, cu_seqlens: Tensor, terms: Terms, met: Ranges | None, block: int
+) -> tuple[_Tensors, dict[str, Any], tuple[int]]:
+    """What every main kernel takes: tensors and numbers, flags known at compilation, the grid."""
+    tokens, heads, head_dim = q.shape
+    n_sequences = cu_seqlens.numel() - 1
+    slots = n_slots(tokens, n_sequences, GRAIN.value)
+    bias = terms.bias
+    left, right = (-1 if side >= UNBOUNDED else side for side in terms.window)
+    windowed = left >= 0 or right >= 0
+    params, dense = _or(terms.params, q), _or(terms.dense, q)
+    tensors = _Tensors(
+        _or(terms.positions, q), params, dense,
+        (
+            0 if terms.params is None else params.stride(0),
+            *((0, 0) if terms.dense is None else dense.stride()[:2]),
+        ),
+        (n_sequences, slots, heads, terms.scale, left, right, terms.dropout_p, terms.seed),
+    )  # fmt: skip
+    everywhere = not windowed and terms.dense is None
+    flags = {
+        "SCORE": None if bias is None else bias.score,
+        "AFFINE_FROM": bias.affine_from if bias is not None and everywhere else None,
+        "PLAIN": bias is None and everywhere and terms.scale >= 0,
+        "HAS_POSITIONS": terms.positions is not None,
+        "HAS_DENSE": terms.dense is not None,
+        "HAS_WINDOW": windowed,
+        "HAS_DROPOUT": terms.dropout_p > 0,
+        "HAS_RANGES": met is not None,
+        "HAS_ORDER": met is not None,
+        "HEAD_DIM": head_dim,
+        "BLOCK_D": _block_d(head_dim),
+        "PRECISION": "ieee",
+    }
+    return tensors, flags, (heads * slots * (GRAIN.value // block),)
+
+
+def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
+    """A pointer for an argument that the kernel will not look at."""
+    return other if tensor is None else tensor
+
+
+def _range_block(q: Tensor) -> int:
+    """Rows that `key_ranges` looks at together: two blocks of them lie in shared memory."""
+    if interpreting():
+        return int(GRAIN.value)
+    bytes_a_row = _block_d(q.shape[2]) * q.element_size()
+    return max(16, min(64, 16384 // bytes_a_row))
+
+
+def _block_d(head_dim: int) -> int:
+    return max(16, triton.next_power_of_2(head_dim))

@@ -1,0 +1,201 @@
+"""Which keys a decaying bias has made too faint to matter: a range of grains for each of queries.
+
+A pass of its own, so that the main kernels loop a known number of times. In base 2 the score of key
+j is s_j = a q.k_j + bias, bias <= -mu |i - j|, and the scores of a query's own grain give a lower
+bound of its log-sum-exp. For every vector c, a q.k_j <= a q.c + a |q| |k_j - c|; so all keys from
+distance d outward carry at most 2^(a q.c + a |q| max|k_j - c| - mu d) / (1 - 2^-mu). A side ends
+where for every query of the grain that is at most 2^lse eps / 2: at most eps of a row is left out,
+    |out - out'| <= 2 eps max|v|,  |lse - lse'| <= -ln(1 - eps).
+Comparisons are written so that a NaN means: meet.
+
+Shapes and names: as in attention_forward.py; grains of slots.py, S slots of them.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..slots import GRAIN, sequence_of_slot, tile_of_program
+from .forward_kernel import LN2, LOG2E, NO_SCORE, load_rows, pair_scores, places_of
+
+
+@triton.jit(do_not_specialize=["n_sequences", "n_slots"])
+def key_reach(
+    p_k, p_center, p_reach, p_cu, s_kt, s_kh, n_sequences, n_slots,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Program (S, H): max |k - c| of a grain, p_reach (H, S), 0 in an unused slot; and c, p_center
+    (B, H, D), by a sequence's first.
+
+    c may be any vector. The nearer the keys' mean the better; the mean of GRAIN of them, evenly
+    spread, is within 1/sqrt(GRAIN) of their spread, and each program makes it for itself.
+    The norm is rounded up by what its own sum, and the score's, may lose.
+    """
+    i_slot = tl.program_id(0)
+    i_head = tl.program_id(1)
+    i_sequence, begin, end, i_tile = sequence_of_slot(p_cu, i_slot, n_sequences, GRAIN)
+    n = (end - begin).to(tl.int32)
+    o_j = i_tile.to(tl.int32) * GRAIN + tl.arange(0, GRAIN)
+    o_d = tl.arange(0, BLOCK_D)
+    p_k += i_head.to(tl.int64) * s_kh
+    o_spread = (tl.arange(0, GRAIN).to(tl.int64) * n // GRAIN).to(tl.int32)
+    b_spread = load_rows(p_k, begin, o_spread, n, o_d, s_kt, HEAD_DIM, BLOCK_D).to(tl.float32)
+    b_center = tl.sum(b_spread, 0) / GRAIN
+    p_row = p_center + (i_sequence.to(tl.int64) * tl.num_programs(1) + i_head) * HEAD_DIM
+    if i_tile == 0:
+        tl.store(p_row + o_d, b_center, mask=o_d < HEAD_DIM)
+    b_k = load_rows(p_k, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D).to(tl.float32)
+    b_apart = b_k - b_center[None, :]
+    b_length = tl.sqrt(tl.sum(b_apart * b_apart, 1)) * (1.0 + SLACK)
+    # |k| as well: what rounding may add to the score is in proportion to it.
+    b_length += tl.sqrt(tl.sum(b_k * b_k, 1)) * SLACK
+    b_length = tl.where(o_j < n, b_length, 0.0)
+    # A maximum that lets NaN through: a NaN must be met.
+    reach = tl.max(b_length, 0)
+    broken = tl.sum((b_length != b_length).to(tl.int32), 0) > 0
+    tl.store(p_reach + i_head * n_slots + i_slot, tl.where(broken, float("inf"), reach))
+
+
+SLACK = tl.constexpr(1e-4)
+"""Of a length: more than 264 roundings of 2^-23, those of a dot product of 256 numbers, twice."""
+
+
+@triton.jit
+def _side_end(
+    b_along, b_length, b_lse, b_i, p_reach, p_positions, begin, n, first_grain, n_grains, mu,
+    budget, LEFT: tl.constexpr, HAS_POSITIONS: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """How many grains on one side of `first_grain` must be met, counted outward from it."""
+    # 1 / (1 - 2^-mu); where mu is small the difference cancels, and x - x^2/2 <= 1 - e^-x.
+    x = mu * LN2
+    geometric = -tl.log2(tl.where(x < 0.01, x - 0.5 * x * x, 1.0 - tl.exp2(-mu))) + 1e-4
+    if LEFT:
+        n_side = first_grain
+    else:
+        n_side = n_grains - first_grain - 1
+    n_met = n_side * 0
+    outer = tl.max(tl.zeros([BLOCK_S], tl.float32), 0)  # the largest reach of all further out
+    n_blocks = (n_side + BLOCK_S - 1) // BLOCK_S
+    # From the far end towards the queries, so that a running maximum is over all further out.
+    for back in range(n_blocks):
+        o_out = (n_blocks - 1 - back) * BLOCK_S + tl.arange(0, BLOCK_S)  # 0 is the nearest
+        m_out = o_out < n_side
+        if LEFT:
+            o_grain = first_grain - 1 - o_out
+            o_near = o_grain * GRAIN + GRAIN - 1
+        else:
+            o_grain = first_grain + 1 + o_out
+            o_near = o_grain * GRAIN
+        b_reach = tl.load(p_reach + o_grain, mask=m_out, other=0.0)
+        # (S, S): row r has the grains from r outward.
+        b_further = tl.where(o_out[None, :] >= o_out[:, None], b_reach[None, :], 0.0)
+        b_most = tl.maximum(tl.max(b_further, 1), outer)
+        outer = tl.maximum(outer, tl.max(b_reach, 0))
+        b_near = places_of(p_positions, begin, tl.where(m_out, o_near, 0), n, HAS_POSITIONS)
+        b_away = tl.abs(b_i[:, None] - b_near[None, :])  # (M, S)
+        b_bound = b_along[:, None] + b_length[:, None] * b_most[None, :] - mu * b_away + geometric
+        b_faint = b_bound <= b_lse[:, None] + budget
+        b_open = tl.max((~b_faint).to(tl.int32), 0) > 0
+        n_met = tl.maximum(n_met, tl.max(tl.where(b_open & m_out, o_out + 1, 0), 0))
+    return tl.where(mu > 0, n_met, n_side)
+
+
+@triton.jit(do_not_specialize=["n_sequences", "n_slots"])
+def key_ranges(
+    p_q, p_k, p_center, p_reach, p_ranges, p_cu, p_positions, p_params,
+    s_qt, s_qh, s_kt, s_kh, s_params, n_sequences, n_slots, scale, eps,
+    SCORE: tl.constexpr, DECAY: tl.constexpr, HAS_POSITIONS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Program (S H,): p_ranges (H, S, 2), the grains [first, last) of keys that a grain meets."""
+    i_head, i_slot, i_number, begin, n, i_first = tile_of_program(
+        p_cu, p_cu, n_sequences, n_slots, False, GRAIN
+    )
+    first = i_first // GRAIN
+    last = first
+    if i_first < n:
+        i_sequence, _, _, _ = sequence_of_slot(p_cu, i_slot, n_sequences, GRAIN)
+        p_params += i_head * s_params
+        o_d = tl.arange(0, BLOCK_D)
+        n_heads = tl.num_programs(0) // n_slots
+        p_row = p_center + (i_sequence.to(tl.int64) * n_heads + i_head) * HEAD_DIM
+        b_center = tl.load(p_row + o_d, mask=o_d < HEAD_DIM, other=0.0)
+        center = tl.sqrt(tl.sum(b_center * b_center, 0))
+        n_grains = (n + GRAIN - 1) // GRAIN
+        p_reach += i_head * n_slots + i_slot - first
+        own_reach = tl.load(p_reach + first)
+        left = first * 0
+        right = first * 0
+        n_parts: tl.constexpr = GRAIN // BLOCK
+        for part in tl.range(0, n_parts, num_stages=1):
+            o_i = i_first + part * BLOCK + tl.arange(0, BLOCK)
+            b_q = load_rows(
+                p_q + i_head.to(tl.int64) * s_qh, begin, o_i, n, o_d, s_qt, HEAD_DIM, BLOCK_D
+            )
+            b_i = places_of(p_positions, begin, o_i, n, HAS_POSITIONS)
+            b_top = tl.full([BLOCK], NO_SCORE, tl.float32)
+            b_sum = tl.zeros([BLOCK], tl.float32)
+            for other in tl.range(0, n_parts, num_stages=1):
+                o_j = i_first + other * BLOCK + tl.arange(0, BLOCK)
+                b_k = load_rows(
+                    p_k + i_head.to(tl.int64) * s_kh, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D
+                )
+                b_j = places_of(p_positions, begin, o_j, n, HAS_POSITIONS)
+                b_dot = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+                b_s = pair_scores(
+                    SCORE, b_dot, b_i[:, None], b_j[None, :], scale, i_head, p_params, p_q, 0,
+                    o_i[:, None], o_j[None, :], n, -1, -1, False, False,
+                )  # fmt: skip
+                b_higher = tl.maximum(b_top, tl.max(b_s, 1))  # the first block has a key for all
+                b_sum = b_sum * tl.exp2(b_top - b_higher)
+                b_sum += tl.sum(tl.exp2(b_s - b_higher[:, None]), 1)
+                b_top = b_higher
+            b_wide = b_q.to(tl.float32)
+            b_length = tl.sqrt(tl.sum(b_wide * b_wide, 1)) * (tl.abs(scale) * LOG2E) * (1.0 + SLACK)
+            # Less what the rounding of the own grain's scores may have added.
+            b_lse = b_top + tl.log2(b_sum) - 1e-4 - b_length * (center + own_reach) * SLACK
+            b_along = tl.sum(b_wide * b_center[None, :], 1) * (scale * LOG2E)
+            b_along += b_length * center * SLACK
+            # Rows beyond the sequence hold nothing open.
+            b_along = tl.where(o_i < n, b_along, NO_SCORE)
+            budget = tl.log2(eps / 2)
+            further = _side_end(
+                b_along, b_length, b_lse, b_i, p_reach, p_positions, begin, n, first, n_grains,
+                DECAY(i_head, p_params, True) * LOG2E, budget, True, HAS_POSITIONS, BLOCK_S,
+            )  # fmt: skip
+            left = tl.maximum(left, further)
+            further = _side_end(
+                b_along, b_length, b_lse, b_i, p_reach, p_positions, begin, n, first, n_grains,
+                DECAY(i_head, p_params, False) * LOG2E, budget, False, HAS_POSITIONS, BLOCK_S,
+            )  # fmt: skip
+            right = tl.maximum(right, further)
+        last = first + 1 + right
+        first = first - left
+    tl.store(p_ranges + i_number.to(tl.int64) * 2, first)
+    tl.store(p_ranges + i_number.to(tl.int64) * 2 + 1, last)
+
+
+@triton.jit(do_not_specialize=["n_sequences", "n_slots"])
+def query_hulls(
+    p_ranges, p_hulls, p_cu, n_sequences, n_slots, BLOCK_S: tl.constexpr
+):  # fmt: skip
+    """Program (S H,): p_hulls (H, S, 2), which all grains of queries lie in that met a grain."""
+    _, _, i_number, _, n, j_first = tile_of_program(p_cu, p_cu, n_sequences, n_slots, False, GRAIN)
+    i_grain = j_first // GRAIN
+    first = i_grain
+    last = i_grain
+    if j_first < n:
+        n_grains = (n + GRAIN - 1) // GRAIN
+        p_own = p_ranges + (i_number - i_grain).to(tl.int64) * 2
+        for block in range((n_grains + BLOCK_S - 1) // BLOCK_S):
+            o_g = block * BLOCK_S + tl.arange(0, BLOCK_S)
+            m_g = o_g < n_grains
+            b_first = tl.load(p_own + o_g * 2, mask=m_g, other=0)
+            b_last = tl.load(p_own + o_g * 2 + 1, mask=m_g, other=0)
+            met = m_g & (b_first <= i_grain) & (i_grain < b_last)
+            first = tl.minimum(first, tl.min(tl.where(met, o_g, n_grains), 0))
+            last = tl.maximum(last, tl.max(tl.where(met, o_g + 1, 0), 0))
+    tl.store(p_hulls + i_number.to(tl.int64) * 2, first)
+    tl.store(p_hulls + i_number.to(tl.int64) * 2 + 1, last)

@@ -1,0 +1,159 @@
+"""`attention`: self-attention over packed sequences, with a bias, a window, positions.
+
+Shapes: T packed tokens, B sequences, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..backend import WhyNot, always, choose, compiling
+from ..launch import DTYPE_CODES
+from . import cpu as cpu_kernels
+from . import flash_attn
+from . import registration as _registration  # noqa: F401  (it registers the ops)
+from . import triton as triton_kernels
+from .bias import ALiBi, ScoreBias, ScoreMap
+from .own_bias import CustomTerms, attention_custom_bias
+from .reference import attention_reference
+from .terms import Arguments, Bias, flatten, is_own, skip_eps_of
+from .validation import check_arguments, check_values
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    bias: Bias = None,
+    positions: Tensor | None = None,
+    scale: float | None = None,
+    window: tuple[int, int] | None = None,
+    dropout_p: float = 0.0,
+    skip_eps: float | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """softmax(scale * q k^T + bias) v, each packed sequence attending to itself alone.
+
+    Vaswani et al., arXiv 1706.03762; computed without an (n, n) buffer, forward and backward.
+
+    Args:
+        q, k, v: (T, H, D), one floating dtype, one device. Under autocast they are taken in its
+            dtype, as torch's own attention takes them.
+        cu_seqlens: (B + 1,) int32 or int64, cumulative lengths: 0 first, T last. On a GPU the
+            Triton kernels take its values, and those of positions, on trust: to look at them
+            would be to wait for the device.
+        bias: `ALiBi(slopes)`, `RelativePositionBias(table)`, a dense (H, Nmax, Nmax) tensor
+            indexed by place in the sequence, or an object of one's own: a `ScoreBias` (such as
+            `AsymmetricALiBi`) or a `ScoreMap`.
+        positions: (T,) integers, strictly increasing in each sequence; default 0..n-1. They carry
+            masks with holes: distances (ALiBi, T5, window) are differences of positions.
+        scale: factor of the scores, default D ** -0.5.
+        window: (left, right) inclusive distances a query sees, -1 for unbounded.
+        dropout_p: probability of dropping an attention weight, in [0, 1).
+        skip_eps: share of a row's softmax mass that a kernel may leave out where ALiBi has made
+            it irrelevant; None takes what the output dtype cannot show, 0 computes everything.
+            The torch backend computes everything and so keeps any bound. The output is off by at
+            most 2 * skip_eps * max|v|, the log-sum-exp by -ln(1 - skip_eps).
+        return_lse: also return the log-sum-exp of the scores, (T, H) float32 (float64 for
+            float64); differentiable.
+        backend: "triton" (a bias of one's own if it has a `kernel()`), "cpu" (no dropout, no
+            gradient of a dense bias, no bias of one's own), "flash_attn" (that package: half
+            precision, no bias or ALiBi without a gradient of the slopes), "torch" or "reference";
+            None chooses.
+
+    Returns:
+        out (T, H, D) in q's dtype, or (out, lse); differentiable once.
+
+    Raises:
+        InputError: shapes, dtypes, cu_seqlens or positions are wrong; the message says which.
+        BackendError: `backend` cannot serve this call.
+    """
+    q, k, v = (_as_autocast(x) for x in (q, k, v))
+    check_arguments(
+        q, k, v, cu_seqlens, bias, positions, window, scale, dropout_p, skip_eps
+    )  # fmt: skip
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    window = (-1, -1) if window is None else window
+    # Drawn from torch's own generator, so that torch.manual_seed makes dropout repeatable.
+    seed = torch.randint(2**62, (), device="cpu") if dropout_p > 0 else None
+    table = backend_table(q, k, v, bias, dropout_p, positions, return_lse, scale)
+    name = choose("attention", backend, table)
+    if name == "reference":
+        check_values(q, cu_seqlens, bias, positions)
+        out, lse = attention_reference(
+            q, k, v, cu_seqlens, bias=bias, positions=positions, scale=scale, window=window
+        )
+    elif name == "flash_attn":
+        slopes = bias.slopes if isinstance(bias, ALiBi) else None
+        out, lse = flash_attn.attention(q, k, v, cu_seqlens, slopes, scale, window, dropout_p)
+    elif name == "torch" and is_own(bias):
+        bounds = check_values(q, cu_seqlens, bias, positions)
+        seed_value = 0 if seed is None else int(seed)
+        assert isinstance(bias, (ScoreBias, ScoreMap))
+        custom = CustomTerms(bias, bounds, positions, scale, window, dropout_p, seed_value)
+        out, lse = attention_custom_bias(q, k, v, custom)
+    else:
+        kind, tensor, max_distance = flatten(bias)
+        learned = any(x is not None and x.requires_grad for x in (q, k, v, tensor))
+        call = Arguments(
+            q, k, v, cu_seqlens, kind, tensor, max_distance, positions, scale, *window, dropout_p,
+            seed, 0.0 if name == "torch" else skip_eps_of(q, skip_eps), return_lse,
+            learned and torch.is_grad_enabled(), name,
+        )  # fmt: skip
+        out, lse, _ = torch.ops.pyenc.attention(*call)
+    return (out, lse) if return_lse else out
+
+
+def _as_autocast(x: Tensor) -> Tensor:
+    """x in autocast's dtype, where that is on; what is no such tensor is left to the checks."""
+    if not isinstance(x, Tensor) or x.device.type not in ("cpu", "cuda"):
+        return x
+    if x.dtype not in DTYPE_CODES or not torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
+
+
+def backend_table(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Bias = None,
+    dropout_p: float = 0.0,
+    positions: Tensor | None = None,
+    return_lse: bool = False,
+    scale: float = 1.0,
+) -> dict[str, WhyNot]:
+    """The backends of this op and why each cannot serve, for `choose` and `explain`."""
+
+    def cpu() -> str | None:
+        if is_own(bias):
+            return "it has no kernel for a bias of one's own"
+        # A traced graph has no values to look at; the op itself will.
+        known = None if compiling() else positions
+        return cpu_kernels.why_not(q, bias, dropout_p, known)
+
+    def triton() -> str | None:
+        if is_own(bias) and not hasattr(bias, "kernel"):
+            return f"{type(bias).__name__} has no method kernel()"
+        reason = triton_kernels.why_not(q, bias)
+        if reason is None and is_own(bias):
+            function, params = bias.kernel()  # type: ignore[union-attr]
+            if params.requires_grad and torch.is_grad_enabled() and not function.n_learned:
+                name = type(bias).__name__
+                reason = f"the ScoreFunction of {name} has neither `parameter` nor `lookup`"
+        return reason
+
+    def flash() -> str | None:
+        learned = any(x.requires_grad for x in (q, k, v)) and torch.is_grad_enabled()
+        return flash_attn.why_not(q, bias, positions, scale, return_lse, learned)
+
+    def reference() -> str | None:
+        return "the oracle has no dropout" if dropout_p > 0 else None
+
+    return {
+        "cpu": cpu, "triton": triton, "flash_attn": flash, "torch": always, "reference": reference
+    }  # fmt: skip

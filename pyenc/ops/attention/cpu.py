@@ -1,0 +1,281 @@
+"""Attention on the CPU through the C++ extension: tensors in, addresses out.
+
+Everything that could make the C++ read outside an array is refused here, before it gets an address.
+
+Shapes: T packed tokens, B sequences, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...errors import BackendError, InputError
+from .. import launch
+from ..launch import (
+    DTYPE_CODES,
+    check_contiguous,
+    check_dtype,
+    check_like,
+    check_memory,
+    module_for,
+    pointer,
+)
+from ..validation import check_cu_seqlens, check_dense_bias, check_positions, sequence_bounds
+from .bias import relative_position_bucket
+from .terms import Terms
+
+OP = "attention"
+
+# The codes of csrc/attention/arguments.h.
+BIAS_CODES = {"none": 0, "alibi": 1, "t5": 2, "dense": 3}
+
+MAX_HEAD_DIM = 256
+
+# Lanes of the widest strip of queries, all of which a line of biases by distance must cover.
+LINE_PADDING = 64
+
+# Places and differences of positions are float32 inside.
+MAX_SPAN = 2**24
+
+
+def why_not(q: Tensor, bias: Any, dropout_p: float, positions: Tensor | None = None) -> str | None:
+    """Why these kernels cannot serve a call, or None."""
+    if q.shape[-1] > MAX_HEAD_DIM:
+        return f"head dim {q.shape[-1]} is more than {MAX_HEAD_DIM}"
+    if dropout_p > 0:
+        return "it has no dropout"
+    if isinstance(bias, Tensor) and bias.requires_grad and torch.is_grad_enabled():
+        return "it has no gradient of a dense bias"
+    if positions is not None and positions.device.type == "cpu" and _span(positions) > MAX_SPAN:
+        return f"positions span more than {MAX_SPAN}"
+    return launch.why_not(q)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    terms: Terms,
+    skip_eps: float,
+    *,
+    want_lse: bool = False,
+    want_ranges: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None, float]:
+    """softmax(scale * q k^T + bias) v over packed sequences.
+
+    q, k, v (T, H, D) float32, bfloat16 or float16, D at most 256, last axis contiguous; cu_seqlens
+    (B + 1,) int32 or int64; all on the CPU. `skip_eps` as in `pyenc.ops.attention`, 0 for none.
+
+    Returns (out (T, H, D), log-sum-exp (T, H) float32 or None, ranges (T, H, 2) int32 or None: the
+    keys [first, last) that each query met, which `backward` wants; share of the arithmetic done:
+    (scored pairs + summed pairs) / (2 * all pairs)).
+
+    The same bits for any number of threads; the last bits may differ between instruction sets.
+    Raises InputError on arguments it cannot serve, BackendError without the extension.
+    """
+    module = module_for(OP)
+    call = _call(q, k, v, cu_seqlens, terms, skip_eps)
+    out = q.new_empty(q.shape)
+    lse = q.new_empty(q.shape[:2], dtype=torch.float32) if want_lse else None
+    ranges = q.new_empty((*q.shape[:2], 2), dtype=torch.int32) if want_ranges else None
+    scored, summed, pairs = module.attention_forward(
+        call.fields, out=out.data_ptr(), lse=pointer(lse), ranges=pointer(ranges)
+    )
+    return out, lse, ranges, (scored + summed) / (2 * pairs) if pairs else 1.0
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    terms: Terms,
+    skip_eps: float,
+    out: Tensor,
+    lse: Tensor,
+    ranges: Tensor,
+    *,
+    want_bias: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of q, k, v, and of ALiBi's slopes or T5's table where wanted.
+
+    Arguments as given to `forward`; out, lse and ranges as it returned them. With the final
+    log-sum-exp known, blocks in the range of keys that the forward met are left out by the same
+    rule once more: of the mass of a row at most 1.5 skip_eps are missing in all. The same call
+    gives the same bits; another number of threads may change the last ones.
+    """
+    module = module_for(OP)
+    call = _call(q, k, v, cu_seqlens, terms, skip_eps)
+    shape = tuple(q.shape)
+    check_like(OP, "grad_out", grad_out, shape, q.dtype)
+    check_like(OP, "out", out, shape, q.dtype)
+    if out.stride(-1) != 1:
+        out = out.contiguous()
+    check_like(OP, "lse", lse, shape[:2], torch.float32)
+    check_like(OP, "ranges", ranges, (*shape[:2], 2), torch.int32)
+    check_contiguous(OP, lse=lse, ranges=ranges)
+    if grad_lse is not None:
+        grad_lse = grad_lse.contiguous()
+        check_like(OP, "grad_lse", grad_lse, shape[:2], torch.float32)
+    if want_bias and terms.kind not in ("alibi", "t5"):
+        raise BackendError(f"{OP}: the 'cpu' backend has no gradient of a {terms.kind} bias")
+    if grad_out.stride(-1) != 1:
+        grad_out = grad_out.contiguous()
+    grads = [q.new_empty(shape) for _ in range(3)]
+    grad_bias, reach = None, 0
+    if want_bias:
+        sums: tuple[int, ...] = ()
+        if terms.kind == "t5":
+            reach = min(terms.max_distance, int(call.places.max()) if len(q) else 0)
+            sums = (2 * reach + 1,)
+        grad_bias = torch.zeros((q.shape[1], *sums), dtype=torch.float64, device=q.device)
+    module.attention_backward(
+        call.fields, grad_out=_rows(grad_out), out=_rows(out), lse=lse.data_ptr(),
+        grad_lse=pointer(grad_lse), ranges=ranges.data_ptr(), grad_q=grads[0].data_ptr(),
+        grad_k=grads[1].data_ptr(), grad_v=grads[2].data_ptr(), grad_bias=pointer(grad_bias),
+        grad_reach=reach,
+    )  # fmt: skip
+    return grads[0], grads[1], grads[2], _grad_of_tensor(grad_bias, terms, reach)
+
+
+def _rows(x: Tensor) -> tuple[int, int, int]:
+    return x.data_ptr(), x.stride(0), x.stride(1)
+
+
+class _Call(NamedTuple):
+    """The fields of csrc/attention/arguments.h, and the tensors whose addresses are among them."""
+
+    fields: dict[str, Any]
+    cu_seqlens: Tensor
+    places: Tensor
+    bias: Tensor | None
+
+
+def _call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    terms: Terms,
+    skip_eps: float,
+) -> _Call:
+    if q.ndim != 3 or not 1 <= q.shape[2] <= MAX_HEAD_DIM or q.shape[1] < 1:
+        raise InputError(
+            f"{OP}: q must be (T, H, D) with D at most {MAX_HEAD_DIM}, got {tuple(q.shape)}"
+        )
+    check_dtype(OP, "q", q)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_like(OP, name, x, tuple(q.shape), q.dtype)
+        if x.stride(-1) != 1 and x.shape[-1] > 1:
+            raise InputError(
+                f"{OP}: the last axis of {name} must be contiguous, got strides {x.stride()}"
+            )
+    if not 0 <= skip_eps < 1:
+        raise InputError(f"{OP}: skip_eps must be in [0, 1), got {skip_eps}")
+    check_cu_seqlens(OP, cu_seqlens)
+    check_memory(OP, cu_seqlens=cu_seqlens)
+    cu_seqlens = cu_seqlens.to(torch.int64).contiguous()
+    bounds = sequence_bounds(OP, cu_seqlens, q.shape[0])
+    places = _places(cu_seqlens, bounds, q.shape[0], terms.positions)
+    if terms.kind not in BIAS_CODES or (terms.tensor is None) != (terms.kind == "none"):
+        held = "no tensor" if terms.tensor is None else "a tensor"
+        raise InputError(f"{OP}: a bias of kind {terms.kind!r} with {held}")
+    tensor, dtype, reach = _bias(terms, q.shape[1], bounds, places)
+    fields = {
+        "q": _rows(q), "k": _rows(k), "v": _rows(v), "dtype": DTYPE_CODES[q.dtype],
+        "cu_seqlens": cu_seqlens.data_ptr(), "n_sequences": len(bounds) - 1,
+        "n_heads": q.shape[1], "head_dim": q.shape[2],
+        "positions": places.data_ptr(), "contiguous": terms.positions is None,
+        "kind": BIAS_CODES[terms.kind], "bias": pointer(tensor), "bias_dtype": dtype,
+        "reach": reach, "saturation": terms.max_distance,
+        "window_left": terms.window_left, "window_right": terms.window_right,
+        "scale": terms.scale, "skip_eps": skip_eps, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    return _Call(fields, cu_seqlens, places, tensor)
+
+
+def _places(
+    cu_seqlens: Tensor, bounds: list[int], num_tokens: int, positions: Tensor | None
+) -> Tensor:
+    """(T,) float32: how far each token is from the first of its sequence."""
+    if num_tokens == 0:
+        return torch.empty(0, device="cpu")
+    at = torch.arange(num_tokens, device="cpu")
+    if positions is not None:
+        check_memory(OP, positions=positions)
+        if positions.shape != (num_tokens,) or positions.dtype not in (torch.int32, torch.int64):
+            raise InputError(
+                f"{OP}: positions must be ({num_tokens},) int32 or int64; got "
+                f"{tuple(positions.shape)} {positions.dtype}"
+            )
+        check_positions(OP, positions, bounds)
+        at = positions.to(torch.int64)
+    if len(bounds) == 2:
+        places = at - at[0]
+    else:
+        firsts = at[cu_seqlens[:-1].clamp(max=num_tokens - 1)]
+        places = at - torch.repeat_interleave(firsts, cu_seqlens.diff(), output_size=num_tokens)
+    if num_tokens > MAX_SPAN or positions is not None:
+        span = int(places.max())
+        if span > MAX_SPAN:
+            raise InputError(
+                f"{OP}: positions of a sequence span {span}, the 'cpu' backend serves at most "
+                f"{MAX_SPAN}; use backend='torch'"
+            )
+    return places.to(torch.float32)
+
+
+def _span(positions: Tensor) -> int:
+    """How far apart any two of them are."""
+    return int(positions.max() - positions.min()) if len(positions) else 0
+
+
+def _bias(
+    terms: Terms, heads: int, bounds: list[int], places: Tensor
+) -> tuple[Tensor | None, int, int]:
+    """(the bias's tensor as csrc/attention/arguments.h wants it, its dtype code, its reach)."""
+    tensor = terms.tensor
+    if terms.kind == "none" or tensor is None:
+        return None, 0, 0
+    check_memory(OP, bias=tensor)
+    tensor = tensor.detach()
+    if terms.kind == "alibi":
+        check_like(OP, "slopes", tensor, (heads,), tensor.dtype)
+        return tensor.to(torch.float32).contiguous(), 0, 0
+    if terms.kind == "t5":
+        check_like(OP, "table", tensor, (tensor.shape[0], heads), tensor.dtype)
+        longest = max((b - a for a, b in itertools.pairwise(bounds)), default=0)
+        reach = longest + LINE_PADDING
+        if terms.positions is not None and len(places):
+            reach = max(reach, min(terms.max_distance, int(places.max())))
+        return tensor.to(torch.float32).t()[:, _buckets(terms, reach)].contiguous(), 0, reach
+    side = tensor.shape[-1]
+    check_like(OP, "bias", tensor, (heads, side, side), tensor.dtype)
+    check_dense_bias(OP, tensor, bounds)
+    if tensor.dtype not in DTYPE_CODES:
+        tensor = tensor.to(torch.float32)
+    return tensor.contiguous(), DTYPE_CODES[tensor.dtype], side
+
+
+def _buckets(terms: Terms, reach: int) -> Tensor:
+    """(2 reach + 1,): the bucket of j - i for each i - j from -reach to reach."""
+    assert terms.tensor is not None
+    ahead = torch.arange(reach, -reach - 1, -1, device="cpu")
+    return relative_position_bucket(ahead, terms.tensor.shape[0], terms.max_distance)
+
+
+def _grad_of_tensor(grad: Tensor | None, terms: Terms, reach: int) -> Tensor | None:
+    """From sums by head (H,) or (H, 2 reach + 1) to the shape of the bias's tensor."""
+    if grad is None or terms.tensor is None:
+        return None
+    if terms.kind == "t5":
+        table = grad.new_zeros(terms.tensor.shape)
+        grad = table.index_add_(0, _buckets(terms, reach), grad.t())
+    return grad.to(terms.tensor.dtype)

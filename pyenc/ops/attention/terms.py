@@ -1,0 +1,111 @@
+"""A call of attention as its backends take it: the arguments of the registered ops, flat and in one
+order, and the terms of the scores.
+
+Shapes: T packed tokens, B sequences, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .bias import ALiBi, RelativePositionBias, ScoreBias, ScoreMap
+
+Bias = ALiBi | RelativePositionBias | ScoreBias | ScoreMap | Tensor | None
+
+SKIP_EPS = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-11, torch.float16: 2.0**-13}
+"""What `skip_eps=None` leaves out: less than the output's own rounding shows."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is added to the scores, and what hides some of them; tensors are None where absent."""
+
+    kind: str  # "none", "alibi", "t5", "dense", or the key of a ScoreFunction
+    tensor: Tensor | None  # slopes (H,), table (buckets, H), dense (H, N, N), params (H, P)
+    max_distance: int
+    positions: Tensor | None  # (T,)
+    window_left: int
+    window_right: int
+    scale: float
+    dropout_p: float
+    seed: int
+
+    @property
+    def by_distance(self) -> bool:
+        """Nothing but j - i matters: no dense bias, and positions are places (or do not matter)."""
+        return self.bare or (self.positions is None and self.kind != "dense")
+
+    @property
+    def bare(self) -> bool:
+        return self.kind == "none" and self.window_left < 0 and self.window_right < 0
+
+
+class Arguments(NamedTuple):
+    """What the registered ops are given, whatever the backend: these names, types and this order
+    are their schema (registration.py)."""
+
+    q: Tensor  # (T, H, D), as are k and v
+    k: Tensor
+    v: Tensor
+    cu_seqlens: Tensor  # (B + 1,)
+    kind: str
+    bias: Tensor | None
+    max_distance: int
+    positions: Tensor | None
+    scale: float
+    window_left: int
+    window_right: int
+    dropout_p: float
+    seed: Tensor | None  # of no dimension, on the CPU
+    skip_eps: float
+    want_lse: bool
+    want_backward: bool
+    backend: str
+
+    def terms(self) -> Terms:
+        seed = 0 if self.seed is None else int(self.seed)
+        return Terms(
+            self.kind, self.bias, self.max_distance, self.positions, self.window_left,
+            self.window_right, self.scale, self.dropout_p, seed,
+        )  # fmt: skip
+
+
+def flatten(bias: Bias) -> tuple[str, Tensor | None, int]:
+    """A bias as what a registered op can take: its kind, its tensor, T5's max_distance."""
+    if isinstance(bias, ALiBi):
+        return "alibi", bias.slopes, 0
+    if isinstance(bias, RelativePositionBias):
+        return "t5", bias.table, bias.max_distance
+    if isinstance(bias, Tensor):
+        return "dense", bias, 0
+    if bias is not None and hasattr(bias, "kernel"):
+        function, params = bias.kernel()
+        return function.key, params, 0
+    return "none", None, 0
+
+
+def is_own(bias: Bias) -> bool:
+    """Whether it is an object of the user's own (or of that form)."""
+    return bias is not None and not isinstance(bias, (ALiBi, RelativePositionBias, Tensor))
+
+
+def terms_of(
+    q: Tensor,
+    bias: Bias,
+    positions: Tensor | None,
+    scale: float | None,
+    window: tuple[int, int] | None,
+) -> Terms:
+    """The terms of a call of `attention` without dropout."""
+    left, right = (-1, -1) if window is None else window
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    return Terms(*flatten(bias), positions, left, right, scale, 0.0, 0)
+
+
+def skip_eps_of(q: Tensor, skip_eps: float | None) -> float:
+    """As given, or what q's dtype cannot show."""
+    return SKIP_EPS[q.dtype] if skip_eps is None else float(skip_eps)

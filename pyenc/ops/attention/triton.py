@@ -1,0 +1,176 @@
+"""Attention through the Triton kernels: what each bias is to them, and when they can serve.
+
+Shapes: T packed tokens, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import BackendError, InputError
+from .. import triton_launch
+from ..launch import DTYPE_CODES
+from ..validation import check_dense_bias, check_positions, sequence_bounds
+from .bias import relative_position_bucket
+from .terms import Terms
+
+OP = "attention"
+MAX_HEAD_DIM = 256
+MAX_BUCKETS = 128
+GRAIN = 128
+"""Of pyenc_kernels.slots, for shapes that must be told without Triton."""
+
+
+def why_not(q: Tensor, bias: Any) -> str | None:
+    """Why these kernels cannot serve a call, or None."""
+    if q.shape[-1] > MAX_HEAD_DIM:
+        return f"head dim {q.shape[-1]} is more than {MAX_HEAD_DIM}"
+    table = getattr(bias, "table", None)
+    if isinstance(table, Tensor) and table.shape[0] > MAX_BUCKETS:
+        return f"{table.shape[0]} buckets are more than {MAX_BUCKETS}"
+    return triton_launch.why_not(q)
+
+
+def range_slots(
+    kind: str, window: tuple[int, int], tokens: int, n_sequences: int, skip_eps: float
+) -> int:
+    """How many grains of queries have a range of keys; 0 where all keys are met."""
+    if skip_eps <= 0 or window != (-1, -1) or tokens <= GRAIN:
+        return 0
+    if kind in ("none", "t5", "dense") or (kind != "alibi" and _own(kind).decay is None):
+        return 0
+    return tokens // GRAIN + n_sequences
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, terms: Terms, skip_eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(out (T, H, D), log-sum-exp (T, H) float32, ranges (H, S, 2) int32 of what was met).
+
+    Ranges are empty where everything was.
+    """
+    if not q.is_cuda or terms.kind == "dense":
+        # Elsewhere a look at the values would wait for the device; a dense bias is worth it.
+        bounds = sequence_bounds(OP, cu_seqlens, q.shape[0])
+        if terms.kind == "dense" and terms.tensor is not None:
+            check_dense_bias(OP, terms.tensor, bounds)
+        if terms.positions is not None:
+            check_positions(OP, terms.positions, bounds)
+    kernels = triton_launch.module_for("attention")
+    call = _terms(terms, q.shape[1], skip_eps)
+    cu_seqlens = cu_seqlens.contiguous()
+    met = kernels.ranges(q, k, cu_seqlens, call)
+    out, lse = kernels.forward(q, k, v, cu_seqlens, call, met)
+    empty = q.new_empty((0, 0, 2), dtype=torch.int32)
+    return out, lse, empty if met is None else met.met
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    terms: Terms,
+    out: Tensor,
+    lse: Tensor,
+    met: Tensor,
+    *,
+    want_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of q, k, v and, where wanted, of the bias's tensor; arguments as `forward` had them
+    and gave them."""
+    kernels = triton_launch.module_for("attention")
+    call = _terms(terms, q.shape[1], 0.0)
+    if want_bias and terms.kind != "dense" and not call.bias.n_learned:
+        raise BackendError(
+            f"{OP}: the parameters of {terms.kind.split('#')[0]} want a gradient, but its "
+            "ScoreFunction has neither `parameter` nor `lookup`"
+        )
+    cu_seqlens = cu_seqlens.contiguous()
+    ranges = kernels.ordered(met) if met.numel() else None
+    if grad_out.stride(-1) != 1:
+        grad_out = grad_out.contiguous()
+    dq, dk, dv, learned, dense = kernels.backward(
+        grad_out, None if grad_lse is None else grad_lse.contiguous(), q, k, v, cu_seqlens, call,
+        ranges, out, lse,
+        need_params=want_bias and terms.kind != "dense",
+        need_dense=want_bias and terms.kind == "dense",
+    )  # fmt: skip
+    if not want_bias or terms.tensor is None:
+        return dq, dk, dv, None
+    if terms.kind == "dense":
+        grad = dense
+    elif terms.kind == "alibi":
+        grad = learned[:, 0]
+    elif terms.kind == "t5":
+        grad = learned.t()
+    else:
+        grad = F.pad(learned, (0, terms.tensor.shape[1] - learned.shape[1]))
+    return dq, dk, dv, grad.to(terms.tensor.dtype).contiguous()
+
+
+def computed_share(
+    q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms, skip_eps: float
+) -> float:
+    """The share of (query, key) tiles that a call computes, in [0, 1]; waits for the device."""
+    kernels = triton_launch.module_for("attention")
+    call = _terms(terms, q.shape[1], skip_eps)
+    cu_seqlens = cu_seqlens.contiguous()
+    share: float = kernels.computed_share(cu_seqlens, kernels.ranges(q, k, cu_seqlens, call))
+    return share
+
+
+def _own(key: str) -> Any:
+    """The `ScoreFunction` of a bias of one's own, by its key."""
+    function = triton_launch.module_for("score_function").by_key(key)
+    if function is None:
+        raise InputError(f"{OP}: a bias of kind {key!r}")
+    return function
+
+
+def _terms(terms: Terms, heads: int, skip_eps: float) -> Any:
+    """A call's terms as `pyenc_kernels.attention.Terms`."""
+    functions = triton_launch.module_for("score_function")
+    bias = params = dense = None
+    tensor = terms.tensor
+    if tensor is not None:
+        tensor = tensor.detach()
+        if tensor.shape[1 if terms.kind == "t5" else 0] != heads:
+            raise InputError(f"{OP}: H is {heads}, but the bias has shape {tuple(tensor.shape)}")
+        if terms.kind == "alibi":
+            bias, params = functions.ALIBI, tensor.float().contiguous()[:, None]
+        elif terms.kind == "t5":
+            buckets = _buckets(tensor.shape[0], terms.max_distance, tensor.is_cuda)
+            buckets = buckets.to(tensor.device, non_blocking=True)
+            bias = functions.relative_position(tensor.shape[0], terms.max_distance)
+            params = functions.relative_position_params(tensor, buckets)
+        elif terms.kind == "dense":
+            dense = tensor if tensor.dtype in DTYPE_CODES else tensor.float()
+            if dense.stride(-1) != 1:
+                dense = dense.contiguous()
+        else:
+            bias, params = _own(terms.kind), tensor.float().contiguous()
+    return triton_launch.module_for("attention").Terms(
+        scale=terms.scale, bias=bias, params=params, dense=dense,
+        positions=None if terms.positions is None else terms.positions.contiguous(),
+        window=(terms.window_left, terms.window_right), dropout_p=terms.dropout_p,
+        seed=terms.seed, skip_eps=skip_eps,
+    )  # fmt: skip
+
+
+@functools.cache
+def _buckets(n_buckets: int, reach: int, pinned: bool) -> Tensor:
+    """(2 reach + 1,) on the CPU: the bucket of key - query from -reach to reach.
+
+    The copy to a card is made at each call: one that was kept might lie in a CUDA graph's memory.
+    This one is kept for good, since such a graph reads it at each replay.
+    """
+    buckets = relative_position_bucket(torch.arange(-reach, reach + 1), n_buckets, reach)
+    return buckets.pin_memory() if pinned else buckets

@@ -1,0 +1,117 @@
+"""What `attention` asks of its arguments: shapes and dtypes, then what only values can tell."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+from ..validation import (
+    check_cu_seqlens,
+    check_dense_bias,
+    check_float,
+    check_positions,
+    sequence_bounds,
+)
+from .bias import ALiBi, RelativePositionBias, ScoreBias, ScoreMap
+from .terms import Bias
+
+OP = "attention"
+
+
+def check_arguments(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    bias: Bias,
+    positions: Tensor | None,
+    window: tuple[int, int] | None,
+    scale: float | None,
+    dropout_p: float,
+    skip_eps: float | None,
+) -> None:
+    """Everything that shapes and dtypes alone can tell."""
+    check_float("attention", q=q, k=k, v=v)
+    if q.ndim != 3 or k.shape != q.shape or v.shape != q.shape:
+        raise InputError(
+            "attention: q, k, v must all be (T, H, D); got "
+            f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        )
+    if 0 in q.shape[1:]:
+        raise InputError(f"attention: H and D must be at least 1, got {tuple(q.shape)}")
+    if not q.dtype == k.dtype == v.dtype:
+        raise InputError(
+            f"attention: q, k, v must share a dtype; got {q.dtype}, {k.dtype}, {v.dtype}"
+        )
+    check_cu_seqlens("attention", cu_seqlens)
+    _check_bias(q, bias)
+    if positions is not None:
+        if positions.shape != q.shape[:1]:
+            raise InputError(
+                f"attention: positions must be ({q.shape[0]},), got {tuple(positions.shape)}"
+            )
+        if positions.dtype not in (torch.int32, torch.int64):
+            raise InputError(f"attention: positions must be int32 or int64, got {positions.dtype}")
+    if window is not None and not _is_window(window):
+        raise InputError(
+            "attention: window must be (left, right), whole numbers, each -1 (unbounded) or more; "
+            f"got {window!r}"
+        )
+    if not isinstance(dropout_p, (int, float)) or not 0 <= dropout_p < 1:
+        raise InputError(f"attention: dropout_p must be in [0, 1), got {dropout_p!r}")
+    if scale is not None and not math.isfinite(scale):
+        raise InputError(f"attention: scale must be finite, got {scale}")
+    check_skip_eps(skip_eps)
+
+
+def _is_window(window: Any) -> bool:
+    if not isinstance(window, (tuple, list)) or len(window) != 2:
+        return False
+    return all(type(side) is int and -1 <= side < 2**31 for side in window)
+
+
+def check_skip_eps(skip_eps: float | None) -> None:
+    """`skip_eps` is a share of a row's mass, or None."""
+    if skip_eps is not None and not 0 <= skip_eps < 1:
+        raise InputError(f"skip_eps must be None or in [0, 1), got {skip_eps}")
+
+
+def _check_bias(q: Tensor, bias: Bias) -> None:
+    """The bias is of a known kind and has one row for each head."""
+    if bias is None:
+        return
+    if isinstance(bias, ALiBi):
+        tensor, heads, right = bias.slopes, bias.slopes.shape[0], "slopes (H,)"
+    elif isinstance(bias, RelativePositionBias):
+        tensor, heads, right = bias.table, bias.table.shape[1], "table (num_buckets, H)"
+    elif isinstance(bias, Tensor):
+        square = bias.ndim == 3 and bias.shape[1] == bias.shape[2]
+        tensor, heads, right = bias, bias.shape[0] if square else -1, "bias (H, Nmax, Nmax)"
+    elif isinstance(bias, (ScoreBias, ScoreMap)):
+        return
+    else:
+        raise InputError(
+            "attention: bias must be None, ALiBi, RelativePositionBias, a tensor, or an object "
+            f"with a method block(i, j) or score(s, i, j); got {type(bias).__name__}"
+        )
+    check_float("attention", q=q, bias=tensor)
+    if heads != q.shape[1]:
+        raise InputError(
+            f"attention: H is {q.shape[1]}, but {right} has shape {tuple(tensor.shape)}"
+        )
+
+
+def check_values(
+    q: Tensor, cu_seqlens: Tensor, bias: object, positions: Tensor | None
+) -> list[int]:
+    """What only the values can tell; returns the bounds on the host."""
+    bounds = sequence_bounds(OP, cu_seqlens, q.shape[0])
+    if isinstance(bias, Tensor) and bias.ndim == 3:
+        check_dense_bias(OP, bias, bounds)
+    if positions is not None:
+        check_positions(OP, positions, bounds)
+    return bounds

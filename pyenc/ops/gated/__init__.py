@@ -1,0 +1,119 @@
+"""Gated feed-forward: `activation(gate) * value`, elementwise and behind its linear layer.
+
+Shazeer, "GLU Variants Improve Transformer" (arXiv 2002.05202): GEGLU, SwiGLU, ReGLU.
+Shapes: T packed tokens, C channels, F feed-forward.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+from .. import triton_launch
+from ..activation import ACTIVATIONS as ACTIVATIONS
+from ..activation import activate, check_activation
+from ..backend import WhyNot, always, choose
+from ..launch import DTYPE_CODES, why_not
+from ..linear import linear
+from ..validation import check_float
+from . import registration as _registration  # noqa: F401  (it registers the ops)
+from .reference import gated_activation_reference, gated_linear_reference
+
+
+def gated_activation(
+    gate: Tensor, value: Tensor, activation: str, *, backend: str | None = None
+) -> Tensor:
+    """activation(gate) * value, elementwise.
+
+    Args:
+        gate, value: equal shapes and dtypes, any strides; float16/32/64 or bfloat16.
+        activation: one of `ACTIVATIONS`.
+        backend: "triton", "cpu", "torch" or "reference"; None chooses.
+
+    Returns:
+        A new tensor of the same shape and dtype; computed in float32 or wider, rounded once.
+
+    Raises:
+        InputError: shapes, dtypes or the activation's name are wrong.
+    """
+    check_float("gated_activation", gate=gate, value=value)
+    if gate.shape != value.shape or gate.dtype != value.dtype:
+        raise InputError(
+            "gated_activation: gate and value must agree in shape and dtype; got "
+            f"{tuple(gate.shape)} {gate.dtype} and {tuple(value.shape)} {value.dtype}"
+        )
+    check_activation("gated_activation", activation)
+    name = choose("gated_activation", backend, backend_table(gate), others=("flash_attn",))
+    if name == "reference":
+        return gated_activation_reference(gate, value, activation)
+    if name in ("cpu", "triton"):
+        out: Tensor = torch.ops.pyenc.gated_activation(gate, value, activation, name)
+        return out
+    # Half precision is rounded once, at the end.
+    activated = activate(gate.to(torch.promote_types(gate.dtype, torch.float32)), activation)
+    # Without a gradient the product may reuse the activation's memory: fresh pages are slow.
+    product = activated * value if torch.is_grad_enabled() else activated.mul_(value)
+    return product.to(gate.dtype)
+
+
+def gated_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    gate_first: bool = True,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Both halves of a gated feed-forward in one product: x W^T + b, split, gated.
+
+    Args:
+        x: (T, C) or any (..., C).
+        weight: (2F, C), the rows of gate and value one after the other, as checkpoints store them.
+        bias: (2F,) or None.
+        activation: one of `ACTIVATIONS`, applied to the gate half alone.
+        gate_first: whether the first F rows are the gate (JinaBert v2, MosaicBERT) or the value
+            (JinaBert qk-post-norm, GTE).
+        backend: "triton", "cpu", "torch" or "reference"; None chooses.
+
+    Returns:
+        (..., F), dtype of x.
+
+    Raises:
+        InputError: shapes, dtypes or the activation's name are wrong.
+    """
+    check_float("gated_linear", x=x, weight=weight, bias=bias)
+    if weight.ndim != 2 or weight.shape[0] % 2 or x.shape[-1:] != weight.shape[1:]:
+        raise InputError(
+            "gated_linear: weight must be (2F, C) for x (..., C); got "
+            f"{tuple(weight.shape)} and {tuple(x.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise InputError(
+            f"gated_linear: bias must be ({weight.shape[0]},), got {tuple(bias.shape)}"
+        )
+    check_activation("gated_linear", activation)
+    name = choose("gated_linear", backend, backend_table(x), others=("flash_attn",))
+    if name == "reference":
+        rows = gated_linear_reference(
+            x.reshape(-1, x.shape[-1]), weight, bias, activation, gate_first
+        )
+        return rows.reshape(*x.shape[:-1], weight.shape[0] // 2)
+    halves = linear(x, weight, bias, backend=backend)
+    if name in ("cpu", "triton") and halves.dtype in DTYPE_CODES:
+        out: Tensor = torch.ops.pyenc.gated_halves(halves, activation, gate_first, name)
+        return out
+    first, second = halves.chunk(2, dim=-1)
+    gate, value = (first, second) if gate_first else (second, first)
+    return gated_activation(gate, value, activation, backend=backend)
+
+
+def backend_table(gate: Tensor) -> dict[str, WhyNot]:
+    """The backends of these ops and why each cannot serve, for `choose` and `explain`."""
+    return {
+        "cpu": lambda: why_not(gate),
+        "triton": lambda: triton_launch.why_not(gate),
+        "torch": always,
+        "reference": always,
+    }

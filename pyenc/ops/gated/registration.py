@@ -1,0 +1,128 @@
+"""The gated activation as registered ops, through the C++ kernels or Triton's.
+
+Shapes: T rows, F columns; any leading axes stand for T.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import triton_launch
+from ..launch import as_rows
+from ..registered import kernel_op
+from . import cpu
+
+
+def _launchers(backend: str) -> Any:
+    """Those of a compiled backend: both have the same `forward` and `backward`."""
+    return cpu if backend == "cpu" else triton_launch.module_for("gated")
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(T, F), its columns contiguous; a view wherever that is what it is."""
+    rows = as_rows(x)
+    return rows if rows.stride(-1) == 1 or rows.shape[-1] <= 1 else rows.contiguous()
+
+
+# ---- gate and value apart ---------------------------------------------------------------------
+
+
+@kernel_op("pyenc::gated_activation")
+def _apart_op(gate: Tensor, value: Tensor, activation: str, backend: str) -> Tensor:
+    """gate, value (..., F): (..., F), contiguous."""
+    out = _launchers(backend).forward(_rows(gate), _rows(value), activation)
+    return out.view(gate.shape)
+
+
+@_apart_op.register_fake
+def _(gate: Tensor, value: Tensor, activation: str, backend: str) -> Tensor:
+    return gate.new_empty(gate.shape)
+
+
+@kernel_op("pyenc::gated_activation_backward")
+def _apart_backward_op(
+    grad_out: Tensor, gate: Tensor, value: Tensor, activation: str, backend: str
+) -> tuple[Tensor, Tensor]:
+    grads = gate.new_empty(gate.shape), value.new_empty(value.shape)
+    _launchers(backend).backward(
+        _rows(grad_out), _rows(gate), _rows(value), activation, *map(as_rows, grads)
+    )
+    return grads
+
+
+@_apart_backward_op.register_fake
+def _(
+    grad_out: Tensor, gate: Tensor, value: Tensor, activation: str, backend: str
+) -> tuple[Tensor, Tensor]:
+    return gate.new_empty(gate.shape), value.new_empty(value.shape)
+
+
+def _apart_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    gate, value, ctx.activation, ctx.backend = inputs
+    ctx.save_for_backward(gate, value)
+
+
+def _apart_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    grads = torch.ops.pyenc.gated_activation_backward(
+        grad_out, *ctx.saved_tensors, ctx.activation, ctx.backend
+    )
+    return (*grads, None, None)
+
+
+_apart_op.register_autograd(_apart_backward, setup_context=_apart_setup)
+
+
+# ---- halves of one tensor ---------------------------------------------------------------------
+
+
+def _halves(x: Tensor, gate_first: bool) -> tuple[Tensor, Tensor]:
+    first, second = x.chunk(2, dim=-1)
+    return (first, second) if gate_first else (second, first)
+
+
+@kernel_op("pyenc::gated_halves")
+def _halves_op(x: Tensor, activation: str, gate_first: bool, backend: str) -> Tensor:
+    """x (..., 2F), gate and value side by side: (..., F)."""
+    gate, value = _halves(_rows(x), gate_first)
+    out = _launchers(backend).forward(gate, value, activation)
+    return out.view(*x.shape[:-1], x.shape[-1] // 2)
+
+
+@_halves_op.register_fake
+def _(x: Tensor, activation: str, gate_first: bool, backend: str) -> Tensor:
+    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
+
+
+@kernel_op("pyenc::gated_halves_backward")
+def _halves_backward_op(
+    grad_out: Tensor, x: Tensor, activation: str, gate_first: bool, backend: str
+) -> Tensor:
+    rows = _rows(x)
+    grad = rows.new_empty(rows.shape)
+    _launchers(backend).backward(
+        _rows(grad_out), *_halves(rows, gate_first), activation, *_halves(grad, gate_first)
+    )
+    return grad.view(x.shape)
+
+
+@_halves_backward_op.register_fake
+def _(grad_out: Tensor, x: Tensor, activation: str, gate_first: bool, backend: str) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _halves_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, ctx.activation, ctx.gate_first, ctx.backend = inputs
+    ctx.save_for_backward(x)
+
+
+def _halves_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    grad = torch.ops.pyenc.gated_halves_backward(
+        grad_out, *ctx.saved_tensors, ctx.activation, ctx.gate_first, ctx.backend
+    )
+    return grad, None, None, None
+
+
+_halves_op.register_autograd(_halves_backward, setup_context=_halves_setup)

@@ -1,0 +1,228 @@
+"""`linear`: x W^T + b with an optional activation, torch's own, or oneDNN's where it is faster.
+
+Shapes: C channels in, F channels out; any leading dimensions (packed: (T, C)).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...errors import InputError
+from ..activation import activate, check_activation
+from ..backend import WhyNot, always, choose, compiling, requested_backend
+from ..validation import check_float
+from . import onednn as kernels
+from . import packs, wide
+from .reference import linear_reference
+
+MIN_WORK = 2**24
+"""Multiplications below which looking up a pack costs what it could save."""
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """activation(x W^T + b), any strides.
+
+    On a CPU, and where no gradient is needed, the product goes through oneDNN with a packed weight
+    if a measurement of a few milliseconds, once a process and dtype, has shown that to be at least
+    1.15x as fast as `F.linear`; `backend_table` and `pyenc info` tell what came out. The pack is a
+    second copy of the weight in memory; it lives as long as the weight, and is made anew when the
+    weight changes (in place, by an optimizer, `load_state_dict`, `.to`, another `.data`). Only a
+    write that counts no version and misses a sample of 1,024 values goes unseen: single numbers
+    set through `.data` or `.numpy()`.
+
+    Large products of bfloat16 or float16 on a CPU are made in float32 and rounded once where the
+    same kind of measurement shows that to be faster, as on processors without such instructions;
+    also with `backend="torch"`.
+
+    Args:
+        x: (..., C), float16/32/64 or bfloat16.
+        weight: (F, C), in x's dtype (under autocast in any).
+        bias: (F,) or None.
+        activation: one of `ACTIVATIONS`, or None.
+        backend: "onednn", "torch" or "reference"; None chooses, and so do "cpu" and "triton", the
+            names of kernels that other ops have. Differentiable with each of them.
+
+    Environment:
+        PYENC_LINEAR=onednn|torch  the choice instead of the measurements.
+
+    Returns:
+        (..., F), dtype of x.
+
+    Raises:
+        InputError: shapes, dtypes or the activation's name are wrong.
+        BackendError: `backend` cannot serve this call.
+    """
+    _check(x, weight, bias, activation)
+    requested = requested_backend(backend)
+    table = backend_table(x, weight, bias, requested=requested)
+    name = choose("linear", backend, table)
+    if name in ("cpu", "triton", "flash_attn"):
+        name = choose("linear", "auto", table)
+    if name == "reference":
+        return linear_reference(x, weight, bias, activation)
+    if name == "onednn":
+        # Only this one is ever fused; the rest cost the same after the product.
+        fused = "gelu" if activation == "gelu" else ""
+        y: Tensor = torch.ops.pyenc.linear(x, weight, bias, fused)
+        activation = None if fused else activation
+    elif _widens(x, weight, bias):
+        return wide.linear(x, weight, bias, activation)
+    else:
+        y = F.linear(x, weight, bias)
+    return y if activation is None else activate(y, activation)
+
+
+def backend_table(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    requested: str = "auto",
+) -> dict[str, WhyNot]:
+    """The backends of this op and why each cannot serve x, for `choose` and `explain`.
+
+    `requested` "onednn" leaves out the reasons why it would not be preferred.
+    """
+
+    def onednn() -> str | None:
+        reason = _cannot(x, weight)
+        if reason is None and requested != "onednn":
+            reason = _not_worth_it(x, weight, bias)
+        return reason
+
+    return {
+        "onednn": onednn,
+        "torch": always,
+        "reference": always,
+        # Asked for by name for all the ops of a model.
+        "cpu": lambda: None if x.device.type == "cpu" else f"the tensors are on {x.device}",
+        "triton": always,
+        "flash_attn": always,
+    }
+
+
+def _cannot(x: Tensor, weight: Tensor | None) -> str | None:
+    if x.device.type != "cpu":
+        return f"the tensors are on {x.device}"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast makes another weight for every call"
+    if compiling():
+        # What only the tensors of a call can tell, the registered op looks at.
+        return _unavailable(str(x.dtype))
+    if not torch.backends.mkldnn.enabled:
+        return "torch.backends.mkldnn is disabled"
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func transforms what it cannot see into"
+    for tensor in (x, weight):
+        if tensor is not None and type(tensor) not in (Tensor, nn.Parameter):
+            return f"it takes plain tensors, not {type(tensor).__name__}"
+    if weight is not None and (reason := packs.why_not(weight)):
+        return reason
+    return kernels.why_not(x.dtype)
+
+
+def _not_worth_it(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str | None:
+    if _needs_gradient(x, weight, bias):
+        return "a gradient is needed"
+    if weight is not None and not isinstance(weight, nn.Parameter):
+        return "the weight is no parameter, so its pack may serve only once"
+    if compiling():
+        return _slower(str(x.dtype))
+    if weight is not None and kernels.forced() is None and _work(x, weight) < MIN_WORK:
+        return "the product is too small to gain"
+    return kernels.slower(x.dtype)
+
+
+def _widens(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether torch's product of halves is left for one in float32."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in wide.DTYPES
+        and x.numel() >= wide.MIN_ROWS * x.shape[-1]
+        and _work(x, weight) >= MIN_WORK
+        and not (compiling() or torch.is_autocast_enabled("cpu"))
+        and not _needs_gradient(x, weight, bias)
+        and wide.faster(x.dtype)
+    )
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _work(x: Tensor, weight: Tensor) -> int:
+    return x.numel() // max(1, weight.shape[1]) * weight.numel()
+
+
+@torch.compiler.assume_constant_result
+def _unavailable(dtype: str) -> str | None:
+    """As known when torch.compile traces; so is the next."""
+    return kernels.why_not(getattr(torch, dtype.removeprefix("torch.")))
+
+
+@torch.compiler.assume_constant_result
+def _slower(dtype: str) -> str | None:
+    return kernels.slower(getattr(torch, dtype.removeprefix("torch.")), measure=False)
+
+
+@torch.library.custom_op("pyenc::linear", mutates_args=())
+def _linear_op(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """Opaque, with the ordinary weight: torch.compile cannot carry a packed one."""
+    return kernels.linear(x, weight, bias, activation)
+
+
+@_linear_op.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, activation = inputs
+    ctx.save_for_backward(x, weight, bias)
+    ctx.activation = activation
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias = ctx.saved_tensors
+    need_x, need_weight, need_bias, _ = ctx.needs_input_grad
+    if ctx.activation:
+        grad = torch.ops.aten.gelu_backward(grad, F.linear(x, weight, bias))
+    rows = grad.reshape(-1, weight.shape[0])
+    return (
+        grad @ weight if need_x else None,
+        rows.t() @ x.reshape(-1, weight.shape[1]) if need_weight else None,
+        rows.sum(0) if need_bias else None,
+        None,
+    )
+
+
+_linear_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
+    check_float("linear", x=x, weight=weight, bias=bias)
+    if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:]:
+        raise InputError(
+            f"linear: weight must be (F, C) for x (..., C); got {tuple(weight.shape)} and "
+            f"{tuple(x.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise InputError(f"linear: bias must be ({weight.shape[0]},), got {tuple(bias.shape)}")
+    if activation is not None:
+        check_activation("linear", activation)
+    dtypes = {t.dtype for t in (x, weight, bias) if t is not None}
+    if len(dtypes) > 1 and not torch.is_autocast_enabled(x.device.type):
+        raise InputError(
+            f"linear: x, weight and bias must share a dtype; got {sorted(map(str, dtypes))}"
+        )

@@ -1,0 +1,57 @@
+"""Half-precision linear layers in float32, where the processor multiplies halves slowly.
+
+Without instructions for bfloat16 or float16, torch's products in them run at a fraction of the
+float32 rate; widening the operands costs little beside a large product. Timed once a process and
+dtype before it is preferred. The sums are float32 either way; the result is rounded once.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..activation import activate
+from . import onednn, trial
+
+DTYPES = (torch.bfloat16, torch.float16)
+
+MIN_ROWS = 64
+"""Below, widening the weight costs more than it saves."""
+
+BLOCK = 1024
+"""Rows at a time: what is wide for a moment stays small."""
+
+_lock = threading.Lock()
+_gains: dict[torch.dtype, float] = {}
+
+
+def faster(dtype: torch.dtype) -> bool:
+    """Whether it measured faster than `F.linear` here; PYENC_LINEAR's choice comes first."""
+    if dtype not in DTYPES or onednn.forced() is not None:
+        return False
+    with _lock:
+        if dtype not in _gains:
+            case = trial.Case.of(dtype)
+            with torch.no_grad():
+                _gains[dtype] = trial.ratio(
+                    lambda: F.linear(case.x, case.weight, case.bias),
+                    lambda: linear(case.x, case.weight, case.bias, None),
+                )
+        return _gains[dtype] >= trial.MARGIN
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
+    """activation(x W^T + b), computed in float32 and rounded to x's dtype.
+
+    x (..., C) and weight (F, C) in one dtype; a weight of 1M numbers takes 4 MB more meanwhile.
+    """
+    wide, offset = weight.float(), None if bias is None else bias.float()
+    parts = []
+    for rows in x.reshape(-1, x.shape[-1]).split(BLOCK):
+        part = F.linear(rows.float(), wide, offset)
+        parts.append((part if activation is None else activate(part, activation)).to(x.dtype))
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return whole.view(*x.shape[:-1], weight.shape[0])

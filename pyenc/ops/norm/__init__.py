@@ -1,0 +1,120 @@
+"""Residual addition and normalisation in one call: LayerNorm and RMSNorm.
+
+Shapes: C channels; any leading dimensions (packed: (T, C)).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import InputError
+from ..backend import WhyNot, always, choose
+from ..launch import why_not
+from ..validation import check_float
+from . import registration as _registration  # noqa: F401  (it registers the op)
+from .reference import add_layer_norm_reference, add_rms_norm_reference
+
+
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """LayerNorm(x + residual), Ba et al., arXiv 1607.06450.
+
+    Args:
+        x: (..., C).
+        residual: same shape, or None for a plain normalisation. Where its dtype differs (autocast
+            makes halves of x alone), the wider of the two is used and returned.
+        weight, bias: (C,); bias may be None.
+        eps: added to the variance.
+        backend: "cpu" (x and residual of one dtype), "torch" or "reference"; None chooses, for
+            layer norm "cpu" where float32 needs a gradient.
+
+    Returns:
+        (normed, sum), both (..., C) in the dtype of the sum, which a pre-norm block carries on.
+
+    Raises:
+        InputError: shapes or dtypes are wrong.
+    """
+    _check("add_layer_norm", x, residual, weight, bias)
+    name = choose(
+        "add_layer_norm", backend, _layer_norm_table(x, residual), others=("triton", "flash_attn")
+    )
+    if name == "reference":
+        return add_layer_norm_reference(x, residual, weight, bias, eps)
+    if name == "cpu":
+        return _cpu(x, residual, weight, bias, eps, rms=False)
+    total = x if residual is None else x + residual
+    weight, bias = weight.to(total.dtype), None if bias is None else bias.to(total.dtype)
+    return F.layer_norm(total, weight.shape, weight, bias, eps), total
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """RMSNorm(x + residual), Zhang & Sennrich, arXiv 1910.07467; no mean, no bias.
+
+    Args and returns as `add_layer_norm`; the mean square is taken in float32 or wider.
+    """
+    _check("add_rms_norm", x, residual, weight, None)
+    name = choose(
+        "add_rms_norm", backend, backend_table(x, residual), others=("triton", "flash_attn")
+    )
+    if name == "reference":
+        return add_rms_norm_reference(x, residual, weight, eps)
+    if name == "cpu":
+        return _cpu(x, residual, weight, None, eps, rms=True)
+    total = x if residual is None else x + residual
+    wide = total.to(torch.promote_types(total.dtype, torch.float32))
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (normed * weight).to(total.dtype), total
+
+
+def backend_table(x: Tensor, residual: Tensor | None = None) -> dict[str, WhyNot]:
+    """The backends of these ops and why each cannot serve, for `choose` and `explain`."""
+
+    def cpu() -> str | None:
+        if residual is not None and residual.dtype != x.dtype:
+            return f"x is {x.dtype} and residual {residual.dtype}"
+        return why_not(x)
+
+    return {"cpu": cpu, "torch": always, "reference": always}
+
+
+def _layer_norm_table(x: Tensor, residual: Tensor | None) -> dict[str, WhyNot]:
+    """As `backend_table`, in the order that bench/NOTES.md's measurements give."""
+    table = backend_table(x, residual)
+    if torch.is_grad_enabled() and x.requires_grad and x.dtype == torch.float32:
+        return table
+    # Without a gradient torch's norm is no slower, and cheaper to call on a few tokens.
+    return {"torch": table["torch"], **table}
+
+
+def _cpu(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, rms: bool
+) -> tuple[Tensor, Tensor]:
+    # Cast outside of the op, so that gradients come back in the parameters' own dtypes.
+    weight = weight.to(torch.float32)
+    bias = None if bias is None else bias.to(torch.float32).contiguous()
+    normed, total, _ = torch.ops.pyenc.add_norm_cpu(x, residual, weight, bias, eps, rms)
+    return normed, x if residual is None else total
+
+
+def _check(
+    op: str, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None
+) -> None:
+    check_float(op, x=x, residual=residual, weight=weight, bias=bias)
+    if residual is not None and residual.shape != x.shape:
+        raise InputError(
+            f"{op}: residual must be as x, {tuple(x.shape)}; got {tuple(residual.shape)}"
+        )
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.shape != x.shape[-1:]:
+            raise InputError(f"{op}: {name} must be ({x.shape[-1]},), got {tuple(tensor.shape)}")

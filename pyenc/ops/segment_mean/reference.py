@@ -1,0 +1,31 @@
+"""The oracle of the segment mean, as the formula reads, in the dtype given.
+
+Shapes: T packed tokens, B sequences, C channels.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from einops import einsum
+from torch import Tensor
+
+
+def segment_mean_reference(
+    x: Tensor, cu_seqlens: Tensor, weights: Tensor | None = None, normalize: bool = False
+) -> Tensor:
+    """x (T, C): sum_t w_t x_t / sum_t w_t of each sequence, (B, C); zero weight gives zeros."""
+    bounds = cu_seqlens.tolist()
+    rows = []
+    for start, end in itertools.pairwise(bounds):
+        w = torch.ones(end - start, dtype=x.dtype, device=x.device)
+        if weights is not None:
+            w = weights[start:end].to(x.dtype)
+        total = w.sum()
+        row = einsum(w, x[start:end], "t, t c -> c")
+        row = row / total if float(total.detach()) != 0 else torch.zeros_like(row)
+        if normalize:
+            row = row / row.norm().clamp(min=1e-12)
+        rows.append(row)
+    return torch.stack(rows) if rows else x.new_zeros(0, x.shape[1])

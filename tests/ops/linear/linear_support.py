@@ -1,0 +1,41 @@
+"""What the tests of `linear` share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyenc.ops import linear
+from pyenc.ops.linear import onednn as linear_onednn
+from pyenc.ops.linear.reference import linear_reference
+from tests.oracle import assert_right
+
+onednn = pytest.mark.skipif(
+    linear_onednn.why_not(torch.float32) is not None,
+    reason=str(linear_onednn.why_not(torch.float32)),
+)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def faster(monkeypatch: pytest.MonkeyPatch, gain: float = 2.0) -> None:
+    """As if oneDNN had been measured that many times faster, in one pass with GELU too."""
+    timed = {(dtype, activation): gain for dtype in DTYPES for activation in ("", "gelu")}
+    monkeypatch.setattr(linear_onednn, "_timed", timed)
+
+
+def layer(c: int = 24, f: int = 40, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    return nn.Parameter(torch.randn(f, c, dtype=dtype)), nn.Parameter(torch.randn(f, dtype=dtype))
+
+
+def packed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    with torch.no_grad():
+        return linear(x, weight, bias, backend="onednn")
+
+
+def check(got: Tensor, *inputs: Tensor | None, activation: str | None = None) -> None:
+    """`got` is right for these x, weight and bias as they are now."""
+    values = [None if t is None else t.detach() for t in inputs]
+    wide = [None if t is None else t.double() for t in values]
+    naive, oracle = (linear_reference(*(*three, None)[:3], activation) for three in (values, wide))
+    assert_right(got, naive, oracle)

@@ -1,0 +1,285 @@
+"""The compiled kernels of the segment mean (C++ and Triton) against a float64 oracle of their own.
+
+Triton's interpreter is chosen by an environment variable as Triton is imported, so its checks run
+in a process of their own: this file, run as a script, checks the Triton kernels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyenc.ops import extension
+
+ROOT = Path(__file__).resolve().parents[3]
+
+LENGTHS = {
+    "one": [1],
+    "none": [],
+    "empty": [0],
+    "small": [1, 2, 3, 0, 17, 63, 64, 65],
+    "chunks": [127, 128, 129, 0, 0, 256, 257],
+    "uneven": [4001, *[1 + i % 9 for i in range(50)], 0],
+}
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+class Case(NamedTuple):
+    x: Tensor
+    cu_seqlens: Tensor
+    weights: Tensor | None
+    grad_out: Tensor
+
+
+def make_case(
+    lengths: list[int], n_channels: int, dtype: torch.dtype, weighted: bool, device: str = "cpu"
+) -> Case:
+    generator = torch.Generator().manual_seed(len(lengths) * 1000 + n_channels)
+    n_tokens = sum(lengths)
+    x = torch.randn(n_tokens, n_channels, generator=generator) + 0.5
+    cu_seqlens = torch.tensor([0, *itertools.accumulate(lengths)])
+    weights = None
+    if weighted:
+        weights = 0.5 + torch.rand(n_tokens, generator=generator)
+        weights[torch.rand(n_tokens, generator=generator) < 0.3] = 0
+        if len(lengths) > 2:  # a segment that has tokens and no weight
+            weights[int(cu_seqlens[1]) : int(cu_seqlens[2])] = 0
+        weights = weights.to(device)
+    grad_out = torch.randn(len(lengths), n_channels, generator=generator)
+    index = torch.int64 if n_channels % 2 else torch.int32
+    return Case(x.to(device, dtype), cu_seqlens.to(device, index), weights, grad_out.to(device))
+
+
+def oracle(case: Case, normalize: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(out, grad_x, grad_weights) by the formula, a segment at a time, in float64."""
+    x = case.x.double().requires_grad_()
+    weights = None if case.weights is None else case.weights.double().requires_grad_()
+    bounds = case.cu_seqlens.tolist()
+    rows = []
+    for first, last in itertools.pairwise(bounds):
+        w = x.new_ones(last - first) if weights is None else weights[first:last]
+        if not bool(w.sum()):
+            rows.append(x.new_zeros(x.shape[1]))
+            continue
+        mean = (w[:, None] * x[first:last]).sum(0) / w.sum()
+        rows.append(mean / mean.norm().clamp(min=1e-12) if normalize else mean)
+    out = torch.stack(rows) if rows else x.new_zeros(0, x.shape[1])
+    (out * case.grad_out.double()).sum().add(0 * x.sum()).backward()
+    grad_weights = None
+    if weights is not None:
+        grad_weights = weights.new_zeros(weights.shape) if weights.grad is None else weights.grad
+    assert x.grad is not None
+    return out.detach(), x.grad, grad_weights
+
+
+def assert_near(
+    got: Tensor | None, want: Tensor | None, relative: float, floor: float = 1e-3
+) -> None:
+    """Largest error at most ``relative`` times max(largest |want|, floor); NaN fails."""
+    assert (got is None) == (want is None)
+    if got is None or want is None or want.numel() == 0:
+        return
+    assert got.shape == want.shape
+    error = (got.double() - want).abs().max()
+    assert error <= relative * want.abs().max().clamp(min=floor), f"error {error:.2e}"
+
+
+# Half a step of the last place; the interpreter cuts off where hardware rounds.
+ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+
+
+def check(module: ModuleType, case: Case, normalize: bool, *, rounds: bool = True) -> None:
+    want, want_x, want_weights = oracle(case, normalize)
+    x, cu_seqlens, weights, grad_out = case
+    out, stats = module.forward_saving(x, cu_seqlens, weights, normalize)
+    assert out.dtype == torch.float32
+    assert_near(out, want, 1e-6)
+    assert torch.equal(out, module.forward(x, cu_seqlens, weights, normalize))
+
+    def backward(**needs: bool) -> tuple[Tensor | None, Tensor | None]:
+        return module.backward(grad_out, x, cu_seqlens, weights, normalize, out, stats, **needs)
+
+    grad_x, grad_weights = backward(need_grad_weights=weights is not None)
+    assert grad_x is not None
+    assert grad_x.dtype == x.dtype
+    # A rounding is half a step of its own number; the largest bounds them all.
+    assert_near(grad_x, want_x, ROUNDING[x.dtype] * (1 if rounds else 2) + 2e-6)
+    # Of one token alone it is zero, a difference of equal terms: the floor is their size.
+    assert_near(grad_weights, want_weights, 4e-6, floor=1.0)
+    again_x, _ = backward()
+    assert again_x is not None
+    assert torch.equal(grad_x, again_x)
+    if weights is not None:
+        only = backward(need_grad_x=False, need_grad_weights=True)
+        assert only[0] is None
+        assert only[1] is not None
+        assert grad_weights is not None
+        assert torch.equal(only[1], grad_weights)
+
+
+@pytest.fixture
+def _poisoned() -> Iterator[None]:
+    """torch.empty gives NaN, so that what a kernel leaves unwritten shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def cpu() -> ModuleType:
+    if extension.load() is None:
+        pytest.skip(extension.why_missing())
+    from pyenc.ops.segment_mean import cpu as segment_mean_cpu
+
+    return segment_mean_cpu
+
+
+@pytest.mark.usefixtures("_poisoned")
+@pytest.mark.parametrize("normalize", [False, True], ids=["mean", "unit"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["even", "weighted"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n_channels", [1, 33, 100, 384])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+def test_cpu_agrees_with_the_oracle(
+    cpu: ModuleType,
+    lengths: list[int],
+    n_channels: int,
+    dtype: torch.dtype,
+    weighted: bool,
+    normalize: bool,
+) -> None:
+    check(cpu, make_case(lengths, n_channels, dtype, weighted), normalize)
+
+
+def test_cpu_stays_exact_over_a_hundred_thousand_tokens(cpu: ModuleType) -> None:
+    case = make_case([100_003], 8, torch.float32, True)
+    want, _, _ = oracle(case, False)
+    assert_near(cpu.forward(case.x, case.cu_seqlens, case.weights), want, 2e-7)
+
+
+def test_cpu_gives_the_same_bits_for_any_number_of_threads(cpu: ModuleType) -> None:
+    case = make_case(LENGTHS["uneven"], 384, torch.float32, True)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            out, stats = cpu.forward_saving(case.x, case.cu_seqlens, case.weights, True)
+            grads = cpu.backward(case.grad_out, *case[:3], True, out, stats, need_grad_weights=True)
+            results.append((out, stats, *grads))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(map(torch.equal, results[0], result))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_cpu_reads_and_writes_every_sixteen_bit_number(cpu: ModuleType, dtype: torch.dtype) -> None:
+    every = torch.arange(65536).to(torch.uint16).view(dtype)[:, None]
+    alone = torch.arange(65537)
+    out, stats = cpu.forward_saving(every, alone)
+    assert torch.equal(out.nan_to_num(nan=7.0), every.float().nan_to_num(nan=7.0))
+    assert torch.equal(out.isnan(), every.isnan())
+    # Back again, and the midpoints between neighbours, which round to even.
+    steps = out[out.isfinite()].sort().values
+    floats = torch.cat([steps, (steps[1:] / 2 + steps[:-1] / 2), steps * 1.0001, out[:, 0]])
+    floats = torch.cat([floats, torch.tensor([65519.0, 65520.0, 1e38, -1e38, 1e-30])])[:, None]
+    x = torch.zeros(len(floats), 1, dtype=dtype)
+    alone = torch.arange(len(floats) + 1)
+    out, stats = cpu.forward_saving(x, alone)
+    grad_x, _ = cpu.backward(floats, x, alone, None, False, out, stats)
+    assert grad_x is not None
+    assert torch.equal(grad_x.nan_to_num(nan=7.0), floats.to(dtype).nan_to_num(nan=7.0))
+
+
+def test_cpu_normalises_a_tiny_and_a_zero_mean(cpu: ModuleType) -> None:
+    x = torch.tensor([[3e-13, 4e-13], [0.0, 0.0], [3e-30, 4e-30], [3e18, 4e18]])
+    out = cpu.forward(x, torch.arange(5), None, True)
+    want = torch.tensor([[0.3, 0.4], [0.0, 0.0], [3e-18, 4e-18], [0.6, 0.8]])
+    torch.testing.assert_close(out, want, rtol=1e-6, atol=0)
+
+
+def test_cpu_gives_zeros_without_weight_whatever_the_tokens_hold(cpu: ModuleType) -> None:
+    x = torch.full((3, 4), torch.nan)
+    x[2] = torch.inf
+    for normalize in (False, True):
+        out = cpu.forward(x, torch.tensor([0, 0, 3]), torch.zeros(3), normalize)
+        assert torch.equal(out, torch.zeros(2, 4))
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter that sees this checkout, since both choices are made at import."""
+    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+
+
+CHECK_ISA = """
+import torch
+from pyenc.ops import extension
+from pyenc.ops.segment_mean import cpu as segment_mean_cpu
+from test_segment_mean_kernels import DTYPES, LENGTHS, check, make_case
+for dtype in DTYPES:
+    for lengths in LENGTHS.values():
+        check(segment_mean_cpu, make_case(lengths, 100, dtype, True), True)
+print(extension.isa())
+"""
+
+
+@pytest.mark.parametrize("isa", ["generic", "x86-64-v3", "x86-64-v4", "x86-64-v4-bf16"])
+def test_cpu_serves_with_each_instruction_set(cpu: ModuleType, isa: str) -> None:
+    module = extension.load()
+    assert module is not None
+    result = run_python(CHECK_ISA, PYENC_CPU_ISA=isa)
+    if isa in module.available_isas():
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.split() == [isa]
+    else:
+        assert result.returncode != 0
+        assert f"PYENC_CPU_ISA={isa} cannot serve here" in result.stderr
+
+
+def check_triton(device: str) -> None:
+    from pyenc_kernels import segment_mean as module
+
+    options = list(itertools.product((7, 100, 1, 384), DTYPES, (False, True), (True, False)))
+    for i, lengths in enumerate(LENGTHS.values()):
+        if device == "cpu":
+            # The interpreter takes milliseconds a program: few cases, and the longest cut short.
+            chosen = options[i:24:7]
+            lengths = [min(length, 300) for length in lengths[:20]]
+        else:
+            chosen = options
+        for n_channels, dtype, weighted, normalize in chosen:
+            case = make_case(lengths, n_channels, dtype, weighted, device)
+            check(module, case, normalize, rounds=device != "cpu")
+
+
+def test_triton_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    result = run_python(
+        "import test_segment_mean_kernels as t; t.check_triton('cpu')", TRITON_INTERPRET="1"
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_triton_on_the_gpu() -> None:
+    check_triton("cuda")
