@@ -1,35 +1,43 @@
-"""Products of linear layers, timed beside each other on this processor and written to choices.json.
+"""Products of linear layers, timed beside each other on this processor, for choices.json.
 
-pyenc bench tune -- --device cpu [--write]
-
-One thread, in its own CPU seconds, so that what else runs here hardly shows. Never at a call.
+`pyenc bench tune --device cpu`: one thread, in its own CPU seconds, so that what else runs hardly
+shows; --write puts the gains under the processor's name. Never at a call.
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
-import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from bench.chosen import chosen
+from bench.measure import machine, record
+from pyenc.errors import InputError
 from pyenc.ops.linear import choices, onednn, processor, wide
 
 SHAPES = ((256, 512, 512), (512, 384, 1536), (1024, 768, 768))
 """(tokens, channels in, channels out)."""
-ROUNDS, SECONDS = 15, 1.5
+ROUNDS, QUICK_ROUNDS, SECONDS = 15, 3, 1.5
 """Of each pair of ways: as many rounds, fewer where those take longer than that."""
+
+Shape = tuple[int, int, int]
+Work = tuple[torch.dtype, Shape]
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
 
 
 def ratio(
-    old: Callable[[], object], new: Callable[[], object], clock: Callable[[], float]
+    old: Callable[[], object],
+    new: Callable[[], object],
+    rounds: int,
+    clock: Callable[[], float],
 ) -> float:
     """Seconds of `old` by those of `new`, alternating; the more cautious of two estimates."""
 
@@ -41,13 +49,13 @@ def ratio(
     old(), new()
     pairs: list[tuple[float, float]] = []
     start = clock()
-    while len(pairs) < 3 or (len(pairs) < ROUNDS and clock() - start < SECONDS):
+    while len(pairs) < 3 or (len(pairs) < rounds and clock() - start < SECONDS):
         pairs.append((seconds(old), seconds(new)))
     best = min(a for a, _ in pairs) / min(b for _, b in pairs)
     return min(best, statistics.median(a / b for a, b in pairs))
 
 
-def ways(dtype: torch.dtype, shape: tuple[int, int, int]) -> dict[str, Pair]:
+def ways(dtype: torch.dtype, shape: Shape) -> dict[str, Pair]:
     """Way of `choices.WAYS` that can serve here -> what it is measured against, and itself."""
     tokens, channels, out = shape
     made = torch.Generator().manual_seed(0)
@@ -74,30 +82,30 @@ def ways(dtype: torch.dtype, shape: tuple[int, int, int]) -> dict[str, Pair]:
 
 @torch.no_grad()
 def gains(
-    dtype: torch.dtype, clock: Callable[[], float] = time.process_time
-) -> dict[str, list[float]]:
-    """Way -> its gain at each of `SHAPES`."""
+    dtype: torch.dtype,
+    shape: Shape,
+    rounds: int = ROUNDS,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, float]:
+    """Way -> how many times faster it is than what it is measured against."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        measured = [
-            {way: ratio(*pair, clock) for way, pair in ways(dtype, shape).items()}
-            for shape in SHAPES
-        ]
+        return {way: ratio(*pair, rounds, clock) for way, pair in ways(dtype, shape).items()}
     finally:
         torch.set_num_threads(threads)
-    return {way: [each[way] for each in measured] for way in measured[0]}
 
 
-def entry(measured: dict[torch.dtype, dict[str, list[float]]]) -> dict[str, Any]:
+def entry(measured: Mapping[torch.dtype, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
     """As choices.json has it: of each way the geometric mean over the shapes."""
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     found: dict[str, Any] = {
         "source": f"measured {date} by pyenc bench tune, one thread, torch {torch.__version__}"
     }
-    for dtype, of_ways in measured.items():
+    for dtype, of_shapes in measured.items():
         found[str(dtype).removeprefix("torch.")] = {
-            way: round(math.prod(each) ** (1 / len(each)), 2) for way, each in of_ways.items()
+            way: round(statistics.geometric_mean([each[way] for each in of_shapes]), 2)
+            for way in of_shapes[0]
         }
     return found
 
@@ -118,20 +126,40 @@ def as_text(table: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(entries) + "\n}\n"
 
 
-def run(*, to_file: bool) -> int:
-    """Measure, print and, if asked to, write; the exit status."""
+def name_of(case: Work) -> tuple[str, tuple[str, ...]]:
+    dtype, (tokens, channels, out) = case
+    return f"{tokens} tokens, {channels} to {out}", (str(dtype).removeprefix("torch."),)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Measure what the options ask for, print, and write.
+
+    Raises:
+        InputError: no such case; nothing to file an entry under.
+    """
+    listed = [(dtype, shape) for dtype in onednn.DTYPES for shape in SHAPES]
+    work = chosen(listed, name_of, options)
+    if options.list:
+        for case in work:
+            name, (dtype,) = name_of(case)
+            print(f"{name}, {dtype}")
+        return 0
     kind = processor.here()
-    print(kind.name or f"a processor of unknown kind, {kind.isa or 'no x86'}", flush=True)
-    measured = {}
-    for dtype in onednn.DTYPES:
-        measured[dtype] = gains(dtype)
-        for way, each in measured[dtype].items():
-            figures = " ".join(f"{gain:.2f}x" for gain in each)
-            print(f"  {dtype}, {way}: {figures}", flush=True)
-    if to_file and not kind.name:
-        print("not written: an entry needs the processor's vendor, family and model")
-        return 2
-    if to_file:
+    if options.write and not kind.name:
+        raise InputError("--write: vendor, family and model of this processor are not known")
+    print(kind.name or f"a processor of unknown kind ({kind.isa or 'not x86'})", flush=True)
+    result: dict[str, Any] = {"environment": machine.environment(()), "work": []}
+    measured: dict[torch.dtype, list[dict[str, float]]] = {}
+    for dtype, shape in work:
+        found = gains(dtype, shape, QUICK_ROUNDS if options.quick else ROUNDS)
+        measured.setdefault(dtype, []).append(found)
+        name, (plain,) = name_of((dtype, shape))
+        said = ", ".join(f"{way} {gain:.2f}x" for way, gain in found.items())
+        print(f"  {name}, {plain}: {said}", flush=True)
+        result["work"].append({"case": name, "dtype": plain, "gains": found})
+    if options.write:
         write(kind.name, entry(measured))
         print(f"written to {choices.FILE.name}")
+    if options.out is not None:
+        record.write_result(record.result_file("tune", options.out), result)
     return 0

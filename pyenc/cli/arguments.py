@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import InputError
+from . import bench_options
 
 BACKENDS = ("auto", "triton", "cpu", "flash_attn", "onednn", "torch", "reference")
 """`pyenc.ops.BACKENDS` and "auto", repeated here since importing it would import torch."""
@@ -56,25 +57,6 @@ Prints the largest absolute errors of token states and of vectors, and the small
 Exits 0 within the tolerance, 1 with a line that begins with FAILED otherwise.
 """
 
-BENCH = """\
-Time an op beside its peers, or whole encoders, after checking every one of them against the float64
-oracle, and say what share of this machine's own measured limits each reaches. Without OP: list what
-there is. The programs are in bench/ of the repository (its README says how to read the tables), so
-this needs a checkout or an editable installation of one.
-
-Exits 1 where a peer disagrees with the oracle. Results are written to bench/results/ as JSON and
-drawn as SVG, named by op, processor and date; a quick look at an op leaves no files without --out.
-Whatever follows -- is handed to the op's own program as it stands.
-"""
-
-BENCH_EXAMPLES = """\
-examples:
-  pyenc bench attention --quick
-  pyenc bench attention --dtype bfloat16 --cases 'n=8,192*'
-  pyenc bench segment_mean --device cuda
-  pyenc bench models -- --long
-"""
-
 
 class Parser(argparse.ArgumentParser):
     """Mistakes in the arguments leave by the same door as every other error."""
@@ -113,23 +95,20 @@ def build_parser() -> Parser:
     bench = commands.add_parser(
         "bench",
         help="ops and encoders beside their peers (in a checkout)",
-        description=BENCH,
-        epilog=BENCH_EXAMPLES,
+        description=bench_options.BENCH,
+        epilog=bench_options.BENCH_EXAMPLES,
         formatter_class=raw,
     )
-    _bench(bench)
+    bench_options.add_to(bench)
     return parser
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments of a command; `more` is what stands behind a -- of `pyenc bench`."""
-    words, more = list(argv), []
+    """The arguments of a command. `pyenc bench OP -- ...` is read as without the --."""
+    words = list(argv)
     if words[:1] == ["bench"] and "--" in words:
-        at = words.index("--")
-        words, more = words[:at], words[at + 1 :]
-    args = build_parser().parse_args(words)
-    args.more = more
-    return args
+        words.remove("--")
+    return build_parser().parse_args(words)
 
 
 def _embed(parser: Parser) -> None:
@@ -193,21 +172,6 @@ def _verify(parser: Parser) -> None:
         "default 2e-5 in float32, and twice the error of the plain computation in half precision",
     )
     _encoding(parser)
-
-
-def _bench(parser: Parser) -> None:
-    parser.add_argument("op", metavar="OP", nargs="?", help="attention, ..., models, or all")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    parser.add_argument(
-        "--dtype", metavar="DTYPE", action="append", help="may be repeated; default: all of them"
-    )
-    parser.add_argument("--quick", action="store_true", help="small cases: does it work?")
-    parser.add_argument("--cases", metavar="PATTERN", help="only cases whose name matches")
-    parser.add_argument("--out", metavar="FILE", help="the JSON file")
-    parser.add_argument(
-        "--plot", action=argparse.BooleanOptionalAction, help="draw it as SVG (default: yes)"
-    )
-    parser.add_argument("--no-memory", action="store_true", help="time alone")
 
 
 def _model(parser: Parser) -> None:

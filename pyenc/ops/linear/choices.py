@@ -1,6 +1,6 @@
 """Which product a linear layer takes: data (choices.json), by processor and dtype.
 
-Nothing is timed at a call: `pyenc bench tune -- --device cpu --write` measures and writes entries.
+Nothing is timed at a call: `pyenc bench tune --device cpu --write` measures and writes entries.
 So every process on one kind of processor takes the same products, and gives the same bits.
 """
 
