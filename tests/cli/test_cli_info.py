@@ -11,6 +11,7 @@ from cli_support import GOLDEN, Cli
 
 import pyenc
 from pyenc.ops import extension
+from pyenc.ops.linear import choices
 
 CHECKPOINTS = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 FAMILIES = {"bert": "BERT", "jina": "JinaBert", "mosaic": "MosaicBERT"}
@@ -124,3 +125,30 @@ def test_a_backend_that_cannot_serve_is_said_so(cli: Cli, bert: Path) -> None:
     assert found["backend"] is None
     assert "flash_attn" in found["backends"]["flash_attn"]
     assert "by none that was asked for" in cli("info", *words).out
+
+
+@pytest.mark.parametrize(
+    ("gains", "words"),
+    [
+        ({"onednn": 1.23, "gelu_fused": 0.9}, "onednn 1.23x, gelu_fused 0.90x"),
+        ({"wide": True}, "wide supposed faster"),
+        ({}, "F.linear"),
+    ],
+)
+def test_where_the_choice_of_linear_layers_comes_from(
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    gains: dict[str, float | bool],
+    words: str,
+) -> None:
+    found = choices.Choice("avx9", "a test", gains)
+    monkeypatch.setattr(choices, "choice", lambda dtype: found)
+    monkeypatch.delenv("PYENC_LINEAR", raising=False)
+    folder = GOLDEN / "jina_geglu_h4"
+    said = cli("info", folder, "--device", "cpu").out
+    assert f"by choices.json, avx9: {words}\n" in said
+    assert "(a test)\n" in said
+    chosen = facts(cli, folder, "--device", "cpu")["serving"]["linear_choice"]
+    assert (chosen["entry"], chosen["source"], chosen["gains"]) == ("avx9", "a test", gains)
+    monkeypatch.setenv("PYENC_LINEAR", "torch")
+    assert "by PYENC_LINEAR=torch\n" in cli("info", folder, "--device", "cpu").out
