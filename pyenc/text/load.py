@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
 
+from ..callers import stacklevel
 from ..errors import CheckpointError
 from ..loading import load_checkpoint, resolve
 from ..loading.hub import SMALL_FILES
-from .recipe import Recipe, module_paths, read_recipe, transformer_folder
+from .assumed import AssumptionWarning, assumption, check_said, recipe_files, told
+from .names import names_nearest
+from .recipe import LONE_POOLING, Recipe, module_paths, read_recipe, transformer_folder
 from .text_encoder import TextEncoder
 from .tokenizer import TOKENIZER_FILES, TextTokenizer, has_tokenizer
 
 
+@names_nearest
 def load(
     name_or_folder: str | Path,
     *,
@@ -23,6 +28,8 @@ def load(
     backend: str | None = None,
     skip_eps: float | None = None,
     tokenizer: str | Path | None = None,
+    pooling: str | None = None,
+    normalize: bool | None = None,
 ) -> TextEncoder:
     """A published checkpoint, by Hub name or from a folder, ready to embed.
 
@@ -36,18 +43,29 @@ def load(
         skip_eps: see `pyenc.ops.attention`.
         tokenizer: folder or Hub name of the tokenizer, for checkpoints that carry none (MosaicBERT
             says "bert-base-uncased"). Without one the encoder loads, and takes token ids alone.
+        pooling: "mean", "cls", "max" or "lasttoken", before whatever the checkpoint's files say.
+            Without it and without `modules.json` the mean is assumed, as in sentence-transformers.
+        normalize: whether vectors have unit length, likewise; assumed not to. What is said here is
+            saved too.
+
+    Warns:
+        AssumptionWarning: once, if something had to be assumed; `recipe.assumed` says what.
 
     Raises:
+        InputError: an argument has the wrong value or type, or does not exist.
         CheckpointError: something is missing, damaged, unsafe or contradictory.
         UnknownArchitectureError: the tensors belong to no known family; the message lists them.
     """
+    check_said(pooling, normalize)
     folder = resolve(name_or_folder, revision)
     inside = transformer_folder(folder)
     checkpoint = load_checkpoint(
         inside, device=device, dtype=dtype, backend=backend, skip_eps=skip_eps
     )
-    recipe = read_recipe(folder, checkpoint.family.pooling)
+    recipe = told(read_recipe(folder, checkpoint.family.pooling), pooling, normalize)
     files = _small_files(folder, recipe)
+    if pooling is not None or normalize is not None:
+        files |= recipe_files(files, recipe, checkpoint.encoder.config.hidden_size)
     words = inside
     if tokenizer is not None:
         words = transformer_folder(resolve(tokenizer, weights=False))
@@ -60,13 +78,17 @@ def load(
             files.pop(f"{below}/{name}".removeprefix("./"), None)
             if (words / name).is_file():
                 files[f"{below}/{name}".removeprefix("./")] = (words / name).read_bytes()
-    return TextEncoder(
+    encoder = TextEncoder(
         checkpoint,
         TextTokenizer(words, recipe.lower_case) if has_tokenizer(words) else None,
         recipe,
         name=str(name_or_folder),
         files=files,
     )
+    if recipe.assumed:
+        story = f"{name_or_folder}: {assumption(recipe)}"
+        warnings.warn(AssumptionWarning(story, recipe.assumed), stacklevel=stacklevel())
+    return encoder
 
 
 def _small_files(folder: Path, recipe: Recipe) -> dict[str, bytes]:
@@ -76,6 +98,8 @@ def _small_files(folder: Path, recipe: Recipe) -> dict[str, bytes]:
         for pattern in SMALL_FILES:
             for path in base.glob(pattern):
                 files[path.relative_to(folder).as_posix()] = path.read_bytes()
+    if not (folder / "modules.json").is_file() and (folder / LONE_POOLING).is_file():
+        files[LONE_POOLING] = (folder / LONE_POOLING).read_bytes()
     for module in module_paths(folder):
         if module != recipe.transformer_path:
             for path in (folder / module).glob("*"):  # Normalize has no folder
