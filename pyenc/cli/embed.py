@@ -131,10 +131,10 @@ def _kept(parts: Parts) -> list[str]:
 def _disk(error: OSError, parts: Parts) -> str:
     """What the disk has against it, and how to go on."""
     place = f"{error.filename}: " if error.filename is not None else ""
-    words = [place + (error.strerror or one_line(error))]
+    words, kept = [place + (error.strerror or one_line(error))], _kept(parts)
     if error.errno in FULL:
         words.append("make room there (parts and OUT stand side by side for a moment)")
-    kept = _kept(parts) or ["nothing is kept yet; the same command with --resume starts again"]
+        kept = kept or ["nothing is kept yet; the same command with --resume starts again"]
     return "; ".join([*words, *kept])
 
 

@@ -26,9 +26,9 @@ FORMATS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "pa
 """By a file's suffix."""
 
 ELSEWHERE = {
-    ".gz": "gunzip -c {0} | pyenc ... - --format jsonl",
-    ".zst": "zstd -dc {0} | pyenc ... - --format jsonl",
-    ".bz2": "bzip2 -dc {0} | pyenc ... - --format jsonl",
+    ".gz": "gunzip -c {0} | pyenc ... - --format {1}",
+    ".zst": "zstd -dc {0} | pyenc ... - --format {1}",
+    ".bz2": "bzip2 -dc {0} | pyenc ... - --format {1}",
     ".json": "one object a line is .jsonl: jq -c '.[]' {0} | pyenc ... - --format jsonl; where {0} "
     "holds that already, --format jsonl says so",
     ".csv": "CSV is not read; write its texts as .jsonl or .parquet",
@@ -189,4 +189,5 @@ def _pattern(path: Path) -> str:
 
 def _elsewhere(path: Path) -> str:
     hint = ELSEWHERE.get(path.suffix.lower())
-    return "" if hint is None else f". {hint.format(path)}"
+    inside = FORMATS.get(path.with_suffix("").suffix.lower(), "txt")
+    return "" if hint is None else f". {hint.format(path, inside)}"

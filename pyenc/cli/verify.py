@@ -196,7 +196,7 @@ def _stored_lines(path: Path) -> np.ndarray:
             if row.ndim != 1 or (rows and len(row) != len(rows[0])):
                 raise InputError(f"{path}, line {number}: shape {row.shape}, unlike the first")
             rows.append(row.tolist())
-    return np.array(rows, dtype=np.float64).reshape(len(rows), -1)
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(rows[0]) if rows else 0)
 
 
 def _name(encoder: TextEncoder) -> str:

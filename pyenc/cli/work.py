@@ -69,7 +69,7 @@ class Tally:
         if again is not None and part.ids and not any("repeat" in note for note in self.notes):
             self.notes.add(
                 f"id {part.ids[again]!r} of row {part.rows[again]} stands at a row before it too; "
-                "{repeated} rows repeat an id"
+                "rows that repeat an id: {repeated}"
             )
 
     def warnings(self) -> Iterator[str]:
