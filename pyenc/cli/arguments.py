@@ -97,6 +97,10 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
         found, more = self.parse_known_args(args, namespace)
+        more = more[1:] if more[:1] == ["--"] else more
+        # argparse gives an optional argument up where options stand before it.
+        if len(more) == 1 and getattr(found, "input", None) == "-":
+            found.input = more.pop()
         if more:
             raise InputError(
                 f"one argument too many: {more[0]!r}; several files go through one stream: cat "

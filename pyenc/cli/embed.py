@@ -22,6 +22,8 @@ from .readers import Source, open_source
 from .serving import attention_backend, encode_options, fingerprint, load_encoder
 from .writers import WRITERS, skipped_beside, write
 
+NOTHING_KEPT = "nothing is kept yet; the same command with --resume starts again"
+
 
 def run(args: argparse.Namespace) -> int:
     """The command."""
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
         write(parts, output, dim, with_ids=args.id_field is not None)
     except KeyboardInterrupt as stop:
-        stop.args = tuple(_kept(parts))
+        stop.args = tuple(_kept(parts) or [NOTHING_KEPT])
         raise
     except PyencError as error:
         if not parts.count or parts.folder.name in str(error):  # which says what to do itself
@@ -134,7 +136,7 @@ def _disk(error: OSError, parts: Parts) -> str:
     words, kept = [place + (error.strerror or one_line(error))], _kept(parts)
     if error.errno in FULL:
         words.append("make room there (parts and OUT stand side by side for a moment)")
-        kept = kept or ["nothing is kept yet; the same command with --resume starts again"]
+        kept = kept or [NOTHING_KEPT]
     return "; ".join([*words, *kept])
 
 

@@ -31,7 +31,7 @@ class SeenIds:
             The place among `ids` of the first one that was there before, or None.
         """
         hashes = np.array([_hash(each) for each in ids], dtype=np.uint64)
-        fresh, first = np.unique(hashes, return_index=True)
+        first = np.unique(hashes, return_index=True)[1]
         new = np.zeros(len(ids), dtype=bool)
         new[first] = True
         for run in self._runs:
@@ -39,7 +39,8 @@ class SeenIds:
             new &= run[place] != hashes
         again = np.flatnonzero(~new)
         self.repeated += len(again)
-        if sum(map(len, self._runs)) + len(fresh) > CAPACITY:
+        fresh = np.sort(hashes[new])
+        if self.full or sum(map(len, self._runs)) + len(fresh) > CAPACITY:
             self.full = True
         elif len(fresh):
             self._keep(fresh)

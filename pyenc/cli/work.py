@@ -28,8 +28,8 @@ from .rows import BadRow, Row
 UNIT_TEXTS = 4096
 UNIT_CHARACTERS = 4_000_000
 """Of a unit at the most, so that memory is bounded."""
-UNIT_BATCHES = 4
-"""Batches of tokens in a unit, about: enough for few batches to be half empty."""
+UNIT_BATCHES = 2
+"""Batches of tokens in a unit, about: what is lost where a slow machine is killed."""
 BYTES_A_TOKEN = 4
 """Of UTF-8, about, in any script; tokens are estimated, for tokenising twice would cost more."""
 
