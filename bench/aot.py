@@ -18,11 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run by its path: what is imported is `bench.aot_work`, from the checkout
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import triton
-from ahead_of_time import Compiled
-from aot_work import Work, compile_work, listed, shipped, wrong_with
 
 import pyenc_kernels
+from bench.ahead_of_time import Compiled
+from bench.aot_work import Work, compile_work, listed, shipped, wrong_with
 
 RESULTS = Path(__file__).resolve().parent / "results" / "aot.json"
 
@@ -30,7 +33,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "aot.json"
 def sources() -> str:
     """A hash of everything that makes the kernels what they are, configurations excepted."""
     folder = Path(pyenc_kernels.__file__).parent
-    text = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+    text = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))
     return hashlib.sha256(text + triton.__version__.encode()).hexdigest()[:16]
 
 

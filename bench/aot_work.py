@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import triton
 import triton.language as tl
-from ahead_of_time import ARCHITECTURES, Compiled, compile_for
-from tunables import TUNABLES, numbers
+from triton.runtime.jit import JITFunction
 
-from pyenc.ops import ALiBi, AsymmetricALiBi, RelativePositionBias, alibi_slopes, attention_triton
-from pyenc.ops.attention import attention_terms
+from bench.ahead_of_time import ARCHITECTURES, Compiled, compile_for
+from bench.tunables import TUNABLES, numbers
+from pyenc.ops import ALiBi, AsymmetricALiBi, RelativePositionBias, alibi_slopes
+from pyenc.ops.attention import triton as attention_triton
+from pyenc.ops.attention.terms import terms_of
 from pyenc_kernels import configs, gated, segment_mean
 from pyenc_kernels.score_function import ScoreFunction
 
@@ -84,6 +87,13 @@ VARIANTS = {
 SHAPES = dict.fromkeys(VARIANTS, "64") | {"gated": "3072", "segment_mean": "768"}
 MAIN = ("none", "alibi", "t5", "window", "gated", "segment_mean")
 """Ops that may not spill at their shape in bfloat16; of the other variants it is written down."""
+
+LEFT_OUT = {
+    "_probe": "compiled for the user's own functions, where a bias is checked",
+    "_probe_lookup": "as _probe",
+    "_probe_decay": "as _probe",
+}
+"""Kernels that no call here launches, and why."""
 
 
 class Work(NamedTuple):
@@ -165,6 +175,18 @@ def compile_work(work: Work) -> list[Compiled]:
     return compile_for(work.architecture, lambda: _call(work), work.keys)
 
 
+def launched(work: Work) -> set[str]:
+    """The names of the kernels that a call launches; none is compiled, none runs."""
+    names: set[str] = set()
+
+    def note(self: Any, *args: Any, **options: Any) -> None:
+        names.add(self.fn.__name__)
+
+    with mock.patch.object(JITFunction, "run", note):
+        _call(work)
+    return names
+
+
 def wrong_with(work: Work, kernel: Compiled) -> str | None:
     """Why a kernel may not be shipped as it is, or None."""
     name = f"{kernel.kernel}, {work.key}"
@@ -205,7 +227,7 @@ def _call_attention(
     bias = variant.bias
     if isinstance(bias, torch.Tensor):  # dense: as long as the sequence
         bias = torch.zeros(HEADS, tokens, tokens)
-    terms = attention_terms(q, bias, positions, variant.scale, variant.window)
+    terms = terms_of(q, bias, positions, variant.scale, variant.window)
     terms = replace(terms, dropout_p=variant.dropout_p)
     out, lse, met = attention_triton.forward(q, k, v, cu_seqlens, terms, 2.0**-11)
     grad_lse = torch.zeros_like(lse) if variant.grad_lse else None

@@ -10,11 +10,11 @@ import itertools
 import random
 
 import torch
-from compare import Case, Tensors
 from torch import Tensor
 
+from bench.compare import Case, Tensors
 from pyenc.ops import ALiBi, RelativePositionBias, alibi_slopes, relative_position_bucket
-from pyenc.ops.reference import attention_reference
+from pyenc.ops.attention.reference import attention_reference
 
 T5_BUCKETS, T5_MAX_DISTANCE = 32, 128
 

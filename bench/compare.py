@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyenc.ops.attention_cpu import SKIP_EPS
+from pyenc.ops.attention.terms import SKIP_EPS
 
 Kind = dict[str, Any]
 """What makes a case, in words and numbers that JSON can carry into another process."""

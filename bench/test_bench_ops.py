@@ -8,25 +8,16 @@
 
 from __future__ import annotations
 
-import bench_attention
-import bench_gated
-import bench_linear
-import bench_norm
-import bench_rotary
-import bench_segment_mean
-import harness
 import pytest
 import torch
-from compare import Case, Op, Peer
-from op_check import Checks, Wrong, why
+
+from bench.check import Checks, Wrong, why
+from bench.compare import Case, Op, Peer
+from bench.measure import clock
+from bench.ops import attention, gated, linear, norm, rotary, segment_mean
 
 CPU = torch.device("cpu")
-OPS = [
-    module.op()
-    for module in (
-        bench_attention, bench_gated, bench_linear, bench_norm, bench_rotary, bench_segment_mean
-    )
-]  # fmt: skip
+OPS = [module.op(CPU) for module in (attention, gated, linear, norm, rotary, segment_mean)]
 CHECKS = {op.name: Checks(op, CPU, quick=True) for op in OPS}
 RUNS = [
     pytest.param(op, case, peer, id=f"{op.name}: {case.name}, {case.dtype}: {peer.name}")
@@ -39,7 +30,7 @@ RUNS = [
 
 @pytest.fixture(scope="session", autouse=True)
 def freed_memory_is_kept() -> None:
-    harness.keep_freed_memory()
+    clock.keep_freed_memory()
 
 
 @pytest.fixture(scope="session", autouse=True)

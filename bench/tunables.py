@@ -131,3 +131,15 @@ TUNABLES = {
         "segment_mean", ("768x512",), _tiles((1024, 4096, 8192), (1024,)), _segment_mean_call
     ),
 }
+
+FIXED = {
+    "attention_delta": "reads each number once: any block is as fast",
+    "attention_grad_dense": "takes the tiles of attention_grad_keys",
+    "key_reach": "a grain a program: what may be left out is told by grains",
+    "key_ranges": "its scores are bounds, whatever the card, so its tile is part of what it proves",
+    "query_hulls": "a few integers a program",
+    "_probe": "check_score_bias calls it on a few pairs",
+    "_probe_lookup": "check_score_bias calls it on a few pairs",
+    "_probe_decay": "check_score_bias calls it on a few numbers",
+}
+"""Kernels whose tile is no data of configs.json, and why. A kernel is here or in `TUNABLES`."""

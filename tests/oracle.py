@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
 import torch
 from torch import Tensor
+
+
+@contextmanager
+def naively() -> Iterator[None]:
+    """Within, `backend="reference"` computes in the dtype it is given, as naive code does."""
+    with mock.patch("pyenc.ops.oracle.widen", lambda x: x):
+        yield
 
 
 def assert_right(
@@ -11,7 +22,7 @@ def assert_right(
 ) -> None:
     """At most `1e-5 * max(1, max|oracle|)` off, or 2x (gradients 3x) what the naive form is off.
 
-    `naive` is the reference computed in `got`'s dtype, `oracle` the reference in float64.
+    `naive` is the reference computed in `got`'s dtype (`naively`), `oracle` the one in float64.
     """
     assert got.shape == oracle.shape, f"{what}: shape {tuple(got.shape)} for {tuple(oracle.shape)}"
     if got.numel() == 0:

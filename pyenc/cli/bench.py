@@ -5,105 +5,110 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import difflib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from ..errors import InputError
+from .bench_options import ALL, BESIDES, MODELS, TUNE, refuse, words
 
 ROOT = Path(__file__).resolve().parents[2]
 """Of the checkout; of a wheel it is site-packages, where there are no benchmarks."""
 
-EVERY = "all"
-WHOLE_MODELS = "models"
-"""Whole encoders, with a program of their own arguments; on the CPU alone."""
-TUNE = "tune"
-"""Tries tile sizes on a GPU, and compares with nobody: not among all."""
+NO_SUCH_CASE = 5
+"""The status of a program among all that has no case of those asked for."""
 
 
 def run(args: argparse.Namespace) -> int:
     """The command."""
     found = programs()
+    refuse(args, (name for name in found if name not in BESIDES))
     if args.op is None:
         for op, path in found.items():
             print(f"{op:<14} {_first_line(path)}")
-        print(f"{EVERY:<14} All of them, one after the other.")
+        print(f"{ALL:<14} All of them but tune, one after the other.")
         return 0
-    if args.op == EVERY:
-        return _all(found, args)
+    if args.op == ALL:
+        return _all(list(found), args)
     if args.op not in found:
-        raise InputError(f"no benchmark of {args.op!r}; there are: {', '.join([*found, EVERY])}")
-    return _start(found[args.op], _arguments(args, args.op, strict=True))
+        there = [*found, ALL]
+        near = difflib.get_close_matches(args.op, there, 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"no benchmark of {args.op!r}{meant} There are: {', '.join(there)}")
+    return _start(words(args))
 
 
 def programs() -> dict[str, Path]:
-    """Op -> its program.
+    """Op -> its module; behind them the programs that are not of one op.
 
     Raises:
         InputError: the package stands alone, without the repository around it.
     """
-    found = {path.stem.removeprefix("bench_"): path for path in ROOT.glob("bench/bench_*.py")}
-    if not found:
+    ops = sorted((ROOT / "bench" / "ops").glob("[!_]*.py"))
+    if not ops:
         raise InputError(
             "the benchmarks are in the repository, not in the installed package: run this in a "
-            f"checkout, or install one with pip install -e (no bench_*.py in {ROOT / 'bench'})"
+            f"checkout, or install one with pip install -e (no {ROOT / 'bench' / 'ops'})"
         )
-    return dict(sorted(found.items()))
+    besides = [ROOT / "bench" / f"{name}.py" for name in BESIDES]
+    return {path.stem: path for path in [*ops, *besides] if path.exists()}
 
 
-def _all(found: dict[str, Path], args: argparse.Namespace) -> int:
+def _all(found: list[str], args: argparse.Namespace) -> int:
     """Each in a process of its own, so that none finds memory or threads as another left them."""
-    if args.out is not None:
-        raise InputError("--out names one file: give one OP, or leave out --out")
-    status = 0
-    found.pop(TUNE, None)
-    if (args.device or "cpu") != "cpu":
-        found.pop(WHOLE_MODELS, None)
-        print(f"{WHOLE_MODELS}: left out, whole encoders are measured on the CPU", flush=True)
-        if not args.quick:
-            _warm(found, args)
-    for op, path in found.items():
+    found = [op for op in found if op != TUNE]
+    args.among_all = True
+    cuda = (args.device or "cpu") != "cpu"
+    if cuda or args.warm:
+        found.remove(MODELS) if MODELS in found else None
+        why = "whole encoders are measured on the CPU" if cuda else "nothing of theirs is kept"
+        print(f"{MODELS}: left out, {why}", flush=True)
+    if args.warm:
+        return _warm(found, args)
+    if cuda and not (args.quick or args.list):
+        print("compiling", flush=True)
+        _warm(found, args)
+    statuses = []
+    for op in found:
         print(f"==== {op}", flush=True)
-        status = max(status, _start(path, _arguments(args, op, strict=False)))
-    return status
+        statuses.append(_start(words(args, op)))
+    return _of_all(statuses)
 
 
-def _warm(found: dict[str, Path], args: argparse.Namespace) -> None:
+def _of_all(statuses: list[int]) -> int:
+    """The worst of those that had a case.
+
+    Raises:
+        InputError: none had.
+    """
+    had = [status for status in statuses if status != NO_SUCH_CASE]
+    if not had:
+        raise InputError("no program has such a case: pyenc bench all --list names them")
+    return max(had)
+
+
+def _warm(found: list[str], args: argparse.Namespace) -> int:
     """Compile what the programs will need, all of them at once: that is most of a GPU's run."""
-    print("compiling", flush=True)
+    warm = argparse.Namespace(**{**vars(args), "warm": True, "plot": None})
     with contextlib.ExitStack() as stack:
-        for op, path in found.items():
-            command = _command(path, ["--warm", *_arguments(args, op, strict=False)])
-            stack.enter_context(subprocess.Popen(command, env=_environment()))
+        started = [
+            stack.enter_context(subprocess.Popen(_command(words(warm, op)), env=_environment()))
+            for op in found
+        ]
+    return _of_all([process.returncode for process in started])
 
 
-def _arguments(args: argparse.Namespace, op: str, *, strict: bool) -> list[str]:
-    """What was asked of this command, as the program of an op takes it."""
-    words = ["--quick"] * args.quick + ["--no-memory"] * args.no_memory
-    words += [] if args.out is None else ["--out", args.out]
-    of_ops = [] if args.device is None else ["--device", args.device]
-    of_ops += [word for dtype in args.dtype or () for word in ("--dtype", dtype)]
-    of_ops += [] if args.cases is None else ["--cases", args.cases]
-    of_ops += [] if args.plot is None else ["--plot" if args.plot else "--no-plot"]
-    if op in (WHOLE_MODELS, TUNE):
-        if of_ops and strict:
-            raise InputError(
-                f"{op} does not take {of_ops[0]}; what its own program takes goes after --: "
-                f"pyenc bench {op} -- --help"
-            )
-        of_ops = []
-    return [*words, *of_ops, *args.more]
-
-
-def _start(path: Path, words: list[str]) -> int:
+def _start(given: list[str]) -> int:
     """Run a program to its end; its exit status, as a shell gives it."""
-    done = subprocess.run(_command(path, words), env=_environment(), check=False)
+    done = subprocess.run(_command(given), env=_environment(), check=False)
     return done.returncode if done.returncode >= 0 else 128 - done.returncode
 
 
-def _command(path: Path, words: list[str]) -> list[str]:
-    return [sys.executable, str(path), *words]
+def _command(given: list[str]) -> list[str]:
+    # By its path: a folder named bench where the user stands is none of ours.
+    return [sys.executable, str(ROOT / "bench"), *given]
 
 
 def _environment() -> dict[str, str]:

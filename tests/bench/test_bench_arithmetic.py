@@ -6,14 +6,14 @@ import json
 import math
 from pathlib import Path
 
-import compare
-import harness
 import pytest
-import report
-import table
 import torch
-from ceilings import gemm_for, peak_for
-from compare import Case, judge
+
+from bench import compare
+from bench.compare import Case, judge
+from bench.measure import clock, record
+from bench.measure.ceilings import gemm_for, peak_for
+from bench.show import machine_lines, op_table
 
 CEILINGS = {
     "fma_gflops": 200.0,
@@ -43,29 +43,29 @@ class Clock:
 
 
 def test_turns_begin_with_another_each_round() -> None:
-    clock = Clock(a=0.1, b=0.1, c=0.1)
-    found = harness.in_turns(clock.runs(), repeats=3, clock=clock)
-    assert clock.ran == "abcbcacab"
+    watch = Clock(a=0.1, b=0.1, c=0.1)
+    found = clock.in_turns(watch.runs(), repeats=3, clock=watch)
+    assert watch.ran == "abcbcacab"
     assert found == {name: [0.1] * 3 for name in "abc"}
 
 
 def test_turns_end_by_budget_and_by_limit() -> None:
-    clock = Clock(a=0.1, b=3.0, c=30.0)
-    found = harness.in_turns(clock.runs(), repeats=9, budget=5.0, least=2, limit=25.0, clock=clock)
+    watch = Clock(a=0.1, b=3.0, c=30.0)
+    found = clock.in_turns(watch.runs(), repeats=9, budget=5.0, least=2, limit=25.0, clock=watch)
     assert {name: len(times) for name, times in found.items()} == {"a": 9, "b": 2, "c": 1}
 
 
 def test_summary() -> None:
-    assert harness.summary([3.0, 1.0, 2.0]) == {
+    assert clock.summary([3.0, 1.0, 2.0]) == {
         "seconds": [3.0, 1.0, 2.0], "median": 2.0, "spread": 1.0
     }  # fmt: skip
-    assert harness.summary([2.0])["spread"] is None
+    assert clock.summary([2.0])["spread"] is None
 
 
 def test_ratios() -> None:
     medians = {"ours": 2.0, "theirs": 5.0}
-    assert harness.ratios(medians, "ours") == {"ours": 1.0, "theirs": 2.5}
-    assert harness.ratios(medians, None) == {"ours": None, "theirs": None}
+    assert clock.ratios(medians, "ours") == {"ours": 1.0, "theirs": 2.5}
+    assert clock.ratios(medians, None) == {"ours": None, "theirs": None}
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_what_a_dtype_is_measured_against(
 
 def test_shares() -> None:
     case = {"dtype": "float32", "gflop": 80.0, "gigabytes": 5.0}
-    assert table.shares(case, 0.5, CEILINGS) == {
+    assert op_table.shares(case, 0.5, CEILINGS) == {
         "gflops": 160.0, "of_peak": 0.8, "of_gemm": 1.0, "gbs": 10.0, "of_copy": 0.5
     }  # fmt: skip
-    assert table.shares(case, 0.5, {**CEILINGS, "copy_gbs": None})["of_copy"] is None
+    assert op_table.shares(case, 0.5, {**CEILINGS, "copy_gbs": None})["of_copy"] is None
 
 
 def tensors(**values: float) -> dict[str, torch.Tensor]:
@@ -137,17 +137,17 @@ def test_another_shape_is_no_answer() -> None:
 
 
 def test_ceilings_in_a_line() -> None:
-    line = report.ceiling_line(CEILINGS)
+    line = machine_lines.ceiling_line(CEILINGS)
     assert "200 fp32 multiply-adds" in line
     assert "20.0 GB/s copy" in line
     assert "bf16 dot" not in line
 
 
 def test_result_files(tmp_path: Path) -> None:
-    assert harness.result_file("op", str(tmp_path / "x.json")) == tmp_path / "x.json"
-    path = harness.result_file("op", None)
-    assert path.parent == harness.RESULTS
+    assert record.result_file("op", str(tmp_path / "x.json")) == tmp_path / "x.json"
+    path = record.result_file("op", None)
+    assert path.parent == record.RESULTS
     assert path.name.startswith("op-")
-    harness.write_result(tmp_path / "x.json", {"a": [1.23456789, None, "b"], "c": {"d": (1,)}})
+    record.write_result(tmp_path / "x.json", {"a": [1.23456789, None, "b"], "c": {"d": (1,)}})
     written = json.loads((tmp_path / "x.json").read_text())
     assert written == {"a": [1.23457, None, "b"], "c": {"d": [1]}}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import attention_data as data
-import bench_attention
-import peers_attention
 import pytest
 import torch
-from compare import Case
+
+from bench import attention_data as data
+from bench.compare import Case
+from bench.ops import attention
+from bench.peers import torch_attention
 
 CPU = torch.device("cpu")
 
@@ -47,7 +48,7 @@ def test_peers_are_given_the_right_bias(peer: str, bias: str, window: list[int] 
     if not data.has_bias(one) and peer != "eager":
         pytest.skip("these peers have a row of their own without a bias")
     x = data.inputs(one, CPU)
-    ready = getattr(peers_attention, peer)(one, x)
+    ready = getattr(torch_attention, peer)(one, x)
     got = ready.results(ready.run())["out"]
     torch.testing.assert_close(
         got.double(), data.oracle(one, x, torch.float64)["out"], rtol=1e-4, atol=1e-4
@@ -63,6 +64,6 @@ def test_scores_have_the_spread_asked_for() -> None:
 
 def test_cases_are_named_apart() -> None:
     for quick in (False, True):
-        listed = bench_attention.cases(quick, CPU)
+        listed = attention.cases(quick, CPU)
         names = [(each.name, each.dtype) for each in listed]
         assert len(set(names)) == len(names)

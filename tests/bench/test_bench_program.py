@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import op_program
 import pytest
 import torch
-from compare import Case, Op, Peer, Ready, Tensors
+
+from bench import op as program
+from bench.compare import Case, Op, Peer, Ready, Tensors
+from pyenc.cli.arguments import parse
 
 
 def peer(ran: list[tuple[str, int]], name: str, **facts: Any) -> Peer:
@@ -42,7 +44,8 @@ def test_warming_runs_what_compiles_small_and_whole(
         "an op", "", lambda quick, device: [case],
         lambda case, device: {"x": torch.ones(case.kind["n"])}, peers, nothing,
     )  # fmt: skip
-    assert op_program.main(op, "none.py", ["--warm"]) == 0
+    options = parse(["bench", "an-op", "--warm"])
+    assert program.run(op, options, torch.device("cpu")) == 0
     names = ["broken", "pyenc triton", "compiled", *(["padded"] if kind else [])]
     assert ran == [(name, n) for n in (2, 8) for name in names]
     assert capsys.readouterr().out == ""

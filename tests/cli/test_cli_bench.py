@@ -1,71 +1,154 @@
-"""`pyenc bench`: finding the programs, handing arguments on, and one real run of a small op."""
+"""`pyenc bench`: finding the programs, one parser for all of them, and one real run of an op."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_support import Cli
+from cli_support import Cli, python
 
 from pyenc.cli import bench
+from pyenc.cli.arguments import parse
+from pyenc.cli.bench_options import BESIDES, words
 
-STUB = '''\
-"""A stub of {op}.
-
-More.
-"""
-import json, os, sys
+MAIN = """
+import json, sys
 with open({log!r}, "a") as file:
-    file.write(json.dumps([{op!r}, *sys.argv[1:]]) + "\\n")
-sys.exit({status})
-'''
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
+sys.exit({statuses}.get(sys.argv[1], 0))
+"""
+OPS = ("norm", "rotary")
+EVERY = (*OPS, *BESIDES)
+Calls = Callable[[], list[list[str]]]
 
 
 @pytest.fixture
-def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[list[str]]]:
+def status() -> dict[str, int]:
+    """By op, of the stubs; 0 without an entry."""
+    return {}
+
+
+@pytest.fixture
+def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: dict[str, int]) -> Calls:
     """Programs that write down how they were called; the returned function reads it."""
     log = tmp_path / "log"
-    (tmp_path / "bench").mkdir()
-    for op, status in (("models", 0), ("norm", 1), ("rotary", 0)):
-        program = STUB.format(op=op, log=str(log), status=status)
-        (tmp_path / "bench" / f"bench_{op}.py").write_text(program)
+    (tmp_path / "bench" / "ops").mkdir(parents=True)
+    (tmp_path / "bench" / "ops" / "__init__.py").touch()
+    for op in EVERY:
+        folder = tmp_path / "bench" / ("ops" if op in OPS else "")
+        (folder / f"{op}.py").write_text(f'"""A stub of {op}.\n\nMore.\n"""\n')
+    start = bench._command
+
+    def command(given: list[str]) -> list[str]:
+        main = MAIN.format(log=str(log), statuses=repr(status))
+        (tmp_path / "bench" / "__main__.py").write_text(main)
+        return start(given)
+
+    monkeypatch.setattr(bench, "_command", command)
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     return lambda: [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def test_without_an_op_they_are_listed(cli: Cli, stubs: object) -> None:
-    said = cli("bench")
+@pytest.mark.parametrize("argv", ["", "--list"])
+def test_without_an_op_they_are_listed(cli: Cli, stubs: object, argv: str) -> None:
+    said = cli("bench", *argv.split())
     assert said.status == 0
-    assert [line.split()[0] for line in said.out.splitlines()] == [
-        "models",
-        "norm",
-        "rotary",
-        "all",
-    ]
+    assert [line.split()[0] for line in said.out.splitlines()] == [*EVERY[:3], "tune", "all"]
     assert "A stub of norm." in said.out
+    assert "More" not in said.out
 
 
-def test_arguments_are_handed_on(cli: Cli, stubs: Callable[[], list[list[str]]]) -> None:
-    words = ["--device", "cuda", "--dtype", "float32", "--dtype", "bfloat16", "--quick"]
-    assert cli("bench", "rotary", *words, "--no-plot", "--out", "x.json").status == 0
+# Every option, and what only some programs have.
+OF_ALL = (
+    "--dtype=float32", "--dtype=float32 --dtype=bfloat16", "--quick", "--cases=*x*",
+    "--cases='a b' --cases=c", "--no-plot", "--no-memory", "--list",
+    "--quick --no-memory --list --dtype=float16 --cases=y --no-plot",
+)  # fmt: skip
+OF_SOME = {
+    "--device=cuda": ("norm", "rotary", "tune", "all"), "--device=cpu": (*EVERY, "all"),
+    "--out=x.json": EVERY, "--plot": ("norm", "rotary", "models", "all"),
+    "--plot --quick --out=x.json": ("norm", "rotary", "models"),
+    "--warm": ("norm", "rotary", "tune", "all"), "--long": ("models",),
+    "--kernel=k": ("tune",), "--kernel=k --shape=64x512": ("tune",), "--write": ("tune",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", [*OF_ALL, *OF_SOME])
+@pytest.mark.parametrize("op", EVERY)
+def test_an_option_is_served_or_refused_once(
+    cli: Cli, stubs: Calls, monkeypatch: pytest.MonkeyPatch, op: str, option: str
+) -> None:
+    """The programs are handed what the same parser reads back to the same."""
+    handed: list[list[str]] = []
+    monkeypatch.setattr(bench, "_start", lambda given: handed.append(given) or 0)
+    argv = [op, *shlex.split(option)]
+    said = cli("bench", *argv)
+    if op not in OF_SOME.get(option, EVERY):
+        assert said.status == 2
+        assert said.err.count("\n") == 1
+        assert not handed
+        have = [name for name in OF_SOME[option] if name in ("norm", "tune", "models")]
+        assert any(name in said.err for name in have)
+        return
+    assert said.status == 0, said.err
+    (given,) = handed
+    assert parse(["bench", *given]) == parse(["bench", *argv])
+    assert words(parse(["bench", *given])) == given
+
+
+@pytest.mark.parametrize("option", [*OF_ALL, "--plot", "--device=cpu"])
+def test_all_hands_an_option_to_all(
+    cli: Cli, stubs: Calls, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    handed: list[list[str]] = []
+    monkeypatch.setattr(bench, "_start", lambda given: handed.append(given) or 0)
+    assert cli("bench", "all", *shlex.split(option)).status == 0
+    assert [given[0] for given in handed] == ["norm", "rotary", "models"]
+    for given in handed:
+        assert "--among-all" in given
+        wanted = {**vars(parse(["bench", given[0], *shlex.split(option)])), "among_all": True}
+        assert vars(parse(["bench", *given])) == wanted
+
+
+def test_arguments_reach_a_program(cli: Cli, stubs: Calls) -> None:
+    argv = ["--device", "cuda", "--dtype", "float32", "--quick", "--no-plot", "--cases", "-x y"]
+    assert cli("bench", "rotary", *argv[:-2], "--cases=-x y").status == 0
     assert cli("bench", "models", "--quick", "--", "--long").status == 0
     first, second = stubs()
     assert first[0] == "rotary"
-    assert set(words) | {"--no-plot", "--out", "x.json"} == set(first[1:])
-    assert first.count("--dtype") == 2
+    assert {"--device=cuda", "--dtype=float32", "--quick", "--no-plot", "--cases=-x y"} == set(
+        first[1:]
+    )
     assert second == ["models", "--quick", "--long"]
 
 
-def test_all_goes_on_after_a_failure(cli: Cli, stubs: Callable[[], list[list[str]]]) -> None:
+def test_all_goes_on_after_a_failure(cli: Cli, stubs: Calls, status: dict[str, int]) -> None:
+    status["norm"] = 1
     assert cli("bench", "norm").status == 1
     assert cli("bench", "all", "--quick", "--dtype", "float32").status == 1
-    assert [call[0] for call in stubs()] == ["norm", "models", "norm", "rotary"]
-    assert stubs()[1] == ["models", "--quick"]
+    assert [call[0] for call in stubs()] == ["norm", "norm", "rotary", "models"]
 
 
-def test_whole_models_stay_on_the_cpu(cli: Cli, stubs: Callable[[], list[list[str]]]) -> None:
+def test_all_runs_those_that_have_the_case(cli: Cli, stubs: Calls, status: dict[str, int]) -> None:
+    status |= {"norm": bench.NO_SUCH_CASE, "models": bench.NO_SUCH_CASE}
+    assert cli("bench", "all", "--cases", "x").status == 0
+    status["rotary"] = 1
+    assert cli("bench", "all", "--cases", "x").status == 1
+    status["rotary"] = bench.NO_SUCH_CASE
+    said = cli("bench", "all", "--cases", "x")
+    assert said.status == 2
+    assert (
+        said.err == "pyenc: error: no program has such a case: pyenc bench all --list names them\n"
+    )
+    assert [call[0] for call in stubs()] == ["norm", "rotary", "models"] * 3
+
+
+def test_whole_models_stay_on_the_cpu(cli: Cli, stubs: Calls) -> None:
     said = cli("bench", "all", "--device", "cuda")
     assert "models: left out" in said.out
     calls = stubs()
@@ -76,9 +159,23 @@ def test_whole_models_stay_on_the_cpu(cli: Cli, stubs: Callable[[], list[list[st
 
 
 def test_mistakes(fails: Callable[..., str], stubs: object) -> None:
-    assert "there are: models, norm, rotary, all" in fails("bench", "abacus")
+    said = fails("bench", "norn")
+    assert "did you mean norm?" in said
+    assert "There are: norm, rotary, models, tune, all" in said
+    assert "did you mean" not in fails("bench", "zzz")
     assert "--out names one file" in fails("bench", "all", "--out", "x.json")
-    assert "does not take --device" in fails("bench", "models", "--device", "cuda")
+    said = fails("bench", "models", "--device", "cuda")
+    assert "on the CPU alone" in said
+    assert "norm, rotary, tune" in said
+    assert "models has it" in fails("bench", "all", "--long")
+    assert "models has it" in fails("bench", "norm", "--long")
+    assert "tune has it" in fails("bench", "models", "--kernel", "k")
+    assert "--quick writes none without --out" in fails("bench", "norm", "--quick", "--plot")
+    assert "name an OP" in fails("bench", "--quick")
+    assert "say which with --kernel" in fails("bench", "tune", "--shape", "64")
+    assert "64x8192" in fails("bench", "tune", "--kernel", "k", "--shape", "64x")
+    assert "int8" in fails("bench", "norm", "--dtype", "int8")
+    assert "no --cases beside it" in fails("bench", "models", "--long", "--cases", "x")
 
 
 def test_without_the_repository(
@@ -105,5 +202,61 @@ def test_a_quick_look(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert {"commit", "command", "cpu", "versions"} <= result["environment"].keys()
 
 
-def test_a_device_that_is_not_there(cli: Cli) -> None:
-    assert cli("bench", "rotary", "--device", "cuda:99").status == 2
+REAL = [
+    ("rotary --list --dtype bfloat16", 0, "rotary T=8,192 forward+backward, bfloat16"),
+    ("rotary --list --dtype float16", 2, "rotary is timed in float32, bfloat16"),
+    ("rotary --list --cases zz", 2, "rotary has no case of that name; there are: rotary T=8,192"),
+    ("rotary --list --cases zz --among-all", bench.NO_SUCH_CASE, "left out: --cases 'zz'"),
+    ("rotary --list --cases backward --cases x", 0, "rotary T=8,192 forward+backward, float32"),
+    ("rotary --device cuda:99", 2, "--device 'cuda:99'"),
+    ("rotary --device abc", 2, "expected cpu, cuda or cuda:N"),
+    ("models --list --dtype bfloat16", 0, "jina 8,192"),
+    ("models --list --cases 'minilm*' --quick --no-plot", 0, "minilm 16 to 512"),
+    ("models --list --cases minilm --dtype float16", 2, "models has no case of that name"),
+]
+if importlib.util.find_spec("triton") is None:
+    REAL.append(("tune --list", 2, "tune needs triton, which is not installed"))
+else:
+    REAL += [
+        ("tune --list --quick --no-memory --cases *768x512*", 0, "segment_mean_sum 768x512, bfl"),
+        ("tune --list --dtype float32 --kernel gated_forward --shape 64", 0, "gated_forward 64, f"),
+        ("tune --list --kernel gated_foward", 2, "did you mean gated_forward?"),
+        ("tune --list --kernel attention_forward --shape 512", 2, "head dims go to 256"),
+        ("tune --device cpu", 2, "tuning needs a GPU"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def real() -> list[list[object]]:
+    """(status, what was said) of each, all in one process: most of it is importing torch."""
+    code = (
+        "import contextlib, io, json, shlex, sys\n"
+        "from bench.__main__ import main\n"
+        "for line in json.loads(sys.argv[1]):\n"
+        "    said = io.StringIO()\n"
+        "    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):\n"
+        "        status = main(shlex.split(line))\n"
+        "    print(json.dumps([status, said.getvalue()]))\n"
+    )
+    done = python("-c", code, json.dumps([line for line, _, _ in REAL]))
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("at", range(len(REAL)), ids=[line for line, _, _ in REAL])
+def test_the_real_programs(real: list[list[object]], at: int) -> None:
+    _, status, words_of_it = REAL[at]
+    assert real[at][0] == status, real[at]
+    assert words_of_it in str(real[at][1])
+
+
+def test_run_by_its_path_from_anywhere(tmp_path: Path) -> None:
+    """A package named bench where the user stands is none of ours."""
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "__init__.py").write_text("raise SystemExit('the wrong one')")
+    done = subprocess.run(
+        bench._command(["--list"]), cwd=tmp_path, env=bench._environment(),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "segment_mean" in done.stdout

@@ -6,10 +6,8 @@ Never in the interpreter: kernels that are interpreted cannot be compiled.
 from __future__ import annotations
 
 import multiprocessing
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -19,12 +17,10 @@ from pyenc_kernels import interpreting
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="the kernels are interpreted")
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-
-import aot
-from ahead_of_time import ARCHITECTURES, Compiled
-from aot_work import Work, at_its_shape, compile_work, listed, shipped, wrong_with
-from tunables import TUNABLES
+from bench import aot
+from bench.ahead_of_time import ARCHITECTURES, Compiled
+from bench.aot_work import Work, at_its_shape, compile_work, listed, shipped, wrong_with
+from bench.tunables import TUNABLES
 
 MATRIX = {"sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "v_mfma"}
 MAIN = [at_its_shape(architecture, "alibi") for architecture in reversed(ARCHITECTURES)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,9 @@ import torch
 
 pytest.importorskip("triton")
 
+from bench import aot_work, tunables, tune
 from pyenc_kernels import attention, configs, gated, segment_mean
 from pyenc_kernels.configs import Config, entry
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-
-import aot_work
-import bench_tune
-import tunables
 
 TABLE: dict[str, Any] = {
     "default": {"k": {"any": {"64": [1, 1, 4, 1], "256": [2, 2, 4, 1]}}},
@@ -112,7 +106,7 @@ def test_a_tuned_entry_is_the_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(configs, "FILE", file)
     monkeypatch.setattr(configs, "keys_of", lambda device: ("A Card", "sm_90", "default"))
     best = Config(32, 32, 4, 1)
-    bench_tune.write(torch.device("cpu"), "attention_forward", "bfloat16", "64x512", best)
+    tune.write(torch.device("cpu"), "attention_forward", "bfloat16", "64x512", best)
     written = json.loads(file.read_text("utf-8"))
     assert written.pop("A Card") == {
         "architecture": "sm_90", "attention_forward": {"bfloat16": {"64x512": [32, 32, 4, 1]}},
@@ -134,7 +128,7 @@ def test_a_candidate_is_what_is_launched(
         assert asked != kernel, "configs.json was asked, whatever the candidate"
         return real(asked, *rest, **named)
 
-    for module in (attention, gated, segment_mean):
+    for module in (attention.launch, gated.launch, segment_mean.launch):
         monkeypatch.setattr(module, "config_for", not_this_one)
     call(tunable.candidates("float32")[-1])
     with pytest.raises(AssertionError, match="whatever the candidate"):

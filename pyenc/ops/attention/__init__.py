@@ -8,13 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import oracle
 from ..backend import WhyNot, always, choose, compiling
 from ..launch import DTYPE_CODES
 from . import cpu as cpu_kernels
 from . import flash_attn
 from . import registration as _registration  # noqa: F401  (it registers the ops)
 from . import triton as triton_kernels
-from .bias import ALiBi, ScoreBias, ScoreMap
+from .bias import ALiBi
 from .own_bias import CustomTerms, attention_custom_bias
 from .reference import attention_reference
 from .terms import Arguments, Bias, flatten, is_own, skip_eps_of
@@ -85,15 +86,16 @@ def attention(
     if name == "reference":
         check_values(q, cu_seqlens, bias, positions)
         out, lse = attention_reference(
-            q, k, v, cu_seqlens, bias=bias, positions=positions, scale=scale, window=window
-        )
+            oracle.widen(q), oracle.widen(k), oracle.widen(v), cu_seqlens, bias=bias,
+            positions=positions, scale=scale, window=window,
+        )  # fmt: skip
+        out = out.to(q.dtype)
     elif name == "flash_attn":
         slopes = bias.slopes if isinstance(bias, ALiBi) else None
         out, lse = flash_attn.attention(q, k, v, cu_seqlens, slopes, scale, window, dropout_p)
     elif name == "torch" and is_own(bias):
         bounds = check_values(q, cu_seqlens, bias, positions)
         seed_value = 0 if seed is None else int(seed)
-        assert isinstance(bias, (ScoreBias, ScoreMap))
         custom = CustomTerms(bias, bounds, positions, scale, window, dropout_p, seed_value)
         out, lse = attention_custom_bias(q, k, v, custom)
     else:

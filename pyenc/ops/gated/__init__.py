@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from .. import triton_launch
+from .. import oracle, triton_launch
 from ..activation import ACTIVATIONS as ACTIVATIONS
 from ..activation import activate, check_activation
 from ..backend import WhyNot, always, choose
@@ -46,7 +46,8 @@ def gated_activation(
     check_activation("gated_activation", activation)
     name = choose("gated_activation", backend, backend_table(gate), others=("flash_attn",))
     if name == "reference":
-        return gated_activation_reference(gate, value, activation)
+        exact = gated_activation_reference(oracle.widen(gate), oracle.widen(value), activation)
+        return exact.to(gate.dtype)
     if name in ("cpu", "triton"):
         out: Tensor = torch.ops.pyenc.gated_activation(gate, value, activation, name)
         return out
@@ -97,9 +98,10 @@ def gated_linear(
     name = choose("gated_linear", backend, backend_table(x), others=("flash_attn",))
     if name == "reference":
         rows = gated_linear_reference(
-            x.reshape(-1, x.shape[-1]), weight, bias, activation, gate_first
-        )
-        return rows.reshape(*x.shape[:-1], weight.shape[0] // 2)
+            oracle.widen(x.reshape(-1, x.shape[-1])), oracle.widen(weight), oracle.widen(bias),
+            activation, gate_first,
+        )  # fmt: skip
+        return rows.reshape(*x.shape[:-1], weight.shape[0] // 2).to(x.dtype)
     halves = linear(x, weight, bias, backend=backend)
     if name in ("cpu", "triton") and halves.dtype in DTYPE_CODES:
         out: Tensor = torch.ops.pyenc.gated_halves(halves, activation, gate_first, name)

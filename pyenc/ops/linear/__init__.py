@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import InputError
+from .. import oracle
 from ..activation import activate, check_activation
 from ..backend import WhyNot, always, choose, compiling, requested_backend
 from ..validation import check_float
@@ -70,7 +71,10 @@ def linear(
     if name in ("cpu", "triton", "flash_attn"):
         name = choose("linear", "auto", table)
     if name == "reference":
-        return linear_reference(x, weight, bias, activation)
+        exact = linear_reference(
+            oracle.widen(x), oracle.widen(weight), oracle.widen(bias), activation
+        )
+        return exact.to(x.dtype)
     if name == "onednn":
         # Only this one is ever fused; the rest cost the same after the product.
         fused = "gelu" if activation == "gelu" else ""

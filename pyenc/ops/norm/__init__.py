@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import InputError
+from .. import oracle
 from ..backend import WhyNot, always, choose
 from ..launch import why_not
 from ..validation import check_float
@@ -48,7 +49,15 @@ def add_layer_norm(
         "add_layer_norm", backend, _layer_norm_table(x, residual), others=("triton", "flash_attn")
     )
     if name == "reference":
-        return add_layer_norm_reference(x, residual, weight, bias, eps)
+        dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+        normed, total = add_layer_norm_reference(
+            oracle.widen(x),
+            oracle.widen(residual),
+            oracle.widen(weight),
+            oracle.widen(bias),
+            eps,
+        )
+        return normed.to(dtype), total.to(dtype)
     if name == "cpu":
         return _cpu(x, residual, weight, bias, eps, rms=False)
     total = x if residual is None else x + residual
@@ -68,7 +77,11 @@ def add_rms_norm(
         "add_rms_norm", backend, backend_table(x, residual), others=("triton", "flash_attn")
     )
     if name == "reference":
-        return add_rms_norm_reference(x, residual, weight, eps)
+        dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+        normed, total = add_rms_norm_reference(
+            oracle.widen(x), oracle.widen(residual), oracle.widen(weight), eps
+        )
+        return normed.to(dtype), total.to(dtype)
     if name == "cpu":
         return _cpu(x, residual, weight, None, eps, rms=True)
     total = x if residual is None else x + residual

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from .. import oracle
 from ..backend import WhyNot, always, choose, compiling
 from ..launch import why_not
 from ..validation import check_float
@@ -56,7 +57,8 @@ def rotary(
     if not compiling():
         check_range(positions, len(cos))
     if name == "reference":
-        return rotary_reference(x, cos, sin, positions)
+        turned = rotary_reference(oracle.widen(x), oracle.widen(cos), oracle.widen(sin), positions)
+        return turned.to(x.dtype)
     wide = torch.promote_types(x.dtype, torch.float32)
     c, s = cos[positions, None].to(wide), sin[positions, None].to(wide)
     first, second = x.to(wide).chunk(2, dim=-1)

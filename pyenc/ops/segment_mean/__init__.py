@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import InputError
-from .. import launch, triton_launch
+from .. import launch, oracle, triton_launch
 from ..backend import WhyNot, always, choose
 from ..validation import check_cu_seqlens, check_float, sequence_bounds
 from .reference import segment_mean_reference
@@ -54,7 +54,9 @@ def segment_mean(
     name = choose("segment_mean", backend, backend_table(x), others=("flash_attn",))
     if name == "reference":
         sequence_bounds("segment_mean", cu_seqlens, x.shape[0])
-        pooled = segment_mean_reference(x, cu_seqlens, weights, normalize)
+        pooled = segment_mean_reference(
+            oracle.widen(x), cu_seqlens, oracle.widen(weights), normalize
+        )
         return pooled.to(out_dtype(x))
     if weights is not None:
         weights = weights.to(out_dtype(x))

@@ -19,7 +19,7 @@ from pyenc.ops import ALiBi, RelativePositionBias, alibi_slopes, attention, exte
 from pyenc.ops.attention import cpu as attention_cpu
 from pyenc.ops.attention.terms import Terms
 from tests.instruction_sets import ISAS, run_on
-from tests.oracle import assert_right
+from tests.oracle import assert_right, naively
 
 pytestmark = pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
 
@@ -99,7 +99,8 @@ class Case:
     def check(self, gradient: bool = False) -> None:
         """DESIGN's rule, with everything computed."""
         got = self.run("cpu", gradient=gradient, skip_eps=0)
-        naive = self.run("reference", gradient=gradient)
+        with naively():
+            naive = self.run("reference", gradient=gradient)
         oracle = self.run("reference", torch.float64, gradient)
         names = ["dq", "dk", "dv", "dbias"] if gradient else ["out", "lse"]
         for name, a, b, c in zip(names, got, naive, oracle, strict=False):

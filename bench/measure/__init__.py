@@ -1,0 +1,1 @@
+"""The instrument: clock, memory, ceilings, the machine it stands on, the record of a run."""

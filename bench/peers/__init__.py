@@ -1,0 +1,1 @@
+"""Who is compared, a module a library; a library is imported only where it is loaded to run."""

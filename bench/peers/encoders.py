@@ -1,0 +1,94 @@
+"""The programs that are compared, by model and name.
+
+Each is loaded from the checkpoint's folder (MiniLM) or the `Encoder` with the weights (Jina). One
+whose library is not installed raises ImportError and is listed as absent.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bench.peers import (
+    llama_cpp,
+    onnx_runtime,
+    pyenc_encoder,
+    sentence_transformers,
+    torch_encoder,
+    transformers,
+)  # fmt: skip
+from bench.peers.encoder_call import one_by_one
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs a network
+
+FP32, BF16 = torch.float32, torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One program: how it is loaded, and what it may be compared with."""
+
+    load: Callable[[Any], Callable[[Any], Any]]
+    precision: str = "float32"
+    """Of the weights: one of `PRECISIONS`. The best peer is that of one kind."""
+    tolerance: float | None = None
+    """Largest difference from the float64 oracle on short texts, None: another function."""
+    ragged_only: bool = False
+    longest: int | None = None
+    """Tokens of a text beyond which it is left out: it needs more memory than is left beside the
+    others in 24 GB."""
+    with_memory: bool = True
+
+
+PRECISION_OF = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16 or less"}
+"""Of the weights, by the dtype that --dtype names."""
+PRECISIONS = tuple(PRECISION_OF.values())
+
+MINILM = 2e-6
+"""Between unit vectors."""
+EXACT, HALF = 1e-4, 0.15
+"""Between normed hidden states: in float32, and in fewer bits."""
+
+PEERS: dict[str, dict[str, Peer]] = {
+    "minilm": {
+        "pyenc": Peer(pyenc_encoder.texts, tolerance=MINILM),
+        "sentence-transformers": Peer(sentence_transformers.torch_backend, tolerance=MINILM),
+        "sentence-transformers, ONNX": Peer(sentence_transformers.onnx_backend, tolerance=MINILM),
+        "transformers": Peer(transformers.by_hand, tolerance=MINILM),
+    },
+    "jina": {
+        "pyenc": Peer(pyenc_encoder.ids(FP32), tolerance=EXACT),
+        "torch, SDPA, dense bias": Peer(torch_encoder.plain(FP32), tolerance=EXACT),
+        "torch, eager, dense bias": Peer(
+            torch_encoder.plain(FP32, eager=True), tolerance=EXACT, longest=4096
+        ),
+        "torch.compile, frozen": Peer(
+            torch_encoder.compiled(FP32), tolerance=EXACT, with_memory=False
+        ),
+        "ONNX Runtime": Peer(onnx_runtime.ids, tolerance=EXACT),
+        "ONNX Runtime, one by one": Peer(
+            one_by_one(onnx_runtime.ids), tolerance=EXACT, ragged_only=True
+        ),
+        "transformers BertModel, no ALiBi": Peer(transformers.bert_model),
+        "pyenc, bf16": Peer(pyenc_encoder.ids(BF16), "bfloat16", HALF),
+        "torch, SDPA, dense bias, bf16": Peer(torch_encoder.plain(BF16), "bfloat16", HALF),
+        "torch.compile, frozen, bf16": Peer(
+            torch_encoder.compiled(BF16), "bfloat16", HALF, with_memory=False, longest=4096
+        ),
+        "llama.cpp, f16": Peer(llama_cpp.peer("f16", 8192), "float16 or less", HALF),
+        "llama.cpp, q8_0": Peer(
+            llama_cpp.peer("q8_0", 8192), "float16 or less", HALF, longest=4096
+        ),
+    },
+}
+"""pyenc is the first of each precision that it has."""
+
+
+def subject(model: str, precision: str) -> str:
+    """Our own program that those of a precision are held against: below float32, in bfloat16."""
+    ours = "float32" if precision == "float32" else "bfloat16"
+    return next(name for name, peer in PEERS[model].items() if peer.precision == ours)

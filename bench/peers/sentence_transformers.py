@@ -1,0 +1,71 @@
+"""sentence-transformers: its default torch backend, and its own steps around ONNX Runtime."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.peers import onnx_runtime
+from bench.peers.encoder_call import MAX_LENGTH, Texts
+from bench.peers.transformers import no_bars
+
+
+def torch_backend(folder: Path) -> Texts:
+    """Its default: the torch backend, batches of 32 texts sorted by length."""
+    from sentence_transformers import SentenceTransformer
+
+    no_bars()
+    model = SentenceTransformer(str(folder), device="cpu")
+    model.max_seq_length = MAX_LENGTH
+    return lambda texts: model.encode(texts, show_progress_bar=False)
+
+
+class _Hidden(nn.Module):
+    """BERT from tensors to a tensor, as an export takes it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        out: Tensor = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+        ).last_hidden_state
+        return out
+
+
+def onnx_backend(folder: Path) -> Texts:
+    """sentence-transformers' ONNX backend: its own steps with ONNX Runtime for the model.
+
+    Its package for that wants another transformers than the others here, so the model is exported
+    here and stands in for the torch one, where that backend's would.
+    """
+    from sentence_transformers import SentenceTransformer
+    from transformers.modeling_outputs import BaseModelOutput
+
+    no_bars()
+    encoder = SentenceTransformer(str(folder), device="cpu")
+    encoder.max_seq_length = MAX_LENGTH
+    model: Any = encoder[0].model
+    example = {
+        name: torch.ones(2, 7, dtype=torch.int64)
+        for name in ("input_ids", "attention_mask", "token_type_ids")
+    }
+    with tempfile.TemporaryDirectory() as made:
+        session = onnx_runtime.session(_Hidden(model), example, Path(made))
+
+    def forward(
+        input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, **_: Any
+    ) -> BaseModelOutput:
+        given = {
+            "input_ids": input_ids, "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+        }  # fmt: skip
+        return BaseModelOutput(last_hidden_state=session(given))
+
+    model.forward = forward
+    return lambda texts: encoder.encode(texts, show_progress_bar=False)

@@ -1,0 +1,1 @@
+"""Results as text and as plots, from their JSON alone."""

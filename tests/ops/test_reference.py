@@ -1,0 +1,104 @@
+"""`backend="reference"` is an oracle in half precision too: it computes in at least float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyenc.ops import (
+    ALiBi,
+    RelativePositionBias,
+    add_layer_norm,
+    add_rms_norm,
+    attention,
+    gated_activation,
+    gated_linear,
+    linear,
+    rotary,
+    segment_mean,
+)
+
+HALVES = [torch.float16, torch.bfloat16]
+
+
+def test_a_mean_of_many_does_not_overflow() -> None:
+    x = torch.full((8192, 3), 60.0, dtype=torch.float16)
+    pooled = segment_mean(x, torch.tensor([0, 8192]), backend="reference")
+    assert torch.equal(pooled, torch.full((1, 3), 60.0))
+    weights = torch.full((8192,), 9.0, dtype=torch.float16)
+    pooled = segment_mean(x, torch.tensor([0, 8192]), weights, backend="reference")
+    assert torch.equal(pooled, torch.full((1, 3), 60.0))
+
+
+def test_squares_and_products_do_not_overflow() -> None:
+    x = torch.full((2, 64), 300.0, dtype=torch.float16)
+    one = torch.ones(64, dtype=torch.float16)
+    normed, total = add_rms_norm(x, None, one, 1e-6, backend="reference")
+    assert torch.equal(normed, torch.ones_like(x))
+    assert total.dtype == torch.float16
+    x[:, ::2] = -300.0
+    normed, _ = add_layer_norm(x, None, one, None, 1e-12, backend="reference")
+    assert torch.equal(normed.abs(), torch.ones_like(x))
+    far = torch.full((1, 1), 60.0, dtype=torch.float16)  # its cube overflows
+    assert gated_activation(far, far, "gelu_tanh", backend="reference").item() == 3600
+    long = torch.full((1, 4096), 16.0, dtype=torch.float16)
+    weight = torch.cat([long, -long])
+    # The sums reach 2^20 and cancel.
+    y = linear(torch.cat([long, long], 1), torch.cat([long, -long], 1), backend="reference")
+    assert y.item() == 0
+    gated = gated_linear(long / 65536, weight, None, "relu", backend="reference")
+    assert gated.item() == -256
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("kind", ["alibi", "t5", "dense"])
+def test_attention_and_its_bias(kind: str, dtype: torch.dtype) -> None:
+    """As in float64, rounded once; the bias's own numbers, half or not, are taken as they are."""
+    n, heads = 70, 2
+    q, k, v = (torch.randn(n, heads, 16).to(dtype) for _ in range(3))
+    tensor = {
+        "alibi": torch.tensor([0.3, 0.0071]),
+        "t5": torch.randn(8, heads),
+        "dense": torch.randn(heads, n, n),
+    }[kind]
+    if kind != "alibi":  # slopes stay float32
+        tensor = tensor.to(dtype)
+
+    def run(working: torch.dtype) -> tuple[Tensor, Tensor]:
+        numbers = tensor.to(torch.promote_types(working, tensor.dtype))
+        bias = {"alibi": ALiBi, "t5": RelativePositionBias}.get(kind, lambda x: x)(numbers)
+        out, lse = attention(
+            *(x.to(working) for x in (q, k, v)), torch.tensor([0, n]), bias=bias,
+            return_lse=True, backend="reference",
+        )  # fmt: skip
+        return out, lse
+
+    (out, lse), (exact, exact_lse) = run(dtype), run(torch.float64)
+    assert (out.dtype, lse.dtype) == (dtype, torch.float32)
+    assert ((out.double() - exact).abs() <= exact.abs() * torch.finfo(dtype).eps + 1e-6).all()
+    torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_rotary_turns_in_float32(dtype: torch.dtype) -> None:
+    x = torch.randn(5, 2, 8).to(dtype)
+    angle = torch.rand(9, 4)
+    got = rotary(x, angle.cos(), angle.sin(), torch.arange(5), backend="reference")
+    exact = rotary(
+        x.double(), angle.cos().double(), angle.sin().double(), torch.arange(5), backend="reference"
+    )
+    assert got.dtype == dtype
+    off = (got.double() - exact).abs()
+    assert (off <= exact.abs() * torch.finfo(dtype).eps / 2 + 1e-6).all()
+
+
+def test_gradients_keep_the_dtype_of_what_they_are_of() -> None:
+    x = torch.randn(6, 8, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(8, dtype=torch.bfloat16, requires_grad=True)
+    normed, total = add_layer_norm(x, x, weight, None, 1e-5, backend="reference")
+    (normed.float().sum() + total.float().sum()).backward()
+    assert x.grad is not None
+    assert x.grad.dtype == torch.bfloat16
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.bfloat16
