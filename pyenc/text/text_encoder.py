@@ -210,7 +210,7 @@ class TextEncoder:
         batches = list(token_batches([len(t.ids) for t in tokens], batch_tokens))
         # On a GPU the vectors leave it batch by batch, unless they are asked for as a tensor there.
         place = self.device if convert_to_tensor else torch.device("cpu")
-        pooled = torch.zeros(len(listed), dim, device=place)
+        pooled = torch.zeros(len(listed), dim, dtype=torch.float32, device=place)
         rows: list[TokenVectors | None] = [None] * len(listed)
         hide = None if progress is None else not progress
         bar = tqdm(
@@ -221,7 +221,7 @@ class TextEncoder:
             for batch in batches:
                 values = self._run([tokens[i] for i in batch], skip, output, dim, normalize)
                 if output == "pooled":
-                    pooled[torch.tensor(batch, device=place)] = values.to(place)
+                    pooled[torch.tensor(batch, dtype=torch.long, device=place)] = values.to(place)
                 else:
                     bounds = np.cumsum([0] + [len(tokens[i].ids) for i in batch])
                     states = values.cpu().numpy()
