@@ -16,6 +16,7 @@ from .errors import (
     PyencError,
     UnknownArchitectureError,
 )
+from .forking import ForkWarning
 
 if TYPE_CHECKING:
     from .models import Encoder, EncoderConfig
@@ -29,6 +30,7 @@ __all__ = [
     "CheckpointError",
     "Encoder",
     "EncoderConfig",
+    "ForkWarning",
     "InputError",
     "PyencError",
     "TextEncoder",

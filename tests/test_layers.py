@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pyenc.text",),
     ("pyenc.cli", "pyenc.integrations"),
 )
-LEAVES = ("pyenc.errors",)
+LEAVES = ("pyenc.errors", "pyenc.forking")
 # The package's own __init__ gathers the public face; `python -m pyenc` is the command line.
 ROOF = "pyenc"
 ABOVE_ALL = (ROOF, "pyenc.__main__")

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError
+from ..forking import check_forked
 from ..models import Encoder
 from ..models.families import ConfigFile, Family, recognise
-from .strict import check_names, check_shape, check_shapes, count_layers, is_buffer, readings
+from .strict import check_names, check_shape, check_shapes, constant_of, count_layers, readings
 from .target import DTYPES, check_device, check_dtype
 from .weights import WeightFiles
+from .wrappers import modern_names
 
 
 @dataclass
@@ -28,12 +30,15 @@ class Checkpoint:
     """`config.json` as it stands in the folder."""
     sources: dict[str, tuple[str, ...]]
     """Parameter -> the names its rows had in the file, prefix and all."""
+    bare: frozenset[str] = frozenset()
+    """The file's tensor names as the family knows them, without prefix."""
     set_aside: dict[str, Tensor] = field(default_factory=dict)
     """Heads that are no part of the encoder, under their names in the file."""
     tied: dict[str, str] = field(default_factory=dict)
     """Head tensors equal to a parameter: written from it."""
     buffers: dict[str, Tensor] = field(default_factory=dict)
-    """Constants such as `embeddings.position_ids`, under their names in the file."""
+    """Constants such as `embeddings.position_ids`, equal to what is computed, under their names in
+    the file."""
     stored_dtype: torch.dtype = torch.float32
 
 
@@ -58,12 +63,11 @@ def load_checkpoint(
         CheckpointError: a file or tensor is missing, damaged, unsafe, misshapen or not finite.
         UnknownArchitectureError: the tensors belong to no known family.
     """
+    check_forked()
     config_path = folder / "config.json"
     config = read_json(config_path)
     files = WeightFiles(folder)
-    names = {_modern(name): name for name in files.names}
-    if len(names) != len(files.names):
-        raise CheckpointError(f"{folder}: LayerNorms named both gamma/beta and weight/bias")
+    names = modern_names(files.names, folder)
     reader = ConfigFile(str(config_path), config)
     family, prefix = recognise(names, reader)
     bare = frozenset(n.removeprefix(prefix) for n in names)
@@ -75,7 +79,7 @@ def load_checkpoint(
     # One layer too many is enough to be refused, and config.json may speak of a million.
     some = replace(shape, num_layers=min(shape.num_layers, layers + 1))
     parts = {p: tuple(prefix + n for n in ns) for p, ns in family.parts(some).items()}
-    check_names(files, names, parts, family, prefix, (shape.num_layers, layers))
+    check_names(files, names, parts, family, prefix, shape, layers)
     # Before anything is built: the product of two absurd sizes is more than torch can count.
     word = names[parts["embeddings.word.weight"][0]]
     check_shape(files, word, (shape.vocab_size, shape.hidden_size))
@@ -95,6 +99,7 @@ def load_checkpoint(
         family=family,
         config=config,
         sources={p: tuple(names[n] for n in ns) for p, ns in parts.items()},
+        bare=bare,
         stored_dtype=stored,
     )
     _set_aside(checkpoint, files, names, prefix)
@@ -112,14 +117,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
-
-
-def _modern(name: str) -> str:
-    """Very old files call the LayerNorm's tensors gamma and beta."""
-    for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
-        if name.endswith("LayerNorm" + old):
-            return name.removesuffix(old) + new
-    return name
 
 
 def _read(files: WeightFiles, names: list[str], device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -162,7 +159,14 @@ def _set_aside(
         if name in used:
             continue
         tensor = files.read(name)
-        if is_buffer(modern, family, prefix):
+        holds = constant_of(modern, family, prefix, checkpoint.encoder.config)
+        if holds is not None:
+            if not holds(tensor, checkpoint.encoder.config):
+                raise CheckpointError(
+                    f"{files.file_of(name)}: tensor {name!r} ({tensor.dtype}, "
+                    f"{tuple(tensor.shape)}) is a constant of {family.name}, and not what is "
+                    "computed here: the weights belong to another arithmetic"
+                )
             checkpoint.buffers[name] = tensor.clone()
             continue
         if tensor.is_floating_point():

@@ -13,10 +13,16 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint
+from .writable import check_writable
 
 
 def original_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The encoder's tensors (heads and buffers with them) under the names they came with."""
+    """The encoder's tensors (heads and buffers with them) under the names they came with.
+
+    Raises:
+        CheckpointError: the encoder has what its checkpoint cannot hold; the message names it.
+    """
+    check_writable(checkpoint.encoder, checkpoint.family, checkpoint.config, checkpoint.bare)
     state = checkpoint.encoder.state_dict()
     tensors: dict[str, Tensor] = {}
     for parameter, names in checkpoint.sources.items():
@@ -44,9 +50,11 @@ def save_checkpoint(
         files: relative path -> content, such as the tokenizer's.
 
     Raises:
-        CheckpointError: `folder` is a file or cannot be written, or a path leads out of it.
+        CheckpointError: `folder` is a file or cannot be written, a path leads out of it, or the
+            encoder has what a checkpoint cannot hold, such as a parameter of one's own.
     """
     folder = Path(folder)
+    tensors = original_tensors(checkpoint)
     config = dict(checkpoint.config)
     # Newer files say "dtype", some say both.
     for key in [key for key in ("torch_dtype", "dtype") if key in config] or ["torch_dtype"]:
@@ -69,7 +77,7 @@ def save_checkpoint(
             partial.replace(path)
         partial = folder / "model.safetensors.partial"
         with torch.no_grad():
-            save_file(original_tensors(checkpoint), partial, metadata={"format": "pt"})
+            save_file(tensors, partial, metadata={"format": "pt"})
         partial.replace(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be written: {error}") from error

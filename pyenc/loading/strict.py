@@ -6,12 +6,10 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 
 from ..errors import CheckpointError
-from ..models import Encoder
+from ..models import Encoder, EncoderConfig
 from ..models.families import Family, Parts
+from .constants import Same, constant
 from .weights import WeightFiles
-
-BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
-"""Constants that old checkpoints carry; computed, so not needed, and kept for saving alone."""
 
 _LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
 
@@ -31,8 +29,10 @@ def readings(name: str, family: Family, prefix: str) -> Iterator[str]:
             yield name.removeprefix(outer)
 
 
-def is_buffer(name: str, family: Family, prefix: str) -> bool:
-    return any(reading in BUFFERS for reading in readings(name, family, prefix))
+def constant_of(name: str, family: Family, prefix: str, config: EncoderConfig) -> Same | None:
+    """How to tell whether a tensor holds what is computed; None if it is no constant."""
+    found = (constant(reading, config) for reading in readings(name, family, prefix))
+    return next(filter(None, found), None)
 
 
 def check_names(
@@ -41,7 +41,8 @@ def check_names(
     parts: Parts,
     family: Family,
     prefix: str,
-    layers: tuple[int, int],
+    config: EncoderConfig,
+    found: int,
 ) -> None:
     """Every tensor that belongs is there, and no other.
 
@@ -51,7 +52,8 @@ def check_names(
         parts: parameter -> modern names.
         family: whose they are.
         prefix: what all names of the encoder begin with.
-        layers: the number of layers that `config.json` says, and that the names tell of.
+        config: the encoder that `config.json` describes.
+        found: the number of layers that the names tell of.
 
     Raises:
         CheckpointError: names the tensors.
@@ -61,14 +63,17 @@ def check_names(
     unexpected = [
         stored
         for name, stored in names.items()
-        if name not in wanted and not _belongs_aside(name, family, prefix)
+        if name not in wanted
+        and not any(r.startswith(family.set_aside) for r in readings(name, family, prefix))
+        and constant_of(name, family, prefix, config) is None
     ]
     problems = _listed(files, "missing", missing) + _listed(files, "unexpected", unexpected)
     if not problems:
         return
-    said, found = layers
-    if said != found:
-        problems.append(f"config.json: num_hidden_layers is {said}, the weights have {found}")
+    if config.num_layers != found:
+        problems.append(
+            f"config.json: num_hidden_layers is {config.num_layers}, the weights have {found}"
+        )
     raise CheckpointError(
         f"{files.folder}: the tensors are not those of {family.name} as config.json describes "
         "it:\n  " + "\n  ".join(problems)
@@ -94,13 +99,6 @@ def check_shapes(files: WeightFiles, names: dict[str, str], parts: Parts, encode
         rows, *rest = expected[parameter]
         for name in ns:
             check_shape(files, names[name], (rows // len(ns), *rest))
-
-
-def _belongs_aside(name: str, family: Family, prefix: str) -> bool:
-    return any(
-        reading in BUFFERS or reading.startswith(family.set_aside)
-        for reading in readings(name, family, prefix)
-    )
 
 
 def _listed(files: WeightFiles, what: str, names: Iterable[str], most: int = 5) -> list[str]:

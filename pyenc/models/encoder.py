@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..forking import check_forked
 from ..ops import ALiBi, add_layer_norm, alibi_slopes, attention, gated_linear, linear
 from ..ops.attention.validation import check_skip_eps
 from ..ops.backend import compiling, requested_backend
@@ -71,6 +72,7 @@ class Encoder(nn.Module):
         Raises:
             InputError: shapes disagree, or an id or a position is out of range.
         """
+        check_forked()
         packed = pack(input_ids, attention_mask, token_type_ids)
         hidden_TC = self.forward_packed(
             packed.input_ids,
@@ -110,6 +112,7 @@ class Encoder(nn.Module):
         Raises:
             InputError: shapes disagree, or an id or a position is out of range.
         """
+        check_forked()
         check_packed(input_ids, cu_seqlens, positions, token_type_ids, values=not checked)
         relative = None if positions is None or contiguous else positions
         if self.config.position == "absolute":

@@ -14,6 +14,7 @@ from types import TracebackType
 import torch
 
 from ..errors import BackendError
+from ..forking import check_forked
 
 BACKENDS = ("triton", "cpu", "flash_attn", "onednn", "torch", "reference")
 """`reference` is the dense oracle: O(n^2) memory, any dtype, for checking only."""
@@ -83,6 +84,7 @@ def choose(
     Raises:
         BackendError: a backend was asked for and cannot serve, or is unknown.
     """
+    check_forked()
     name = requested_backend(explicit)
     if name == "auto" or name in others:
         for candidate, why_not in table.items():

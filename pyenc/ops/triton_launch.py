@@ -18,7 +18,7 @@ def why_not(x: Tensor) -> str | None:
     """Why the Triton kernels cannot serve a tensor, or None."""
     if x.dtype not in DTYPE_CODES:
         return f"it has no {x.dtype} kernel"
-    return _missing(x.device.type)
+    return missing(x.device.type)
 
 
 @functools.cache
@@ -28,5 +28,6 @@ def module_for(name: str) -> ModuleType:
 
 
 @torch.compiler.assume_constant_result
-def _missing(device_type: str) -> str | None:
+def missing(device_type: str) -> str | None:
+    """Why no Triton kernel can run on devices of a type, or None."""
     return pyenc_kernels.unavailable_reason(device_type)

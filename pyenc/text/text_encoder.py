@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import CheckpointError, InputError, InputTypeError
+from ..forking import check_forked
 from ..loading import Checkpoint, save_checkpoint
 from ..models import Encoder
 from ..ops.segment_mean import normalize_rows
@@ -146,6 +147,7 @@ class TextEncoder:
             InputTypeError: something among the texts is not a string; the message names its index.
             InputError: an option is out of range, or a text is too long under `on_long="error"`.
         """
+        check_forked()
         single = isinstance(texts, str)
         listed = _checked_texts(texts)
         tokenizer = self._needed_tokenizer()

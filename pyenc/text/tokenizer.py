@@ -16,6 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from ..errors import CheckpointError, InputError
+from ..forking import is_forked
 from ..loading import read_json
 
 TOKENIZER_FILES = (
@@ -84,7 +85,12 @@ class TextTokenizer:
         """
         encode = self._tokenizer.encode_batch if spans else self._tokenizer.encode_batch_fast
         try:
-            encodings = encode(list(texts))
+            if is_forked():
+                # Their threads stayed behind too; under TOKENIZERS_PARALLELISM=true the library
+                # waits for them.
+                encodings = [self._tokenizer.encode(text) for text in texts]
+            else:
+                encodings = encode(list(texts))
         except Exception as error:  # the library raises bare Exception too
             raise InputError(
                 _not_unicode(texts, first) or f"the tokenizer failed: {error}"

@@ -18,7 +18,7 @@ import pytest
 from cli_support import GOLDEN, TEXTS, Cli
 
 import pyenc
-from pyenc.cli import embed
+from pyenc.cli import work
 
 CLOSE = 2e-6
 """Cut into parts or not, a text's vector moves by rounding only."""
@@ -73,7 +73,7 @@ def read(path: Path) -> tuple[list[int], list[Any] | None, np.ndarray]:
 def test_every_input_to_every_output(
     cli: Cli, tmp_path: Path, bert: Path, given: str, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed, "CHUNK_TEXTS", 4)
+    monkeypatch.setattr(work, "UNIT_TEXTS", 4)
     out = tmp_path / f"out{suffix}"
     said = cli("embed", bert, given, "-o", out)
     assert said.status == 0, said.err
@@ -192,7 +192,7 @@ def test_parquet_types(cli: Cli, tmp_path: Path, bert: Path, texts_file: Path) -
 def test_shards_together_are_the_whole(
     cli: Cli, tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed, "CHUNK_TEXTS", 2)
+    monkeypatch.setattr(work, "UNIT_TEXTS", 2)
     given = tmp_path / "in.jsonl"
     given.write_text("\n".join(json.dumps({"id": f"t{i}", "text": t}) for i, t in enumerate(TEXTS)))
     whole = np.full((len(TEXTS), 64), np.nan, np.float32)
@@ -231,7 +231,7 @@ def test_parts_are_cut_by_characters_too(
         return encode(self, texts, **options)
 
     monkeypatch.setattr(pyenc.TextEncoder, "encode", spy)
-    monkeypatch.setattr(embed, "CHUNK_CHARACTERS", 60)
+    monkeypatch.setattr(work, "UNIT_CHARACTERS", 60)
     assert cli("embed", bert, texts_file, "-o", tmp_path / "o.npy").status == 0
     assert sizes == [0, 4, 2, 4]
     characters = list(itertools.accumulate(map(len, TEXTS)))
@@ -289,7 +289,7 @@ def test_outputs_that_cannot_be(
 def test_long_texts_are_counted_once(
     cli: Cli, tmp_path: Path, jina: Path, texts_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed, "CHUNK_TEXTS", 4)
+    monkeypatch.setattr(work, "UNIT_TEXTS", 4)
     encoder = pyenc.load(jina)
     lengths = [len(t.ids) for t in encoder.tokenizer(TEXTS, 10**6)]
     long = [n for n in lengths if n > 12]

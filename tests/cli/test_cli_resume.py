@@ -14,7 +14,7 @@ import torch
 from cli_support import TEXTS, Cli
 
 import pyenc
-from pyenc.cli import embed, parts, writers
+from pyenc.cli import embed, parts, work, writers
 
 SUFFIXES = (".npy", ".jsonl", ".parquet")
 
@@ -22,7 +22,8 @@ SUFFIXES = (".npy", ".jsonl", ".parquet")
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten texts are four parts."""
-    monkeypatch.setattr(embed, "CHUNK_TEXTS", 3)
+    monkeypatch.setattr(work, "UNIT_TEXTS", 3)
+    monkeypatch.setattr(work, "PART_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from . import cpu as cpu_kernels
 from . import flash_attn
 from . import registration as _registration  # noqa: F401  (it registers the ops)
 from . import triton as triton_kernels
-from .bias import ALiBi, ScoreBias, ScoreMap
+from .bias import ALiBi
 from .own_bias import CustomTerms, attention_custom_bias
 from .reference import attention_reference
 from .terms import Arguments, Bias, flatten, is_own, skip_eps_of
@@ -96,7 +96,6 @@ def attention(
     elif name == "torch" and is_own(bias):
         bounds = check_values(q, cu_seqlens, bias, positions)
         seed_value = 0 if seed is None else int(seed)
-        assert isinstance(bias, (ScoreBias, ScoreMap))
         custom = CustomTerms(bias, bounds, positions, scale, window, dropout_p, seed_value)
         out, lse = attention_custom_bias(q, k, v, custom)
     else:

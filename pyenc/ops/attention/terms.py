@@ -7,7 +7,7 @@ Shapes: T packed tokens, B sequences, H heads, D head dim.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -88,7 +88,7 @@ def flatten(bias: Bias) -> tuple[str, Tensor | None, int]:
     return "none", None, 0
 
 
-def is_own(bias: Bias) -> bool:
+def is_own(bias: Bias) -> TypeGuard[ScoreBias | ScoreMap]:
     """Whether it is an object of the user's own (or of that form)."""
     return bias is not None and not isinstance(bias, (ALiBi, RelativePositionBias, Tensor))
 

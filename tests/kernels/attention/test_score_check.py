@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from pyenc.errors import InputError
+from pyenc.errors import BackendError, InputError
 from pyenc.ops import AsymmetricALiBi, attention, check_score_bias
 from pyenc_kernels.score_function import ASYMMETRIC_ALIBI, ScoreFunction
 from tests.oracle import assert_right
@@ -149,6 +149,94 @@ class Clipped(nn.Module):
         return self.function, self.table
 
 
+@triton.jit
+def capped_score(s, i, j, head, params):
+    x = s - tl.load(params) * tl.abs(i - j)
+    cap = tl.load(params + 1)
+    return cap * (2.0 * tl.sigmoid(2.0 * x / cap) - 1.0)
+
+
+@triton.jit
+def capped_slope(s, i, j, head, params):
+    x = (s - tl.load(params) * tl.abs(i - j)) / tl.load(params + 1)
+    t = 2.0 * tl.sigmoid(2.0 * x) - 1.0
+    return 1.0 - t * t
+
+
+@triton.jit
+def capped_parameter(s, i, j, head, params, index: tl.constexpr):
+    x = (s - tl.load(params) * tl.abs(i - j)) / tl.load(params + 1)
+    t = 2.0 * tl.sigmoid(2.0 * x) - 1.0
+    return -tl.abs(i - j) * (1.0 - t * t) if index == 0 else t - x * (1.0 - t * t)
+
+
+@triton.jit
+def too_much(s, i, j, head, params, index: tl.constexpr):
+    by = capped_parameter(s, i, j, head, params, index)
+    return by if index == 0 else 1.3 * by
+
+
+@triton.jit
+def nothing(s, i, j, head, params, index: tl.constexpr):
+    by = capped_parameter(s, i, j, head, params, index)
+    return by if index == 0 else 0.0 * by
+
+
+CAPPED = ScoreFunction(capped_score, capped_slope, capped_parameter, n_learned=2)
+
+
+class CappedALiBi(nn.Module):
+    """A slope and a cap, numbers of sizes that differ by a thousand, in one tensor."""
+
+    def __init__(self, parameter: Any = capped_parameter) -> None:
+        super().__init__()
+        self.both = nn.Parameter(torch.tensor([[0.05, 30.0], [0.003, 60.0]]))
+        self.function = replace(CAPPED, parameter=parameter)
+
+    def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        slope, cap = self.both[:, 0, None, None], self.both[:, 1, None, None]
+        return cap * ((s - slope * (i[:, None] - j).abs()) / cap).tanh()
+
+    def kernel(self) -> tuple[ScoreFunction, Tensor]:
+        return self.function, self.both
+
+
+@triton.jit
+def broken_off_score(s, i, j, head, params):
+    return s - tl.load(params) * tl.minimum(tl.abs(i - j), 600.0)
+
+
+@triton.jit
+def one_rate(head, params, left: tl.constexpr):
+    return tl.load(params)
+
+
+class BrokenOff(nn.Module):
+    """ALiBi that stops falling at 600: no decay beyond."""
+
+    function = ScoreFunction(broken_off_score, decay=one_rate)
+
+    def block(self, i: Tensor, j: Tensor) -> Tensor:
+        return -0.1 * (i[:, None] - j).abs().clamp(max=600)[None]
+
+    def kernel(self) -> tuple[ScoreFunction, Tensor]:
+        return self.function, torch.full((1, 1), 0.1)
+
+
+@triton.jit
+def faint_score(s, i, j, head, params):
+    return s - tl.load(params) * tl.where(head == 0, 1.1, 1.0) * tl.abs(i - j)
+
+
+class Faint(Lopsided):
+    """Wrong in a head whose slope is a ten-thousandth of the other's."""
+
+    function = ScoreFunction(faint_score)
+
+    def block(self, i: Tensor, j: Tensor) -> Tensor:
+        return -self.slopes[:, 0, None, None] * (i[:, None] - j).abs()
+
+
 def lopsided(**changes: Any) -> Lopsided:
     slopes = torch.tensor([[0.5, 0.1], [0.2, 0.3]], requires_grad=True)
     made = Lopsided(slopes)
@@ -157,7 +245,14 @@ def lopsided(**changes: Any) -> Lopsided:
 
 
 def test_what_is_right_passes(device: str) -> None:
-    check_score_bias(SoftCap(3), device=device)
+    said = check_score_bias(SoftCap(3), device=device)
+    assert said == (
+        "SoftCap: score, slope, parameter (gradients of 1 tensors) agree with the torch form on "
+        "2560 pairs a head, at distances up to 8191"
+    )
+    for _ in range(5):
+        assert "up to 999" in check_score_bias(CappedALiBi(), span=1000, device=device)
+    assert "decay" in check_score_bias(BrokenOff(), span=601, device=device)
     check_score_bias(Clipped(2), device=device)
     check_score_bias(lopsided(), device=device)
     check_score_bias(AsymmetricALiBi(torch.rand(2, 2, requires_grad=True)), device=device)
@@ -172,6 +267,16 @@ def test_what_is_right_passes(device: str) -> None:
         (lopsided(parameter=None, n_learned=0), "has neither parameter nor lookup"),
         (Clipped(2, replace(CLIPPED, lookup=mirrored_place)), "lookup: the gradient of"),
         (lopsided(decay=hasty_decay), "decay promises a rate of .* on the left of head 0"),
+        (
+            CappedALiBi(too_much),
+            r"parameter: the gradient of parameters\(\)\[0\] is off .* at \[., 1\]",
+        ),
+        (
+            CappedALiBi(nothing),
+            r"parameter: the gradient of parameters\(\)\[0\] is off .* at \[., 1\]",
+        ),
+        (BrokenOff(), "decay promises a rate of 0.1 on the"),
+        (Faint(torch.tensor([[1e-5, 0.0], [0.1, 0.0]])), "Faint: score is off by .* at head 0"),
         (lopsided(flat=True), "promises a bias that is flat"),
         (AsymmetricALiBi(torch.rand(2, 2)), "nothing in parameters.* requires a gradient"),
     ],
@@ -179,6 +284,17 @@ def test_what_is_right_passes(device: str) -> None:
 def test_what_is_wrong_is_named(bias: Any, message: str, device: str) -> None:
     with pytest.raises(InputError, match=message):
         check_score_bias(bias, device=device)
+
+
+def test_without_a_device_that_serves_it_says_why() -> None:
+    """And does not ask torch for a tensor there, which ends in torch's own AssertionError."""
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendError, match="check_score_bias: torch sees no CUDA"):
+            check_score_bias(SoftCap(2))
+    with pytest.raises(BackendError, match="do not serve meta tensors"):
+        check_score_bias(SoftCap(2), device="meta")
+    with pytest.raises(InputError, match="span must be at least 96, got 5"):
+        check_score_bias(SoftCap(2), span=5, device="cpu")
 
 
 def test_a_lookup_of_floats_is_refused(device: str) -> None:

@@ -19,7 +19,7 @@ from pyenc.ops.attention import groups
 from tests.oracle import assert_right, naively
 
 MIXED = [5, 1, 17, 0, 17, 40, 2]
-BIASES = ["none", "alibi", "t5", "dense", "own"]
+BIASES = ["none", "alibi", "t5", "dense", "own", "map"]
 
 
 class Root:
@@ -35,6 +35,16 @@ class Root:
         distance = (i[:, None] - j[None, :]).abs().to(self.slopes.dtype)
         # Away from zero: the square root's slope there has no finite value.
         return -self.slopes[:, None, None] * (distance + 0.25).sqrt()
+
+
+class Cap(Root):
+    """A map of one's own, with `score` alone: cap tanh(s / cap)."""
+
+    block = None
+
+    def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        cap = 1 + self.slopes[:, None, None].to(s.dtype)
+        return cap * (s / cap).tanh()
 
 
 def cu_seqlens(lengths: list[int]) -> Tensor:
@@ -62,6 +72,7 @@ def wrap(kind: str, tensor: Tensor | None) -> object:
         "alibi": ALiBi,
         "t5": RelativePositionBias,
         "own": Root,
+        "map": Cap,
         "dense": lambda t: t,
     }
     return None if tensor is None else makers[kind](tensor)

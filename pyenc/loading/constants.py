@@ -1,0 +1,76 @@
+"""Constants that files carry because a module once registered them as buffers.
+
+They are computed here, so a stored one is not needed. It is accepted where it holds what is
+computed, to the bit in its own dtype, and kept for saving; one that holds anything else belongs to
+another model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..models import EncoderConfig
+from ..ops import alibi_slopes
+
+Same = Callable[[Tensor, EncoderConfig], bool]
+
+ROWS = 256
+"""Rows of an ALiBi table compared at a time: the whole may be gigabytes."""
+
+
+def constant(reading: str, config: EncoderConfig) -> Same | None:
+    """Whether a tensor holds what is computed, if a constant of this encoder is called so.
+
+    Args:
+        reading: the tensor's name without prefix.
+        config: of the encoder.
+    """
+    if reading == "embeddings.position_ids":
+        return _positions
+    if reading == "embeddings.token_type_ids":
+        return _zeros
+    path, _, last = reading.rpartition(".")
+    if config.position == "alibi" and path.partition(".")[0] in ("", "encoder", "embeddings"):
+        return {"alibi": _table, "slopes": _slopes, "alibi_slopes": _slopes}.get(last)
+    return None
+
+
+def alibi_table(config: EncoderConfig, rows: slice, columns: int, head: int) -> Tensor:
+    """-slope * |i - j| of one head, float32 (rows, columns), as the published code computes it."""
+    places = torch.arange(columns, device="cpu")
+    distance = (places[rows, None] - places).abs()
+    return -alibi_slopes(config.num_heads)[head] * distance
+
+
+def _positions(tensor: Tensor, config: EncoderConfig) -> bool:
+    count = tensor.shape[-1] if tensor.ndim else 0
+    expected = torch.arange(count, device="cpu").to(tensor.dtype)
+    return tensor.numel() == count and _equal(tensor.reshape(-1), expected)
+
+
+def _zeros(tensor: Tensor, config: EncoderConfig) -> bool:
+    return _equal(tensor, torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu"))
+
+
+def _slopes(tensor: Tensor, config: EncoderConfig) -> bool:
+    return _equal(tensor.reshape(-1), alibi_slopes(config.num_heads).to(tensor.dtype))
+
+
+def _table(tensor: Tensor, config: EncoderConfig) -> bool:
+    heads, n = config.num_heads, tensor.shape[-1] if tensor.ndim else 0
+    if tensor.shape not in ((heads, n, n), (1, heads, n, n)):
+        return False
+    for head, table in enumerate(tensor.reshape(heads, n, n)):
+        for start in range(0, n, ROWS):
+            rows = slice(start, min(n, start + ROWS))
+            if not _equal(table[rows], alibi_table(config, rows, n, head).to(tensor.dtype)):
+                return False
+    return True
+
+
+def _equal(stored: Tensor, expected: Tensor) -> bool:
+    # Some small dtypes cannot be compared as they are; all real ones are exact in float64.
+    return not stored.is_complex() and torch.equal(stored.double(), expected.double())
