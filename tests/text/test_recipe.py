@@ -172,9 +172,8 @@ def test_refused(folder: Path, file: str, content: Any, message: str) -> None:
 
 
 def test_lower_case(folder: Path) -> None:
-    config = json.loads((folder / "tokenizer.json").read_text())
-    config["normalizer"]["lowercase"] = False
-    write(folder / "tokenizer.json", config)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    write(folder / "tokenizer_config.json", config | {"do_lower_case": False})
     kept = pyenc.load(folder)
     assert (kept.encode("THE SKY") != kept.encode("the sky")).any()
     write(folder / "sentence_bert_config.json", {"max_seq_length": 256, "do_lower_case": True})
