@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, models
 
-SIZE = 1 << 18
+SIZE = 1 << 16
 """Characters of a piece at the most, where there is a place to cut."""
 
 _PLAIN = "0-9A-Za-z"
@@ -144,13 +144,8 @@ class Cuts:
         drops. The run's end where there is not so much."""
         if text[start] in _GAP or ord(text[start]) < 32 or text[start] == "\x7f":
             return start + self._keep
-        solid = re.compile(f"[{_SOLID}]")
-        found = 0
-        for match in solid.finditer(text, start, min(end, start + 8 * self._keep)):
-            found += 1
-            if found == self._keep:
-                return match.end()
-        return end
+        near = re.compile(f"[{_SOLID}]").finditer(text, start, min(end, start + 8 * self._keep))
+        return next((m.end() for n, m in enumerate(near, 1) if n == self._keep), end)
 
 
 def lengthen(spans: np.ndarray, gaps: np.ndarray) -> np.ndarray:

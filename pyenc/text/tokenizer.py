@@ -19,7 +19,7 @@ from .long_texts import SIZE, Cuts, lengthen
 from .tokenizer_files import TOKENIZER_FILES, has_tokenizer, read_tokenizer
 
 CHUNK_TEXTS = 1024
-CHUNK_CHARACTERS = 1 << 19
+CHUNK_CHARACTERS = 1 << 18
 """Texts and characters tokenised at a time, so that the library's own objects do not pile up: they
 are about a hundred times as large as the text."""
 
@@ -76,6 +76,14 @@ class TextTokenizer:
                 steps.append(self._tokenizer.normalizer)
             self._tokenizer.normalizer = normalizers.Sequence(steps)
         self._set_up()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_split": self._tokenizer.encode_special_tokens}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # The library's own pickle forgets it.
+        self._tokenizer.encode_special_tokens = self.__dict__.pop("_split")
 
     def _set_up(self) -> None:
         self._cuts = Cuts(self._tokenizer)

@@ -149,7 +149,9 @@ def read_settings(
                 raise settings.fault(
                     "added_tokens_decoder", f"expected tokens by id, got {number!r}: {token!r:.40}"
                 )
-            settings.added[int(number)] = _token(settings, "added_tokens_decoder", token)
+            settings.added[int(number)] = AddedToken(
+                **_fields(settings, "added_tokens_decoder", token)
+            )
         settings.declared = {i: (path, token) for i, token in settings.added.items()}
     else:  # these files speak only where the configuration does not list its added tokens
         _read_map(folder / "special_tokens_map.json", settings)
