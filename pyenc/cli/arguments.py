@@ -87,6 +87,11 @@ class Parser(argparse.ArgumentParser):
         if len(more) == 1 and getattr(found, "input", None) == "-":
             found.input = more.pop()
         if more:
+            if found.command == "bench":
+                raise InputError(
+                    f"one argument too many: {more[0]!r}; give one OP, or all (see {self.prog} "
+                    "bench --help)"
+                )
             raise InputError(
                 f"one argument too many: {more[0]!r}; several files go through one stream: cat "
                 f"FILES | pyenc ... - --format ... (see {self.prog} {found.command} --help)"

@@ -124,7 +124,12 @@ def refuse(options: argparse.Namespace, ops: Iterable[str]) -> None:
             raise InputError(f"{given[0].partition('=')[0]} is of a program: name an OP, or all")
         return
     of_tune, of_models, but_models = (TUNE,), (MODELS,), (*ops, TUNE)
-    have = {"kernel": of_tune, "shape": of_tune, "write": of_tune, "long": of_models}
+    have: dict[str, tuple[str, ...]] = {
+        "kernel": of_tune,
+        "shape": of_tune,
+        "write": of_tune,
+        "long": of_models,
+    }
     have |= {"warm": (*but_models, ALL)}
     for name, programs in have.items():
         if getattr(options, name) and op not in programs:

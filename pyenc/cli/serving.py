@@ -87,7 +87,10 @@ def fingerprint(args: argparse.Namespace, recipe: Recipe) -> dict[str, str]:
     files = {path.relative_to(folder).as_posix(): path for path in checkpoint_files(folder, recipe)}
     if args.tokenizer is not None:
         words = transformer_folder(resolve(args.tokenizer, weights=False))
-        files |= {f"--tokenizer {name}": words / name for name in TOKENIZER_FILES}
+        # config.json may say whose rules the tokenizer follows.
+        for pattern in (*TOKENIZER_FILES, "config.json"):
+            for path in words.glob(pattern):
+                files[f"--tokenizer {path.relative_to(words).as_posix()}"] = path
     hashes = {}
     for name, path in files.items():
         if path.is_file():

@@ -20,6 +20,7 @@ from ..loading import read_json
 from ..loading.weights import WeightFiles
 from ..loading.wrappers import modern_names
 from ..ops.validation import FLOATS
+from .recipe_keys import SENTENCE_CONFIGS, check_encoder, check_transformer, tokenizer_settings
 
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -64,6 +65,10 @@ class Recipe:
     normalize: bool = False
     max_length: int | None = None
     lower_case: bool = False
+    tokenizer_settings: dict[str, Any] = field(default_factory=dict)
+    """What the recipe's own files put over those of `tokenizer_config.json`."""
+    truncate_dim: int | None = None
+    """How many dimensions of a vector are kept where the call does not say."""
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     assumed: tuple[str, ...] = ()
@@ -209,15 +214,24 @@ def _dense(folder: Path) -> Dense:
 
 
 def _limits(folder: Path) -> dict[str, Any]:
-    # One name for each architecture that sentence-transformers once knew.
-    for path in sorted(folder.glob("sentence_*_config.json")):
+    # One name for each architecture that sentence-transformers once knew, in its order.
+    named = [folder / f"sentence_{name}_config.json" for name in SENTENCE_CONFIGS]
+    for path in [path for path in named if path.is_file()]:
         config = read_json(path)
+        check_transformer(path, config)
         limit = config.get("max_seq_length")
         if limit is not None and (type(limit) is not int or limit < 1):
             raise CheckpointError(
                 f"{path}: max_seq_length must be a positive whole number, got {limit!r}"
             )
-        return {"max_length": limit, "lower_case": bool(config.get("do_lower_case", False))}
+        settings = tokenizer_settings(path, config)
+        if "model_max_length" in settings:
+            limit = None  # as there: the tokenizer's argument is the one that counts
+        return {
+            "max_length": limit,
+            "lower_case": config.get("do_lower_case") or False,
+            "tokenizer_settings": settings,
+        }
     return {}
 
 
@@ -226,6 +240,7 @@ def _prompts(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     config = read_json(path)
+    check_encoder(path, config)
     prompts = config.get("prompts") or {}
     default = config.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
@@ -234,4 +249,7 @@ def _prompts(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: default_prompt_name {default!r} is not among the prompts {list(prompts)}"
         )
-    return {"prompts": prompts, "default_prompt_name": default}
+    dim = config.get("truncate_dim")
+    if dim is not None and (type(dim) is not int or dim < 1):
+        raise CheckpointError(f"{path}: truncate_dim must be a positive whole number, got {dim!r}")
+    return {"prompts": prompts, "default_prompt_name": default, "truncate_dim": dim}

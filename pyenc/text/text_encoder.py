@@ -31,9 +31,6 @@ from .tokenizer import TextTokenizer, Tokens, surrogate_in
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of a batch: enough to fill the machine, few enough for its caches and memory."""
 
-CHUNK = 1024
-"""Texts tokenised at a time, so that the library's own objects do not pile up."""
-
 
 SETTABLE = (
     "checkpoint", "max_length", "name", "recipe", "tokenizer", "_files", "_loaded", "_max_length",
@@ -55,7 +52,8 @@ class TruncationWarning(UserWarning):
 
     Attributes:
         count: how many.
-        longest: tokens of the longest of them.
+        longest: tokens of the longest of them; at least so many where the message says so, for
+            the rest of a very long text is not tokenised.
     """
 
     def __init__(self, message: str, count: int = 0, longest: int = 0) -> None:
@@ -199,7 +197,7 @@ class TextEncoder:
         before, skip = self._before(instruction, prompt, prompt_name, tokenizer)
         if skip >= limit:
             raise InputError(f"the prompt takes {skip} of the {limit} tokens of max_length")
-        tokens = _tokenize(tokenizer, listed, before, limit, spans=output == "tokens")
+        tokens = tokenizer(listed, limit, spans=output == "tokens", before=before)
         _report_long(tokens, limit, on_long)
         if normalize is None:
             normalize = self.recipe.normalize and output == "pooled"
@@ -365,7 +363,7 @@ class TextEncoder:
         # Token states have not been through the dense layers.
         most = self.dim if output == "pooled" else self.model.config.hidden_size
         if truncate_dim is None:
-            return most
+            return min(self.recipe.truncate_dim or most, most) if output == "pooled" else most
         truncate_dim = _whole("truncate_dim", truncate_dim)
         if not 1 <= truncate_dim <= most:
             raise InputError(f"truncate_dim must be 1 to {most}, got {truncate_dim!r}")
@@ -377,16 +375,6 @@ def _max_length(encoder: Encoder, tokenizer: TextTokenizer | None, recipe: Recip
     by_tokenizer = None if tokenizer is None else tokenizer.max_length
     limit = recipe.max_length or by_tokenizer or encoder.config.max_length
     return min(limit, encoder.config.num_positions or limit)
-
-
-def _tokenize(
-    tokenizer: TextTokenizer, texts: list[str], before: str, limit: int, spans: bool
-) -> list[Tokens]:
-    tokens: list[Tokens] = []
-    for start in range(0, len(texts), CHUNK):
-        chunk = [before + text for text in texts[start : start + CHUNK]]
-        tokens += tokenizer(chunk, limit, spans, first=start)
-    return tokens
 
 
 @contextmanager
@@ -436,13 +424,15 @@ def _report_long(tokens: Sequence[Tokens], limit: int, on_long: str) -> None:
     if not long:
         return
     worst = max(long, key=lambda i: tokens[i].full_length)
+    most = tokens[worst].full_length
+    has = f"has {most}" if all(tokens[i].exact for i in long) else f"has at least {most}"
     story = (
-        f"{len(long)} of {len(tokens)} texts exceed {limit} tokens (the longest, text {worst}, has "
-        f"{tokens[worst].full_length})"
+        f"{len(long)} of {len(tokens)} texts exceed {limit} tokens (the longest, text {worst}, "
+        f"{has})"
     )
     if on_long == "error":
         raise InputError(f"{story}; the first is text {long[0]}")
-    warning = TruncationWarning(f"{story} and were truncated", len(long), tokens[worst].full_length)
+    warning = TruncationWarning(f"{story} and were truncated", len(long), most)
     warnings.warn(warning, stacklevel=stacklevel())
 
 
