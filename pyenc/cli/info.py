@@ -96,7 +96,7 @@ def _limits(encoder: TextEncoder) -> dict[str, Any]:
         "tokenizer_config.json (model_max_length)": (
             encoder.tokenizer.max_length if encoder.tokenizer else None
         ),
-        "config.json": config.max_length,
+        _own_limit(encoder): config.max_length,
     }
     source = next(name for name, limit in words.items() if limit)
     if words[source] != encoder.max_length:
@@ -106,6 +106,13 @@ def _limits(encoder: TextEncoder) -> dict[str, Any]:
         "max_length_from": source,
         "position_table": config.num_positions or None,
     }
+
+
+def _own_limit(encoder: TextEncoder) -> str:
+    """Whose word the encoder's own limit is: its class's, where config.json has none."""
+    keys = ("max_position_embeddings", "alibi_starting_size", "seq_length")
+    said = any(key in encoder.checkpoint.config for key in keys)
+    return "config.json" if said else "config.json, which does not say (assumed)"
 
 
 def _vectors(encoder: TextEncoder) -> dict[str, Any]:

@@ -151,3 +151,16 @@ def test_what_is_said_is_not_assumed(cli: Cli) -> None:
     assert found["assumed"] == ["pooling"]
     assert "mean pooling (assumed), unit length\n" in cli("info", OPEN, "--normalize").out
     assert "assumed" not in cli("info", GOLDEN / "bert_cls_h2").out
+
+
+def test_a_length_that_no_file_says(cli: Cli, tmp_path: Path) -> None:
+    folder = copy(GOLDEN / "jina_geglu_h4", tmp_path)
+    for name in ("sentence_bert_config.json", "tokenizer_config.json"):
+        (folder / name).write_text("{}")
+    assert facts(cli, folder)["limits"]["max_length_from"] == "config.json"
+    config = json.loads((folder / "config.json").read_text())
+    del config["max_position_embeddings"]
+    (folder / "config.json").write_text(json.dumps(config))
+    limits = facts(cli, folder)["limits"]
+    assert limits["max_length"] == 512  # as its class has it
+    assert "assumed" in limits["max_length_from"]
