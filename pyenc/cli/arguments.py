@@ -19,6 +19,9 @@ BACKENDS = ("auto", "triton", "cpu", "flash_attn", "onednn", "torch", "reference
 DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
 """The names that `pyenc.load` takes, repeated for the same reason."""
 
+POOLINGS = ("mean", "cls", "max", "lasttoken")
+"""`pyenc.text.recipe.POOLINGS`, likewise."""
+
 FORMATS = ("txt", "jsonl", "parquet")
 
 READABLE = ".txt, .jsonl, .parquet"
@@ -266,6 +269,14 @@ def _model(parser: Parser) -> None:
     group.add_argument(
         "--backend", choices=BACKENDS, help="of every op; default: the fastest that can serve"
     )
+    group.add_argument(
+        "--pooling", choices=POOLINGS, help="of token states; default: as the checkpoint says"
+    )
+    group.add_argument(
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="vectors to unit length; default: as the checkpoint says",
+    )
 
 
 def _fields(parser: Parser, source: str) -> None:
@@ -291,11 +302,6 @@ def _encoding(parser: Parser) -> argparse._ArgumentGroup:
     )
     group.add_argument(
         "--max-length", metavar="N", type=_positive, help="tokens of a text; default the model's"
-    )
-    group.add_argument(
-        "--normalize",
-        action=argparse.BooleanOptionalAction,
-        help="to unit length; default: as the checkpoint says",
     )
     group.add_argument(
         "--truncate-dim", metavar="N", type=_positive, help="keep the first N dimensions"

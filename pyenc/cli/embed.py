@@ -114,6 +114,7 @@ def _settings(args: argparse.Namespace, encoder: TextEncoder, dim: int) -> dict[
         "pyenc": __version__,
         "checkpoint file": fingerprint(args, encoder.recipe),
         "options": {**encode_options(args), "on_long": args.on_long},
+        "pooling": encoder.recipe.pooling,
         "dtype": str(encoder.model.dtype).removeprefix("torch."),
         "backend": requested_backend(args.backend),
         "dim": dim,

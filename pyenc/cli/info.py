@@ -31,7 +31,7 @@ def gather(args: argparse.Namespace) -> dict[str, Any]:
     """All that is said of a checkpoint, as the JSON form has it."""
     device = check_device(args.device)
     # Read strictly, yet on the CPU: looking at a checkpoint takes no memory of an accelerator.
-    encoder = load_encoder(args, device="cpu")
+    encoder = load_encoder(args, quiet=True, device="cpu")
     folder = resolve(args.model, args.revision)
     return {
         "model": args.model,
@@ -115,6 +115,7 @@ def _vectors(encoder: TextEncoder) -> dict[str, Any]:
         "pooling": recipe.pooling,
         "prompt_counts_in_pooling": recipe.include_prompt,
         "normalized": recipe.normalize,
+        "assumed": list(recipe.assumed),
         "dense": [
             {
                 "in": dense.weight.shape[1],
@@ -183,6 +184,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     elif reach > limits["max_length"]:
         yield _row("", f"--max-length may go up to {reach:,}")
     yield _row("vectors", f"{vectors['dim']} dimensions, {_recipe_words(vectors)}")
+    if vectors["assumed"]:
+        options = " and ".join(f"--{name}" for name in vectors["assumed"])
+        yield _row("", f"no file says so: {options} say what the model card does")
     for dense in vectors["dense"]:
         yield _row("dense layer", f"{dense['in']} -> {dense['out']}, {dense['activation']}")
     default = vectors["default_prompt_name"]
@@ -202,10 +206,14 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _recipe_words(vectors: dict[str, Any]) -> str:
-    words = f"{vectors['pooling']} pooling"
+    def marked(words: str, name: str) -> str:
+        return words + " (assumed)" * (name in vectors["assumed"])
+
+    pooling = f"{vectors['pooling']} pooling"
     if not vectors["prompt_counts_in_pooling"]:
-        words += " without the prompt"
-    return words + (", unit length" if vectors["normalized"] else ", not normalised")
+        pooling += " without the prompt"
+    length = "unit length" if vectors["normalized"] else "not normalised"
+    return f"{marked(pooling, 'pooling')}, {marked(length, 'normalize')}"
 
 
 def _row(name: str, value: str) -> str:

@@ -135,7 +135,7 @@ def _texts(args: argparse.Namespace) -> list[str]:
 
 def _reference(args: argparse.Namespace, dtype: str) -> TextEncoder:
     """The same checkpoint by the dense formulas, on the CPU."""
-    return load_encoder(args, dtype=dtype, backend="reference", device="cpu")
+    return load_encoder(args, quiet=True, dtype=dtype, backend="reference", device="cpu")
 
 
 def _run(encoder: TextEncoder, texts: list[str], options: dict[str, Any]) -> Run:

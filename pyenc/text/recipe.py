@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..loading import read_json
 from ..loading.weights import WeightFiles
+from ..loading.wrappers import modern_names
 from ..ops.validation import FLOATS
 from .recipe_keys import SENTENCE_CONFIGS, check_encoder, check_transformer, tokenizer_settings
 
@@ -31,6 +32,9 @@ POOLING_FLAGS = {
 }
 POOLINGS = ("mean", "cls", "max", "lasttoken")
 """The poolings that are served."""
+
+LONE_POOLING = "1_Pooling/config.json"
+"""Read without a `modules.json` too."""
 
 DENSE_ACTIVATIONS = {"Identity": None, "Tanh": torch.tanh, "ReLU": torch.relu}
 
@@ -67,6 +71,8 @@ class Recipe:
     """How many dimensions of a vector are kept where the call does not say."""
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
+    assumed: tuple[str, ...] = ()
+    """Which of "pooling" and "normalize" no file says."""
     transformer_path: str = ""
     """Where the encoder's own files are, below the checkpoint's folder."""
 
@@ -83,8 +89,11 @@ def read_recipe(folder: Path, family_pooling: str = "mean") -> Recipe:
     """
     modules_path = folder / "modules.json"
     if not modules_path.is_file():
-        pooling = folder / "1_Pooling" / "config.json"
-        found = _pooling(pooling) if pooling.is_file() else {"pooling": family_pooling}
+        pooling = folder / LONE_POOLING
+        found: dict[str, Any] = {"pooling": family_pooling, "assumed": ("pooling",)}
+        if pooling.is_file():
+            found = _pooling(pooling)
+        found["assumed"] += ("normalize",)
         return Recipe(**found, **_limits(folder), **_prompts(folder))
     fields: dict[str, Any] = {"normalize": False}
     dense: list[Dense] = []
@@ -151,8 +160,11 @@ def _modules(path: Path) -> list[dict[str, Any]]:
 def _pooling(path: Path) -> dict[str, Any]:
     config = read_json(path)
     modes = config.get("pooling_mode")
+    assumed: tuple[str, ...] = ()
     if modes is None:
-        modes = [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)] or ["mean"]
+        modes = [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)]
+        # sentence-transformers takes the mean then.
+        modes, assumed = (modes, ()) if modes else (["mean"], ("pooling",))
     modes = [modes] if isinstance(modes, str) else modes
     if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in POOLINGS:
         raise CheckpointError(
@@ -161,7 +173,7 @@ def _pooling(path: Path) -> dict[str, Any]:
     include = config.get("include_prompt", True)
     if not isinstance(include, bool):
         raise CheckpointError(f"{path}: include_prompt must be true or false, got {include!r}")
-    return {"pooling": modes[0], "include_prompt": include}
+    return {"pooling": modes[0], "include_prompt": include, "assumed": assumed}
 
 
 def _dense(folder: Path) -> Dense:
@@ -174,8 +186,9 @@ def _dense(folder: Path) -> Dense:
             f"{', '.join(DENSE_ACTIVATIONS)}"
         )
     files = WeightFiles(folder)
+    names = modern_names(files.names, folder)
     wanted = {"linear.weight", "linear.bias"} if config.get("bias", True) else {"linear.weight"}
-    if set(files.names) != wanted:
+    if names.keys() != wanted:
         raise CheckpointError(
             f"{files.file_of('')}: tensors {sorted(files.names)}, expected {sorted(wanted)}"
         )
@@ -184,17 +197,19 @@ def _dense(folder: Path) -> Dense:
             raise CheckpointError(
                 f"{files.file_of(name)}: tensor {name!r} is {files.read(name).dtype}, not served"
             )
-    weight = files.read("linear.weight").float()
+    weight = files.read(names["linear.weight"]).float()
     shape = (config.get("out_features"), config.get("in_features"))
     if tuple(weight.shape) != shape:
         raise CheckpointError(
-            f"{files.file_of('linear.weight')}: tensor 'linear.weight' has shape "
+            f"{files.file_of(names['linear.weight'])}: tensor 'linear.weight' has shape "
             f"{tuple(weight.shape)}, but config.json asks for {shape}"
         )
-    bias = files.read("linear.bias").float().clone() if "linear.bias" in wanted else None
+    bias = None
+    if "linear.bias" in wanted:
+        bias = files.read(names["linear.bias"]).float().clone()
     for name, tensor in (("linear.weight", weight), ("linear.bias", bias)):
         if tensor is not None and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{files.file_of(name)}: tensor {name!r} is not finite")
+            raise CheckpointError(f"{files.file_of(names[name])}: tensor {name!r} is not finite")
     return Dense(weight.clone(), bias, activation)
 
 

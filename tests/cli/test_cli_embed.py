@@ -24,6 +24,10 @@ CLOSE = 2e-6
 """Cut into parts or not, a text's vector moves by rounding only."""
 
 
+# One golden checkpoint has no sentence-transformers files.
+pytestmark = pytest.mark.filterwarnings("ignore::pyenc.AssumptionWarning")
+
+
 def expected(model: Path, texts: list[str] = TEXTS, **options: Any) -> np.ndarray:
     vectors: np.ndarray = pyenc.load(model).encode(texts, **options)
     return vectors
@@ -341,3 +345,21 @@ def test_a_tokenizer_from_elsewhere(cli: Cli, tmp_path: Path, texts_file: Path) 
     assert "no tokenizer files" in said.err
     assert cli("embed", bare, texts_file, "-o", out, "--tokenizer", source).status == 0
     assert (np.load(out) == expected(source)).all()
+
+
+def test_what_is_assumed_is_said_once(cli: Cli, texts_file: Path, tmp_path: Path) -> None:
+    """And not at all where the arguments say it; both are part of what --resume goes on with."""
+    folder = tmp_path / "plain"
+    shutil.copytree(GOLDEN / "bert_cls_h2", folder)
+    (folder / "modules.json").unlink()
+    shutil.rmtree(folder / "1_Pooling")
+    said = cli("embed", folder, texts_file, "-o", tmp_path / "o.npy")
+    assert said.status == 0
+    lines = [line for line in said.err.splitlines() if "assumed mean pooling" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"pyenc: warning: {folder}: its files do not say how")
+    told = ["--pooling", "cls", "--normalize"]
+    said = cli("embed", folder, texts_file, "-o", tmp_path / "told.npy", *told)
+    assert said.status == 0
+    assert "files do not say" not in said.err
+    np.testing.assert_array_equal(np.load(tmp_path / "told.npy"), expected(GOLDEN / "bert_cls_h2"))

@@ -173,6 +173,7 @@ def test_overwrite_with_resume_goes_on(cli: Cli, begun: Path, bert: Path, texts_
     ("words", "story"),
     [
         (["--max-length", "50"], "options: max_length was None, is 50"),
+        (["--pooling", "cls"], "pooling was 'mean', is 'cls'"),
         (["--normalize"], "normalize was None, is True"),
         (["--prompt", "x"], "prompt was None, is 'x'"),
         (["--truncate-dim", "8"], "dim was 64, is 8"),

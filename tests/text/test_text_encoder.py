@@ -21,6 +21,9 @@ from pyenc.errors import InputError, InputTypeError
 from pyenc.ops import masked_mean_pool
 from tests.conftest import GOLDEN, Golden
 
+# One golden checkpoint has no sentence-transformers files; test_assumed.py has what is said of it.
+pytestmark = pytest.mark.filterwarnings("ignore::pyenc.AssumptionWarning")
+
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.",
     "",

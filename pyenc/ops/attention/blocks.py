@@ -249,7 +249,7 @@ def keep_factor(like: Tensor, p: float, generator: torch.Generator) -> Tensor:
 
     Forward and backward walk the blocks in one order, so one seed gives both the same factors.
     """
-    kept = torch.rand(like.shape, generator=generator, device=like.device) >= p
+    kept = torch.rand(like.shape, generator=generator, dtype=torch.float32, device=like.device) >= p
     return kept.to(like.dtype) / (1 - p)
 
 

@@ -31,7 +31,7 @@ class Group:
         return all(b - a == self.n for a, b in zip(self.starts, self.starts[1:], strict=False))
 
     def rows(self, device: torch.device) -> Tensor:
-        starts = torch.tensor(self.starts, device=device)
+        starts = torch.tensor(self.starts, dtype=torch.long, device=device)
         return (starts[:, None] + torch.arange(self.n, device=device)).reshape(-1)
 
     def take(self, x: Tensor) -> Tensor:
