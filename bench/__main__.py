@@ -14,7 +14,7 @@ if not __package__:  # run by its path: what is imported is `bench.op`, from the
 from bench.chosen import NoSuchCase
 from pyenc.cli import bench as command
 from pyenc.cli.arguments import parse
-from pyenc.cli.bench_options import ALL, BESIDES, refuse
+from pyenc.cli.bench_options import ALL, BESIDES, refuse, tunes_a_processor
 from pyenc.errors import PyencError
 
 
@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return command.run(options)
         refuse(options, (name for name in there if name not in BESIDES))
         if options.op in BESIDES:
-            status: int = importlib.import_module(f"bench.{options.op}").main(options)
+            # On a CPU the products of linear layers are tuned, and Triton need not be there.
+            program = "tune_linear" if tunes_a_processor(options) else options.op
+            status: int = importlib.import_module(f"bench.{program}").main(options)
             return status
         from bench import op
 

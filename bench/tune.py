@@ -145,7 +145,9 @@ def main(options: argparse.Namespace) -> int:
         return 0
     device = torch.device(options.device or "cuda")
     if device.type != "cuda" or not torch.cuda.is_available():
-        raise InputError("tuning needs a GPU that torch sees (--device cuda, ROCm's too)")
+        raise InputError(
+            "tuning needs a GPU that torch sees (--device cuda, ROCm's too), or --device cpu"
+        )
     device = torch.device("cuda", device.index or 0)
     torch.cuda.set_device(device)
     compile_all(work, device, options.quick)

@@ -16,7 +16,8 @@ ALL = "all"
 MODELS = "models"
 """Whole encoders, on the CPU alone."""
 TUNE = "tune"
-"""Tries tile sizes on a GPU, and compares with nobody: not among all."""
+"""Tries tile sizes on a GPU, products of linear layers on a CPU; compares with nobody: not among
+all."""
 BESIDES = (MODELS, TUNE)
 """The programs that are not of one op."""
 
@@ -84,7 +85,10 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         "--shape", metavar="WIDTH[xLENGTH]", type=_shape, action="append",
         help="tune: head dim and tokens of a sequence, or columns; with --kernel",
     )  # fmt: skip
-    parser.add_argument("--write", action="store_true", help="tune: the best into configs.json")
+    parser.add_argument(
+        "--write", action="store_true",
+        help="tune: the best into configs.json; with --device cpu into choices.json",
+    )  # fmt: skip
     # Between this command and its programs.
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--among-all", action="store_true", help=argparse.SUPPRESS)
@@ -147,8 +151,26 @@ def refuse(options: argparse.Namespace, ops: Iterable[str]) -> None:
         raise InputError(f"tune has no --plot: {_these((*ops, MODELS, ALL))}")
     if options.plot and options.quick and options.out is None:
         raise InputError("--plot draws the JSON file, and --quick writes none without --out")
+    if tunes_a_processor(options):
+        _refuse_on_a_processor(options)
     if options.shape and not options.kernel:
         raise InputError("--shape is of one kind of kernel: say which with --kernel")
+
+
+def tunes_a_processor(options: argparse.Namespace) -> bool:
+    """Whether it is linear layers on the CPU that are tuned, not kernels on a card."""
+    return options.op == TUNE and str(options.device).partition(":")[0] == "cpu"
+
+
+def _refuse_on_a_processor(options: argparse.Namespace) -> None:
+    for name in ("kernel", "shape", "warm"):
+        if getattr(options, name):
+            raise InputError(
+                f"--{name} is of Triton kernels: no --{name} beside tune --device cpu, which "
+                "times linear layers"
+            )
+    if options.write and (options.quick or options.cases or options.dtype):
+        raise InputError("an entry of choices.json is of all cases: --write alone, after a look")
 
 
 def _refuse_beside_long(options: argparse.Namespace) -> None:

@@ -12,6 +12,8 @@ import torch
 
 from ..loading import check_device, resolve
 from ..ops import extension
+from ..ops.linear import choices
+from ..ops.linear.onednn import forced
 from ..text import TextEncoder
 from .serving import checkpoint_files, load_encoder, served
 
@@ -147,11 +149,26 @@ def _serving(encoder: TextEncoder, device: torch.device, backend: str | None) ->
             op: {"backend": answer.backend, "backends": answer.backends}
             for op, answer in answers.items()
         },
+        "linear_choice": _linear_choice(device, encoder.model.dtype),
         "extension": {
             "built": not extension.why_missing(),
             "instruction_set": extension.isa(),
             "why_not": extension.why_missing() or None,
         },
+    }
+
+
+def _linear_choice(device: torch.device, dtype: torch.dtype) -> dict[str, Any] | None:
+    """On a CPU, where the choice of a linear layer's product comes from."""
+    if device.type != "cpu":
+        return None
+    found = choices.choice(dtype)
+    return {
+        "table": choices.FILE.name,
+        "entry": found.entry,
+        "source": found.source,
+        "gains": dict(found.gains),
+        "forced": forced(),
     }
 
 
@@ -208,8 +225,22 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         for name, word in answer["backends"].items():
             if name != answer["backend"] and word != "serves":
                 yield _row("", f"not {name}: {word}")
+        if op == "linear" and serving["linear_choice"]:
+            yield from _choice_words(serving["linear_choice"])
     cpp = serving["extension"]
     yield _row("C++ extension", cpp["why_not"] or f"built, {cpp['instruction_set']}")
+
+
+def _choice_words(choice: dict[str, Any]) -> Iterator[str]:
+    if choice["forced"]:
+        yield _row("", f"by PYENC_LINEAR={choice['forced']}")
+        return
+    gains = ", ".join(
+        f"{way} {'supposed faster' if gain is True else f'{gain:.2f}x'}"
+        for way, gain in choice["gains"].items()
+    )
+    yield _row("", f"by {choice['table']}, {choice['entry']}: {gains or 'F.linear'}")
+    yield _row("", f"({choice['source']})")
 
 
 def _recipe_words(vectors: dict[str, Any]) -> str:

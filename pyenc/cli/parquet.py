@@ -67,7 +67,7 @@ def parquet_rows(file: Path | IO[bytes], source: Fields, meter: Meter) -> Iterat
     with contextlib.ExitStack() as stack:
         with _reading(source.name):
             parquet = stack.enter_context(_opened(file, source))
-            batches = parquet.iter_batches(_batch_rows(parquet, columns), columns=columns)
+            batches = parquet.iter_batches(_batch_rows(parquet), columns=columns)
         while True:
             with _reading(f"{source.name}, row {index} or later"):
                 batch = next(batches, None)
@@ -111,15 +111,14 @@ def _value(scalar: Any) -> Any:
         return error
 
 
-def _batch_rows(parquet: Any, columns: list[str]) -> int:
+def _batch_rows(parquet: Any) -> int:
     """Rows of a batch, so that texts of megabytes do not come by the thousand."""
     metadata = parquet.metadata
     worst = 1.0
     for number in range(metadata.num_row_groups):
+        # Of all columns: to ask a chunk that is encrypted for its size ends the process.
         group = metadata.row_group(number)
-        chunks = [group.column(i) for i in range(group.num_columns)]
-        size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema in columns)
-        worst = max(worst, size / max(group.num_rows, 1))
+        worst = max(worst, group.total_byte_size / max(group.num_rows, 1))
     return max(1, min(BATCH_ROWS, int(BATCH_BYTES / worst)))
 
 
@@ -175,5 +174,5 @@ def _reading(where: str) -> Iterator[None]:
         raise
     except Exception as error:
         story = " ".join(str(error).split()) or type(error).__name__
-        hint = ": it is encrypted" if "encrypt" in story.lower() else ""
+        hint = ": it is encrypted" if "crypt" in story.lower() else ""
         raise InputError(f"{where}: not a readable parquet file{hint}: {story:.300}") from error

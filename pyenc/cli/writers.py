@@ -103,7 +103,7 @@ def _write_parquet(parts: Parts, dim: int, with_ids: bool) -> None:
             if with_ids:
                 try:
                     columns.append(arrow.array(part.ids, types[1]))
-                except (arrow.ArrowException, OverflowError) as error:
+                except (arrow.ArrowException, OverflowError, TypeError) as error:
                     raise InputError(
                         f"{parts.folder}: ids of part {number} are damaged; use --overwrite"
                     ) from error

@@ -71,6 +71,7 @@ OF_ALL = (
 )  # fmt: skip
 OF_SOME = {
     "--device=cuda": ("norm", "rotary", "tune", "all"), "--device=cpu": (*EVERY, "all"),
+    "--device=cpu --write": ("tune",),
     "--out=x.json": EVERY, "--plot": ("norm", "rotary", "models", "all"),
     "--plot --quick --out=x.json": ("norm", "rotary", "models"),
     "--warm": ("norm", "rotary", "tune", "all"), "--long": ("models",),
@@ -216,6 +217,13 @@ REAL = [
     ("models --list --cases 'minilm*' --quick --no-plot", 0, "minilm 16 to 512"),
     ("models --list --cases minilm --dtype float16", 2, "models has no case of that name"),
 ]
+REAL += [
+    ("tune --device cpu --list", 0, "256 tokens, 512 to 512, float16"),
+    ("tune --device cpu --list --cases zz", 2, "tune has no case of that name; there are: 256"),
+    ("tune --device cpu --kernel attention_forward", 2, "--kernel is of Triton kernels"),
+    ("tune --device cpu --warm", 2, "--warm is of Triton kernels"),
+    ("tune --device cpu --write --quick", 2, "an entry of choices.json is of all cases"),
+]
 if importlib.util.find_spec("triton") is None:
     REAL.append(("tune --list", 2, "tune needs triton, which is not installed"))
 else:
@@ -224,7 +232,7 @@ else:
         ("tune --list --dtype float32 --kernel gated_forward --shape 64", 0, "gated_forward 64, f"),
         ("tune --list --kernel gated_foward", 2, "did you mean gated_forward?"),
         ("tune --list --kernel attention_forward --shape 512", 2, "head dims go to 256"),
-        ("tune --device cpu", 2, "tuning needs a GPU"),
+        ("tune", 2, "tuning needs a GPU"),
     ]
 
 

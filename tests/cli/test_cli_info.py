@@ -11,6 +11,7 @@ from cli_support import GOLDEN, Cli
 
 import pyenc
 from pyenc.ops import extension
+from pyenc.ops.linear import choices
 
 # One of them has no sentence-transformers files: test_what_is_assumed has what is said of that.
 pytestmark = pytest.mark.filterwarnings("ignore::pyenc.AssumptionWarning")
@@ -164,3 +165,30 @@ def test_a_length_that_no_file_says(cli: Cli, tmp_path: Path) -> None:
     limits = facts(cli, folder)["limits"]
     assert limits["max_length"] == 512  # as its class has it
     assert "assumed" in limits["max_length_from"]
+
+
+@pytest.mark.parametrize(
+    ("gains", "words"),
+    [
+        ({"onednn": 1.23, "gelu_fused": 0.9}, "onednn 1.23x, gelu_fused 0.90x"),
+        ({"wide": True}, "wide supposed faster"),
+        ({}, "F.linear"),
+    ],
+)
+def test_where_the_choice_of_linear_layers_comes_from(
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    gains: dict[str, float | bool],
+    words: str,
+) -> None:
+    found = choices.Choice("avx9", "a test", gains)
+    monkeypatch.setattr(choices, "choice", lambda dtype: found)
+    monkeypatch.delenv("PYENC_LINEAR", raising=False)
+    folder = GOLDEN / "jina_geglu_h4"
+    said = cli("info", folder, "--device", "cpu").out
+    assert f"by choices.json, avx9: {words}\n" in said
+    assert "(a test)\n" in said
+    chosen = facts(cli, folder, "--device", "cpu")["serving"]["linear_choice"]
+    assert (chosen["entry"], chosen["source"], chosen["gains"]) == ("avx9", "a test", gains)
+    monkeypatch.setenv("PYENC_LINEAR", "torch")
+    assert "by PYENC_LINEAR=torch\n" in cli("info", folder, "--device", "cpu").out

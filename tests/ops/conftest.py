@@ -12,9 +12,8 @@ from pyenc.ops.linear import packs as linear_packs
 
 @pytest.fixture(autouse=True)
 def nothing_held(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test starts without packs, measurements and wishes of the environment."""
+    """Each test starts without packs and wishes of the environment."""
     monkeypatch.delenv(linear_onednn.VARIABLE, raising=False)
-    monkeypatch.setattr(linear_onednn, "_timed", {})
     linear_packs.forget_all()
     yield
     linear_packs.forget_all()

@@ -1,4 +1,4 @@
-"""`linear`: x W^T + b with an optional activation, torch's own, or oneDNN's where it is faster.
+"""`linear`: x W^T + b with an optional activation, torch's own, or oneDNN's where that is faster.
 
 Shapes: C channels in, F channels out; any leading dimensions (packed: (T, C)).
 """
@@ -35,16 +35,17 @@ def linear(
     """activation(x W^T + b), any strides.
 
     On a CPU, and where no gradient is needed, the product goes through oneDNN with a packed weight
-    if a measurement of a few milliseconds, once a process and dtype, has shown that to be at least
-    1.15x as fast as `F.linear`; `backend_table` and `pyenc info` tell what came out. The pack is a
-    second copy of the weight in memory; it lives as long as the weight, and is made anew when the
+    where the package's table (`choices.json`, by processor and dtype) has that as at least 1.15x as
+    fast as `F.linear`; `backend_table` and `pyenc info` tell what it has. Nothing is timed: every
+    process on one kind of processor makes the same choice, compiled or not. The pack is a second
+    copy of the weight in memory; it lives as long as the weight, and is made anew when the
     weight changes (in place, by an optimizer, `load_state_dict`, `.to`, another `.data`). Only a
     write that counts no version and misses a sample of 1,024 values goes unseen: single numbers
     set through `.data` or `.numpy()`.
 
     Large products of bfloat16 or float16 on a CPU are made in float32 and rounded once where the
-    same kind of measurement shows that to be faster, as on processors without such instructions;
-    also with `backend="torch"`.
+    same table has that as faster, as on processors without such instructions; also with
+    `backend="torch"`.
 
     Args:
         x: (..., C), float16/32/64 or bfloat16.
@@ -55,7 +56,7 @@ def linear(
             names of kernels that other ops have. Differentiable with each of them.
 
     Environment:
-        PYENC_LINEAR=onednn|torch  the choice instead of the measurements.
+        PYENC_LINEAR=onednn|torch  the choice instead of the table's.
 
     Returns:
         (..., F), dtype of x.
@@ -78,10 +79,14 @@ def linear(
     if name == "onednn":
         # Only this one is ever fused; the rest cost the same after the product.
         fused = "gelu" if activation == "gelu" else ""
-        y: Tensor = torch.ops.pyenc.linear(x, weight, bias, fused)
+        least = 0 if requested == "onednn" or _any_size() else MIN_WORK
+        y: Tensor = torch.ops.pyenc.linear(x, weight, bias, fused, least)
         activation = None if fused else activation
-    elif _widens(x, weight, bias):
-        return wide.linear(x, weight, bias, activation)
+    elif _may_widen(x, weight, bias):
+        if compiling():
+            wide_y: Tensor = torch.ops.pyenc.linear_wide(x, weight, bias, activation or "")
+            return wide_y
+        return _wide_or_not(x, weight, bias, activation)
     else:
         y = F.linear(x, weight, bias)
     return y if activation is None else activate(y, activation)
@@ -142,23 +147,29 @@ def _not_worth_it(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str 
     if weight is not None and not isinstance(weight, nn.Parameter):
         return "the weight is no parameter, so its pack may serve only once"
     if compiling():
-        return _slower(str(x.dtype))
+        return _not_preferred(str(x.dtype))
     if weight is not None and kernels.forced() is None and _work(x, weight) < MIN_WORK:
         return "the product is too small to gain"
-    return kernels.slower(x.dtype)
+    return kernels.not_preferred(x.dtype)
 
 
-def _widens(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether torch's product of halves is left for one in float32."""
+def _may_widen(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether torch's product of halves is left for one in float32, if it is large."""
     return (
         x.device.type == "cpu"
         and x.dtype in wide.DTYPES
-        and x.numel() >= wide.MIN_ROWS * x.shape[-1]
-        and _work(x, weight) >= MIN_WORK
-        and not (compiling() or torch.is_autocast_enabled("cpu"))
+        and not torch.is_autocast_enabled("cpu")
         and not _needs_gradient(x, weight, bias)
-        and wide.faster(x.dtype)
+        and _widening_preferred(str(x.dtype))
     )
+
+
+def _wide_or_not(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
+    rows = x.numel() // max(1, x.shape[-1])
+    if rows >= wide.MIN_ROWS and _work(x, weight) >= MIN_WORK:
+        return wide.linear(x, weight, bias, activation)
+    y = F.linear(x, weight, bias)
+    return y if activation is None else activate(y, activation)
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:
@@ -171,35 +182,70 @@ def _work(x: Tensor, weight: Tensor) -> int:
 
 @torch.compiler.assume_constant_result
 def _unavailable(dtype: str) -> str | None:
-    """As known when torch.compile traces; so is the next."""
-    return kernels.why_not(getattr(torch, dtype.removeprefix("torch.")))
+    """As known when torch.compile traces; so are the next three."""
+    return kernels.why_not(_dtype(dtype))
 
 
 @torch.compiler.assume_constant_result
-def _slower(dtype: str) -> str | None:
-    return kernels.slower(getattr(torch, dtype.removeprefix("torch.")), measure=False)
+def _not_preferred(dtype: str) -> str | None:
+    return kernels.not_preferred(_dtype(dtype))
+
+
+@torch.compiler.assume_constant_result
+def _widening_preferred(dtype: str) -> bool:
+    return wide.preferred(_dtype(dtype))
+
+
+@torch.compiler.assume_constant_result
+def _any_size() -> bool:
+    return kernels.forced() == "onednn"
+
+
+def _dtype(name: str) -> torch.dtype:
+    found: torch.dtype = getattr(torch, name.removeprefix("torch."))
+    return found
 
 
 @torch.library.custom_op("pyenc::linear", mutates_args=())
-def _linear_op(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    """Opaque, with the ordinary weight: torch.compile cannot carry a packed one."""
+def _linear_op(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, least: int = 0
+) -> Tensor:
+    """Opaque, with the ordinary weight: torch.compile cannot carry a packed one.
+
+    F.linear serves products of fewer than `least` multiplications, a size that only a call tells.
+    """
+    if _work(x, weight) < least:
+        y = F.linear(x, weight, bias)
+        return F.gelu(y) if activation else y
     return kernels.linear(x, weight, bias, activation)
 
 
 @_linear_op.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, least: int = 0) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("pyenc::linear_wide", mutates_args=())
+def _wide_op(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """Opaque, so that a compiled call takes the blocks of rows that another takes, and no gradient
+    is asked for."""
+    return _wide_or_not(x, weight, bias, activation or None)
+
+
+@_wide_op.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, activation = inputs
+    x, weight, bias, activation, _ = inputs
     ctx.save_for_backward(x, weight, bias)
     ctx.activation = activation
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
-    need_x, need_weight, need_bias, _ = ctx.needs_input_grad
+    need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
     if ctx.activation:
         grad = torch.ops.aten.gelu_backward(grad, F.linear(x, weight, bias))
     rows = grad.reshape(-1, weight.shape[0])
@@ -207,6 +253,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad @ weight if need_x else None,
         rows.t() @ x.reshape(-1, weight.shape[1]) if need_weight else None,
         rows.sum(0) if need_bias else None,
+        None,
         None,
     )
 

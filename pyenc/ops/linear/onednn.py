@@ -1,12 +1,13 @@
-"""Linear layers through oneDNN with a weight packed beforehand: can it serve, and is it faster?
+"""Linear layers through oneDNN with a weight packed beforehand: can it serve, and should it?
 
 `F.linear` takes float32 to MKL, which on some processors runs at half of oneDNN's rate; oneDNN is
-reached through a private op of torch's, so it is tried before it is trusted, and timed before it is
-preferred. Both happen once a process and dtype, when first needed.
+reached through a private op of torch's, so its answers are tried before they are trusted, once a
+process and dtype. Where it is preferred is data: `choices`.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from typing import Any
@@ -16,14 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import BackendError
-from . import packs, trial
-from .trial import MARGIN, Case
+from . import choices, packs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 VARIABLE = "PYENC_LINEAR"
 _lock = threading.RLock()
 _tried: dict[torch.dtype, str | None] = {}
-_timed: dict[tuple[torch.dtype, str], float] = {}
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -42,7 +41,12 @@ def run(x: Tensor, packed: Tensor, bias: Tensor | None, activation: str) -> Tens
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     """`run` with the pack kept for this weight; F.linear where there can be none."""
-    if x.device.type != "cpu" or why_not(x.dtype) or packs.why_not(weight):
+    if (
+        x.device.type != "cpu"
+        or not torch.backends.mkldnn.enabled
+        or why_not(x.dtype)
+        or packs.why_not(weight)
+    ):
         y = F.linear(x, weight, bias)
         return F.gelu(y) if activation else y
     packed = packs.packed(weight, pack)
@@ -59,41 +63,35 @@ def why_not(dtype: torch.dtype) -> str | None:
         return _tried[dtype]
 
 
-def slower(dtype: torch.dtype, *, measure: bool = True) -> str | None:
-    """Why oneDNN is not preferred for this dtype, or None: by PYENC_LINEAR, else by measurement.
-
-    Without `measure`, only what is known already counts.
-    """
-    choice = forced()
-    if choice is not None:
-        return None if choice == "onednn" else f"{VARIABLE}={choice}"
-    if not measure and (dtype, "") not in _timed:
-        return "it has not been measured yet: call once before compiling"
-    gain = _gain(dtype, "")
-    return None if gain >= MARGIN else f"measured {gain:.2f}x F.linear, needs {MARGIN}x"
+def not_preferred(dtype: torch.dtype) -> str | None:
+    """Why F.linear comes first for this dtype, or None: by PYENC_LINEAR, else by the table."""
+    asked = forced()
+    if asked is not None:
+        return None if asked == "onednn" else f"{VARIABLE}={asked}"
+    return choices.choice(dtype).why_not("onednn")
 
 
 def fuses(dtype: torch.dtype) -> bool:
-    """Whether GELU in the same pass was measurably faster than after it."""
-    return _gain(dtype, "gelu") >= MARGIN
+    """Whether GELU comes in the same pass."""
+    return choices.choice(dtype).prefers("gelu_fused")
 
 
 def forced() -> str | None:
-    """What PYENC_LINEAR asks for, "onednn" or "torch"; None to measure."""
-    choice = os.environ.get(VARIABLE) or "auto"
-    if choice not in ("auto", "onednn", "torch"):
-        raise BackendError(f"{VARIABLE} must be auto, onednn or torch, got {choice!r}")
-    return None if choice == "auto" else choice
+    """What PYENC_LINEAR asks for, "onednn" or "torch"; None for the table's choice."""
+    asked = os.environ.get(VARIABLE) or "auto"
+    if asked not in ("auto", "onednn", "torch"):
+        raise BackendError(f"{VARIABLE} must be auto, onednn or torch, got {asked!r}")
+    return None if asked == "auto" else asked
 
 
 @torch.no_grad()
 def _try(dtype: torch.dtype) -> str | None:
     try:
         for tokens in (5, 1):
-            case = Case.of(dtype, tokens, 48)
+            x, weight, bias = _sample(dtype, tokens, 48)
             for activation in ("", "gelu"):
-                got = run(case.x, pack(case.weight), case.bias, activation).double()
-                exact = F.linear(case.x.double(), case.weight.double(), case.bias.double())
+                got = run(x, pack(weight), bias, activation).double()
+                exact = F.linear(x.double(), weight.double(), bias.double())
                 exact = F.gelu(exact) if activation else exact
                 off = (got - exact).abs().max().item()
                 # What rounding to the dtype a few times may do to values of this size.
@@ -105,21 +103,11 @@ def _try(dtype: torch.dtype) -> str | None:
     return None
 
 
-@torch.no_grad()
-def _gain(dtype: torch.dtype, activation: str) -> float:
-    """How many times faster: oneDNN than F.linear or, of GELU, in one pass than in two."""
-    with _lock:
-        if (dtype, activation) not in _timed:
-            case = Case.of(dtype)
-            packed = pack(case.weight)
-            if activation:
-                _timed[dtype, activation] = trial.ratio(
-                    lambda: F.gelu(run(case.x, packed, case.bias, "")),
-                    lambda: run(case.x, packed, case.bias, activation),
-                )
-            else:
-                _timed[dtype, activation] = trial.ratio(
-                    lambda: F.linear(case.x, case.weight, case.bias),
-                    lambda: run(case.x, packed, case.bias, ""),
-                )
-        return _timed[dtype, activation]
+def _sample(dtype: torch.dtype, tokens: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """x, weight and bias; not random: the user's generator is left alone."""
+
+    def values(*shape: int) -> Tensor:
+        count = torch.arange(math.prod(shape), dtype=torch.float32, device="cpu")
+        return count.mul_(0.618).sin_().view(shape).to(dtype)
+
+    return values(tokens, channels), values(channels, channels), values(channels)

@@ -1,20 +1,18 @@
 """Half-precision linear layers in float32, where the processor multiplies halves slowly.
 
 Without instructions for bfloat16 or float16, torch's products in them run at a fraction of the
-float32 rate; widening the operands costs little beside a large product. Timed once a process and
-dtype before it is preferred. The sums are float32 either way; the result is rounded once.
+float32 rate; widening the operands costs little beside a large product. Where it is preferred is
+data: `choices`. The sums are float32 either way; the result is rounded once.
 """
 
 from __future__ import annotations
-
-import threading
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..activation import activate
-from . import onednn, trial
+from . import choices, onednn
 
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -24,23 +22,10 @@ MIN_ROWS = 64
 BLOCK = 1024
 """Rows at a time: what is wide for a moment stays small."""
 
-_lock = threading.Lock()
-_gains: dict[torch.dtype, float] = {}
 
-
-def faster(dtype: torch.dtype) -> bool:
-    """Whether it measured faster than `F.linear` here; PYENC_LINEAR's choice comes first."""
-    if dtype not in DTYPES or onednn.forced() is not None:
-        return False
-    with _lock:
-        if dtype not in _gains:
-            case = trial.Case.of(dtype)
-            with torch.no_grad():
-                _gains[dtype] = trial.ratio(
-                    lambda: F.linear(case.x, case.weight, case.bias),
-                    lambda: linear(case.x, case.weight, case.bias, None),
-                )
-        return _gains[dtype] >= trial.MARGIN
+def preferred(dtype: torch.dtype) -> bool:
+    """Whether it comes before `F.linear`: PYENC_LINEAR says no, else the table decides."""
+    return dtype in DTYPES and onednn.forced() is None and choices.choice(dtype).prefers("wide")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:

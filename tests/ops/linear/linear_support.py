@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pyenc.ops import linear
+from pyenc.ops.linear import choices, processor
 from pyenc.ops.linear import onednn as linear_onednn
 from pyenc.ops.linear.reference import linear_reference
 from tests.oracle import assert_right
@@ -18,10 +21,27 @@ onednn = pytest.mark.skipif(
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
+def pin(
+    monkeypatch: pytest.MonkeyPatch, gains: dict[str, float | bool], *dtypes: torch.dtype
+) -> None:
+    """As if the table had these gains for these dtypes (default: all), and nothing for others."""
+    of_dtypes = {str(dtype).removeprefix("torch."): gains for dtype in dtypes or DTYPES}
+    pin_table(monkeypatch, {"default": {"source": "a test", **of_dtypes}})
+
+
+def pin_table(
+    monkeypatch: pytest.MonkeyPatch,
+    table: dict[str, Any],
+    kind: processor.Processor | None = None,
+) -> None:
+    """As if choices.json were this table, on that kind of processor (default: an unknown one)."""
+    on = kind or processor.Processor()
+    monkeypatch.setattr(choices, "choice", lambda dtype: choices.lookup(table, on, dtype))
+
+
 def faster(monkeypatch: pytest.MonkeyPatch, gain: float = 2.0) -> None:
     """As if oneDNN had been measured that many times faster, in one pass with GELU too."""
-    timed = {(dtype, activation): gain for dtype in DTYPES for activation in ("", "gelu")}
-    monkeypatch.setattr(linear_onednn, "_timed", timed)
+    pin(monkeypatch, {"onednn": gain, "gelu_fused": gain})
 
 
 def layer(c: int = 24, f: int = 40, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

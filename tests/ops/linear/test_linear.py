@@ -151,8 +151,8 @@ def test_compiled_without_a_graph_break(
     backend: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faster(monkeypatch)
-    module = nn.Linear(24, 40)
-    x = torch.randn(9, 24)
+    module = nn.Linear(128, 600)
+    x = torch.randn(220, 128)  # large enough to gain
 
     def forward(x: Tensor) -> Tensor:
         return linear(x, module.weight, module.bias, "gelu", backend=backend)
@@ -163,7 +163,7 @@ def test_compiled_without_a_graph_break(
             check(compiled(x), x, module.weight, module.bias, activation="gelu")
             module.weight.mul_(-1.5)
             check(compiled(x), x, module.weight, module.bias, activation="gelu")
-        assert linear_packs.held() == 40 * 24 * 4
+        assert linear_packs.held() == 600 * 128 * 4
         grads = torch.autograd.grad(compiled(x).square().sum(), list(module.parameters()))
         exact = torch.autograd.grad(F.gelu(module(x)).square().sum(), list(module.parameters()))
         torch.testing.assert_close(grads, exact)

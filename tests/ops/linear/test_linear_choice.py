@@ -1,8 +1,7 @@
-"""Which way `linear` takes: what was measured, what was asked for, what fails."""
+"""Which way `linear` takes: what the table has, what was asked for, what fails."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import pytest
@@ -13,25 +12,11 @@ from torch import Tensor
 from pyenc.errors import BackendError
 from pyenc.ops import linear
 from pyenc.ops.backend import explain
-from pyenc.ops.linear import backend_table
+from pyenc.ops.linear import MIN_WORK, backend_table
 from pyenc.ops.linear import onednn as linear_onednn
 from pyenc.ops.linear import packs as linear_packs
-from pyenc.ops.linear import trial as linear_trial
 from pyenc.ops.linear import wide as linear_wide
-from tests.ops.linear.linear_support import check, faster, layer, onednn
-
-
-@onednn
-def test_nothing_is_measured_while_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*_: object) -> float:
-        raise AssertionError("measured")
-
-    monkeypatch.setattr(linear_trial, "ratio", never)
-    x, (weight, bias) = torch.randn(999, 384), layer(384, 384)
-    compiled = torch.compile(lambda x: linear(x, weight, bias), fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        assert torch.equal(compiled(x), F.linear(x, weight, bias))
-    assert linear_packs.held() == 0
+from tests.ops.linear.linear_support import check, faster, layer, onednn, pin
 
 
 @onednn
@@ -44,7 +29,13 @@ def test_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert serves() == "a gradient is needed"
     with torch.no_grad():
         faster(monkeypatch, 1.1)
-        assert serves() == "measured 1.10x F.linear, needs 1.15x"
+        assert serves() == "choices.json has 1.10x F.linear, needs 1.15x (default)"
+        pin(monkeypatch, {"onednn": 1.2, "wide": 1.3})
+        assert serves() == "choices.json prefers float32 to it (default)"
+        pin(monkeypatch, {})
+        assert serves() == "choices.json does not prefer it (default)"
+        pin(monkeypatch, {"onednn": True})
+        assert serves() == "serves"
         faster(monkeypatch, 1.2)
         assert serves() == "serves"
         assert serves(x[:1]) == "the product is too small to gain"
@@ -64,33 +55,6 @@ def test_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(linear_onednn.VARIABLE, "mkl")
         with pytest.raises(BackendError, match="must be auto, onednn or torch, got 'mkl'"):
             serves()
-
-
-@onednn
-def test_the_measurement_is_short_and_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    ratio = linear_trial.ratio
-    monkeypatch.setattr(linear_trial, "ratio", lambda *two: calls.append(1) or ratio(*two))
-    state = torch.get_rng_state()
-    answers = {linear_onednn.slower(torch.float32) for _ in range(5)}
-    assert len(answers) == len(calls) == 1
-    assert torch.equal(torch.get_rng_state(), state)
-    assert linear_onednn._timed[torch.float32, ""] > 0
-
-
-def test_the_ratio_is_the_cautious_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither half the rounds of the one disturbed nor one lucky round of the other count."""
-    now = [0.0]
-
-    def taking(*seconds: float) -> Callable[[], None]:
-        left = itertools.cycle(seconds)
-        return lambda: now.__setitem__(0, now[0] + next(left))
-
-    monkeypatch.setattr(linear_trial.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(linear_trial, "_SECONDS", 1e9)
-    assert linear_trial.ratio(taking(1, 9, 9), taking(1)) == 1
-    assert linear_trial.ratio(taking(1), taking(1, 1, 0.1)) == 1
-    assert linear_trial.ratio(taking(3), taking(2)) == 1.5
 
 
 def broken(*_: object) -> Tensor:
@@ -121,17 +85,27 @@ def test_where_the_private_op_fails_torch_serves(
             linear(x, weight, bias, backend="onednn")
 
 
-@pytest.mark.parametrize("dtype", linear_wide.DTYPES)
+WIDENED = [torch.bfloat16, torch.float16]
+assert set(WIDENED) == set(linear_wide.DTYPES)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one at each product that is made in float32 and rounded."""
+    calls: list[int] = []
+    plain = linear_wide.linear
+    monkeypatch.setattr(linear_wide, "linear", lambda *a: calls.append(1) or plain(*a))
+    return calls
+
+
+@pytest.mark.parametrize("dtype", WIDENED)
 @pytest.mark.parametrize("activation", [None, "gelu", "relu"])
-def test_halves_are_widened_where_that_is_faster(
+def test_halves_are_widened_where_the_table_says_so(
     dtype: torch.dtype, activation: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, (weight, bias) = torch.randn(2, 1100, 96).to(dtype), layer(96, 200, dtype=dtype)
-    widened = []
-    plain = linear_wide.linear
-    monkeypatch.setattr(linear_wide, "linear", lambda *a: widened.append(1) or plain(*a))
+    widened = counted(monkeypatch)
     for gain, times in ((1.1, 0), (1.2, 1)):
-        monkeypatch.setattr(linear_wide, "_gains", {dtype: gain})
+        pin(monkeypatch, {"wide": gain})
         with torch.no_grad():
             check(linear(x, weight, bias, activation), x, weight, bias, activation=activation)
         assert len(widened) == times
@@ -146,12 +120,77 @@ def test_halves_are_widened_where_that_is_faster(
     assert len(widened) == 1
 
 
-def test_whether_widening_is_faster_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(linear_wide, "_gains", {})
-    monkeypatch.setattr(linear_trial, "ratio", lambda *two: asked.append(two) or 1.3)
-    assert [linear_wide.faster(torch.bfloat16) for _ in range(3)] == [True] * 3
-    assert not linear_wide.faster(torch.float32)
-    assert len(asked) == 1
-    for way in asked[0]:
-        assert way().shape == (256, 512)
+@pytest.mark.parametrize("dtype", WIDENED)
+def test_of_oneDNN_and_float32_the_faster(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on processors that have instructions for halves, and with both ways open."""
+    x, (weight, bias) = torch.randn(1100, 96).to(dtype), layer(96, 200, dtype=dtype)
+    widened = counted(monkeypatch)
+    monkeypatch.setattr(linear_onednn, "_tried", dict.fromkeys(WIDENED))
+    monkeypatch.setattr(linear_onednn, "pack", lambda weight: weight.clone())
+    monkeypatch.setattr(linear_onednn, "run", lambda x, packed, bias, _: F.linear(x, packed, bias))
+    for gains, packs, times in (
+        ({"onednn": 1.3, "wide": 1.2}, 1, 0),
+        ({"onednn": 1.2, "wide": 1.3}, 0, 1),
+        ({"onednn": True}, 1, 1),
+    ):
+        linear_packs.forget_all()
+        pin(monkeypatch, gains)
+        with torch.no_grad():
+            check(linear(x, weight, bias), x, weight, bias)
+        assert linear_packs.held() == packs * 2 * weight.numel()
+        assert len(widened) == times
+
+
+@pytest.mark.parametrize(
+    ("gains", "dtype", "activation"),
+    [
+        ({"wide": 2.0}, torch.bfloat16, "silu"),
+        ({"wide": 2.0}, torch.float16, None),
+        pytest.param({"onednn": 2.0}, torch.float32, "gelu", marks=onednn),
+        pytest.param({"onednn": 2.0, "gelu_fused": 2.0}, torch.float32, "gelu", marks=onednn),
+        ({}, torch.bfloat16, "gelu"),
+    ],
+)
+def test_the_same_choice_compiled_or_not(
+    gains: dict[str, float],
+    dtype: torch.dtype,
+    activation: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And whichever came first, also where a call's size decides."""
+    pin(monkeypatch, gains)
+    widened = counted(monkeypatch)
+    weight, bias = layer(128, 1100, dtype=dtype)
+
+    def forward(x: Tensor) -> Tensor:
+        return linear(x, weight, bias, activation)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(forward, fullgraph=True, backend="aot_eager", dynamic=True)
+    for rows in (200, 63, 3, 130):
+        x = torch.randn(rows, 128).to(dtype)
+        ways = []
+        with torch.no_grad():
+            for way in (compiled, forward):
+                before = len(widened)
+                linear_packs.forget_all()
+                ways.append((way(x), len(widened) - before, linear_packs.held()))
+        (got, *how), (expected, *plainly) = ways
+        assert how == plainly, rows
+        assert torch.equal(got, expected), rows
+        large = rows * weight.numel() >= MIN_WORK
+        assert how == [
+            int("wide" in gains and large),
+            4 * weight.numel() * ("onednn" in gains and large),
+        ]
+    x = torch.randn(200, 128).to(dtype)
+    assert torch.equal(compiled(x), forward(x))  # with a gradient
+
+
+def test_widened_products_pass_opcheck() -> None:
+    weight, bias = layer(96, 200, dtype=torch.bfloat16)
+    x = torch.randn(2, 70, 96, dtype=torch.bfloat16)
+    for given in ((x, weight.detach(), bias.detach(), "gelu"), (x, weight.detach(), None, "")):
+        torch.library.opcheck(torch.ops.pyenc.linear_wide.default, given)

@@ -1,0 +1,83 @@
+"""Which product a linear layer takes: data (choices.json), by processor and dtype.
+
+Nothing is timed at a call: `pyenc bench tune --device cpu --write` measures and writes entries.
+So every process on one kind of processor takes the same products, and gives the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import processor
+
+FILE = Path(__file__).with_name("choices.json")
+
+WAYS = ("onednn", "gelu_fused", "wide")
+"""oneDNN with a packed weight beside `F.linear`; GELU in the same pass beside after it; halves in
+float32 beside `F.linear`."""
+
+MARGIN = 1.15
+"""How many times faster a way must have been: less is noise, and a pack costs memory."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the table says of one dtype on one processor."""
+
+    entry: str
+    """The table's key."""
+    source: str
+    """Where, when and how it was measured, or why it was supposed."""
+    gains: Mapping[str, float | bool] = field(default_factory=dict)
+    """Of `WAYS`: how many times faster, measured; True where it is only supposed to be."""
+
+    def prefers(self, way: str) -> bool:
+        """Whether this one is to serve; of oneDNN and `wide` only the faster."""
+        gain = self._gain(way)
+        others = [self._gain(other) for other in ("onednn", "wide") if other != way]
+        return gain >= MARGIN and (way == "gelu_fused" or gain >= max(others))
+
+    def why_not(self, way: str) -> str | None:
+        """None where it is preferred, else the table's reason in one line."""
+        if self.prefers(way):
+            return None
+        gain = self.gains.get(way, False)
+        if isinstance(gain, bool):
+            return f"choices.json does not prefer it ({self.entry})"
+        if gain >= MARGIN:
+            return f"choices.json prefers float32 to it ({self.entry})"
+        return f"choices.json has {gain:.2f}x F.linear, needs {MARGIN}x ({self.entry})"
+
+    def _gain(self, way: str) -> float:
+        gain = self.gains.get(way, False)
+        return float(gain) if not isinstance(gain, bool) else MARGIN if gain else 0.0
+
+
+def table() -> dict[str, Any]:
+    """choices.json: a kind of processor, a class or "default" (`Processor.keys`) -> "source", and
+    dtype -> way -> gain, for the dtypes that it knows of."""
+    loaded: dict[str, Any] = json.loads(FILE.read_text("utf-8"))
+    return loaded
+
+
+@functools.cache
+def choice(dtype: torch.dtype) -> Choice:
+    """For this process's processor, by the table that is shipped."""
+    return lookup(table(), processor.here(), dtype)
+
+
+def lookup(entries: Mapping[str, Any], kind: processor.Processor, dtype: torch.dtype) -> Choice:
+    """What the first entry that has the dtype says, of a table for a kind of processor."""
+    name = str(dtype).removeprefix("torch.")
+    for key in kind.keys:
+        entry = entries.get(key, {})
+        if name in entry:
+            return Choice(key, entry["source"], entry[name])
+    return Choice("default", "nothing is known of it: F.linear serves")
