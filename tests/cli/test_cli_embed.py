@@ -344,7 +344,8 @@ def test_a_tokenizer_from_elsewhere(cli: Cli, tmp_path: Path, texts_file: Path) 
     assert (said.status, out.exists()) == (2, False)
     assert "no tokenizer files" in said.err
     assert cli("embed", bare, texts_file, "-o", out, "--tokenizer", source).status == 0
-    assert (np.load(out) == expected(source)).all()
+    # How long a text may be is the model's own to say (64 here), not the other tokenizer's (512).
+    assert (np.load(out) == expected(source, max_length=64)).all()
 
 
 def test_what_is_assumed_is_said_once(cli: Cli, texts_file: Path, tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def test_added_tokens_across_a_cut(
     monkeypatch.setattr(tokenizer, "A_TOKEN", 1)
     monkeypatch.setattr(tokenizer, "SIZE", 50)
     texts = [*odd_texts(25, 200, seed=5), "New York " * 90, "a,34 b" * 90]
-    for a, b in zip(Uncut(folder)(texts, 40, True), TextTokenizer(folder)(texts, 40, True)):
+    whole, pieces = Uncut(folder)(texts, 40, True), TextTokenizer(folder)(texts, 40, True)
+    for a, b in zip(whole, pieces, strict=True):
         assert a.ids.tolist() == b.ids.tolist()
         assert np.array_equal(a.spans, b.spans)  # type: ignore[arg-type]
 
@@ -93,7 +94,7 @@ def test_what_the_warning_says() -> None:
         assert (encoder.encode("fox " * 90, max_length=12) == vectors[1]).all()
     with pytest.raises(InputError, match="1 of 2 texts exceed 12 tokens"):
         encoder.encode(["fox", "fox " * 50_000], max_length=12, on_long="error")
-    with pytest.raises(InputError, match="text 1 is not valid Unicode: .* at character 200000"):
+    with pytest.raises(InputError, match=r"text 1 is not valid Unicode: .* at character 200000"):
         encoder.encode(["fox", "fox " * 50_000 + "\ud800"], max_length=12)
 
 
