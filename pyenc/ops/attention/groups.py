@@ -18,6 +18,10 @@ BLOCK_ELEMENTS = 4 * 2**20
 GROUP_TOKENS = 8192
 """Tokens taken together at the most, so that many short sequences leave room for whole blocks."""
 
+FAINTEST = 2.0**-100
+"""A weight below this share of its row's largest is zero: no row shows it, and its products would
+be subnormal, which costs some processors a hundred cycles a number."""
+
 
 @dataclass(frozen=True)
 class Group:
