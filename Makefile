@@ -1,5 +1,7 @@
 # make demo       sets up and embeds real documents with real weights
 # make test       sets up and passes the checks and the tests
+# make test-processors  what depends on the processor, with torch, oneDNN and the C++ kernels held to
+#                 less than this one has (SHORT=1: a handful of tests each)
 # make lint       ruff and mypy alone
 # make sanitize   the tests of the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 #                 (GCC on Linux)
@@ -42,7 +44,7 @@ RUN_TOOL = if $(RUN) -m $(1) --version >/dev/null 2>&1; then $(RUN) -m $(1) $(2)
 	else echo '$(1) is not installed: "$(1) $(2)" is left out'; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup in-place test lint sanitize demo aot bench bench-gpu clean
+.PHONY: help setup in-place test test-processors lint sanitize demo aot bench bench-gpu clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -66,6 +68,11 @@ test: lint
 	TRITON_INTERPRET=1 $(RUN) -m pytest -q $(PARALLEL) $(ARGS) tests/kernels \
 	  || failed="$$failed, the Triton kernels"; \
 	if test -n "$$failed"; then echo "make test: failed: $${failed#, }" >&2; exit 1; fi
+
+# Short: a handful of tests a setting, as `test` runs it (SHORT=1). Otherwise all of them, with three
+# seeds each: half an hour or more.
+test-processors: $(READY)
+	$(RUN) tests/processors.py $(if $(SHORT),--short) -- $(if $(SHORT),,$(PARALLEL)) $(ARGS)
 
 lint: $(READY)
 	@$(call RUN_TOOL,ruff,check .)

@@ -20,6 +20,7 @@ from pyenc.ops.attention import cpu as attention_cpu
 from pyenc.ops.attention.terms import Terms
 from tests.instruction_sets import ISAS, run_on
 from tests.oracle import assert_right, naively
+from tests.seeds import seed
 
 pytestmark = pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
 
@@ -312,7 +313,7 @@ def test_each_instruction_set(isa: str) -> None:
 
 def main() -> None:
     """A little of everything above."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed(1))
     torch.set_num_threads(1)
     for lengths in ([1, 2, 0, 3, 17], [63, 64, 65], [300, 97]):
         for kind, dtype in itertools.product(KINDS, DTYPES):

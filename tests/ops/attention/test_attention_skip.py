@@ -17,6 +17,7 @@ from pyenc.ops.attention.terms import SKIP_EPS
 from tests.instruction_sets import ISAS, run_on
 from tests.ops.attention.skip_inputs import SkipInputs
 from tests.oracle import assert_right
+from tests.seeds import seed
 
 pytestmark = pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
 
@@ -234,7 +235,7 @@ def test_the_shares_on_each_instruction_set(isa: str) -> None:
 
 
 def main() -> None:
-    torch.manual_seed(1)
+    torch.manual_seed(seed(1))
     torch.set_num_threads(1)
     for name in ("planted -16", "level -12", "falling -12"):
         check_shares(name, torch.float32)
