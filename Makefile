@@ -59,9 +59,15 @@ demo: $(READY)
 PARALLEL = $$($(RUN) -c "import importlib.util as u; \
 	print('-n auto --maxprocesses 4 --dist loadfile' if u.find_spec('xdist') else '')")
 
+# All of them, whatever fails; what failed is said at the end.
 test: lint
-	$(RUN) -m pytest -q $(PARALLEL) $(ARGS)
-	TRITON_INTERPRET=1 $(RUN) -m pytest -q $(PARALLEL) $(ARGS) tests/kernels
+	@failed=''; \
+	echo '== the tests'; \
+	$(RUN) -m pytest -q $(PARALLEL) $(ARGS) || failed="$$failed, the tests"; \
+	echo '== the Triton kernels, in the interpreter'; \
+	TRITON_INTERPRET=1 $(RUN) -m pytest -q $(PARALLEL) $(ARGS) tests/kernels \
+	  || failed="$$failed, the Triton kernels"; \
+	if test -n "$$failed"; then echo "make test: failed: $${failed#, }" >&2; exit 1; fi
 
 # Short: a handful of tests a setting, as `test` runs it (SHORT=1). Otherwise all of them, with three
 # seeds each: half an hour or more.

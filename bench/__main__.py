@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run by its path: what is imported is `bench.op`, from the checkout
-    sys.path[0] = str(ROOT)
+    sys.path[:1] = [str(ROOT), str(ROOT / "kernels")]
 
 from bench.chosen import NoSuchCase
 from pyenc.cli import bench as command

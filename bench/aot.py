@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 if not __package__:  # run by its path: what is imported is `bench.aot_work`, from the checkout
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    ROOT = Path(__file__).resolve().parents[1]
+    sys.path[:1] = [str(ROOT), str(ROOT / "kernels")]
 
 import triton
 

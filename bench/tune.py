@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import json
 import multiprocessing
 import os
@@ -22,6 +21,7 @@ import torch
 from bench.chosen import chosen
 from bench.measure import clock, machine, record
 from bench.tunables import TUNABLES, Call, numbers
+from pyenc.cli.nearest import suggestion
 from pyenc.errors import InputError
 from pyenc_kernels import configs
 from pyenc_kernels.configs import Config
@@ -117,9 +117,8 @@ def work_of(options: argparse.Namespace) -> list[Work]:
     """
     for kernel in options.kernel or ():
         if kernel not in TUNABLES:
-            near = difflib.get_close_matches(kernel, TUNABLES, 1)
-            meant = f"; did you mean {near[0]}?" if near else ""
-            raise InputError(f"--kernel {kernel!r}{meant} There are: {', '.join(TUNABLES)}")
+            meant = suggestion(kernel, TUNABLES, ()) or ";"
+            raise InputError(f"no --kernel {kernel!r}{meant} there are: {', '.join(TUNABLES)}")
         for shape in options.shape or ():
             if kernel.startswith("attention") and numbers(shape)[0] > 256:
                 raise InputError(f"--shape {shape}: head dims go to 256")

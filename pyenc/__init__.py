@@ -21,11 +21,12 @@ from .forking import ForkWarning
 if TYPE_CHECKING:
     from .models import Encoder, EncoderConfig
     from .ops import use_backend
-    from .text import TextEncoder, TokenVectors, TruncationWarning, load
+    from .text import AssumptionWarning, TextEncoder, TokenVectors, TruncationWarning, load
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AssumptionWarning",
     "BackendError",
     "CheckpointError",
     "Encoder",
@@ -44,6 +45,7 @@ __all__ = [
 
 # Imported when first asked for: `pyenc --help` and a mistyped option must not wait for torch.
 _LAZY = {
+    "AssumptionWarning": ".text",
     "Encoder": ".models",
     "EncoderConfig": ".models",
     "TextEncoder": ".text",

@@ -15,6 +15,10 @@ class InputTypeError(InputError, TypeError):
     """An argument has the wrong type, such as `None` among the texts."""
 
 
+class InputAttributeError(InputError, AttributeError):
+    """An attribute that does not exist was set, or one that is read-only."""
+
+
 class BackendError(PyencError, RuntimeError):
     """A backend was asked for by name and cannot serve; the message says why."""
 

@@ -24,6 +24,8 @@ import threading
 import warnings
 from typing import Any
 
+from .callers import stacklevel
+
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
 _child = False
@@ -76,7 +78,7 @@ def _check_child() -> None:
         f"process {os.getpid()} was forked from one that computed on {before} threads; pyenc "
         f"computes on one thread in it; {more}",
         ForkWarning,
-        stacklevel=4,
+        stacklevel=stacklevel(),
     )
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ISAS = ["generic", "x86-64-v3", "x86-64-v4", "x86-64-v4-bf16"]
 
 
-def run_on(isa: str, file: str) -> None:
+def run_on(isa: str, file: str, *arguments: str) -> None:
     """The script, which must end well and print the instruction set that served it."""
     module = extension.load()
     assert module is not None
@@ -24,7 +24,7 @@ def run_on(isa: str, file: str) -> None:
         pytest.skip(f"this processor or this build has no {isa}")
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, file],
+        [sys.executable, file, *arguments],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYENC_CPU_ISA": isa},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -9,8 +9,9 @@ from bench.measure.ceilings import Ceilings, gemm_for, peak_for
 EXPLANATION = """\
 x pyenc: how many times faster the first row is than this one (above 1: pyenc is faster).
 spread: (slowest - fastest) / median of the runs. Above 10% the machine was not quiet.
-of peak: share of what the registers alone allow in this dtype; of GEMM: of torch's matrix product
-in it; of copy: of a plain copy's bytes a second; all measured in this run.
+of peak: share of what the unit that multiplies allows in this dtype, registers or AMX tiles; of
+GEMM: of torch's matrix product in it; of copy: of a plain copy's bytes a second; all measured in
+this run.
 + MB: memory beyond inputs and results at its highest, in a process of its own.
 error, allowed: largest distance from the float64 oracle on the timed inputs, and the bound."""
 

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "attention/plan.h"
+#include "shared/flush.h"
 #include "shared/isa.h"
 #include "shared/parallel.h"
 
@@ -109,6 +110,7 @@ void attention_backward(const Attention& call, const AttentionBackward& result) 
     kernels.write_rows(head, 0, head.n, grad_keys + head.n * width, result.grad_v);
   };
   parallel_for(n_tasks, threads, [&](std::int64_t i, int thread) {
+    const FlushSubnormals flush;
     const auto place = static_cast<std::size_t>(i);
     const Task& task = plan.tasks[place];
     AttentionHead head = heads[task.head];
@@ -129,6 +131,7 @@ void attention_backward(const Attention& call, const AttentionBackward& result) 
   });
   if (plan.shared)
     parallel_for(static_cast<std::int64_t>(heads.size()), threads, [&](std::int64_t i, int) {
+      const FlushSubnormals flush;
       const auto place = static_cast<std::size_t>(i);
       const std::size_t first = plan.first_task[place], last = plan.first_task[place + 1];
       if (last - first == 1) return;

@@ -7,6 +7,7 @@
 
 #include "attention/arguments.h"
 #include "attention/bound.h"
+#include "attention/slope.h"
 #include "attention/tile.h"
 
 namespace pyenc {
@@ -19,10 +20,10 @@ constexpr std::int64_t kWidest = kColumns * kLanes;
 constexpr float kFaintestRow = -1e30f;
 
 struct Scratch {
-  float *rows, *others, *s, *ds, *bias, *column, *q, *g, *dq, *q_rows, *g_rows;
+  float *rows, *others, *s, *ds, *bias, *column, *q, *g, *dq, *q_rows, *g_rows, *q_plain;
 
   static std::int64_t size(std::int64_t depth) {
-    return kQueryTile * (5 * depth + 2 * padded(depth)) + 3 * kKeyBlock * kWidest + kKeyBlock;
+    return kQueryTile * (6 * depth + 2 * padded(depth)) + 3 * kKeyBlock * kWidest + kKeyBlock;
   }
 
   Scratch(float* at, std::int64_t depth) {
@@ -33,7 +34,8 @@ struct Scratch {
     dq = g + kQueryTile * depth;
     q_rows = dq + kQueryTile * depth;
     g_rows = q_rows + kQueryTile * padded(depth);
-    s = g_rows + kQueryTile * padded(depth);
+    q_plain = g_rows + kQueryTile * padded(depth);
+    s = q_plain + kQueryTile * depth;
     ds = s + kKeyBlock * kWidest;
     bias = ds + kKeyBlock * kWidest;
     column = bias + kKeyBlock * kWidest;
@@ -61,17 +63,18 @@ struct Walk {
 
   Strip<C> strip;
   float *q, *g, *dq;       // (D, strip): a q, g, and the sum of dq
+  float *q_plain;          // (D, strip): q, where the slope's gradient is wanted
   float *q_rows, *g_rows;  // (strip, padded): scale q, g
   Floats lse[C];           // in base 2; in lanes without a query so large that p is 0
   Floats delta[C];
-  Floats due[C];       // what ds of a row should add up to: grad_lse
-  Floats sum[C];       // what it does add up to
-  Floats distance[C];  // sum_j p |i - j|
+  Floats due[C];  // grad_lse
+  SlopeSums<C> slope;
   KeyRange met;
   Ledger<C> ledger;
 
   void start(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
-             const AttentionBackward& result, const Scratch& scratch, std::int64_t done) {
+             const AttentionBackward& result, const Scratch& scratch, std::int64_t done,
+             bool want_slope) {
     const Attention& call = *head.call;
     const std::int64_t depth = call.head_dim, width = padded(depth);
     strip.start(head, first_query, last_query);
@@ -90,13 +93,18 @@ struct Walk {
     read(call.q, scratch.rows);
     turn(scratch.rows, strip.count, depth, kWidth, call.scale * kLog2e, q);
     pad(scratch.rows, call.scale, q_rows);
+    q_plain = scratch.q_plain + done * depth;
+    if (want_slope) {
+      turn(scratch.rows, strip.count, depth, kWidth, 1, q_plain);
+      slope.start();
+    }
     read(result.grad_out, scratch.rows);
     turn(scratch.rows, strip.count, depth, kWidth, 1, g);
     pad(scratch.rows, 1, g_rows);
     read(result.out, scratch.others);
     for (int c = 0; c < C; ++c) {
       lse[c] = splat(3e38f);
-      delta[c] = due[c] = sum[c] = distance[c] = Floats{};
+      delta[c] = due[c] = Floats{};
     }
     for (std::int64_t i = 0; i < strip.count; ++i) {
       const std::int64_t place = (token + i) * call.n_heads + head.head;
@@ -142,16 +150,18 @@ struct Walk {
     for (std::int64_t j = 0; j < count; ++j)
       for (int c = 0; c < C; ++c) {
         float* at = scratch.s + j * kWidth + c * kLanes;
-        const Floats p = exp2_of(load(at) - (lse[c] - row[c]));
+        const Floats p = weight_of(load(at) - (lse[c] - row[c]));
         store(at, p);
         share[c] += p;
       }
     if (may_drop && ledger.take(share)) return;
-    score_gradients(v, depth, count, scratch);
+    if (sums.bias.slope)
+      slope.meet(head, strip, first, count, k, v, q_plain, g, lse, delta, scratch.ds);
+    else
+      score_gradients(v, depth, count, scratch);
     add_product({scratch.s, kWidth, 1}, count, g_rows, strip.count, width, sums.values + first * width);
     add_product({scratch.ds, kWidth, 1}, count, q_rows, strip.count, width, sums.keys + first * width);
     multiply_add<C>({k, 1, depth}, depth, scratch.ds, kWidth, count, dq, kWidth);
-    if (sums.bias.slope) add_slope(head, first, count, scratch, sums.bias.slope);
     if (sums.bias.line) add_line(head, first, count, scratch.ds, sums.bias);
   }
 
@@ -170,33 +180,6 @@ struct Walk {
           store(scratch.ds + at, load(scratch.s + at) * (acc[r][c] - delta[c]));
         }
     });
-  }
-
-  void add_slope(const AttentionHead& head, std::int64_t first, std::int64_t count,
-                 const Scratch& scratch, double* slope) {
-    const float* at = head.call->positions + head.first + first;
-    Floats weighted[C] = {};
-    for (std::int64_t j = 0; j < count; ++j)
-      for (int c = 0; c < C; ++c) {
-        const Floats away = magnitude(strip.position[c] - at[j]);
-        const Floats ds = load(scratch.ds + j * kWidth + c * kLanes);
-        weighted[c] += ds * away;
-        sum[c] += ds;
-        distance[c] += load(scratch.s + j * kWidth + c * kLanes) * away;
-      }
-    for (int c = 0; c < C; ++c) *slope -= total(weighted[c]);
-  }
-
-  // delta comes from a rounded output, and is off by as much as the sum of ds is off its due. In ds
-  // |i - j| that grows with the distance, but ds is off by that much times p, and so it is taken back.
-  void correct_slope(double* slope) const {
-    for (int c = 0; c < C; ++c) *slope -= total((due[c] - sum[c]) * distance[c]);
-  }
-
-  static double total(Floats x) {
-    double result = 0;
-    for (int lane = 0; lane < kLanes; ++lane) result += static_cast<double>(x[lane]);
-    return result;
   }
 
   void add_line(const AttentionHead& head, std::int64_t first, std::int64_t count, const float* ds,
@@ -227,7 +210,7 @@ void backward_tile(const AttentionHead& head, std::int64_t first_query, std::int
   const Sums sums{grad_keys, grad_keys + head.n * padded(depth), bias};
   Tile<Walk> tile;
   tile.start(first_query, last_query, [&](auto& walk, std::int64_t at) {
-    walk.start(head, at, last_query, result, scratch, at - first_query);
+    walk.start(head, at, last_query, result, scratch, at - first_query, bias.slope != nullptr);
   });
   std::int64_t first = head.n, last = 0;
   tile.each([&](auto& walk) {
@@ -239,7 +222,7 @@ void backward_tile(const AttentionHead& head, std::int64_t first_query, std::int
     tile.each([&](auto& walk) { walk.meet(head, first, end, scratch, sums); });
   }
   tile.each([&](auto& walk) {
-    if (bias.slope) walk.correct_slope(bias.slope);
+    if (bias.slope) *bias.slope += walk.slope.total(walk.strip.count, walk.due);
     walk.finish(head, result, scratch);
   });
 }

@@ -2,6 +2,7 @@
 // writes its own rows alone: the same bits for any number of threads.
 
 #include "attention/plan.h"
+#include "shared/flush.h"
 #include "shared/isa.h"
 #include "shared/parallel.h"
 
@@ -75,9 +76,11 @@ PairCount attention_forward(const Attention& call, const AttentionForward& resul
       next += floats_for(heads[i]);
     }
     parallel_for(static_cast<std::int64_t>(last - first), threads, [&](std::int64_t i, int) {
+      const FlushSubnormals flush;
       kernels.prepare(heads[first + static_cast<std::size_t>(i)]);
     });
     parallel_for(static_cast<std::int64_t>(tasks.size()), threads, [&](std::int64_t i, int thread) {
+      const FlushSubnormals flush;
       const Task& task = tasks[static_cast<std::size_t>(i)];
       kernels.tile(heads[static_cast<std::size_t>(task.head)], task.first, task.last, result,
                    pool.of(thread), counts[static_cast<std::size_t>(thread) * 8]);

@@ -42,7 +42,7 @@ struct FloatMath {
     for (std::int64_t j = 0; j < count; ++j)
       for (int c = 0; c < C; ++c) {
         float* place = s + j * Strip<C>::kWidth + c * kLanes;
-        const Floats weight = exp2_of(load(place) - shift[c]);
+        const Floats weight = weight_of(load(place) - shift[c]);
         store(place, weight);
         sum[c] += weight;
       }
@@ -193,7 +193,7 @@ struct Walk {
     Floats shrink[C];
     for (int c = 0; c < C; ++c) {
       const Floats higher = larger(top[c], m[c]);
-      shrink[c] = exp2_of(m[c] - larger(higher, splat(-3e38f)));
+      shrink[c] = weight_of(m[c] - larger(higher, splat(-3e38f)));
       m[c] = higher;
       l[c] *= shrink[c];
     }

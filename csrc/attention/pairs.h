@@ -154,8 +154,8 @@ struct PairMath {
     for (std::int64_t j = 0; j < count; j += 2)
       for (int c = 0; c < C; ++c) {
         const float* at = s + j * kWidth + c * kLanes;
-        const Floats low = exp2_of(load(at) - shift[c]);
-        const Floats high = j + 1 < count ? exp2_of(load(at + kWidth) - shift[c]) : Floats{};
+        const Floats low = weight_of(load(at) - shift[c]);
+        const Floats high = j + 1 < count ? weight_of(load(at + kWidth) - shift[c]) : Floats{};
         sum[c] += low + high;
         *reinterpret_cast<LooseInts*>(s + j / 2 * kWidth + c * kLanes) = pair_of(low, high);
       }

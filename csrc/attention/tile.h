@@ -15,6 +15,12 @@ namespace {
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kInfinity = __builtin_inff();
 
+// The weight of a score that lies `x` above its row's maximum, or its log-sum-exp. Below about 2^-100
+// it is zero: no row shows it, and with what it is multiplied by it would soon be subnormal
+// (shared/flush.h).
+constexpr int kFaintest = -100;
+PYENC_INLINE Floats weight_of(Floats x) { return exp2_down_to<kFaintest>(x); }
+
 template <class Scalar>
 PYENC_INLINE const Scalar* row_of(const Rows3& x, std::int64_t token, std::int64_t head) {
   return static_cast<const Scalar*>(x.at) + token * x.row + head * x.head;

@@ -11,7 +11,7 @@ namespace PYENC_ISA {
 namespace {
 
 struct Spread {
-  float mean, variance;
+  float off, variance;  // the mean less the rough one
 };
 
 // Over `count` floats, filled up with their rough mean to whole vectors; about zero where
@@ -34,7 +34,7 @@ PYENC_INLINE Spread spread_of(const float* row, std::int64_t count, float rough,
   const float share = 1.0f / static_cast<float>(count), squares = share * sum_of(even + odd);
   if (about_zero) return {0.0f, squares};
   const float off = share * sum_of(rest), variance = squares - off * off;
-  return {rough + off, variance > 0.0f || variance != variance ? variance : 0.0f};
+  return {off, variance > 0.0f || variance != variance ? variance : 0.0f};
 }
 
 template <class Scalar>
@@ -59,13 +59,14 @@ void forward_as(const Norm& call, std::int64_t first, std::int64_t last, const S
     const float rough = call.rms ? 0.0f : share * sum_of(sum);
     for (std::int64_t i = c; i < padded; ++i) row[i] = rough;
     const Spread spread = spread_of(row, c, rough, call.rms);
-    const float mean = spread.mean, scale = 1.0f / std::sqrt(spread.variance + call.eps);
+    const float scale = 1.0f / std::sqrt(spread.variance + call.eps);
     for_columns(c, [&](std::int64_t i, auto at) {
-      Floats value = (at.get(row + i) - mean) * scale * at.get(call.weight + i);
+      // One after the other: their sum, rounded, is off by as much as a mean far above the spread.
+      Floats value = ((at.get(row + i) - rough) - spread.off) * scale * at.get(call.weight + i);
       if (call.bias) value += at.get(call.bias + i);
       at.put(value, normed + r * c + i);
     });
-    stats[2 * r] = mean;
+    stats[2 * r] = rough + spread.off;
     stats[2 * r + 1] = scale;
   }
 }

@@ -92,23 +92,30 @@ PYENC_INLINE float sum_of(Floats x) {
   return sum;
 }
 
-// 2^x for x <= 127, within 2.2 units in the last place; 0 below -127, NaN for NaN, 1 for 0.
+// 2^x for x <= 127, within 2.2 units in the last place; 0 from where x rounds to Least downward, NaN
+// for NaN, 1 for 0.
 //
-// 2^x = 2^r 2^f with r = round(x): adding 1.5 * 2^23 + 127 leaves r + 127 in the low bits, which is
-// the exponent of 2^r. The polynomial is the minimax one of relative error on [-1/2, 1/2] among
-// those of degree 5 that are 1 at 0 (9.2e-8).
-PYENC_INLINE Floats exp2_of(Floats x) {
-  constexpr float kMagic = 12582912.0f + 127.0f;
-  x = larger(splat(-127.0f), x);
+// 2^x = 2^r 2^f with r = round(x): adding 1.5 * 2^23 - Least leaves r - Least in the low bits, which
+// are the exponent of 2^(r - Least - 127), or of zero; the polynomial has the rest of the factor in
+// its coefficients. It is the minimax one of relative error on [-1/2, 1/2] among those of degree 5
+// that are 1 at 0 (9.2e-8).
+template <int Least>
+PYENC_INLINE Floats exp2_down_to(Floats x) {
+  static_assert(-127 <= Least && Least <= -64, "the rest of the factor must be a power of two that fits");
+  constexpr float kMagic = 12582912.0f - Least;
+  constexpr float kRest = static_cast<float>(std::uint64_t{1} << (127 + Least));
+  x = larger(splat(static_cast<float>(Least)), x);
   const Floats shifted = x + kMagic;
   const Floats f = x - (shifted - kMagic);
-  Floats p = f * 0x1.5bba14p-10f + 0x1.3cea88p-7f;
-  p = p * f + 0x1.c6b752p-5f;
-  p = p * f + 0x1.ebf9bcp-3f;
-  p = p * f + 0x1.62e42ap-1f;
-  p = p * f + 1.0f;
+  Floats p = f * (kRest * 0x1.5bba14p-10f) + kRest * 0x1.3cea88p-7f;
+  p = p * f + kRest * 0x1.c6b752p-5f;
+  p = p * f + kRest * 0x1.ebf9bcp-3f;
+  p = p * f + kRest * 0x1.62e42ap-1f;
+  p = p * f + kRest;
   return p * as_floats(as_ints(shifted) << 23);
 }
+
+PYENC_INLINE Floats exp2_of(Floats x) { return exp2_down_to<-127>(x); }
 
 // to[c][r] = from[r][c] for 8 x 8 floats.
 PYENC_INLINE void transpose8(const float* from, std::int64_t from_row, float* to,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import InputError
 from . import bench_options
+from .nearest import suggestion
 
 BACKENDS = ("auto", "triton", "cpu", "flash_attn", "onednn", "torch", "reference")
 """`pyenc.ops.BACKENDS` and "auto", repeated here since importing it would import torch."""
@@ -17,24 +19,34 @@ BACKENDS = ("auto", "triton", "cpu", "flash_attn", "onednn", "torch", "reference
 DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
 """The names that `pyenc.load` takes, repeated for the same reason."""
 
+POOLINGS = ("mean", "cls", "max", "lasttoken")
+"""`pyenc.text.recipe.POOLINGS`, likewise."""
+
+FORMATS = ("txt", "jsonl", "parquet")
+
 READABLE = ".txt, .jsonl, .parquet"
 
 EMBED = """\
 Embed texts: one vector a text, in the order of the input.
 
-INPUT  -         standard input, one text a line (the default)
+INPUT  -         standard input, one text a line, or as --format says (the default)
        .txt      one text a line; an empty line is an empty text, so that rows stay aligned
        .jsonl    one object a line with the text under --field, or bare JSON strings; blank lines
-                 are skipped
+                 are skipped (.ndjson is the same)
        .parquet  the column --field (needs pyarrow: pip install 'pyenc[parquet]')
 OUT    .npy      float32, (texts, dim)
        .jsonl    {"index": row, "id": ..., "embedding": [...]} a line
        .parquet  columns index, id (with --id-field), embedding (fixed-size list of float)
 
-Finished parts are kept in OUT.partial/ until OUT is complete and moved into place in one step. An
-interrupted run leaves no OUT; the same command with --resume goes on where it stopped, after
-checking that checkpoint, options and texts are the same. --device and --batch-tokens may change:
-they move vectors by rounding only.
+Text is UTF-8. A line ends at \\n or \\r\\n, nowhere else. A row that cannot be read ends the run;
+with --skip-bad it is left out, and OUT.skipped.jsonl has its row, id and reason. The index of a row
+is its place in the input, bad rows counted; an .npy has no index, so rows close up.
+
+Finished parts are kept in OUT.partial/, every few seconds, until OUT is complete and moved into
+place in one step. An interrupted run (Ctrl-C, SIGTERM, a full disk) leaves no OUT; the same command
+with --resume goes on where it stopped, after checking that checkpoint, options and texts are the
+same. --device, --batch-tokens and --skip-bad may change: the first two move vectors by rounding
+only.
 """
 
 EMBED_EXAMPLES = """\
@@ -42,6 +54,7 @@ examples:
   pyenc embed sentence-transformers/all-MiniLM-L6-v2 texts.txt -o vectors.npy
   pyenc embed ./checkpoint corpus.jsonl --field body --id-field id -o vectors.parquet
   pyenc embed ./checkpoint corpus.parquet --shard 2/8 -o vectors-2.parquet --resume
+  gunzip -c corpus.jsonl.gz | pyenc embed ./checkpoint --format jsonl -o vectors.npy
 """
 
 INFO = """\
@@ -58,11 +71,71 @@ Exits 0 within the tolerance, 1 with a line that begins with FAILED otherwise.
 """
 
 
+NEGATIVE = re.compile(r"-(\d+|\d*\.\d+)")
+
+
 class Parser(argparse.ArgumentParser):
-    """Mistakes in the arguments leave by the same door as every other error."""
+    """Mistakes in the arguments leave by the same door as every other error, naming the nearest."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
+        found, more = self.parse_known_args(args, namespace)
+        more = more[1:] if more[:1] == ["--"] else more
+        # argparse gives an optional argument up where options stand before it.
+        if len(more) == 1 and getattr(found, "input", None) == "-":
+            found.input = more.pop()
+        if more:
+            if found.command == "bench":
+                raise InputError(
+                    f"one argument too many: {more[0]!r}; give one OP, or all (see {self.prog} "
+                    "bench --help)"
+                )
+            raise InputError(
+                f"one argument too many: {more[0]!r}; several files go through one stream: cat "
+                f"FILES | pyenc ... - --format ... (see {self.prog} {found.command} --help)"
+            )
+        return found
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
+        # Before argparse complains of what is missing: a mistyped -o is missing too.
+        self._check_options(list(args or ()))
+        return super().parse_known_args(args, namespace)
+
+    def _check_options(self, words: list[str]) -> None:
+        """Refuse options that this parser does not have."""
+        known = self._option_string_actions
+        commands = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        for word in words:
+            if word == "--" or (commands and not word.startswith("-")):
+                return  # the rest are arguments, or the command's
+            # What argparse takes for a value though it begins with a dash.
+            if not word.startswith("-") or word == "-" or " " in word or NEGATIVE.fullmatch(word):
+                continue
+            name = word.partition("=")[0]
+            if word.startswith("--"):
+                if any(option.startswith(name) for option in known):
+                    continue
+            elif word[:2] in known:
+                continue
+            places = [a.metavar for a in self._actions if not a.option_strings and a.metavar]
+            there = [*known, *map(str, places)]
+            hint = suggestion(name, there, list(map(str, places)))
+            for action in commands:
+                owners = [c for c, p in action.choices.items() if name in p._option_string_actions]
+                if owners:
+                    hint = f"; it goes behind the command: pyenc {owners[0]} {name}"
+            self.error(f"unknown option {name}{hint}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        choices = action.choices
+        if choices is None or value in choices:
+            return
+        names = list(map(str, choices))
+        near = suggestion(str(value), names, ())
+        message = f"invalid choice: {value!r} (choose from {', '.join(names)}){near}"
+        raise argparse.ArgumentError(action, message)
 
 
 def build_parser() -> Parser:
@@ -119,7 +192,7 @@ def _embed(parser: Parser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="OUT", required=True, help="file: .npy, .jsonl, .parquet"
     )
-    _fields(parser)
+    _fields(parser, "INPUT")
     parser.add_argument(
         "--id-field", metavar="NAME", help="strings or whole numbers to carry into OUT as its id"
     )
@@ -131,6 +204,11 @@ def _embed(parser: Parser) -> None:
         "--resume",
         action="store_true",
         help="go on with OUT.partial/, or start where there is none",
+    )
+    work.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out rows that cannot be read or embedded, and list them in OUT.skipped.jsonl",
     )
     work.add_argument(
         "--shard",
@@ -158,7 +236,7 @@ def _verify(parser: Parser) -> None:
     parser.add_argument(
         "--texts", metavar="FILE", help=f"texts to run, {READABLE} or -; default: a few of our own"
     )
-    _fields(parser)
+    _fields(parser, "--texts")
     parser.add_argument(
         "--against",
         metavar="FILE",
@@ -191,9 +269,22 @@ def _model(parser: Parser) -> None:
     group.add_argument(
         "--backend", choices=BACKENDS, help="of every op; default: the fastest that can serve"
     )
+    group.add_argument(
+        "--pooling", choices=POOLINGS, help="of token states; default: as the checkpoint says"
+    )
+    group.add_argument(
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="vectors to unit length; default: as the checkpoint says",
+    )
 
 
-def _fields(parser: Parser) -> None:
+def _fields(parser: Parser, source: str) -> None:
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help=f"of {source}; default: by its suffix, of standard input txt",
+    )
     parser.add_argument(
         "--field", metavar="NAME", help="the texts in .jsonl and .parquet (default: text)"
     )
@@ -211,11 +302,6 @@ def _encoding(parser: Parser) -> argparse._ArgumentGroup:
     )
     group.add_argument(
         "--max-length", metavar="N", type=_positive, help="tokens of a text; default the model's"
-    )
-    group.add_argument(
-        "--normalize",
-        action=argparse.BooleanOptionalAction,
-        help="to unit length; default: as the checkpoint says",
     )
     group.add_argument(
         "--truncate-dim", metavar="N", type=_positive, help="keep the first N dimensions"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import difflib
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .bench_options import ALL, BESIDES, MODELS, TUNE, refuse, words
+from .nearest import suggestion
 
 ROOT = Path(__file__).resolve().parents[2]
 """Of the checkout; of a wheel it is site-packages, where there are no benchmarks."""
@@ -34,9 +34,8 @@ def run(args: argparse.Namespace) -> int:
         return _all(list(found), args)
     if args.op not in found:
         there = [*found, ALL]
-        near = difflib.get_close_matches(args.op, there, 1)
-        meant = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"no benchmark of {args.op!r}{meant} There are: {', '.join(there)}")
+        meant = suggestion(args.op, there, ()) or ";"
+        raise InputError(f"no benchmark of {args.op!r}{meant} there are: {', '.join(there)}")
     return _start(words(args))
 
 

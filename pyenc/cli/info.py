@@ -33,7 +33,7 @@ def gather(args: argparse.Namespace) -> dict[str, Any]:
     """All that is said of a checkpoint, as the JSON form has it."""
     device = check_device(args.device)
     # Read strictly, yet on the CPU: looking at a checkpoint takes no memory of an accelerator.
-    encoder = load_encoder(args, device="cpu")
+    encoder = load_encoder(args, quiet=True, device="cpu")
     folder = resolve(args.model, args.revision)
     return {
         "model": args.model,
@@ -98,7 +98,7 @@ def _limits(encoder: TextEncoder) -> dict[str, Any]:
         "tokenizer_config.json (model_max_length)": (
             encoder.tokenizer.max_length if encoder.tokenizer else None
         ),
-        "config.json": config.max_length,
+        _own_limit(encoder): config.max_length,
     }
     source = next(name for name, limit in words.items() if limit)
     if words[source] != encoder.max_length:
@@ -110,6 +110,13 @@ def _limits(encoder: TextEncoder) -> dict[str, Any]:
     }
 
 
+def _own_limit(encoder: TextEncoder) -> str:
+    """Whose word the encoder's own limit is: its class's, where config.json has none."""
+    keys = ("max_position_embeddings", "alibi_starting_size", "seq_length")
+    said = any(key in encoder.checkpoint.config for key in keys)
+    return "config.json" if said else "config.json, which does not say (assumed)"
+
+
 def _vectors(encoder: TextEncoder) -> dict[str, Any]:
     recipe = encoder.recipe
     return {
@@ -117,6 +124,7 @@ def _vectors(encoder: TextEncoder) -> dict[str, Any]:
         "pooling": recipe.pooling,
         "prompt_counts_in_pooling": recipe.include_prompt,
         "normalized": recipe.normalize,
+        "assumed": list(recipe.assumed),
         "dense": [
             {
                 "in": dense.weight.shape[1],
@@ -200,6 +208,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     elif reach > limits["max_length"]:
         yield _row("", f"--max-length may go up to {reach:,}")
     yield _row("vectors", f"{vectors['dim']} dimensions, {_recipe_words(vectors)}")
+    if vectors["assumed"]:
+        options = " and ".join(f"--{name}" for name in vectors["assumed"])
+        yield _row("", f"no file says so: {options} say what the model card does")
     for dense in vectors["dense"]:
         yield _row("dense layer", f"{dense['in']} -> {dense['out']}, {dense['activation']}")
     default = vectors["default_prompt_name"]
@@ -233,10 +244,14 @@ def _choice_words(choice: dict[str, Any]) -> Iterator[str]:
 
 
 def _recipe_words(vectors: dict[str, Any]) -> str:
-    words = f"{vectors['pooling']} pooling"
+    def marked(words: str, name: str) -> str:
+        return words + " (assumed)" * (name in vectors["assumed"])
+
+    pooling = f"{vectors['pooling']} pooling"
     if not vectors["prompt_counts_in_pooling"]:
-        words += " without the prompt"
-    return words + (", unit length" if vectors["normalized"] else ", not normalised")
+        pooling += " without the prompt"
+    length = "unit length" if vectors["normalized"] else "not normalised"
+    return f"{marked(pooling, 'pooling')}, {marked(length, 'normalize')}"
 
 
 def _row(name: str, value: str) -> str:

@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from ..errors import PyencError
 from .arguments import parse
 from .failing import one_line, out_of_memory
-
-INTERRUPTED = 130
-"""128 + SIGINT, as shells report it."""
+from .signals import Stopped, status_of, stopping
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,18 +25,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done; 1 `verify` or `bench` found wrong results, or the reader of standard output went
         away;
         2 bad arguments, input, checkpoint or backend, said in one line on standard error;
-        130 interrupted.
+        130 interrupted; 143 ended by SIGTERM, 129 by SIGHUP.
     """
+    # Closed by whoever started this (2>&-); print and tqdm expect something there.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (until the process ends)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A checkpoint's prompts may hold what an ASCII terminal cannot show.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        args = parse(sys.argv[1:] if argv is None else argv)
-        # Imported here: a command brings torch, which `--help` has no need of.
-        command = importlib.import_module(f".{args.command}", __package__)
-        status: int = command.run(args)
-        sys.stdout.flush()
-        return status
+        with stopping():
+            args = parse(sys.argv[1:] if argv is None else argv)
+            # Imported here: a command brings torch, which `--help` has no need of.
+            command = importlib.import_module(f".{args.command}", __package__)
+            status: int = command.run(args)
+            sys.stdout.flush()
+            return status
     except SystemExit as stop:  # argparse, after --help or --version
         return int(stop.code or 0)
     except (PyencError, OSError) as error:
@@ -50,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise  # a defect of ours: all of its trace is wanted
         return _say("error: out of memory; fewer --batch-tokens or shorter texts need less", 2)
     except KeyboardInterrupt as stop:
-        return _say("interrupted" + "".join(f"; {word}" for word in stop.args), INTERRUPTED)
+        word = "terminated" if isinstance(stop, Stopped) else "interrupted"
+        return _say("; ".join((word, *stop.args)), status_of(stop))
 
 
 def _say(message: str, status: int) -> int:

@@ -1,9 +1,10 @@
 """The working folder of a run: its manifest, and the vectors of the texts embedded so far.
 
     OUT.partial/
-        manifest.json       the checkpoint's files by sha256, the options, how texts are cut
+        manifest.json       the checkpoint's files by sha256, and the options
         part-000000.npy     (texts, dim) float32
-        part-000000.json    rows, ids and sha256 of those texts; written last, so it marks the end
+        part-000000.json    rows, ids and sha256 of those texts, and the rows left out; written
+                            last, so it marks the end
 
 Every file is written under another name, synced, and moved into place: what stands there is whole.
 """
@@ -13,23 +14,29 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
-from .readers import Row
+from .files import replacing
+from .rows import BadRow, Row
+from .vectors import read_array, write_header, write_values
 
 MANIFEST = "manifest.json"
 SETTINGS = "made with"
 OUTPUT = "output"
 """Stem of the output while it is put together."""
-OURS = re.compile(rf"({re.escape(MANIFEST)}|part-\d{{6,}}\.(npy|json))(\.tmp)?|{OUTPUT}\.\w+")
+SKIPPED = "skipped.jsonl"
+"""The list of the rows left out, while it is put together."""
+OURS = re.compile(
+    rf"({re.escape(MANIFEST)}|part-\d{{6,}}\.(npy|json))(\.tmp)?|{OUTPUT}\.\w+"
+    rf"|{re.escape(SKIPPED)}"
+)
 """Files of a working folder; no others are deleted."""
 
 
@@ -38,20 +45,57 @@ class Part:
     """What is known of one finished part."""
 
     sha256: str
-    """Of its rows, ids and texts."""
+    """Of what was read: rows, ids and texts, and which rows were bad."""
     rows: list[int]
+    """Those that have a vector."""
     ids: list[str | int] | None
     truncated: int = 0
     longest: int = 0
     """Tokens of the longest text that was cut."""
+    skipped: list[tuple[int, str | int | None, str]] = field(default_factory=list)
+    """Row, id and reason of those left out."""
+
+    @property
+    def entries(self) -> int:
+        """Rows of the input that were read for it."""
+        return len(self.rows) + len(self.skipped)
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> Part:
+        """From the JSON of a file that anybody may have touched.
+
+        Raises:
+            TypeError: it does not describe a part.
+        """
+        part = cls(**content)
+        skipped = part.skipped
+        whole = [part.truncated, part.longest, *part.rows]
+        good = (
+            isinstance(part.sha256, str)
+            and isinstance(part.rows, list)
+            and isinstance(skipped, list)
+            and all(isinstance(each, list) and len(each) == 3 for each in skipped)
+            and all(type(value) is int for value in [*whole, *(each[0] for each in skipped)])
+            and all(isinstance(each[2], str) for each in skipped)
+            and all(isinstance(each[1], (str, int, type(None))) for each in skipped)
+        )
+        if good and part.ids is not None:
+            good = isinstance(part.ids, list) and len(part.ids) == len(part.rows)
+            good = good and {type(each) for each in part.ids} in (set(), {str}, {int})
+        if not good:
+            raise TypeError("not a part")
+        return part
 
 
-def digest(rows: Sequence[Row]) -> str:
+def digest(entries: Sequence[Row | BadRow]) -> str:
     """sha256 over rows, ids and texts, each with its length, so that no two inputs run together."""
     state = hashlib.sha256()
-    for row in rows:
-        text = row.text.encode("utf-8")
-        state.update(json.dumps([row.index, row.id, len(text)]).encode() + text)
+    for entry in entries:
+        if isinstance(entry, BadRow):
+            state.update(json.dumps([entry.index, None]).encode())
+            continue
+        text = entry.text.encode("utf-8")
+        state.update(json.dumps([entry.index, entry.id, len(text)]).encode() + text)
     return state.hexdigest()
 
 
@@ -65,6 +109,7 @@ class Parts:
     def __init__(self, output: Path) -> None:
         self.folder = output.with_name(output.name + ".partial")
         self.output = self.folder / f"{OUTPUT}{output.suffix}"
+        self.skipped = self.folder / SKIPPED
         self.count = 0
         """Finished parts; they are always the first ones."""
 
@@ -86,7 +131,10 @@ class Parts:
         while self._json(self.count).exists():
             self.count += 1
         if self.count or path.exists():
-            differing = _differences(_read(path).get(SETTINGS, {}), settings)
+            before = _read(path).get(SETTINGS, {})
+            if not isinstance(before, dict):
+                raise InputError(f"{path}: damaged; start anew with --overwrite")
+            differing = _differences(before, settings)
             if differing:
                 raise InputError(
                     f"{self.folder} was begun otherwise: {'; '.join(differing)}. Go back to that, "
@@ -99,8 +147,9 @@ class Parts:
 
     def add(self, vectors: np.ndarray, part: Part) -> None:
         """Keep the next part for good."""
-        with _replacing(self._npy(self.count)) as file:
-            np.save(file, vectors, allow_pickle=False)
+        with replacing(self._npy(self.count)) as file:
+            write_header(file, *vectors.shape)
+            write_values(file, vectors)
         _write(self._json(self.count), json.dumps(asdict(part)).encode())
         self.count += 1
 
@@ -108,7 +157,7 @@ class Parts:
         """What is known of a finished part."""
         path = self._json(number)
         try:
-            return Part(**_read(path))
+            return Part.of(_read(path))
         except TypeError as error:
             raise InputError(f"{path}: damaged; start anew with --overwrite") from error
 
@@ -116,8 +165,8 @@ class Parts:
         """(texts, dim) float32 of a finished part."""
         path = self._npy(number)
         try:
-            vectors: np.ndarray = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            vectors = read_array(path)
+        except (OSError, InputError) as error:
             raise InputError(f"{path}: damaged; start anew with --overwrite") from error
         if vectors.shape != (len(self.part(number).rows), dim) or vectors.dtype != np.float32:
             raise InputError(f"{path}: damaged: {vectors.dtype} {vectors.shape}; use --overwrite")
@@ -171,7 +220,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any], within: str = "") -> 
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: missing or damaged; start anew with --overwrite") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: damaged; start anew with --overwrite")
@@ -179,16 +228,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(content)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Any]:
-    """A file to write that appears under its name whole or not at all."""
-    other = path.with_name(path.name + ".tmp")
-    with open(other, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    other.replace(path)

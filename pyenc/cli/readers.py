@@ -1,48 +1,71 @@
-"""Texts from standard input, .txt, .jsonl and .parquet, row by row, never a whole file at once."""
+"""The input of a command, row by row: standard input, .txt, .jsonl and .parquet.
+
+Never a whole file at once. A row that cannot be read comes out as a `BadRow` that says why.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import os
+import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from shutil import copyfileobj
+from typing import IO
 
 from ..errors import InputError
+from .lines import json_lines, text_lines
+from .parquet import check_columns, count_rows, parquet_rows
+from .rows import BadRow, Meter, Row
+from .sniff import Rejoined, check_head, check_unnamed, first_lines
 
-BOM = b"\xef\xbb\xbf"
-PARQUET_ROWS = 1024
-"""Rows decoded at a time."""
+FORMATS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+"""By a file's suffix."""
+
+ELSEWHERE = {
+    ".gz": "gunzip -c {0} | pyenc ... - --format {1}",
+    ".zst": "zstd -dc {0} | pyenc ... - --format {1}",
+    ".bz2": "bzip2 -dc {0} | pyenc ... - --format {1}",
+    ".json": "one object a line is .jsonl: jq -c '.[]' {0} | pyenc ... - --format jsonl; where {0} "
+    "holds that already, --format jsonl says so",
+    ".csv": "CSV is not read; write its texts as .jsonl or .parquet",
+    ".tsv": "TSV is not read; write its texts as .jsonl or .parquet",
+}
+"""What to do with what is not read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One text of the input."""
-
-    index: int
-    """Its row in the input, from 0."""
-    id: str | int | None
-    text: str
-
-
-@dataclass(frozen=True)
+@dataclass
 class Source:
-    """An input that has been looked at: it exists, and what it is named can be read."""
+    """An input: what is named exists, and its fields fit its format."""
 
     path: Path | None
     """None: standard input."""
     field: str
     id_field: str | None
+    format: str
+    """One of "txt", "jsonl", "parquet"."""
+    said: bool
+    """Whether the format was named, by a suffix or by --format."""
+    _stream: IO[bytes] | None = None
+    """Standard input, once looked at."""
 
     @property
     def name(self) -> str:
         return "standard input" if self.path is None else str(self.path)
 
-    @property
-    def kind(self) -> str:
-        return ".txt" if self.path is None else self.path.suffix.lower()
+    def look(self) -> None:
+        """Look at the beginning of standard input, or at the columns of a Parquet file.
+
+        Raises:
+            InputError: it is not what it is taken for, or lacks a column.
+        """
+        if self.path is None and self._stream is None:
+            self._stream = self._standard_input()
+        if self.format == "parquet":
+            check_columns(self._parquet_file(), self)
 
     def rows(self) -> Iterator[Row]:
         """Every row in order.
@@ -50,191 +73,121 @@ class Source:
         Raises:
             InputError: a row cannot be read; the message names file and line or row.
         """
-        if self.kind == ".parquet":
-            yield from _parquet(self)
+        for entry in self.entries():
+            if isinstance(entry, BadRow):
+                raise InputError(entry.reason)
+            yield entry
+
+    def entries(self, meter: Meter | None = None) -> Iterator[Row | BadRow]:
+        """Every row in order, the bad ones too.
+
+        Args:
+            meter: told how far the reading is.
+
+        Raises:
+            InputError: the input as a whole cannot be read.
+        """
+        self.look()
+        meter = meter or Meter("", None)
+        if self.format == "parquet":
+            yield from parquet_rows(self._parquet_file(), self, meter)
             return
-        with _opened(self.path) as file:
-            yield from _text(file, self) if self.kind == ".txt" else _jsonl(file, self)
+        read = text_lines if self.format == "txt" else json_lines
+        with self._opened() as file:
+            yield from read(file, self, meter)
 
-    def count(self) -> int | None:
-        """Rows in all, where the file says so without being read."""
-        if self.kind != ".parquet":
-            return None
-        return int(parquet_file(self).metadata.num_rows)
+    def meter(self) -> Meter:
+        """How much there is to read: texts of .parquet, bytes of other files, unknown of a pipe."""
+        if self.format == "parquet":
+            self.look()
+            return Meter("text", count_rows(self._parquet_file(), self))
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            status = self.path.stat() if self.path is not None else os.fstat(sys.stdin.fileno())
+            if stat.S_ISREG(status.st_mode):
+                return Meter("B", status.st_size)
+        return Meter("B", None)
+
+    def _opened(self) -> contextlib.AbstractContextManager[IO[bytes]]:
+        if self.path is not None:
+            return open(self.path, "rb")
+        assert self._stream is not None
+        return contextlib.nullcontext(self._stream)
+
+    def _parquet_file(self) -> Path | IO[bytes]:
+        return self.path or self._stream or Path()
+
+    def _standard_input(self) -> IO[bytes]:
+        if sys.stdin is None:
+            raise InputError("standard input is closed; give INPUT, a file")
+        if sys.stdin.isatty():
+            print(
+                "pyenc: reading texts from the terminal, one a line, until Ctrl-D", file=sys.stderr
+            )
+        stream = sys.stdin.buffer
+        try:
+            if self.format == "parquet":  # which is read from its end
+                spool = tempfile.TemporaryFile()  # noqa: SIM115  (gone with the process)
+                copyfileobj(stream, spool)
+                return spool
+            head, ended = first_lines(stream)
+        except OSError as error:
+            raise InputError(f"standard input cannot be read: {error.strerror}") from error
+        if not self.said:
+            check_unnamed(head, ended, self.field)
+        return Rejoined.open(head, stream)
 
 
-def open_source(word: str, field: str | None, id_field: str | None) -> Source:
+def open_source(
+    word: str, field: str | None, id_field: str | None, format: str | None = None
+) -> Source:
     """The input an argument names.
+
+    Args:
+        word: a file, or "-" for standard input.
+        field: where the texts are in .jsonl and .parquet; default "text".
+        id_field: where the ids are, if they are wanted.
+        format: "txt", "jsonl" or "parquet"; default by the suffix, of standard input "txt".
 
     Raises:
         InputError: there is no such file, its kind is unknown, or fields are named that it has not.
     """
     path = None if word == "-" else Path(word)
-    source = Source(path, field or "text", id_field)
+    known = format or ("txt" if path is None else FORMATS.get(path.suffix.lower()))
     if path is not None:
-        if source.kind not in (".txt", ".jsonl", ".parquet"):
-            raise InputError(
-                f"{path}: cannot tell what this holds; readable: .txt, .jsonl, .parquet, or - for "
-                "standard input"
-            )
         if not path.exists():
-            raise InputError(f"{path}: no such file")
+            raise InputError(f"{path}: no such file{_pattern(path)}")
         if path.is_dir():
             raise InputError(f"{path}: a folder, expected a file")
-    if source.kind == ".txt" and (field or id_field):
+        if known is None:
+            raise InputError(
+                f"{path}: cannot tell what this holds; readable: .txt, .jsonl, .parquet, - for "
+                f"standard input, or say it with --format{_elsewhere(path)}"
+            )
+    assert known is not None
+    said = format is not None or path is not None
+    source = Source(path, field or "text", id_field, known, said)
+    if known == "txt" and (field or id_field):
         option = "--field" if field else "--id-field"
-        raise InputError(f"{source.name}: lines of text have no fields, so {option} means nothing")
-    if source.kind == ".parquet":
-        _check_columns(source)
+        hint = "" if said else "; --format jsonl reads JSON lines"
+        raise InputError(
+            f"{source.name}: lines of text have no fields, so {option} means nothing{hint}"
+        )
+    if path is not None:
+        if known != "parquet" and path.is_file():
+            with open(path, "rb") as file:
+                check_head(file.read(4096), source.name)
+        if known != "parquet" or path.is_file():
+            source.look()
     return source
 
 
-def _opened(path: Path | None) -> contextlib.AbstractContextManager[IO[bytes]]:
-    if path is not None:
-        return open(path, "rb")
-    return contextlib.nullcontext(sys.stdin.buffer)
+def _pattern(path: Path) -> str:
+    if any(sign in path.name for sign in "*?["):
+        return "; patterns are the shell's: cat them into one stream, pyenc ... - --format jsonl"
+    return ""
 
 
-def _lines(file: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end); a byte order mark at the start is dropped."""
-    # Bytes are cut at \n alone: str.splitlines would also cut at U+2028 and shift every row.
-    for number, raw in enumerate(file, 1):
-        line = raw.removesuffix(b"\n").removesuffix(b"\r")
-        if number == 1:
-            line = line.removeprefix(BOM)
-        try:
-            yield number, line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{name}, line {number}: not UTF-8: byte 0x{line[error.start]:02x} at byte "
-                f"{error.start + 1} of the line"
-            ) from error
-
-
-def _text(file: IO[bytes], source: Source) -> Iterator[Row]:
-    for number, line in _lines(file, source.name):
-        yield Row(number - 1, None, line)
-
-
-def _jsonl(file: IO[bytes], source: Source) -> Iterator[Row]:
-    index = 0
-    id_type: type | None = None
-    for number, line in _lines(file, source.name):
-        if not line.strip():
-            continue
-        where = f"{source.name}, line {number}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: not valid JSON: {error}") from error
-        text = _json_text(value, source.field, where)
-        identity = None
-        if source.id_field is not None:
-            identity = _json_id(value, source.id_field, where)
-            id_type = id_type or type(identity)
-            if type(identity) is not id_type:
-                raise InputError(
-                    f"{where}: {source.id_field!r} is {identity!r}, but the rows before have "
-                    f"{'strings' if id_type is str else 'whole numbers'}"
-                )
-        yield Row(index, identity, text)
-        index += 1
-
-
-def _json_text(value: Any, field: str, where: str) -> str:
-    text = _member(value, field, where) if isinstance(value, dict) else value
-    if not isinstance(text, str):
-        what = f"field {field!r}" if isinstance(value, dict) else "the line"
-        raise InputError(f"{where}: {what} holds {text!r:.40}, expected a string")
-    _check_unicode(text, where)
-    return text
-
-
-def _json_id(value: Any, field: str, where: str) -> str | int:
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: a bare string has no field {field!r}")
-    identity = _member(value, field, where)
-    whole = isinstance(identity, int) and not isinstance(identity, bool)
-    if isinstance(identity, str):
-        _check_unicode(identity, where)
-    elif not whole or not -(2**63) <= identity < 2**63:
-        raise InputError(
-            f"{where}: id {field!r} holds {identity!r:.40}, expected a string or a whole number of "
-            "64 bits"
-        )
-    return identity  # type: ignore[no-any-return]
-
-
-def _member(value: dict[str, Any], field: str, where: str) -> Any:
-    if field not in value:
-        names = ", ".join(map(repr, list(value)[:8])) or "none"
-        raise InputError(f"{where}: no field {field!r}; it has {names}")
-    return value[field]
-
-
-def _check_unicode(text: str, where: str) -> None:
-    """JSON can spell half a surrogate pair, which no UTF-8 file and no tokenizer can hold."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where}: lone surrogate {text[error.start]!r}, not Unicode") from error
-
-
-def need_pyarrow(path: Path) -> Any:
-    """The optional package behind .parquet.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError(f"{path}: .parquet needs pyarrow: pip install 'pyenc[parquet]'") from error
-    return pyarrow
-
-
-def parquet_file(source: Source) -> Any:
-    """The open file; an error that names it if it is not one."""
-    assert source.path is not None
-    arrow = need_pyarrow(source.path)
-    try:
-        return arrow.parquet.ParquetFile(source.path)
-    except (arrow.ArrowException, OSError) as error:
-        raise InputError(f"{source.path}: not a readable parquet file: {error}") from error
-
-
-def _check_columns(source: Source) -> None:
-    schema = parquet_file(source).schema_arrow
-    types = need_pyarrow(source.path or Path()).types
-    for name, whole_numbers in ((source.field, False), (source.id_field, True)):
-        if name is None:
-            continue
-        if name not in schema.names:
-            raise InputError(
-                f"{source.name}: no column {name!r}; it has {', '.join(schema.names) or 'none'}"
-            )
-        kind = schema.field(name).type
-        inner = kind.value_type if types.is_dictionary(kind) else kind
-        string = types.is_string(inner) or types.is_large_string(inner)
-        whole = types.is_integer(inner) and not types.is_uint64(inner)
-        if not string and not (whole_numbers and whole):
-            wanted = "strings or whole numbers (signed)" if whole_numbers else "strings"
-            raise InputError(f"{source.name}: column {name!r} is {kind}, expected {wanted}")
-
-
-def _parquet(source: Source) -> Iterator[Row]:
-    columns = [source.field] + ([source.id_field] if source.id_field else [])
-    arrow = need_pyarrow(source.path or Path())
-    index = 0
-    try:
-        for batch in parquet_file(source).iter_batches(PARQUET_ROWS, columns=columns):
-            texts = batch.column(source.field).to_pylist()
-            ids = batch.column(source.id_field).to_pylist() if source.id_field else texts
-            for text, identity in zip(texts, ids, strict=True):
-                if text is None or identity is None:
-                    name = source.field if text is None else source.id_field
-                    raise InputError(f"{source.name}, row {index}: column {name!r} is null")
-                yield Row(index, identity if source.id_field else None, text)
-                index += 1
-    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{source.name}, row {index} or later: cannot be read: {error}") from error
+def _elsewhere(path: Path) -> str:
+    hint = ELSEWHERE.get(path.suffix.lower())
+    inside = FORMATS.get(path.with_suffix("").suffix.lower(), "txt")
+    return "" if hint is None else f". {hint.format(path, inside)}"

@@ -7,6 +7,8 @@ import hashlib
 import importlib
 import inspect
 import pkgutil
+import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +22,8 @@ from ..loading.hub import SMALL_FILES
 from ..loading.weights import WeightFiles
 from ..models import Encoder
 from ..ops.backend import choose, explain, requested_backend
-from ..text import Recipe, TextEncoder, load
+from ..text import AssumptionWarning, Recipe, TextEncoder, load
+from ..text.assumed import assumption
 from ..text.recipe import module_paths, transformer_folder
 from ..text.tokenizer import TOKENIZER_FILES
 
@@ -34,22 +37,29 @@ class Served(NamedTuple):
     """Name -> "serves", or why not."""
 
 
-def load_encoder(args: argparse.Namespace, **changes: Any) -> TextEncoder:
-    """The encoder that the arguments name.
+def load_encoder(args: argparse.Namespace, *, quiet: bool = False, **changes: Any) -> TextEncoder:
+    """The encoder that the arguments name; what is assumed of it is said on standard error.
 
     Args:
         args: of the command line.
+        quiet: not to say it: it has been said, or will be.
         changes: arguments of `pyenc.load` to set otherwise.
 
     Raises:
         PyencError: whatever `pyenc.load` has against it, or a device that is not there.
     """
     options: dict[str, Any] = {
-        "device": args.device, "dtype": args.dtype, "backend": args.backend, **changes
+        "device": args.device, "dtype": args.dtype, "backend": args.backend,
+        "pooling": args.pooling, "normalize": args.normalize, **changes,
     }  # fmt: skip
     requested_backend(options["backend"])  # a bad PYENC_BACKEND is an error before the weights
     check_device(options["device"])  # and so is a device that is not there
-    return load(args.model, revision=args.revision, tokenizer=args.tokenizer, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AssumptionWarning)
+        encoder = load(args.model, revision=args.revision, tokenizer=args.tokenizer, **options)
+    if encoder.recipe.assumed and not quiet:
+        print(f"pyenc: warning: {args.model}: {assumption(encoder.recipe)}", file=sys.stderr)
+    return encoder
 
 
 def encode_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -77,7 +87,10 @@ def fingerprint(args: argparse.Namespace, recipe: Recipe) -> dict[str, str]:
     files = {path.relative_to(folder).as_posix(): path for path in checkpoint_files(folder, recipe)}
     if args.tokenizer is not None:
         words = transformer_folder(resolve(args.tokenizer, weights=False))
-        files |= {f"--tokenizer {name}": words / name for name in TOKENIZER_FILES}
+        # config.json may say whose rules the tokenizer follows.
+        for pattern in (*TOKENIZER_FILES, "config.json"):
+            for path in words.glob(pattern):
+                files[f"--tokenizer {path.relative_to(words).as_posix()}"] = path
     hashes = {}
     for name, path in files.items():
         if path.is_file():

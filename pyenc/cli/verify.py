@@ -14,8 +14,11 @@ import torch
 
 from ..errors import InputError
 from ..text import TextEncoder, TruncationWarning
+from .lines import raw_lines
 from .readers import open_source
+from .rows import Meter
 from .serving import attention_backend, encode_options, load_encoder
+from .vectors import read_array
 
 OWN_TEXTS = (
     "",
@@ -123,7 +126,7 @@ def _errors(ours: list[np.ndarray], truth: list[np.ndarray]) -> Errors:
 def _texts(args: argparse.Namespace) -> list[str]:
     if args.texts is None:
         return list(OWN_TEXTS)
-    source = open_source(args.texts, args.field, None)
+    source = open_source(args.texts, args.field, None, args.format)
     texts = [row.text for row in source.rows()]
     if not texts:
         raise InputError(f"{source.name}: no texts to verify")
@@ -132,7 +135,7 @@ def _texts(args: argparse.Namespace) -> list[str]:
 
 def _reference(args: argparse.Namespace, dtype: str) -> TextEncoder:
     """The same checkpoint by the dense formulas, on the CPU."""
-    return load_encoder(args, dtype=dtype, backend="reference", device="cpu")
+    return load_encoder(args, quiet=True, dtype=dtype, backend="reference", device="cpu")
 
 
 def _run(encoder: TextEncoder, texts: list[str], options: dict[str, Any]) -> Run:
@@ -150,17 +153,13 @@ def _stored(path: Path, texts: int) -> np.ndarray:
     """(texts, dim) from a file that `pyenc embed` or somebody else wrote."""
     try:
         if path.suffix.lower() == ".npy":
-            vectors = np.load(path, allow_pickle=False)
+            vectors = read_array(path)
         elif path.suffix.lower() == ".jsonl":
             vectors = _stored_lines(path)
         else:
             raise InputError(f"{path}: stored vectors are read from .npy and .jsonl")
-    except (OSError, EOFError) as error:
+    except OSError as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not a readable {path.suffix} file: {error}") from error
     if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
         raise InputError(
             f"{path}: expected floating-point vectors (texts, dim), got {vectors.dtype} "
@@ -173,23 +172,31 @@ def _stored(path: Path, texts: int) -> np.ndarray:
 
 def _stored_lines(path: Path) -> np.ndarray:
     rows: list[list[float]] = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+    with open(path, "rb") as file:
+        for number, line in raw_lines(file, str(path), Meter("B", None)):
             try:
                 value = json.loads(line)
                 row = np.asarray(value["embedding"], dtype=np.float64)
                 index = value.get("index", len(rows))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise InputError(f"{path}, line {number}: no readable vector: {error!r}") from error
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{path}: not a readable .jsonl file: line {number} is not UTF-8"
+                ) from error
+            # Whatever JSON may hold in place of a vector, numpy has an error of its own for it.
+            except Exception as error:
+                story = " ".join(repr(error).split())
+                raise InputError(
+                    f"{path}, line {number}: no readable vector: {story:.200}"
+                ) from error
             if index != len(rows):
                 raise InputError(
-                    f"{path}, line {number}: index {index}, expected {len(rows)}: a shard cannot "
-                    "be compared with all texts"
+                    f"{path}, line {number}: index {index!r:.40}, expected {len(rows)}: a shard "
+                    "cannot be compared with all texts"
                 )
             if row.ndim != 1 or (rows and len(row) != len(rows[0])):
                 raise InputError(f"{path}, line {number}: shape {row.shape}, unlike the first")
             rows.append(row.tolist())
-    return np.array(rows, dtype=np.float64).reshape(len(rows), -1)
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(rows[0]) if rows else 0)
 
 
 def _name(encoder: TextEncoder) -> str:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from ..errors import InputError
+from .files import writing
+from .parquet import need_pyarrow
 from .parts import Part, Parts
-from .readers import need_pyarrow
+from .vectors import write_header, write_values
+
+
+def skipped_beside(output: Path) -> Path:
+    """Where the rows left out of an output are listed."""
+    return output.with_name(output.name + ".skipped.jsonl")
 
 
 def write(parts: Parts, output: Path, dim: int, with_ids: bool) -> None:
     """Put the parts together in the working folder, then replace `output` in one step.
+
+    The list of the rows left out, where there are any, is in place before: who finds an output
+    finds it too.
 
     Args:
         parts: all of them finished.
@@ -23,22 +32,40 @@ def write(parts: Parts, output: Path, dim: int, with_ids: bool) -> None:
         with_ids: whether rows carry an id.
     """
     WRITERS[output.suffix.lower()](parts, dim, with_ids)
-    with open(parts.output, "rb+") as file:
-        os.fsync(file.fileno())
+    beside = skipped_beside(output)
+    if _write_skipped(parts):
+        parts.skipped.replace(beside)
+    else:
+        beside.unlink(missing_ok=True)  # that of the output being replaced
     parts.output.replace(output)
+
+
+def _write_skipped(parts: Parts) -> int:
+    """{"row": ..., "id": ..., "reason": ...} a line; how many."""
+    written = 0
+    for number in range(parts.count):
+        written += len(parts.part(number).skipped)
+    if not written:
+        return 0
+    with writing(parts.skipped) as file:
+        for number in range(parts.count):
+            for row, identity, reason in parts.part(number).skipped:
+                # ASCII: a reason may quote half a surrogate pair.
+                line = json.dumps({"row": row, "id": identity, "reason": reason})
+                file.write(line.encode() + b"\n")
+    return written
 
 
 def _write_npy(parts: Parts, dim: int, with_ids: bool) -> None:
     rows = sum(len(parts.part(number).rows) for number in range(parts.count))
-    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)}
-    with open(parts.output, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
+    with writing(parts.output) as file:
+        write_header(file, rows, dim)
         for number in range(parts.count):
-            file.write(parts.vectors(number, dim).astype("<f4", copy=False).tobytes())
+            write_values(file, parts.vectors(number, dim))
 
 
 def _write_jsonl(parts: Parts, dim: int, with_ids: bool) -> None:
-    with open(parts.output, "w", encoding="utf-8", newline="\n") as file:
+    with writing(parts.output) as file:
         for number in range(parts.count):
             part = parts.part(number)
             for place, values in enumerate(parts.vectors(number, dim).tolist()):
@@ -47,7 +74,11 @@ def _write_jsonl(parts: Parts, dim: int, with_ids: bool) -> None:
                     named += f'"id": {json.dumps(part.ids[place], ensure_ascii=False)}, '
                 # Nine digits are what a float32 needs to come back the same.
                 numbers = ", ".join(["%.9g" % value for value in values])  # noqa: UP031  (faster)
-                file.write(f'{{{named}"embedding": [{numbers}]}}\n')
+                file.write(f'{{{named}"embedding": [{numbers}]}}\n'.encode())
+
+
+ROW_GROUP = 16_384
+"""Rows of a row group of .parquet: whatever the clock made of the parts, the file is the same."""
 
 
 def _write_parquet(parts: Parts, dim: int, with_ids: bool) -> None:
@@ -60,15 +91,31 @@ def _write_parquet(parts: Parts, dim: int, with_ids: bool) -> None:
     embedding = arrow.list_(arrow.float32(), dim)
     schema = arrow.schema([*zip(names, types, strict=True), ("embedding", embedding)])
     # Random-looking floats gain nothing from a dictionary.
-    with arrow.parquet.ParquetWriter(parts.output, schema, use_dictionary=["id"]) as writer:
+    # A file of Python's, so that its errors of the disk are Python's.
+    with (
+        writing(parts.output) as file,
+        arrow.parquet.ParquetWriter(file, schema, use_dictionary=["id"]) as writer,
+    ):
+        waiting: list[Any] = []
         for number in range(parts.count):
             part = parts.part(number)
             columns = [arrow.array(part.rows, arrow.int64())]
             if with_ids:
-                columns.append(arrow.array(part.ids, types[1]))
+                try:
+                    columns.append(arrow.array(part.ids, types[1]))
+                except (arrow.ArrowException, OverflowError, TypeError) as error:
+                    raise InputError(
+                        f"{parts.folder}: ids of part {number} are damaged; use --overwrite"
+                    ) from error
             flat = arrow.array(parts.vectors(number, dim).reshape(-1), arrow.float32())
             columns.append(arrow.FixedSizeListArray.from_arrays(flat, dim))
-            writer.write_table(arrow.Table.from_arrays(columns, schema=schema))
+            waiting.append(arrow.Table.from_arrays(columns, schema=schema))
+            while sum(map(len, waiting)) >= ROW_GROUP:
+                rows = arrow.concat_tables(waiting)
+                writer.write_table(rows.slice(0, ROW_GROUP).combine_chunks())
+                waiting = [rows.slice(ROW_GROUP)]
+        if sum(map(len, waiting)):
+            writer.write_table(arrow.concat_tables(waiting).combine_chunks())
 
 
 WRITERS: dict[str, Callable[[Parts, int, bool], None]] = {

@@ -18,17 +18,19 @@ from huggingface_hub.errors import (
 
 from ..errors import CheckpointError, InputError, InputTypeError
 
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
+    "additional_chat_templates/*.jinja",
+)  # fmt: skip
+"""Of chat templates none decides the tokens of a text; they are carried along."""
+
 SMALL_FILES = [
     "config.json",
     "config_sentence_transformers.json",
-    "merges.txt",
     "modules.json",
     "sentence_*_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
+    *TOKENIZER_FILES,
 ]
 SAFETENSORS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]

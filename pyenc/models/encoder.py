@@ -26,6 +26,9 @@ CPU_ROWS = 1024
 class Encoder(nn.Module):
     """Token ids in, hidden states out.
 
+    Parameters are made as torch's own modules make them: random, in torch's default dtype and on
+    its default device. `pyenc.load` depends on neither.
+
     Args:
         config: what to build.
         backend: name of the backend of every op, or None for the choice by device.

@@ -69,8 +69,8 @@ def check_positions(op: str, positions: Tensor, bounds: Sequence[int]) -> None:
     if positions.shape[0] < 2:
         return
     rises = positions[1:] > positions[:-1]
-    starts = torch.tensor([b - 1 for b in bounds[1:-1] if 0 < b < positions.shape[0]])
-    rises[starts.to(rises.device, torch.long)] = True
+    starts = [b - 1 for b in bounds[1:-1] if 0 < b < positions.shape[0]]
+    rises[torch.tensor(starts, dtype=torch.long, device=rises.device)] = True
     if not bool(rises.all()):
         t = int((~rises).nonzero()[0]) + 1
         raise InputError(

@@ -1,11 +1,13 @@
 """Text in, vectors out: tokenising, batching, encoding, pooling."""
 
+from .assumed import AssumptionWarning
 from .load import load
 from .recipe import Recipe
 from .text_encoder import TextEncoder, TokenVectors, TruncationWarning
 from .tokenizer import TextTokenizer
 
 __all__ = [
+    "AssumptionWarning",
     "Recipe",
     "TextEncoder",
     "TextTokenizer",

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ..callers import stacklevel
 from ..errors import CheckpointError
-from ..loading import load_checkpoint, resolve
+from ..loading import load_checkpoint, read_json, resolve
 from ..loading.hub import SMALL_FILES
-from .recipe import Recipe, module_paths, read_recipe, transformer_folder
+from .assumed import AssumptionWarning, assumption, check_said, recipe_files, told
+from .names import names_nearest
+from .recipe import LONE_POOLING, Recipe, module_paths, read_recipe, transformer_folder
 from .text_encoder import TextEncoder
 from .tokenizer import TOKENIZER_FILES, TextTokenizer, has_tokenizer
+from .tokenizer_settings import LIMITS, read_limit
 
 
+@names_nearest
 def load(
     name_or_folder: str | Path,
     *,
@@ -23,6 +31,8 @@ def load(
     backend: str | None = None,
     skip_eps: float | None = None,
     tokenizer: str | Path | None = None,
+    pooling: str | None = None,
+    normalize: bool | None = None,
 ) -> TextEncoder:
     """A published checkpoint, by Hub name or from a folder, ready to embed.
 
@@ -35,38 +45,77 @@ def load(
         backend: one of `pyenc.ops.BACKENDS` for all ops; default the fastest that can serve.
         skip_eps: see `pyenc.ops.attention`.
         tokenizer: folder or Hub name of the tokenizer, for checkpoints that carry none (MosaicBERT
-            says "bert-base-uncased"). Without one the encoder loads, and takes token ids alone.
+            says "bert-base-uncased"). Without one the encoder loads, and takes token ids alone. Its
+            words are borrowed, and no limit on a text's length.
+        pooling: "mean", "cls", "max" or "lasttoken", before whatever the checkpoint's files say.
+            Without it and without `modules.json` the mean is assumed, as in sentence-transformers.
+        normalize: whether vectors have unit length, likewise; assumed not to. What is said here is
+            saved too.
+
+    Warns:
+        AssumptionWarning: once, if something had to be assumed; `recipe.assumed` says what.
 
     Raises:
+        InputError: an argument has the wrong value or type, or does not exist.
         CheckpointError: something is missing, damaged, unsafe or contradictory.
         UnknownArchitectureError: the tensors belong to no known family; the message lists them.
     """
+    check_said(pooling, normalize)
     folder = resolve(name_or_folder, revision)
     inside = transformer_folder(folder)
     checkpoint = load_checkpoint(
         inside, device=device, dtype=dtype, backend=backend, skip_eps=skip_eps
     )
-    recipe = read_recipe(folder, checkpoint.family.pooling)
+    recipe = told(read_recipe(folder, checkpoint.family.pooling), pooling, normalize)
     files = _small_files(folder, recipe)
-    words = inside
+    if pooling is not None or normalize is not None:
+        files |= recipe_files(files, recipe, checkpoint.encoder.config.hidden_size)
+    words: TextTokenizer | None = None
     if tokenizer is not None:
-        words = transformer_folder(resolve(tokenizer, weights=False))
-        if not has_tokenizer(words):
-            raise CheckpointError(
-                f"{tokenizer}: no tokenizer files; looked for {', '.join(TOKENIZER_FILES)}"
-            )
-        below = inside.relative_to(folder).as_posix()
-        for name in TOKENIZER_FILES:
-            files.pop(f"{below}/{name}".removeprefix("./"), None)
-            if (words / name).is_file():
-                files[f"{below}/{name}".removeprefix("./")] = (words / name).read_bytes()
-    return TextEncoder(
-        checkpoint,
-        TextTokenizer(words, recipe.lower_case) if has_tokenizer(words) else None,
-        recipe,
-        name=str(name_or_folder),
-        files=files,
-    )
+        words = _borrowed(tokenizer, inside, recipe, files)
+    elif has_tokenizer(inside):
+        words = TextTokenizer(inside, recipe.lower_case, recipe.tokenizer_settings)
+    encoder = TextEncoder(checkpoint, words, recipe, name=str(name_or_folder), files=files)
+    if recipe.assumed:
+        story = f"{name_or_folder}: {assumption(recipe)}"
+        warnings.warn(AssumptionWarning(story, recipe.assumed), stacklevel=stacklevel())
+    return encoder
+
+
+def _borrowed(
+    name: str | Path, inside: Path, recipe: Recipe, files: dict[str, bytes]
+) -> TextTokenizer:
+    """Another checkpoint's tokenizer, in the place of this one's, also among its files.
+
+    Its words are borrowed, and no more: how long a text may be, and whether it is lowered first, is
+    this checkpoint's own to say.
+    """
+    source = transformer_folder(resolve(name, weights=False))
+    if not has_tokenizer(source):
+        raise CheckpointError(
+            f"{name}: no tokenizer files; looked for tokenizer.json, vocab.txt, or vocab.json and "
+            "merges.txt"
+        )
+    words = TextTokenizer(source, recipe.lower_case)
+    own = _config(inside) | recipe.tokenizer_settings
+    limits = {key: own[key] for key in LIMITS if key in own}
+    words.max_length = read_limit(inside, limits)
+    below = "" if recipe.transformer_path in ("", ".") else recipe.transformer_path + "/"
+    for pattern in TOKENIZER_FILES:
+        for path in inside.glob(pattern):
+            files.pop(below + path.relative_to(inside).as_posix(), None)
+        for path in source.glob(pattern):
+            files[below + path.relative_to(source).as_posix()] = path.read_bytes()
+    # The class may be said by the source's config.json, which does not come along.
+    config = {key: value for key, value in _config(source).items() if key not in LIMITS}
+    config |= {"tokenizer_class": words.class_name} | limits
+    files[below + "tokenizer_config.json"] = (json.dumps(config, indent=2) + "\n").encode()
+    return words
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return read_json(path) if path.is_file() else {}
 
 
 def _small_files(folder: Path, recipe: Recipe) -> dict[str, bytes]:
@@ -76,6 +125,8 @@ def _small_files(folder: Path, recipe: Recipe) -> dict[str, bytes]:
         for pattern in SMALL_FILES:
             for path in base.glob(pattern):
                 files[path.relative_to(folder).as_posix()] = path.read_bytes()
+    if not (folder / "modules.json").is_file() and (folder / LONE_POOLING).is_file():
+        files[LONE_POOLING] = (folder / LONE_POOLING).read_bytes()
     for module in module_paths(folder):
         if module != recipe.transformer_path:
             for path in (folder / module).glob("*"):  # Normalize has no folder

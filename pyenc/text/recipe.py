@@ -18,7 +18,9 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..loading import read_json
 from ..loading.weights import WeightFiles
+from ..loading.wrappers import modern_names
 from ..ops.validation import FLOATS
+from .recipe_keys import SENTENCE_CONFIGS, check_encoder, check_transformer, tokenizer_settings
 
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -30,6 +32,9 @@ POOLING_FLAGS = {
 }
 POOLINGS = ("mean", "cls", "max", "lasttoken")
 """The poolings that are served."""
+
+LONE_POOLING = "1_Pooling/config.json"
+"""Read without a `modules.json` too."""
 
 DENSE_ACTIVATIONS = {"Identity": None, "Tanh": torch.tanh, "ReLU": torch.relu}
 
@@ -60,8 +65,14 @@ class Recipe:
     normalize: bool = False
     max_length: int | None = None
     lower_case: bool = False
+    tokenizer_settings: dict[str, Any] = field(default_factory=dict)
+    """What the recipe's own files put over those of `tokenizer_config.json`."""
+    truncate_dim: int | None = None
+    """How many dimensions of a vector are kept where the call does not say."""
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
+    assumed: tuple[str, ...] = ()
+    """Which of "pooling" and "normalize" no file says."""
     transformer_path: str = ""
     """Where the encoder's own files are, below the checkpoint's folder."""
 
@@ -78,8 +89,11 @@ def read_recipe(folder: Path, family_pooling: str = "mean") -> Recipe:
     """
     modules_path = folder / "modules.json"
     if not modules_path.is_file():
-        pooling = folder / "1_Pooling" / "config.json"
-        found = _pooling(pooling) if pooling.is_file() else {"pooling": family_pooling}
+        pooling = folder / LONE_POOLING
+        found: dict[str, Any] = {"pooling": family_pooling, "assumed": ("pooling",)}
+        if pooling.is_file():
+            found = _pooling(pooling)
+        found["assumed"] += ("normalize",)
         return Recipe(**found, **_limits(folder), **_prompts(folder))
     fields: dict[str, Any] = {"normalize": False}
     dense: list[Dense] = []
@@ -146,8 +160,11 @@ def _modules(path: Path) -> list[dict[str, Any]]:
 def _pooling(path: Path) -> dict[str, Any]:
     config = read_json(path)
     modes = config.get("pooling_mode")
+    assumed: tuple[str, ...] = ()
     if modes is None:
-        modes = [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)] or ["mean"]
+        modes = [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)]
+        # sentence-transformers takes the mean then.
+        modes, assumed = (modes, ()) if modes else (["mean"], ("pooling",))
     modes = [modes] if isinstance(modes, str) else modes
     if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in POOLINGS:
         raise CheckpointError(
@@ -156,7 +173,7 @@ def _pooling(path: Path) -> dict[str, Any]:
     include = config.get("include_prompt", True)
     if not isinstance(include, bool):
         raise CheckpointError(f"{path}: include_prompt must be true or false, got {include!r}")
-    return {"pooling": modes[0], "include_prompt": include}
+    return {"pooling": modes[0], "include_prompt": include, "assumed": assumed}
 
 
 def _dense(folder: Path) -> Dense:
@@ -169,8 +186,9 @@ def _dense(folder: Path) -> Dense:
             f"{', '.join(DENSE_ACTIVATIONS)}"
         )
     files = WeightFiles(folder)
+    names = modern_names(files.names, folder)
     wanted = {"linear.weight", "linear.bias"} if config.get("bias", True) else {"linear.weight"}
-    if set(files.names) != wanted:
+    if names.keys() != wanted:
         raise CheckpointError(
             f"{files.file_of('')}: tensors {sorted(files.names)}, expected {sorted(wanted)}"
         )
@@ -179,30 +197,41 @@ def _dense(folder: Path) -> Dense:
             raise CheckpointError(
                 f"{files.file_of(name)}: tensor {name!r} is {files.read(name).dtype}, not served"
             )
-    weight = files.read("linear.weight").float()
+    weight = files.read(names["linear.weight"]).float()
     shape = (config.get("out_features"), config.get("in_features"))
     if tuple(weight.shape) != shape:
         raise CheckpointError(
-            f"{files.file_of('linear.weight')}: tensor 'linear.weight' has shape "
+            f"{files.file_of(names['linear.weight'])}: tensor 'linear.weight' has shape "
             f"{tuple(weight.shape)}, but config.json asks for {shape}"
         )
-    bias = files.read("linear.bias").float().clone() if "linear.bias" in wanted else None
+    bias = None
+    if "linear.bias" in wanted:
+        bias = files.read(names["linear.bias"]).float().clone()
     for name, tensor in (("linear.weight", weight), ("linear.bias", bias)):
         if tensor is not None and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{files.file_of(name)}: tensor {name!r} is not finite")
+            raise CheckpointError(f"{files.file_of(names[name])}: tensor {name!r} is not finite")
     return Dense(weight.clone(), bias, activation)
 
 
 def _limits(folder: Path) -> dict[str, Any]:
-    # One name for each architecture that sentence-transformers once knew.
-    for path in sorted(folder.glob("sentence_*_config.json")):
+    # One name for each architecture that sentence-transformers once knew, in its order.
+    named = [folder / f"sentence_{name}_config.json" for name in SENTENCE_CONFIGS]
+    for path in [path for path in named if path.is_file()]:
         config = read_json(path)
+        check_transformer(path, config)
         limit = config.get("max_seq_length")
         if limit is not None and (type(limit) is not int or limit < 1):
             raise CheckpointError(
                 f"{path}: max_seq_length must be a positive whole number, got {limit!r}"
             )
-        return {"max_length": limit, "lower_case": bool(config.get("do_lower_case", False))}
+        settings = tokenizer_settings(path, config)
+        if "model_max_length" in settings:
+            limit = None  # as there: the tokenizer's argument is the one that counts
+        return {
+            "max_length": limit,
+            "lower_case": config.get("do_lower_case") or False,
+            "tokenizer_settings": settings,
+        }
     return {}
 
 
@@ -211,6 +240,7 @@ def _prompts(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     config = read_json(path)
+    check_encoder(path, config)
     prompts = config.get("prompts") or {}
     default = config.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
@@ -219,4 +249,7 @@ def _prompts(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: default_prompt_name {default!r} is not among the prompts {list(prompts)}"
         )
-    return {"prompts": prompts, "default_prompt_name": default}
+    dim = config.get("truncate_dim")
+    if dim is not None and (type(dim) is not int or dim < 1):
+        raise CheckpointError(f"{path}: truncate_dim must be a positive whole number, got {dim!r}")
+    return {"prompts": prompts, "default_prompt_name": default, "truncate_dim": dim}

@@ -6,6 +6,7 @@ import operator
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +15,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import CheckpointError, InputError, InputTypeError
+from ..callers import stacklevel
+from ..errors import CheckpointError, InputAttributeError, InputError, InputTypeError
 from ..forking import check_forked
 from ..loading import Checkpoint, save_checkpoint
 from ..models import Encoder
 from ..ops.segment_mean import normalize_rows
+from .assumed import limit_file, recipe_files, told
 from .batching import token_batches
+from .names import meant, names_nearest
 from .pooling import pool
 from .recipe import Recipe
 from .tokenizer import TextTokenizer, Tokens, surrogate_in
@@ -27,8 +31,11 @@ from .tokenizer import TextTokenizer, Tokens, surrogate_in
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of a batch: enough to fill the machine, few enough for its caches and memory."""
 
-CHUNK = 1024
-"""Texts tokenised at a time, so that the library's own objects do not pile up."""
+
+SETTABLE = (
+    "checkpoint", "max_length", "name", "recipe", "tokenizer", "_files", "_loaded", "_max_length",
+)  # fmt: skip
+READ_ONLY = ("device", "dim", "model")
 
 
 class TokenVectors(NamedTuple):
@@ -45,7 +52,8 @@ class TruncationWarning(UserWarning):
 
     Attributes:
         count: how many.
-        longest: tokens of the longest of them.
+        longest: tokens of the longest of them; at least so many where the message says so, for
+            the rest of a very long text is not tokenised.
     """
 
     def __init__(self, message: str, count: int = 0, longest: int = 0) -> None:
@@ -62,7 +70,7 @@ class TextEncoder:
     Attributes:
         model: the `Encoder`, for token ids instead of text.
         recipe: pooling, normalisation and prompts.
-        max_length: tokens a text may have, special tokens included.
+        max_length: tokens a text may have, special tokens included; may be set (None: as loaded).
         dim: length of the vectors.
         name: the name or folder it was loaded from.
     """
@@ -81,7 +89,8 @@ class TextEncoder:
         self.recipe = recipe
         self.name = name
         self._files = files or {}
-        self.max_length = _max_length(checkpoint.encoder, tokenizer, recipe)
+        self._loaded = (tokenizer, recipe)
+        self._max_length: int | None = None
         width = checkpoint.encoder.config.hidden_size
         for i, dense in enumerate(recipe.dense):
             if dense.weight.shape[1] != width:
@@ -90,6 +99,33 @@ class TextEncoder:
                     f"{width}"
                 )
             width = int(dense.weight.shape[0])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A subclass may keep what it likes.
+        if type(self) is TextEncoder and name not in SETTABLE:
+            known = [n for n in (*SETTABLE, *READ_ONLY) if not n.startswith("_")]
+            if name in READ_ONLY:
+                raise InputAttributeError(f"{name} of a TextEncoder is read-only")
+            raise InputAttributeError(
+                f"a TextEncoder has no attribute {name!r}{meant(name, known)}; it has: "
+                f"{', '.join(known)}"
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens a text may have, special tokens included.
+
+        Raises:
+            InputError: set to what `encode` would refuse as its `max_length`.
+        """
+        if self._max_length is not None:
+            return self._max_length
+        return _max_length(self.model, *self._loaded)
+
+    @max_length.setter
+    def max_length(self, value: int | None) -> None:
+        self._max_length = None if value is None else self._limit(value, self.tokenizer)
 
     @property
     def model(self) -> Encoder:
@@ -105,6 +141,7 @@ class TextEncoder:
     def device(self) -> torch.device:
         return self.model.device
 
+    @names_nearest
     def encode(
         self,
         texts: str | Iterable[str],
@@ -160,7 +197,7 @@ class TextEncoder:
         before, skip = self._before(instruction, prompt, prompt_name, tokenizer)
         if skip >= limit:
             raise InputError(f"the prompt takes {skip} of the {limit} tokens of max_length")
-        tokens = _tokenize(tokenizer, listed, before, limit, spans=output == "tokens")
+        tokens = tokenizer(listed, limit, spans=output == "tokens", before=before)
         _report_long(tokens, limit, on_long)
         if normalize is None:
             normalize = self.recipe.normalize and output == "pooled"
@@ -171,7 +208,7 @@ class TextEncoder:
         batches = list(token_batches([len(t.ids) for t in tokens], batch_tokens))
         # On a GPU the vectors leave it batch by batch, unless they are asked for as a tensor there.
         place = self.device if convert_to_tensor else torch.device("cpu")
-        pooled = torch.zeros(len(listed), dim, device=place)
+        pooled = torch.zeros(len(listed), dim, dtype=torch.float32, device=place)
         rows: list[TokenVectors | None] = [None] * len(listed)
         hide = None if progress is None else not progress
         bar = tqdm(
@@ -182,7 +219,7 @@ class TextEncoder:
             for batch in batches:
                 values = self._run([tokens[i] for i in batch], skip, output, dim, normalize)
                 if output == "pooled":
-                    pooled[torch.tensor(batch, device=place)] = values.to(place)
+                    pooled[torch.tensor(batch, dtype=torch.long, device=place)] = values.to(place)
                 else:
                     bounds = np.cumsum([0] + [len(tokens[i].ids) for i in batch])
                     states = values.cpu().numpy()
@@ -196,15 +233,18 @@ class TextEncoder:
         return result[0] if single else result
 
     def save(self, folder: str | Path) -> None:
-        """Write the checkpoint back: original tensor names, and the files it came with.
+        """Write the checkpoint back: original tensor names, the files it came with, and what was
+        said since: pooling, normalisation, `max_length`.
 
         Raises:
-            CheckpointError: `folder` cannot be written as a checkpoint's folder.
+            CheckpointError: `folder` cannot be written as a checkpoint's folder, or something was
+                added or replaced that a checkpoint cannot hold; the message names it.
         """
         folder = Path(folder)
+        files = self._said_files()
         inside = self.recipe.transformer_path
-        below = {k: v for k, v in self._files.items() if inside and k.startswith(inside + "/")}
-        rest = {k: v for k, v in self._files.items() if k not in below}
+        below = {k: v for k, v in files.items() if inside and k.startswith(inside + "/")}
+        rest = {k: v for k, v in files.items() if k not in below}
         if inside:
             save_checkpoint(
                 self.checkpoint, folder / inside,
@@ -282,14 +322,35 @@ class TextEncoder:
             )
         return self.tokenizer
 
-    def _limit(self, max_length: int | None, tokenizer: TextTokenizer) -> int:
+    def _said_files(self) -> dict[str, bytes]:
+        """The files to save: as they came, and what has been set since."""
+        tokenizer, recipe = self._loaded
+        if self.tokenizer is not tokenizer:
+            raise CheckpointError(
+                f"{self.name}: its tokenizer was replaced, whose files are not known here; "
+                "pyenc.load(..., tokenizer=...) brings them along"
+            )
+        files = dict(self._files)
+        if self.recipe != recipe:
+            said = told(recipe, self.recipe.pooling, self.recipe.normalize)
+            if self.recipe != replace(said, assumed=self.recipe.assumed):
+                raise CheckpointError(
+                    f"{self.name}: its recipe was changed beyond pooling and normalize, which a "
+                    "saved folder would not hold"
+                )
+            files |= recipe_files(files, self.recipe, self.model.config.hidden_size)
+        if self._max_length is not None:
+            files |= limit_file(files, self.recipe, self._max_length)
+        return files
+
+    def _limit(self, max_length: int | None, tokenizer: TextTokenizer | None) -> int:
         if max_length is None:
             return self.max_length
         max_length = _whole("max_length", max_length)
-        if max_length < max(1, tokenizer.num_special):
+        special = 0 if tokenizer is None else tokenizer.num_special
+        if max_length < max(1, special):
             raise InputError(
-                f"max_length {max_length} leaves no room for the {tokenizer.num_special} special "
-                "tokens"
+                f"max_length {max_length} leaves no room for the {special} special tokens"
             )
         table = self.model.config.num_positions
         if table and max_length > table:
@@ -302,7 +363,7 @@ class TextEncoder:
         # Token states have not been through the dense layers.
         most = self.dim if output == "pooled" else self.model.config.hidden_size
         if truncate_dim is None:
-            return most
+            return min(self.recipe.truncate_dim or most, most) if output == "pooled" else most
         truncate_dim = _whole("truncate_dim", truncate_dim)
         if not 1 <= truncate_dim <= most:
             raise InputError(f"truncate_dim must be 1 to {most}, got {truncate_dim!r}")
@@ -314,16 +375,6 @@ def _max_length(encoder: Encoder, tokenizer: TextTokenizer | None, recipe: Recip
     by_tokenizer = None if tokenizer is None else tokenizer.max_length
     limit = recipe.max_length or by_tokenizer or encoder.config.max_length
     return min(limit, encoder.config.num_positions or limit)
-
-
-def _tokenize(
-    tokenizer: TextTokenizer, texts: list[str], before: str, limit: int, spans: bool
-) -> list[Tokens]:
-    tokens: list[Tokens] = []
-    for start in range(0, len(texts), CHUNK):
-        chunk = [before + text for text in texts[start : start + CHUNK]]
-        tokens += tokenizer(chunk, limit, spans, first=start)
-    return tokens
 
 
 @contextmanager
@@ -373,14 +424,16 @@ def _report_long(tokens: Sequence[Tokens], limit: int, on_long: str) -> None:
     if not long:
         return
     worst = max(long, key=lambda i: tokens[i].full_length)
+    most = tokens[worst].full_length
+    has = f"has {most}" if all(tokens[i].exact for i in long) else f"has at least {most}"
     story = (
-        f"{len(long)} of {len(tokens)} texts exceed {limit} tokens (the longest, text {worst}, has "
-        f"{tokens[worst].full_length})"
+        f"{len(long)} of {len(tokens)} texts exceed {limit} tokens (the longest, text {worst}, "
+        f"{has})"
     )
     if on_long == "error":
         raise InputError(f"{story}; the first is text {long[0]}")
-    warning = TruncationWarning(f"{story} and were truncated", len(long), tokens[worst].full_length)
-    warnings.warn(warning, stacklevel=3)
+    warning = TruncationWarning(f"{story} and were truncated", len(long), most)
+    warnings.warn(warning, stacklevel=stacklevel())
 
 
 def _spans(tokens: Tokens, before: int) -> np.ndarray:

@@ -1,31 +1,34 @@
 """Text to token ids through the `tokenizers` library: checked, cut to length, with spans.
 
 The library's own truncation and padding stay off: they are state of a shared object, and they hide
-how many texts were cut.
+how many texts were cut. A text of which only the first tokens count is cut before it is tokenised.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import normalizers
 
-from ..errors import CheckpointError, InputError
+from ..errors import InputError
 from ..forking import is_forked
-from ..loading import read_json
+from .long_texts import SIZE, Cuts, lengthen
+from .tokenizer_files import TOKENIZER_FILES, has_tokenizer, read_tokenizer
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer_config.json",
-    "special_tokens_map.json",
-)  # fmt: skip
+CHUNK_TEXTS = 1024
+CHUNK_CHARACTERS = 1 << 18
+"""Texts and characters tokenised at a time, so that the library's own objects do not pile up: they
+are about a hundred times as large as the text."""
 
-NO_LIMIT = 10**6
-"""A `model_max_length` beyond this is transformers' way of saying that it does not know."""
+SHORT = 8192
+"""Texts up to this many characters are never cut before they are tokenised."""
+
+A_TOKEN = 8
+"""Characters of a token, generously: how much of a text is tried first."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Tokens:
     spans: np.ndarray | None  # (n, 2) int32, characters of the text; (0, 0) for special tokens
     full_length: int
     """Tokens before cutting to the maximum length."""
+    exact: bool = True
+    """Whether the text has `full_length` tokens, or at least so many."""
 
 
 class TextTokenizer:
@@ -43,17 +48,27 @@ class TextTokenizer:
 
     Args:
         folder: holds `tokenizer.json`, or `vocab.txt` (WordPiece), or `vocab.json` and
-            `merges.txt` (byte-level BPE).
+            `merges.txt` (byte-level BPE), and the settings beside it.
         lower_case: lower the text first, as `sentence_bert_config.json` may ask.
+        overrides: settings over those of `tokenizer_config.json`.
+
+    Attributes:
+        max_length: the longest text in tokens that the files name, or None.
+        truncation_side: where a text that is too long is cut, "left" or "right".
+        class_name: the class whose rules made it.
 
     Raises:
-        CheckpointError: no tokenizer files, or damaged ones.
+        CheckpointError: no tokenizer files, damaged ones, or settings that are not served.
     """
 
-    def __init__(self, folder: Path, lower_case: bool = False) -> None:
-        config_path = folder / "tokenizer_config.json"
-        config = read_json(config_path) if config_path.is_file() else {}
-        self._tokenizer = _read_tokenizer(folder, config)
+    def __init__(
+        self, folder: Path, lower_case: bool = False, overrides: dict[str, Any] | None = None
+    ) -> None:
+        files = read_tokenizer(folder, overrides)
+        self.max_length = files.max_length
+        self.truncation_side = files.truncation_side
+        self.class_name = files.class_name
+        self._tokenizer = files.tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         if lower_case:
@@ -61,10 +76,23 @@ class TextTokenizer:
             if self._tokenizer.normalizer is not None:
                 steps.append(self._tokenizer.normalizer)
             self._tokenizer.normalizer = normalizers.Sequence(steps)
-        limit = config.get("model_max_length")
-        self.max_length: int | None = None
-        if isinstance(limit, int) and 0 < limit < NO_LIMIT:
-            self.max_length = limit
+        self._set_up()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_split": self._tokenizer.encode_special_tokens}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # The library's own pickle forgets it.
+        self._tokenizer.encode_special_tokens = self.__dict__.pop("_split")
+
+    def _set_up(self) -> None:
+        self._cuts = Cuts(self._tokenizer)
+        self._around = _around(self._tokenizer)
+        # Roberta's processor leaves a text's first space, and no other, in its token's span.
+        spans = [self._tokenizer.encode(t, add_special_tokens=False).offsets for t in (" b", "a b")]
+        self._first_space = spans[0][:1] != [(1, 2)] and not any(s == 1 for s, _ in spans[1])
+        self._added = set(self._tokenizer.get_added_tokens_decoder())
 
     @property
     def vocab_size(self) -> int:
@@ -76,26 +104,37 @@ class TextTokenizer:
         return int(self._tokenizer.num_special_tokens_to_add(False))
 
     def __call__(
-        self, texts: Sequence[str], max_length: int, spans: bool = False, first: int = 0
+        self,
+        texts: Iterable[str],
+        max_length: int,
+        spans: bool = False,
+        first: int = 0,
+        before: str = "",
     ) -> list[Tokens]:
         """Tokenise texts, special tokens included, each cut to `max_length` tokens.
+
+        Args:
+            texts: any number; a few at a time are held in the library's own form.
+            max_length: tokens of a text at the most.
+            spans: whether to say where in the text each token stands.
+            first: the number of the first text, for messages.
+            before: put before every text; spans count it.
 
         Raises:
             InputError: a text holds lone surrogates; the message counts from `first`.
         """
-        encode = self._tokenizer.encode_batch if spans else self._tokenizer.encode_batch_fast
-        try:
-            if is_forked():
-                # Their threads stayed behind too; under TOKENIZERS_PARALLELISM=true the library
-                # waits for them.
-                encodings = [self._tokenizer.encode(text) for text in texts]
-            else:
-                encodings = encode(list(texts))
-        except Exception as error:  # the library raises bare Exception too
-            raise InputError(
-                _not_unicode(texts, first) or f"the tokenizer failed: {error}"
-            ) from error
-        return [self._cut(encoding, max_length, spans) for encoding in encodings]
+        tokens: list[Tokens] = []
+        chunk: list[_Text] = []
+        size = 0
+        for text in texts:
+            one = self._first_piece(before + text if before else text, max_length)
+            length = len(one.text) if one.piece is None else one.piece[1] - one.piece[0]
+            if chunk and (len(chunk) == CHUNK_TEXTS or size + length > CHUNK_CHARACTERS):
+                tokens += self._tokenize(chunk, max_length, spans, first + len(tokens))
+                chunk, size = [], 0
+            chunk.append(one)
+            size += length
+        return tokens + self._tokenize(chunk, max_length, spans, first + len(tokens))
 
     def prompt_length(self, prompt: str) -> int:
         """Tokens that a prompt takes at the start of a text: all but a closing special token."""
@@ -103,19 +142,118 @@ class TextTokenizer:
         closing = encoding.special_tokens_mask[-1:] == [1]
         return len(encoding.ids) - int(closing)
 
+    def _first_piece(self, text: str, max_length: int) -> _Text:
+        size = min(max(SHORT, A_TOKEN * max_length), SIZE)
+        if len(text) <= size or not self._cuts.can or self._around is None:
+            return _Text(text)
+        short, gaps = self._cuts.shorten(text)
+        if self.truncation_side == "left":
+            return _Text(text, short, gaps, (self._cuts.start(short, len(short), size), len(short)))
+        return _Text(text, short, gaps, (0, self._cuts.end(short, 0, size)))
+
+    def _tokenize(
+        self, chunk: list[_Text], max_length: int, spans: bool, first: int
+    ) -> list[Tokens]:
+        for number, one in enumerate(chunk, first):
+            # What is cut off is never tokenised, and is refused all the same.
+            if one.piece is not None and (fault := surrogate_in(one.text)) is not None:
+                raise InputError(f"text {number} is not valid Unicode: {fault}")
+        whole = [one for one in chunk if one.piece is None]
+        cut = [one for one in chunk if one.piece is not None]
+        texts = [one.text for one in chunk]
+        encoded = iter(self._encode([one.text for one in whole], spans, True, texts, first))
+        pieces = [one.short[one.piece[0] : one.piece[1]] for one in cut if one.piece]
+        begun = iter(self._encode(pieces, spans, False, texts, first))
+        return [
+            self._cut(next(encoded), max_length, spans)
+            if one.piece is None
+            else self._go_on(one, next(begun), max_length, spans)
+            for one in chunk
+        ]
+
+    def _encode(
+        self, texts: list[str], spans: bool, special: bool, sources: Sequence[str], first: int
+    ) -> list[Any]:
+        encode = self._tokenizer.encode_batch if spans else self._tokenizer.encode_batch_fast
+        try:
+            if is_forked():
+                # Their threads stayed behind too; under TOKENIZERS_PARALLELISM=true the library
+                # waits for them.
+                one = self._tokenizer.encode
+                return [one(text, add_special_tokens=special) for text in texts]
+            return list(encode(texts, add_special_tokens=special)) if texts else []
+        except Exception as error:  # the library raises bare Exception too
+            raise InputError(
+                _not_unicode(sources, first) or f"the tokenizer failed: {error}"
+            ) from error
+
     def _cut(self, encoding: Any, max_length: int, spans: bool) -> Tokens:
         ids = np.asarray(encoding.ids, dtype=np.int64)
         where = np.asarray(encoding.offsets, dtype=np.int32).reshape(-1, 2) if spans else None
         full = len(ids)
         if full > max_length:
-            # The closing special tokens stay: a cut text still ends as the model expects.
-            special = encoding.special_tokens_mask
-            closing = full - 1 - max((i for i in range(full) if not special[i]), default=full - 1)
+            # The special tokens around it stay: a cut text still ends as the model expects.
+            inside = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
+            opening, closing = (inside[0], full - 1 - inside[-1]) if inside else (full, 0)
             closing = min(closing, max_length)
-            keep = np.r_[0 : max_length - closing, full - closing : full]
+            opening = min(opening, max_length - closing) if self.truncation_side == "left" else 0
+            rest = max_length - opening - closing
+            if self.truncation_side == "left":
+                keep = np.r_[0:opening, full - closing - rest : full]
+            else:
+                keep = np.r_[0:rest, full - closing : full]
             ids = ids[keep]
             where = None if where is None else where[keep]
         return Tokens(ids, where, full)
+
+    def _go_on(self, one: _Text, encoding: Any, max_length: int, spans: bool) -> Tokens:
+        """Piece after piece, until there are more tokens than are kept."""
+        assert one.piece is not None
+        assert self._around is not None
+        opening, closing = self._around
+        left = self.truncation_side == "left"
+        room = max(max_length - len(opening) - len(closing), 0)
+        start, end = one.piece
+        ids, where, count = [], [], 0
+        while True:
+            ids.append(np.asarray(encoding.ids, dtype=np.int64))
+            if spans:
+                where.append(self._place(encoding, one.short, start))
+            count += len(encoding.ids)
+            done = start == 0 if left else end == len(one.short)
+            if done or count > room:
+                break
+            if left:
+                start, end = self._cuts.start(one.short, start, SIZE), start
+            else:
+                start, end = end, self._cuts.end(one.short, end, SIZE)
+            (encoding,) = self._encode([one.short[start:end]], spans, False, [], 0)
+        order = -1 if left else 1
+        keep = slice(max(count - room, 0), None) if left else slice(0, room)
+        around = (np.array(opening, dtype=np.int64), np.array(closing, dtype=np.int64))
+        kept = np.concatenate([around[0], np.concatenate(ids[::order])[keep], around[1]])
+        full = count + len(opening) + len(closing)
+        if not spans:
+            return Tokens(kept, None, full, exact=done)
+        inside = lengthen(np.concatenate(where[::order])[keep], one.gaps)
+        nowhere = [np.zeros((len(a), 2), dtype=np.int32) for a in around]
+        return Tokens(kept, np.concatenate([nowhere[0], inside, nowhere[1]]), full, exact=done)
+
+    def _place(self, encoding: Any, text: str, start: int) -> np.ndarray:
+        where = np.asarray(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+        if start and self._first_space and len(where) and encoding.ids[0] not in self._added:
+            where[0] = np.maximum(where[0], int(text[start] == " "))
+        return where + np.int32(start)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A text, and the piece of it that is tokenised first where it is a long one."""
+
+    text: str
+    short: str = ""
+    gaps: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
+    piece: tuple[int, int] | None = None
 
 
 def surrogate_in(text: str) -> str | None:
@@ -134,79 +272,14 @@ def _not_unicode(texts: Sequence[str], first: int) -> str | None:
     return None
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Are there files to make a tokenizer of?"""
-    sets = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
-    return any(all((folder / name).is_file() for name in files) for files in sets)
+def _around(tokenizer: Any) -> tuple[list[int], list[int]] | None:
+    """The special tokens before and after every text; None where they cannot be told apart."""
+    for probe in ("a", "0", ".", "A"):
+        encoding = tokenizer.encode(probe)
+        inside = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
+        if inside:
+            return encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]
+    return None
 
 
-def _read_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    try:
-        if path.is_file():
-            return Tokenizer.from_file(str(path))
-        if (path := folder / "vocab.txt").is_file():
-            return _word_piece(path, config)
-        if (path := folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            return _byte_level_bpe(path, folder / "merges.txt", config)
-    except CheckpointError:
-        raise
-    except Exception as error:  # the library raises bare Exception on files it cannot parse
-        raise CheckpointError(f"{path}: not a readable tokenizer: {error}") from error
-    raise CheckpointError(
-        f"{folder}: no tokenizer: expected tokenizer.json, vocab.txt, or vocab.json + merges.txt"
-    )
-
-
-def _word_piece(path: Path, config: dict[str, Any]) -> Tokenizer:
-    """BERT's tokenizer from its word list, one token a line."""
-    words = path.read_text("utf-8").splitlines()
-    vocab = {word: i for i, word in enumerate(words)}
-    special = {
-        key: _token(config, key, default)
-        for key, default in (("unk_token", "[UNK]"), ("cls_token", "[CLS]"), ("sep_token", "[SEP]"))
-    }
-    for token in special.values():
-        if token not in vocab:
-            raise CheckpointError(f"{path}: special token {token!r} is missing")
-    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=special["unk_token"]))
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    cls, sep = special["cls_token"], special["sep_token"]
-    tokenizer.post_processor = processors.BertProcessing((sep, vocab[sep]), (cls, vocab[cls]))
-    # A special token written out in a text is that token, as in the published tokenizers.
-    tokenizer.add_special_tokens([t for t in (*special.values(), "[PAD]", "[MASK]") if t in vocab])
-    return tokenizer
-
-
-def _byte_level_bpe(vocab_path: Path, merges: Path, config: dict[str, Any]) -> Tokenizer:
-    """RoBERTa's tokenizer (jina-embeddings-v2-base-code and -de) from vocabulary and merges."""
-    vocab = json.loads(vocab_path.read_text("utf-8"))
-    cls, sep = _token(config, "cls_token", "<s>"), _token(config, "sep_token", "</s>")
-    for token in (cls, sep):
-        if token not in vocab:
-            raise CheckpointError(f"{vocab_path}: special token {token!r} is missing")
-    space = bool(config.get("add_prefix_space", False))
-    tokenizer = Tokenizer(models.BPE.from_file(str(vocab_path), str(merges)))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
-    tokenizer.post_processor = processors.RobertaProcessing(
-        (sep, vocab[sep]), (cls, vocab[cls]), trim_offsets=True, add_prefix_space=space
-    )
-    named = (_token(config, key, "") for key in ("unk_token", "pad_token", "mask_token"))
-    tokenizer.add_special_tokens(
-        [t for t in (cls, sep, *named, "<pad>", "<unk>", "<mask>") if t in vocab]
-    )
-    return tokenizer
-
-
-def _token(config: dict[str, Any], key: str, default: str) -> str:
-    """A special token's text: a string, or the object that older files store."""
-    value = config.get(key, default)
-    if isinstance(value, dict):
-        value = value.get("content", default)
-    return str(value)
+__all__ = ["TOKENIZER_FILES", "TextTokenizer", "Tokens", "has_tokenizer", "surrogate_in"]

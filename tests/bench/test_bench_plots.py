@@ -234,6 +234,9 @@ def test_every_result_in_the_repository_can_be_drawn(tmp_path: Path) -> None:
         copy.write_text(file.read_text("utf-8"), "utf-8")
         (out,) = plots.draw(copy)
         assert "<svg" in out.read_text("utf-8")
+        once = out.read_bytes()
+        plots.draw(copy)
+        assert out.read_bytes() == once, "the same figures draw another file"
     (tmp_path / "none.json").write_text(json.dumps({"cases": []}), "utf-8")
     assert plots.draw(tmp_path / "none.json") == []
 

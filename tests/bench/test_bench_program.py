@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from bench import op as program
 from bench.compare import Case, Op, Peer, Ready, Tensors
+from bench.measure import memory
 from pyenc.cli.arguments import parse
 
 
@@ -49,3 +52,14 @@ def test_warming_runs_what_compiles_small_and_whole(
     names = ["broken", "pyenc triton", "compiled", *(["padded"] if kind else [])]
     assert ran == [(name, n) for n in (2, 8) for name in names]
     assert capsys.readouterr().out == ""
+
+
+def test_memory_is_measured_in_a_process_of_its_own() -> None:
+    """The program of the op, started by itself: what it says is beyond inputs and results."""
+    kind = {"tokens": 4096, "work": 4096}
+    case = Case("rotary", kind, "float32", {"tokens": 37, "work": 37})
+    found = memory.in_child(["rotary"], {"case": asdict(case), "peer": "torch, eager rotate_half"})
+    # Eager code makes several tensors of the input's size on its way.
+    assert found.keys() == {"extra_mb"}, found
+    if sys.platform == "linux":
+        assert found["extra_mb"] > 4096 * 12 * 64 * 4 / 1e6

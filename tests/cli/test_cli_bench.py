@@ -162,7 +162,7 @@ def test_whole_models_stay_on_the_cpu(cli: Cli, stubs: Calls) -> None:
 def test_mistakes(fails: Callable[..., str], stubs: object) -> None:
     said = fails("bench", "norn")
     assert "did you mean norm?" in said
-    assert "There are: norm, rotary, models, tune, all" in said
+    assert "there are: norm, rotary, models, tune, all" in said
     assert "did you mean" not in fails("bench", "zzz")
     assert "--out names one file" in fails("bench", "all", "--out", "x.json")
     said = fails("bench", "models", "--device", "cuda")
@@ -176,6 +176,8 @@ def test_mistakes(fails: Callable[..., str], stubs: object) -> None:
     assert "say which with --kernel" in fails("bench", "tune", "--shape", "64")
     assert "64x8192" in fails("bench", "tune", "--kernel", "k", "--shape", "64x")
     assert "int8" in fails("bench", "norm", "--dtype", "int8")
+    assert "give one OP, or all" in fails("bench", "norm", "rotary")
+    assert "did you mean rotary?" in fails("bench", "rope")
     assert "no --cases beside it" in fails("bench", "models", "--long", "--cases", "x")
 
 
@@ -268,3 +270,19 @@ def test_run_by_its_path_from_anywhere(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "segment_mean" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("--devise", "--device"), ("--filter", "--cases"), ("-k", "--cases"), ("-o", "--out"),
+        ("--dry-run", "--quick"), ("--no-memori", "--no-memory"), ("--kernels", "--kernel"),
+        ("--long-", "--long"),
+    ],
+)  # fmt: skip
+def test_an_unknown_option_names_the_nearest(
+    fails: Callable[..., str], option: str, meant: str
+) -> None:
+    said = fails("bench", "attention", option, "x")
+    assert f"did you mean {meant}?" in said
+    assert "pyenc bench --help" in said

@@ -18,10 +18,14 @@ import pytest
 from cli_support import GOLDEN, TEXTS, Cli
 
 import pyenc
-from pyenc.cli import embed
+from pyenc.cli import work
 
 CLOSE = 2e-6
 """Cut into parts or not, a text's vector moves by rounding only."""
+
+
+# One golden checkpoint has no sentence-transformers files.
+pytestmark = pytest.mark.filterwarnings("ignore::pyenc.AssumptionWarning")
 
 
 def expected(model: Path, texts: list[str] = TEXTS, **options: Any) -> np.ndarray:
@@ -73,7 +77,7 @@ def read(path: Path) -> tuple[list[int], list[Any] | None, np.ndarray]:
 def test_every_input_to_every_output(
     cli: Cli, tmp_path: Path, bert: Path, given: str, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed, "CHUNK_TEXTS", 4)
+    monkeypatch.setattr(work, "UNIT_TEXTS", 4)
     out = tmp_path / f"out{suffix}"
     said = cli("embed", bert, given, "-o", out)
     assert said.status == 0, said.err
@@ -192,7 +196,7 @@ def test_parquet_types(cli: Cli, tmp_path: Path, bert: Path, texts_file: Path) -
 def test_shards_together_are_the_whole(
     cli: Cli, tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed, "CHUNK_TEXTS", 2)
+    monkeypatch.setattr(work, "UNIT_TEXTS", 2)
     given = tmp_path / "in.jsonl"
     given.write_text("\n".join(json.dumps({"id": f"t{i}", "text": t}) for i, t in enumerate(TEXTS)))
     whole = np.full((len(TEXTS), 64), np.nan, np.float32)
@@ -231,7 +235,7 @@ def test_parts_are_cut_by_characters_too(
         return encode(self, texts, **options)
 
     monkeypatch.setattr(pyenc.TextEncoder, "encode", spy)
-    monkeypatch.setattr(embed, "CHUNK_CHARACTERS", 60)
+    monkeypatch.setattr(work, "UNIT_CHARACTERS", 60)
     assert cli("embed", bert, texts_file, "-o", tmp_path / "o.npy").status == 0
     assert sizes == [0, 4, 2, 4]
     characters = list(itertools.accumulate(map(len, TEXTS)))
@@ -289,7 +293,7 @@ def test_outputs_that_cannot_be(
 def test_long_texts_are_counted_once(
     cli: Cli, tmp_path: Path, jina: Path, texts_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed, "CHUNK_TEXTS", 4)
+    monkeypatch.setattr(work, "UNIT_TEXTS", 4)
     encoder = pyenc.load(jina)
     lengths = [len(t.ids) for t in encoder.tokenizer(TEXTS, 10**6)]
     long = [n for n in lengths if n > 12]
@@ -340,4 +344,23 @@ def test_a_tokenizer_from_elsewhere(cli: Cli, tmp_path: Path, texts_file: Path) 
     assert (said.status, out.exists()) == (2, False)
     assert "no tokenizer files" in said.err
     assert cli("embed", bare, texts_file, "-o", out, "--tokenizer", source).status == 0
-    assert (np.load(out) == expected(source)).all()
+    # How long a text may be is the model's own to say (64 here), not the other tokenizer's (512).
+    assert (np.load(out) == expected(source, max_length=64)).all()
+
+
+def test_what_is_assumed_is_said_once(cli: Cli, texts_file: Path, tmp_path: Path) -> None:
+    """And not at all where the arguments say it; both are part of what --resume goes on with."""
+    folder = tmp_path / "plain"
+    shutil.copytree(GOLDEN / "bert_cls_h2", folder)
+    (folder / "modules.json").unlink()
+    shutil.rmtree(folder / "1_Pooling")
+    said = cli("embed", folder, texts_file, "-o", tmp_path / "o.npy")
+    assert said.status == 0
+    lines = [line for line in said.err.splitlines() if "assumed mean pooling" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"pyenc: warning: {folder}: its files do not say how")
+    told = ["--pooling", "cls", "--normalize"]
+    said = cli("embed", folder, texts_file, "-o", tmp_path / "told.npy", *told)
+    assert said.status == 0
+    assert "files do not say" not in said.err
+    np.testing.assert_array_equal(np.load(tmp_path / "told.npy"), expected(GOLDEN / "bert_cls_h2"))

@@ -13,6 +13,9 @@ import pyenc
 from pyenc.ops import extension
 from pyenc.ops.linear import choices
 
+# One of them has no sentence-transformers files: test_what_is_assumed has what is said of that.
+pytestmark = pytest.mark.filterwarnings("ignore::pyenc.AssumptionWarning")
+
 CHECKPOINTS = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 FAMILIES = {"bert": "BERT", "jina": "JinaBert", "mosaic": "MosaicBERT"}
 
@@ -125,6 +128,43 @@ def test_a_backend_that_cannot_serve_is_said_so(cli: Cli, bert: Path) -> None:
     assert found["backend"] is None
     assert "flash_attn" in found["backends"]["flash_attn"]
     assert "by none that was asked for" in cli("info", *words).out
+
+
+OPEN = GOLDEN / "mosaic_mlm_h4"
+"""It has no sentence-transformers files."""
+
+
+def test_what_is_assumed(cli: Cli) -> None:
+    found = facts(cli, OPEN)["vectors"]
+    assert (found["pooling"], found["normalized"]) == ("mean", False)
+    assert found["assumed"] == ["pooling", "normalize"]
+    said = cli("info", OPEN)
+    assert said.err == ""
+    assert "mean pooling (assumed), not normalised (assumed)" in said.out
+    assert "no file says so: --pooling and --normalize say what the model card does" in said.out
+
+
+def test_what_is_said_is_not_assumed(cli: Cli) -> None:
+    found = facts(cli, OPEN, "--pooling", "cls", "--no-normalize")["vectors"]
+    assert (found["pooling"], found["normalized"], found["assumed"]) == ("cls", False, [])
+    found = facts(cli, OPEN, "--normalize")["vectors"]
+    assert (found["pooling"], found["normalized"]) == ("mean", True)
+    assert found["assumed"] == ["pooling"]
+    assert "mean pooling (assumed), unit length\n" in cli("info", OPEN, "--normalize").out
+    assert "assumed" not in cli("info", GOLDEN / "bert_cls_h2").out
+
+
+def test_a_length_that_no_file_says(cli: Cli, tmp_path: Path) -> None:
+    folder = copy(GOLDEN / "jina_geglu_h4", tmp_path)
+    for name in ("sentence_bert_config.json", "tokenizer_config.json"):
+        (folder / name).write_text("{}")
+    assert facts(cli, folder)["limits"]["max_length_from"] == "config.json"
+    config = json.loads((folder / "config.json").read_text())
+    del config["max_position_embeddings"]
+    (folder / "config.json").write_text(json.dumps(config))
+    limits = facts(cli, folder)["limits"]
+    assert limits["max_length"] == 512  # as its class has it
+    assert "assumed" in limits["max_length_from"]
 
 
 @pytest.mark.parametrize(

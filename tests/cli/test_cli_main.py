@@ -16,6 +16,7 @@ from pyenc.cli import arguments, info
 from pyenc.cli.failing import one_line
 from pyenc.loading.checkpoint import DTYPES
 from pyenc.ops import BACKENDS
+from pyenc.text.recipe import POOLINGS
 
 LAZY = """
 import sys
@@ -58,6 +59,7 @@ def test_version(cli: Cli) -> None:
 def test_names_of_backends_and_dtypes_are_those_of_the_library() -> None:
     assert set(arguments.BACKENDS) == {"auto", *BACKENDS}
     assert set(arguments.DTYPES) == {"auto", *DTYPES}
+    assert arguments.POOLINGS == POOLINGS
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import pyarrow.parquet
 import pytest
 
 from pyenc import InputError
-from pyenc.cli import readers
-from pyenc.cli.readers import Row, open_source
+from pyenc.cli import parquet
+from pyenc.cli.readers import open_source
+from pyenc.cli.rows import Row
 
 
 def texts_of(path: Path, field: str | None = None) -> list[str]:
@@ -134,7 +135,7 @@ def table(path: Path, **columns: pa.Array) -> Path:
     "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())]
 )
 def test_parquet(tmp_path: Path, kind: pa.DataType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "PARQUET_ROWS", 3)
+    monkeypatch.setattr(parquet, "BATCH_ROWS", 3)
     texts = ["a", "", "ü", "a", "東"]
     path = table(
         tmp_path / "t.parquet",
@@ -142,7 +143,7 @@ def test_parquet(tmp_path: Path, kind: pa.DataType, monkeypatch: pytest.MonkeyPa
         key=pa.array(range(5), pa.uint16()),
     )
     source = open_source(str(path), "body", "key")
-    assert source.count() == 5
+    assert (source.meter().unit, source.meter().total) == ("text", 5)
     assert list(source.rows()) == [Row(i, i, text) for i, text in enumerate(texts)]
 
 

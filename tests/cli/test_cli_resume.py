@@ -14,7 +14,7 @@ import torch
 from cli_support import TEXTS, Cli
 
 import pyenc
-from pyenc.cli import embed, parts, writers
+from pyenc.cli import embed, parts, work, writers
 
 SUFFIXES = (".npy", ".jsonl", ".parquet")
 
@@ -22,7 +22,8 @@ SUFFIXES = (".npy", ".jsonl", ".parquet")
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten texts are four parts."""
-    monkeypatch.setattr(embed, "CHUNK_TEXTS", 3)
+    monkeypatch.setattr(work, "UNIT_TEXTS", 3)
+    monkeypatch.setattr(work, "PART_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -172,6 +173,7 @@ def test_overwrite_with_resume_goes_on(cli: Cli, begun: Path, bert: Path, texts_
     ("words", "story"),
     [
         (["--max-length", "50"], "options: max_length was None, is 50"),
+        (["--pooling", "cls"], "pooling was 'mean', is 'cls'"),
         (["--normalize"], "normalize was None, is True"),
         (["--prompt", "x"], "prompt was None, is 'x'"),
         (["--truncate-dim", "8"], "dim was 64, is 8"),

@@ -153,6 +153,16 @@ def test_dense(folder: Path, activation: str, tmp_path: Path) -> None:
             {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
             "['cls', 'mean'] is not served",
         ),
+        ("sentence_bert_config.json", {"do_lower_case": "no"}, "do_lower_case 'no' is not served"),
+        ("sentence_bert_config.json", {"new_key": 1}, "new_key 1 is not served"),
+        ("sentence_bert_config.json", {"query_length": 9}, "query_length 9 is not served"),
+        (
+            "sentence_bert_config.json",
+            {"processing_kwargs": {"text": {"padding": True}}},
+            "processing_kwargs",
+        ),
+        ("config_sentence_transformers.json", {"new_key": 1}, "new_key: an unknown setting"),
+        ("config_sentence_transformers.json", {"truncate_dim": 0}, "truncate_dim must be a pos"),
         ("1_Pooling/config.json", [], "expected a JSON object"),
         ("sentence_bert_config.json", {"max_seq_length": "256"}, "max_seq_length must be"),
         ("config_sentence_transformers.json", {"prompts": {"a": 1}}, "prompts must be strings"),
@@ -172,11 +182,30 @@ def test_refused(folder: Path, file: str, content: Any, message: str) -> None:
 
 
 def test_lower_case(folder: Path) -> None:
-    config = json.loads((folder / "tokenizer.json").read_text())
-    config["normalizer"]["lowercase"] = False
-    write(folder / "tokenizer.json", config)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    write(folder / "tokenizer_config.json", config | {"do_lower_case": False})
     kept = pyenc.load(folder)
     assert (kept.encode("THE SKY") != kept.encode("the sky")).any()
     write(folder / "sentence_bert_config.json", {"max_seq_length": 256, "do_lower_case": True})
     lowered = pyenc.load(folder)
     assert (lowered.encode("THE SKY") == kept.encode("the sky")).all()
+
+
+def test_settings_that_the_recipe_puts_over_the_tokenizer(folder: Path) -> None:
+    """As there: the tokenizer's arguments win over its own file, and over max_seq_length."""
+    arguments = {"do_lower_case": False, "model_max_length": 99, "use_fast": True}
+    for key in ("tokenizer_args", "processor_kwargs"):
+        write(folder / "sentence_bert_config.json", {"max_seq_length": 9, key: arguments})
+        encoder = pyenc.load(folder)
+        assert encoder.max_length == 99
+        assert (encoder.encode("THE SKY") != encoder.encode("the sky")).any()
+    write(folder / "sentence_bert_config.json", {"tokenizer_args": {"new_key": 1}})
+    with pytest.raises(CheckpointError, match=r"sentence_bert_config.json: new_key: an unknown"):
+        pyenc.load(folder)
+
+
+def test_truncate_dim_of_the_checkpoint(folder: Path) -> None:
+    whole = pyenc.load(folder).encode("the sky", truncate_dim=16)
+    write(folder / "config_sentence_transformers.json", {"truncate_dim": 16})
+    assert (pyenc.load(folder).encode("the sky") == whole).all()
+    assert pyenc.load(folder).encode("the sky", truncate_dim=32).shape == (32,)

@@ -21,6 +21,9 @@ from pyenc.errors import InputError, InputTypeError
 from pyenc.ops import masked_mean_pool
 from tests.conftest import GOLDEN, Golden
 
+# One golden checkpoint has no sentence-transformers files; test_assumed.py has what is said of it.
+pytestmark = pytest.mark.filterwarnings("ignore::pyenc.AssumptionWarning")
+
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.",
     "",
@@ -308,6 +311,58 @@ def test_without_a_tokenizer(tmp_path: Path) -> None:
     given.save(tmp_path / "saved")
     again = pyenc.load(tmp_path / "saved")
     assert (again.encode(TEXTS) == given.encode(TEXTS)).all()
+
+
+@pytest.mark.parametrize("own", [None, 1024])
+def test_a_borrowed_tokenizer_sets_no_limit(own: int | None, tmp_path: Path) -> None:
+    """Its words are borrowed, not its limit, also once saved; the checkpoint's own limit stays."""
+    source, folder, words = GOLDEN / "mosaic_mlm_h4", tmp_path / "model", tmp_path / "words"
+    folder.mkdir()
+    shutil.copy(source / "pytorch_model.bin", folder)
+    config = json.loads((source / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"alibi_starting_size": 2048}))
+    if own is not None:  # a tokenizer of its own, whose files must not be mixed with the other's
+        (folder / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n")
+        (folder / "added_tokens.json").write_text('{"newtok": 3}')
+        (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": own}))
+    words.mkdir()
+    shutil.copy(source / "vocab.txt", words)
+    cased = {"model_max_length": 77, "max_len": 76, "do_lower_case": False}
+    (words / "tokenizer_config.json").write_text(json.dumps(cased))
+    (words / "config.json").write_text('{"model_type": "bert", "max_position_embeddings": 78}')
+    (words / "sentence_bert_config.json").write_text('{"max_seq_length": 9, "do_lower_case": true}')
+    encoder = pyenc.load(folder, tokenizer=words)
+    assert encoder.max_length == (own or 2048)
+    encoder.save(tmp_path / "saved")
+    again = pyenc.load(tmp_path / "saved")
+    assert again.max_length == (own or 2048)
+    assert (again.encode(TEXTS) == encoder.encode(TEXTS)).all()
+    assert not (tmp_path / "saved/added_tokens.json").exists()
+    assert (encoder.encode("The sky") != encoder.encode("the sky")).any()
+    assert pyenc.load(folder, tokenizer=tmp_path / "saved").max_length == (own or 2048)
+
+
+def test_everything_beside_is_saved(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN / "bert_mean_h4", folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    changed = config | {"truncation_side": "left", "extra_special_tokens": ["fox"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(changed))
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/tool.jinja").write_text("{{ tools }}")
+    encoder = pyenc.load(folder)
+    encoder.save(tmp_path / "saved")
+    for name in ("chat_template.jinja", "additional_chat_templates/tool.jinja"):
+        assert (tmp_path / "saved" / name).read_bytes() == (folder / name).read_bytes()
+    again = pyenc.load(tmp_path / "saved")
+    assert again.tokenizer is not None
+    assert again.tokenizer.truncation_side == "left"
+    split = {"split_special_tokens": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | split))
+    encoder = pyenc.load(folder)
+    copied = pickle.loads(pickle.dumps(encoder))
+    assert (copied.encode("[SEP] [MASK]") == encoder.encode("[SEP] [MASK]")).all()
 
 
 def test_options_of_load_are_checked_at_load() -> None:

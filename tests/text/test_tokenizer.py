@@ -99,5 +99,5 @@ def test_no_files_and_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").unlink()
     (tmp_path / "vocab.json").write_text("{}")
     (tmp_path / "merges.txt").write_text("")
-    with pytest.raises(CheckpointError, match=r"vocab.json: special token '<s>' is missing"):
+    with pytest.raises(CheckpointError, match=r"vocab.json: special token '<unk>' is missing"):
         TextTokenizer(tmp_path)

@@ -163,7 +163,7 @@ def alibi_slopes(num_heads: int) -> Tensor:
     lower = 2 ** int(math.log2(num_heads))
     exponents = [8.0 * (h + 1) / lower for h in range(lower)]
     exponents += [8.0 * (h + 1) / (2 * lower) for h in range(0, 2 * (num_heads - lower), 2)]
-    return torch.tensor([2.0**-e for e in exponents], dtype=torch.float32)
+    return torch.tensor([2.0**-e for e in exponents], dtype=torch.float32, device="cpu")
 
 
 def relative_position_bucket(distance: Tensor, num_buckets: int, max_distance: int) -> Tensor:

@@ -12,6 +12,7 @@ Shapes: T packed tokens, b sequences of one length n, H heads, D head dim, i que
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bias import relative_position_bucket
-from .groups import Group, groups_of, query_blocks
+from .groups import FAINTEST, Group, groups_of, query_blocks
 from .terms import Terms
 
 # What `scaled_dot_product_attention` itself calls on a CPU. Called directly since it returns the
@@ -53,9 +54,7 @@ def forward(
         o_bhnd = torch.empty_like(q_bhnd)
         lse_bhn = q_bhnd.new_empty(q_bhnd.shape[:3], dtype=lse_dtype)
         for block in query_blocks(group, q_bhnd):
-            score = _scores(block, group, q_bhnd, k_bhnd, terms)
-            top = score.amax(-1, keepdim=True)
-            weight = score.sub_(top).exp_()
+            weight, top = _weights(_scores(block, group, q_bhnd, k_bhnd, terms))
             total = weight.sum(-1, keepdim=True)
             lse_bhn[:, :, block] = (top + total.log()).squeeze(-1)
             if terms.dropout_p > 0:
@@ -118,7 +117,8 @@ def _blocked_backward(
     dk = torch.zeros_like(k_bhnd, dtype=wide)
     dv = torch.zeros_like(v_bhnd, dtype=wide)
     for block in query_blocks(group, q_bhnd):
-        prob = _scores(block, group, q_bhnd, k_bhnd, terms).softmax(-1)
+        prob, _ = _weights(_scores(block, group, q_bhnd, k_bhnd, terms))
+        prob /= prob.sum(-1, keepdim=True)
         do_bhid = do_bhnd[:, :, block]
         dprob = torch.matmul(do_bhid, v_bhnd.transpose(-1, -2)).to(wide)
         kept = prob
@@ -163,7 +163,7 @@ def _flash(
     if q_bhnd.device.type != "cpu":
         out = F.scaled_dot_product_attention(q_bhnd, k_bhnd, v_bhnd, scale=terms.scale)
         return out, None
-    mask = None if terms.bare else _toeplitz(q_bhnd.shape[2], q_bhnd, terms)
+    mask = None if terms.bare else _toeplitz(q_bhnd, k_bhnd, terms)
     if mask is not None:
         q_bhnd = q_bhnd.flip(2)
     out, lse_bhn = _FLASH_CPU(q_bhnd, k_bhnd, v_bhnd, attn_mask=mask, scale=terms.scale)
@@ -173,7 +173,7 @@ def _flash(
 def _flash_backward(
     do_bhnd: Tensor, q_bhnd: Tensor, k_bhnd: Tensor, v_bhnd: Tensor, terms: Terms
 ) -> tuple[Tensor, ...]:
-    mask = None if terms.bare else _toeplitz(q_bhnd.shape[2], q_bhnd, terms)
+    mask = None if terms.bare else _toeplitz(q_bhnd, k_bhnd, terms)
     if mask is not None:
         q_bhnd, do_bhnd = q_bhnd.flip(2), do_bhnd.flip(2)
     out, lse = _FLASH_CPU(q_bhnd, k_bhnd, v_bhnd, attn_mask=mask, scale=terms.scale)
@@ -183,14 +183,32 @@ def _flash_backward(
     return (dq if mask is None else dq.flip(2)), dk, dv
 
 
-def _toeplitz(n: int, like: Tensor, terms: Terms) -> Tensor:
+def _toeplitz(q_bhnd: Tensor, k_bhnd: Tensor, terms: Terms) -> Tensor:
     """(1, H, n, n) view of one vector a head: row r stands for query n - 1 - r (q is flipped)."""
-    ahead = torch.arange(-(n - 1), n, device=like.device)
-    line = _window(torch.zeros(1, len(ahead), device=like.device, dtype=like.dtype), ahead, terms)
+    heads, n = q_bhnd.shape[1:3]
+    ahead = torch.arange(-(n - 1), n, device=q_bhnd.device)
+    line = torch.zeros(heads, len(ahead), device=q_bhnd.device, dtype=q_bhnd.dtype)
     if terms.kind != "none":
-        line = line + _distance_bias(ahead, terms, like.dtype)
-    line = line.expand(like.shape[1], -1).contiguous()
-    return line.as_strided((1, like.shape[1], n, n), (0, 2 * n - 1, 1, 1))
+        line += _distance_bias(ahead, terms, q_bhnd.dtype)
+        _hide_faint(line, q_bhnd, k_bhnd, terms.scale)
+    _window(line, ahead, terms)
+    return line.as_strided((1, heads, n, n), (0, 2 * n - 1, 1, 1))
+
+
+def _hide_faint(line: Tensor, q_bhnd: Tensor, k_bhnd: Tensor, scale: float) -> None:
+    """Hide the distances at which every weight is below FAINTEST, whatever key stands there.
+
+    A score less its bias is at most |q_i| max|k|, and the row's largest at least that of its own
+    key. line (H, 2n - 1), in place. A NaN is never hidden.
+    """
+    n = q_bhnd.shape[2]
+    own = line[:, n - 1 : n]
+    if not bool((line - own < math.log(FAINTEST)).any()):
+        return
+    longest = k_bhnd.norm(dim=-1).amax(-1, keepdim=True)
+    above = abs(scale) * q_bhnd.norm(dim=-1) * longest - scale * (q_bhnd * k_bhnd).sum(-1)
+    reach = above.amax(-1).amax(0).unsqueeze(-1)
+    line.masked_fill_(line - own + reach < math.log(FAINTEST), -math.inf)
 
 
 # ---- blocks of queries ------------------------------------------------------------------------
@@ -210,6 +228,13 @@ def _scores(block: slice, group: Group, q_bhnd: Tensor, k_bhnd: Tensor, terms: T
                 score[b] += _distance_bias(ahead, terms, wide)
             _window(score[b], ahead, terms)
     return score
+
+
+def _weights(score: Tensor) -> tuple[Tensor, Tensor]:
+    """e^(score - top), in place, the faint ones 0; and top, the largest of each row (..., 1)."""
+    top = score.amax(-1, keepdim=True)
+    # Before the exponential, whose results may be subnormal; a NaN is not below and stays one.
+    return torch.threshold_(score.sub_(top), math.log(FAINTEST), -math.inf).exp_(), top
 
 
 def _ahead(
@@ -249,7 +274,7 @@ def keep_factor(like: Tensor, p: float, generator: torch.Generator) -> Tensor:
 
     Forward and backward walk the blocks in one order, so one seed gives both the same factors.
     """
-    kept = torch.rand(like.shape, generator=generator, device=like.device) >= p
+    kept = torch.rand(like.shape, generator=generator, dtype=torch.float32, device=like.device) >= p
     return kept.to(like.dtype) / (1 - p)
 
 

@@ -206,7 +206,7 @@ def _places(
 ) -> Tensor:
     """(T,) float32: how far each token is from the first of its sequence."""
     if num_tokens == 0:
-        return torch.empty(0, device="cpu")
+        return torch.empty(0, dtype=torch.float32, device="cpu")
     at = torch.arange(num_tokens, device="cpu")
     if positions is not None:
         check_memory(OP, positions=positions)

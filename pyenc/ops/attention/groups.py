@@ -18,6 +18,10 @@ BLOCK_ELEMENTS = 4 * 2**20
 GROUP_TOKENS = 8192
 """Tokens taken together at the most, so that many short sequences leave room for whole blocks."""
 
+FAINTEST = 2.0**-100
+"""A weight below this share of its row's largest is zero: no row shows it, and its products would
+be subnormal, which costs some processors a hundred cycles a number."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -31,7 +35,7 @@ class Group:
         return all(b - a == self.n for a, b in zip(self.starts, self.starts[1:], strict=False))
 
     def rows(self, device: torch.device) -> Tensor:
-        starts = torch.tensor(self.starts, device=device)
+        starts = torch.tensor(self.starts, dtype=torch.long, device=device)
         return (starts[:, None] + torch.arange(self.n, device=device)).reshape(-1)
 
     def take(self, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ into outputs made beforehand and saves its inputs alone: memory stays linear.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from ...errors import InputError
 from .bias import ScoreBias, ScoreMap, apply_own
 from .blocks import keep_factor
-from .groups import BLOCK_ELEMENTS
+from .groups import BLOCK_ELEMENTS, FAINTEST
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,15 @@ class CustomTerms:
             score = score.masked_fill(-ahead > self.window[0], float("-inf"))
         if self.window[1] >= 0:
             score = score.masked_fill(ahead > self.window[1], float("-inf"))
+        top = score.detach().amax(-1, keepdim=True)
+        top = top.masked_fill(top.isinf(), 0.0)
+        # Of the scores, so that autograd's own products have no faint weights either.
+        score = torch.threshold(score - top, math.log(FAINTEST), -math.inf)
         weight = score.softmax(-1)
         if self.dropout_p > 0:
             weight = weight * keep_factor(weight, self.dropout_p, generator)
-        return torch.einsum("hij,jhd->ihd", weight, v_jhd.to(wide)), score.logsumexp(-1).t()
+        lse = score.logsumexp(-1) + top.squeeze(-1)
+        return torch.einsum("hij,jhd->ihd", weight, v_jhd.to(wide)), lse.t()
 
 
 def attention_custom_bias(

@@ -70,8 +70,10 @@ def _dense_bias(
         return -einsum(bias.slopes.to(score.dtype), distance.to(score.dtype), "h, i j -> h i j")
     ahead = rearrange(at, "j -> 1 j") - rearrange(at, "i -> i 1")
     bucket = {d: _t5_bucket(d, bias) for d in set(ahead.flatten().tolist())}
-    index = torch.tensor([bucket[d] for d in ahead.flatten().tolist()], dtype=torch.long)
-    picked = bias.table[index.to(score.device)].to(score.dtype)
+    index = torch.tensor(
+        [bucket[d] for d in ahead.flatten().tolist()], dtype=torch.long, device=score.device
+    )
+    picked = bias.table[index].to(score.dtype)
     return rearrange(picked, "(i j) h -> h i j", i=len(place), j=len(place))
 
 

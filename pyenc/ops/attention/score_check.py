@@ -107,8 +107,8 @@ def _places(span: int) -> tuple[Tensor, Tensor]:
             if len(places) >= wanted:
                 break
             places.add(place)
-    ends = torch.tensor([0, span - 1], device="cpu")
-    inner = torch.tensor(sorted(places - {0, span - 1}), device="cpu")
+    ends = torch.tensor([0, span - 1], dtype=torch.long, device="cpu")
+    inner = torch.tensor(sorted(places - {0, span - 1}), dtype=torch.long, device="cpu")
     inner = inner[torch.randperm(len(inner), device="cpu")]
     return torch.cat([ends, inner[:38]]), torch.cat([ends, inner[:6], inner[38:]])
 

@@ -172,5 +172,7 @@ def _buckets(n_buckets: int, reach: int, pinned: bool) -> Tensor:
     The copy to a card is made at each call: one that was kept might lie in a CUDA graph's memory.
     This one is kept for good, since such a graph reads it at each replay.
     """
-    buckets = relative_position_bucket(torch.arange(-reach, reach + 1), n_buckets, reach)
+    buckets = relative_position_bucket(
+        torch.arange(-reach, reach + 1, device="cpu"), n_buckets, reach
+    )
     return buckets.pin_memory() if pinned else buckets

@@ -1,0 +1,138 @@
+// The gradient of ALiBi's slope, in double.
+//
+// It is one number a head, summed from all pairs of all sequences, and most of it cancels: with p a
+// row's weights, dp = V g and d the distances,
+//   -grad = sum over rows of (sum p dp d - delta sum p d) / sum p,  delta = sum p dp / sum p - dlse.
+// A thousandth of the terms is left in a typical sum, and what single precision rounds away of a
+// score (its products with the keys, the bias, the exponential, the log-sum-exp) is then as large
+// as what the whole gradient may be off. So the scores and dp of a row are taken once more from q,
+// k, v and g, and its four sums with them. Divided by their own sum the weights need no exact
+// log-sum-exp, and delta no output, which was rounded.
+#pragma once
+
+#include "attention/tile.h"
+
+namespace pyenc {
+namespace PYENC_ISA {
+namespace {
+
+typedef double Doubles __attribute__((vector_size(8 * kLanes)));
+typedef std::int64_t Longs __attribute__((vector_size(8 * kLanes)));
+
+PYENC_INLINE Doubles widened(const Floats& x) { return __builtin_convertvector(x, Doubles); }
+
+// to = 2^x for |x| <= 1000, within 1e-11 of itself; NaN for NaN. As exp2_down_to in shared/simd.h,
+// with the exponential series to the ninth power.
+PYENC_INLINE void exp2_wide(const Doubles& x, Doubles& to) {
+  constexpr double kMagic = 6755399441055744.0 + 1023.0;
+  const Doubles shifted = x + kMagic;
+  const Doubles f = (x - (shifted - kMagic)) * 0.69314718055994531;
+  Doubles p = f * (1.0 / 362880) + 1.0 / 40320;
+  p = p * f + 1.0 / 5040;
+  p = p * f + 1.0 / 720;
+  p = p * f + 1.0 / 120;
+  p = p * f + 1.0 / 24;
+  p = p * f + 1.0 / 6;
+  p = p * f + 0.5;
+  p = p * f + 1.0;
+  p = p * f + 1.0;
+  to = p * reinterpret_cast<Doubles>(reinterpret_cast<Longs>(shifted) << 52);
+}
+
+// acc[row][lane] = sum_k a(row, k) b[k][lane]: multiply() of shared/product.h in double.
+template <int R, int C>
+PYENC_INLINE void multiply_wide(const float* a, std::int64_t a_row, const float* b, std::int64_t ldb,
+                                std::int64_t depth, Doubles (&acc)[R][C]) {
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) acc[r][c] = Doubles{};
+  for (std::int64_t k = 0; k < depth; ++k) {
+    Doubles column[C];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) column[c] = widened(load(b + c * kLanes));
+#pragma GCC unroll 3
+    for (int r = 0; r < R; ++r) {
+      const double row = a[r * a_row + k];
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) acc[r][c] += row * column[c];
+    }
+    b += ldb;
+  }
+}
+
+// The four sums of each query of a strip.
+template <int C>
+struct SlopeSums {
+  static constexpr std::int64_t kWidth = Strip<C>::kWidth;
+  Doubles weight[C], weight_far[C], grad[C], grad_far[C];  // p, p d, p dp, p dp d
+
+  void start() {
+    for (int c = 0; c < C; ++c) weight[c] = weight_far[c] = grad[c] = grad_far[c] = Doubles{};
+  }
+
+  // Meets keys [first, first + count). q, g: (D, strip), not scaled; k, v: the block's rows; lse in
+  // base 2. ds (keys, strip) = p (dp - delta), which the other gradients are made of.
+  void meet(const AttentionHead& head, const Strip<C>& strip, std::int64_t first, std::int64_t count,
+            const float* k, const float* v, const float* q, const float* g, const Floats (&lse)[C],
+            const Floats (&delta)[C], float* ds) {
+    // So that the sums in double fill the registers: 3 rows of 2 or 4 vectors, two registers each.
+    std::int64_t j = 0;
+    for (; j + 3 <= count; j += 3) meet_rows<3>(head, strip, first, j, k, v, q, g, lse, delta, ds);
+    for (; j < count; ++j) meet_rows<1>(head, strip, first, j, k, v, q, g, lse, delta, ds);
+  }
+
+  template <int R>
+  PYENC_INLINE void meet_rows(const AttentionHead& head, const Strip<C>& strip, std::int64_t first,
+                              std::int64_t j, const float* k, const float* v, const float* q,
+                              const float* g, const Floats (&lse)[C], const Floats (&delta)[C],
+                              float* ds) {
+    constexpr double kLog2eWide = 1.4426950408889634;
+    const Attention& call = *head.call;
+    const std::int64_t depth = call.head_dim;
+    const double scale = call.scale * kLog2eWide;
+    const double slope = static_cast<const float*>(call.bias)[head.head] * kLog2eWide;
+    const double left = call.window_left < 0 ? 1e300 : static_cast<double>(call.window_left);
+    const double right = call.window_right < 0 ? 1e300 : static_cast<double>(call.window_right);
+    Doubles p[R][C], dp[R][C];
+    multiply_wide<R, C>(k + j * depth, depth, q, kWidth, depth, p);
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < C; ++c) {
+        const float at = call.positions[head.first + first + j + r];
+        const Doubles back = widened(strip.position[c] - at);
+        const Doubles far = back < 0.0 ? -back : back;
+        const Doubles power = p[r][c] * scale - far * slope - widened(lse[c]);
+        exp2_wide(power, p[r][c]);
+        const Longs hidden = (back > left) | (back < -right) | (power < kFaintest);
+        p[r][c] = hidden ? Doubles{} : p[r][c];
+      }
+    multiply_wide<R, C>(v + j * depth, depth, g, kWidth, depth, dp);
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < C; ++c) {
+        const float at = call.positions[head.first + first + j + r];
+        const Doubles far = widened(magnitude(strip.position[c] - at));
+        const Doubles part = p[r][c] * dp[r][c];
+        weight[c] += p[r][c];
+        weight_far[c] += p[r][c] * far;
+        grad[c] += part;
+        grad_far[c] += part * far;
+        store(ds + (j + r) * kWidth + c * kLanes,
+              __builtin_convertvector(part - p[r][c] * widened(delta[c]), Floats));
+      }
+  }
+
+  // What the queries add to the gradient; dlse: the gradient of each log-sum-exp.
+  double total(std::int64_t queries, const Floats (&dlse)[C]) const {
+    double result = 0;
+    for (std::int64_t i = 0; i < queries; ++i) {
+      const std::int64_t c = i / kLanes, lane = i % kLanes;
+      const double mass = weight[c][lane];
+      if (mass == 0) continue;
+      const double delta_of_row = grad[c][lane] / mass - static_cast<double>(dlse[c][lane]);
+      result -= (grad_far[c][lane] - delta_of_row * weight_far[c][lane]) / mass;
+    }
+    return result;
+  }
+};
+
+}  // namespace
+}  // namespace PYENC_ISA
+}  // namespace pyenc

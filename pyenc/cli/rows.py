@@ -1,0 +1,47 @@
+"""What readers give: rows, rows that are bad, and how far the reading is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One text of the input."""
+
+    index: int
+    """Its row in the input, from 0."""
+    id: str | int | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row of the input that holds no usable text."""
+
+    index: int
+    id: str | int | None
+    """Where it could be read all the same."""
+    reason: str
+    """Names file and line or row."""
+
+
+@dataclass
+class Meter:
+    """How far the reading is."""
+
+    unit: str
+    """What is counted: "B" (bytes) or "text"."""
+    total: int | None
+    done: int = 0
+
+
+class Fields(Protocol):
+    """What a reader must know of its source."""
+
+    field: str
+    id_field: str | None
+
+    @property
+    def name(self) -> str: ...

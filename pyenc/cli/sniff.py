@@ -1,0 +1,150 @@
+"""What bytes look like at their beginning, so that what is no text is not embedded as one."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import IO, Any
+
+from ..errors import InputError
+
+HEAD = 1 << 16
+"""Bytes looked at."""
+LINES = 16
+"""Lines looked at."""
+
+MAGIC = {
+    b"PAR1": ": this is a Parquet file: --format parquet, or the suffix .parquet",
+    b"PARE": ": this is a Parquet file, encrypted, which is not read",
+    b"ARROW1": ": this is an Arrow file, which is not read: write it as .parquet",
+    b"\x1f\x8b": ": this is packed by gzip: gunzip -c it into standard input, with --format",
+    b"\x28\xb5\x2f\xfd": ": this is packed by zstd: zstd -dc it into standard input, with --format",
+    b"BZh": ": this is packed by bzip2: bzip2 -dc it into standard input, with --format",
+    b"\xfd7zXZ\x00": ": this is packed by xz: xz -dc it into standard input, with --format",
+    b"PK\x03\x04": ": this is a zip file: unzip -p it into standard input, with --format",
+    b"\x93NUMPY": ": this is an array of numpy, not texts",
+    b"\xff\xfe": ", line 1: not UTF-8 but UTF-16: iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": ", line 1: not UTF-8 but UTF-16: iconv -f UTF-16 -t UTF-8",
+}
+
+
+def check_head(head: bytes, name: str, sure: bool = False) -> None:
+    """Refuse what begins as no text does.
+
+    Args:
+        head: the first bytes.
+        name: of the input.
+        sure: the first letters are enough, whatever follows.
+
+    Raises:
+        InputError: names what it is and what to do.
+    """
+    for magic, story in MAGIC.items():
+        # "BZh" and "PAR1" are letters; in these files bytes that no text has follow soon.
+        if head.startswith(magic) and (sure or not magic.isascii() or _binary(head)):
+            raise InputError(f"{name}{story}")
+
+
+def check_unnamed(head: bytes, ended: bool, field: str) -> None:
+    """Refuse standard input of no named format that is more than lines of text.
+
+    Args:
+        head: its first bytes, whole lines of which are looked at.
+        ended: whether `head` is all of it.
+        field: name of the texts' field, by which a header is known.
+
+    Raises:
+        InputError: it looks like JSON lines, JSON, Parquet or CSV.
+    """
+    check_head(head, "standard input", sure=head.startswith(b"PAR1"))
+    cut = head.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    whole = cut if ended or len(cut) == 1 else cut[:-1]
+    lines = [line.strip() for line in whole if line.strip()][:LINES]
+    looks, right = _look(lines, field)
+    if looks:
+        raise InputError(
+            f"standard input looks like {looks}: {right}, or --format txt to embed every line as "
+            "it stands"
+        )
+
+
+def first_lines(stream: IO[bytes]) -> tuple[bytes, bool]:
+    """The first bytes with a whole line at least, if that is short; and whether they are all.
+
+    No more is waited for than one line: who writes may be slow.
+    """
+    head = b""
+    read = getattr(stream, "read1", stream.read)
+    while len(head) < HEAD and b"\n" not in head.lstrip():
+        more = read(HEAD - len(head))
+        if not more:
+            return head, True
+        head += more
+    return head, False
+
+
+class Rejoined(io.RawIOBase):
+    """A stream with the bytes that were taken from its beginning."""
+
+    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
+        self._head = head
+        self._rest = rest
+
+    @classmethod
+    def open(cls, head: bytes, rest: IO[bytes]) -> io.BufferedReader:
+        return io.BufferedReader(cls(head, rest), HEAD)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        size = len(buffer)
+        data = self._head[:size] or getattr(self._rest, "read1", self._rest.read)(size)
+        self._head = self._head[size:]
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _look(lines: list[bytes], field: str) -> tuple[str, str]:
+    """What lines look like and how that is read, or two empty strings."""
+    jsonl = "JSON lines", "--format jsonl reads them"
+    whole = "JSON of many lines", "one object a line is read (jq -c '.[]'), with --format jsonl"
+    if not lines:
+        return "", ""
+    first = lines[0]
+    value = _value(first)
+    if isinstance(value, dict):
+        return jsonl
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return whole
+    if first in (b"[", b"{") and len(lines) > 1 and lines[1][:1] in b'{"':
+        return whole
+    # A text may stand in quotes; all of them hardly do.
+    if isinstance(value, str) and all(isinstance(_value(line), str) for line in lines):
+        return jsonl
+    if first.startswith((b'{"', b'[{"')) and len(first) > HEAD // 2:  # a line beyond what was read
+        return jsonl if first.startswith(b"{") else whole
+    for sign, name in ((b",", "CSV"), (b"\t", "TSV"), (b";", "CSV")):
+        names = [word.strip(b' "') for word in first.split(sign)]
+        if len(names) > 1 and field.encode("utf-8", "replace") in names:
+            return f"{name} with a header", "write its texts as .jsonl or .parquet"
+    return "", ""
+
+
+def _value(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _binary(head: bytes) -> bool:
+    return any(byte < 9 or 13 < byte < 27 for byte in head[:4096]) or not _utf8(head[:4096])
+
+
+def _utf8(head: bytes) -> bool:
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.end >= len(head) - 3 and error.reason == "unexpected end of data"
+    return True

@@ -1,0 +1,123 @@
+"""What a checkpoint's files leave open about its vectors: assumed aloud, said at load, and saved.
+
+A folder without `modules.json` says neither how token states are pooled nor whether the vector has
+unit length. Mean pooling and no normalisation are then assumed, as sentence-transformers does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ..errors import CheckpointError, InputError, InputTypeError
+from .recipe import POOLING_FLAGS, POOLINGS, Recipe
+
+KINDS = "sentence_transformers.models."
+
+
+class AssumptionWarning(UserWarning):
+    """A checkpoint's files do not say how its vectors are made, so something was assumed.
+
+    Attributes:
+        assumed: which of "pooling" and "normalize".
+    """
+
+    def __init__(self, message: str, assumed: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.assumed = assumed
+
+
+def check_said(pooling: object, normalize: object) -> None:
+    """The arguments of `load`, before anything is read.
+
+    Raises:
+        InputError: there is no such pooling, or it is not served.
+        InputTypeError: an argument has the wrong type.
+    """
+    if pooling is not None and not isinstance(pooling, str):
+        raise InputTypeError(f"pooling must be a string or None, got {type(pooling).__name__}")
+    if pooling is not None and pooling not in POOLINGS:
+        close = get_close_matches(pooling.lower(), POOLINGS, 1)
+        raise InputError(
+            f"pooling {pooling!r} is not served{f'; did you mean {close[0]!r}?' if close else ''}; "
+            f"served: {', '.join(POOLINGS)}"
+        )
+    if normalize is not None and not isinstance(normalize, bool):
+        raise InputTypeError(f"normalize must be True, False or None, got {normalize!r}")
+
+
+def told(recipe: Recipe, pooling: str | None, normalize: bool | None) -> Recipe:
+    """The recipe with what was said at load, which comes before what the files say."""
+    said = {"pooling": pooling, "normalize": normalize}
+    changes: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
+    left = tuple(key for key in recipe.assumed if key not in changes)
+    return replace(recipe, **changes, assumed=left)
+
+
+def assumption(recipe: Recipe) -> str:
+    """What was assumed, and how to say what is right; empty if nothing was."""
+    words = []
+    if "pooling" in recipe.assumed:
+        words.append(f"{recipe.pooling} pooling")
+    if "normalize" in recipe.assumed:
+        words.append("unit length" if recipe.normalize else "no normalisation")
+    if not words:
+        return ""
+    asks = ", ".join(f"{key}=" for key in recipe.assumed)
+    options = ", ".join(f"--{key}" for key in recipe.assumed)
+    return (
+        f"its files do not say how its vectors are made: assumed {' and '.join(words)}, as "
+        f"sentence-transformers does; its model card may say otherwise: {asks} of pyenc.load, or "
+        f"{options}, says what is right"
+    )
+
+
+def recipe_files(files: Mapping[str, bytes], recipe: Recipe, width: int) -> dict[str, bytes]:
+    """The sentence-transformers files that say a recipe's pooling and normalisation.
+
+    Args:
+        files: relative path -> content of what the checkpoint came with.
+        recipe: what they are to say; its other steps stay as the files have them.
+        width: of the token states.
+    """
+    listed = json.loads(files["modules.json"]) if "modules.json" in files else []
+    modules = sorted(listed, key=lambda module: int(module.get("idx", 0)))
+    modules = [m for m in modules if _kind(m) != "Normalize"]
+    if not modules:
+        modules = [_module(0, "Transformer", ""), _module(1, "Pooling", "1_Pooling")]
+    if recipe.normalize:
+        at = 1 + max(int(module.get("idx", 0)) for module in modules)
+        modules.append(_module(at, "Normalize", f"{at}_Normalize"))
+    pooling = next((m for m in modules if _kind(m) == "Pooling"), None)
+    if pooling is None or not pooling.get("path"):
+        raise CheckpointError("modules.json: the Pooling module has no folder to be written to")
+    path = f"{pooling['path']}/config.json"
+    config = json.loads(files[path]) if path in files else {"word_embedding_dimension": width}
+    config = {k: v for k, v in config.items() if k not in (*POOLING_FLAGS, "pooling_mode")}
+    config |= {flag: mode == recipe.pooling for flag, mode in POOLING_FLAGS.items()}
+    return {"modules.json": _json(modules), path: _json(config)}
+
+
+def limit_file(files: Mapping[str, bytes], recipe: Recipe, limit: int) -> dict[str, bytes]:
+    """The sentence-transformers file that says the maximum length."""
+    below = f"{recipe.transformer_path}/".lstrip("/")
+    names = (n for n in sorted(files) if fnmatchcase(n, f"{below}sentence_*_config.json"))
+    path = next(names, f"{below}sentence_bert_config.json")
+    config = json.loads(files[path]) if path in files else {"do_lower_case": recipe.lower_case}
+    return {path: _json(config | {"max_seq_length": limit})}
+
+
+def _module(index: int, kind: str, path: str) -> dict[str, Any]:
+    return {"idx": index, "name": str(index), "path": path, "type": KINDS + kind}
+
+
+def _kind(module: Mapping[str, Any]) -> str:
+    return str(module["type"]).rsplit(".", 1)[-1]
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()

@@ -1,0 +1,211 @@
+"""Where a text may be cut without changing a token.
+
+A cut is safe where a plain letter or digit, one space and another plain letter or digit meet: no
+normaliser served joins them, every pre-tokeniser served ends a word there, and a word's tokens
+depend on that word alone. So the tokens of the pieces, put together, are those of the text. Some
+pre-tokenisers have more such places. Where it cannot be known (an unusual normaliser, added tokens
+with spaces inside) no text is cut.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, models
+
+SIZE = 1 << 16
+"""Characters of a piece at the most, where there is a place to cut."""
+
+_PLAIN = "0-9A-Za-z"
+_CHINESE = "\u4e00-\u9fff"
+_MARKS = "!\"#$%&'()*+,-./:;<=>?@[\\]^`{|}~"  # not the underscore: words may hold it
+
+# What BERT keeps together in one word, of which no normaliser drops a character ...
+_SOLID = (
+    _PLAIN + "\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0391-\u03a1\u03a3-\u03ff\u0400-\u0481"
+    "\u048a-\u052f\u05d0-\u05ea\u0620-\u064a\u0904-\u0939\u0e01-\u0e2e\u3041-\u3096\u30a1-\u30fa"
+    "\uac00-\ud7a3\U0001f300-\U0001faff"
+)
+# ... and what may stand in such a word, and may be dropped.
+_WORD = (
+    _SOLID + "\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0901-\u0903\u093c-\u094d\u0e2f-\u0e3a"
+    "\u0e40-\u0e4e\u200d\ufe0f"
+)
+_GAP = " \t\n\r"
+_CONTROL = "\x00-\x08\x0e-\x1f\x7f"
+
+_LOCAL = {
+    "BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt",
+    "Precompiled",
+}  # fmt: skip
+"""Normalisers that look no further than a letter's own accents."""
+
+
+class Cuts:
+    """The safe cuts of one tokenizer's texts."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._at: re.Pattern[str] | None = None
+        self._runs: re.Pattern[str] | None = None
+        self._keep = 0
+        steps = _steps(tokenizer.normalizer, "normalizers")
+        words = _steps(tokenizer.pre_tokenizer, "pretokenizers")
+        added = _added(tokenizer)
+        if not (all(map(_is_local, steps)) and _ends_words(words)):
+            return
+        if any(_crosses(token, text) for token, text in added):
+            return
+        # A mark that is in no added token cannot have one lie across it.
+        marks = re.escape("".join(set(_MARKS) - set("".join(text for _, text in added))))
+        first, space = words[0], rf"(?<=[{_PLAIN}])[{_GAP}](?=[{_PLAIN}])"
+        places = [space]
+        bert = [step for step in steps if step["type"] == "BertNormalizer"]
+        if first["type"] == "BertPreTokenizer" and len(words) == 1 and bert:
+            if marks:
+                places.append(rf"(?<=[{_PLAIN}{marks}])(?=[{marks}])")
+                places.append(rf"(?<=[{marks}])(?=[{_PLAIN}])")
+            # BERT makes each Chinese character a word.
+            if bert[0]["handle_chinese_chars"] and not any(
+                re.search(f"[{_CHINESE}]{{2}}", text) for _, text in added
+            ):
+                places.append(f"(?<=[{_CHINESE}])(?=[{_CHINESE}])")
+            if isinstance(tokenizer.model, models.WordPiece):
+                self._shorten_runs(tokenizer.model, [text for _, text in added], bert[0])
+        elif first["type"] == "ByteLevel" and len(words) == 1 and not first["add_prefix_space"]:
+            if marks:
+                places.append(rf"(?<=[{_PLAIN}])(?=[{marks}])")
+        elif first["type"] not in ("WhitespaceSplit", "Whitespace"):
+            # A piece that begins with anything but a space could be given one.
+            places = [rf"(?<=[{_PLAIN}]) (?=[{_PLAIN}])"]
+        self._at = re.compile("|".join(places))
+
+    def _shorten_runs(self, model: Any, added: list[str], bert: dict[str, Any]) -> None:
+        if any(re.fullmatch(rf"[{_WORD}]+|\s+|[{_CONTROL}]+", text) for text in added):
+            return
+        longest = max((len(text) for text in added), default=0)
+        self._keep = max(model.max_input_chars_per_word, longest) + 1
+        least = 4 * self._keep
+        runs = [rf"[{_WORD}]{{{least},}}", rf"[{_GAP}]{{{least},}}"]
+        if bert["clean_text"]:
+            runs.append(rf"[{_CONTROL}]{{{least},}}")
+        self._runs = re.compile("|".join(runs))
+
+    @property
+    def can(self) -> bool:
+        return self._at is not None
+
+    def end(self, text: str, start: int, size: int) -> int:
+        """The end of the piece that begins at `start`, of `size` characters or a little more."""
+        if self._at is None or len(text) - start <= size:
+            return len(text)
+        found = self._at.search(text, start + size)
+        return found.start() if found else len(text)
+
+    def start(self, text: str, end: int, size: int) -> int:
+        """The start of the piece that ends at `end`, of about `size` characters."""
+        if self._at is None:
+            return 0
+        begin = end
+        while (begin := begin - size) > 0:
+            found = self._at.search(text, begin, end - 1)
+            if found and found.start() < end:
+                return found.start()
+        return 0
+
+    def shorten(self, text: str) -> tuple[str, np.ndarray]:
+        """The text without the middles of its endless words and gaps, which no token shows.
+
+        WordPiece makes one unknown token of a word beyond its limit, whatever the word, and
+        nothing of white space and control characters.
+
+        Returns:
+            The shorter text, and (n, 2): where in it something is left out, and how much in all.
+        """
+        parts, removed, at = [], [], 0
+        for run in self._runs.finditer(text) if self._runs else ():
+            head, tail = self._keep_of(text, run.start(), run.end()), run.end() - self._keep
+            if head < tail:
+                parts.append(text[at:head])
+                at = tail
+                removed.append((head, tail))
+        if not removed:
+            return text, np.zeros((0, 2), dtype=np.int64)
+        parts.append(text[at:])
+        gaps = np.array(removed, dtype=np.int64)
+        total = np.cumsum(gaps[:, 1] - gaps[:, 0])
+        before = np.concatenate([[0], total[:-1]])
+        return "".join(parts), np.stack([gaps[:, 0] - before, total], axis=1)
+
+    def _keep_of(self, text: str, start: int, end: int) -> int:
+        """Where the head of a run ends that is as good as the run: with enough that no normaliser
+        drops. The run's end where there is not so much."""
+        if text[start] in _GAP or ord(text[start]) < 32 or text[start] == "\x7f":
+            return start + self._keep
+        near = re.compile(f"[{_SOLID}]").finditer(text, start, min(end, start + 8 * self._keep))
+        return next((m.end() for n, m in enumerate(near, 1) if n == self._keep), end)
+
+
+def lengthen(spans: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """Spans in a text that was shortened, in the text as it was."""
+    if not len(gaps):
+        return spans
+    total = np.concatenate([[0], gaps[:, 1]])
+    return (spans + total[np.searchsorted(gaps[:, 0], spans, side="left")]).astype(spans.dtype)
+
+
+def _steps(component: Any, inside: str) -> list[dict[str, Any]]:
+    """A component's steps as its file would write them, sequences laid flat."""
+    if component is None:
+        return []
+    return _flat(json.loads(component.__getstate__()), inside)
+
+
+def _flat(step: dict[str, Any], inside: str) -> list[dict[str, Any]]:
+    if step["type"] != "Sequence":
+        return [step]
+    return [flat for inner in step[inside] for flat in _flat(inner, inside)]
+
+
+def _is_local(step: dict[str, Any]) -> bool:
+    if step["type"] == "Replace":
+        pattern = step["pattern"]
+        text = pattern.get("String", "")
+        return pattern == {"Regex": " {2,}"} or (bool(text) and not re.search("[0-9A-Za-z ]", text))
+    return step["type"] in _LOCAL
+
+
+def _ends_words(words: list[dict[str, Any]]) -> bool:
+    """Does every word end before a space, and is each step blind to what is further away?"""
+    ends = False
+    for word in words:
+        kind = word["type"]
+        if kind in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit"):
+            ends = True
+        elif kind == "ByteLevel":
+            ends |= bool(word["use_regex"])
+        elif kind == "Metaspace":
+            ends |= bool(word.get("split", True))
+        elif kind not in ("Digits", "Punctuation"):
+            return False
+    return ends
+
+
+def _added(tokenizer: Tokenizer) -> list[tuple[Any, str]]:
+    """The added tokens, each with every text that it is found by."""
+    tokens = tokenizer.get_added_tokens_decoder().values()
+    found = [(token, token.content) for token in tokens]
+    if tokenizer.normalizer is not None:
+        normal = tokenizer.normalizer.normalize_str
+        found += [(token, normal(token.content)) for token in tokens if token.normalized]
+    return found
+
+
+def _crosses(token: Any, text: str) -> bool:
+    """Could this added token lie across a safe cut?"""
+    across = r"[0-9A-Za-z] |[0-9A-Za-z][\t\n\r]"
+    return bool(re.search(across, text)) or (
+        token.rstrip and text[-1:].isascii() and text[-1:].isalnum()
+    )

@@ -1,0 +1,124 @@
+"""A tokenizer from its files: which there are, whose rules hold, what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, models
+
+from ..errors import CheckpointError
+from ..loading import read_json
+from ..loading.hub import TOKENIZER_FILES
+from .tokenizer_classes import CLASSES, TokenizerClass, make_tokenizer
+from .tokenizer_names import ALIASES, AS_IT_IS, BY_MODEL, NOT_SERVED
+from .tokenizer_parts import Parts, model_kind, parts_of
+from .tokenizer_settings import Settings, read_settings
+
+VOCABULARIES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
+"""The sets of files that a tokenizer is made of, the first that is there."""
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """A tokenizer and what its files say about calling it."""
+
+    tokenizer: Tokenizer
+    class_name: str
+    max_length: int | None
+    truncation_side: str
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Are there files to make a tokenizer of?"""
+    return any(all((folder / name).is_file() for name in files) for files in VOCABULARIES)
+
+
+def read_tokenizer(folder: Path, overrides: dict[str, Any] | None = None) -> TokenizerFiles:
+    """The tokenizer that transformers makes of a folder.
+
+    Args:
+        folder: holds `tokenizer.json`, or `vocab.txt` (WordPiece), or `vocab.json` and
+            `merges.txt` (byte-level BPE), and settings beside it.
+        overrides: settings over those of `tokenizer_config.json`.
+
+    Raises:
+        CheckpointError: no tokenizer files, damaged ones, or settings that are not served.
+    """
+    if not has_tokenizer(folder):
+        raise CheckpointError(
+            f"{folder}: no tokenizer: expected tokenizer.json, vocab.txt, or vocab.json + "
+            "merges.txt"
+        )
+    path = next(folder / s[0] for s in VOCABULARIES if all((folder / n).is_file() for n in s))
+    whole = read_json(path) if path.name == "tokenizer.json" else None
+    try:
+        if whole is not None and not isinstance(whole.get("model"), dict):
+            raise CheckpointError(f"{path}: not a readable tokenizer: no model")
+        settings = read_settings(folder, whole, overrides)
+        name, said = class_of(folder, settings, path)
+        rules = CLASSES[name]
+        if whole is not None and not said and rules.model not in ("", model_kind(whole)):
+            # Four families call themselves "bert", and not all of them cut words as BERT does.
+            rules = CLASSES["PreTrainedTokenizerFast"]
+        parts = _parts(path, whole, rules, settings)
+        tokenizer = make_tokenizer(rules, parts, settings)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the library raises bare Exception on files it cannot parse
+        files = f"{path} and merges.txt" if path.name == "vocab.json" else path
+        raise CheckpointError(f"{files}: not a readable tokenizer: {error}") from error
+    side = str(((whole or {}).get("truncation") or {}).get("direction", "right")).lower()
+    return TokenizerFiles(tokenizer, rules.name, settings.limit(), settings.truncation_side(side))
+
+
+def class_of(folder: Path, settings: Settings, path: Path) -> tuple[str, bool]:
+    """Whose rules a folder follows, and whether a file says so: `tokenizer_class` in
+    tokenizer_config.json, else in config.json, else by `model_type`, else by the files."""
+    config_path = folder / "config.json"
+    config = read_json(config_path) if config_path.is_file() else {}
+    named, where = settings.get("tokenizer_class"), settings.sources.get("tokenizer_class")
+    if named is None:
+        named, where = config.get("tokenizer_class"), config_path
+    if named is not None and not isinstance(named, str):
+        raise CheckpointError(f"{where}: tokenizer_class: expected a name, got {named!r:.40}")
+    model_type = str(config.get("model_type", ""))
+    if model_type in AS_IT_IS:
+        return "PreTrainedTokenizerFast", True
+    said = named is not None
+    if named is None:
+        named, where = BY_MODEL.get(model_type), config_path
+    if named is None:
+        by_file = {"vocab.txt": "BertTokenizer", "vocab.json": "RobertaTokenizer"}
+        return by_file.get(path.name, "PreTrainedTokenizerFast"), False
+    name = named if named in CLASSES or named in ALIASES else named.removesuffix("Fast")
+    name = ALIASES.get(name, name)
+    if name in CLASSES:
+        return name, said
+    remote = settings.get("auto_map")
+    if name in NOT_SERVED or (isinstance(remote, dict) and remote.get("AutoTokenizer")):
+        raise CheckpointError(
+            f"{where}: tokenizer_class {named!r} has rules of its own, which are not served; "
+            f"served: {', '.join(CLASSES)} (the first takes tokenizer.json as it is)"
+        )
+    return "PreTrainedTokenizerFast", said
+
+
+def _parts(
+    path: Path, whole: dict[str, Any] | None, rules: TokenizerClass, settings: Settings
+) -> Parts:
+    if whole is not None:
+        return parts_of(whole, path, rules.name, rules.model)
+    expected = "WordPiece" if path.name == "vocab.txt" else "BPE"
+    if rules.model != expected:
+        raise CheckpointError(
+            f"{path}: tokenizer_class {rules.name} cannot be made of it; expected tokenizer.json"
+        )
+    # The library's own readers, which cut at \n alone.
+    if expected == "WordPiece":
+        return Parts(path, models.WordPiece.read_file(str(path)))
+    return Parts(path, *models.BPE.read_file(str(path), str(path.with_name("merges.txt"))))
+
+
+__all__ = ["TOKENIZER_FILES", "TokenizerFiles", "has_tokenizer", "read_tokenizer"]

@@ -1,0 +1,157 @@
+"""A long text is cut before it is tokenised, and not one token or span is another for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pyenc
+from pyenc.errors import InputError
+from pyenc.text import TextTokenizer, tokenizer
+from tests.conftest import GOLDEN
+from tests.text.tokenizer_folders import KINDS, bert, edit, odd_texts
+
+
+class Uncut(TextTokenizer):
+    """Tokenises every text whole: the answer to compare with."""
+
+    def _first_piece(self, text: str, max_length: int) -> Any:
+        return tokenizer._Text(text)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_cut_as_if_whole(
+    kind: str, side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [KINDS[kind](tmp_path / "plain", truncation_side=side)]
+    if kind == "roberta":
+        folders.append(KINDS[kind](tmp_path / "b", truncation_side=side, add_prefix_space=True))
+    cuts = 0
+    for folder in folders:
+        whole, pieces = Uncut(folder), TextTokenizer(folder)
+        for i, text in enumerate(odd_texts(25, 250, seed=3)):
+            monkeypatch.setattr(tokenizer, "SHORT", 0)
+            monkeypatch.setattr(tokenizer, "A_TOKEN", 1 + i % 3)
+            monkeypatch.setattr(tokenizer, "SIZE", (40, 200, 1000)[i % 3])
+            limit = (2, 3, 17, 64, 300)[i % 5]
+            (a,) = whole([text], limit, spans=True, before="why: ")
+            (b,) = pieces([text], limit, spans=True, before="why: ")
+            assert a.ids.tolist() == b.ids.tolist()
+            assert a.spans is not None
+            assert b.spans is not None
+            assert a.spans.tolist() == b.spans.tolist()
+            if b.exact:
+                assert a.full_length == b.full_length
+            else:
+                assert limit < b.full_length <= a.full_length
+            cuts += not b.exact
+    assert cuts > 8
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        {"content": "New York"},
+        {"content": "newtok", "lstrip": True, "normalized": True, "special": False},
+        {"content": "quick", "rstrip": True, "normalized": True, "special": False},
+        {"content": "yy"},
+        {"content": "你好"},
+        {"content": ",3"},
+    ],
+)
+def test_added_tokens_across_a_cut(
+    token: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = TextTokenizer(GOLDEN / "bert_mean_h4").vocab_size
+    folder = bert(tmp_path, added_tokens_decoder={str(size): token})
+    monkeypatch.setattr(tokenizer, "SHORT", 0)
+    monkeypatch.setattr(tokenizer, "A_TOKEN", 1)
+    monkeypatch.setattr(tokenizer, "SIZE", 50)
+    texts = [*odd_texts(25, 200, seed=5), "New York " * 90, "a,34 b" * 90]
+    whole, pieces = Uncut(folder)(texts, 40, True), TextTokenizer(folder)(texts, 40, True)
+    for a, b in zip(whole, pieces, strict=True):
+        assert a.ids.tolist() == b.ids.tolist()
+        assert np.array_equal(a.spans, b.spans)  # type: ignore[arg-type]
+
+
+def test_what_the_warning_says() -> None:
+    """The count is exact, the length a lower bound where the rest was not tokenised."""
+    encoder = pyenc.load(GOLDEN / "jina_geglu_h4")
+    with pytest.warns(
+        pyenc.TruncationWarning, match=r"1 of 2 texts .*has at least \d+\)"
+    ) as caught:
+        vectors = encoder.encode(["fox", "fox " * 50_000], max_length=12)
+    message = caught[0].message
+    assert isinstance(message, pyenc.TruncationWarning)
+    assert (message.count, 12 < message.longest <= 150_002) == (1, True)
+    with pytest.warns(pyenc.TruncationWarning):
+        assert (encoder.encode("fox " * 90, max_length=12) == vectors[1]).all()
+    with pytest.raises(InputError, match="1 of 2 texts exceed 12 tokens"):
+        encoder.encode(["fox", "fox " * 50_000], max_length=12, on_long="error")
+    with pytest.raises(InputError, match=r"text 1 is not valid Unicode: .* at character 200000"):
+        encoder.encode(["fox", "fox " * 50_000 + "\ud800"], max_length=12)
+
+
+def test_left_keeps_the_end(tmp_path: Path) -> None:
+    folder = bert(tmp_path, truncation_side="left")
+    whole = Uncut(folder)(["the quick brown fox"], 99)[0].ids.tolist()
+    for text in ("the quick brown fox", "fox " * 9000 + "the quick brown fox"):
+        cut = TextTokenizer(folder)([text], 7)[0].ids.tolist()
+        assert cut == [whole[0], *whole[-6:]]
+
+
+TEXTS = {
+    "words": (lambda: ["the quick brown fox " * 200_000], 512, 50),
+    "words, all of them kept": (lambda: ["the quick brown fox " * 200_000], 10**7, 100),
+    "one word": (lambda: ["x" * 4_000_000], 512, 50),
+    "Chinese": (lambda: ["你好世界" * 1_000_000], 512, 50),
+    "nothing": (lambda: [" " * 4_000_000], 512, 50),
+    "code": (lambda: ["a.b(c, d);\n" * 350_000], 512, 50),
+    "240 of 50 kB": (lambda: [f"{i}" + " quick brown fox" * 3100 for i in range(240)], 64, 60),
+}
+"""Texts, tokens kept, megabytes beyond the texts at the most."""
+
+
+def measure() -> None:
+    """Prints the megabytes that each of `TEXTS` takes; a program of its own, for a clean heap."""
+
+    def status(key: str) -> float:
+        lines = Path("/proc/self/status").read_text().split("\n")
+        return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
+
+    tokenize = TextTokenizer(GOLDEN / "bert_mean_h4")
+    tokenize(["the quick brown fox " * 20], 64)
+    for name, (make, limit, _) in TEXTS.items():
+        texts = make()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = status("VmRSS")
+        tokens = tokenize(texts, limit)
+        print(f"{name}: {status('VmHWM') - before}", flush=True)
+        del texts, tokens
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_memory_beyond_the_texts() -> None:
+    """It was 958 MB for 240 texts of 50 kB."""
+    code = "from tests.text.test_long_texts import measure; measure()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = dict(line.split(": ") for line in done.stdout.strip().split("\n"))
+    assert found.keys() == TEXTS.keys()
+    for name, (_, _, most) in TEXTS.items():
+        assert float(found[name]) < most, (name, found)
+
+
+def test_a_tokenizer_that_cannot_be_cut_is_not(tmp_path: Path) -> None:
+    folder = KINDS["as it is"](tmp_path)
+    edit(folder / "tokenizer.json", lambda whole: whole | {"pre_tokenizer": None})
+    (tokens,) = TextTokenizer(folder)(["fox " * 9000], 9)
+    assert tokens.exact

@@ -1,0 +1,173 @@
+"""Settings that decide tokens: each is used, known to be harmless, or refused with file and key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyenc.errors import CheckpointError
+from pyenc.loading.hub import SMALL_FILES
+from pyenc.text import TextTokenizer
+from tests.conftest import GOLDEN
+from tests.text.tokenizer_folders import KINDS, as_transformers, bert, edit, odd_texts
+
+TEXTS = [
+    "The quick, Brown fox!", "", "naïve CAFÉ 你好 newtok [NEW]", "a\u2028b\x85c\x0bd\x0ce\x00f",
+    "[SEP] stays <mask> one </s> token [MASK]", " lead  and trail \n",
+]  # fmt: skip
+CHANGES: list[dict[str, Any]] = [
+    {},
+    {"do_lower_case": False},
+    {"strip_accents": False},
+    {"strip_accents": True, "do_lower_case": False},
+    {"tokenize_chinese_chars": False},
+    {"add_prefix_space": True},
+    {"add_prefix_space": False},
+    {"trim_offsets": False},
+    {"split_special_tokens": True},
+    {"truncation_side": "left"},
+    {"cls_token": "[MASK]", "bos_token": "[MASK]"},
+    {"additional_special_tokens": ["[NEW]"]},
+    {"extra_special_tokens": ["[NEW]", "newtok"]},
+    {"extra_special_tokens": {"new_token": "[NEW]"}},
+    {"image_token": "[NEW]"},
+    {"never_split": ["CAFÉ"], "do_basic_tokenize": False, "clean_text": False},
+    {"add_bos_token": True, "add_eos_token": True},
+    {"tokenizer_class": "PreTrainedTokenizerFast"},
+    {"tokenizer_class": "NameThatNobodyKnows"},
+]
+
+
+def ids(folder: Path, text: str) -> list[int]:
+    return TextTokenizer(folder)([text], 999)[0].ids.tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_setting_as_transformers(kind: str, tmp_path: Path) -> None:
+    for i, change in enumerate(CHANGES):
+        as_transformers(KINDS[kind](tmp_path / str(i), **change), TEXTS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_odd_texts_as_transformers(kind: str, tmp_path: Path) -> None:
+    as_transformers(KINDS[kind](tmp_path / kind), odd_texts(200, 12))
+
+
+def test_the_configuration_wins_for_bert(tmp_path: Path) -> None:
+    """And the ids are literally these: the files' own words, whatever is installed."""
+    vocab = (GOLDEN / "bert_mean_h4/vocab.txt").read_text("utf-8").split("\n")
+    cased = bert(tmp_path / "cased", do_lower_case=False)
+    unknown, the = vocab.index("[UNK]"), vocab.index("the")
+    assert ids(cased, "The the")[1:-1] == [unknown, the]
+    assert ids(bert(tmp_path / "lower"), "The the")[1:-1] == [the, the]
+    whole = ids(bert(tmp_path / "whole", tokenize_chinese_chars=False), "你好")
+    assert len(whole) == 3
+    assert len(ids(bert(tmp_path / "apart"), "你好")) == 4
+    as_is = bert(tmp_path / "fast", tokenizer_class="PreTrainedTokenizerFast", do_lower_case=False)
+    assert ids(as_is, "The")[1:-1] == [the]
+
+
+def test_no_post_processor(tmp_path: Path) -> None:
+    """BERT's special tokens come with its class; tokenizer.json as it is has what it says."""
+    for kind in KINDS:
+        folder = KINDS[kind](tmp_path / kind)
+        edit(folder / "tokenizer.json", lambda whole: whole | {"post_processor": None})
+        as_transformers(folder, TEXTS)
+        assert TextTokenizer(folder).num_special == (0 if kind == "as it is" else 2)
+
+
+def test_files_beside(tmp_path: Path) -> None:
+    """Added tokens, the special tokens' map, a side to cut in tokenizer.json, chat templates."""
+    size = TextTokenizer(GOLDEN / "bert_mean_h4").vocab_size
+    added = bert(tmp_path / "added")
+    (added / "added_tokens.json").write_text(json.dumps({"newtok": size}))
+    (added / "chat_template.jinja").write_text("{{ messages }}")
+    as_transformers(added, TEXTS)
+    assert ids(added, "newtok")[1:-1] == [size]
+    mapped = bert(tmp_path / "map")
+    (mapped / "special_tokens_map.json").write_text('{"additional_special_tokens": ["[NEW]"]}')
+    as_transformers(mapped, TEXTS)
+    assert ids(mapped, "[NEW]")[1:-1] == [size]
+    left = bert(tmp_path / "left")
+    cut = {"direction": "Left", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
+    edit(left / "tokenizer.json", lambda whole: whole | {"truncation": cut})
+    as_transformers(left, TEXTS)
+    assert TextTokenizer(left).truncation_side == "left"
+    assert {"added_tokens.json", "chat_template.jinja"} <= set(SMALL_FILES)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "tokenizer.json"])
+def test_left_out_files(name: str, tmp_path: Path) -> None:
+    for kind in ("bert", "roberta", "xlm-roberta"):
+        folder = KINDS[kind](tmp_path / kind)
+        (folder / name).unlink()
+        if name == "tokenizer_config.json" or kind == "bert":
+            as_transformers(folder, TEXTS)
+
+
+@pytest.mark.parametrize("entry", ["\u2028", "\x85", "a\x0bb", "\x0c", "the", "", "\x1c", "qu "])
+def test_word_lists_are_cut_at_newlines_alone(entry: str, tmp_path: Path) -> None:
+    """An entry that str.splitlines would cut shifts no id after it."""
+    words = (GOLDEN / "bert_mean_h4/vocab.txt").read_text("utf-8").split("\n")
+    before = ids(GOLDEN / "bert_mean_h4", "fox.")[1:-1]
+    for end in ("\n", "\r\n"):
+        folder = bert(tmp_path / str(len(end)))
+        (folder / "tokenizer.json").unlink()
+        at = words.index("[MASK]") + 1
+        text = end.join([*words[:at], entry, *words[at:]]) + end
+        (folder / "vocab.txt").write_bytes(text.encode())
+        assert ids(folder, "fox.")[1:-1] == [i + 1 for i in before]
+        as_transformers(folder, TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("tokenizer_config.json", {"my_normalizer": 1}, "my_normalizer: an unknown setting"),
+        ("tokenizer_config.json", {"do_lower_case": "yes"}, "do_lower_case: expected bool"),
+        ("tokenizer_config.json", {"truncation_side": "up"}, 'truncation_side: expected "left"'),
+        ("tokenizer_config.json", {"model_max_length": "9"}, "model_max_length: expected a pos"),
+        ("tokenizer_config.json", {"tokenizer_class": 3}, "tokenizer_class: expected a name"),
+        ("tokenizer_config.json", {"tokenizer_class": "BertJapaneseTokenizer"}, "rules of its own"),
+        ("tokenizer_config.json", {"tokenizer_class": "RobertaTokenizer"}, "wants BPE"),
+        ("tokenizer_config.json", {"cls_token": None}, "cls_token: null, but BertTokenizer needs"),
+        ("tokenizer_config.json", {"cls_token": 3}, "cls_token: expected a token, got 3"),
+        ("tokenizer_config.json", {"fast_tokenizer_files": ["a.json"]}, "fast_tokenizer_files"),
+        ("tokenizer_config.json", {"extra_special_tokens": "x"}, "expected a list of tokens"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"a": {}}}, "expected tokens by id"),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"9999": {"content": "newtok"}}},
+            "'newtok' is said to be 9999",
+        ),
+        ("special_tokens_map.json", {"do_lower_case": False}, "do_lower_case: not a special token"),
+        ("added_tokens.json", {"newtok": 9999}, "'newtok' is said to be 9999"),
+        ("added_tokens.json", {"newtok": "1"}, "'newtok': expected an id"),
+    ],
+)
+def test_refused_with_file_and_key(
+    file: str, values: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = bert(tmp_path)
+    if file != "special_tokens_map.json":
+        (folder / "special_tokens_map.json").unlink()  # it wins over the configuration
+    path = folder / file
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | values))
+    with pytest.raises(CheckpointError) as caught:
+        TextTokenizer(folder)
+    assert message in str(caught.value)
+    if "RobertaTokenizer" not in str(values):
+        assert file in str(caught.value)
+
+
+def test_tokens_by_chance_are_refused(tmp_path: Path) -> None:
+    folder = KINDS["roberta"](tmp_path, tokenizer_class="PreTrainedTokenizerFast")
+    edit(
+        folder / "tokenizer.json",
+        lambda whole: whole | {"model": whole["model"] | {"dropout": 0.1}},
+    )
+    with pytest.raises(CheckpointError, match=r"model\.dropout"):
+        TextTokenizer(folder)

@@ -1,0 +1,111 @@
+"""Small tokenizers of every kind as folders, and what transformers makes of the same folder."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+from pyenc.text import TextTokenizer
+from tests.conftest import GOLDEN
+
+BERT_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+WORDS = [
+    "the", "quick", "Brown", "naïve", "CAFÉ", "你好吗世界", "[SEP]", "[MASK]", "</s>", "<mask>",
+    "newtok", "x" * 150, "y" * 450, "\u2028", "a\x00b", "\0" * 450, "🦊👩\u200d👩\u200d👧", "İ",
+    "ﬁ", "e\u0301" * 3, "12,34;5", "don't", "f(x)=[y]", "한국어", "हिन्दी", "العربية", "สวัสดี" * 90,
+    "カ\u3099", "字" * 40, " " * 450, "\n" * 30, "...", "__init__", "é" * 460,
+]  # fmt: skip
+GAPS = [" ", " ", " ", "  ", "\n", "\t", "", " \n ", "\u3000", "\x85", "\x0b"]
+
+
+def odd_texts(count: int, words: int, seed: int = 0) -> list[str]:
+    """Texts of every script and every kind of gap, the same each time."""
+    some = random.Random(seed)
+    return [
+        "".join(some.choice(WORDS) + some.choice(GAPS) for _ in range(some.randint(0, words)))
+        for _ in range(count)
+    ]
+
+
+def bert(folder: Path, **config: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in BERT_FILES:
+        (folder / file).write_bytes((GOLDEN / "bert_mean_h4" / file).read_bytes())
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    edit(folder / "tokenizer_config.json", lambda old: old | config)
+    return folder
+
+
+def roberta(folder: Path, **config: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = Tokenizer(models.BPE())
+    whole.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    whole.train_from_iterator(["def add(a, b): return a + b", "the quick brown fox"] * 5, trainer)
+    whole.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    whole.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "RobertaTokenizer"} | config
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text('{"model_type": "roberta"}')
+    return folder
+
+
+def xlm_roberta(folder: Path, **config: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = [(token, 0.0) for token in SPECIAL[:4]]
+    pieces += [(c, -6.0) for c in "▁abcdefghijklmnopqrstuvwxyz,.'你好世界"]
+    pieces += [("▁the", -2.0), ("quick", -2.5), ("ick", -3.0), ("▁qu", -3.0), ("ow", -3.5)]
+    pieces += [("<mask>", 0.0)]
+    whole = Tokenizer(models.Unigram(pieces, 3, False))
+    whole.pre_tokenizer = pre_tokenizers.Metaspace()
+    whole.add_special_tokens(SPECIAL)
+    whole.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "XLMRobertaTokenizer"} | config
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text('{"model_type": "xlm-roberta"}')
+    return folder
+
+
+KINDS: dict[str, Callable[..., Path]] = {
+    "bert": bert,
+    "mpnet": lambda folder, **config: bert(
+        folder, **{"tokenizer_class": "MPNetTokenizer", "cls_token": "[CLS]", "sep_token": "[SEP]",
+                   "bos_token": "[CLS]", "eos_token": "[SEP]", **config},
+    ),
+    "roberta": roberta,
+    "xlm-roberta": xlm_roberta,
+    "as it is": lambda folder, **config: bert(
+        folder, **{"tokenizer_class": "PreTrainedTokenizerFast", **config}
+    ),
+}  # fmt: skip
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def as_transformers(folder: Path, texts: list[str]) -> None:
+    """Ours must give the ids and spans that transformers gives."""
+    transformers = pytest.importorskip("transformers", minversion="5")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    ours = TextTokenizer(folder)
+    encoded = theirs(texts, return_offsets_mapping=True)
+    got = ours(texts, 10**6, spans=True)
+    for text, ids, spans, tokens in zip(
+        texts, encoded["input_ids"], encoded["offset_mapping"], got, strict=True
+    ):
+        assert tokens.ids.tolist() == ids, text
+        assert tokens.spans is not None
+        assert tokens.spans.tolist() == [list(span) for span in spans], text
+    assert ours.truncation_side == theirs.truncation_side
+    cut = theirs(texts, truncation=True, max_length=9)["input_ids"]
+    assert [t.ids.tolist() for t in ours(texts, 9)] == cut
