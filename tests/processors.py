@@ -45,8 +45,8 @@ HANDFUL = {
     ),
     PYENC: (
         "tests/ops/attention/test_attention_cpu.py::test_backward",
-        "tests/ops/test_elementwise_cpu.py::test_layer_norm",
-        "tests/ops/test_elementwise_cpu.py::test_gated",
+        "tests/ops/norm/test_norm_cpu.py::test_layer_norm",
+        "tests/ops/gated/test_gated_cpu.py::test_gated",
         f"{GOLDEN}::test_all_batches",
     ),
 }

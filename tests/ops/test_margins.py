@@ -18,11 +18,15 @@ import torch
 from pyenc.ops import ACTIVATIONS, extension
 from pyenc.ops.segment_mean import cpu as segment_mean_cpu
 from tests.instruction_sets import ISAS, run_on
-from tests.ops import test_elementwise_cpu as elementwise
 from tests.ops.attention.test_attention_cpu import KINDS
 from tests.ops.attention.test_attention_cpu import Case as AttentionCase
+from tests.ops.elementwise import WIDTHS
+from tests.ops.gated.test_gated_cpu import check_gated
+from tests.ops.norm import test_norm_cpu
+from tests.ops.norm.test_norm_cpu import check_norm
+from tests.ops.rotary.test_rotary_cpu import check_rotary
 from tests.ops.segment_mean import test_segment_mean_kernels as segment_mean
-from tests.oracle import margin
+from tests.oracle import margin, naively
 
 pytestmark = pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
 
@@ -43,21 +47,22 @@ def check_attention() -> None:
         AttentionCase([300, 77], kind, **holes).check(gradient=True)
     # The slopes' gradient is made from the numbers that halves stand for, before any is rounded.
     halves = AttentionCase([130, 37], "alibi", dtype=torch.bfloat16)
-    got, naive, oracle = (
-        halves.run(backend, dtype, gradient=True)[-1].double()
-        for backend, dtype in (("cpu", None), ("reference", None), ("reference", torch.float64))
-    )
+    with naively():
+        got, naive, oracle = (
+            halves.run(backend, dtype, gradient=True)[-1].double()
+            for backend, dtype in (("cpu", None), ("reference", None), ("reference", torch.float64))
+        )
     assert MARGIN * (got - oracle).abs().max() <= (naive - oracle).abs().max().clamp(min=1e-3)
 
 
 def check_elementwise() -> None:
-    for i, width in enumerate(elementwise.WIDTHS[3:]):
+    for i, width in enumerate(WIDTHS[3:]):
         activation = ACTIVATIONS[i % len(ACTIVATIONS)]
-        elementwise.check_gated(3, width, activation, torch.float32)
-        elementwise.check_rotary(5, 2, width, torch.float32)
+        check_gated(3, width, activation, torch.float32)
+        check_rotary(5, 2, width, torch.float32)
         for rms in (False, True):
-            elementwise.check_norm(150, width, torch.float32, rms=rms)
-    elementwise.test_norms_of_hard_rows()
+            check_norm(150, width, torch.float32, rms=rms)
+    test_norm_cpu.test_norms_of_hard_rows()
 
 
 def check_segment_mean() -> None:

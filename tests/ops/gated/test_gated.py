@@ -1,0 +1,62 @@
+"""The gated activation, alone and behind its linear layer, against its float64 oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from pyenc.errors import InputError
+from pyenc.ops import ACTIVATIONS, gated_activation, gated_linear
+from tests.ops.elementwise import DTYPES, check
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gated_activation(activation: str, dtype: torch.dtype) -> None:
+    check(gated_activation, dtype, [torch.randn(7, 33) * 3, torch.randn(7, 33)], activation)
+
+
+def test_gated_activation_without_gradient_leaves_its_inputs_alone() -> None:
+    gate, value = torch.randn(5, 8), torch.randn(5, 8)
+    before = gate.clone(), value.clone()
+    with torch.no_grad():
+        out = gated_activation(gate, value, "relu")
+        same = gated_activation(gate, gate, "gelu")
+    assert torch.equal(gate, before[0])
+    assert torch.equal(value, before[1])
+    torch.testing.assert_close(out, gate.relu() * value)
+    torch.testing.assert_close(same, torch.nn.functional.gelu(gate) * gate)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gate_first", [True, False])
+def test_gated_linear(gate_first: bool, dtype: torch.dtype) -> None:
+    x, weight, bias = torch.randn(9, 20), torch.randn(26, 20) / 4, torch.randn(26)
+    check(gated_linear, dtype, [x, weight, bias], "gelu", gate_first)
+
+
+def test_exact_gelu_is_not_its_approximation() -> None:
+    x, one = torch.linspace(-4, 4, 1001, dtype=torch.float64), torch.ones(1001, dtype=torch.float64)
+    exact, tanh = (gated_activation(x, one, name) for name in ("gelu", "gelu_tanh"))
+    assert 1e-4 < (exact - tanh).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: gated_activation(torch.ones(2), torch.ones(3), "gelu"), "agree in shape"),
+        (lambda: gated_activation(torch.ones(2), torch.ones(2), "elu"), "unknown activation 'elu'"),
+        (lambda: gated_activation(torch.ones(2).long(), torch.ones(2), "gelu"), "gate must be fl"),
+        (lambda: gated_linear(torch.ones(2, 3), torch.ones(4, 2), None, "gelu"), r"\(2F, C\)"),
+        (lambda: gated_linear(torch.ones(2, 3), torch.ones(5, 3), None, "gelu"), r"\(2F, C\)"),
+        (
+            lambda: gated_linear(torch.ones(2, 3), torch.ones(4, 3), torch.ones(2), "gelu"),
+            r"bias must be \(4,\)",
+        ),
+    ],
+)
+def test_bad_input_is_named(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call()
