@@ -171,7 +171,8 @@ struct Walk {
     for_rows(count, [&](std::int64_t row, auto n) {
       constexpr int R = decltype(n)::count;
       Floats acc[R][C] = {};
-      multiply<R, C>({v + row * depth, depth, 1}, g, kWidth, depth, acc);
+      multiply_in_runs<R, C>({v + row * depth, depth, 1}, g, kWidth, depth,
+                             scratch.ds + row * kWidth, kWidth, acc);
 #pragma GCC unroll 6
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4

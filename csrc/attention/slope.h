@@ -16,10 +16,15 @@ namespace pyenc {
 namespace PYENC_ISA {
 namespace {
 
-typedef double Doubles __attribute__((vector_size(8 * kLanes)));
-typedef std::int64_t Longs __attribute__((vector_size(8 * kLanes)));
+// As wide as a register, so half as many: a compiler takes wider ones apart lane by lane.
+constexpr int kHalf = kLanes / 2;
+typedef double Doubles __attribute__((vector_size(8 * kHalf)));
+typedef std::int64_t Longs __attribute__((vector_size(8 * kHalf)));
+typedef float HalfFloats __attribute__((vector_size(4 * kHalf), aligned(4), may_alias));
 
-PYENC_INLINE Doubles widened(const Floats& x) { return __builtin_convertvector(x, Doubles); }
+PYENC_INLINE Doubles load_wide(const float* from) {
+  return __builtin_convertvector(*reinterpret_cast<const HalfFloats*>(from), Doubles);
+}
 
 // to = 2^x for |x| <= 1000, within 1e-11 of itself; NaN for NaN. As exp2_down_to in shared/simd.h,
 // with the exponential series to the ninth power.
@@ -40,33 +45,37 @@ PYENC_INLINE void exp2_wide(const Doubles& x, Doubles& to) {
 }
 
 // acc[row][lane] = sum_k a(row, k) b[k][lane]: multiply() of shared/product.h in double.
-template <int R, int C>
+template <int R, int W>
 PYENC_INLINE void multiply_wide(const float* a, std::int64_t a_row, const float* b, std::int64_t ldb,
-                                std::int64_t depth, Doubles (&acc)[R][C]) {
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) acc[r][c] = Doubles{};
+                                std::int64_t depth, Doubles (&result)[R][W]) {
+  Doubles acc[R][W] = {};
   for (std::int64_t k = 0; k < depth; ++k) {
-    Doubles column[C];
-#pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) column[c] = widened(load(b + c * kLanes));
+    Doubles column[W];
+#pragma GCC unroll 8
+    for (int w = 0; w < W; ++w) column[w] = load_wide(b + w * kHalf);
 #pragma GCC unroll 3
     for (int r = 0; r < R; ++r) {
-      const double row = a[r * a_row + k];
-#pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) acc[r][c] += row * column[c];
+      const Doubles row = static_cast<double>(a[r * a_row + k]) - Doubles{};
+#pragma GCC unroll 8
+      for (int w = 0; w < W; ++w) acc[r][w] += row * column[w];
     }
     b += ldb;
   }
+#pragma GCC unroll 3
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int w = 0; w < W; ++w) result[r][w] = acc[r][w];
 }
 
 // The four sums of each query of a strip.
 template <int C>
 struct SlopeSums {
   static constexpr std::int64_t kWidth = Strip<C>::kWidth;
-  Doubles weight[C], weight_far[C], grad[C], grad_far[C];  // p, p d, p dp, p dp d
+  static constexpr int W = 2 * C;  // vectors of doubles
+  Doubles weight[W], weight_far[W], grad[W], grad_far[W];  // p, p d, p dp, p dp d
 
   void start() {
-    for (int c = 0; c < C; ++c) weight[c] = weight_far[c] = grad[c] = grad_far[c] = Doubles{};
+    for (int w = 0; w < W; ++w) weight[w] = weight_far[w] = grad[w] = grad_far[w] = Doubles{};
   }
 
   // Meets keys [first, first + count). q, g: (D, strip), not scaled; k, v: the block's rows; lse in
@@ -92,30 +101,29 @@ struct SlopeSums {
     const double slope = static_cast<const float*>(call.bias)[head.head] * kLog2eWide;
     const double left = call.window_left < 0 ? 1e300 : static_cast<double>(call.window_left);
     const double right = call.window_right < 0 ? 1e300 : static_cast<double>(call.window_right);
-    Doubles p[R][C], dp[R][C];
-    multiply_wide<R, C>(k + j * depth, depth, q, kWidth, depth, p);
+    const auto* position = reinterpret_cast<const float*>(strip.position);
+    const auto* known_lse = reinterpret_cast<const float*>(lse);
+    const auto* known_delta = reinterpret_cast<const float*>(delta);
+    Doubles p[R][W], dp[R][W];
+    multiply_wide<R, W>(k + j * depth, depth, q, kWidth, depth, p);
+    multiply_wide<R, W>(v + j * depth, depth, g, kWidth, depth, dp);
     for (int r = 0; r < R; ++r)
-      for (int c = 0; c < C; ++c) {
-        const float at = call.positions[head.first + first + j + r];
-        const Doubles back = widened(strip.position[c] - at);
+      for (int w = 0; w < W; ++w) {
+        const double at = call.positions[head.first + first + j + r];
+        const Doubles back = load_wide(position + w * kHalf) - at;
         const Doubles far = back < 0.0 ? -back : back;
-        const Doubles power = p[r][c] * scale - far * slope - widened(lse[c]);
-        exp2_wide(power, p[r][c]);
+        const Doubles power = p[r][w] * scale - far * slope - load_wide(known_lse + w * kHalf);
+        Doubles weighed;
+        exp2_wide(power, weighed);
         const Longs hidden = (back > left) | (back < -right) | (power < kFaintest);
-        p[r][c] = hidden ? Doubles{} : p[r][c];
-      }
-    multiply_wide<R, C>(v + j * depth, depth, g, kWidth, depth, dp);
-    for (int r = 0; r < R; ++r)
-      for (int c = 0; c < C; ++c) {
-        const float at = call.positions[head.first + first + j + r];
-        const Doubles far = widened(magnitude(strip.position[c] - at));
-        const Doubles part = p[r][c] * dp[r][c];
-        weight[c] += p[r][c];
-        weight_far[c] += p[r][c] * far;
-        grad[c] += part;
-        grad_far[c] += part * far;
-        store(ds + (j + r) * kWidth + c * kLanes,
-              __builtin_convertvector(part - p[r][c] * widened(delta[c]), Floats));
+        weighed = hidden ? Doubles{} : weighed;
+        const Doubles part = weighed * dp[r][w];
+        weight[w] += weighed;
+        weight_far[w] += weighed * far;
+        grad[w] += part;
+        grad_far[w] += part * far;
+        *reinterpret_cast<HalfFloats*>(ds + (j + r) * kWidth + w * kHalf) =
+            __builtin_convertvector(part - weighed * load_wide(known_delta + w * kHalf), HalfFloats);
       }
   }
 
@@ -123,11 +131,11 @@ struct SlopeSums {
   double total(std::int64_t queries, const Floats (&dlse)[C]) const {
     double result = 0;
     for (std::int64_t i = 0; i < queries; ++i) {
-      const std::int64_t c = i / kLanes, lane = i % kLanes;
-      const double mass = weight[c][lane];
+      const std::int64_t w = i / kHalf, lane = i % kHalf;
+      const double mass = weight[w][lane], due = dlse[i / kLanes][i % kLanes];
       if (mass == 0) continue;
-      const double delta_of_row = grad[c][lane] / mass - static_cast<double>(dlse[c][lane]);
-      result -= (grad_far[c][lane] - delta_of_row * weight_far[c][lane]) / mass;
+      const double delta = grad[w][lane] / mass - due;
+      result -= (grad_far[w][lane] - delta * weight_far[w][lane]) / mass;
     }
     return result;
   }

@@ -277,7 +277,8 @@ inline void scores_of(const float* k, const float* q, std::int64_t depth, std::i
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c)
         acc[r][c] = Tile ? load(bias + (row + r) * kWidth + c * kLanes) : splat(bias[row + r]);
-    multiply<R, C>({k + row * depth, depth, 1}, q, kWidth, depth, acc);
+    multiply_in_runs<R, C>({k + row * depth, depth, 1}, q, kWidth, depth, s + row * kWidth, kWidth,
+                           acc);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4

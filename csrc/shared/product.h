@@ -40,6 +40,32 @@ PYENC_INLINE void multiply(Matrix a, const float* b, std::int64_t ldb, std::int6
   }
 }
 
+// The same where depth may be long: products are summed in runs, which are then added up, for a
+// single sum of hundreds would round each time at its own size. Runs of 64: most head dims are one.
+// spare: room for acc, `spare_row` floats a row.
+template <int R, int C>
+PYENC_INLINE void multiply_in_runs(Matrix a, const float* b, std::int64_t ldb, std::int64_t depth,
+                                   float* spare, std::int64_t spare_row, Floats (&acc)[R][C]) {
+  constexpr std::int64_t kRun = 64;
+  multiply<R, C>(a, b, ldb, depth < kRun ? depth : kRun, acc);
+  for (std::int64_t done = kRun; done < depth; done += kRun) {
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) {
+        store(spare + r * spare_row + c * kLanes, acc[r][c]);
+        acc[r][c] = Floats{};
+      }
+    const std::int64_t left = depth - done;
+    multiply<R, C>({a.at + done * a.k, a.row, a.k}, b + done * ldb, ldb, left < kRun ? left : kRun,
+                   acc);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) acc[r][c] += load(spare + r * spare_row + c * kLanes);
+  }
+}
+
 // body(first row, number of rows as a constant) over `count` rows, kRows at a time.
 template <int R>
 struct Rows {
