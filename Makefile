@@ -67,6 +67,8 @@ test: lint
 	echo '== the Triton kernels, in the interpreter'; \
 	TRITON_INTERPRET=1 $(RUN) -m pytest -q $(PARALLEL) $(ARGS) tests/kernels \
 	  || failed="$$failed, the Triton kernels"; \
+	echo '== other processors (short; all of it: make test-processors)'; \
+	$(RUN) tests/processors.py --short || failed="$$failed, other processors"; \
 	if test -n "$$failed"; then echo "make test: failed: $${failed#, }" >&2; exit 1; fi
 
 # Short: a handful of tests a setting, as `test` runs it (SHORT=1). Otherwise all of them, with three

@@ -1,8 +1,8 @@
 // What the Python faces of the kernels share: addresses and sizes in, next to nothing out.
 //
 // Tensors travel as integers (tensor.data_ptr()), so the build needs no torch. Whoever calls these
-// functions has checked shapes, dtypes, strides and cu_seqlens (pyenc/ops/*_cpu.py); nothing is
-// checked here. Each op binds itself in <op>_bindings.cpp.
+// functions has checked shapes, dtypes, strides and cu_seqlens (pyenc/ops/*/cpu.py); nothing is
+// checked here. Each op binds itself in <op>/bindings.cpp.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -10,7 +10,7 @@
 
 namespace pyenc {
 
-// The codes that the Python side sends (BIAS_CODES in pyenc/ops/attention_cpu.py).
+// The codes that the Python side sends (BIAS_CODES in pyenc/ops/attention/cpu.py).
 enum class BiasKind : int { none = 0, alibi = 1, distance = 2, dense = 3 };
 
 struct Rows3 {          // a (T, H, D) tensor

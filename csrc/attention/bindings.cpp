@@ -1,4 +1,4 @@
-// The Python face of attention; see bindings.h. Called by pyenc/ops/attention_cpu.py alone.
+// The Python face of attention; see bindings.h. Called by pyenc/ops/attention/cpu.py alone.
 
 #include "attention/arguments.h"
 #include "bindings.h"

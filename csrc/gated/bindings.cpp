@@ -1,4 +1,4 @@
-// The Python face of the gated activation; see bindings.h. Called by pyenc/ops/gated_cpu.py alone.
+// The Python face of the gated activation; see bindings.h. Called by pyenc/ops/gated/cpu.py alone.
 
 #include "bindings.h"
 #include "gated/arguments.h"

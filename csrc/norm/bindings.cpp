@@ -1,4 +1,4 @@
-// The Python face of the norms; see bindings.h. Called by pyenc/ops/norm_cpu.py alone.
+// The Python face of the norms; see bindings.h. Called by pyenc/ops/norm/cpu.py alone.
 
 #include "bindings.h"
 #include "norm/arguments.h"

@@ -1,4 +1,4 @@
-// The Python face of the rotation; see bindings.h. Called by pyenc/ops/rotary_cpu.py alone.
+// The Python face of the rotation; see bindings.h. Called by pyenc/ops/rotary/cpu.py alone.
 
 #include "bindings.h"
 #include "rotary/arguments.h"

@@ -1,4 +1,4 @@
-// The Python face of the segment mean; see bindings.h. Called by pyenc/ops/segment_mean_cpu.py alone.
+// The Python face of the segment mean; see bindings.h. Called by pyenc/ops/segment_mean/cpu.py alone.
 
 #include "bindings.h"
 #include "segment_mean/arguments.h"

@@ -7,10 +7,12 @@ oracle in float16 would overflow where the kernels, which add up in float32, do 
 
 from __future__ import annotations
 
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 
 @overload
@@ -20,3 +22,19 @@ def widen(x: None) -> None: ...
 def widen(x: Tensor | None) -> Tensor | None:
     """x in float32 or wider; differentiable."""
     return None if x is None else x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Widening(TorchFunctionMode):
+    """Within, every torch function is given halves as float32: for a bias of the user's own, whose
+    code makes what it adds of tensors that may be half."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = tree_map(_widen_half, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def _widen_half(x: Any) -> Any:
+    half = isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16)
+    return widen(x) if half else x

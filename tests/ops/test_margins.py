@@ -4,8 +4,8 @@ Where most of a sum cancels, what is left, and with it what it may be off, is as
 it; a kernel that is right by luck of the draw shows here. Single precision alone: of a half's error
 most is the rounding of the answer itself.
 
-PYENC_TEST_SEEDS=50 draws more of them. Run as a script with a range of seeds, this file checks the kernels of the instruction set that
-PYENC_CPU_ISA names.
+PYENC_TEST_SEEDS=50 draws more of them. Run as a script with a range of seeds, this file checks the
+kernels of the instruction set that PYENC_CPU_ISA names.
 """
 
 from __future__ import annotations

@@ -102,3 +102,20 @@ def test_gradients_keep_the_dtype_of_what_they_are_of() -> None:
     assert x.grad.dtype == torch.bfloat16
     assert weight.grad is not None
     assert weight.grad.dtype == torch.bfloat16
+
+
+def test_a_bias_of_ones_own_in_half() -> None:
+    """3,000 times a distance of 300 is no float16; the oracle widens what the bias computes."""
+
+    class Steep:
+        slopes = torch.full((2,), 3000.0, dtype=torch.float16)
+
+        def block(self, i: Tensor, j: Tensor) -> Tensor:
+            return self.slopes[:, None, None] * (i[:, None] - j[None, :]).half()
+
+    q, v = torch.zeros(300, 2, 8, dtype=torch.float16), torch.randn(300, 2, 8).half()
+    out, lse = attention(
+        q, q, v, torch.tensor([0, 300]), bias=Steep(), return_lse=True, backend="reference"
+    )
+    assert torch.equal(out, v[:1].expand_as(v))  # the first key outweighs all others
+    assert lse[-1].tolist() == [3000.0 * 299] * 2

@@ -3,7 +3,7 @@
 The bias is indexed by place in the sequence, so that every sequence longer than the tile's corner
 adds to it. Without atomics: one program a tile, which recomputes what it needs.
 
-Shapes and names: as in attention_forward.py.
+Shapes and names: as in forward_kernel.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Gradients of keys and values: one program a tile of keys of one head, a loop over its queries.
 
-Shapes and names: as in attention_forward.py; formulas: attention_backward.py.
+Shapes and names: as in forward_kernel.py; formulas: grad_queries_kernel.py.
 """
 
 from __future__ import annotations

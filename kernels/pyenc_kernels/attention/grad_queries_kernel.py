@@ -4,10 +4,10 @@ Dao, arXiv 2307.08691. With g the gradient of out, over the pairs that the forwa
     p = 2^(s - lse), dp = g v^T, ds = p (dp - delta), delta = sum_d g out - grad_lse,
     dq = scale ds k, dk = scale ds^T q, dv = p^T g; the bias gets ds.
 One kernel walks over keys for each tile of queries (dq, and the parameters of the bias); one over
-queries for each tile of keys (dk, dv: attention_backward_keys.py); a dense bias takes one more, for
-each tile of its own (attention_dense.py).
+queries for each tile of keys (dk, dv: grad_keys_kernel.py); a dense bias takes one more, for
+each tile of its own (grad_dense_kernel.py).
 
-Shapes and names: as in attention_forward.py.
+Shapes and names: as in forward_kernel.py.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ where for every query of the grain that is at most 2^lse eps / 2: at most eps of
     |out - out'| <= 2 eps max|v|,  |lse - lse'| <= -ln(1 - eps).
 Comparisons are written so that a NaN means: meet.
 
-Shapes and names: as in attention_forward.py; grains of slots.py, S slots of them.
+Shapes and names: as in forward_kernel.py; grains of slots.py, S slots of them.
 """
 
 from __future__ import annotations

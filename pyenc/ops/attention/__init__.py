@@ -5,6 +5,8 @@ Shapes: T packed tokens, B sequences, H heads, D head dim.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -85,10 +87,11 @@ def attention(
     name = choose("attention", backend, table)
     if name == "reference":
         check_values(q, cu_seqlens, bias, positions)
-        out, lse = attention_reference(
-            oracle.widen(q), oracle.widen(k), oracle.widen(v), cu_seqlens, bias=bias,
-            positions=positions, scale=scale, window=window,
-        )  # fmt: skip
+        with oracle.Widening() if is_own(bias) else nullcontext():
+            out, lse = attention_reference(
+                oracle.widen(q), oracle.widen(k), oracle.widen(v), cu_seqlens, bias=bias,
+                positions=positions, scale=scale, window=window,
+            )  # fmt: skip
         out = out.to(q.dtype)
     elif name == "flash_attn":
         slopes = bias.slopes if isinstance(bias, ALiBi) else None
