@@ -147,6 +147,8 @@ def _backward(
     want_bias = call.bias is not None and ctx.needs_input_grad[at]
     if grad_out is None:
         grad_out = torch.zeros_like(call.q)
+    if not call.want_lse:
+        grad_lse = None  # of a log-sum-exp that nobody was given; traced, it comes as zeros
     grads = torch.ops.pyenc.attention_backward(
         grad_out, grad_lse, *call, out, lse, ranges, want_bias
     )
