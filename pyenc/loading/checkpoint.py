@@ -14,7 +14,15 @@ from ..errors import CheckpointError, InputError
 from ..forking import check_forked
 from ..models import Encoder
 from ..models.families import ConfigFile, Family, recognise
-from .strict import check_names, check_shape, check_shapes, constant_of, count_layers, readings
+from .strict import (
+    check_names,
+    check_shape,
+    check_shapes,
+    constant_of,
+    count_layers,
+    is_counter,
+    readings,
+)
 from .target import DTYPES, check_device, check_dtype
 from .weights import WeightFiles
 from .wrappers import modern_names
@@ -37,8 +45,8 @@ class Checkpoint:
     tied: dict[str, str] = field(default_factory=dict)
     """Head tensors equal to a parameter: written from it."""
     buffers: dict[str, Tensor] = field(default_factory=dict)
-    """Constants such as `embeddings.position_ids`, equal to what is computed, under their names in
-    the file."""
+    """Constants such as `embeddings.position_ids`, equal to what is computed, and the step counter
+    of an average, under their names in the file."""
     stored_dtype: torch.dtype = torch.float32
 
 
@@ -159,6 +167,9 @@ def _set_aside(
         if name in used:
             continue
         tensor = files.read(name)
+        if is_counter(files, modern, name):
+            checkpoint.buffers[name] = tensor.clone()
+            continue
         holds = constant_of(modern, family, prefix, checkpoint.encoder.config)
         if holds is not None:
             if not holds(tensor, checkpoint.encoder.config):

@@ -2,7 +2,8 @@
 
 They are computed here, so a stored one is not needed. It is accepted where it holds what is
 computed, to the bit in its own dtype, and kept for saving; one that holds anything else belongs to
-another model.
+another model. A module cast to half rounds a stored table, or the slopes that it is then made of:
+either is what is computed, rounded. Slopes may be stored with the sign of the bias.
 """
 
 from __future__ import annotations
@@ -45,6 +46,17 @@ def alibi_table(config: EncoderConfig, rows: slice, columns: int, head: int) -> 
     return -alibi_slopes(config.num_heads)[head] * distance
 
 
+def rounded_table(
+    config: EncoderConfig, rows: slice, columns: int, head: int, dtype: torch.dtype
+) -> Tensor:
+    """`alibi_table` with slopes and distances rounded to `dtype`, multiplied in it."""
+    places = torch.arange(columns, device="cpu")
+    distance = (places[rows, None] - places).abs().to(dtype)
+    slope = alibi_slopes(config.num_heads)[head].to(dtype)
+    # Rounded once: double holds the product of two numbers of any smaller dtype.
+    return (-slope.double() * distance.double()).to(dtype)
+
+
 def _positions(tensor: Tensor, config: EncoderConfig) -> bool:
     count = tensor.shape[-1] if tensor.ndim else 0
     expected = torch.arange(count, device="cpu").to(tensor.dtype)
@@ -56,19 +68,29 @@ def _zeros(tensor: Tensor, config: EncoderConfig) -> bool:
 
 
 def _slopes(tensor: Tensor, config: EncoderConfig) -> bool:
-    return _equal(tensor.reshape(-1), alibi_slopes(config.num_heads).to(tensor.dtype))
+    if not tensor.is_floating_point():
+        return False
+    slopes = alibi_slopes(config.num_heads).to(tensor.dtype).double()
+    return any(_equal(tensor.reshape(-1), each) for each in (slopes, -slopes))
 
 
 def _table(tensor: Tensor, config: EncoderConfig) -> bool:
     heads, n = config.num_heads, tensor.shape[-1] if tensor.ndim else 0
-    if tensor.shape not in ((heads, n, n), (1, heads, n, n)):
+    if not tensor.is_floating_point() or tensor.shape not in ((heads, n, n), (1, heads, n, n)):
         return False
-    for head, table in enumerate(tensor.reshape(heads, n, n)):
-        for start in range(0, n, ROWS):
-            rows = slice(start, min(n, start + ROWS))
-            if not _equal(table[rows], alibi_table(config, rows, n, head).to(tensor.dtype)):
-                return False
-    return True
+    tables = tensor.reshape(heads, n, n)
+    places = [
+        (head, slice(start, min(n, start + ROWS)))
+        for head in range(heads)
+        for start in range(0, n, ROWS)
+    ]
+
+    def all_equal(computed: Callable[[slice, int], Tensor]) -> bool:
+        return all(_equal(tables[head, rows], computed(rows, head)) for head, rows in places)
+
+    return all_equal(
+        lambda rows, head: alibi_table(config, rows, n, head).to(tensor.dtype)
+    ) or all_equal(lambda rows, head: rounded_table(config, rows, n, head, tensor.dtype))
 
 
 def _equal(stored: Tensor, expected: Tensor) -> bool:

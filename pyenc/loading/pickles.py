@@ -6,6 +6,7 @@ import pickle
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +17,14 @@ MOST_SHARED = 16
 """Times that the bytes of a file may be taken, by tensors that are one with another."""
 
 
+WRAPPED = ("state_dict", "model_state_dict", "model", "module")
+"""What training loops call the tensors, beside numbers such as the epoch."""
+
+
 def read_pickle(path: Path) -> dict[str, Tensor]:
     """A torch pickle with weights_only=True: dense tensors by name, nothing else.
+
+    They may stand in a dict of their own, one of `WRAPPED`, with nothing but numbers beside it.
 
     Raises:
         CheckpointError: it is damaged, holds more, or claims more than it stores.
@@ -36,6 +43,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a readable torch file: {first}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a dict of tensors, got {type(content).__name__}")
+    content = _unwrapped(path, content)
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(
@@ -53,6 +61,21 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     tensors = {name: tensor.detach() for name, tensor in content.items()}
     _refuse_overlaps(path, tensors)
     return tensors
+
+
+def _unwrapped(path: Path, content: dict[Any, Any]) -> dict[Any, Any]:
+    """The tensors of a training loop's file; numbers beside them say nothing about the model."""
+    outer = next((key for key in WRAPPED if isinstance(content.get(key), dict)), None)
+    if outer is None:
+        return content
+    for key, value in content.items():
+        if key != outer and not isinstance(value, (int, float)):
+            raise CheckpointError(
+                f"{path}: {key!r} is a {type(value).__name__}, expected only numbers beside "
+                f"{outer!r}"
+            )
+    inner: dict[Any, Any] = content[outer]
+    return inner
 
 
 def _refuse_overlaps(path: Path, tensors: dict[str, Tensor]) -> None:

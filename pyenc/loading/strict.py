@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator
 
+import torch
+
 from ..errors import CheckpointError
 from ..models import Encoder, EncoderConfig
 from ..models.families import Family, Parts
@@ -33,6 +35,15 @@ def constant_of(name: str, family: Family, prefix: str, config: EncoderConfig) -
     """How to tell whether a tensor holds what is computed; None if it is no constant."""
     found = (constant(reading, config) for reading in readings(name, family, prefix))
     return next(filter(None, found), None)
+
+
+def is_counter(files: WeightFiles, modern: str, stored: str) -> bool:
+    """Is it what torch's AveragedModel counts its steps in, beside the averages?"""
+    if modern != "n_averaged":
+        return False
+    tensor = files.read(stored)
+    whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    return tensor.ndim == 0 and whole
 
 
 def check_names(
@@ -66,6 +77,7 @@ def check_names(
         if name not in wanted
         and not any(r.startswith(family.set_aside) for r in readings(name, family, prefix))
         and constant_of(name, family, prefix, config) is None
+        and not is_counter(files, name, stored)
     ]
     problems = _listed(files, "missing", missing) + _listed(files, "unexpected", unexpected)
     if not problems:

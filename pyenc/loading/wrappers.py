@@ -7,9 +7,15 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 
-WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""torch.compile, DataParallel and DDP, FSDP, activation checkpointing: each names what it holds so,
-in any order and at any depth. No published tensor has one of these words in its path."""
+WRAPPERS = (
+    "_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module",
+)  # fmt: skip
+"""torch.compile, DataParallel and DDP and AveragedModel, FSDP, activation checkpointing, Fabric:
+each names what it holds so, in any order and at any depth. No published tensor has one of these
+words in its path."""
+
+INNER = "auto_model"
+"""sentence-transformers' name of the encoder in its first module, which is called 0."""
 
 
 def modern_names(stored: Iterable[str], folder: Path) -> dict[str, str]:
@@ -33,7 +39,15 @@ def modern_names(stored: Iterable[str], folder: Path) -> dict[str, str]:
 
 def _modern(name: str) -> str:
     *path, last = name.split(".")
-    name = ".".join([*(part for part in path if part not in WRAPPERS), last])
+    path = [part for part in path if part not in WRAPPERS]
+    # A first module, by its number: not a layer, whose number comes after other words.
+    inner = {i for i, part in enumerate(path) if part == INNER}
+    path = [
+        part
+        for i, part in enumerate(path)
+        if i not in inner and not (part == "0" and (i == 0 or i + 1 in inner))
+    ]
+    name = ".".join([*path, last])
     for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
         if name.endswith("LayerNorm" + old):
             return name.removesuffix(old) + new

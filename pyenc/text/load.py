@@ -49,8 +49,8 @@ def load(
             words are borrowed, and no limit on a text's length.
         pooling: "mean", "cls", "max" or "lasttoken", before whatever the checkpoint's files say.
             Without it and without `modules.json` the mean is assumed, as in sentence-transformers.
-        normalize: whether vectors have unit length, likewise; assumed not to. What is said here is
-            saved too.
+        normalize: whether vectors have unit length, likewise; assumed not to. A `truncate_dim` of
+            the files cuts them afterwards. What is said here is saved too.
 
     Warns:
         AssumptionWarning: once, if something had to be assumed; `recipe.assumed` says what.
@@ -66,7 +66,7 @@ def load(
     checkpoint = load_checkpoint(
         inside, device=device, dtype=dtype, backend=backend, skip_eps=skip_eps
     )
-    recipe = told(read_recipe(folder, checkpoint.family.pooling), pooling, normalize)
+    recipe = told(read_recipe(folder, checkpoint.family.pooling, pooling), pooling, normalize)
     files = _small_files(folder, recipe)
     if pooling is not None or normalize is not None:
         files |= recipe_files(files, recipe, checkpoint.encoder.config.hidden_size)

@@ -68,7 +68,7 @@ class Recipe:
     tokenizer_settings: dict[str, Any] = field(default_factory=dict)
     """What the recipe's own files put over those of `tokenizer_config.json`."""
     truncate_dim: int | None = None
-    """How many dimensions of a vector are kept where the call does not say."""
+    """How many dimensions of a vector are kept, after normalising, where the call does not say."""
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     assumed: tuple[str, ...] = ()
@@ -77,12 +77,15 @@ class Recipe:
     """Where the encoder's own files are, below the checkpoint's folder."""
 
 
-def read_recipe(folder: Path, family_pooling: str = "mean") -> Recipe:
+def read_recipe(
+    folder: Path, family_pooling: str = "mean", said_pooling: str | None = None
+) -> Recipe:
     """The recipe of a checkpoint folder.
 
     Args:
         folder: the checkpoint's folder.
         family_pooling: the pooling of a checkpoint whose files name none.
+        said_pooling: one that comes before the files': theirs may be one that is not served.
 
     Raises:
         CheckpointError: a file is damaged or asks for a step that is not served.
@@ -92,14 +95,14 @@ def read_recipe(folder: Path, family_pooling: str = "mean") -> Recipe:
         pooling = folder / LONE_POOLING
         found: dict[str, Any] = {"pooling": family_pooling, "assumed": ("pooling",)}
         if pooling.is_file():
-            found = _pooling(pooling)
+            found = _pooling(pooling, said_pooling)
         found["assumed"] += ("normalize",)
         return Recipe(**found, **_limits(folder), **_prompts(folder))
     fields: dict[str, Any] = {"normalize": False}
     dense: list[Dense] = []
     for module in _modules(modules_path):
         kind, path = module["type"].rsplit(".", 1)[-1], module.get("path", "")
-        if fields["normalize"]:
+        if fields["normalize"] and kind != "Normalize":  # twice is as once
             raise CheckpointError(f"{modules_path}: {kind} after Normalize is not served")
         if (kind == "Transformer") == ("transformer_path" in fields):
             raise CheckpointError(f"{modules_path}: expected one Transformer, as the first module")
@@ -108,7 +111,7 @@ def read_recipe(folder: Path, family_pooling: str = "mean") -> Recipe:
         if kind == "Transformer":
             fields["transformer_path"] = path
         elif kind == "Pooling":
-            fields |= _pooling(folder / path / "config.json")
+            fields |= _pooling(folder / path / "config.json", said_pooling)
         elif kind == "Dense":
             dense.append(_dense(folder / path))
         elif kind == "Normalize":
@@ -157,9 +160,9 @@ def _modules(path: Path) -> list[dict[str, Any]]:
     return modules
 
 
-def _pooling(path: Path) -> dict[str, Any]:
+def _pooling(path: Path, said: str | None) -> dict[str, Any]:
     config = read_json(path)
-    modes = config.get("pooling_mode")
+    modes = config.get("pooling_mode") if said is None else said
     assumed: tuple[str, ...] = ()
     if modes is None:
         modes = [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)]
@@ -243,6 +246,8 @@ def _prompts(folder: Path) -> dict[str, Any]:
     check_encoder(path, config)
     prompts = config.get("prompts") or {}
     default = config.get("default_prompt_name")
+    if isinstance(prompts, dict):  # null is an empty prompt there
+        prompts = {name: "" if prompt is None else prompt for name, prompt in prompts.items()}
     if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
         raise CheckpointError(f"{path}: prompts must be strings by name, got {prompts!r}")
     if default is not None and (not isinstance(default, str) or default not in prompts):

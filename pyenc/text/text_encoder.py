@@ -121,7 +121,7 @@ class TextEncoder:
         """
         if self._max_length is not None:
             return self._max_length
-        return _max_length(self.model, *self._loaded)
+        return _max_length(self.checkpoint, *self._loaded)
 
     @max_length.setter
     def max_length(self, value: int | None) -> None:
@@ -171,7 +171,9 @@ class TextEncoder:
             on_long: "truncate" (with one warning that counts) or "error".
             normalize: to unit length; default as the checkpoint says. Token output is normalised
                 only when this is True.
-            truncate_dim: keep the first dimensions only, before normalising.
+            truncate_dim: keep the first dimensions only, before normalising. Where it is the
+                checkpoint's files that say so, the vector is cut after its own normalisation, as
+                in sentence-transformers: shorter than unit length, unless `normalize` is True.
             output: "pooled", or "tokens" for a list of `TokenVectors`.
             progress: a progress bar; default: if standard error is a terminal.
             convert_to_tensor: torch on the model's device instead of numpy (pooled output).
@@ -194,6 +196,8 @@ class TextEncoder:
         if output not in ("pooled", "tokens"):
             raise InputError(f'output must be "pooled" or "tokens", got {output!r}')
         dim = self._checked_dim(truncate_dim, output)
+        # The files' truncate_dim comes after their Normalize, the call's before.
+        cut_first = truncate_dim is not None or normalize is not None
         before, skip = self._before(instruction, prompt, prompt_name, tokenizer)
         if skip >= limit:
             raise InputError(f"the prompt takes {skip} of the {limit} tokens of max_length")
@@ -217,7 +221,9 @@ class TextEncoder:
         )  # fmt: skip
         with bar, _evaluating(self.model):
             for batch in batches:
-                values = self._run([tokens[i] for i in batch], skip, output, dim, normalize)
+                values = self._run(
+                    [tokens[i] for i in batch], skip, output, dim, normalize, cut_first
+                )
                 if output == "pooled":
                     pooled[torch.tensor(batch, dtype=torch.long, device=place)] = values.to(place)
                 else:
@@ -265,7 +271,13 @@ class TextEncoder:
         )
 
     def _run(
-        self, tokens: Sequence[Tokens], skip: int, output: str, dim: int, normalize: bool
+        self,
+        tokens: Sequence[Tokens],
+        skip: int,
+        output: str,
+        dim: int,
+        normalize: bool,
+        cut_first: bool,
     ) -> Tensor:
         """One packed batch: pooled (B, dim), or every token's state (T, dim); float32."""
         ids = torch.from_numpy(np.concatenate([t.ids for t in tokens]))
@@ -278,8 +290,9 @@ class TextEncoder:
                 values = pool(
                     values, cu_seqlens, self.recipe, skip_tokens=skip, backend=self.model.backend
                 )
-            values = values[:, :dim].float()
-            return normalize_rows(values) if normalize else values
+            values = (values[:, :dim] if cut_first else values).float()
+            values = normalize_rows(values) if normalize else values
+            return values[:, :dim]
 
     def _before(
         self,
@@ -370,11 +383,20 @@ class TextEncoder:
         return truncate_dim
 
 
-def _max_length(encoder: Encoder, tokenizer: TextTokenizer | None, recipe: Recipe) -> int:
-    """The recipe's word, else the tokenizer's, else the model's; never beyond a position table."""
+def _max_length(checkpoint: Checkpoint, tokenizer: TextTokenizer | None, recipe: Recipe) -> int:
+    """The recipe's word, else the tokenizer's up to the model's, else the model's; never beyond a
+    position table.
+    """
+    config = checkpoint.encoder.config
     by_tokenizer = None if tokenizer is None else tokenizer.max_length
-    limit = recipe.max_length or by_tokenizer or encoder.config.max_length
-    return min(limit, encoder.config.num_positions or limit)
+    if by_tokenizer is not None and "model_max_length" not in recipe.tokenizer_settings:
+        # As in sentence-transformers: what tokenizer_config.json says is capped, what the recipe
+        # puts over it is not. MosaicBERT states positions beside the size that it starts at.
+        stated = checkpoint.config.get("max_position_embeddings")
+        own = max(config.max_length, stated if type(stated) is int else 0)
+        by_tokenizer = min(by_tokenizer, own)
+    limit = recipe.max_length or by_tokenizer or config.max_length
+    return min(limit, config.num_positions or limit)
 
 
 @contextmanager

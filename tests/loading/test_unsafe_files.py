@@ -132,7 +132,14 @@ def test_a_stride_of_zero(folder: Path) -> None:
     ("content", "message"),
     [
         ([torch.zeros(1)], "expected a dict of tensors, got list"),
-        ({"state_dict": {"x": torch.zeros(1)}}, "'state_dict' is a dict, expected tensors"),
+        ({"weights": {"x": torch.zeros(1)}}, "'weights' is a dict, expected tensors"),
+        (
+            {"state_dict": {"x": torch.zeros(1)}, "optimizer": {"lr": 0.1}},
+            "'optimizer' is a dict, expected only numbers beside 'state_dict'",
+        ),
+        ({"model": {"x": torch.zeros(1)}, "y": torch.zeros(1)}, "'y' is a Tensor, expected only"),
+        ({"model": {"x": {"y": torch.zeros(1)}}}, "'x' is a dict, expected tensors by name"),
+        ({"state_dict": {}, "model": {}}, "'model' is a dict, expected only numbers"),
         ({0: torch.zeros(1)}, "0 is a Tensor, expected tensors by name"),
         ({"x": torch.zeros(4).to_sparse()}, "'x' is torch.sparse_coo, not dense"),
     ],
@@ -140,6 +147,23 @@ def test_a_stride_of_zero(folder: Path) -> None:
 def test_other_contents(folder: Path, content: object, message: str) -> None:
     torch.save(content, folder / "pytorch_model.bin")
     refused(folder, "pytorch_model.bin", message)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "module"])
+def test_the_file_of_a_training_loop(folder: Path, key: str) -> None:
+    tensors = load_file(GOLDEN / "bert_mean_h4" / "model.safetensors")
+    wrapped = {f"module.{name}": tensor for name, tensor in tensors.items()}
+    content = {"epoch": 3, "loss": 0.25, "best": True, key: wrapped}
+    torch.save(content, folder / "pytorch_model.bin")
+    state = load_checkpoint(folder).encoder.state_dict()
+    plain = load_checkpoint(GOLDEN / "bert_mean_h4").encoder.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in plain.items())
+    huge = torch.zeros(1).expand(10**6, 10**6)
+    torch.save(content | {key: {"x": huge}}, folder / "pytorch_model.bin")
+    refused(folder, "'x' claims shape (1000000, 1000000), more than is stored")
+    torch.save(content | {"extra": Bomb(folder / "it-ran")}, folder / "pytorch_model.bin")
+    refused(folder, "pytorch_model.bin: refused, it holds more than tensors", "none was run")
+    assert not (folder / "it-ran").exists()
 
 
 def mlm(folder: Path, **more: Tensor) -> Path:

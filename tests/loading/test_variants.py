@@ -59,6 +59,11 @@ def compiled_layers(name: str) -> str:
         lambda name: name if "embeddings" in name else f"module.{name}",
         compiled_layers,
         lambda name: "module." + compiled_layers(name),
+        lambda name: f"_forward_module.{name}",
+        lambda name: f"0.auto_model.{name}",
+        lambda name: f"auto_model.{name}",
+        lambda name: f"module.0.module.auto_model.{name}",
+        lambda name: f"0.{name}",
     ],
 )
 def test_names_of_wrappers(tmp_path: Path, golden: str, rename: Callable[[str], str]) -> None:
@@ -83,6 +88,10 @@ def test_names_of_wrappers(tmp_path: Path, golden: str, rename: Callable[[str], 
         lambda name: f"bert._orig_mod.{name}",
         lambda name: f"model.module.bert._orig_mod.{name}",
         lambda name: f"_orig_mod.model.{name}",
+        lambda name: f"0.model.{name}",
+        lambda name: f"0.auto_model.bert.{name}",
+        lambda name: f"_forward_module.module.0.model.{name}",
+        lambda name: f"model.0.auto_model.{name}",
     ],
 )
 def test_among_the_prefixes_of_a_family(tmp_path: Path, rename: Callable[[str], str]) -> None:
@@ -169,9 +178,74 @@ def test_a_stored_alibi_table(tmp_path: Path, golden: str, dtype: torch.dtype) -
         assert after[name].dtype == dtype
 
 
+def other_rounding(heads: int, size: int, dtype: torch.dtype) -> Tensor:
+    """The table of a module that was cast before it was made."""
+    places = torch.arange(size)
+    distance = (places[:, None] - places).abs().to(dtype)
+    slopes = torch.tensor(published_slopes(heads)).to(dtype)
+    return -distance * slopes.view(1, heads, 1, 1)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("golden", ["mosaic_base_h12", "jina_geglu_h6"])
+def test_slopes_rounded_first(tmp_path: Path, golden: str, dtype: torch.dtype, sign: int) -> None:
+    heads = 12 if golden == "mosaic_base_h12" else 6
+    table, slopes = other_rounding(heads, 300, dtype), torch.tensor(published_slopes(heads))
+    if heads == 12 and dtype in (torch.float16, torch.bfloat16):  # the six are powers of two
+        assert not torch.equal(table, published_table(heads, 300).to(dtype))
+    stored = {"encoder.alibi": table, "encoder.alibi_slopes": sign * slopes.to(dtype)}
+    checkpoint = load_checkpoint(written(tmp_path, golden, lambda t: t.update(stored)))
+    assert checkpoint.buffers.keys() >= stored.keys()
+
+
+def test_two_roundings_in_one_table(tmp_path: Path) -> None:
+    table = published_table(12, 300).half()
+    table[:, -1] = other_rounding(12, 300, torch.float16)[:, -1]
+    folder = written(tmp_path, "mosaic_base_h12", lambda t: t.update({"encoder.alibi": table}))
+    with pytest.raises(CheckpointError, match="not what is computed"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("outer", ["", "module."])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_the_counter_of_an_average(tmp_path: Path, outer: str, dtype: torch.dtype) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        renaming(lambda name: f"{outer}module.{name}")(tensors)
+        tensors[outer + "n_averaged"] = torch.tensor(7, dtype=dtype)
+
+    folder = written(tmp_path, "mosaic_mlm_h4", change)
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.buffers[outer + "n_averaged"] == 7
+    save_checkpoint(checkpoint, tmp_path / "saved")
+    before, after = load_file(folder / NAME), load_file(tmp_path / "saved" / NAME)
+    assert before.keys() == after.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("n_averaged", torch.tensor(7.0)),
+        ("n_averaged", torch.tensor(True)),
+        ("n_averaged", torch.tensor([7, 8])),
+        ("encoder.n_averaged", torch.tensor(7)),
+    ],
+)
+def test_no_counter(tmp_path: Path, name: str, tensor: Tensor) -> None:
+    folder = written(tmp_path, "bert_mean_h4", lambda t: t.update({name: tensor}))
+    with pytest.raises(CheckpointError, match=f"unexpected tensor '{name}'"):
+        load_checkpoint(folder)
+
+
 @pytest.mark.parametrize(
     ("golden", "name", "tensor"),
     [
+        ("jina_geglu_h4", "encoder.alibi", torch.zeros(1, 4, 8, 8, dtype=torch.int64)),
+        ("jina_geglu_h4", "encoder.alibi", -other_rounding(4, 64, torch.float16)),
+        ("mosaic_base_h12", "encoder.alibi", other_rounding(12, 64, torch.float16).float()),
+        ("jina_geglu_h4", "encoder.slopes", torch.tensor(published_slopes(4)).abs() * 2),
+        ("jina_geglu_h4", "encoder.slopes", torch.tensor([1, -1, 1, 1]) * 0.25),
+        ("jina_geglu_h4", "encoder.slopes", torch.zeros(4, dtype=torch.int64)),
         ("jina_geglu_h4", "encoder.alibi", published_table(4, 64) * 1.001),
         ("jina_geglu_h4", "encoder.alibi", -published_table(4, 64)),
         ("jina_geglu_h4", "encoder.alibi", published_table(8, 64)),

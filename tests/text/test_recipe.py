@@ -205,7 +205,95 @@ def test_settings_that_the_recipe_puts_over_the_tokenizer(folder: Path) -> None:
 
 
 def test_truncate_dim_of_the_checkpoint(folder: Path) -> None:
-    whole = pyenc.load(folder).encode("the sky", truncate_dim=16)
+    """It cuts what Normalize left; the call's own comes before normalising."""
+    plain = pyenc.load(folder)
+    whole, cut = plain.encode("the sky"), plain.encode("the sky", truncate_dim=16)
     write(folder / "config_sentence_transformers.json", {"truncate_dim": 16})
-    assert (pyenc.load(folder).encode("the sky") == whole).all()
-    assert pyenc.load(folder).encode("the sky", truncate_dim=32).shape == (32,)
+    encoder = pyenc.load(folder)
+    assert (encoder.encode("the sky") == whole[:16]).all()
+    assert np.linalg.norm(whole[:16]) < 0.9
+    assert (encoder.encode("the sky", truncate_dim=16) == cut).all()
+    assert (encoder.encode("the sky", normalize=True) == cut).all()
+    assert encoder.encode("the sky", truncate_dim=32).shape == (32,)
+    bare = encoder.encode("the sky", normalize=False)
+    assert (bare == plain.encode("the sky", normalize=False)[:16]).all()
+    encoder.save(folder.parent / "saved")
+    assert (pyenc.load(folder.parent / "saved").encode("the sky") == whole[:16]).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"normalize": True}, {"truncate_dim": 16}])
+def test_truncate_dim_as_sentence_transformers(folder: Path, options: dict[str, Any]) -> None:
+    transformers = pytest.importorskip("sentence_transformers")
+    if "truncate_dim" in options:  # the call's own, where nothing normalises before it
+        write(folder / "modules.json", json.loads((folder / "modules.json").read_text())[:2])
+    write(folder / "config_sentence_transformers.json", {"truncate_dim": 24})
+    theirs = transformers.SentenceTransformer(str(folder), device="cpu")
+    there = {"normalize_embeddings" if k == "normalize" else k: v for k, v in options.items()}
+    right = theirs.encode(["the sky", "a quick fox"], **there)
+    here = pyenc.load(folder).encode(["the sky", "a quick fox"], **options)
+    np.testing.assert_allclose(here, right, atol=2e-5)
+
+
+def test_a_prompt_that_is_null_is_empty(folder: Path) -> None:
+    plain = pyenc.load(folder).encode("the sky")
+    prompts = {"query": None, "passage": "quick "}
+    said = {"prompts": prompts, "default_prompt_name": "query"}
+    write(folder / "config_sentence_transformers.json", said)
+    encoder = pyenc.load(folder)
+    assert encoder.recipe.prompts == {"query": "", "passage": "quick "}
+    assert (encoder.encode("the sky") == plain).all()
+    assert (encoder.encode("the sky", prompt_name="query") == plain).all()
+    assert (encoder.encode("the sky", prompt_name="passage") != plain).any()
+
+
+def test_normalize_twice(folder: Path) -> None:
+    plain = pyenc.load(folder).encode("the sky")
+    kinds = ["Transformer", "Pooling", "Normalize", "Normalize"]
+    paths = ["", "1_Pooling", "2_Normalize", "3_Normalize"]
+    listed = [module(i, f"x.{k}", p) for i, (k, p) in enumerate(zip(kinds, paths, strict=True))]
+    write(folder / "modules.json", listed)
+    assert (pyenc.load(folder).encode("the sky") == plain).all()
+    write(folder / "modules.json", [*listed, module(4, "x.Dense", "4_Dense")])
+    with pytest.raises(CheckpointError, match="Dense after Normalize is not served"):
+        read_recipe(folder)
+
+
+NOT_SERVED = [
+    {"pooling_mode": ["mean", "cls"]},
+    {"pooling_mode": "weightedmean"},
+    {"pooling_mode": {"a": 1}},
+    {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
+    {"pooling_mode_weightedmean_tokens": True, "include_prompt": True},
+]
+
+
+@pytest.mark.parametrize("modules", [True, False])
+@pytest.mark.parametrize("config", NOT_SERVED)
+def test_a_pooling_that_is_said_comes_before_one_not_served(
+    folder: Path, tmp_path: Path, config: dict[str, Any], modules: bool
+) -> None:
+    if not modules:
+        (folder / "modules.json").unlink()
+    right = pyenc.load(folder, pooling="mean", normalize=True).encode("the sky")
+    write(folder / "1_Pooling/config.json", config)
+    with pytest.raises(CheckpointError, match="is not served; served: one of mean"):
+        pyenc.load(folder, normalize=True)
+    encoder = pyenc.load(folder, pooling="mean", normalize=True)
+    assert encoder.recipe.assumed == ()
+    assert (encoder.encode("the sky") == right).all()
+    encoder.save(tmp_path / "saved")
+    assert (pyenc.load(tmp_path / "saved").encode("the sky") == right).all()
+
+
+def test_a_pooling_that_is_said_and_a_dense_layer_for_another(folder: Path) -> None:
+    """Two poolings side by side are twice as wide; the layer that takes them fits no other."""
+    write(folder / "1_Pooling/config.json", {"pooling_mode": ["mean", "cls"]})
+    kinds, paths = ["Transformer", "Pooling", "Dense"], ["", "1_Pooling", "2_Dense"]
+    listed = [module(i, f"x.{k}", p) for i, (k, p) in enumerate(zip(kinds, paths, strict=True))]
+    write(folder / "modules.json", listed)
+    identity = "torch.nn.modules.linear.Identity"
+    shape = {"in_features": 128, "out_features": 64, "activation_function": identity}
+    write(folder / "2_Dense/config.json", shape | {"bias": False})
+    save_file({"linear.weight": torch.eye(64, 128)}, folder / "2_Dense/model.safetensors")
+    with pytest.raises(CheckpointError, match="takes 128 features, but is given 64"):
+        pyenc.load(folder, pooling="mean")

@@ -205,6 +205,36 @@ def test_limits(bert: pyenc.TextEncoder, encoder: pyenc.TextEncoder) -> None:
         bert.encode("fox", max_length=321)
 
 
+@pytest.mark.parametrize(
+    ("golden", "by_tokenizer", "sentence", "right"),
+    [
+        ("jina_geglu_h4", {"model_max_length": 100000}, None, 64),
+        ("jina_geglu_h4", {"max_len": 100000}, None, 64),
+        ("jina_geglu_h4", {"model_max_length": 65}, {"max_seq_length": None}, 64),
+        ("jina_geglu_h4", {"model_max_length": 63}, None, 63),
+        ("jina_geglu_h4", {"model_max_length": 10**30}, None, 64),
+        ("jina_geglu_h4", {"model_max_length": 63}, {"max_seq_length": 8192}, 8192),
+        # What the recipe hands to the tokenizer is the recipe's word.
+        ("jina_geglu_h4", {}, {"tokenizer_args": {"model_max_length": 100000}}, 100000),
+        # It starts at 64 and states 512 positions.
+        ("mosaic_mlm_h4", {"model_max_length": 100000}, None, 512),
+        ("bert_mean_h4", {"model_max_length": 100000}, None, 320),
+    ],
+)
+def test_the_tokenizers_limit_stays_within_the_models(
+    tmp_path: Path, golden: str, by_tokenizer: dict[str, int], sentence: Any, right: int
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN / golden, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("model_max_length")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | by_tokenizer))
+    (folder / "sentence_bert_config.json").unlink(missing_ok=True)
+    if sentence is not None:
+        (folder / "sentence_bert_config.json").write_text(json.dumps(sentence))
+    assert pyenc.load(folder, pooling="mean", normalize=False).max_length == right
+
+
 def test_token_output_for_late_chunking(encoder: pyenc.TextEncoder) -> None:
     text = "The quick  brown fox"
     vectors, spans = encoder.encode(text, output="tokens")
