@@ -59,9 +59,8 @@ class Isa(NamedTuple):
 
     namespace: str
     flags: list[str]
-    feature: str = (
-        ""  # what csrc/shared/isa.cpp asks the processor for: a compiler must know its name
-    )
+    feature: str = ""
+    """What csrc/shared/isa.cpp asks the processor for: a compiler must know its name."""
 
 
 # On 64-bit ARM the compilers' default has NEON already.

@@ -69,12 +69,11 @@ def _dense_bias(
         distance = (rearrange(at, "i -> i 1") - rearrange(at, "j -> 1 j")).abs()
         return -einsum(bias.slopes.to(score.dtype), distance.to(score.dtype), "h, i j -> h i j")
     ahead = rearrange(at, "j -> 1 j") - rearrange(at, "i -> i 1")
-    bucket = {d: _t5_bucket(d, bias) for d in set(ahead.flatten().tolist())}
-    index = torch.tensor(
-        [bucket[d] for d in ahead.flatten().tolist()], dtype=torch.long, device=score.device
-    )
-    picked = bias.table[index].to(score.dtype)
-    return rearrange(picked, "(i j) h -> h i j", i=len(place), j=len(place))
+    # Positions with holes may lie far apart: only the distances that occur have a bucket here.
+    distances, index = ahead.unique(return_inverse=True)
+    buckets = [_t5_bucket(d, bias) for d in distances.tolist()]
+    bucket = torch.tensor(buckets, dtype=torch.long, device=score.device)[index]
+    return rearrange(bias.table[bucket].to(score.dtype), "i j h -> h i j")
 
 
 def _t5_bucket(ahead: int, bias: RelativePositionBias) -> int:
