@@ -4,6 +4,11 @@ A cut is safe where no normaliser joins what stands on its two sides, the pre-to
 there, and no added token lies across: a word's tokens depend on that word alone, so the tokens of
 the pieces, put together, are those of the text. `Cuts` looks for likely places, `Places` decides.
 Where it cannot be known (an unusual normaliser) no text is cut.
+
+Nor is a single word, however long, but for BERT's. Byte-level BPE takes a run of letters (Chinese
+without punctuation), of one mark or of spaces for one word, and Unigram all between two spaces;
+what follows in a word may change any token before it, so such a text is tokenised whole, exactly,
+at hundreds of bytes a character.
 """
 
 from __future__ import annotations
