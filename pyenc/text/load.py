@@ -87,8 +87,8 @@ def _borrowed(
 ) -> TextTokenizer:
     """Another checkpoint's tokenizer, in the place of this one's, also among its files.
 
-    Its words are borrowed, and no more: how long a text may be, and whether it is lowered first, is
-    this checkpoint's own to say.
+    Its words are borrowed, and no more: how long a text may be, whether it is lowered first, and
+    what `tokenizer_args` set, is this checkpoint's own to say.
     """
     source = transformer_folder(resolve(name, weights=False))
     if not has_tokenizer(source):
@@ -96,7 +96,8 @@ def _borrowed(
             f"{name}: no tokenizer files; looked for tokenizer.json, vocab.txt, or vocab.json and "
             "merges.txt"
         )
-    words = TextTokenizer(source, recipe.lower_case)
+    # The checkpoint's own settings are put over it here as they will be when it is saved and read.
+    words = TextTokenizer(source, recipe.lower_case, recipe.tokenizer_settings)
     own = _config(inside) | recipe.tokenizer_settings
     limits = {key: own[key] for key in LIMITS if key in own}
     words.max_length = read_limit(inside, limits)

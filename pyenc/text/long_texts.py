@@ -1,10 +1,14 @@
 """Where a text may be cut without changing a token.
 
-A cut is safe where a plain letter or digit, one space and another plain letter or digit meet: no
-normaliser served joins them, every pre-tokeniser served ends a word there, and a word's tokens
-depend on that word alone. So the tokens of the pieces, put together, are those of the text. Some
-pre-tokenisers have more such places. Where it cannot be known (an unusual normaliser, added tokens
-with spaces inside) no text is cut.
+A cut is safe where no normaliser joins what stands on its two sides, the pre-tokeniser ends a word
+there, and no added token lies across: a word's tokens depend on that word alone, so the tokens of
+the pieces, put together, are those of the text. `Cuts` looks for likely places, `Places` decides.
+Where it cannot be known (an unusual normaliser) no text is cut.
+
+Nor is a single word, however long, but for BERT's. Byte-level BPE takes a run of letters (Chinese
+without punctuation), of one mark or of spaces for one word, and Unigram all between two spaces;
+what follows in a word may change any token before it, so such a text is tokenised whole, exactly,
+at hundreds of bytes a character.
 """
 
 from __future__ import annotations
@@ -16,17 +20,21 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, models
 
+from .safe_places import Places
+
 SIZE = 1 << 16
 """Characters of a piece at the most, where there is a place to cut."""
 
+TRIES = 1000
+"""Likely places looked at closely before a text is left whole: one of nothing but added tokens."""
+
 _PLAIN = "0-9A-Za-z"
 _CHINESE = "\u4e00-\u9fff"
-_MARKS = "!\"#$%&'()*+,-./:;<=>?@[\\]^`{|}~"  # not the underscore: words may hold it
 
 # What BERT keeps together in one word, of which no normaliser drops a character ...
 _SOLID = (
     _PLAIN + "\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0391-\u03a1\u03a3-\u03ff\u0400-\u0481"
-    "\u048a-\u052f\u05d0-\u05ea\u0620-\u064a\u0904-\u0939\u0e01-\u0e2e\u3041-\u3096\u30a1-\u30fa"
+    "\u048a-\u052f\u05d0-\u05ea\u0620-\u064a\u0904-\u0939\u0e01-\u0e2e\u3041-\u3096\u30a1-\u30fa\u30fc"
     "\uac00-\ud7a3\U0001f300-\U0001faff"
 )
 # ... and what may stand in such a word, and may be dropped.
@@ -34,8 +42,14 @@ _WORD = (
     _SOLID + "\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0901-\u0903\u093c-\u094d\u0e2f-\u0e3a"
     "\u0e40-\u0e4e\u200d\ufe0f"
 )
-_GAP = " \t\n\r"
+_GAP = " \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _CONTROL = "\x00-\x08\x0e-\x1f\x7f"
+
+# Where ByteLevel's own pattern could end a word: before white space, between kinds of characters.
+_CLASSES = (
+    r"(?<=\S)(?=\s)|(?<=\w)(?=[^\w\s]|_)|(?<=[^\w\s])(?=\w)|(?<=_)(?=[^\W_])"
+    r"|(?<=\d)(?=[^\W\d])|(?<=[^\W\d])(?=\d)"
+)
 
 _LOCAL = {
     "BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt",
@@ -53,36 +67,30 @@ class Cuts:
         self._keep = 0
         steps = _steps(tokenizer.normalizer, "normalizers")
         words = _steps(tokenizer.pre_tokenizer, "pretokenizers")
-        added = _added(tokenizer)
         if not (all(map(_is_local, steps)) and _ends_words(words)):
             return
-        if any(_crosses(token, text) for token, text in added):
-            return
-        # A mark that is in no added token cannot have one lie across it.
-        marks = re.escape("".join(set(_MARKS) - set("".join(text for _, text in added))))
-        first, space = words[0], rf"(?<=[{_PLAIN}])[{_GAP}](?=[{_PLAIN}])"
-        places = [space]
+        first, alone = words[0], len(words) == 1
         bert = [step for step in steps if step["type"] == "BertNormalizer"]
-        if first["type"] == "BertPreTokenizer" and len(words) == 1 and bert:
-            if marks:
-                places.append(rf"(?<=[{_PLAIN}{marks}])(?=[{marks}])")
-                places.append(rf"(?<=[{marks}])(?=[{_PLAIN}])")
-            # BERT makes each Chinese character a word.
-            if bert[0]["handle_chinese_chars"] and not any(
-                re.search(f"[{_CHINESE}]{{2}}", text) for _, text in added
-            ):
-                places.append(f"(?<=[{_CHINESE}])(?=[{_CHINESE}])")
+        self._places = Places(tokenizer, _added(tokenizer))
+        if first["type"] == "BertPreTokenizer" and alone and bert:
+            self._places.rule, self._at = (
+                "bert",
+                re.compile(rf"(?=[\W_{_CHINESE}])|(?<=[\W_{_CHINESE}])"),
+            )
             if isinstance(tokenizer.model, models.WordPiece):
-                self._shorten_runs(tokenizer.model, [text for _, text in added], bert[0])
-        elif first["type"] == "ByteLevel" and len(words) == 1 and not first["add_prefix_space"]:
-            if marks:
-                places.append(rf"(?<=[{_PLAIN}])(?=[{marks}])")
-        elif first["type"] not in ("WhitespaceSplit", "Whitespace"):
+                self._shorten_runs(tokenizer.model, _added(tokenizer), bert[0])
+        elif first["type"] == "ByteLevel" and alone and not first["add_prefix_space"]:
+            self._places.rule, self._at = "classes", re.compile(_CLASSES)
+        elif first["type"] in ("WhitespaceSplit", "Whitespace", "BertPreTokenizer"):
+            self._places.rule, self._at = "white", re.compile(r"(?<=\S)(?=\s)")
+        else:
             # A piece that begins with anything but a space could be given one.
-            places = [rf"(?<=[{_PLAIN}]) (?=[{_PLAIN}])"]
-        self._at = re.compile("|".join(places))
+            self._places.rule, self._at = "space", re.compile(r"(?<=\S)(?= )")
 
-    def _shorten_runs(self, model: Any, added: list[str], bert: dict[str, Any]) -> None:
+    def _shorten_runs(
+        self, model: Any, tokens: list[tuple[Any, str]], bert: dict[str, Any]
+    ) -> None:
+        added = [text for _, text in tokens]
         if any(re.fullmatch(rf"[{_WORD}]+|\s+|[{_CONTROL}]+", text) for text in added):
             return
         longest = max((len(text) for text in added), default=0)
@@ -99,21 +107,36 @@ class Cuts:
 
     def end(self, text: str, start: int, size: int) -> int:
         """The end of the piece that begins at `start`, of `size` characters or a little more."""
-        if self._at is None or len(text) - start <= size:
+        if len(text) - start <= size:
             return len(text)
-        found = self._at.search(text, start + size)
-        return found.start() if found else len(text)
+        found = self._first(text, start + size, len(text))
+        return len(text) if found is None else found
 
     def start(self, text: str, end: int, size: int) -> int:
         """The start of the piece that ends at `end`, of about `size` characters."""
-        if self._at is None:
-            return 0
+        after = end
         begin = end
         while (begin := begin - size) > 0:
-            found = self._at.search(text, begin, end - 1)
-            if found and found.start() < end:
-                return found.start()
+            found = self._first(text, begin, after)
+            if found is not None:
+                return found
+            after = begin
         return 0
+
+    def _first(self, text: str, begin: int, end: int) -> int | None:
+        """The first safe cut from `begin` on, before `end`."""
+        if self._at is None:
+            return None
+        tries = 0
+        for found in self._at.finditer(text, max(begin, 1)):
+            at = found.start()
+            if at >= end or tries == TRIES:
+                return None
+            if self._places.may_be(text, at):
+                if self._places.is_safe(text, at):
+                    return at
+                tries += 1
+        return None
 
     def shorten(self, text: str) -> tuple[str, np.ndarray]:
         """The text without the middles of its endless words and gaps, which no token shows.
@@ -142,7 +165,7 @@ class Cuts:
     def _keep_of(self, text: str, start: int, end: int) -> int:
         """Where the head of a run ends that is as good as the run: with enough that no normaliser
         drops. The run's end where there is not so much."""
-        if text[start] in _GAP or ord(text[start]) < 32 or text[start] == "\x7f":
+        if re.match(f"[{_GAP}{_CONTROL}]", text[start]):
             return start + self._keep
         near = re.compile(f"[{_SOLID}]").finditer(text, start, min(end, start + 8 * self._keep))
         return next((m.end() for n, m in enumerate(near, 1) if n == self._keep), end)
@@ -200,12 +223,4 @@ def _added(tokenizer: Tokenizer) -> list[tuple[Any, str]]:
     if tokenizer.normalizer is not None:
         normal = tokenizer.normalizer.normalize_str
         found += [(token, normal(token.content)) for token in tokens if token.normalized]
-    return found
-
-
-def _crosses(token: Any, text: str) -> bool:
-    """Could this added token lie across a safe cut?"""
-    across = r"[0-9A-Za-z] |[0-9A-Za-z][\t\n\r]"
-    return bool(re.search(across, text)) or (
-        token.rstrip and text[-1:].isascii() and text[-1:].isalnum()
-    )
+    return [(token, text) for token, text in found if text]

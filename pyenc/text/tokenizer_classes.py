@@ -171,7 +171,7 @@ CLASSES = {
         ),
         TokenizerClass(
             "T5Tokenizer", "Unigram", T5, _unigram(lambda *_: 2, False),
-            lambda t, s, n: _template(t, n | {"eos_token": "</s>"}, None, "eos_token"),
+            lambda t, s, n: _template(t, n, None, "eos_token"),
             extra=_t5_extra,
         ),
     )

@@ -202,7 +202,9 @@ def _name_more(settings: Settings) -> None:
         if key in _HARMLESS:  # `token` and its like name no token
             continue
         value = values.pop(key)
-        if isinstance(value, (str, dict)):
+        if isinstance(value, dict) and value.get("__type") != "AddedToken":
+            continue  # transformers takes it for any other value, not for a token
+        if isinstance(value, (str, dict, AddedToken)):
             settings.more[key] = _token(settings, key, value)
         elif value is not None:
             raise settings.fault(key, f"expected a token, got {value!r:.40}")

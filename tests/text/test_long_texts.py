@@ -14,7 +14,7 @@ import pyenc
 from pyenc.errors import InputError
 from pyenc.text import TextTokenizer, tokenizer
 from tests.conftest import GOLDEN
-from tests.text.tokenizer_folders import KINDS, bert, edit, odd_texts
+from tests.text.tokenizer_folders import KINDS, bert, edit, odd_texts, roberta, xlm_roberta
 
 
 class Uncut(TextTokenizer):
@@ -112,22 +112,38 @@ TEXTS = {
     "one word": (lambda: ["x" * 4_000_000], 512, 50),
     "Chinese": (lambda: ["你好世界" * 1_000_000], 512, 50),
     "nothing": (lambda: [" " * 4_000_000], 512, 50),
+    "accents": (lambda: ["été naïve " * 400_000], 512, 50),
+    "Russian": (lambda: ["привет мир " * 360_000], 512, 50),
+    "Hindi": (lambda: ["नमस्ते दुनिया " * 280_000], 512, 50),
+    "Japanese": (lambda: ["これはテストです。" * 440_000], 512, 50),
+    "Korean": (lambda: ["안녕하세요 세계 " * 440_000], 512, 50),
+    "combining": (lambda: ["e\u0301 " * 1_300_000], 512, 50),
+    "hard spaces": (lambda: ["a\u00a0b" * 1_300_000], 512, 50),
+    "underscores": (lambda: ["_" * 4_000_000], 512, 50),
     "code": (lambda: ["a.b(c, d);\n" * 350_000], 512, 50),
     "240 of 50 kB": (lambda: [f"{i}" + " quick brown fox" * 3100 for i in range(240)], 64, 60),
 }
 """Texts, tokens kept, megabytes beyond the texts at the most."""
+WORDS = ("accents", "Russian", "Hindi", "Korean", "combining", "hard spaces", "words", "code")
+MEASURED = {
+    "bert": (lambda folder: GOLDEN / "bert_mean_h4", tuple(TEXTS)),
+    "roberta": (roberta, (*WORDS, "Japanese")),
+    "xlm-roberta": (xlm_roberta, tuple(name for name in WORDS if name != "code")),
+}
+"""Tokenizers, and those of `TEXTS` that each can cut."""
 
 
-def measure() -> None:
-    """Prints the megabytes that each of `TEXTS` takes; a program of its own, for a clean heap."""
+def measure(folder: str, *names: str) -> None:
+    """Prints the megabytes that each text takes; a program of its own, for a clean heap."""
 
     def status(key: str) -> float:
         lines = Path("/proc/self/status").read_text().split("\n")
         return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
 
-    tokenize = TextTokenizer(GOLDEN / "bert_mean_h4")
+    tokenize = TextTokenizer(Path(folder))
     tokenize(["the quick brown fox " * 20], 64)
-    for name, (make, limit, _) in TEXTS.items():
+    for name in names:
+        make, limit, _ = TEXTS[name]
         texts = make()
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = status("VmRSS")
@@ -137,17 +153,20 @@ def measure() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
-def test_memory_beyond_the_texts() -> None:
-    """It was 958 MB for 240 texts of 50 kB."""
-    code = "from tests.text.test_long_texts import measure; measure()"
+@pytest.mark.parametrize("kind", MEASURED)
+def test_memory_beyond_the_texts(kind: str, tmp_path: Path) -> None:
+    """It was 958 MB for 240 texts of 50 kB, and 570 MB for 4 MB of Hindi."""
+    make, names = MEASURED[kind]
+    call = (str(make(tmp_path)), *names)
+    code = f"from tests.text.test_long_texts import measure; measure(*{call!r})"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     found = dict(line.split(": ") for line in done.stdout.strip().split("\n"))
-    assert found.keys() == TEXTS.keys()
-    for name, (_, _, most) in TEXTS.items():
-        assert float(found[name]) < most, (name, found)
+    assert found.keys() == set(names)
+    for name in names:
+        assert float(found[name]) < TEXTS[name][2], (name, found)
 
 
 def test_a_tokenizer_that_cannot_be_cut_is_not(tmp_path: Path) -> None:

@@ -372,6 +372,19 @@ def test_a_borrowed_tokenizer_sets_no_limit(own: int | None, tmp_path: Path) -> 
     assert pyenc.load(folder, tokenizer=tmp_path / "saved").max_length == (own or 2048)
 
 
+def test_own_settings_over_a_borrowed_tokenizer(tmp_path: Path) -> None:
+    """`tokenizer_args` hold from the first, not only once saved."""
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN / "bert_mean_h4", folder)
+    own = {"max_seq_length": 64, "tokenizer_args": {"do_lower_case": False}}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(own))
+    encoder = pyenc.load(folder, tokenizer=GOLDEN / "bert_mean_h4")
+    encoder.save(tmp_path / "saved")
+    again = pyenc.load(tmp_path / "saved")
+    assert (again.encode("The SKY") == encoder.encode("The SKY")).all()
+    assert (encoder.encode("The SKY") != encoder.encode("the sky")).any()
+
+
 def test_everything_beside_is_saved(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(GOLDEN / "bert_mean_h4", folder)

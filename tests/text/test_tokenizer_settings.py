@@ -12,7 +12,7 @@ from pyenc.errors import CheckpointError
 from pyenc.loading.hub import SMALL_FILES
 from pyenc.text import TextTokenizer
 from tests.conftest import GOLDEN
-from tests.text.tokenizer_folders import KINDS, as_transformers, bert, edit, odd_texts
+from tests.text.tokenizer_folders import KINDS, as_transformers, bert, edit, odd_texts, xlm_roberta
 
 TEXTS = [
     "The quick, Brown fox!", "", "naïve CAFÉ 你好 newtok [NEW]", "a\u2028b\x85c\x0bd\x0ce\x00f",
@@ -49,6 +49,36 @@ def ids(folder: Path, text: str) -> list[int]:
 def test_every_setting_as_transformers(kind: str, tmp_path: Path) -> None:
     for i, change in enumerate(CHANGES):
         as_transformers(KINDS[kind](tmp_path / str(i), **change), TEXTS)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta"])
+def test_what_makes_an_object_a_token(kind: str, tmp_path: Path) -> None:
+    """In tokenizer_config.json it must say that it is one; in special_tokens_map.json all are."""
+    token = {"content": "hello", "lstrip": False, "normalized": False}
+    said = token | {"__type": "AddedToken"}
+    plain = KINDS[kind](tmp_path / "plain")
+    bare = KINDS[kind](tmp_path / "bare", custom_token=token)
+    named = KINDS[kind](tmp_path / "named", custom_token=said)
+    mapped = KINDS[kind](tmp_path / "mapped")
+    edit(mapped / "tokenizer_config.json", lambda c: without(c, "added_tokens_decoder"))
+    (mapped / "special_tokens_map.json").write_text(json.dumps({"custom_token": token}))
+    assert ids(bare, "a hello b") == ids(plain, "a hello b")
+    size = TextTokenizer(plain).vocab_size
+    for folder in (named, mapped):
+        assert ids(folder, "a hello b").count(size) == 1
+    for folder in (bare, named, mapped):
+        as_transformers(folder, ["a hello b"])
+
+
+def without(config: dict[str, Any], key: str) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if k != key}
+
+
+@pytest.mark.parametrize(("end", "number"), [("</s>", 2), ("<pad>", 1), ("quick", 39)])
+def test_t5_ends_as_declared(end: str, number: int, tmp_path: Path) -> None:
+    folder = xlm_roberta(tmp_path, tokenizer_class="T5Tokenizer", eos_token=end, extra_ids=0)
+    assert ids(folder, "the")[-1] == TextTokenizer(folder)._tokenizer.token_to_id(end) == number
+    as_transformers(folder, ["the", "the ow"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
