@@ -12,6 +12,7 @@ from .. import __version__
 from ..errors import InputError
 from . import bench_options
 from .nearest import suggestion
+from .streams import printing
 
 BACKENDS = ("auto", "triton", "cpu", "flash_attn", "onednn", "torch", "reference")
 """`pyenc.ops.BACKENDS` and "auto", repeated here since importing it would import torch."""
@@ -79,6 +80,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
+
+    def _print_message(self, message, file=None):  # type: ignore[no-untyped-def, override]
+        # argparse's own lets errors of the disk pass, so that --help of a full disk is a success.
+        with printing():
+            print(message, end="", file=file)
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
         found, more = self.parse_known_args(args, namespace)

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..errors import InputError
 from .bench_options import ALL, BESIDES, MODELS, TUNE, refuse, words
 from .nearest import suggestion
+from .streams import printing
 
 ROOT = Path(__file__).resolve().parents[2]
 """Of the checkout; of a wheel it is site-packages, where there are no benchmarks."""
@@ -26,9 +27,10 @@ def run(args: argparse.Namespace) -> int:
     found = programs()
     refuse(args, (name for name in found if name not in BESIDES))
     if args.op is None:
-        for op, path in found.items():
-            print(f"{op:<14} {_first_line(path)}")
-        print(f"{ALL:<14} All of them but tune, one after the other.")
+        with printing():
+            for op, path in found.items():
+                print(f"{op:<14} {_first_line(path)}")
+            print(f"{ALL:<14} All of them but tune, one after the other.")
         return 0
     if args.op == ALL:
         return _all(list(found), args)

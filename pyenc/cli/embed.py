@@ -27,7 +27,7 @@ NOTHING_KEPT = "nothing is kept yet; the same command with --resume starts again
 
 def run(args: argparse.Namespace) -> int:
     """The command."""
-    output = Path(args.output)
+    output = _named(args.output)
     source = open_source(args.input, args.field, args.id_field, args.format)
     parts = Parts(output)
     _check_output(output, source, parts, args)
@@ -71,18 +71,27 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _named(word: str) -> Path:
+    """The output as a path that has a name, which what stands beside it is called after."""
+    if word == "-":
+        raise InputError("-o -: vectors go to a file, whole or not at all, never to a pipe")
+    if not word or "\0" in word:
+        what = "a NUL byte is in it" if word else "empty"
+        raise InputError(f"-o {word!r}: {what}; expected a file: {', '.join(WRITERS)}")
+    output = Path(word)
+    if not output.name or output.is_dir():
+        raise InputError(f"{output}: a folder, expected a file")
+    return output
+
+
 def _check_output(output: Path, source: Source, parts: Parts, args: argparse.Namespace) -> None:
     """All that can be said against the output before anything is loaded."""
-    if args.output == "-":
-        raise InputError("-o -: vectors go to a file, whole or not at all, never to a pipe")
     if output.suffix.lower() not in WRITERS:
         raise InputError(f"{output}: cannot write that; writable: {', '.join(WRITERS)}")
     if output.suffix.lower() == ".parquet":
         need_pyarrow(output)
-    if output.suffix.lower() == ".npy" and source.id_field:
+    if output.suffix.lower() == ".npy" and source.id_field is not None:
         raise InputError(f"{output}: .npy has no place for ids; write .jsonl or .parquet")
-    if output.is_dir():
-        raise InputError(f"{output}: a folder, expected a file")
     if not output.parent.is_dir():
         raise InputError(f"{output}: the folder {output.parent} does not exist")
     if not os.access(output.parent, os.W_OK):

@@ -9,8 +9,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
+
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 """No space on the device, a file beyond what may be written, a quota."""
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Errors of the disk in a file being read name it, which reads alone do not know.
+
+    Raises:
+        InputError
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

@@ -16,16 +16,18 @@ from ..ops.linear import choices
 from ..ops.linear.onednn import forced
 from ..text import TextEncoder
 from .serving import checkpoint_files, load_encoder, served
+from .streams import printing
 
 
 def run(args: argparse.Namespace) -> int:
     """The command."""
     facts = gather(args)
-    if args.json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
-    else:
-        for line in _lines(facts):
-            print(line)
+    with printing():
+        if args.json:
+            print(json.dumps(facts, indent=2, ensure_ascii=False))
+        else:
+            for line in _lines(facts):
+                print(line)
     return 0
 
 

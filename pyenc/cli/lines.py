@@ -12,6 +12,7 @@ from reprlib import Repr
 from typing import IO, Any
 
 from ..errors import InputError
+from .files import reading
 from .rows import BadRow, Fields, Meter, Row
 from .sniff import check_head
 
@@ -26,7 +27,7 @@ _short.maxlevel, _short.maxlist, _short.maxdict = 2, 3, 3
 
 def raw_lines(file: IO[bytes], name: str, meter: Meter) -> Iterator[tuple[int, bytes]]:
     """(line number from 1, line without its end); a byte order mark at the start is dropped."""
-    for number, raw in enumerate(file, 1):
+    for number, raw in enumerate(_read(file, name), 1):
         meter.done += len(raw)
         if raw.endswith(b"\n"):
             raw = raw[:-2] if raw.endswith(b"\r\n") else raw[:-1]
@@ -34,6 +35,11 @@ def raw_lines(file: IO[bytes], name: str, meter: Meter) -> Iterator[tuple[int, b
             check_head(raw, name)
             raw = raw.removeprefix(BOM)
         yield number, raw
+
+
+def _read(file: IO[bytes], name: str) -> Iterator[bytes]:
+    with reading(name):
+        yield from file
 
 
 def text_lines(file: IO[bytes], source: Fields, meter: Meter) -> Iterator[Row | BadRow]:

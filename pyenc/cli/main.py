@@ -13,6 +13,7 @@ from ..errors import PyencError
 from .arguments import parse
 from .failing import one_line, out_of_memory
 from .signals import Stopped, status_of, stopping
+from .streams import STDOUT, BestEffort, abandon, printing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,19 +35,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A checkpoint's prompts may hold what an ASCII terminal cannot show.
         sys.stdout.reconfigure(errors="backslashreplace")
+    with contextlib.redirect_stderr(BestEffort(sys.stderr)):  # type: ignore[type-var]
+        return _run(sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv: Sequence[str]) -> int:
     try:
         with stopping():
-            args = parse(sys.argv[1:] if argv is None else argv)
+            args = parse(argv)
             # Imported here: a command brings torch, which `--help` has no need of.
             command = importlib.import_module(f".{args.command}", __package__)
             status: int = command.run(args)
-            sys.stdout.flush()
-            return status
+            with printing():
+                return status
     except SystemExit as stop:  # argparse, after --help or --version
         return int(stop.code or 0)
     except (PyencError, OSError) as error:
         if isinstance(error, BrokenPipeError):
-            return _reader_gone()
+            abandon(sys.stdout)  # `pyenc info ... | head`: quietly
+            return 1
+        if isinstance(error, OSError) and error.filename == STDOUT:
+            abandon(sys.stdout)
+            return _say(f"error: {STDOUT}: {error.strerror}", 2)
         return _say(f"error: {one_line(error)}", 2)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
@@ -60,14 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _say(message: str, status: int) -> int:
     print(f"pyenc: {message}", file=sys.stderr)
     return status
-
-
-def _reader_gone() -> int:
-    """`pyenc info ... | head`: quietly, also when the interpreter flushes at its end."""
-    with contextlib.suppress(OSError, ValueError):
-        stdout = sys.stdout.fileno()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
-    return 1
 
 
 if __name__ == "__main__":

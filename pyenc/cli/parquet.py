@@ -61,7 +61,9 @@ def count_rows(file: Path | IO[bytes], source: Fields) -> int:
 
 def parquet_rows(file: Path | IO[bytes], source: Fields, meter: Meter) -> Iterator[Row | BadRow]:
     """A text a row."""
-    columns = list(dict.fromkeys(name for name in (source.field, source.id_field) if name))
+    columns = list(
+        dict.fromkeys(name for name in (source.field, source.id_field) if name is not None)
+    )
     index = 0
     # Closed by hand: a `with` around a yield would take the caller's errors for the file's.
     with contextlib.ExitStack() as stack:
@@ -74,7 +76,7 @@ def parquet_rows(file: Path | IO[bytes], source: Fields, meter: Meter) -> Iterat
                 if batch is None:
                     return
                 texts = _values(batch, source.field)
-                ids = _values(batch, source.id_field) if source.id_field else None
+                ids = _values(batch, source.id_field) if source.id_field is not None else None
             for place, text in enumerate(texts):
                 meter.done += 1
                 yield _row(index, text, None if ids is None else ids[place], source)

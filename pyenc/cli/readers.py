@@ -13,10 +13,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import copyfileobj
 from typing import IO
 
 from ..errors import InputError
+from .files import reading
 from .lines import json_lines, text_lines
 from .parquet import check_columns, count_rows, parquet_rows
 from .rows import BadRow, Meter, Row
@@ -109,7 +109,8 @@ class Source:
 
     def _opened(self) -> contextlib.AbstractContextManager[IO[bytes]]:
         if self.path is not None:
-            return open(self.path, "rb")
+            with reading(self.name):
+                return open(self.path, "rb")
         assert self._stream is not None
         return contextlib.nullcontext(self._stream)
 
@@ -124,14 +125,10 @@ class Source:
                 "pyenc: reading texts from the terminal, one a line, until Ctrl-D", file=sys.stderr
             )
         stream = sys.stdin.buffer
-        try:
-            if self.format == "parquet":  # which is read from its end
-                spool = tempfile.TemporaryFile()  # noqa: SIM115  (gone with the process)
-                copyfileobj(stream, spool)
-                return spool
+        if self.format == "parquet":
+            return _spooled(stream)
+        with reading("standard input"):
             head, ended = first_lines(stream)
-        except OSError as error:
-            raise InputError(f"standard input cannot be read: {error.strerror}") from error
         if not self.said:
             check_unnamed(head, ended, self.field)
         return Rejoined.open(head, stream)
@@ -165,20 +162,42 @@ def open_source(
             )
     assert known is not None
     said = format is not None or path is not None
-    source = Source(path, field or "text", id_field, known, said)
-    if known == "txt" and (field or id_field):
-        option = "--field" if field else "--id-field"
+    source = Source(path, "text" if field is None else field, id_field, known, said)
+    if known == "txt" and (field is not None or id_field is not None):
+        option = "--field" if field is not None else "--id-field"
         hint = "" if said else "; --format jsonl reads JSON lines"
         raise InputError(
             f"{source.name}: lines of text have no fields, so {option} means nothing{hint}"
         )
     if path is not None:
         if known != "parquet" and path.is_file():
-            with open(path, "rb") as file:
-                check_head(file.read(4096), source.name)
+            with reading(source.name), open(path, "rb") as file:
+                head = file.read(4096)
+            check_head(head, source.name)
         if known != "parquet" or path.is_file():
             source.look()
     return source
+
+
+def _spooled(stream: IO[bytes]) -> IO[bytes]:
+    """All of standard input in a temporary file, which is gone with the process."""
+    try:
+        spool = tempfile.TemporaryFile()  # noqa: SIM115
+        while data := _piece(stream):
+            spool.write(data)
+        spool.flush()
+    except OSError as error:
+        raise InputError(
+            f"{tempfile.tempdir or 'temporary folder'}: {error.strerror}: standard input is kept "
+            "there under --format parquet, which is read from its end; TMPDIR=FOLDER names "
+            "another, or give a file"
+        ) from error
+    return spool
+
+
+def _piece(stream: IO[bytes]) -> bytes:
+    with reading("standard input"):
+        return stream.read(1 << 20)
 
 
 def _pattern(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from typing import IO, Any
 
 from ..errors import InputError
@@ -12,6 +13,15 @@ HEAD = 1 << 16
 """Bytes looked at."""
 LINES = 16
 """Lines looked at."""
+
+RECORD = b"\x1e"
+"""What each value of a JSON text sequence begins with."""
+STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"\s*'
+OBJECT_BEGUN = re.compile(rb"\{\s*" + STRING + b":")
+"""An object's beginning, also of one that is broken or goes on beyond what was read."""
+OBJECTS_BEGUN = re.compile(rb"\[\s*" + OBJECT_BEGUN.pattern)
+STRINGS_BEGUN = re.compile(rb"\[\s*" + STRING + b",")
+"""The same of a list."""
 
 MAGIC = {
     b"PAR1": ": this is a Parquet file: --format parquet, or the suffix .parquet",
@@ -54,13 +64,14 @@ def check_unnamed(head: bytes, ended: bool, field: str) -> None:
         field: name of the texts' field, by which a header is known.
 
     Raises:
-        InputError: it looks like JSON lines, JSON, Parquet or CSV.
+        InputError: it looks like JSON lines, JSON, Parquet, CSV or UTF-16.
     """
     check_head(head, "standard input", sure=head.startswith(b"PAR1"))
     cut = head.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     whole = cut if ended or len(cut) == 1 else cut[:-1]
     lines = [line.strip() for line in whole if line.strip()][:LINES]
-    looks, right = _look(lines, field)
+    begun = [] if whole is cut else [cut[-1].strip()]  # of which the rest is still to come
+    looks, right = _look(lines, begun, field)
     if looks:
         raise InputError(
             f"standard input looks like {looks}: {right}, or --format txt to embed every line as "
@@ -105,30 +116,62 @@ class Rejoined(io.RawIOBase):
         return len(data)
 
 
-def _look(lines: list[bytes], field: str) -> tuple[str, str]:
-    """What lines look like and how that is read, or two empty strings."""
-    jsonl = "JSON lines", "--format jsonl reads them"
+def _look(lines: list[bytes], begun: list[bytes], field: str) -> tuple[str, str]:
+    """What lines look like and how that is read, or two empty strings.
+
+    Judged by all of them: a file's first line may be the broken one.
+    """
     whole = "JSON of many lines", "one object a line is read (jq -c '.[]'), with --format jsonl"
     if not lines:
         return "", ""
-    first = lines[0]
-    value = _value(first)
-    if isinstance(value, dict):
-        return jsonl
-    if isinstance(value, list) and value and isinstance(value[0], dict):
+    first, second = lines[0], [*lines, *begun, b""][1]
+    values = [_value(line) for line in lines]
+    if any(b"\0" in line for line in lines):
+        return "no text: there are NUL bytes", "UTF-16 goes through iconv -f UTF-16LE -t UTF-8"
+    if any(line.startswith(RECORD) for line in lines):
+        return (
+            "a JSON text sequence (RFC 7464)",
+            "tr -d '\\036' makes it JSON lines, --format jsonl",
+        )
+    if isinstance(values[0], list) and values[0] and isinstance(values[0][0], dict):
         return whole
-    if first in (b"[", b"{") and len(lines) > 1 and lines[1][:1] in b'{"':
+    if values[0] is None and _opens(first, second):
         return whole
+    if isinstance(values[0], dict) or any(_is_object(line) for line in [*lines, *begun]):
+        return "JSON lines", "--format jsonl reads them"
     # A text may stand in quotes; all of them hardly do.
-    if isinstance(value, str) and all(isinstance(_value(line), str) for line in lines):
-        return jsonl
-    if first.startswith((b'{"', b'[{"')) and len(first) > HEAD // 2:  # a line beyond what was read
-        return jsonl if first.startswith(b"{") else whole
+    if all(isinstance(value, str) for value in values):
+        return "JSON lines", "--format jsonl reads them"
+    # A text may begin with a note in brackets; most of them hardly are one.
+    if 2 * sum(map(_is_record, values)) > len(values):
+        if len(lines) == 1:
+            return "a JSON array", "one value a line is read (jq -c '.[]'), with --format jsonl"
+        right = "objects or strings are read, one a line (jq -c '.[]'), with --format jsonl"
+        return "lines of JSON arrays", right
     for sign, name in ((b",", "CSV"), (b"\t", "TSV"), (b";", "CSV")):
         names = [word.strip(b' "') for word in first.split(sign)]
         if len(names) > 1 and field.encode("utf-8", "replace") in names:
             return f"{name} with a header", "write its texts as .jsonl or .parquet"
     return "", ""
+
+
+def _opens(first: bytes, second: bytes) -> bool:
+    """Whether a line begins JSON that goes on in the next one, or beyond what was read."""
+    long = len(first) > HEAD // 2
+    if first in (b"[", b"{"):
+        return second[:1] in (b"{", b'"', b"[")
+    if STRINGS_BEGUN.match(first):
+        return long or first.endswith(b",") or second.startswith(b'"')
+    return OBJECTS_BEGUN.match(first) is not None or (long and first.startswith(b'["'))
+
+
+def _is_object(line: bytes) -> bool:
+    return OBJECT_BEGUN.match(line) is not None
+
+
+def _is_record(value: Any) -> bool:
+    """A list that is more than a number in brackets."""
+    return isinstance(value, list) and (len(value) > 1 or any(type(x) is not int for x in value))
 
 
 def _value(line: bytes) -> Any:

@@ -18,6 +18,7 @@ from .lines import raw_lines
 from .readers import open_source
 from .rows import Meter
 from .serving import attention_backend, encode_options, load_encoder
+from .streams import printing
 from .vectors import read_array
 
 OWN_TEXTS = (
@@ -100,11 +101,12 @@ def run(args: argparse.Namespace) -> int:
     truth = Run(stored, []) if stored is not None else oracle
     assert truth is not None
     outcome = compare(ours if truth.states else Run(ours.pooled, []), truth)
-    print(f"{args.model} on {encoder.device} in {_name(encoder)}, attention by {server}")
-    print(f"against {args.against or 'the float64 reference'}: {len(texts)} texts")
-    for line in _table(texts, outcome):
-        print(line)
-    return _verdict(outcome, *allowed)
+    with printing():
+        print(f"{args.model} on {encoder.device} in {_name(encoder)}, attention by {server}")
+        print(f"against {args.against or 'the float64 reference'}: {len(texts)} texts")
+        for line in _table(texts, outcome):
+            print(line)
+        return _verdict(outcome, *allowed)
 
 
 def compare(ours: Run, truth: Run) -> Outcome:
@@ -151,6 +153,8 @@ def _run(encoder: TextEncoder, texts: list[str], options: dict[str, Any]) -> Run
 
 def _stored(path: Path, texts: int) -> np.ndarray:
     """(texts, dim) from a file that `pyenc embed` or somebody else wrote."""
+    if "\0" in str(path):
+        raise InputError(f"{str(path)!r}: no such file: a NUL byte is in it")
     try:
         if path.suffix.lower() == ".npy":
             vectors = read_array(path)

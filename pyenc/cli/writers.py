@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import InputError
 from .files import writing
 from .parquet import need_pyarrow
-from .parts import Part, Parts
+from .parts import Parts
 from .vectors import write_header, write_values
 
 
@@ -85,9 +85,7 @@ def _write_parquet(parts: Parts, dim: int, with_ids: bool) -> None:
     arrow = need_pyarrow(parts.output)
     names, types = ["index"], [arrow.int64()]
     if with_ids:
-        first = parts.part(0) if parts.count else Part("", [], None)
-        whole = bool(first.ids) and isinstance((first.ids or [""])[0], int)
-        names, types = ["index", "id"], [arrow.int64(), arrow.int64() if whole else arrow.string()]
+        names, types = ["index", "id"], [arrow.int64(), _type_of_ids(parts, arrow)]
     embedding = arrow.list_(arrow.float32(), dim)
     schema = arrow.schema([*zip(names, types, strict=True), ("embedding", embedding)])
     # Random-looking floats gain nothing from a dictionary.
@@ -116,6 +114,15 @@ def _write_parquet(parts: Parts, dim: int, with_ids: bool) -> None:
                 waiting = [rows.slice(ROW_GROUP)]
         if sum(map(len, waiting)):
             writer.write_table(arrow.concat_tables(waiting).combine_chunks())
+
+
+def _type_of_ids(parts: Parts, arrow: Any) -> Any:
+    """As the first id is; the parts before it may hold bad rows alone."""
+    for number in range(parts.count):
+        ids = parts.part(number).ids
+        if ids:
+            return arrow.int64() if isinstance(ids[0], int) else arrow.string()
+    return arrow.string()
 
 
 WRITERS: dict[str, Callable[[Parts, int, bool], None]] = {

@@ -162,3 +162,20 @@ def test_asked_for_when_going_on(
     assert "and 1 resumed" in said.err
     assert out.read_bytes() == whole.read_bytes()
     assert skipped(out) == skipped(whole)
+
+
+@pytest.mark.parametrize(("ids", "kind"), [([7, 9], pa.int64()), (["a", "b"], pa.string())])
+def test_ids_have_the_type_of_the_first_part_that_has_one(
+    cli: Cli, tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch, ids: Any, kind: Any
+) -> None:
+    monkeypatch.setattr(work, "UNIT_TEXTS", 2)
+    monkeypatch.setattr(work, "PART_TEXTS", 2)
+    table = pa.table({"id": ids * 3, "text": [None] * 4 + ["one", "two"]})
+    pa.parquet.write_table(table, tmp_path / "in.parquet")
+    out = tmp_path / "o.parquet"
+    words = ["--id-field", "id", "--skip-bad", "-o", out]
+    assert cli("embed", bert, tmp_path / "in.parquet", *words).status == 0
+    made = pa.parquet.read_table(out)
+    assert made.schema.field("id").type == kind
+    assert made["id"].to_pylist() == ids
+    assert made["index"].to_pylist() == [4, 5]
