@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import InputError
 from . import bench_options
-from .nearest import suggestion
+from .nearest import WORDS, bare, nearest, suggestion
 from .streams import printing
 
 BACKENDS = ("auto", "triton", "cpu", "flash_attn", "onednn", "torch", "reference")
@@ -72,11 +73,22 @@ Exits 0 within the tolerance, 1 with a line that begins with FAILED otherwise.
 """
 
 
+ONE_TOO_MANY = {
+    "embed": "several files go through one stream: cat FILES | pyenc embed MODEL - --format ...",
+    "info": "info takes MODEL alone",
+    "verify": "verify takes MODEL alone, and a file of texts as --texts FILE",
+    "bench": "give one OP, or all",
+}
+"""What to do instead, by the command."""
+
 NEGATIVE = re.compile(r"-(\d+|\d*\.\d+)")
 
 
 class Parser(argparse.ArgumentParser):
     """Mistakes in the arguments leave by the same door as every other error, naming the nearest."""
+
+    beside: Mapping[str, Parser] = MappingProxyType({})
+    """Those of the other commands."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
@@ -93,14 +105,9 @@ class Parser(argparse.ArgumentParser):
         if len(more) == 1 and getattr(found, "input", None) == "-":
             found.input = more.pop()
         if more:
-            if found.command == "bench":
-                raise InputError(
-                    f"one argument too many: {more[0]!r}; give one OP, or all (see {self.prog} "
-                    "bench --help)"
-                )
             raise InputError(
-                f"one argument too many: {more[0]!r}; several files go through one stream: cat "
-                f"FILES | pyenc ... - --format ... (see {self.prog} {found.command} --help)"
+                f"one argument too many: {shown(more[0])}; {ONE_TOO_MANY[found.command]} "
+                f"(see {self.prog} {found.command} --help)"
             )
         return found
 
@@ -129,10 +136,11 @@ class Parser(argparse.ArgumentParser):
             there = [*known, *map(str, places)]
             hint = suggestion(name, there, list(map(str, places)))
             for action in commands:
-                owners = [c for c, p in action.choices.items() if name in p._option_string_actions]
-                if owners:
-                    hint = f"; it goes behind the command: pyenc {owners[0]} {name}"
-            self.error(f"unknown option {name}{hint}")
+                hint = _behind(name, words, action.choices) or hint
+            owners = [c for c, other in self.beside.items() if name in other._option_string_actions]
+            if owners:
+                hint = f"; it is an option of pyenc {' and pyenc '.join(owners)}{hint}"
+            self.error(f"unknown option {name if len(name) < 80 else shown(name)}{hint}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices = action.choices
@@ -140,7 +148,7 @@ class Parser(argparse.ArgumentParser):
             return
         names = list(map(str, choices))
         near = suggestion(str(value), names, ())
-        message = f"invalid choice: {value!r} (choose from {', '.join(names)}){near}"
+        message = f"invalid choice: {shown(value)} (choose from {', '.join(names)}){near}"
         raise argparse.ArgumentError(action, message)
 
 
@@ -179,7 +187,32 @@ def build_parser() -> Parser:
         formatter_class=raw,
     )
     bench_options.add_to(bench)
+    for name, each in commands.choices.items():
+        each.beside = {other: p for other, p in commands.choices.items() if other != name}
     return parser
+
+
+def shown(value: object) -> str:
+    """As Python writes it, of a length that a message can hold."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:40]}... ({len(str(value)):,} characters)"
+
+
+def _behind(name: str, words: Sequence[str], commands: Mapping[str, Parser]) -> str:
+    """Where an option before the command belongs; empty if no command has one like it."""
+    # That of the command which is given; else of whichever has it.
+    first = [word for word in words if word in commands]
+    order = list(dict.fromkeys([*first, *commands]))
+    for command in order:
+        if name in commands[command]._option_string_actions:
+            return f"; it goes behind the command: pyenc {command} {name}"
+    if WORDS.get(bare(name)):
+        return ""
+    for command in order:
+        near = nearest(name, commands[command]._option_string_actions)
+        if near is not None:
+            return f"; did you mean {near}? It goes behind the command: pyenc {command} {near}"
+    return ""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -321,10 +354,21 @@ def _encoding(parser: Parser) -> argparse._ArgumentGroup:
     return group
 
 
+MOST_DIGITS = 18
+"""Of a whole number: more would be no number of tokens, nor fit into 64 bits."""
+
+
+def _whole(word: str) -> int:
+    """0 for what is no whole number."""
+    return int(word) if word.isdecimal() and len(word.lstrip("0")) <= MOST_DIGITS else 0
+
+
 def _positive(word: str) -> int:
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {word!r}")
-    return int(word)
+    if _whole(word) < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number from 1, of {MOST_DIGITS} digits at most, got {shown(word)}"
+        )
+    return _whole(word)
 
 
 def _tolerance(word: str) -> float:
@@ -333,12 +377,12 @@ def _tolerance(word: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number from 0, got {word!r}")
+        raise argparse.ArgumentTypeError(f"expected a number from 0, got {shown(word)}")
     return value
 
 
 def _shard(word: str) -> tuple[int, int]:
     i, slash, n = word.partition("/")
-    if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
-        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, got {word!r}")
-    return int(i), int(n)
+    if not (slash and 1 <= _whole(i) <= _whole(n)):
+        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, got {shown(word)}")
+    return _whole(i), _whole(n)

@@ -68,6 +68,10 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     "segment_mean": ("mean", "pool", "pooling", "mean-pool"),
     "models": ("model", "encoder", "encoders", "end-to-end", "e2e"),
     "tune": ("autotune", "tuning"),
+    "mean": ("avg", "average", "mean-tokens", "mean-pooling", "mean-pool", "mean-pooled"),
+    "cls": ("first", "first-token", "cls-token", "cls-pooling", "bos", "start", "pooler"),
+    "max": ("maximum", "max-tokens", "max-pooling", "max-pool"),
+    "lasttoken": ("last", "last-token", "eos", "end"),
     "float16": ("fp16", "half", "f16"),
     "bfloat16": ("bf16", "brain"),
     "float32": ("fp32", "f32", "float", "single"),
@@ -99,6 +103,11 @@ WORDS = {
 """What has no option of ours."""
 
 
+def bare(word: str) -> str:
+    """A word as the lists above have it."""
+    return word.lstrip("-").replace("_", "-")
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Of what is known, what `word` most likely means; None if nothing is near.
 
@@ -107,15 +116,15 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
         known: options ("--max-length"), placeholders ("MODEL") or commands ("embed").
     """
     there = list(known)
-    bare = word.lstrip("-").replace("_", "-")
+    plain = bare(word)
     for name, others in MEANINGS.items():
-        if name in there and (bare in others or bare.lower() in others):
+        if name in there and (plain in others or plain.lower() in others):
             return name
     spelled = {name.lstrip("-"): name for name in there if not name.isupper()}
     # A word of two languages, or with a dash where we have none.
-    for near in difflib.get_close_matches(bare.lower(), spelled, 1, 0.6):
+    for near in difflib.get_close_matches(plain.lower(), spelled, 1, 0.6):
         return spelled[near]
-    parts = set(bare.lower().split("-"))
+    parts = set(plain.lower().split("-"))
     inside = [name for name in spelled if parts & set(name.split("-"))]
     return spelled[inside[0]] if len(inside) == 1 else None
 
@@ -128,7 +137,7 @@ def suggestion(word: str, known: Iterable[str], places: Sequence[str]) -> str:
         known: what there is.
         places: those of `known` that are given by their place and no option.
     """
-    story = WORDS.get(word.lstrip("-").replace("_", "-")) if word.startswith("-") else None
+    story = WORDS.get(bare(word)) if word.startswith("-") else None
     if story is not None:
         return f"; {story}"
     near = nearest(word, known)

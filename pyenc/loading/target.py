@@ -29,7 +29,7 @@ def check_device(device: str | torch.device | None) -> torch.device:
     # Of every class: a device that a package would bring ends in ImportError or AttributeError.
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"device {str(device)!r} is not available: {reason}") from error
+        raise InputError(f"device {str(device)!r:.80} is not available: {reason:.300}") from error
     if place.type == "meta":
         raise InputError("device 'meta' holds no values; expected one that computes, such as 'cpu'")
     return place

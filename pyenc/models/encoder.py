@@ -6,11 +6,14 @@ D head dim, C channels, F feed-forward.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputAttributeError, InputError, InputTypeError
 from ..forking import check_forked
 from ..ops import ALiBi, add_layer_norm, alibi_slopes, attention, gated_linear, linear
 from ..ops.attention.validation import check_skip_eps
@@ -21,6 +24,10 @@ from .packing import check_packed, pack, places
 CPU_ROWS = 1024
 """Tokens that a CPU takes through the feed-forward at a time when no gradient is wanted: the
 (T, 2F) between its products is the largest tensor of all, and stays small at this size."""
+
+
+SETTINGS = ("backend", "skip_eps")
+"""What may be set of an encoder that is made."""
 
 
 class Encoder(nn.Module):
@@ -39,14 +46,35 @@ class Encoder(nn.Module):
         self, config: EncoderConfig, *, backend: str | None = None, skip_eps: float | None = None
     ) -> None:
         super().__init__()
-        requested_backend(backend)
-        check_skip_eps(skip_eps)
         self.config = config
         self.backend = backend
         self.skip_eps = skip_eps
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.pooler else None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As of any module; `backend` and `skip_eps` are looked at here, not at the next call.
+
+        Raises:
+            BackendError: no backend has that name.
+            InputError: `skip_eps` is out of range, or a new attribute is called almost as one of
+                the two, which would have no effect.
+        """
+        if name == "backend":
+            requested_backend(value)
+        elif name == "skip_eps":
+            try:
+                check_skip_eps(value)
+            except TypeError as error:
+                raise InputTypeError(
+                    f"skip_eps must be None or in [0, 1), got {type(value).__name__} {value!r:.80}"
+                ) from error
+        elif not hasattr(self, name) and (near := get_close_matches(name, SETTINGS, 1, 0.75)):
+            raise InputAttributeError(
+                f"an Encoder has no attribute {name!r}; the nearest is {near[0]!r}"
+            )
+        super().__setattr__(name, value)
 
     @property
     def device(self) -> torch.device:

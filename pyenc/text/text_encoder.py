@@ -110,7 +110,21 @@ class TextEncoder:
                 f"a TextEncoder has no attribute {name!r}{meant(name, known)}; it has: "
                 f"{', '.join(known)}"
             )
+        # Afterwards: a checkpoint may come without a tokenizer.
+        if type(self) is TextEncoder and "_loaded" in self.__dict__:
+            self._check_kind(name, value)
         super().__setattr__(name, value)
+
+    def _check_kind(self, name: str, value: Any) -> None:
+        right = {
+            "checkpoint": ("a Checkpoint", isinstance(value, Checkpoint)),
+            "recipe": ("a Recipe", isinstance(value, Recipe)),
+            "tokenizer": ("a TextTokenizer", callable(value) or value is self._loaded[0]),
+            "name": ("a string", isinstance(value, str)),
+        }
+        wanted, good = right.get(name, ("", True))
+        if not good:
+            raise InputTypeError(f"{name} of a TextEncoder must be {wanted}, got {value!r:.80}")
 
     @property
     def max_length(self) -> int:

@@ -37,6 +37,9 @@ Fails = Callable[..., str]
         (["verify", "m", "--input", "t.txt"], "did you mean --texts?"),
         (["verify", "m", "--atol", "1"], "did you mean --tolerance?"),
         (["info", "m", "--jsn"], "did you mean --json?"),
+        (["verify", "m", "--on-long", "error"], "it is an option of pyenc embed"),
+        (["info", "m", "--texts", "x"], "it is an option of pyenc verify"),
+        (["info", "m", "--prompt=x"], "it is an option of pyenc embed and pyenc verify"),
     ],
 )
 def test_options(fails: Fails, words: list[str], meant: str) -> None:
@@ -60,10 +63,27 @@ def test_options(fails: Fails, words: list[str], meant: str) -> None:
         (["embed", "m", "-o", "o.npy", "--format", "json"], "did you mean jsonl?"),
         (["embed", "m", "-o", "o.npy", "--on-long", "truncat"], "did you mean truncate?"),
         (["--device", "cpu", "embed"], "it goes behind the command: pyenc embed --device"),
+        (["--device", "cpu", "verify"], "it goes behind the command: pyenc verify --device"),
+        (["--batch-size", "3", "embed"], "did you mean --batch-tokens? It goes behind the command"),
+        (["--atol", "3", "verify"], "pyenc verify --tolerance"),
+        (["--num-workers", "3", "embed"], "OMP_NUM_THREADS"),
+        (["embed", "m", "-o", "o.npy", "--pooling", "avg"], "did you mean mean?"),
+        (["info", "m", "--pooling", "eos"], "did you mean lasttoken?"),
+        (["info", "m", "x"], "info takes MODEL alone"),
+        (["verify", "m", "a.txt"], "a file of texts as --texts FILE"),
     ],
 )
 def test_words(fails: Fails, words: list[str], meant: str) -> None:
     assert meant in fails(*words)
+
+
+@pytest.mark.parametrize(
+    "option", ["--max-length", "--batch-tokens", "--shard", "--pooling", "--format"]
+)
+def test_a_message_has_bounds(fails: Fails, option: str) -> None:
+    message = fails("embed", "m", "-o", "o.npy", option, "1/" * (option == "--shard") + "9" * 5000)
+    assert len(message) < 300
+    assert "_" not in message
 
 
 def test_nothing_near_is_nothing_said(fails: Fails) -> None:

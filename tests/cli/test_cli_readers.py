@@ -210,3 +210,15 @@ def test_a_suffix_in_capitals(tmp_path: Path) -> None:
     path = tmp_path / "T.JSONL"
     path.write_text(json.dumps({"text": "a"}))
     assert texts_of(path) == ["a"]
+
+
+def test_a_field_without_a_name(tmp_path: Path) -> None:
+    rows = [{"": "a", "text": "x"}, {"": "b", "text": "y"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    for name in ("in.jsonl", "in.parquet"):
+        read = list(open_source(str(tmp_path / name), "", "").rows())
+        assert [(row.text, row.id) for row in read] == [("a", "a"), ("b", "b")]
+    (tmp_path / "in.txt").write_text("a\n")
+    with pytest.raises(InputError, match="--field means nothing"):
+        open_source(str(tmp_path / "in.txt"), "", None)

@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 
 import pyenc
-from pyenc.errors import CheckpointError, InputAttributeError, InputError, InputTypeError
+from pyenc.errors import (
+    BackendError,
+    CheckpointError,
+    InputAttributeError,
+    InputError,
+    InputTypeError,
+)
 from tests.conftest import GOLDEN
 
 
@@ -165,3 +171,31 @@ def test_a_recipe_set_since_is_saved_or_refused(encoder: pyenc.TextEncoder, tmp_
     with pytest.raises(CheckpointError, match="its tokenizer was replaced"):
         other.save(tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "name", "recipe", "tokenizer"])
+@pytest.mark.parametrize("value", [None, 7])
+def test_what_is_no_part_of_an_encoder_is_refused(
+    encoder: pyenc.TextEncoder, name: str, value: object
+) -> None:
+    before = getattr(encoder, name)
+    with pytest.raises(InputTypeError, match=f"{name} of a TextEncoder must be a"):
+        setattr(encoder, name, value)
+    assert getattr(encoder, name) is before
+
+
+def test_settings_of_the_model_are_looked_at(encoder: pyenc.TextEncoder) -> None:
+    model = copy.deepcopy(encoder.model)
+    with pytest.raises(BackendError, match="nope"):
+        model.backend = "nope"
+    with pytest.raises(InputTypeError, match="skip_eps must be None or in"):
+        model.skip_eps = "x"  # type: ignore[assignment]
+    with pytest.raises(InputError, match="skip_eps must be None or in"):
+        model.skip_eps = 1.5
+    for name, near in (("backed", "backend"), ("skip_epsilon", "skip_eps")):
+        with pytest.raises(InputAttributeError, match=f"no attribute '{name}'.*'{near}'"):
+            setattr(model, name, None)
+    assert (model.backend, model.skip_eps) == (encoder.model.backend, encoder.model.skip_eps)
+    model.backend, model.skip_eps, model.note = "torch", 0.0, "mine"  # type: ignore[assignment]
+    again = pickle.loads(pickle.dumps(model))
+    assert (again.backend, again.skip_eps, again.note) == ("torch", 0.0, "mine")
