@@ -100,8 +100,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"seed {seed()}: {VARIABLE}={seed()} draws the same again")
 
 
+LONGEST = ("test_packaging.py", "test_margins.py", "test_attention_memory.py")
+"""Files that take minutes: begun first, so that no process works on one alone at the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what may come out otherwise on another processor: kernels, products, whole models."""
+    """The longest files first; and a mark on what may come out otherwise on another processor:
+    kernels, products, whole models."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     for item in items:
         if any(item.path.is_relative_to(ROOT / name) for name in ("ops", "models", "csrc")):
             item.add_marker("processor")
