@@ -1,9 +1,10 @@
 """Text in, vectors out: tokenising, batching, encoding, pooling."""
 
 from .assumed import AssumptionWarning
+from .limits import TruncationWarning
 from .load import load
 from .recipe import Recipe
-from .text_encoder import TextEncoder, TokenVectors, TruncationWarning
+from .text_encoder import TextEncoder, TokenVectors
 from .tokenizer import TextTokenizer
 
 __all__ = [

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import operator
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,18 +12,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..callers import stacklevel
 from ..errors import CheckpointError, InputAttributeError, InputError, InputTypeError
 from ..forking import check_forked
-from ..loading import Checkpoint, save_checkpoint
+from ..loading import Checkpoint
 from ..models import Encoder
 from ..ops.segment_mean import normalize_rows
-from .assumed import limit_file, recipe_files, told
+from .arguments import checked_texts, text_before, whole
 from .batching import token_batches
+from .limits import checked_limit, loaded_limit, report_long
 from .names import meant, names_nearest
 from .pooling import pool
 from .recipe import Recipe
-from .tokenizer import TextTokenizer, Tokens, surrogate_in
+from .saving import said_files, write_folder
+from .tokenizer import TextTokenizer, Tokens
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of a batch: enough to fill the machine, few enough for its caches and memory."""
@@ -45,21 +43,6 @@ class TokenVectors(NamedTuple):
     """(n, C) float32."""
     spans: np.ndarray
     """(n, 2) int32 [start, end) in characters of the text; empty for special and prompt tokens."""
-
-
-class TruncationWarning(UserWarning):
-    """Texts were longer than the model's limit and were cut.
-
-    Attributes:
-        count: how many.
-        longest: tokens of the longest of them; at least so many where the message says so, for
-            the rest of a very long text is not tokenised.
-    """
-
-    def __init__(self, message: str, count: int = 0, longest: int = 0) -> None:
-        super().__init__(message)
-        self.count = count
-        self.longest = longest
 
 
 class TextEncoder:
@@ -135,11 +118,13 @@ class TextEncoder:
         """
         if self._max_length is not None:
             return self._max_length
-        return _max_length(self.checkpoint, *self._loaded)
+        return loaded_limit(self.checkpoint, *self._loaded)
 
     @max_length.setter
     def max_length(self, value: int | None) -> None:
-        self._max_length = None if value is None else self._limit(value, self.tokenizer)
+        if value is not None:
+            value = checked_limit(value, self.tokenizer, self.model.config)
+        self._max_length = value
 
     @property
     def model(self) -> Encoder:
@@ -202,9 +187,11 @@ class TextEncoder:
         """
         check_forked()
         single = isinstance(texts, str)
-        listed = _checked_texts(texts)
+        listed = checked_texts(texts)
         tokenizer = self._needed_tokenizer()
-        limit = self._limit(max_length, tokenizer)
+        limit = self.max_length
+        if max_length is not None:
+            limit = checked_limit(max_length, tokenizer, self.model.config)
         if on_long not in ("truncate", "error"):
             raise InputError(f'on_long must be "truncate" or "error", got {on_long!r}')
         if output not in ("pooled", "tokens"):
@@ -212,15 +199,15 @@ class TextEncoder:
         dim = self._checked_dim(truncate_dim, output)
         # The files' truncate_dim comes after their Normalize, the call's before.
         cut_first = truncate_dim is not None or normalize is not None
-        before, skip = self._before(instruction, prompt, prompt_name, tokenizer)
+        before, skip = text_before(instruction, prompt, prompt_name, self.recipe, tokenizer)
         if skip >= limit:
             raise InputError(f"the prompt takes {skip} of the {limit} tokens of max_length")
         tokens = tokenizer(listed, limit, spans=output == "tokens", before=before)
-        _report_long(tokens, limit, on_long)
+        report_long(tokens, limit, on_long)
         if normalize is None:
             normalize = self.recipe.normalize and output == "pooled"
         if batch_tokens is not None:
-            batch_tokens = _whole("batch_tokens", batch_tokens)
+            batch_tokens = whole("batch_tokens", batch_tokens)
         else:
             batch_tokens = BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cuda"])
         batches = list(token_batches([len(t.ids) for t in tokens], batch_tokens))
@@ -260,21 +247,17 @@ class TextEncoder:
             CheckpointError: `folder` cannot be written as a checkpoint's folder, or something was
                 added or replaced that a checkpoint cannot hold; the message names it.
         """
-        folder = Path(folder)
-        files = self._said_files()
-        inside = self.recipe.transformer_path
-        below = {k: v for k, v in files.items() if inside and k.startswith(inside + "/")}
-        rest = {k: v for k, v in files.items() if k not in below}
-        if inside:
-            save_checkpoint(
-                self.checkpoint, folder / inside,
-                {k.removeprefix(inside + "/"): v for k, v in below.items()},
-            )  # fmt: skip
-            for name, content in rest.items():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes(content)
-        else:
-            save_checkpoint(self.checkpoint, folder, rest)
+        tokenizer, loaded = self._loaded
+        if self.tokenizer is not tokenizer:
+            raise CheckpointError(
+                f"{self.name}: its tokenizer was replaced, whose files are not known here; "
+                "pyenc.load(..., tokenizer=...) brings them along"
+            )
+        files = said_files(
+            self._files, loaded, self.recipe, max_length=self._max_length,
+            width=self.model.config.hidden_size, name=self.name,
+        )  # fmt: skip
+        write_folder(self.checkpoint, files, self.recipe, Path(folder))
 
     def __repr__(self) -> str:
         config = self.model.config
@@ -308,38 +291,6 @@ class TextEncoder:
             values = normalize_rows(values) if normalize else values
             return values[:, :dim]
 
-    def _before(
-        self,
-        instruction: str | None,
-        prompt: str | None,
-        prompt_name: str | None,
-        tokenizer: TextTokenizer,
-    ) -> tuple[str, int]:
-        """What is put before each text, and how many of its tokens the mean leaves out."""
-        given = {"instruction": instruction, "prompt": prompt, "prompt_name": prompt_name}
-        set_ones = [name for name, value in given.items() if value is not None]
-        if len(set_ones) > 1:
-            raise InputError(f"give one of {' and '.join(set_ones)}, not both")
-        for name in set_ones:
-            if not isinstance(given[name], str):
-                raise InputTypeError(f"{name} must be a string, got {type(given[name]).__name__}")
-            if (fault := surrogate_in(str(given[name]))) is not None:
-                raise InputError(f"{name} is not valid Unicode: {fault}")
-        if instruction is not None:
-            return instruction, tokenizer.prompt_length(instruction) if instruction else 0
-        if prompt is None:
-            prompt_name = prompt_name or self.recipe.default_prompt_name
-            if prompt_name is None:
-                return "", 0
-            if prompt_name not in self.recipe.prompts:
-                raise InputError(
-                    f"prompt_name {prompt_name!r} is unknown; this checkpoint has: "
-                    f"{', '.join(self.recipe.prompts) or 'none'}"
-                )
-            prompt = self.recipe.prompts[prompt_name]
-        skip = prompt and not self.recipe.include_prompt
-        return prompt, tokenizer.prompt_length(prompt) if skip else 0
-
     def _needed_tokenizer(self) -> TextTokenizer:
         if self.tokenizer is None:
             raise CheckpointError(
@@ -349,68 +300,15 @@ class TextEncoder:
             )
         return self.tokenizer
 
-    def _said_files(self) -> dict[str, bytes]:
-        """The files to save: as they came, and what has been set since."""
-        tokenizer, recipe = self._loaded
-        if self.tokenizer is not tokenizer:
-            raise CheckpointError(
-                f"{self.name}: its tokenizer was replaced, whose files are not known here; "
-                "pyenc.load(..., tokenizer=...) brings them along"
-            )
-        files = dict(self._files)
-        if self.recipe != recipe:
-            said = told(recipe, self.recipe.pooling, self.recipe.normalize)
-            if self.recipe != replace(said, assumed=self.recipe.assumed):
-                raise CheckpointError(
-                    f"{self.name}: its recipe was changed beyond pooling and normalize, which a "
-                    "saved folder would not hold"
-                )
-            files |= recipe_files(files, self.recipe, self.model.config.hidden_size)
-        if self._max_length is not None:
-            files |= limit_file(files, self.recipe, self._max_length)
-        return files
-
-    def _limit(self, max_length: int | None, tokenizer: TextTokenizer | None) -> int:
-        if max_length is None:
-            return self.max_length
-        max_length = _whole("max_length", max_length)
-        special = 0 if tokenizer is None else tokenizer.num_special
-        if max_length < max(1, special):
-            raise InputError(
-                f"max_length {max_length} leaves no room for the {special} special tokens"
-            )
-        table = self.model.config.num_positions
-        if table and max_length > table:
-            raise InputError(
-                f"max_length {max_length} is beyond this checkpoint's {table} position embeddings"
-            )
-        return max_length
-
     def _checked_dim(self, truncate_dim: int | None, output: str) -> int:
         # Token states have not been through the dense layers.
         most = self.dim if output == "pooled" else self.model.config.hidden_size
         if truncate_dim is None:
             return min(self.recipe.truncate_dim or most, most) if output == "pooled" else most
-        truncate_dim = _whole("truncate_dim", truncate_dim)
+        truncate_dim = whole("truncate_dim", truncate_dim)
         if not 1 <= truncate_dim <= most:
             raise InputError(f"truncate_dim must be 1 to {most}, got {truncate_dim!r}")
         return truncate_dim
-
-
-def _max_length(checkpoint: Checkpoint, tokenizer: TextTokenizer | None, recipe: Recipe) -> int:
-    """The recipe's word, else the tokenizer's up to the model's, else the model's; never beyond a
-    position table.
-    """
-    config = checkpoint.encoder.config
-    by_tokenizer = None if tokenizer is None else tokenizer.max_length
-    if by_tokenizer is not None and "model_max_length" not in recipe.tokenizer_settings:
-        # As in sentence-transformers: what tokenizer_config.json says is capped, what the recipe
-        # puts over it is not. MosaicBERT states positions beside the size that it starts at.
-        stated = checkpoint.config.get("max_position_embeddings")
-        own = max(config.max_length, stated if type(stated) is int else 0)
-        by_tokenizer = min(by_tokenizer, own)
-    limit = recipe.max_length or by_tokenizer or config.max_length
-    return min(limit, config.num_positions or limit)
 
 
 @contextmanager
@@ -424,52 +322,6 @@ def _evaluating(model: Encoder) -> Iterator[None]:
     finally:
         if training:
             model.train()
-
-
-def _whole(name: str, value: Any) -> int:
-    """A whole number of any kind (numpy's too), or an error that names the option."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise InputError(f"{name} must be a whole number, got {value!r}") from None
-
-
-def _checked_texts(texts: Any) -> list[str]:
-    if isinstance(texts, str):
-        return [texts]
-    if isinstance(texts, (bytes, dict)) or not isinstance(texts, Iterable):
-        raise InputTypeError(
-            f"texts must be a string or an iterable of strings, got {type(texts).__name__}"
-        )
-    try:
-        listed = list(texts)
-    except TypeError as error:  # a numpy array of no dimension calls itself iterable
-        raise InputTypeError(f"texts must be a string or an iterable of them: {error}") from error
-    for index, text in enumerate(listed):
-        if not isinstance(text, str):
-            raise InputTypeError(
-                f"text {index} is {text!r:.40} ({type(text).__name__}), expected a string"
-            )
-    return listed
-
-
-def _report_long(tokens: Sequence[Tokens], limit: int, on_long: str) -> None:
-    long = [i for i, t in enumerate(tokens) if t.full_length > limit]
-    if not long:
-        return
-    worst = max(long, key=lambda i: tokens[i].full_length)
-    most = tokens[worst].full_length
-    has = f"has {most}" if all(tokens[i].exact for i in long) else f"has at least {most}"
-    story = (
-        f"{len(long)} of {len(tokens)} texts exceed {limit} tokens (the longest, text {worst}, "
-        f"{has})"
-    )
-    if on_long == "error":
-        raise InputError(f"{story}; the first is text {long[0]}")
-    warning = TruncationWarning(f"{story} and were truncated", len(long), most)
-    warnings.warn(warning, stacklevel=stacklevel())
 
 
 def _spans(tokens: Tokens, before: int) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,28 +19,10 @@ import pyenc
 from pyenc.errors import InputError, InputTypeError
 from pyenc.ops import masked_mean_pool
 from tests.conftest import GOLDEN, Golden
+from tests.text.texts import TEXTS
 
 # One golden checkpoint has no sentence-transformers files; test_assumed.py has what is said of it.
 pytestmark = pytest.mark.filterwarnings("ignore::pyenc.AssumptionWarning")
-
-TEXTS = [
-    "The quick brown fox jumps over the lazy dog.",
-    "",
-    "ok",
-    "Why is the sky blue?",
-    "  Rayleigh scattering   makes shorter wavelengths spread.  ",
-    "Ünïcödé — 你好, мир! 🦊",
-]
-
-
-@pytest.fixture(scope="module")
-def encoder() -> pyenc.TextEncoder:
-    return pyenc.load(GOLDEN / "jina_geglu_h4")
-
-
-@pytest.fixture(scope="module")
-def bert() -> pyenc.TextEncoder:
-    return pyenc.load(GOLDEN / "bert_mean_h4")
 
 
 def test_golden_texts(golden: Golden) -> None:
@@ -164,77 +145,6 @@ def test_truncate_dim_comes_before_normalising(encoder: pyenc.TextEncoder) -> No
     np.testing.assert_allclose(unit, head, atol=1e-6)
 
 
-def test_too_long(encoder: pyenc.TextEncoder) -> None:
-    long, short = "fox " * 50, "fox"
-    with pytest.warns(pyenc.TruncationWarning) as caught:
-        cut = encoder.encode([short, long, long + "x"], max_length=12)
-    assert len(caught) == 1
-    assert "2 of 3 texts exceed 12 tokens (the longest, text 2" in str(caught[0].message)
-    assert caught[0].filename == __file__
-    assert isinstance(caught[0].message, pyenc.TruncationWarning)
-    assert (caught[0].message.count, caught[0].message.longest) == (2, 153)
-    with pytest.raises(InputError, match=r"1 of 2 texts exceed 12 tokens .*the first is text 1"):
-        encoder.encode([short, long], max_length=12, on_long="error")
-    # The cut text is its first tokens between the special ones.
-    with pytest.warns(pyenc.TruncationWarning):
-        rows = encoder.encode([long], max_length=12, output="tokens", on_long="truncate")
-    np.testing.assert_allclose(rows[0].vectors.mean(0), cut[1], atol=1e-5)
-    assert len(rows[0].vectors) == 12
-    assert rows[0].spans[0].tolist() == rows[0].spans[-1].tolist() == [0, 0]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        encoder.encode([short, long])
-
-
-@pytest.mark.parametrize("length", [2, 3, np.int64(4)])
-def test_hardly_any_room(encoder: pyenc.TextEncoder, length: int) -> None:
-    with pytest.warns(pyenc.TruncationWarning):
-        rows = encoder.encode("The quick brown fox", max_length=length, output="tokens")
-    assert len(rows.vectors) == length
-
-
-def test_limits(bert: pyenc.TextEncoder, encoder: pyenc.TextEncoder) -> None:
-    """ALiBi goes beyond its own word; a position table does not."""
-    assert encoder.max_length == 8192
-    with pytest.warns(pyenc.TruncationWarning, match="exceed 9000 tokens"):
-        assert encoder.encode("fox " * 9000, max_length=9000).shape == (64,)
-    assert bert.max_length == 256
-    with pytest.warns(pyenc.TruncationWarning):
-        bert.encode("fox " * 500, max_length=320)
-    with pytest.raises(InputError, match="max_length 321 is beyond this checkpoint's 320 position"):
-        bert.encode("fox", max_length=321)
-
-
-@pytest.mark.parametrize(
-    ("golden", "by_tokenizer", "sentence", "right"),
-    [
-        ("jina_geglu_h4", {"model_max_length": 100000}, None, 64),
-        ("jina_geglu_h4", {"max_len": 100000}, None, 64),
-        ("jina_geglu_h4", {"model_max_length": 65}, {"max_seq_length": None}, 64),
-        ("jina_geglu_h4", {"model_max_length": 63}, None, 63),
-        ("jina_geglu_h4", {"model_max_length": 10**30}, None, 64),
-        ("jina_geglu_h4", {"model_max_length": 63}, {"max_seq_length": 8192}, 8192),
-        # What the recipe hands to the tokenizer is the recipe's word.
-        ("jina_geglu_h4", {}, {"tokenizer_args": {"model_max_length": 100000}}, 100000),
-        # It starts at 64 and states 512 positions.
-        ("mosaic_mlm_h4", {"model_max_length": 100000}, None, 512),
-        ("bert_mean_h4", {"model_max_length": 100000}, None, 320),
-    ],
-)
-def test_the_tokenizers_limit_stays_within_the_models(
-    tmp_path: Path, golden: str, by_tokenizer: dict[str, int], sentence: Any, right: int
-) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(GOLDEN / golden, folder)
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    config.pop("model_max_length")
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | by_tokenizer))
-    (folder / "sentence_bert_config.json").unlink(missing_ok=True)
-    if sentence is not None:
-        (folder / "sentence_bert_config.json").write_text(json.dumps(sentence))
-    assert pyenc.load(folder, pooling="mean", normalize=False).max_length == right
-
-
 def test_token_output_for_late_chunking(encoder: pyenc.TextEncoder) -> None:
     text = "The quick  brown fox"
     vectors, spans = encoder.encode(text, output="tokens")
@@ -323,91 +233,6 @@ def test_autocast(golden: Golden, dtype: torch.dtype) -> None:
     assert all(p.grad is not None for name, p in named if not name.startswith("pooler"))
 
 
-def test_without_a_tokenizer(tmp_path: Path) -> None:
-    """MosaicBERT's own repositories carry none: token ids work, texts say what is missing."""
-    source, folder = GOLDEN / "mosaic_mlm_h4", tmp_path / "bare"
-    folder.mkdir()
-    for file in ("config.json", "pytorch_model.bin"):
-        shutil.copy(source / file, folder)
-    bare = pyenc.load(folder)
-    assert bare.model(torch.tensor([[2, 5, 3]])).shape == (1, 3, 64)
-    with pytest.raises(pyenc.CheckpointError, match=r"no tokenizer files.* tokenizer=\.\.\."):
-        bare.encode("the sky")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(pyenc.CheckpointError, match=r"empty: no tokenizer files; looked for tok"):
-        pyenc.load(folder, tokenizer=tmp_path / "empty")
-    given = pyenc.load(folder, tokenizer=source)
-    assert (given.encode(TEXTS) == pyenc.load(source).encode(TEXTS)).all()
-    given.save(tmp_path / "saved")
-    again = pyenc.load(tmp_path / "saved")
-    assert (again.encode(TEXTS) == given.encode(TEXTS)).all()
-
-
-@pytest.mark.parametrize("own", [None, 1024])
-def test_a_borrowed_tokenizer_sets_no_limit(own: int | None, tmp_path: Path) -> None:
-    """Its words are borrowed, not its limit, also once saved; the checkpoint's own limit stays."""
-    source, folder, words = GOLDEN / "mosaic_mlm_h4", tmp_path / "model", tmp_path / "words"
-    folder.mkdir()
-    shutil.copy(source / "pytorch_model.bin", folder)
-    config = json.loads((source / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"alibi_starting_size": 2048}))
-    if own is not None:  # a tokenizer of its own, whose files must not be mixed with the other's
-        (folder / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n")
-        (folder / "added_tokens.json").write_text('{"newtok": 3}')
-        (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": own}))
-    words.mkdir()
-    shutil.copy(source / "vocab.txt", words)
-    cased = {"model_max_length": 77, "max_len": 76, "do_lower_case": False}
-    (words / "tokenizer_config.json").write_text(json.dumps(cased))
-    (words / "config.json").write_text('{"model_type": "bert", "max_position_embeddings": 78}')
-    (words / "sentence_bert_config.json").write_text('{"max_seq_length": 9, "do_lower_case": true}')
-    encoder = pyenc.load(folder, tokenizer=words)
-    assert encoder.max_length == (own or 2048)
-    encoder.save(tmp_path / "saved")
-    again = pyenc.load(tmp_path / "saved")
-    assert again.max_length == (own or 2048)
-    assert (again.encode(TEXTS) == encoder.encode(TEXTS)).all()
-    assert not (tmp_path / "saved/added_tokens.json").exists()
-    assert (encoder.encode("The sky") != encoder.encode("the sky")).any()
-    assert pyenc.load(folder, tokenizer=tmp_path / "saved").max_length == (own or 2048)
-
-
-def test_own_settings_over_a_borrowed_tokenizer(tmp_path: Path) -> None:
-    """`tokenizer_args` hold from the first, not only once saved."""
-    folder = tmp_path / "model"
-    shutil.copytree(GOLDEN / "bert_mean_h4", folder)
-    own = {"max_seq_length": 64, "tokenizer_args": {"do_lower_case": False}}
-    (folder / "sentence_bert_config.json").write_text(json.dumps(own))
-    encoder = pyenc.load(folder, tokenizer=GOLDEN / "bert_mean_h4")
-    encoder.save(tmp_path / "saved")
-    again = pyenc.load(tmp_path / "saved")
-    assert (again.encode("The SKY") == encoder.encode("The SKY")).all()
-    assert (encoder.encode("The SKY") != encoder.encode("the sky")).any()
-
-
-def test_everything_beside_is_saved(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(GOLDEN / "bert_mean_h4", folder)
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    changed = config | {"truncation_side": "left", "extra_special_tokens": ["fox"]}
-    (folder / "tokenizer_config.json").write_text(json.dumps(changed))
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
-    (folder / "additional_chat_templates").mkdir()
-    (folder / "additional_chat_templates/tool.jinja").write_text("{{ tools }}")
-    encoder = pyenc.load(folder)
-    encoder.save(tmp_path / "saved")
-    for name in ("chat_template.jinja", "additional_chat_templates/tool.jinja"):
-        assert (tmp_path / "saved" / name).read_bytes() == (folder / name).read_bytes()
-    again = pyenc.load(tmp_path / "saved")
-    assert again.tokenizer is not None
-    assert again.tokenizer.truncation_side == "left"
-    split = {"split_special_tokens": True}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | split))
-    encoder = pyenc.load(folder)
-    copied = pickle.loads(pickle.dumps(encoder))
-    assert (copied.encode("[SEP] [MASK]") == encoder.encode("[SEP] [MASK]")).all()
-
-
 def test_options_of_load_are_checked_at_load() -> None:
     with pytest.raises(pyenc.BackendError, match="unknown backend 'nope'"):
         pyenc.load(GOLDEN / "bert_mean_h4", backend="nope")
@@ -443,31 +268,6 @@ def test_a_spawned_worker(encoder: pyenc.TextEncoder) -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         got = pool.submit(encoder.encode, TEXTS).result(timeout=120)
     np.testing.assert_allclose(got, encoder.encode(TEXTS), atol=1e-5)
-
-
-def test_save(golden: Golden, tmp_path: Path) -> None:
-    encoder = pyenc.load(golden.folder)
-    encoder.save(tmp_path / "saved")
-    again = pyenc.load(tmp_path / "saved")
-    assert (again.encode(golden.texts) == encoder.encode(golden.texts)).all()
-    assert again.recipe == encoder.recipe
-    assert again.max_length == encoder.max_length
-
-
-def test_old_layout_with_a_transformer_folder(tmp_path: Path) -> None:
-    """sentence-transformers once put the encoder into 0_Transformer."""
-    source, folder = GOLDEN / "bert_mean_h4", tmp_path / "old"
-    shutil.copytree(source, folder / "0_Transformer")
-    shutil.copytree(source / "1_Pooling", folder / "1_Pooling")
-    modules = json.loads((source / "modules.json").read_text())
-    modules[0]["path"] = "0_Transformer"
-    (folder / "modules.json").write_text(json.dumps(modules))
-    encoder = pyenc.load(folder)
-    assert encoder.max_length == 256
-    expected = pyenc.load(source).encode(TEXTS)
-    assert (encoder.encode(TEXTS) == expected).all()
-    encoder.save(tmp_path / "saved")
-    assert (pyenc.load(tmp_path / "saved").encode(TEXTS) == expected).all()
 
 
 def test_progress_bar_only_when_asked_or_on_a_terminal(

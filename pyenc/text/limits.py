@@ -1,0 +1,83 @@
+"""How many tokens a text may have: what the files and the caller say, and what is told where a text
+has more."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from ..callers import stacklevel
+from ..errors import InputError
+from ..loading import Checkpoint
+from ..models import EncoderConfig
+from .arguments import whole
+from .recipe import Recipe
+from .tokenizer import TextTokenizer, Tokens
+
+
+class TruncationWarning(UserWarning):
+    """Texts were longer than the model's limit and were cut.
+
+    Attributes:
+        count: how many.
+        longest: tokens of the longest of them; at least so many where the message says so, for
+            the rest of a very long text is not tokenised.
+    """
+
+    def __init__(self, message: str, count: int = 0, longest: int = 0) -> None:
+        super().__init__(message)
+        self.count = count
+        self.longest = longest
+
+
+def loaded_limit(checkpoint: Checkpoint, tokenizer: TextTokenizer | None, recipe: Recipe) -> int:
+    """The limit that the files set: the recipe's word, else the tokenizer's up to the model's, else
+    the model's; never beyond a position table.
+    """
+    config = checkpoint.encoder.config
+    by_tokenizer = None if tokenizer is None else tokenizer.max_length
+    if by_tokenizer is not None and "model_max_length" not in recipe.tokenizer_settings:
+        # As in sentence-transformers: what tokenizer_config.json says is capped, what the recipe
+        # puts over it is not. MosaicBERT states positions beside the size that it starts at.
+        stated = checkpoint.config.get("max_position_embeddings")
+        own = max(config.max_length, stated if type(stated) is int else 0)
+        by_tokenizer = min(by_tokenizer, own)
+    limit = recipe.max_length or by_tokenizer or config.max_length
+    return min(limit, config.num_positions or limit)
+
+
+def checked_limit(max_length: Any, tokenizer: TextTokenizer | None, config: EncoderConfig) -> int:
+    """The limit that a caller asks for.
+
+    Raises:
+        InputError: no whole number, no room for the special tokens, or beyond a position table.
+    """
+    max_length = whole("max_length", max_length)
+    special = 0 if tokenizer is None else tokenizer.num_special
+    if max_length < max(1, special):
+        raise InputError(f"max_length {max_length} leaves no room for the {special} special tokens")
+    table = config.num_positions
+    if table and max_length > table:
+        raise InputError(
+            f"max_length {max_length} is beyond this checkpoint's {table} position embeddings"
+        )
+    return max_length
+
+
+def report_long(tokens: Sequence[Tokens], limit: int, on_long: str) -> None:
+    """One `TruncationWarning` for all texts beyond the limit; under "error", an `InputError`."""
+    long = [i for i, t in enumerate(tokens) if t.full_length > limit]
+    if not long:
+        return
+    worst = max(long, key=lambda i: tokens[i].full_length)
+    most = tokens[worst].full_length
+    has = f"has {most}" if all(tokens[i].exact for i in long) else f"has at least {most}"
+    story = (
+        f"{len(long)} of {len(tokens)} texts exceed {limit} tokens (the longest, text {worst}, "
+        f"{has})"
+    )
+    if on_long == "error":
+        raise InputError(f"{story}; the first is text {long[0]}")
+    warning = TruncationWarning(f"{story} and were truncated", len(long), most)
+    warnings.warn(warning, stacklevel=stacklevel())
