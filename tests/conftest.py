@@ -43,6 +43,10 @@ class Golden:
             None if types is None else types.long(),
         )
 
+    def skipped(self, batch: str) -> Tensor | int:
+        """Leading tokens of each row that pooling leaves out, (B,), if there are any."""
+        return self.io.get(f"{batch}.instruction_length", 0)
+
     @property
     def batches(self) -> list[str]:
         return list(self.meta["batches"])

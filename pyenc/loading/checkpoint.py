@@ -83,10 +83,10 @@ def load_checkpoint(
         shape = family.config(reader, bare)
     except InputError as error:
         raise CheckpointError(f"{config_path}: {error}") from error
-    layers = count_layers(bare)
+    layers = count_layers(bare, family)
     # One layer too many is enough to be refused, and config.json may speak of a million.
     some = replace(shape, num_layers=min(shape.num_layers, layers + 1))
-    parts = {p: tuple(prefix + n for n in ns) for p, ns in family.parts(some).items()}
+    parts = {p: tuple(prefix + n for n in ns) for p, ns in family.parts(some, bare).items()}
     check_names(files, names, parts, family, prefix, shape, layers)
     # Before anything is built: the product of two absurd sizes is more than torch can count.
     word = names[parts["embeddings.word.weight"][0]]
@@ -180,6 +180,15 @@ def _set_aside(
                 )
             checkpoint.buffers[name] = tensor.clone()
             continue
+        first = _first_name(modern, family, prefix, names)
+        if first is not None:
+            if not _same(tensor, files.read(first)):
+                raise CheckpointError(
+                    f"{files.file_of(name)}: tensor {name!r} differs from {first!r}, which is the "
+                    f"same tensor in {family.name}: which of the two counts is not known"
+                )
+            checkpoint.tied[name] = next(p for p, ns in checkpoint.sources.items() if first in ns)
+            continue
         if tensor.is_floating_point():
             # The small dtypes of quantised heads cannot be asked.
             plain = tensor if tensor.dtype in DTYPES.values() else tensor.float()
@@ -193,6 +202,13 @@ def _set_aside(
         if view not in copies:
             copies[view] = tensor, tensor.clone()
         checkpoint.set_aside[name] = copies[view][1]
+
+
+def _first_name(name: str, family: Family, prefix: str, names: dict[str, str]) -> str | None:
+    """The stored name of the tensor that this one is a second name of."""
+    firsts = (family.same.get(reading) for reading in readings(name, family, prefix))
+    first = next(filter(None, firsts), None)
+    return None if first is None else names.get(prefix + first)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -13,12 +13,10 @@ from ..models.families import Family, Parts
 from .constants import Same, constant
 from .weights import WeightFiles
 
-_LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
 
-
-def count_layers(bare: Collection[str]) -> int:
+def count_layers(bare: Collection[str], family: Family) -> int:
     """How many layers tensor names (prefix stripped) tell of."""
-    return len({match[1] for name in bare if (match := _LAYER.match(name))})
+    return len({match[1] for name in bare if (match := re.match(family.layer, name))})
 
 
 def readings(name: str, family: Family, prefix: str) -> Iterator[str]:
@@ -75,7 +73,10 @@ def check_names(
         stored
         for name, stored in names.items()
         if name not in wanted
-        and not any(r.startswith(family.set_aside) for r in readings(name, family, prefix))
+        and not any(
+            r.startswith(family.set_aside) or r in family.same
+            for r in readings(name, family, prefix)
+        )
         and constant_of(name, family, prefix, config) is None
         and not is_counter(files, name, stored)
     ]
@@ -84,7 +85,7 @@ def check_names(
         return
     if config.num_layers != found:
         problems.append(
-            f"config.json: num_hidden_layers is {config.num_layers}, the weights have {found}"
+            f"config.json: {family.layers_key} is {config.num_layers}, the weights have {found}"
         )
     raise CheckpointError(
         f"{files.folder}: the tensors are not those of {family.name} as config.json describes "

@@ -7,13 +7,18 @@ from typing import Literal
 
 from ..errors import InputError
 from ..ops import ACTIVATIONS
+from .rotary import Rotary
+
+POSITIONS = ("alibi", "absolute", "rotary", "relative")
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
     """Shape and arithmetic of an `Encoder`; families differ in these fields and in tensor names.
 
-    Post-norm throughout: `x = norm(x + attention(x))`, `x = norm(x + feed_forward(x))`.
+    Post-norm: `x = norm(x + attention(x))`, `x = norm(x + feed_forward(x))`. Pre-norm
+    (`norm_first`): `x = x + attention(norm(x))`, `x = x + feed_forward(norm(x))`, and a norm at the
+    end.
     """
 
     vocab_size: int
@@ -21,32 +26,73 @@ class EncoderConfig:
     num_layers: int
     num_heads: int
     intermediate_size: int
-    position: Literal["alibi", "absolute"]
+    position: Literal["alibi", "absolute", "rotary", "relative"]
+    """A bias of the scores by distance (`alibi`, `relative`), a table added to the embeddings, or
+    a turn of queries and keys."""
     max_length: int
     """Tokens a text may have by the checkpoint's word; ALiBi itself has no limit."""
+    head_size: int | None = None
+    """Channels of a head where they are not `hidden_size / num_heads`."""
+
     num_positions: int = 0
     """Rows of the absolute position table; 0 without one."""
+    padding_id: int | None = None
+    """RoBERTa's way to count absolute positions: tokens other than this id, from the id plus one;
+    the padding id itself stands at its own number. None: a token's column."""
+    relative_buckets: int = 0
+    """Rows of a relative position table (T5's buckets) that all layers add to their scores."""
+    relative_max_distance: int = 128
+    rotary: Rotary | None = None
+    local_rotary: Rotary | None = None
+    """Of layers with a window, where theirs is another."""
+    window: int | None = None
+    """Keys that a local layer sees on each side of a query."""
+    local: tuple[bool, ...] = ()
+    """Which layers see no more than `window`; empty: none."""
+    scale: float | None = None
+    """Factor of the scores; None: head_dim ** -0.5."""
+    log_length: int = 0
+    """GTE's log-n scaling: queries times log(n) / log(log_length); 0 without it."""
+    log_length_at_least_one: bool = False
+
     type_vocab_size: int = 0
     activation: str = "gelu"
     gated: bool = False
     gate_first: bool = True
     """Which half of a gated feed-forward's rows is activated."""
+    qkv_bias: bool = True
+    out_bias: bool = True
     up_bias: bool = True
+    down_bias: bool = True
+
+    norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-12
+    norm_bias: bool = True
+    norm_first: bool = False
+    """Pre-norm."""
+    embedding_norm: bool = True
+    first_norm: bool = True
+    """Pre-norm: whether the first layer's attention has its norm (ModernBERT's has none)."""
+    wide_residual: bool = False
+    """Pre-norm in float16: the residual sums and the product before them in float32, for weights
+    whose sums pass what float16 holds (T5)."""
     qk_norm: bool = False
     """LayerNorm over the full width of q and of k, before the heads are split."""
     second_residual: bool = False
     """JinaBert qk-post-norm: x is added, and normalised, a second time after attention."""
     pooler: bool = False
     """tanh(dense(first token)), part of many checkpoints, used by few."""
+
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
+    feed_forward_dropout: Literal["inner", "outer", "both"] | None = None
+    """Dropout of the activated values, of the result, or of both; None: inner where gated."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"EncoderConfig: {name} must be positive: {getattr(self, name)}")
-        if self.hidden_size % self.num_heads:
+        if self.head_size is None and self.hidden_size % self.num_heads:
             raise InputError(
                 f"EncoderConfig: hidden_size {self.hidden_size} is not a multiple of num_heads "
                 f"{self.num_heads}"
@@ -55,14 +101,50 @@ class EncoderConfig:
             raise InputError(
                 f"EncoderConfig: unknown activation {self.activation!r}; known: {ACTIVATIONS}"
             )
-        if self.position not in ("alibi", "absolute"):
-            raise InputError(f"EncoderConfig: unknown position {self.position!r}")
-        if self.position == "absolute" and self.num_positions < 1:
-            raise InputError("EncoderConfig: absolute positions need num_positions")
+        self._check_positions()
         for name in ("hidden_dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"EncoderConfig: {name} must be in [0, 1): {getattr(self, name)}")
 
+    def _check_positions(self) -> None:
+        if self.position not in POSITIONS:
+            raise InputError(
+                f"EncoderConfig: unknown position {self.position!r}; known: {', '.join(POSITIONS)}"
+            )
+        if self.position == "absolute" and self.num_positions < 1:
+            raise InputError("EncoderConfig: absolute positions need num_positions")
+        if self.padding_id is not None and self.padding_id < 0:
+            raise InputError(f"EncoderConfig: padding_id must not be negative: {self.padding_id}")
+        if (self.position == "rotary") != (self.rotary is not None):
+            raise InputError('EncoderConfig: position "rotary" needs the field rotary, others none')
+        if self.position == "rotary" and self.head_dim % 2:
+            raise InputError(f"EncoderConfig: rotary needs even heads, not {self.head_dim}")
+        if self.position == "relative" and self.relative_buckets < 1:
+            raise InputError("EncoderConfig: relative positions need relative_buckets")
+        if self.relative_buckets and (
+            self.position == "alibi"
+            or self.relative_buckets % 4
+            or self.relative_max_distance <= self.relative_buckets // 4
+        ):
+            raise InputError(
+                f"EncoderConfig: relative_buckets {self.relative_buckets} must be a multiple of 4, "
+                f"with relative_max_distance {self.relative_max_distance} above a quarter of it, "
+                "and not beside alibi"
+            )
+        if any(self.local) and (self.window is None or self.window < 0):
+            raise InputError(f"EncoderConfig: local layers need a window >= 0, not {self.window}")
+        if self.local and len(self.local) < self.num_layers:
+            raise InputError(
+                f"EncoderConfig: local names {len(self.local)} of {self.num_layers} layers"
+            )
+        if self.log_length and self.log_length < 2:
+            raise InputError(f"EncoderConfig: log_length must be at least 2: {self.log_length}")
+
     @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
+        return self.hidden_size // self.num_heads if self.head_size is None else self.head_size
+
+    @property
+    def by_distance(self) -> bool:
+        """Whether attention depends on how far apart two tokens are, beside what rotary does."""
+        return self.position == "alibi" or self.relative_buckets > 0 or any(self.local)

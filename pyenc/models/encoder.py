@@ -1,7 +1,7 @@
-"""One encoder for every family: embeddings, post-norm layers of attention and feed-forward.
+"""One encoder for every family: embeddings, then layers of attention and feed-forward.
 
-Read top to bottom. Shapes as suffixes: B rows, N padded length, T packed tokens, H heads,
-D head dim, C channels, F feed-forward.
+What the layers are made of is in `layers.py`. Shapes as suffixes: B rows, N padded length,
+T packed tokens, C channels.
 """
 
 from __future__ import annotations
@@ -15,16 +15,13 @@ from torch import Tensor, nn
 
 from ..errors import InputAttributeError, InputError, InputTypeError
 from ..forking import check_forked
-from ..ops import ALiBi, add_layer_norm, alibi_slopes, attention, gated_linear, linear
+from ..ops import ALiBi, RelativePositionBias, alibi_slopes
 from ..ops.attention.validation import check_skip_eps
 from ..ops.backend import compiling, requested_backend
 from .config import EncoderConfig
-from .packing import check_packed, pack, places
-
-CPU_ROWS = 1024
-"""Tokens that a CPU takes through the feed-forward at a time when no gradient is wanted: the
-(T, 2F) between its products is the largest tensor of all, and stays small at this size."""
-
+from .layers import Call, Embeddings, Layer, Norm, PreNormLayer, Turn
+from .packing import check_packed, count_from_padding, pack, places
+from .rotary import Rotary, log_length_scale
 
 SETTINGS = ("backend", "skip_eps")
 """What may be set of an encoder that is made."""
@@ -50,7 +47,12 @@ class Encoder(nn.Module):
         self.backend = backend
         self.skip_eps = skip_eps
         self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.relative_bias: nn.Embedding | None = None
+        if config.relative_buckets:
+            self.relative_bias = nn.Embedding(config.relative_buckets, config.num_heads)
+        kind = PreNormLayer if config.norm_first else Layer
+        self.layers = nn.ModuleList(kind(config, i) for i in range(config.num_layers))
+        self.final_norm = Norm(config) if config.norm_first else None
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.pooler else None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -104,11 +106,12 @@ class Encoder(nn.Module):
             InputError: shapes disagree, or an id or a position is out of range.
         """
         check_forked()
-        packed = pack(input_ids, attention_mask, token_type_ids)
+        packed = pack(input_ids, attention_mask, token_type_ids, self.config.padding_id)
         hidden_TC = self.forward_packed(
             packed.input_ids,
             packed.cu_seqlens,
             positions=packed.positions,
+            position_ids=packed.position_ids,
             token_type_ids=packed.token_type_ids,
             contiguous=not packed.has_holes,
         )
@@ -120,6 +123,7 @@ class Encoder(nn.Module):
         cu_seqlens: Tensor,
         *,
         positions: Tensor | None = None,
+        position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         contiguous: bool = False,
         checked: bool = False,
@@ -129,7 +133,10 @@ class Encoder(nn.Module):
         Args:
             input_ids: (T,) integers.
             cu_seqlens: (B + 1,) int32 or int64, cumulative lengths.
-            positions: (T,) integers, default 0..n-1 in each sequence.
+            positions: (T,) integers, columns of the padded row, default 0..n-1 in each sequence:
+                what distances are differences of.
+            position_ids: (T,) integers, rows of the absolute position table; default `positions`,
+                or by the ids where the family counts from its padding id (`config.padding_id`).
             token_type_ids: (T,) integers, default zeros.
             contiguous: the caller's word that positions rise by one in each sequence, which lets
                 relative biases take the faster path.
@@ -144,24 +151,26 @@ class Encoder(nn.Module):
             InputError: shapes disagree, or an id or a position is out of range.
         """
         check_forked()
-        check_packed(input_ids, cu_seqlens, positions, token_type_ids, values=not checked)
-        relative = None if positions is None or contiguous else positions
-        if self.config.position == "absolute":
-            # Only the table reads them: attention itself has no notion of distance here.
-            relative = None
-            positions = places(cu_seqlens, input_ids.shape[0]) if positions is None else positions
+        check_packed(
+            input_ids, cu_seqlens, positions, token_type_ids, position_ids, values=not checked
+        )
+        position_ids = self._position_ids(input_ids, cu_seqlens, positions, position_ids)
         if not checked:
-            self._check_ranges(input_ids, positions, token_type_ids)
-        bias = None
-        if self.config.position == "alibi":
-            # Made here, not kept as a buffer: buffers come back as garbage from meta devices.
-            bias = ALiBi(
-                alibi_slopes(self.config.num_heads).to(input_ids.device, non_blocking=True)
-            )
-        x_TC = self.embeddings(input_ids, positions, token_type_ids, self.backend)
+            self._check_ranges(input_ids, position_ids, token_type_ids)
+        call = self._call(input_ids, cu_seqlens, positions, contiguous)
+        x_TC = self.embeddings(input_ids, position_ids, token_type_ids, self.backend)
+        if self.final_norm is None:
+            for layer in self.layers:
+                x_TC = layer(x_TC, call)
+            return x_TC
+        dtype = x_TC.dtype
+        if self.config.wide_residual and dtype == torch.float16:
+            x_TC = x_TC.float()
+        term_TC: Tensor | None = None
         for layer in self.layers:
-            x_TC = layer(x_TC, cu_seqlens, bias, relative, self.backend, self.skip_eps)
-        return x_TC
+            x_TC, term_TC = layer(x_TC, term_TC, call)
+        x_TC, _ = self.final_norm(x_TC, term_TC, self.backend)
+        return F.dropout(x_TC.to(dtype), self.config.hidden_dropout, self.training)
 
     def check(
         self,
@@ -169,6 +178,7 @@ class Encoder(nn.Module):
         cu_seqlens: Tensor,
         *,
         positions: Tensor | None = None,
+        position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> None:
         """Look at the values that `forward_packed` would be given; returns nothing.
@@ -176,10 +186,61 @@ class Encoder(nn.Module):
         Raises:
             InputError: as there, naming what is wrong and where.
         """
-        check_packed(input_ids, cu_seqlens, positions, token_type_ids)
-        if self.config.position == "absolute" and positions is None:
-            positions = places(cu_seqlens, input_ids.shape[0])
-        self._check_ranges(input_ids, positions, token_type_ids)
+        check_packed(input_ids, cu_seqlens, positions, token_type_ids, position_ids)
+        position_ids = self._position_ids(input_ids, cu_seqlens, positions, position_ids)
+        self._check_ranges(input_ids, position_ids, token_type_ids)
+
+    def _position_ids(
+        self,
+        input_ids: Tensor,
+        cu_seqlens: Tensor,
+        positions: Tensor | None,
+        position_ids: Tensor | None,
+    ) -> Tensor | None:
+        """Rows of the absolute position table; None without one."""
+        if self.config.position != "absolute" or position_ids is not None:
+            return position_ids if self.config.position == "absolute" else None
+        if self.config.padding_id is not None:
+            return count_from_padding(input_ids, cu_seqlens, self.config.padding_id)
+        return places(cu_seqlens, input_ids.shape[0]) if positions is None else positions
+
+    def _call(
+        self, input_ids: Tensor, cu_seqlens: Tensor, positions: Tensor | None, contiguous: bool
+    ) -> Call:
+        """What depends on the lengths and positions alone, made once for all layers."""
+        config, tokens, device = self.config, input_ids.shape[0], input_ids.device
+        bias: ALiBi | RelativePositionBias | None = None
+        if config.position == "alibi":
+            # Made here, not kept as a buffer: buffers come back as garbage from meta devices.
+            bias = ALiBi(alibi_slopes(config.num_heads).to(device, non_blocking=True))
+        elif self.relative_bias is not None:
+            bias = RelativePositionBias(self.relative_bias.weight, config.relative_max_distance)
+        turn = local_turn = None
+        if config.rotary is not None:
+            rows_T = torch.arange(tokens, device=device)
+            columns_T = places(cu_seqlens, tokens) if positions is None else positions
+
+            def turned(rotary: Rotary) -> Turn:
+                return Turn(*rotary.tables(columns_T, cu_seqlens, config.head_dim), rows_T)
+
+            turn = turned(config.rotary)
+            same = config.local_rotary in (None, config.rotary)
+            local_turn = turn if same else turned(config.local_rotary or config.rotary)
+        query_scale = None
+        if config.log_length:
+            query_scale = log_length_scale(
+                cu_seqlens, config.log_length, config.log_length_at_least_one, tokens
+            )
+        return Call(
+            cu_seqlens=cu_seqlens,
+            bias=bias,
+            positions=None if contiguous or not config.by_distance else positions,
+            turn=turn,
+            local_turn=local_turn,
+            query_scale=query_scale,
+            backend=self.backend,
+            skip_eps=self.skip_eps,
+        )
 
     def pooler_output(self, first_BC: Tensor) -> Tensor:
         """tanh(dense(x)) of first tokens (B, C), for checkpoints that carry a pooler."""
@@ -188,15 +249,15 @@ class Encoder(nn.Module):
         return torch.tanh(self.pooler(first_BC))
 
     def _check_ranges(
-        self, input_ids: Tensor, positions: Tensor | None, token_type_ids: Tensor | None
+        self, input_ids: Tensor, position_ids: Tensor | None, token_type_ids: Tensor | None
     ) -> None:
         if compiling() or input_ids.numel() == 0:
             return
         limits = [("token id", input_ids, self.config.vocab_size)]
         if token_type_ids is not None:
             limits.append(("token type", token_type_ids, max(1, self.config.type_vocab_size)))
-        if positions is not None and self.config.position == "absolute":
-            limits.append(("position", positions, self.config.num_positions))
+        if position_ids is not None:
+            limits.append(("position", position_ids, self.config.num_positions))
         for what, values, limit in limits:
             low, high = int(values.min()), int(values.max())
             if low < 0 or high >= limit:
@@ -206,162 +267,3 @@ class Encoder(nn.Module):
                     f"{what} {bad} at packed token {t} is out of range: this checkpoint has 0 to "
                     f"{limit - 1}"
                 )
-
-
-class Embeddings(nn.Module):
-    """norm(word + token type + position)."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.word = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.token_type: nn.Embedding | None = None
-        self.position: nn.Embedding | None = None
-        if config.type_vocab_size:
-            self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        if config.position == "absolute":
-            self.position = nn.Embedding(config.num_positions, config.hidden_size)
-        self.norm = Norm(config)
-        self.dropout = config.hidden_dropout
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        positions: Tensor | None,
-        token_type_ids: Tensor | None,
-        backend: str | None,
-    ) -> Tensor:
-        x_TC = self.word(input_ids)
-        if self.token_type is not None:
-            if token_type_ids is None:
-                x_TC = x_TC + self.token_type.weight[0]
-            else:
-                x_TC = x_TC + self.token_type(token_type_ids)
-        if self.position is not None:
-            x_TC = x_TC + self.position(positions)
-        return F.dropout(self.norm(x_TC, None, backend), self.dropout, self.training)
-
-
-class Norm(nn.Module):
-    """LayerNorm of a sum; the parameters of one `add_layer_norm`."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(config.hidden_size))
-        self.bias = nn.Parameter(torch.zeros(config.hidden_size))
-        self.eps = config.norm_eps
-
-    def forward(self, x_TC: Tensor, residual_TC: Tensor | None, backend: str | None) -> Tensor:
-        return add_layer_norm(x_TC, residual_TC, self.weight, self.bias, self.eps, backend=backend)[
-            0
-        ]
-
-
-class Linear(nn.Linear):
-    """The parameters of one `linear`."""
-
-    def forward(  # type: ignore[override]
-        self, x_TC: Tensor, backend: str | None, activation: str | None = None
-    ) -> Tensor:
-        return linear(x_TC, self.weight, self.bias, activation, backend=backend)
-
-
-class Layer(nn.Module):
-    """x = norm(x + attention(x)); x = norm(x + feed_forward(x))."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.attention = Attention(config)
-        self.attention_norm = Norm(config)
-        self.second_norm = Norm(config) if config.second_residual else None
-        self.feed_forward = FeedForward(config)
-        self.feed_forward_norm = Norm(config)
-        self.dropout = config.hidden_dropout
-
-    def forward(
-        self,
-        x_TC: Tensor,
-        cu_seqlens: Tensor,
-        bias: ALiBi | None,
-        positions: Tensor | None,
-        backend: str | None,
-        skip_eps: float | None,
-    ) -> Tensor:
-        a_TC = self.attention(x_TC, cu_seqlens, bias, positions, backend, skip_eps)
-        h_TC = self.attention_norm(F.dropout(a_TC, self.dropout, self.training), x_TC, backend)
-        if self.second_norm is not None:
-            h_TC = self.second_norm(x_TC, h_TC, backend)
-        return self.feed_forward_norm(self.feed_forward(h_TC, backend), h_TC, backend)
-
-
-class Attention(nn.Module):
-    """q, k, v in one product; optional norms of q and k over their full width; heads; output."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
-        self.q_norm = Norm(config) if config.qk_norm else None
-        self.k_norm = Norm(config) if config.qk_norm else None
-        self.out = Linear(config.hidden_size, config.hidden_size)
-        self.heads = (config.num_heads, config.head_dim)
-        self.dropout = config.attention_dropout
-
-    def forward(
-        self,
-        x_TC: Tensor,
-        cu_seqlens: Tensor,
-        bias: ALiBi | None,
-        positions: Tensor | None,
-        backend: str | None,
-        skip_eps: float | None,
-    ) -> Tensor:
-        q_TC, k_TC, v_TC = self.qkv(x_TC, backend).chunk(3, dim=-1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q_TC, k_TC = self.q_norm(q_TC, None, backend), self.k_norm(k_TC, None, backend)
-        # Under autocast the norms answer in float32 and the product does not.
-        q_THD, k_THD, v_THD = (
-            y.to(v_TC.dtype).unflatten(-1, self.heads) for y in (q_TC, k_TC, v_TC)
-        )
-        out_THD = attention(
-            q_THD,
-            k_THD,
-            v_THD,
-            cu_seqlens,
-            bias=bias,
-            positions=positions,
-            dropout_p=self.dropout if self.training else 0.0,
-            skip_eps=skip_eps,
-            backend=backend,
-        )
-        assert isinstance(out_THD, Tensor)
-        return self.out(out_THD.flatten(1), backend)
-
-
-class FeedForward(nn.Module):
-    """down(activation(gate) * value), or down(activation(up)) where the family is not gated."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        rows = config.intermediate_size * (2 if config.gated else 1)
-        self.up = Linear(config.hidden_size, rows, bias=config.up_bias)
-        self.down = Linear(config.intermediate_size, config.hidden_size)
-        self.activation = config.activation
-        self.gated = config.gated
-        self.gate_first = config.gate_first
-        self.dropout = config.hidden_dropout
-
-    def forward(self, x_TC: Tensor, backend: str | None) -> Tensor:
-        whole = torch.is_grad_enabled() or compiling() or x_TC.device.type != "cpu"
-        if whole or x_TC.shape[0] <= CPU_ROWS:
-            return self.rows(x_TC, backend)
-        return torch.cat([self.rows(part_TC, backend) for part_TC in x_TC.split(CPU_ROWS)])
-
-    def rows(self, x_TC: Tensor, backend: str | None) -> Tensor:
-        """The arithmetic; each token for itself."""
-        if self.gated:
-            m_TF = gated_linear(
-                x_TC, self.up.weight, self.up.bias, self.activation, self.gate_first,
-                backend=backend,
-            )  # fmt: skip
-            return self.down(F.dropout(m_TF, self.dropout, self.training), backend)
-        m_TF = self.up(x_TC, backend, self.activation)
-        return F.dropout(self.down(m_TF, backend), self.dropout, self.training)

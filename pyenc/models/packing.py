@@ -23,6 +23,7 @@ class Packed:
     token_type_ids: Tensor | None  # (T,)
     cu_seqlens: Tensor  # (B + 1,) int64
     positions: Tensor  # (T,) columns of the padded rows
+    position_ids: Tensor | None  # (T,) counted from the padding id, masked tokens counted too
     has_holes: bool
     """Some row has zeros between its tokens: distances are then not differences of places."""
     index: Tensor  # (T,) places in the flattened (B * N)
@@ -34,8 +35,16 @@ class Packed:
         return rows.index_copy(0, self.index, hidden).unflatten(0, self.shape)
 
 
-def pack(input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None) -> Packed:
+def pack(
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor | None,
+    padding_id: int | None = None,
+) -> Packed:
     """Pack (B, N) ids under a 0/1 mask of any shape: right, left or no padding, holes, empty rows.
+
+    padding_id: of a family whose positions are counted from it. They are counted here, where the
+    masked tokens still are: an id that is masked, and no padding, takes a position.
 
     Raises:
         InputError: shapes disagree, ids are not integers, or the mask is not of zeros and ones.
@@ -45,8 +54,13 @@ def pack(input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tenso
         raise InputError(f"input_ids must be (B, N), got {tuple(input_ids.shape)}")
     if token_type_ids is not None:
         check_like("token_type_ids", token_type_ids, input_ids)
+    position_ids = None
+    if padding_id is not None:
+        rows, length = input_ids.shape
+        bounds = torch.arange(rows + 1, device=input_ids.device) * length
+        position_ids = count_from_padding(input_ids.reshape(-1), bounds, padding_id)
     if attention_mask is None:
-        return _all(input_ids, token_type_ids)
+        return _all(input_ids, token_type_ids, position_ids)
     if not isinstance(attention_mask, Tensor) or attention_mask.shape != input_ids.shape:
         raise InputError(
             f"attention_mask must be a tensor shaped as input_ids, {tuple(input_ids.shape)}; got "
@@ -70,6 +84,7 @@ def pack(input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tenso
         token_type_ids=None if token_type_ids is None else token_type_ids.reshape(-1)[index],
         cu_seqlens=cu_seqlens,
         positions=positions,
+        position_ids=None if position_ids is None else position_ids[index],
         # To ask for the values would break the graph; holes are what is right for every mask.
         has_holes=one_graph or _has_holes(kept, counts),
         index=index,
@@ -85,7 +100,7 @@ def _one_graph() -> bool:
     return bool(dynamo.capture_dynamic_output_shape_ops)
 
 
-def _all(input_ids: Tensor, token_type_ids: Tensor | None) -> Packed:
+def _all(input_ids: Tensor, token_type_ids: Tensor | None, position_ids: Tensor | None) -> Packed:
     """Without a mask nothing depends on values, so torch.compile sees every shape."""
     rows, length = input_ids.shape
     index = torch.arange(rows * length, device=input_ids.device)
@@ -94,6 +109,7 @@ def _all(input_ids: Tensor, token_type_ids: Tensor | None) -> Packed:
         token_type_ids=None if token_type_ids is None else token_type_ids.reshape(-1),
         cu_seqlens=torch.arange(rows + 1, device=input_ids.device) * length,
         positions=index % length if length else index,
+        position_ids=position_ids,
         has_holes=False,
         index=index,
         shape=(rows, length),
@@ -122,6 +138,7 @@ def check_packed(
     cu_seqlens: Tensor,
     positions: Tensor | None,
     token_type_ids: Tensor | None,
+    position_ids: Tensor | None = None,
     *,
     values: bool = True,
 ) -> None:
@@ -134,7 +151,11 @@ def check_packed(
     if input_ids.ndim != 1:
         raise InputError(f"forward_packed: input_ids must be (T,), got {tuple(input_ids.shape)}")
     check_cu_seqlens("forward_packed", cu_seqlens)
-    for name, given in (("positions", positions), ("token_type_ids", token_type_ids)):
+    for name, given in (
+        ("positions", positions),
+        ("position_ids", position_ids),
+        ("token_type_ids", token_type_ids),
+    ):
         if given is not None:
             check_like(name, given, input_ids)
     if values and not compiling():
@@ -147,6 +168,19 @@ def places(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
         cu_seqlens[:-1].long(), cu_seqlens.diff().long(), output_size=num_tokens
     )
     return torch.arange(num_tokens, device=cu_seqlens.device) - starts
+
+
+def count_from_padding(input_ids: Tensor, cu_seqlens: Tensor, padding_id: int) -> Tensor:
+    """RoBERTa's positions, (T,) int64: the n-th id of a sequence that is not the padding id stands
+    at n + padding_id (the first is n = 1), and padding ids at padding_id.
+    """
+    real = input_ids != padding_id
+    # One sum over all, less what it was at the beginning of each sequence.
+    before = torch.nn.functional.pad(real.cumsum(0), (1, 0))
+    start = torch.repeat_interleave(
+        before[cu_seqlens[:-1].long()], cu_seqlens.diff().long(), output_size=input_ids.shape[0]
+    )
+    return (before[1:] - start) * real + padding_id
 
 
 def _has_holes(kept: Tensor, counts: Tensor) -> bool:

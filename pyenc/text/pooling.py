@@ -18,7 +18,7 @@ def pool(
     cu_seqlens: Tensor,
     recipe: Recipe,
     *,
-    skip_tokens: int = 0,
+    skip_tokens: int | Tensor = 0,
     backend: str | None = None,
 ) -> Tensor:
     """Pool, then the dense layers; not yet truncated or normalised.
@@ -27,7 +27,8 @@ def pool(
         hidden_TC: (T, C).
         cu_seqlens: (B + 1,).
         recipe: which pooling.
-        skip_tokens: leading tokens of each sequence left out of a mean (its prompt).
+        skip_tokens: leading tokens left out of a mean (a prompt): of every sequence, or (B,)
+            integers, of each.
         backend: of `segment_mean`.
 
     Returns:
@@ -37,7 +38,11 @@ def pool(
     lengths = cu_seqlens.diff()
     if recipe.pooling == "mean":
         weights = None
-        if skip_tokens:
+        if isinstance(skip_tokens, Tensor):
+            skip_tokens = torch.repeat_interleave(
+                skip_tokens.to(lengths), lengths.long(), output_size=hidden_TC.shape[0]
+            )
+        if isinstance(skip_tokens, Tensor) or skip_tokens:
             weights = (places(cu_seqlens, hidden_TC.shape[0]) >= skip_tokens).float()
         pooled = segment_mean(hidden_TC, cu_seqlens, weights, backend=backend)
     else:

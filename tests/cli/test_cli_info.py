@@ -17,7 +17,19 @@ from pyenc.ops.linear import choices
 pytestmark = pytest.mark.filterwarnings("ignore::pyenc.AssumptionWarning")
 
 CHECKPOINTS = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
-FAMILIES = {"bert": "BERT", "jina": "JinaBert", "mosaic": "MosaicBERT"}
+FAMILIES = {
+    "bert": "BERT",
+    "distilbert": "DistilBERT",
+    "gte": "GTE v1.5",
+    "jina": "JinaBert",
+    "modernbert": "ModernBERT",
+    "mosaic": "MosaicBERT",
+    "mpnet": "MPNet",
+    "nomic": "nomic-bert",
+    "roberta": "RoBERTa",
+    "t5": "T5",
+    "xlmr": "RoBERTa",
+}
 
 
 def facts(cli: Cli, *argv: object) -> dict[str, Any]:
@@ -36,11 +48,12 @@ def test_every_golden(cli: Cli, name: str) -> None:
     found = facts(cli, GOLDEN / name)
     encoder = pyenc.load(GOLDEN / name, device="cpu")
     config = encoder.model.config
-    expected = next((v for k, v in FAMILIES.items() if name.startswith(k)), "")
+    expected = FAMILIES[name.split("_")[0]]
     assert found["family"].startswith(expected)
     shape = found["architecture"]
     assert shape["layers"] == config.num_layers
-    assert shape["heads"] * shape["head_dim"] == shape["hidden_size"] == config.hidden_size
+    assert (shape["heads"], shape["head_dim"]) == (config.num_heads, config.head_dim)
+    assert shape["hidden_size"] == config.hidden_size
     assert shape["feed_forward"]["gated"] == config.gated
     assert shape["position"] == config.position
     count = sum(p.numel() for p in encoder.model.parameters())

@@ -147,7 +147,7 @@ def test_unknown_architecture_lists_the_known(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("bert_mean_h4", {"model_type": "xlm-roberta"}, "model_type is 'xlm-roberta'"),
+        ("bert_mean_h4", {"model_type": "electra"}, "model_type is 'electra'"),
         ("bert_mean_h4", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ("bert_mean_h4", {"is_decoder": True}, "is_decoder is True"),
         ("bert_mean_h4", {"hidden_act": "mish"}, "hidden_act 'mish' is unknown; known: gelu"),

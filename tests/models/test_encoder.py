@@ -11,7 +11,7 @@ from torch import Tensor
 from pyenc.errors import InputError
 from pyenc.loading import load_checkpoint
 from pyenc.models import Encoder, EncoderConfig, packing
-from pyenc.models import encoder as encoder_module
+from pyenc.models import layers as layers_module
 from tests.conftest import GOLDEN
 
 ALIBI = EncoderConfig(
@@ -222,7 +222,7 @@ def test_packed_compiles_without_a_graph_break(encoder: Encoder) -> None:
 def test_feed_forward_in_parts(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     ids, mask = padded(rows([9, 30, 2]))
     whole = encoder(ids, mask)
-    monkeypatch.setattr(encoder_module, "CPU_ROWS", 7)
+    monkeypatch.setattr(layers_module, "CPU_ROWS", 7)
     torch.testing.assert_close(encoder(ids, mask), whole, rtol=0, atol=1e-5)
 
 

@@ -6,7 +6,7 @@ import copyreg
 from collections.abc import Collection
 
 from ...errors import UnknownArchitectureError
-from . import bert, jina, jina_qk, mosaic
+from . import bert, distilbert, gte, jina, jina_qk, modernbert, mosaic, mpnet, nomic, roberta, t5
 from .family import ConfigFile, Family, Parts
 
 FAMILIES: tuple[Family, ...] = (
@@ -14,6 +14,13 @@ FAMILIES: tuple[Family, ...] = (
     jina_qk.FAMILY,
     jina.FAMILY,
     jina.FAMILY_ORIGINAL,
+    gte.FAMILY,
+    modernbert.FAMILY,
+    nomic.FAMILY,
+    mpnet.FAMILY,
+    t5.FAMILY,
+    distilbert.FAMILY,
+    roberta.FAMILY,
     bert.FAMILY,
 )
 

@@ -1,7 +1,7 @@
 """BERT: all-MiniLM, GIST, bge, mxbai, e5, LaBSE as far as they are plain BERT.
 
-Devlin et al., arXiv 1810.04805. XLM-R and RoBERTa share the tensor names and not the positions
-(theirs start after the padding id): `config.json` tells them apart, and they are refused.
+Devlin et al., arXiv 1810.04805. RoBERTa's tensors have the same names (`roberta.py`), JinaBert's
+with the original feed-forward too (`jina.py`): `config.json` tells them apart.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from ..config import EncoderConfig
 from .family import (
     ConfigFile,
     Family,
+    Names,
     Parts,
     attention_output,
     common_fields,
@@ -19,7 +20,8 @@ from .family import (
 )
 
 
-def _config(config: ConfigFile, names: frozenset[str]) -> EncoderConfig:
+def shape(config: ConfigFile, names: Names) -> EncoderConfig:
+    """The encoder of a plain BERT, for those that are one but for a field or two."""
     absolute = "plain BERT has absolute positions"
     config.require("position_embedding_type", ("absolute", None), "absolute", absolute)
     config.require("is_decoder", (False, None), False, "pyenc runs encoders only")
@@ -34,7 +36,7 @@ def _config(config: ConfigFile, names: frozenset[str]) -> EncoderConfig:
     )
 
 
-def _parts(config: EncoderConfig) -> Parts:
+def _parts(config: EncoderConfig, names: Names) -> Parts:
     parts = embedding_parts(config)
     for i in range(config.num_layers):
         ours, theirs = f"layers.{i}", f"encoder.layer.{i}"
@@ -52,6 +54,6 @@ FAMILY = Family(
     ),
     # JinaBert with the original feed-forward has these names too, and says "alibi".
     accepts=lambda config: config.values.get("position_embedding_type") != "alibi",
-    config=_config,
+    config=shape,
     parts=_parts,
 )

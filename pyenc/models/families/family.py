@@ -31,6 +31,9 @@ LARGEST = 2**31
 Parts = dict[str, tuple[str, ...]]
 """Parameter of `Encoder` -> the file's tensors that stand in its rows, top to bottom."""
 
+Names = frozenset[str]
+"""A file's tensor names, prefix stripped."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -41,9 +44,9 @@ class Family:
     """Published checkpoints, for people: the list in the error about unknown architectures."""
     signature: tuple[str, ...]
     """Tensor names (prefix stripped) that together mark the family."""
-    config: Callable[[ConfigFile, frozenset[str]], EncoderConfig]
+    config: Callable[[ConfigFile, Names], EncoderConfig]
     """The encoder that `config.json` and the tensor names describe."""
-    parts: Callable[[EncoderConfig], Parts]
+    parts: Callable[[EncoderConfig, Names], Parts]
     accepts: Callable[[ConfigFile], bool] = lambda config: True
     """Where names are shared: does `config.json` say that it is this family?"""
     model_types: tuple[str, ...] = ("bert",)
@@ -57,6 +60,12 @@ class Family:
         default_factory=lambda: {"cls.predictions.decoder.weight": "embeddings.word.weight"}
     )
     """Head tensors that are one with a parameter; written from it when they were equal."""
+    same: Mapping[str, str] = field(default_factory=dict)
+    """Second names of a tensor: name -> the name that is read; refused where they differ."""
+    layer: str = r"encoder\.layer\.(\d+)\."
+    """How the names of a layer's tensors begin."""
+    layers_key: str = "num_hidden_layers"
+    """What `config.json` calls the number of layers."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,34 @@ class ConfigFile:
             raise CheckpointError(f"{self.path}: {key} must be a string, got {value!r}")
         return value
 
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{self.path}: {key} must be true or false, got {value!r}")
+        return value
+
+    def section(self, key: str) -> ConfigFile:
+        """An object inside of the file; null and absent are empty."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise CheckpointError(f"{self.path}: {key} must be an object or null, got {value!r}")
+        return ConfigFile(f"{self.path}: {key}", value or {})
+
+    def spelled(self, *keys: str) -> str:
+        """Which of several spellings of one setting is there: the first, where none is.
+
+        Raises:
+            CheckpointError: two are there and differ.
+        """
+        there = [key for key in keys if self.values.get(key) is not None]
+        for key in there[1:]:
+            if self.values[key] != self.values[there[0]]:
+                raise CheckpointError(
+                    f"{self.path}: {there[0]} is {self.values[there[0]]!r} and {key} is "
+                    f"{self.values[key]!r}, two spellings of one setting"
+                )
+        return there[0] if there else keys[0]
+
     def activation(self, key: str = "hidden_act") -> str:
         name = self.text(key, "gelu")
         if name not in ACTIVATION_NAMES:
@@ -110,7 +147,7 @@ class ConfigFile:
             )
 
 
-def common_fields(config: ConfigFile, names: frozenset[str]) -> dict[str, Any]:
+def common_fields(config: ConfigFile, names: Names) -> dict[str, Any]:
     """The fields that every BERT-descended `config.json` spells alike."""
     return {
         "vocab_size": config.integer("vocab_size"),
@@ -141,6 +178,11 @@ def embedding_parts(config: EncoderConfig) -> Parts:
     if config.pooler:
         parts |= both("pooler", "pooler.dense")
     return parts
+
+
+def weights(parameter: str, *tensors: str) -> Parts:
+    """The weight of a layer without bias, of one tensor or of several, one below the other."""
+    return {f"{parameter}.weight": tuple(f"{tensor}.weight" for tensor in tensors)}
 
 
 def separate_qkv(ours: str, theirs: str) -> Parts:

@@ -11,6 +11,7 @@ from ..config import EncoderConfig
 from .family import (
     ConfigFile,
     Family,
+    Names,
     Parts,
     attention_output,
     common_fields,
@@ -38,7 +39,7 @@ def gate(config: ConfigFile) -> str | None:
     return activations[kind]
 
 
-def _config(config: ConfigFile, names: frozenset[str]) -> EncoderConfig:
+def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     alibi_only(config)
     activation = gate(config)
     return EncoderConfig(
@@ -52,7 +53,7 @@ def _config(config: ConfigFile, names: frozenset[str]) -> EncoderConfig:
     )
 
 
-def _parts(config: EncoderConfig) -> Parts:
+def _parts(config: EncoderConfig, names: Names) -> Parts:
     parts = embedding_parts(config)
     for i in range(config.num_layers):
         ours, theirs = f"layers.{i}", f"encoder.layer.{i}"

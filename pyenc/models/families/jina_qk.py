@@ -11,6 +11,7 @@ from ..config import EncoderConfig
 from .family import (
     ConfigFile,
     Family,
+    Names,
     Parts,
     attention_output,
     both,
@@ -21,7 +22,7 @@ from .family import (
 from .jina import alibi_only, gate
 
 
-def _config(config: ConfigFile, names: frozenset[str]) -> EncoderConfig:
+def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     alibi_only(config)
     activation = gate(config)
     return EncoderConfig(
@@ -38,7 +39,7 @@ def _config(config: ConfigFile, names: frozenset[str]) -> EncoderConfig:
     )
 
 
-def _parts(config: EncoderConfig) -> Parts:
+def _parts(config: EncoderConfig, names: Names) -> Parts:
     parts = embedding_parts(config)
     up = "up_gated_layer" if config.gated else "up_layer"
     for i in range(config.num_layers):

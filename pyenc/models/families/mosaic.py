@@ -10,6 +10,7 @@ from ..config import EncoderConfig
 from .family import (
     ConfigFile,
     Family,
+    Names,
     Parts,
     attention_output,
     both,
@@ -19,7 +20,7 @@ from .family import (
 )
 
 
-def _config(config: ConfigFile, names: frozenset[str]) -> EncoderConfig:
+def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     # MosaicBERT's own class defaults to 512; lodestone trained longer than it starts.
     trained = config.integer("alibi_starting_size", 512)
     return EncoderConfig(
@@ -33,7 +34,7 @@ def _config(config: ConfigFile, names: frozenset[str]) -> EncoderConfig:
     )
 
 
-def _parts(config: EncoderConfig) -> Parts:
+def _parts(config: EncoderConfig, names: Names) -> Parts:
     parts = embedding_parts(config)
     for i in range(config.num_layers):
         ours, theirs = f"layers.{i}", f"encoder.layer.{i}"

@@ -1,0 +1,61 @@
+"""DistilBERT: msmarco-distilbert, multi-qa-distilbert, distiluse, splade's encoder.
+
+Sanh et al., arXiv 1910.01108. BERT without token types and pooler, under other names.
+"""
+
+from __future__ import annotations
+
+from ..config import EncoderConfig
+from .family import ConfigFile, Family, Names, Parts, both
+
+
+def _config(config: ConfigFile, names: Names) -> EncoderConfig:
+    positions = config.integer("max_position_embeddings", 512)
+    return EncoderConfig(
+        vocab_size=config.integer("vocab_size", 30522),
+        hidden_size=config.integer("dim", 768),
+        num_layers=config.integer("n_layers", 6),
+        num_heads=config.integer("n_heads", 12),
+        intermediate_size=config.integer("hidden_dim", 3072),
+        position="absolute",
+        num_positions=positions,
+        max_length=positions,
+        activation=config.activation("activation"),
+        hidden_dropout=config.number("dropout", 0.1),
+        attention_dropout=config.number("attention_dropout", 0.1),
+    )
+
+
+def _parts(config: EncoderConfig, names: Names) -> Parts:
+    parts: Parts = {
+        "embeddings.word.weight": ("embeddings.word_embeddings.weight",),
+        "embeddings.position.weight": ("embeddings.position_embeddings.weight",),
+    }
+    parts |= both("embeddings.norm", "embeddings.LayerNorm")
+    for i in range(config.num_layers):
+        ours, theirs = f"layers.{i}", f"transformer.layer.{i}"
+        for w in ("weight", "bias"):
+            parts[f"{ours}.attention.qkv.{w}"] = tuple(
+                f"{theirs}.attention.{x}_lin.{w}" for x in "qkv"
+            )
+        parts |= both(f"{ours}.attention.out", f"{theirs}.attention.out_lin")
+        parts |= both(f"{ours}.attention_norm", f"{theirs}.sa_layer_norm")
+        parts |= both(f"{ours}.feed_forward.up", f"{theirs}.ffn.lin1")
+        parts |= both(f"{ours}.feed_forward.down", f"{theirs}.ffn.lin2")
+        parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.output_layer_norm")
+    return parts
+
+
+FAMILY = Family(
+    name="DistilBERT",
+    checkpoints="DistilBERT (msmarco-distilbert, multi-qa-distilbert-cos-v1)",
+    signature=("transformer.layer.0.attention.q_lin.weight",),
+    config=_config,
+    parts=_parts,
+    model_types=("distilbert",),
+    prefixes=("", "distilbert.", "model."),
+    set_aside=("vocab_", "classifier.", "pre_classifier.", "qa_outputs."),
+    tied={"vocab_projector.weight": "embeddings.word.weight"},
+    layer=r"transformer\.layer\.(\d+)\.",
+    layers_key="n_layers",
+)

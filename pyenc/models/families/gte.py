@@ -1,0 +1,105 @@
+"""GTE v1.5: gte-base/-large-en-v1.5, gte-multilingual-base, snowflake-arctic-embed-m-v2.0, stella.
+
+Zhang et al., mGTE, arXiv 2407.19669; Alibaba's own layout (`model_type: new`), and the one of
+transformers (`gte`), which writes the same names. Rotary positions, a feed-forward whose second
+rows are the gate.
+"""
+
+from __future__ import annotations
+
+from ...errors import CheckpointError
+from ..config import EncoderConfig
+from ..rotary import Rotary
+from .family import ConfigFile, Family, Names, Parts, both, common_fields, embedding_parts, weights
+
+
+def _rotary(config: ConfigFile) -> Rotary:
+    """theta and NTK scaling, as Alibaba's files spell them or as transformers 5 does."""
+    parameters = config.section("rope_parameters")
+    scaling = config.section("rope_scaling")
+    if parameters.values and scaling.values:
+        raise CheckpointError(
+            f"{config.path}: rope_parameters and rope_scaling, two spellings of one setting"
+        )
+    scaling = scaling if scaling.values else parameters
+    place = parameters if "rope_theta" in parameters.values else config
+    theta = place.number("rope_theta", 160_000.0 if _native(config) else 10_000.0)
+    kind = scaling.text(scaling.spelled("rope_type", "type"), "default")
+    known = {
+        "default": {"rope_theta", "rope_type", "type", "factor"},
+        "ntk": {"rope_theta", "rope_type", "type", "factor", "mixed_b"},
+    }
+    strange = set(scaling.values) - known.get(kind, set())
+    if kind not in known or strange or scaling.values.get("mixed_b") is not None:
+        raise CheckpointError(
+            f"{scaling.path}: {dict(scaling.values)!r} is not served; served: null, or type "
+            '"default", or type "ntk" with a factor and without mixed_b'
+        )
+    if kind == "default":
+        return Rotary(theta)
+    factor = scaling.number("factor", 1.0)
+    if factor < 1:
+        raise CheckpointError(f"{scaling.path}: factor must be at least 1, got {factor}")
+    return Rotary(theta, factor=factor)
+
+
+def _native(config: ConfigFile) -> bool:
+    return config.values.get("model_type") == "gte"
+
+
+def _config(config: ConfigFile, names: Names) -> EncoderConfig:
+    config.require("position_embedding_type", ("rope", None), "rope", "GTE has rotary positions")
+    config.require("layer_norm_type", ("layer_norm",), "layer_norm", "GTE has layer norms")
+    length = config.integer("max_position_embeddings", 8192 if _native(config) else 2048)
+    scaled = config.flag("logn_attention_scale", False)
+    fields = common_fields(config, names)
+    fields["type_vocab_size"] = config.integer("type_vocab_size", 1)
+    return EncoderConfig(
+        **fields,
+        position="rotary",
+        max_length=length,
+        rotary=_rotary(config),
+        log_length=length if scaled else 0,
+        log_length_at_least_one=config.flag("logn_attention_clip1", False),
+        activation=config.activation(),
+        gated=True,
+        gate_first=False,
+        up_bias=False,
+        attention_dropout=config.number("attention_probs_dropout_prob", 0.0),
+        feed_forward_dropout="both",
+    )
+
+
+def _parts(config: EncoderConfig, names: Names) -> Parts:
+    parts = embedding_parts(config)
+    for i in range(config.num_layers):
+        ours, theirs = f"layers.{i}", f"encoder.layer.{i}"
+        if f"{theirs}.attention.qkv_proj.weight" in names:
+            parts |= both(f"{ours}.attention.qkv", f"{theirs}.attention.qkv_proj")
+        else:  # pack_qkv: false
+            for w in ("weight", "bias"):
+                parts[f"{ours}.attention.qkv.{w}"] = tuple(
+                    f"{theirs}.attention.{x}_proj.{w}" for x in "qkv"
+                )
+        parts |= both(f"{ours}.attention.out", f"{theirs}.attention.o_proj")
+        parts |= both(f"{ours}.attention_norm", f"{theirs}.attn_ln")
+        parts |= weights(f"{ours}.feed_forward.up", f"{theirs}.mlp.up_gate_proj")
+        parts |= both(f"{ours}.feed_forward.down", f"{theirs}.mlp.down_proj")
+        parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.mlp_ln")
+    return parts
+
+
+FAMILY = Family(
+    name="GTE v1.5",
+    checkpoints=(
+        "GTE v1.5 (gte-base-en-v1.5, gte-large-en-v1.5, gte-multilingual-base, "
+        "snowflake-arctic-embed-m-v2.0)"
+    ),
+    signature=("encoder.layer.0.mlp.up_gate_proj.weight",),
+    config=_config,
+    parts=_parts,
+    model_types=("new", "gte"),
+    pooling="cls",
+    prefixes=("", "new.", "gte.", "model."),
+    tied={"lm_head.decoder.weight": "embeddings.word.weight"},
+)

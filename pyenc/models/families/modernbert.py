@@ -1,0 +1,126 @@
+"""ModernBERT: gte-modernbert-base, modernbert-embed-base, ettin, mmBERT.
+
+Warner et al., arXiv 2412.13663. Pre-norm, rotary positions with a base of their own in the layers
+that see a window, a gated feed-forward whose first rows are the gate, no norm before the first
+layer's attention. `config.json` is spelled in two ways, of transformers 4 and of 5.
+"""
+
+from __future__ import annotations
+
+from ...errors import CheckpointError
+from ..config import EncoderConfig
+from ..rotary import Rotary
+from .family import ConfigFile, Family, Names, Parts
+
+KINDS = ("full_attention", "sliding_attention")
+
+
+def _local(config: ConfigFile, layers: int) -> tuple[bool, ...]:
+    """Which layers see a window: by a list, or every layer but each n-th from the first."""
+    types = config.values.get("layer_types")
+    if types is None:
+        every = config.integer("global_attn_every_n_layers", 3)
+        if every < 1:
+            raise CheckpointError(
+                f"{config.path}: global_attn_every_n_layers must be at least 1, got {every}"
+            )
+        return tuple(i % every != 0 for i in range(layers))
+    if not isinstance(types, list) or len(types) != layers:
+        count = len(types) if isinstance(types, list) else repr(types)
+        raise CheckpointError(
+            f"{config.path}: layer_types must be a list of {layers} layers, got {count}"
+        )
+    for i, kind in enumerate(types):
+        if kind not in KINDS:
+            raise CheckpointError(
+                f"{config.path}: layer_types[{i}] {kind!r} is unknown; known: {', '.join(KINDS)}"
+            )
+    return tuple(kind == "sliding_attention" for kind in types)
+
+
+def _rotary(config: ConfigFile, kind: str, key: str, default: float) -> Rotary | None:
+    """Of one kind of layer; None where its base is null: that of the other kind."""
+    parameters = config.section("rope_parameters").section(kind)
+    rope_type = parameters.text("rope_type", "default")
+    strange = set(parameters.values) - {"rope_theta", "rope_type"}
+    if rope_type != "default" or strange:
+        raise CheckpointError(
+            f"{parameters.path}: {dict(parameters.values)!r} is not served; served: rope_theta "
+            'with rope_type "default"'
+        )
+    if parameters.values.get("rope_theta") is not None:
+        return Rotary(parameters.number("rope_theta", default))
+    if key in config.values and config.values[key] is None:
+        return None
+    return Rotary(config.number(key, default))
+
+
+def _config(config: ConfigFile, names: Names) -> EncoderConfig:
+    layers = config.integer("num_hidden_layers", 22)
+    whole = _rotary(config, "full_attention", "global_rope_theta", 160_000.0)
+    if whole is None:
+        raise CheckpointError(f"{config.path}: global_rope_theta is null; expected a number")
+    config.require("rope_scaling", (None,), None, "pyenc serves ModernBERT without scaling")
+    biased, mlp_biased = config.flag("attention_bias", False), config.flag("mlp_bias", False)
+    return EncoderConfig(
+        vocab_size=config.integer("vocab_size", 50368),
+        hidden_size=config.integer("hidden_size", 768),
+        num_layers=layers,
+        num_heads=config.integer("num_attention_heads", 12),
+        intermediate_size=config.integer("intermediate_size", 1152),
+        position="rotary",
+        max_length=config.integer("max_position_embeddings", 8192),
+        rotary=whole,
+        local_rotary=_rotary(config, "sliding_attention", "local_rope_theta", 10_000.0),
+        window=config.integer("local_attention", 128) // 2,
+        local=_local(config, layers),
+        activation=config.activation("hidden_activation"),
+        gated=True,
+        qkv_bias=biased,
+        out_bias=biased,
+        up_bias=mlp_biased,
+        down_bias=mlp_biased,
+        norm_eps=config.number("norm_eps", 1e-5),
+        norm_bias=config.flag("norm_bias", False),
+        norm_first=True,
+        first_norm=False,
+        # One number for three places; all published files say 0.
+        hidden_dropout=config.number("mlp_dropout", 0.0),
+        attention_dropout=config.number("attention_dropout", 0.0),
+        feed_forward_dropout="inner",
+    )
+
+
+def _parts(config: EncoderConfig, names: Names) -> Parts:
+    parts: Parts = {"embeddings.word.weight": ("embeddings.tok_embeddings.weight",)}
+
+    def add(ours: str, theirs: str, bias: bool) -> None:
+        for w in ("weight", "bias") if bias else ("weight",):
+            parts[f"{ours}.{w}"] = (f"{theirs}.{w}",)
+
+    add("embeddings.norm", "embeddings.norm", config.norm_bias)
+    for i in range(config.num_layers):
+        layer = f"layers.{i}"
+        if i:
+            add(f"{layer}.attention_norm", f"{layer}.attn_norm", config.norm_bias)
+        add(f"{layer}.attention.qkv", f"{layer}.attn.Wqkv", config.qkv_bias)
+        add(f"{layer}.attention.out", f"{layer}.attn.Wo", config.out_bias)
+        add(f"{layer}.feed_forward_norm", f"{layer}.mlp_norm", config.norm_bias)
+        add(f"{layer}.feed_forward.up", f"{layer}.mlp.Wi", config.up_bias)
+        add(f"{layer}.feed_forward.down", f"{layer}.mlp.Wo", config.down_bias)
+    add("final_norm", "final_norm", config.norm_bias)
+    return parts
+
+
+FAMILY = Family(
+    name="ModernBERT",
+    checkpoints="ModernBERT (gte-modernbert-base, modernbert-embed-base, ettin, mmBERT)",
+    signature=("layers.0.attn.Wqkv.weight", "embeddings.tok_embeddings.weight"),
+    config=_config,
+    parts=_parts,
+    model_types=("modernbert",),
+    prefixes=("", "model."),
+    set_aside=("head.", "decoder.", "classifier."),
+    tied={"decoder.weight": "embeddings.word.weight"},
+    layer=r"layers\.(\d+)\.",
+)

@@ -1,0 +1,138 @@
+"""nomic-bert: nomic-embed-text-v1 and -v1.5, snowflake-arctic-embed-m-long, CodeRankEmbed.
+
+Nussbaum et al., arXiv 2402.01613. Post-norm without biases, rotary positions, SwiGLU. Files spell
+their settings as GPT-2 does, as transformers 5 does, or both ways.
+"""
+
+from __future__ import annotations
+
+from ...errors import CheckpointError
+from ..config import EncoderConfig
+from ..rotary import Rotary
+from .family import ConfigFile, Family, Names, Parts, both, weights
+
+NOT_SERVED = {
+    "prenorm": False, "causal": False, "parallel_block": False, "use_rms_norm": False,
+    "qkv_proj_bias": False, "mlp_fc1_bias": False, "mlp_fc2_bias": False,
+    "rotary_emb_interleaved": False, "rotary_emb_scale_base": None, "num_experts": None,
+    "moe_every_n_layers": None,
+}  # fmt: skip
+
+
+def _rotary(config: ConfigFile) -> Rotary:
+    parameters = config.section("rope_parameters")
+    trained = config.integer(
+        config.spelled("max_trained_positions", "max_position_embeddings"), 2048
+    )
+    base = config.values.get("rotary_emb_base")
+    if "rope_theta" in parameters.values:
+        theta = parameters.number("rope_theta", 1000.0)
+        if base is not None and base != theta:
+            raise CheckpointError(
+                f"{config.path}: rotary_emb_base is {base!r} and rope_parameters.rope_theta "
+                f"{theta!r}, two spellings of one setting"
+            )
+    elif base is None and "n_embd" in config.values:
+        raise CheckpointError(
+            f"{config.path}: rotary_emb_base is missing: 1000 or 10000, by the copy of the "
+            "original code"
+        )
+    else:
+        theta = config.number("rotary_emb_base", 1000.0)
+    kind = parameters.text("rope_type", "default")
+    if kind not in ("default", "dynamic"):
+        raise CheckpointError(
+            f"{parameters.path}: rope_type {kind!r} is not served; served: default, dynamic"
+        )
+    place, key = (parameters, "factor") if kind == "dynamic" else (config, "rotary_scaling_factor")
+    if place.values.get(key) is None:
+        return Rotary(theta)
+    return Rotary(theta, dynamic_factor=place.number(key, 1.0), trained_length=trained)
+
+
+def _intermediate(config: ConfigFile, hidden: int) -> int:
+    if config.values.get("n_inner") is None and config.values.get("intermediate_size") is not None:
+        return config.integer("intermediate_size")
+    # The original code rounds up to a multiple of 256.
+    inner = int(8 * hidden / 3)
+    if config.values.get("n_inner") is not None:
+        inner = config.integer("n_inner")
+    inner = -(-inner // 256) * 256
+    said = config.values.get("intermediate_size", inner)
+    if said not in (inner, config.values.get("n_inner")):
+        raise CheckpointError(
+            f"{config.path}: intermediate_size is {said!r}, but n_inner makes it {inner}"
+        )
+    return inner
+
+
+def _config(config: ConfigFile, names: Names) -> EncoderConfig:
+    for key, value in NOT_SERVED.items():
+        config.require(key, (value, None), value, "pyenc serves nomic-bert without it")
+    gpt2 = config.values.get("n_embd") is not None
+    config.require("rotary_emb_fraction", (1.0,), 0.0 if gpt2 else 1.0, "pyenc turns whole heads")
+    activation = config.spelled("activation_function", "hidden_act")
+    if {config.values.get("activation_function"), config.values.get("hidden_act")} == {
+        "swiglu", "silu"
+    }:  # fmt: skip
+        activation = "hidden_act"  # one thing by two names
+    config.require(activation, ("swiglu", "silu"), "silu", "pyenc serves nomic-bert's SwiGLU")
+    hidden = config.integer(config.spelled("hidden_size", "n_embd"), 768)
+    eps = config.spelled("layer_norm_eps", "layer_norm_epsilon")
+    return EncoderConfig(
+        vocab_size=config.integer("vocab_size", 30528),
+        hidden_size=hidden,
+        num_layers=config.integer(config.spelled("num_hidden_layers", "n_layer"), 12),
+        num_heads=config.integer(config.spelled("num_attention_heads", "n_head"), 12),
+        intermediate_size=_intermediate(config, hidden),
+        position="rotary",
+        max_length=config.integer(
+            config.spelled("max_trained_positions", "max_position_embeddings"), 2048
+        ),
+        rotary=_rotary(config),
+        type_vocab_size=config.integer("type_vocab_size", 2),
+        activation="silu",
+        gated=True,
+        gate_first=False,
+        qkv_bias=False,
+        out_bias=False,
+        up_bias=False,
+        down_bias=False,
+        norm_eps=config.number(eps, 1e-5 if gpt2 else 1e-12),
+        pooler="pooler.dense.weight" in names,
+        hidden_dropout=config.number(config.spelled("resid_pdrop", "hidden_dropout_prob"), 0.0),
+        attention_dropout=config.number(
+            config.spelled("attn_pdrop", "attention_probs_dropout_prob"), 0.0
+        ),
+        feed_forward_dropout="outer",
+    )
+
+
+def _parts(config: EncoderConfig, names: Names) -> Parts:
+    parts: Parts = {"embeddings.word.weight": ("embeddings.word_embeddings.weight",)}
+    if config.type_vocab_size:
+        parts["embeddings.token_type.weight"] = ("embeddings.token_type_embeddings.weight",)
+    parts |= both("embeddings.norm", "emb_ln")
+    if config.pooler:
+        parts |= both("pooler", "pooler.dense")
+    for i in range(config.num_layers):
+        ours, theirs = f"layers.{i}", f"encoder.layers.{i}"
+        parts |= weights(f"{ours}.attention.qkv", f"{theirs}.attn.Wqkv")
+        parts |= weights(f"{ours}.attention.out", f"{theirs}.attn.out_proj")
+        parts |= both(f"{ours}.attention_norm", f"{theirs}.norm1")
+        parts |= weights(f"{ours}.feed_forward.up", f"{theirs}.mlp.fc11", f"{theirs}.mlp.fc12")
+        parts |= weights(f"{ours}.feed_forward.down", f"{theirs}.mlp.fc2")
+        parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.norm2")
+    return parts
+
+
+FAMILY = Family(
+    name="nomic-bert",
+    checkpoints="nomic-bert (nomic-embed-text-v1, -v1.5, snowflake-arctic-embed-m-long)",
+    signature=("encoder.layers.0.attn.Wqkv.weight", "emb_ln.weight"),
+    config=_config,
+    parts=_parts,
+    model_types=("nomic_bert",),
+    layer=r"encoder\.layers\.(\d+)\.",
+    layers_key="n_layer",
+)

@@ -1,0 +1,57 @@
+"""RoBERTa, XLM-RoBERTa, CamemBERT: bge-m3, multilingual-e5, all-distilroberta-v1.
+
+Liu et al., arXiv 1907.11692; Conneau et al., arXiv 1911.02116. BERT's names and arithmetic, but
+positions are counted from the padding id: only `model_type` tells them apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...errors import CheckpointError
+from ..config import EncoderConfig
+from . import bert
+from .family import ConfigFile, Family, Names
+
+MODEL_TYPES = ("xlm-roberta", "roberta", "camembert")
+
+
+def padding_id(config: ConfigFile, default: int) -> int:
+    """The id that positions are counted from."""
+    if config.values.get("pad_token_id", default) is None:
+        raise CheckpointError(
+            f"{config.path}: pad_token_id is null, but positions are counted from it; expected the "
+            f"id of the padding token, {default} in the published checkpoints"
+        )
+    return config.integer("pad_token_id", default)
+
+
+def counted(shape: EncoderConfig, config: ConfigFile, padding: int) -> EncoderConfig:
+    """An absolute table whose rows up to the padding id belong to no token."""
+    length = shape.num_positions - padding - 1
+    if length < 1:
+        raise CheckpointError(
+            f"{config.path}: max_position_embeddings {shape.num_positions} leaves no position "
+            f"after the padding id {padding}"
+        )
+    return replace(shape, padding_id=padding, max_length=length)
+
+
+def _config(config: ConfigFile, names: Names) -> EncoderConfig:
+    return counted(bert.shape(config, names), config, padding_id(config, 1))
+
+
+FAMILY = Family(
+    name="RoBERTa",
+    checkpoints=(
+        "RoBERTa and XLM-RoBERTa (bge-m3, multilingual-e5, paraphrase-multilingual, "
+        "all-distilroberta-v1, all-roberta-large-v1, CamemBERT)"
+    ),
+    signature=bert.FAMILY.signature,
+    accepts=lambda config: config.values.get("model_type") in MODEL_TYPES,
+    config=_config,
+    parts=bert.FAMILY.parts,
+    model_types=MODEL_TYPES,
+    prefixes=("", "roberta.", "model.", "model.roberta."),
+    tied={"lm_head.decoder.weight": "embeddings.word.weight"},
+)

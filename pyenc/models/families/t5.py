@@ -1,0 +1,100 @@
+"""T5's encoder: INSTRUCTOR, GTR, sentence-t5, jina-embedding-s/b/l-en-v1.
+
+Raffel et al., arXiv 1910.10683. Pre-norm with RMSNorm and no bias anywhere, relative position
+buckets held by the first block and added in all, scores that are not scaled. The sums of published
+weights pass what float16 holds, so in float16 they are computed wider.
+"""
+
+from __future__ import annotations
+
+from ...errors import CheckpointError
+from ..config import EncoderConfig
+from .family import ACTIVATION_NAMES, ConfigFile, Family, Names, Parts, weights
+
+WORDS = "encoder.embed_tokens.weight"
+
+
+def _activation(config: ConfigFile) -> tuple[str, bool]:
+    """Activation by `feed_forward_proj`, and whether the feed-forward is gated."""
+    default = "gated-gelu" if config.values.get("model_type") == "mt5" else "relu"
+    said = config.text("feed_forward_proj", default)
+    kind, _, name = said.rpartition("-")
+    name = {"gated-gelu": "gelu_new"}.get(said, name)  # the meaning that old files have
+    if kind not in ("", "gated") or name not in ACTIVATION_NAMES:
+        raise CheckpointError(
+            f"{config.path}: feed_forward_proj {said!r} is unknown; known: one of "
+            f"{', '.join(ACTIVATION_NAMES)}, or gated-gelu and the like"
+        )
+    return ACTIVATION_NAMES[name], bool(kind)
+
+
+def _config(config: ConfigFile, names: Names) -> EncoderConfig:
+    activation, gated = _activation(config)
+    return EncoderConfig(
+        vocab_size=config.integer("vocab_size", 32128),
+        hidden_size=config.integer("d_model", 512),
+        num_layers=config.integer("num_layers", 6),
+        num_heads=config.integer("num_heads", 8),
+        intermediate_size=config.integer("d_ff", 2048),
+        head_size=config.integer("d_kv", 64),
+        position="relative",
+        relative_buckets=config.integer("relative_attention_num_buckets", 32),
+        relative_max_distance=config.integer("relative_attention_max_distance", 128),
+        max_length=config.integer("n_positions", 512),
+        scale=1.0,
+        activation=activation,
+        gated=gated,
+        qkv_bias=False,
+        out_bias=False,
+        up_bias=False,
+        down_bias=False,
+        norm="rms",
+        norm_eps=config.number("layer_norm_epsilon", 1e-6),
+        norm_first=True,
+        embedding_norm=False,
+        wide_residual=True,
+        hidden_dropout=config.number("dropout_rate", 0.1),
+        attention_dropout=config.number("dropout_rate", 0.1),
+        feed_forward_dropout="both",
+    )
+
+
+def _parts(config: EncoderConfig, names: Names) -> Parts:
+    parts: Parts = {
+        # Some tools keep the one name, some the other, old files both.
+        "embeddings.word.weight": ("shared.weight" if "shared.weight" in names else WORDS,),
+        "relative_bias.weight": (
+            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        ),
+    }
+    for i in range(config.num_layers):
+        ours, theirs = f"layers.{i}", f"encoder.block.{i}.layer"
+        attention, dense = f"{theirs}.0.SelfAttention", f"{theirs}.1.DenseReluDense"
+        parts |= weights(f"{ours}.attention_norm", f"{theirs}.0.layer_norm")
+        parts |= weights(f"{ours}.attention.qkv", *(f"{attention}.{x}" for x in "qkv"))
+        parts |= weights(f"{ours}.attention.out", f"{attention}.o")
+        parts |= weights(f"{ours}.feed_forward_norm", f"{theirs}.1.layer_norm")
+        up = ("wi_0", "wi_1") if config.gated else ("wi",)
+        parts |= weights(f"{ours}.feed_forward.up", *(f"{dense}.{x}" for x in up))
+        parts |= weights(f"{ours}.feed_forward.down", f"{dense}.wo")
+    parts |= weights("final_norm", "encoder.final_layer_norm")
+    return parts
+
+
+FAMILY = Family(
+    name="T5",
+    checkpoints="T5 encoders (instructor, GTR, sentence-t5, jina-embedding-s/b/l-en-v1)",
+    signature=("encoder.block.0.layer.0.SelfAttention.q.weight",),
+    config=_config,
+    parts=_parts,
+    model_types=("t5", "mt5"),
+    prefixes=("", "model."),
+    set_aside=("decoder.", "lm_head.", "classification_head.", "classifier."),
+    tied={
+        "lm_head.weight": "embeddings.word.weight",
+        "decoder.embed_tokens.weight": "embeddings.word.weight",
+    },
+    same={WORDS: "shared.weight"},
+    layer=r"encoder\.block\.(\d+)\.",
+    layers_key="num_layers",
+)

@@ -1,0 +1,275 @@
+"""What an encoder is made of: embeddings, norms, attention, feed-forward, and a layer of them.
+
+Shapes as suffixes: T packed tokens, H heads, D head dim, C channels, F feed-forward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import (
+    ALiBi,
+    RelativePositionBias,
+    add_layer_norm,
+    add_rms_norm,
+    attention,
+    gated_linear,
+    linear,
+    rotary,
+)
+from ..ops.backend import compiling
+from .config import EncoderConfig
+
+CPU_ROWS = 1024
+"""Tokens that a CPU takes through the feed-forward at a time when no gradient is wanted: the
+(T, 2F) between its products is the largest tensor of all, and stays small at this size."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Rotary tables, a row a token."""
+
+    cos_TD: Tensor  # (T, D/2) float32, as sin
+    sin_TD: Tensor
+    rows_T: Tensor  # 0..T-1
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the layers share in one call."""
+
+    cu_seqlens: Tensor
+    bias: ALiBi | RelativePositionBias | None = None
+    positions: Tensor | None = None
+    """(T,), where distances are not differences of places."""
+    turn: Turn | None = None
+    local_turn: Turn | None = None
+    query_scale: Tensor | None = None  # (T, 1, 1)
+    backend: str | None = None
+    skip_eps: float | None = None
+
+
+class Embeddings(nn.Module):
+    """norm(word + token type + position)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.word = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.token_type: nn.Embedding | None = None
+        self.position: nn.Embedding | None = None
+        if config.type_vocab_size:
+            self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        if config.position == "absolute":
+            self.position = nn.Embedding(config.num_positions, config.hidden_size)
+        self.norm = Norm(config) if config.embedding_norm else None
+        self.dropout = config.hidden_dropout
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+        backend: str | None,
+    ) -> Tensor:
+        x_TC = self.word(input_ids)
+        if self.token_type is not None:
+            if token_type_ids is None:
+                x_TC = x_TC + self.token_type.weight[0]
+            else:
+                x_TC = x_TC + self.token_type(token_type_ids)
+        if self.position is not None:
+            x_TC = x_TC + self.position(position_ids)
+        if self.norm is not None:
+            x_TC, _ = self.norm(x_TC, None, backend)
+        return F.dropout(x_TC, self.dropout, self.training)
+
+
+class Norm(nn.Module):
+    """Norm of a sum, and the sum; the parameters of one `add_layer_norm` or `add_rms_norm`."""
+
+    def __init__(self, config: EncoderConfig, width: int | None = None) -> None:
+        super().__init__()
+        width = config.hidden_size if width is None else width
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias: nn.Parameter | None = None
+        if config.norm == "layer" and config.norm_bias:
+            self.bias = nn.Parameter(torch.zeros(width))
+        self.eps = config.norm_eps
+        self.rms = config.norm == "rms"
+
+    def forward(
+        self, x_TC: Tensor, residual_TC: Tensor | None, backend: str | None
+    ) -> tuple[Tensor, Tensor]:
+        if self.rms:
+            return add_rms_norm(x_TC, residual_TC, self.weight, self.eps, backend=backend)
+        return add_layer_norm(x_TC, residual_TC, self.weight, self.bias, self.eps, backend=backend)
+
+
+class Linear(nn.Linear):
+    """The parameters of one `linear`."""
+
+    def forward(  # type: ignore[override]
+        self, x_TC: Tensor, backend: str | None, activation: str | None = None
+    ) -> Tensor:
+        return linear(x_TC, self.weight, self.bias, activation, backend=backend)
+
+
+class Layer(nn.Module):
+    """x = norm(x + attention(x)); x = norm(x + feed_forward(x))."""
+
+    def __init__(self, config: EncoderConfig, index: int = 0) -> None:
+        super().__init__()
+        self.attention = Attention(config, index)
+        self.attention_norm = Norm(config)
+        self.second_norm = Norm(config) if config.second_residual else None
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = Norm(config)
+        self.dropout = config.hidden_dropout
+
+    def forward(self, x_TC: Tensor, call: Call) -> Tensor:
+        a_TC = F.dropout(self.attention(x_TC, call), self.dropout, self.training)
+        h_TC, _ = self.attention_norm(a_TC, x_TC, call.backend)
+        if self.second_norm is not None:
+            h_TC, _ = self.second_norm(x_TC, h_TC, call.backend)
+        f_TC = self.feed_forward(h_TC, call.backend)
+        out_TC, _ = self.feed_forward_norm(f_TC, h_TC, call.backend)
+        return out_TC
+
+
+class PreNormLayer(nn.Module):
+    """x = x + attention(norm(x)); x = x + feed_forward(norm(x)).
+
+    Each sum is made by the norm that reads it next, so what a layer hands on is x and the last
+    term, not yet added.
+    """
+
+    def __init__(self, config: EncoderConfig, index: int) -> None:
+        super().__init__()
+        self.attention_norm = Norm(config) if index or config.first_norm else None
+        self.attention = Attention(config, index)
+        self.feed_forward_norm = Norm(config)
+        self.feed_forward = FeedForward(config)
+        self.dropout = config.hidden_dropout
+
+    def forward(self, x_TC: Tensor, term_TC: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
+        y_TC = x_TC
+        if self.attention_norm is not None:
+            y_TC, x_TC = self.attention_norm(x_TC, term_TC, call.backend)
+        # Where the sums are wider than the weights, the products are not.
+        y_TC = y_TC.to(self.attention.qkv.weight.dtype)
+        a_TC = F.dropout(self.attention(y_TC, call), self.dropout, self.training)
+        y_TC, x_TC = self.feed_forward_norm(x_TC, a_TC, call.backend)
+        y_TC = y_TC.to(self.feed_forward.up.weight.dtype)
+        return x_TC, self.feed_forward(y_TC, call.backend)
+
+
+class Attention(nn.Module):
+    """q, k, v in one product; optional norms of q and k over their full width; heads; output."""
+
+    def __init__(self, config: EncoderConfig, index: int) -> None:
+        super().__init__()
+        width = config.num_heads * config.head_dim
+        self.qkv = Linear(config.hidden_size, 3 * width, bias=config.qkv_bias)
+        self.q_norm = Norm(config, width) if config.qk_norm else None
+        self.k_norm = Norm(config, width) if config.qk_norm else None
+        self.out = Linear(width, config.hidden_size, bias=config.out_bias)
+        self.heads = (config.num_heads, config.head_dim)
+        self.scale = config.scale
+        local = config.local[index] if config.local else False
+        self.window = (
+            (config.window, config.window) if local and config.window is not None else None
+        )
+        self.dropout = config.attention_dropout
+
+    def forward(self, x_TC: Tensor, call: Call) -> Tensor:
+        q_THD, k_THD, v_THD = self._heads(x_TC, call)
+        out_THD = attention(
+            q_THD,
+            k_THD,
+            v_THD,
+            call.cu_seqlens,
+            bias=call.bias,
+            # Without either, nothing in attention has a distance.
+            positions=call.positions if call.bias is not None or self.window else None,
+            scale=self.scale,
+            window=self.window,
+            dropout_p=self.dropout if self.training else 0.0,
+            skip_eps=call.skip_eps,
+            backend=call.backend,
+        )
+        assert isinstance(out_THD, Tensor)
+        return self.out(out_THD.flatten(1), call.backend)
+
+    def _heads(self, x_TC: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+        heads, dim = self.heads
+        qkv_TC = self.qkv(x_TC, call.backend)
+        turn = call.local_turn if self.window is not None else call.turn
+        if turn is not None:
+            # One call for both: the heads of k are further heads of q.
+            qk_TC, v_TC = qkv_TC.split((2 * heads * dim, heads * dim), dim=-1)
+            qk_THD = rotary(
+                qk_TC.unflatten(-1, (2 * heads, dim)),
+                turn.cos_TD,
+                turn.sin_TD,
+                turn.rows_T,
+                backend=call.backend,
+            )
+            q_THD, k_THD = qk_THD.chunk(2, dim=1)
+            v_THD = v_TC.unflatten(-1, self.heads)
+        else:
+            q_TC, k_TC, v_TC = qkv_TC.chunk(3, dim=-1)
+            if self.q_norm is not None and self.k_norm is not None:
+                q_TC, _ = self.q_norm(q_TC, None, call.backend)
+                k_TC, _ = self.k_norm(k_TC, None, call.backend)
+            # Under autocast the norms answer in float32 and the product does not.
+            q_THD, k_THD, v_THD = (
+                y.to(v_TC.dtype).unflatten(-1, self.heads) for y in (q_TC, k_TC, v_TC)
+            )
+        if call.query_scale is not None:
+            q_THD = q_THD * call.query_scale.to(q_THD.dtype)
+        return q_THD, k_THD, v_THD
+
+
+class FeedForward(nn.Module):
+    """down(activation(gate) * value), or down(activation(up)) where the family is not gated."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        rows = config.intermediate_size * (2 if config.gated else 1)
+        self.up = Linear(config.hidden_size, rows, bias=config.up_bias)
+        self.down = Linear(config.intermediate_size, config.hidden_size, bias=config.down_bias)
+        self.activation = config.activation
+        self.gated = config.gated
+        self.gate_first = config.gate_first
+        self.wide = config.wide_residual
+        self.dropout = config.hidden_dropout
+        place = config.feed_forward_dropout or ("inner" if config.gated else "outer")
+        self.drops = (place != "outer", place != "inner")
+
+    def forward(self, x_TC: Tensor, backend: str | None) -> Tensor:
+        whole = torch.is_grad_enabled() or compiling() or x_TC.device.type != "cpu"
+        if whole or x_TC.shape[0] <= CPU_ROWS:
+            return self.rows(x_TC, backend)
+        return torch.cat([self.rows(part_TC, backend) for part_TC in x_TC.split(CPU_ROWS)])
+
+    def rows(self, x_TC: Tensor, backend: str | None) -> Tensor:
+        """The arithmetic; each token for itself."""
+        inner, outer = (self.dropout if drops else 0.0 for drops in self.drops)
+        if self.gated:
+            m_TF = gated_linear(
+                x_TC, self.up.weight, self.up.bias, self.activation, self.gate_first,
+                backend=backend,
+            )  # fmt: skip
+        else:
+            m_TF = self.up(x_TC, backend, self.activation)
+        m_TF = F.dropout(m_TF, inner, self.training)
+        if self.wide and m_TF.dtype == torch.float16:
+            bias = None if self.down.bias is None else self.down.bias.float()
+            out_TC = linear(m_TF.float(), self.down.weight.float(), bias, backend=backend)
+        else:
+            out_TC = self.down(m_TF, backend)
+        return F.dropout(out_TC, outer, self.training)

@@ -1,0 +1,96 @@
+"""Rotary tables, made for the tokens of one call: nothing is kept, so no call depends on another.
+
+Su et al., RoFormer, arXiv 2104.09864. Shapes: B sequences, T packed tokens, D head dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """How far a pair of channels turns a position.
+
+    Pair i of D/2 turns by `position * theta^(-2i/D)`.
+    """
+
+    theta: float
+    factor: float = 1.0
+    """NTK scaling by a fixed factor, at every length, as GTE v1.5 does it: theta times the factor,
+    and all frequencies divided by factor^(2/D)."""
+    dynamic_factor: float | None = None
+    """NTK scaling f of a sequence of n > `trained_length` tokens, as nomic-bert does it: theta
+    times (f n / trained_length - (f - 1))^(D / (D - 2)). Each sequence by its own length: in the
+    original code it is the padded width of the batch, and so its neighbours."""
+    trained_length: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.theta > 0 or not self.factor > 0:
+            raise InputError(
+                f"Rotary: theta and factor must be positive: {self.theta}, {self.factor}"
+            )
+        if self.dynamic_factor is not None and (
+            not self.dynamic_factor >= 1 or self.trained_length < 1
+        ):
+            raise InputError(
+                "Rotary: dynamic_factor must be at least 1, and needs trained_length: "
+                f"{self.dynamic_factor}, {self.trained_length}"
+            )
+
+    def tables(self, positions_T: Tensor, cu_seqlens: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of every token's angles, (T, D/2) float32.
+
+        The original codes take frequencies and angles in float32, in this order of operations: at
+        position 8,000 another order turns by 5e-4 more.
+        """
+        exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=positions_T.device) / dim
+        if self.dynamic_factor is None:
+            frequencies = 1.0 / ((self.theta * self.factor) ** exponents)
+            if self.factor != 1.0:
+                frequencies = frequencies / self.factor ** (2 / dim)
+        else:
+            spans_B = _spans(positions_T, cu_seqlens).to(torch.float32)
+            grown_B = self.dynamic_factor * spans_B / self.trained_length
+            grown_B = (grown_B - (self.dynamic_factor - 1)) ** (dim / (dim - 2))
+            far_B = spans_B > self.trained_length
+            theta_B = self.theta * torch.where(far_B, grown_B, torch.ones_like(grown_B))
+            frequencies = torch.repeat_interleave(
+                1.0 / theta_B[:, None] ** exponents,
+                cu_seqlens.diff().long(),
+                dim=0,
+                output_size=positions_T.shape[0],
+            )
+        angles = positions_T.to(torch.float32)[:, None] * frequencies
+        return angles.cos(), angles.sin()
+
+
+def _spans(positions_T: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Tokens of each sequence, holes between them counted: (B,); 0 for an empty one."""
+    tokens = positions_T.shape[0]
+    if tokens == 0:
+        return cu_seqlens.diff()
+    first = positions_T[cu_seqlens[:-1].long().clamp(max=tokens - 1)]
+    last = positions_T[(cu_seqlens[1:].long() - 1).clamp(min=0)]
+    return torch.where(cu_seqlens.diff() > 0, last - first + 1, 0)
+
+
+def log_length_scale(cu_seqlens: Tensor, length: int, at_least_one: bool, tokens: int) -> Tensor:
+    """log(n) / log(length) of each token's sequence of n tokens, (T, 1, 1) float32.
+
+    GTE's `logn_attention_scale`, a factor of the queries; Su, "Log-n attention" (2021).
+    """
+    counts_B = cu_seqlens.diff()
+    # An empty sequence has no token that would take its -inf.
+    scale_B = counts_B.to(torch.float32).log() / torch.log(
+        torch.tensor(float(length), dtype=torch.float32, device=counts_B.device)
+    )
+    if at_least_one:
+        scale_B = scale_B.clamp(min=1)
+    scale_T = torch.repeat_interleave(scale_B, counts_B.long(), output_size=tokens)
+    return scale_T[:, None, None]
