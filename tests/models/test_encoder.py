@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from pyenc.errors import InputError
 from pyenc.loading import load_checkpoint
 from pyenc.models import Encoder, EncoderConfig, packing
 from pyenc.models import layers as layers_module
+from pyenc.models.rotary import Rotary
 from tests.conftest import GOLDEN
 
 ALIBI = EncoderConfig(
@@ -23,7 +25,49 @@ ABSOLUTE = dataclasses.replace(
 )
 
 
-@pytest.fixture(params=[ALIBI, ABSOLUTE], ids=["alibi", "absolute"])
+COUNTED = dataclasses.replace(
+    ABSOLUTE, num_positions=42, padding_id=1, relative_buckets=8, relative_max_distance=20
+)
+TURNED = dataclasses.replace(
+    ALIBI,
+    position="rotary",
+    rotary=Rotary(1000.0, dynamic_factor=2.0, trained_length=12),
+    log_length=9,
+)
+PRE_NORM = dataclasses.replace(
+    ALIBI,
+    position="relative",
+    relative_buckets=8,
+    relative_max_distance=20,
+    head_size=10,
+    scale=1.0,
+    norm="rms",
+    norm_first=True,
+    embedding_norm=False,
+    wide_residual=True,
+)
+WINDOWS = dataclasses.replace(
+    ALIBI,
+    position="rotary",
+    rotary=Rotary(1000.0),
+    local_rotary=Rotary(50.0),
+    window=2,
+    local=(True, False),
+    norm_first=True,
+    first_norm=False,
+    norm_bias=False,
+)
+SHAPES = {
+    "alibi": ALIBI,
+    "absolute": ABSOLUTE,
+    "counted": COUNTED,
+    "turned": TURNED,
+    "pre_norm": PRE_NORM,
+    "windows": WINDOWS,
+}
+
+
+@pytest.fixture(params=SHAPES.values(), ids=SHAPES)
 def encoder(request: pytest.FixtureRequest) -> Encoder:
     encoder = Encoder(request.param).eval()
     for parameter in encoder.parameters():
@@ -35,9 +79,13 @@ def rows(lengths: list[int]) -> list[Tensor]:
     return [torch.randint(0, 50, (n,)) for n in lengths]
 
 
-def padded(texts: list[Tensor], left: bool = False, extra: int = 0) -> tuple[Tensor, Tensor]:
+def padded(
+    texts: list[Tensor], left: bool = False, extra: int = 0, fill: int | None = None
+) -> tuple[Tensor, Tensor]:
     width = max(len(t) for t in texts) + extra
     ids = torch.randint(0, 50, (len(texts), width))  # garbage where there is padding
+    if fill is not None:
+        ids.fill_(fill)
     mask = torch.zeros_like(ids)
     for i, text in enumerate(texts):
         place = slice(width - len(text), width) if left else slice(0, len(text))
@@ -70,7 +118,7 @@ def test_layouts_agree(encoder: Encoder) -> None:
 def test_left_padding(encoder: Encoder) -> None:
     """Relative positions do not see it; absolute ones count columns, as the published models do."""
     texts = rows([9, 4])
-    ids, mask = padded(texts, left=True)
+    ids, mask = padded(texts, left=True, fill=encoder.config.padding_id)
     got = encoder(ids, mask)
     for i, text in enumerate(texts):
         positions = torch.arange(9 - len(text), 9)
@@ -79,6 +127,51 @@ def test_left_padding(encoder: Encoder) -> None:
         if encoder.config.position == "alibi":
             plain = encoder(text[None])[0]
             torch.testing.assert_close(alone, plain, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_positions_are_counted_before_masked_tokens_go() -> None:
+    """RoBERTa's rule: an id that is masked and is no padding takes a position, padding never."""
+    encoder = Encoder(COUNTED).eval()
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    ids = torch.tensor([[1, 7, 8, 1, 9, 1], [5, 6, 7, 8, 9, 4]])
+    mask = torch.tensor([[0, 1, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1]])
+    got = encoder(ids, mask)
+    alone = encoder.forward_packed(
+        torch.tensor([7, 1, 9]),
+        torch.tensor([0, 3]),
+        positions=torch.tensor([1, 3, 4]),
+        position_ids=torch.tensor([2, 1, 4]),
+    )
+    torch.testing.assert_close(got[0, [1, 3, 4]], alone, rtol=0, atol=1e-5)
+    counted = packing.count_from_padding(
+        torch.tensor([1, 7, 8, 5, 1]), torch.tensor([0, 3, 3, 5]), 1
+    )
+    assert counted.tolist() == [1, 2, 3, 2, 1]
+
+
+@torch.no_grad()
+def test_log_length_scaling_is_a_factor_of_the_scores() -> None:
+    """Of queries by log(n) / log(length): the same as a scale of the scores, text by text."""
+    plain = dataclasses.replace(TURNED, log_length=0, rotary=Rotary(1000.0))
+    torch.manual_seed(3)
+    encoder = Encoder(plain).double().eval()
+    texts = rows([2, 9, 30])
+    for at_least_one in (False, True):
+        config = dataclasses.replace(plain, log_length=9, log_length_at_least_one=at_least_one)
+        scaled = Encoder(config).double().eval()
+        scaled.load_state_dict(encoder.state_dict())
+        ids, mask = padded(texts)
+        got = scaled(ids, mask)
+        for i, text in enumerate(texts):
+            factor = math.log(len(text)) / math.log(9)
+            factor = max(factor, 1.0) if at_least_one else factor
+            by_hand = Encoder(dataclasses.replace(plain, scale=factor * plain.head_dim**-0.5))
+            by_hand.double().eval().load_state_dict(encoder.state_dict())
+            off = (by_hand(text[None])[0] - got[i, : len(text)]).abs().max()
+            assert off < 1e-6  # the factor is made in float32
+            assert factor == 1 or (encoder(text[None])[0] - got[i, : len(text)]).abs().max() > 1e-4
 
 
 @torch.no_grad()
@@ -141,13 +234,13 @@ def test_checked_is_looked_at_once(encoder: Encoder, monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match="token id 50 at packed token 1"):
         encoder.check(torch.tensor([3, 50]), torch.tensor([0, 2]))
     if encoder.config.position == "absolute":
-        with pytest.raises(InputError, match="position 40 at packed token 40"):
+        with pytest.raises(InputError, match=r"position 4[02] at packed token 40"):
             encoder.check(torch.zeros(41).long(), torch.tensor([0, 41]))
     with pytest.raises(InputError, match="token type 9 at packed token 2"):
         encoder.check(ids, bounds, token_type_ids=torch.tensor([0, 1, 9] * 3))
     if encoder.config.position == "absolute":
         with pytest.raises(InputError, match="position 4000 at packed token 2"):
-            encoder.check(ids[:3], torch.tensor([0, 3]), positions=torch.tensor([0, 1, 4000]))
+            encoder.check(ids[:3], torch.tensor([0, 3]), position_ids=torch.tensor([0, 1, 4000]))
     expected = encoder.forward_packed(ids, bounds)
     encoder.check(ids, bounds)
 
@@ -180,6 +273,16 @@ def test_beyond_the_position_table() -> None:
         ({"position": "rope"}, "unknown position"),
         ({"position": "absolute"}, "need num_positions"),
         ({"hidden_dropout": 1.0}, r"hidden_dropout must be in \[0, 1\)"),
+        ({"position": "rotary"}, 'position "rotary" needs the field rotary'),
+        ({"rotary": Rotary(1.0)}, 'position "rotary" needs the field rotary'),
+        ({"position": "rotary", "rotary": Rotary(9.0), "head_size": 5}, "rotary needs even heads"),
+        ({"position": "relative"}, "relative positions need relative_buckets"),
+        ({"relative_buckets": 8}, "relative_buckets 8 must be .* not beside alibi"),
+        ({"position": "relative", "relative_buckets": 6}, "must be a multiple of 4"),
+        ({"local": (True, False)}, "local layers need a window"),
+        ({"local": (True,), "window": 4}, "local names 1 of 2 layers"),
+        ({"padding_id": -1}, "padding_id must not be negative"),
+        ({"log_length": 1}, "log_length must be at least 2"),
     ],
 )
 def test_impossible_configs(change: dict[str, object], message: str) -> None:

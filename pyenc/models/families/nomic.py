@@ -71,12 +71,9 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         config.require(key, (value, None), value, "pyenc serves nomic-bert without it")
     gpt2 = config.values.get("n_embd") is not None
     config.require("rotary_emb_fraction", (1.0,), 0.0 if gpt2 else 1.0, "pyenc turns whole heads")
-    activation = config.spelled("activation_function", "hidden_act")
-    if {config.values.get("activation_function"), config.values.get("hidden_act")} == {
-        "swiglu", "silu"
-    }:  # fmt: skip
-        activation = "hidden_act"  # one thing by two names
-    config.require(activation, ("swiglu", "silu"), "silu", "pyenc serves nomic-bert's SwiGLU")
+    # One thing by two names, so no two spellings that must be equal.
+    for key in ("activation_function", "hidden_act"):
+        config.require(key, ("swiglu", "silu"), "silu", "pyenc serves nomic-bert's SwiGLU")
     hidden = config.integer(config.spelled("hidden_size", "n_embd"), 768)
     eps = config.spelled("layer_norm_eps", "layer_norm_epsilon")
     return EncoderConfig(

@@ -1,0 +1,232 @@
+"""What a family's file says of its `config.json`: every spelling, and what is refused by name."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pyenc.errors import CheckpointError, InputError, UnknownArchitectureError
+from pyenc.loading import load_checkpoint
+from pyenc.loading.checkpoint import read_json
+from pyenc.models import EncoderConfig
+from pyenc.models.families import FAMILIES, ConfigFile
+from pyenc.models.rotary import Rotary
+from tests.conftest import GOLDEN
+from tests.loading.test_strict import copied, edit_config, edit_tensors
+
+FAMILY = {family.name: family for family in FAMILIES}
+
+
+def shape_of(family: str, name: str, **changes: Any) -> EncoderConfig:
+    """The encoder of a golden's config.json with changes; None takes a key away."""
+    values = {**read_json(GOLDEN / name / "config.json"), **changes}
+    values = {key: value for key, value in values.items() if value is not ...}
+    return FAMILY[family].config(ConfigFile("config.json", values), frozenset())
+
+
+GTE, NOMIC, MODERN = "gte_base_like_h4", "nomic_v1_like_h2", "modernbert_embed_like_h2"
+
+REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
+    ("GTE v1.5", GTE, {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling: .*yarn"),
+    ("GTE v1.5", GTE, {"rope_scaling": {"type": "ntk", "factor": 2.0, "mixed_b": 0.6}}, "mixed_b"),
+    ("GTE v1.5", GTE, {"rope_scaling": {"type": "ntk", "factor": 0.5}}, "factor must be at least"),
+    ("GTE v1.5", GTE, {"rope_scaling": 8}, "rope_scaling must be an object or null, got 8"),
+    ("GTE v1.5", GTE, {"rope_parameters": {"rope_theta": 1.0}}, "two spellings"),
+    ("GTE v1.5", GTE, {"layer_norm_type": "rms_norm"}, "layer_norm_type is 'rms_norm'"),
+    ("GTE v1.5", GTE, {"position_embedding_type": "absolute"}, "position_embedding_type is"),
+    ("GTE v1.5", GTE, {"logn_attention_scale": "true"}, "logn_attention_scale must be true or"),
+    ("nomic-bert", NOMIC, {"rotary_emb_interleaved": True}, "rotary_emb_interleaved is True"),
+    ("nomic-bert", NOMIC, {"rotary_emb_fraction": 0.5}, "rotary_emb_fraction is 0.5"),
+    ("nomic-bert", NOMIC, {"rotary_emb_fraction": ...}, "rotary_emb_fraction is 0.0"),
+    ("nomic-bert", NOMIC, {"rotary_emb_base": ...}, "rotary_emb_base is missing: 1000 or 10000"),
+    ("nomic-bert", NOMIC, {"num_experts": 8}, "num_experts is 8"),
+    ("nomic-bert", NOMIC, {"prenorm": True}, "prenorm is True"),
+    ("nomic-bert", NOMIC, {"activation_function": "geglu"}, "activation_function is 'geglu'"),
+    ("nomic-bert", NOMIC, {"hidden_size": 64}, "hidden_size is 64 and n_embd is 32"),
+    ("nomic-bert", NOMIC, {"rope_parameters": {"rope_theta": 10000.0}}, "two spellings"),
+    ("nomic-bert", NOMIC, {"intermediate_size": 300}, "intermediate_size is 300, but n_inner"),
+    ("ModernBERT", MODERN, {"layer_types": ["full_attention"] * 4}, "a list of 5 layers, got 4"),
+    (
+        "ModernBERT",
+        MODERN,
+        {"layer_types": ["full_attention"] * 4 + ["linear_attention"]},
+        r"layer_types\[4\] 'linear_attention' is unknown; known: full_attention",
+    ),
+    ("ModernBERT", MODERN, {"global_attn_every_n_layers": 0}, "must be at least 1, got 0"),
+    ("ModernBERT", MODERN, {"global_rope_theta": None}, "global_rope_theta is null"),
+    (
+        "ModernBERT",
+        MODERN,
+        {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 4.0}}},
+        "rope_parameters: full_attention: .*yarn",
+    ),
+    ("MPNet", "mpnet_base_v2_like_h4", {"relative_attention_num_buckets": 16}, "num_buckets is 16"),
+    ("RoBERTa", "xlmr_e5_like_h2", {"pad_token_id": None}, "pad_token_id is null, but positions"),
+    ("RoBERTa", "xlmr_e5_like_h2", {"max_position_embeddings": 2}, "leaves no position after"),
+    (
+        "T5",
+        "t5_mean_relu_h4",
+        {"feed_forward_proj": "gated-mish"},
+        "feed_forward_proj 'gated-mish'",
+    ),
+    ("T5", "t5_mean_relu_h4", {"feed_forward_proj": "odd-relu"}, "feed_forward_proj 'odd-relu'"),
+    ("T5", "t5_mean_relu_h4", {"relative_attention_num_buckets": 30}, "a multiple of 4"),
+]
+
+
+@pytest.mark.parametrize(("family", "name", "changes", "message"), REFUSED)
+def test_refused(
+    family: str, name: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = copied(name, tmp_path)
+    values = {**read_json(folder / "config.json"), **changes}
+    edit_config(folder, **changes) if ... not in changes.values() else _rewrite(folder, values)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_checkpoint(folder)
+    assert "config.json" in str(caught.value)
+
+
+def _rewrite(folder: Path, values: dict[str, Any]) -> None:
+    (folder / "config.json").write_text("{}")
+    edit_config(folder, **{key: value for key, value in values.items() if value is not ...})
+
+
+def test_gte_scaling() -> None:
+    assert shape_of("GTE v1.5", GTE).rotary == Rotary(500_000.0, factor=2.0)
+    plain = shape_of("GTE v1.5", GTE, rope_scaling=None)
+    assert plain.rotary == Rotary(500_000.0)
+    native = {"rope_scaling": ..., "rope_theta": ..., "model_type": "gte"}
+    assert shape_of("GTE v1.5", GTE, **native).rotary == Rotary(160_000.0)
+    native["rope_parameters"] = {"rope_theta": 500_000, "rope_type": "default"}
+    assert shape_of("GTE v1.5", GTE, **native) == plain
+    scaled = shape_of("GTE v1.5", GTE, logn_attention_scale=True, logn_attention_clip1=True)
+    assert (scaled.log_length, scaled.log_length_at_least_one) == (64, True)
+
+
+def test_nomic_spellings() -> None:
+    theirs = shape_of("nomic-bert", NOMIC)
+    native = {
+        "n_embd": ..., "n_head": ..., "n_layer": ..., "n_inner": ..., "layer_norm_epsilon": ...,
+        "rotary_emb_base": ..., "rotary_emb_fraction": ..., "activation_function": ...,
+        "max_trained_positions": ..., "hidden_size": 32, "num_attention_heads": 2,
+        "num_hidden_layers": 2, "intermediate_size": 256, "layer_norm_eps": 1e-12,
+        "hidden_act": "silu", "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_theta": 1000.0, "rope_type": "default"},
+    }  # fmt: skip
+    assert shape_of("nomic-bert", NOMIC, **native) == theirs
+    both = {key: value for key, value in native.items() if value is not ...}
+    assert shape_of("nomic-bert", NOMIC, **both) == theirs
+    native["rope_parameters"] = {"rope_theta": 1000.0, "rope_type": "dynamic", "factor": 2.0}
+    dynamic = Rotary(1000.0, dynamic_factor=2.0, trained_length=2048)
+    assert shape_of("nomic-bert", NOMIC, **native).rotary == dynamic
+    assert shape_of("nomic-bert", NOMIC, rotary_scaling_factor=2).rotary == dynamic
+    # Rounded up to a multiple of 256 by the original code.
+    assert shape_of("nomic-bert", NOMIC, n_inner=200).intermediate_size == 256
+    assert shape_of("nomic-bert", NOMIC, n_inner=None, n_embd=768).intermediate_size == 2048
+
+
+def test_modernbert_spellings() -> None:
+    old = shape_of("ModernBERT", MODERN)
+    assert old.local == (False, True, False, True, False)
+    assert (old.window, old.rotary, old.local_rotary) == (10, Rotary(80_000.0), Rotary(5_000.0))
+    kinds = ["full_attention", "sliding_attention"] * 2 + ["full_attention"]
+    new = {
+        "layer_types": kinds,
+        "rope_parameters": {
+            "full_attention": {"rope_theta": 80_000.0, "rope_type": "default"},
+            "sliding_attention": {"rope_theta": 5_000.0, "rope_type": "default"},
+        },
+        "global_rope_theta": ...,
+        "local_rope_theta": ...,
+    }
+    assert shape_of("ModernBERT", MODERN, **new) == old
+    # Both spellings: the newer one counts, and what it leaves open is the older one's.
+    new |= {"global_rope_theta": 7.0, "local_rope_theta": 5_000.0}
+    new["rope_parameters"] = {"full_attention": {"rope_theta": 80_000.0}}
+    assert shape_of("ModernBERT", MODERN, **new) == old
+    assert shape_of("ModernBERT", MODERN, local_rope_theta=None).local_rotary is None
+    assert shape_of("ModernBERT", MODERN, local_attention=21).window == 10
+
+
+@pytest.mark.parametrize(
+    ("said", "activation", "gated"),
+    [
+        ("relu", "relu", False),
+        ("gated-gelu", "gelu_tanh", True),
+        ("gated-silu", "silu", True),
+        ("gelu_new", "gelu_tanh", False),
+        ("gelu", "gelu", False),
+    ],
+)
+def test_t5_feed_forward(said: str, activation: str, gated: bool) -> None:
+    shape = shape_of("T5", "t5_mean_relu_h4", feed_forward_proj=said)
+    assert (shape.activation, shape.gated) == (activation, gated)
+
+
+def test_t5_words_by_either_name(tmp_path: Path) -> None:
+    """Under one name, the other, or both; two that differ are refused."""
+    source = load_checkpoint(GOLDEN / "t5_instructor_gated_h6").encoder.embeddings.word.weight
+    other = "encoder.embed_tokens.weight"
+    for change in (
+        lambda t: t.update({other: t.pop("shared.weight")}),
+        lambda t: t.update({other: t["shared.weight"].clone()}),
+    ):
+        shutil.rmtree(tmp_path / "t5_instructor_gated_h6", ignore_errors=True)
+        folder = copied("t5_instructor_gated_h6", tmp_path)
+        edit_tensors(folder, change)
+        assert torch.equal(load_checkpoint(folder).encoder.embeddings.word.weight, source)
+    edit_tensors(folder, lambda t: t[other].add_(1))
+    with pytest.raises(CheckpointError, match=f"'{other}' differs from 'shared.weight'"):
+        load_checkpoint(folder)
+
+
+def test_t5_without_its_encoder(tmp_path: Path) -> None:
+    folder = copied("t5_instructor_gated_h6", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    decoder = {name.replace("encoder.", "decoder."): t for name, t in tensors.items()}
+    save_file(decoder, folder / "model.safetensors")
+    with pytest.raises(UnknownArchitectureError, match="model_type 't5', tensors such as decoder"):
+        load_checkpoint(folder)
+
+
+def test_t5_decoder_is_set_aside(tmp_path: Path) -> None:
+    folder = copied("t5_instructor_gated_h6", tmp_path)
+    weight = torch.ones(3, 4)
+    edit_tensors(folder, lambda t: t.update({"decoder.block.0.layer.0.x.weight": weight}))
+    checkpoint = load_checkpoint(folder)
+    assert list(checkpoint.set_aside) == ["decoder.block.0.layer.0.x.weight"]
+
+
+def test_gte_unpacked_and_prefixed(tmp_path: Path) -> None:
+    """`pack_qkv: false`, and the prefix of saves with a classifier."""
+    folder = copied(GTE, tmp_path)
+    expected = load_checkpoint(folder).encoder.state_dict()
+    tensors = load_file(folder / "model.safetensors")
+    apart = {}
+    for name, tensor in tensors.items():
+        if "qkv_proj" in name:
+            for x, part in zip("qkv", tensor.chunk(3), strict=True):
+                apart["new." + name.replace("qkv_proj", f"{x}_proj")] = part.clone()
+        else:
+            apart["new." + name] = tensor
+    apart["classifier.weight"] = torch.ones(2, 64)
+    save_file(apart, folder / "model.safetensors", metadata={"format": "pt"})
+    edit_config(folder, pack_qkv=False)
+    checkpoint = load_checkpoint(folder)
+    got = checkpoint.encoder.state_dict()
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    assert list(checkpoint.set_aside) == ["classifier.weight"]
+
+
+def test_one_roberta_position_too_many() -> None:
+    """The limit leaves out the rows that belong to no token: 322 rows, 320 tokens."""
+    encoder = load_checkpoint(GOLDEN / "xlmr_e5_like_h2").encoder
+    assert encoder.config.max_length == 320
+    encoder(torch.full((1, 320), 5))
+    with pytest.raises(InputError, match="position 322 at packed token 320"):
+        encoder(torch.full((1, 321), 5))
