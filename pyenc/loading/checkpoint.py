@@ -13,7 +13,8 @@ from torch import Tensor
 from ..errors import CheckpointError, InputError
 from ..forking import check_forked
 from ..models import Encoder
-from ..models.families import ConfigFile, Family, recognise
+from ..models.families import ConfigFile, Family, head_parts, recognise, with_head
+from .heads import Head, find_head, same
 from .strict import (
     check_names,
     check_shape,
@@ -39,11 +40,12 @@ class Checkpoint:
     sources: dict[str, tuple[str, ...]]
     """Parameter -> the names its rows had in the file, prefix and all."""
     bare: frozenset[str] = frozenset()
-    """The file's tensor names as the family knows them, without prefix."""
+    """The file's tensor names as the family knows them, without prefix and second names."""
     set_aside: dict[str, Tensor] = field(default_factory=dict)
-    """Heads that are no part of the encoder, under their names in the file."""
+    """Heads that are no part of the encoder (a whole masked-LM head is), under their names in the
+    file."""
     tied: dict[str, str] = field(default_factory=dict)
-    """Head tensors equal to a parameter: written from it."""
+    """Tensors that are one with a parameter: written from it."""
     buffers: dict[str, Tensor] = field(default_factory=dict)
     """Constants such as `embeddings.position_ids`, equal to what is computed, and the step counter
     of an average, under their names in the file."""
@@ -91,6 +93,12 @@ def load_checkpoint(
     # Before anything is built: the product of two absurd sizes is more than torch can count.
     word = names[parts["embeddings.word.weight"][0]]
     check_shape(files, word, (shape.vocab_size, shape.hidden_size))
+    head = find_head(files, names, family, prefix, reader, shape, word)
+    shape = with_head(family, reader, shape, head.bare)
+    if head.fault:
+        shape = replace(shape, no_lm_head=head.fault)
+    for parameter, ns in head_parts(family, reader, shape, head.bare).items():
+        parts[parameter] = tuple(head.modern[name] for name in ns)
     with torch.device("meta"):
         encoder = Encoder(shape, backend=backend, skip_eps=skip_eps)
     check_shapes(files, names, parts, encoder)
@@ -107,10 +115,10 @@ def load_checkpoint(
         family=family,
         config=config,
         sources={p: tuple(names[n] for n in ns) for p, ns in parts.items()},
-        bare=bare,
+        bare=head.bare,
         stored_dtype=stored,
     )
-    _set_aside(checkpoint, files, names, prefix)
+    _set_aside(checkpoint, files, names, prefix, head)
     return checkpoint
 
 
@@ -155,9 +163,9 @@ def _check_finite(files: WeightFiles, name: str, tensor: Tensor, stored: torch.d
 
 
 def _set_aside(
-    checkpoint: Checkpoint, files: WeightFiles, names: dict[str, str], prefix: str
+    checkpoint: Checkpoint, files: WeightFiles, names: dict[str, str], prefix: str, head: Head
 ) -> None:
-    """Keep heads and buffers for saving, and note which heads are one with a parameter."""
+    """Keep other heads and buffers for saving, and note which tensors are one with a parameter."""
     used = {n for ns in checkpoint.sources.values() for n in ns}
     family = checkpoint.family
     # View -> it and its copy: one tensor of many names is copied once. The view is held, since
@@ -165,6 +173,9 @@ def _set_aside(
     copies: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
     for modern, name in names.items():
         if name in used:
+            continue
+        if modern in head.tied:
+            checkpoint.tied[name] = head.tied[modern]
             continue
         tensor = files.read(name)
         if is_counter(files, modern, name):
@@ -182,7 +193,7 @@ def _set_aside(
             continue
         first = _first_name(modern, family, prefix, names)
         if first is not None:
-            if not _same(tensor, files.read(first)):
+            if not same(tensor, files.read(first)):
                 raise CheckpointError(
                     f"{files.file_of(name)}: tensor {name!r} differs from {first!r}, which is the "
                     f"same tensor in {family.name}: which of the two counts is not known"
@@ -195,7 +206,7 @@ def _set_aside(
             _check_finite(files, name, plain, plain.dtype)
         parameter = next(filter(None, map(family.tied.get, readings(modern, family, prefix))), None)
         source = checkpoint.sources.get(parameter, ("",))[0] if parameter else ""
-        if parameter and source and _same(tensor, files.read(source)):
+        if parameter and source and same(tensor, files.read(source)):
             checkpoint.tied[name] = parameter
             continue
         view = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
@@ -209,7 +220,3 @@ def _first_name(name: str, family: Family, prefix: str, names: dict[str, str]) -
     firsts = (family.same.get(reading) for reading in readings(name, family, prefix))
     first = next(filter(None, firsts), None)
     return None if first is None else names.get(prefix + first)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(a, b)

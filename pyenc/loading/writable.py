@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, InputError
 from ..models import Encoder, EncoderConfig
-from ..models.families import ConfigFile, Family
+from ..models.families import ConfigFile, Family, with_head
 
 FREE = frozenset({"backend", "skip_eps", "training", "dropout"})
 """Attributes that say how to run or train, which no checkpoint has to hold."""
 
-DROPOUTS = frozenset({"hidden_dropout", "attention_dropout"})
+NOT_HELD = frozenset({"hidden_dropout", "attention_dropout", "no_lm_head"})
+"""Fields of `EncoderConfig` that change nothing that is written."""
 
 
 def check_writable(
@@ -37,7 +38,8 @@ def check_writable(
         CheckpointError: names what the checkpoint cannot hold.
     """
     try:
-        said = family.config(ConfigFile("config.json", config), bare)
+        file = ConfigFile("config.json", config)
+        said = with_head(family, file, family.config(file, bare), bare)
         with torch.device("meta"):
             plain = Encoder(said)
     except InputError as error:
@@ -104,7 +106,7 @@ def _own_faults(name: str, module: nn.Module, right: nn.Module) -> Iterator[str]
 def _config_faults(ours: EncoderConfig, said: EncoderConfig) -> Iterator[str]:
     for key in vars(said):
         a, b = getattr(ours, key), getattr(said, key)
-        if a != b and key not in DROPOUTS:
+        if a != b and key not in NOT_HELD:
             yield f"config.{key} is {a!r}, but config.json says {b!r}"
 
 

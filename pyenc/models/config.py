@@ -13,6 +13,26 @@ POSITIONS = ("alibi", "absolute", "rotary", "relative")
 
 
 @dataclass(frozen=True)
+class HeadConfig:
+    """A masked-LM head: logits = W norm(activation(dense(x))) + b for every hidden state x."""
+
+    activation: str = "gelu"
+    norm_eps: float = 1e-12
+    dense_bias: bool = True
+    norm_bias: bool = True
+    bias: bool = True
+    """Whether there is b."""
+    tied: bool = True
+    """Whether W is the word embeddings, one parameter with them, or a parameter of its own."""
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise InputError(
+                f"HeadConfig: unknown activation {self.activation!r}; known: {ACTIVATIONS}"
+            )
+
+
+@dataclass(frozen=True)
 class EncoderConfig:
     """Shape and arithmetic of an `Encoder`; families differ in these fields and in tensor names.
 
@@ -82,6 +102,10 @@ class EncoderConfig:
     """JinaBert qk-post-norm: x is added, and normalised, a second time after attention."""
     pooler: bool = False
     """tanh(dense(first token)), part of many checkpoints, used by few."""
+    lm_head: HeadConfig | None = None
+    """The masked-LM head, for `Encoder.token_logits`; no part of the hidden states."""
+    no_lm_head: str = ""
+    """Why there is none, for the error of `token_logits`."""
 
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0

@@ -19,8 +19,9 @@ from ..ops import ALiBi, RelativePositionBias, alibi_slopes
 from ..ops.attention.validation import check_skip_eps
 from ..ops.backend import compiling, requested_backend
 from .config import EncoderConfig
+from .head import MaskedLMHead
 from .layers import Call, Embeddings, Layer, Norm, PreNormLayer, Turn
-from .packing import check_packed, count_from_padding, pack, places
+from .packing import Packed, check_packed, count_from_padding, pack, places
 from .rotary import Rotary, log_length_scale
 
 SETTINGS = ("backend", "skip_eps")
@@ -54,6 +55,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(kind(config, i) for i in range(config.num_layers))
         self.final_norm = Norm(config) if config.norm_first else None
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.pooler else None
+        self.lm_head = MaskedLMHead(config, config.lm_head) if config.lm_head else None
 
     def __setattr__(self, name: str, value: Any) -> None:
         """As of any module; `backend` and `skip_eps` are looked at here, not at the next call.
@@ -107,7 +109,10 @@ class Encoder(nn.Module):
         """
         check_forked()
         packed = pack(input_ids, attention_mask, token_type_ids, self.config.padding_id)
-        hidden_TC = self.forward_packed(
+        return packed.unpack(self._hidden(packed))
+
+    def _hidden(self, packed: Packed) -> Tensor:
+        return self.forward_packed(
             packed.input_ids,
             packed.cu_seqlens,
             positions=packed.positions,
@@ -115,7 +120,6 @@ class Encoder(nn.Module):
             token_type_ids=packed.token_type_ids,
             contiguous=not packed.has_holes,
         )
-        return packed.unpack(hidden_TC)
 
     def forward_packed(
         self,
@@ -247,6 +251,58 @@ class Encoder(nn.Module):
         if self.pooler is None:
             raise InputError("this checkpoint has no pooler (pooler.dense.weight)")
         return torch.tanh(self.pooler(first_BC))
+
+    def token_logits(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of the masked-LM head, as `logits` of the published models.
+
+        They take N * V numbers a row, and under a mask three times that while they are made. Of
+        some tokens alone, such as the masked ones in pretraining: `logits`.
+
+        Args:
+            input_ids, attention_mask, token_type_ids: (B, N) each, as of `forward`.
+
+        Returns:
+            (B, N, V), dtype of the parameters; V is `config.vocab_size`, also where the tokenizer
+            has fewer words. Exact zeros where the mask is zero.
+
+        Raises:
+            InputError: as of `forward`, or the checkpoint has no whole masked-LM head.
+        """
+        check_forked()
+        self.check_head()
+        packed = pack(input_ids, attention_mask, token_type_ids, self.config.padding_id)
+        return packed.unpack(self.logits(self._hidden(packed)))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of the masked-LM head for hidden states, those of `forward_packed` say.
+
+        Args:
+            hidden: (..., C), in the dtype of the parameters.
+
+        Returns:
+            (..., V), in that dtype.
+
+        Raises:
+            InputError: the checkpoint has no whole masked-LM head, or the shape is wrong.
+        """
+        logits: Tensor = self.check_head()(hidden, self.embeddings.word.weight, self.backend)
+        return logits
+
+    def check_head(self) -> MaskedLMHead:
+        """The masked-LM head, before anything is computed for it.
+
+        Raises:
+            InputError: there is none, or no whole one; the message names what is missing.
+        """
+        if self.lm_head is None:
+            why = self.config.no_lm_head or "its EncoderConfig has no lm_head"
+            raise InputError(f"this encoder has no masked-LM head: {why}")
+        return self.lm_head
 
     def _check_ranges(
         self, input_ids: Tensor, position_ids: Tensor | None, token_type_ids: Tensor | None

@@ -26,11 +26,13 @@ class Packed:
     position_ids: Tensor | None  # (T,) counted from the padding id, masked tokens counted too
     has_holes: bool
     """Some row has zeros between its tokens: distances are then not differences of places."""
-    index: Tensor  # (T,) places in the flattened (B * N)
+    index: Tensor | None  # (T,) places in the flattened (B * N); None: all of them, in order
     shape: tuple[int, int]
 
     def unpack(self, hidden: Tensor) -> Tensor:
         """(T, C) -> (B, N, C), exact zeros where there was padding; differentiable."""
+        if self.index is None:
+            return hidden.unflatten(0, self.shape)
         rows = hidden.new_zeros(self.shape[0] * self.shape[1], hidden.shape[1])
         return rows.index_copy(0, self.index, hidden).unflatten(0, self.shape)
 
@@ -103,15 +105,15 @@ def _one_graph() -> bool:
 def _all(input_ids: Tensor, token_type_ids: Tensor | None, position_ids: Tensor | None) -> Packed:
     """Without a mask nothing depends on values, so torch.compile sees every shape."""
     rows, length = input_ids.shape
-    index = torch.arange(rows * length, device=input_ids.device)
+    columns = torch.arange(length, device=input_ids.device)
     return Packed(
         input_ids=input_ids.reshape(-1),
         token_type_ids=None if token_type_ids is None else token_type_ids.reshape(-1),
         cu_seqlens=torch.arange(rows + 1, device=input_ids.device) * length,
-        positions=index % length if length else index,
+        positions=columns.repeat(rows),
         position_ids=position_ids,
         has_holes=False,
-        index=index,
+        index=None,
         shape=(rows, length),
     )
 

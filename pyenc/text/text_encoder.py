@@ -239,6 +239,59 @@ class TextEncoder:
         result = pooled if convert_to_tensor else pooled.numpy()
         return result[0] if single else result
 
+    @names_nearest
+    def token_logits(
+        self,
+        texts: str | Iterable[str],
+        *,
+        batch_tokens: int | None = None,
+        max_length: int | None = None,
+        on_long: str = "truncate",
+    ) -> list[np.ndarray] | np.ndarray:
+        """Logits of the masked-LM head for every token of texts, special tokens included.
+
+        No prompt is put before them, not the checkpoint's default one either. Every token takes
+        4 * V bytes of the result, 122 kB with BERT's 30,528 words, so 512 tokens take 63 MB: ask
+        for few texts at a time. `model.logits` gives those of chosen tokens.
+
+        Args:
+            texts: one string, or any number of them.
+            batch_tokens, max_length, on_long: as of `encode`.
+
+        Returns:
+            A list of float32 (n, V), in the order of the input; one, for one string. V is the
+            model's vocabulary, which may be padded beyond the tokenizer's.
+
+        Raises:
+            InputTypeError, InputError: as of `encode`, or the checkpoint has no whole masked-LM
+                head; the message names what it lacks.
+        """
+        check_forked()
+        self.model.check_head()
+        listed, tokenizer, limit = checked_texts(texts), self._needed_tokenizer(), self.max_length
+        if max_length is not None:
+            limit = checked_limit(max_length, tokenizer, self.model.config)
+        if on_long not in ("truncate", "error"):
+            raise InputError(f'on_long must be "truncate" or "error", got {on_long!r}')
+        budget = BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cuda"])
+        if batch_tokens is not None:
+            budget = whole("batch_tokens", batch_tokens)
+        tokens = tokenizer(listed, limit)
+        report_long(tokens, limit, on_long)
+        rows: list[np.ndarray] = [np.empty(0)] * len(listed)
+        with _evaluating(self.model), torch.inference_mode():
+            for batch in token_batches([len(t.ids) for t in tokens], budget):
+                ids = torch.from_numpy(np.concatenate([tokens[i].ids for i in batch]))
+                bounds = torch.tensor([0] + [len(tokens[i].ids) for i in batch]).cumsum(0)
+                self.model.check(ids, bounds)
+                states = self.model.forward_packed(
+                    ids.to(self.device), bounds.to(self.device), checked=True
+                )
+                # A text at a time: the logits of a batch may be larger than the model.
+                for i, state in zip(batch, states.split(bounds.diff().tolist()), strict=True):
+                    rows[i] = self.model.logits(state).float().cpu().numpy()
+        return rows[0] if isinstance(texts, str) else rows
+
     def save(self, folder: str | Path) -> None:
         """Write the checkpoint back: original tensor names, the files it came with, and what was
         said since: pooling, normalisation, `max_length`.

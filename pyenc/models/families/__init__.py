@@ -7,7 +7,8 @@ from collections.abc import Collection
 
 from ...errors import UnknownArchitectureError
 from . import bert, distilbert, gte, jina, jina_qk, modernbert, mosaic, mpnet, nomic, roberta, t5
-from .family import ConfigFile, Family, Parts
+from .family import ConfigFile, Family, HeadNames, Names, Parts
+from .heads import head_parts, with_head
 
 FAMILIES: tuple[Family, ...] = (
     mosaic.FAMILY,
@@ -24,7 +25,18 @@ FAMILIES: tuple[Family, ...] = (
     bert.FAMILY,
 )
 
-__all__ = ["FAMILIES", "ConfigFile", "Family", "Parts", "by_name", "recognise"]
+__all__ = [
+    "FAMILIES",
+    "ConfigFile",
+    "Family",
+    "HeadNames",
+    "Names",
+    "Parts",
+    "by_name",
+    "head_parts",
+    "recognise",
+    "with_head",
+]
 
 
 def by_name(name: str) -> Family:

@@ -18,6 +18,7 @@ from .family import (
     plain_feed_forward,
     separate_qkv,
 )
+from .heads import predictions
 
 
 def shape(config: ConfigFile, names: Names) -> EncoderConfig:
@@ -56,4 +57,5 @@ FAMILY = Family(
     accepts=lambda config: config.values.get("position_embedding_type") != "alibi",
     config=shape,
     parts=_parts,
+    head=predictions,
 )

@@ -5,8 +5,8 @@ Sanh et al., arXiv 1910.01108. BERT without token types and pooler, under other 
 
 from __future__ import annotations
 
-from ..config import EncoderConfig
-from .family import ConfigFile, Family, Names, Parts, both
+from ..config import EncoderConfig, HeadConfig
+from .family import ConfigFile, Family, HeadNames, Names, Parts, both
 
 
 def _config(config: ConfigFile, names: Names) -> EncoderConfig:
@@ -46,12 +46,23 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
     return parts
 
 
+def _head(config: ConfigFile, names: Names) -> HeadNames:
+    return HeadNames(
+        HeadConfig(activation=config.activation("activation"), norm_eps=1e-12),
+        dense="vocab_transform",
+        norm="vocab_layer_norm",
+        decoder="vocab_projector",
+        biases=("vocab_projector.bias",),
+    )
+
+
 FAMILY = Family(
     name="DistilBERT",
     checkpoints="DistilBERT (msmarco-distilbert, multi-qa-distilbert-cos-v1)",
     signature=("transformer.layer.0.attention.q_lin.weight",),
     config=_config,
     parts=_parts,
+    head=_head,
     model_types=("distilbert",),
     prefixes=("", "distilbert.", "model."),
     set_aside=("vocab_", "classifier.", "pre_classifier.", "qa_outputs."),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import CheckpointError, UnknownArchitectureError
-from ..config import EncoderConfig
+from ..config import EncoderConfig, HeadConfig
 
 ACTIVATION_NAMES = {
     "gelu": "gelu",
@@ -36,6 +36,20 @@ Names = frozenset[str]
 
 
 @dataclass(frozen=True)
+class HeadNames:
+    """A masked-LM head as `config.json` describes it, and what its tensors are called, without the
+    prefix of the encoder's."""
+
+    config: HeadConfig
+    """`tied` is not the family's to say: a file with the decoder in it decides."""
+    dense: str
+    norm: str
+    decoder: str
+    biases: tuple[str, ...]
+    """Names of the decoder's bias: one tensor, stored under any of them or under several."""
+
+
+@dataclass(frozen=True)
 class Family:
     """One checkpoint family."""
 
@@ -56,6 +70,9 @@ class Family:
     prefixes: tuple[str, ...] = ("", "bert.", "model.", "model.bert.")
     set_aside: tuple[str, ...] = ("cls.", "classifier.", "lm_head.", "qa_outputs.")
     """Heads: not part of the encoder, kept as they are so that saving loses nothing."""
+    head: Callable[[ConfigFile, Names], HeadNames] | None = None
+    """The masked-LM head, where a checkpoint has its tensors (`heads.py`); they then become
+    parameters. None: the family has no such head."""
     tied: Mapping[str, str] = field(
         default_factory=lambda: {"cls.predictions.decoder.weight": "embeddings.word.weight"}
     )

@@ -8,9 +8,19 @@ rows are the gate.
 from __future__ import annotations
 
 from ...errors import CheckpointError
-from ..config import EncoderConfig
+from ..config import EncoderConfig, HeadConfig
 from ..rotary import Rotary
-from .family import ConfigFile, Family, Names, Parts, both, common_fields, embedding_parts, weights
+from .family import (
+    ConfigFile,
+    Family,
+    HeadNames,
+    Names,
+    Parts,
+    both,
+    common_fields,
+    embedding_parts,
+    weights,
+)
 
 
 def _rotary(config: ConfigFile) -> Rotary:
@@ -89,6 +99,21 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
     return parts
 
 
+def _head(config: ConfigFile, names: Names) -> HeadNames:
+    norm = "lm_head.norm" if "lm_head.norm.weight" in names else "lm_head.layer_norm"
+    return HeadNames(
+        HeadConfig(
+            # transformers' code has GELU there, Alibaba's what config.json says.
+            activation="gelu" if _native(config) else config.activation(),
+            norm_eps=config.number("layer_norm_eps", 1e-12),
+        ),
+        dense="lm_head.dense",
+        norm=norm,
+        decoder="lm_head.decoder",
+        biases=("lm_head.decoder.bias",),
+    )
+
+
 FAMILY = Family(
     name="GTE v1.5",
     checkpoints=(
@@ -98,6 +123,7 @@ FAMILY = Family(
     signature=("encoder.layer.0.mlp.up_gate_proj.weight",),
     config=_config,
     parts=_parts,
+    head=_head,
     model_types=("new", "gte"),
     pooling="cls",
     prefixes=("", "new.", "gte.", "model."),

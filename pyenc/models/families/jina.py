@@ -20,6 +20,7 @@ from .family import (
     plain_feed_forward,
     separate_qkv,
 )
+from .heads import predictions
 
 
 def alibi_only(config: ConfigFile) -> None:
@@ -72,6 +73,7 @@ FAMILY = Family(
     ),
     config=_config,
     parts=_parts,
+    head=predictions,
 )
 
 FAMILY_ORIGINAL = Family(
@@ -84,4 +86,5 @@ FAMILY_ORIGINAL = Family(
     accepts=lambda config: config.values.get("position_embedding_type") == "alibi",
     config=_config,
     parts=_parts,
+    head=predictions,
 )

@@ -19,6 +19,7 @@ from .family import (
     embedding_parts,
     separate_qkv,
 )
+from .heads import predictions
 from .jina import alibi_only, gate
 
 
@@ -63,4 +64,5 @@ FAMILY = Family(
     ),
     config=_config,
     parts=_parts,
+    head=predictions,
 )

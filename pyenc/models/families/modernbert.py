@@ -8,9 +8,9 @@ layer's attention. `config.json` is spelled in two ways, of transformers 4 and o
 from __future__ import annotations
 
 from ...errors import CheckpointError
-from ..config import EncoderConfig
+from ..config import EncoderConfig, HeadConfig
 from ..rotary import Rotary
-from .family import ConfigFile, Family, Names, Parts
+from .family import ConfigFile, Family, HeadNames, Names, Parts
 
 KINDS = ("full_attention", "sliding_attention")
 
@@ -112,12 +112,33 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
     return parts
 
 
+def _head(config: ConfigFile, names: Names) -> HeadNames:
+    # Classifiers have layers of the same names, and no decoder.
+    decoder = any(name.startswith("decoder.") for name in names)
+    if not decoder and any(name.startswith("classifier.") for name in names):
+        raise CheckpointError("head.dense and head.norm are those of a classifier")
+    return HeadNames(
+        HeadConfig(
+            activation=config.activation("classifier_activation"),
+            norm_eps=config.number("norm_eps", 1e-5),
+            dense_bias=config.flag("classifier_bias", False),
+            norm_bias=config.flag("norm_bias", False),
+            bias=config.flag("decoder_bias", True),
+        ),
+        dense="head.dense",
+        norm="head.norm",
+        decoder="decoder",
+        biases=("decoder.bias",),
+    )
+
+
 FAMILY = Family(
     name="ModernBERT",
     checkpoints="ModernBERT (gte-modernbert-base, modernbert-embed-base, ettin, mmBERT)",
     signature=("layers.0.attn.Wqkv.weight", "embeddings.tok_embeddings.weight"),
     config=_config,
     parts=_parts,
+    head=_head,
     model_types=("modernbert",),
     prefixes=("", "model."),
     set_aside=("head.", "decoder.", "classifier."),

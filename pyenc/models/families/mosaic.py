@@ -6,10 +6,13 @@ in one matrix. Its `config.json` says "absolute" positions although there are no
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..config import EncoderConfig
 from .family import (
     ConfigFile,
     Family,
+    HeadNames,
     Names,
     Parts,
     attention_output,
@@ -18,6 +21,7 @@ from .family import (
     embedding_parts,
     gated_feed_forward,
 )
+from .heads import predictions
 
 
 def _config(config: ConfigFile, names: Names) -> EncoderConfig:
@@ -43,10 +47,17 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
     return parts
 
 
+def _head(config: ConfigFile, names: Names) -> HeadNames:
+    head = predictions(config, names)
+    # The original code writes this number there, whatever config.json says.
+    return replace(head, config=replace(head.config, norm_eps=1e-12))
+
+
 FAMILY = Family(
     name="MosaicBERT",
     checkpoints="MosaicBERT (mosaic-bert-base*, lodestone-base-4096-v1, DNABERT-2)",
     signature=("encoder.layer.0.attention.self.Wqkv.weight",),
     config=_config,
     parts=_parts,
+    head=_head,
 )

@@ -12,6 +12,7 @@ from dataclasses import replace
 from ..config import EncoderConfig
 from . import bert
 from .family import ConfigFile, Family, Names, Parts, both, embedding_parts, plain_feed_forward
+from .heads import roberta_head
 from .roberta import counted
 
 PADDING = 1
@@ -49,6 +50,7 @@ FAMILY = Family(
     ),
     config=_config,
     parts=_parts,
+    head=roberta_head,
     model_types=("mpnet",),
     prefixes=("", "mpnet.", "model."),
     tied={"lm_head.decoder.weight": "embeddings.word.weight"},

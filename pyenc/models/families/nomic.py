@@ -7,9 +7,9 @@ their settings as GPT-2 does, as transformers 5 does, or both ways.
 from __future__ import annotations
 
 from ...errors import CheckpointError
-from ..config import EncoderConfig
+from ..config import EncoderConfig, HeadConfig
 from ..rotary import Rotary
-from .family import ConfigFile, Family, Names, Parts, both, weights
+from .family import ConfigFile, Family, HeadNames, Names, Parts, both, weights
 
 NOT_SERVED = {
     "prenorm": False, "causal": False, "parallel_block": False, "use_rms_norm": False,
@@ -66,6 +66,11 @@ def _intermediate(config: ConfigFile, hidden: int) -> int:
     return inner
 
 
+def _norm_eps(config: ConfigFile) -> float:
+    key = config.spelled("layer_norm_eps", "layer_norm_epsilon")
+    return config.number(key, 1e-5 if config.values.get("n_embd") is not None else 1e-12)
+
+
 def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     for key, value in NOT_SERVED.items():
         config.require(key, (value, None), value, "pyenc serves nomic-bert without it")
@@ -75,7 +80,6 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     for key in ("activation_function", "hidden_act"):
         config.require(key, ("swiglu", "silu"), "silu", "pyenc serves nomic-bert's SwiGLU")
     hidden = config.integer(config.spelled("hidden_size", "n_embd"), 768)
-    eps = config.spelled("layer_norm_eps", "layer_norm_epsilon")
     return EncoderConfig(
         vocab_size=config.integer("vocab_size", 30528),
         hidden_size=hidden,
@@ -95,7 +99,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         out_bias=False,
         up_bias=False,
         down_bias=False,
-        norm_eps=config.number(eps, 1e-5 if gpt2 else 1e-12),
+        norm_eps=_norm_eps(config),
         pooler="pooler.dense.weight" in names,
         hidden_dropout=config.number(config.spelled("resid_pdrop", "hidden_dropout_prob"), 0.0),
         attention_dropout=config.number(
@@ -123,13 +127,33 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
     return parts
 
 
+def _head(config: ConfigFile, names: Names) -> HeadNames:
+    # The published code gives these layers mlp_fc1_bias, which is false; transformers' has biases.
+    dense = "cls.predictions.transform.dense"
+    biases = ("cls.predictions.bias", "cls.predictions.decoder.bias")
+    return HeadNames(
+        HeadConfig(
+            activation="silu",
+            norm_eps=_norm_eps(config),
+            dense_bias=f"{dense}.bias" in names,
+            bias=any(name in names for name in biases),
+        ),
+        dense=dense,
+        norm="cls.predictions.transform.layer_norm",
+        decoder="cls.predictions.decoder",
+        biases=biases,
+    )
+
+
 FAMILY = Family(
     name="nomic-bert",
     checkpoints="nomic-bert (nomic-embed-text-v1, -v1.5, snowflake-arctic-embed-m-long)",
     signature=("encoder.layers.0.attn.Wqkv.weight", "emb_ln.weight"),
     config=_config,
     parts=_parts,
+    head=_head,
     model_types=("nomic_bert",),
+    prefixes=("", "bert.", "nomic_bert.", "model.", "model.bert."),
     layer=r"encoder\.layers\.(\d+)\.",
     layers_key="n_layer",
 )

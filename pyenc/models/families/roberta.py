@@ -12,6 +12,7 @@ from ...errors import CheckpointError
 from ..config import EncoderConfig
 from . import bert
 from .family import ConfigFile, Family, Names
+from .heads import roberta_head
 
 MODEL_TYPES = ("xlm-roberta", "roberta", "camembert")
 
@@ -51,6 +52,7 @@ FAMILY = Family(
     accepts=lambda config: config.values.get("model_type") in MODEL_TYPES,
     config=_config,
     parts=bert.FAMILY.parts,
+    head=roberta_head,
     model_types=MODEL_TYPES,
     prefixes=("", "roberta.", "model.", "model.roberta."),
     tied={"lm_head.decoder.weight": "embeddings.word.weight"},

@@ -1,0 +1,41 @@
+"""The masked-LM head: hidden states in, logits of every word out.
+
+Shapes as suffixes: C channels, V words; any leading dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import linear
+from .config import EncoderConfig, HeadConfig
+from .layers import Linear, Norm
+
+
+class MaskedLMHead(nn.Module):
+    """logits = W norm(activation(dense(x))) + b.
+
+    Where W is tied there is no parameter of that name here: the word embeddings are handed in, so
+    the two can never come apart, and `state_dict` has them once.
+    """
+
+    def __init__(self, config: EncoderConfig, head: HeadConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.dense = Linear(width, width, bias=head.dense_bias)
+        self.norm = Norm(
+            replace(config, norm="layer", norm_bias=head.norm_bias, norm_eps=head.norm_eps)
+        )
+        self.decoder = None if head.tied else Linear(width, config.vocab_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if head.bias else None
+        self.activation = head.activation
+
+    def forward(self, x: Tensor, words_VC: Tensor, backend: str | None) -> Tensor:
+        """(..., C) and the word embeddings (V, C) to (..., V)."""
+        x, _ = self.norm(self.dense(x, backend, self.activation), None, backend)
+        weight_VC = words_VC if self.decoder is None else self.decoder.weight
+        # Under autocast the norm answers in float32 and the products do not.
+        return linear(x, weight_VC, self.bias, backend=backend)
