@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,8 @@ def test_published_instructors_leave_their_prompts_out(
 ) -> None:
     """By name, as in sentence-transformers; what is saved says so itself."""
     golden = read_golden(INSTRUCTORS[0])
-    monkeypatch.setattr(sys.modules["pyenc.text.load"], "resolve", lambda *_: golden.folder)
+    module = importlib.import_module("pyenc.text.load")
+    monkeypatch.setattr(module, "resolve", lambda *_: golden.folder)
     encoder = pyenc.load("hkunlp/instructor-large", skip_eps=0)
     instruction, text = golden.texts[0]
     right = golden.io["text.st.embedding"][0].numpy()
