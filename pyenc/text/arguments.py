@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError, InputTypeError
 from .recipe import Recipe
-from .tokenizer import TextTokenizer, surrogate_in
+from .tokenizer import surrogate_in
+
+Texts = tuple[list[str], list[str] | None]
+"""The texts, and the instruction of each where they came as pairs."""
 
 
 def whole(name: str, value: Any) -> int:
@@ -21,10 +25,16 @@ def whole(name: str, value: Any) -> int:
         raise InputError(f"{name} must be a whole number, got {value!r}") from None
 
 
-def checked_texts(texts: Any) -> list[str]:
-    """The texts as a list, or an error that names what among them is none."""
+def checked_texts(texts: Any) -> Texts:
+    """The texts as a list, and the instructions of `[instruction, text]` pairs.
+
+    Raises:
+        InputTypeError: something among them is neither a string nor, where there are pairs, a pair
+            of strings; the message names it.
+        InputError: an instruction is not valid Unicode.
+    """
     if isinstance(texts, str):
-        return [texts]
+        return [texts], None
     if isinstance(texts, (bytes, dict)) or not isinstance(texts, Iterable):
         raise InputTypeError(
             f"texts must be a string or an iterable of strings, got {type(texts).__name__}"
@@ -33,29 +43,73 @@ def checked_texts(texts: Any) -> list[str]:
         listed = list(texts)
     except TypeError as error:  # a numpy array of no dimension calls itself iterable
         raise InputTypeError(f"texts must be a string or an iterable of them: {error}") from error
+    if listed and isinstance(listed[0], (list, tuple)):
+        return _checked_pairs(listed)
     for index, text in enumerate(listed):
         if not isinstance(text, str):
+            strings = index > 0 and isinstance(text, (list, tuple))
             raise InputTypeError(
                 f"text {index} is {text!r:.40} ({type(text).__name__}), expected a string"
+                + (", as those before it: pairs and plain texts do not mix" if strings else "")
             )
-    return listed
+    return listed, None
 
 
-def text_before(
-    instruction: str | None,
-    prompt: str | None,
-    prompt_name: str | None,
+def _checked_pairs(pairs: list[Any]) -> Texts:
+    seen: set[str] = set()
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, (list, tuple)):
+            raise InputTypeError(
+                f"text {index} is {pair!r:.40} ({type(pair).__name__}) among [instruction, text] "
+                "pairs, expected a pair; with an empty instruction for a text that has none"
+            )
+        if len(pair) != 2:
+            raise InputTypeError(
+                f"text {index} is {pair!r:.40} ({type(pair).__name__} of {len(pair)}), expected an "
+                "[instruction, text] pair"
+            )
+        for what, part in zip(("instruction", "text"), pair, strict=True):
+            if not isinstance(part, str):
+                raise InputTypeError(
+                    f"the {what} of pair {index} is {part!r:.40} ({type(part).__name__}), expected "
+                    "a string"
+                )
+        if pair[0] not in seen and (fault := surrogate_in(pair[0])) is not None:
+            raise InputError(f"the instruction of pair {index} is not valid Unicode: {fault}")
+        seen.add(pair[0])
+    return [text for _, text in pairs], [instruction for instruction, _ in pairs]
+
+
+@dataclass(frozen=True)
+class Before:
+    """What is put before texts: the instructions of each, one for all, or a prompt."""
+
+    instructions: list[str] | None = None
+    instruction: str | None = None
+    prompt: str = ""
+
+
+def checked_before(
+    instructions: list[str] | None,
+    instruction: Any,
+    prompt: Any,
+    prompt_name: Any,
     recipe: Recipe,
-    tokenizer: TextTokenizer,
-) -> tuple[str, int]:
-    """What is put before each text, and how many of its tokens the mean leaves out.
+) -> Before:
+    """What the pairs bring, the call asks for, or the recipe says, in that order.
 
     Raises:
-        InputError: more than one is given, one is not valid Unicode, or the name is unknown.
+        InputError: more than one is given, one beside pairs, one is not valid Unicode, or the name
+            is unknown.
         InputTypeError: one is not a string.
     """
     given = {"instruction": instruction, "prompt": prompt, "prompt_name": prompt_name}
     set_ones = [name for name, value in given.items() if value is not None]
+    if instructions is not None and set_ones:
+        raise InputError(
+            f"{set_ones[0]} is given, and [instruction, text] pairs, which bring their own; give "
+            "one of the two"
+        )
     if len(set_ones) > 1:
         raise InputError(f"give one of {' and '.join(set_ones)}, not both")
     for name in set_ones:
@@ -63,17 +117,16 @@ def text_before(
             raise InputTypeError(f"{name} must be a string, got {type(given[name]).__name__}")
         if (fault := surrogate_in(str(given[name]))) is not None:
             raise InputError(f"{name} is not valid Unicode: {fault}")
-    if instruction is not None:
-        return instruction, tokenizer.prompt_length(instruction) if instruction else 0
+    if instructions is not None or instruction is not None:
+        return Before(instructions, instruction)
     if prompt is None:
         prompt_name = prompt_name or recipe.default_prompt_name
         if prompt_name is None:
-            return "", 0
+            return Before()
         if prompt_name not in recipe.prompts:
             raise InputError(
                 f"prompt_name {prompt_name!r} is unknown; this checkpoint has: "
                 f"{', '.join(recipe.prompts) or 'none'}"
             )
         prompt = recipe.prompts[prompt_name]
-    skip = prompt and not recipe.include_prompt
-    return prompt, tokenizer.prompt_length(prompt) if skip else 0
+    return Before(prompt=prompt)

@@ -77,7 +77,8 @@ def assumption(recipe: Recipe) -> str:
 
 
 def recipe_files(files: Mapping[str, bytes], recipe: Recipe, width: int) -> dict[str, bytes]:
-    """The sentence-transformers files that say a recipe's pooling and normalisation.
+    """The sentence-transformers files that say a recipe's pooling, normalisation and whether its
+    prompts count.
 
     Args:
         files: relative path -> content of what the checkpoint came with.
@@ -99,6 +100,8 @@ def recipe_files(files: Mapping[str, bytes], recipe: Recipe, width: int) -> dict
     config = json.loads(files[path]) if path in files else {"word_embedding_dimension": width}
     config = {k: v for k, v in config.items() if k not in (*POOLING_FLAGS, "pooling_mode")}
     config |= {flag: mode == recipe.pooling for flag, mode in POOLING_FLAGS.items()}
+    if not recipe.include_prompt:
+        config["include_prompt"] = False
     return {"modules.json": _json(modules), path: _json(config)}
 
 

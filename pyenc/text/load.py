@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from .recipe import LONE_POOLING, Recipe, module_paths, read_recipe, transformer
 from .text_encoder import TextEncoder
 from .tokenizer import TOKENIZER_FILES, TextTokenizer, has_tokenizer
 from .tokenizer_settings import LIMITS, read_limit
+
+WITHOUT_PROMPT = ("hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl")
+"""Whose prompts sentence-transformers leaves out of the mean, whatever the files say."""
 
 
 @names_nearest
@@ -68,7 +72,10 @@ def load(
     )
     recipe = told(read_recipe(folder, checkpoint.family.pooling, pooling), pooling, normalize)
     files = _small_files(folder, recipe)
-    if pooling is not None or normalize is not None:
+    by_name = str(name_or_folder) in WITHOUT_PROMPT
+    if by_name:
+        recipe = replace(recipe, include_prompt=False)
+    if pooling is not None or normalize is not None or by_name:
         files |= recipe_files(files, recipe, checkpoint.encoder.config.hidden_size)
     words: TextTokenizer | None = None
     if tokenizer is not None:

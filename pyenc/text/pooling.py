@@ -27,8 +27,9 @@ def pool(
         hidden_TC: (T, C).
         cu_seqlens: (B + 1,).
         recipe: which pooling.
-        skip_tokens: leading tokens left out of a mean (a prompt): of every sequence, or (B,)
-            integers, of each.
+        skip_tokens: leading tokens left out (a prompt): of every sequence, or (B,) integers, of
+            each. A mean and a maximum are of the others, the first token is the first of them, the
+            last stays the last. As in sentence-transformers.
         backend: of `segment_mean`.
 
     Returns:
@@ -36,23 +37,28 @@ def pool(
         without tokens.
     """
     lengths = cu_seqlens.diff()
+    skip = skip_tokens.to(lengths) if isinstance(skip_tokens, Tensor) else skip_tokens
+    kept: Tensor | None = None
+    if recipe.pooling in ("mean", "max") and (isinstance(skip, Tensor) or skip):
+        if isinstance(skip, Tensor):
+            skip = torch.repeat_interleave(skip, lengths.long(), output_size=hidden_TC.shape[0])
+        kept = places(cu_seqlens, hidden_TC.shape[0]) >= skip
     if recipe.pooling == "mean":
-        weights = None
-        if isinstance(skip_tokens, Tensor):
-            skip_tokens = torch.repeat_interleave(
-                skip_tokens.to(lengths), lengths.long(), output_size=hidden_TC.shape[0]
-            )
-        if isinstance(skip_tokens, Tensor) or skip_tokens:
-            weights = (places(cu_seqlens, hidden_TC.shape[0]) >= skip_tokens).float()
+        weights = None if kept is None else kept.float()
         pooled = segment_mean(hidden_TC, cu_seqlens, weights, backend=backend)
     else:
         wide = torch.promote_types(hidden_TC.dtype, torch.float32)
         if recipe.pooling == "max":
+            wide_TC = hidden_TC.to(wide)
+            if kept is not None:
+                wide_TC = wide_TC.masked_fill(~kept[:, None], float("-inf"))
             pooled = torch.segment_reduce(
-                hidden_TC.to(wide), "max", lengths=lengths, unsafe=True, initial=float("-inf")
+                wide_TC, "max", lengths=lengths, unsafe=True, initial=float("-inf")
             )
         else:
-            place = cu_seqlens[:-1] if recipe.pooling == "cls" else cu_seqlens[1:] - 1
+            place = cu_seqlens[1:] - 1
+            if recipe.pooling == "cls":
+                place = cu_seqlens[:-1] + torch.where(lengths > skip, skip, 0)
             pooled = hidden_TC.new_zeros(len(lengths), hidden_TC.shape[1], dtype=wide)
             some = lengths > 0
             pooled[some] = hidden_TC[place[some]].to(wide)

@@ -16,15 +16,16 @@ from ..errors import CheckpointError, InputAttributeError, InputError, InputType
 from ..forking import check_forked
 from ..loading import Checkpoint
 from ..models import Encoder
-from ..ops.segment_mean import normalize_rows
-from .arguments import checked_texts, text_before, whole
+from .arguments import checked_before, checked_texts, whole
 from .batching import token_batches
+from .finish import Finish, checked_finish
 from .limits import checked_limit, loaded_limit, report_long
 from .names import meant, names_nearest
 from .pooling import pool
+from .prefixed import prefixed
 from .recipe import Recipe
 from .saving import said_files, write_folder
-from .tokenizer import TextTokenizer, Tokens
+from .tokenizer import TextTokenizer, Tokens, not_unicode
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of a batch: enough to fill the machine, few enough for its caches and memory."""
@@ -143,7 +144,7 @@ class TextEncoder:
     @names_nearest
     def encode(
         self,
-        texts: str | Iterable[str],
+        texts: str | Iterable[str] | Iterable[Sequence[str]],
         *,
         instruction: str | None = None,
         prompt: str | None = None,
@@ -153,6 +154,7 @@ class TextEncoder:
         on_long: str = "truncate",
         normalize: bool | None = None,
         truncate_dim: int | None = None,
+        layer_norm: bool = False,
         output: str = "pooled",
         progress: bool | None = None,
         convert_to_tensor: bool = False,
@@ -160,9 +162,12 @@ class TextEncoder:
         """Embed texts.
 
         Args:
-            texts: one string, or any number of them.
-            instruction: put before every text, seen by attention and left out of the mean.
-            prompt: put before every text; counts in the mean unless the checkpoint says otherwise.
+            texts: one string, any number of them, or any number of `[instruction, text]` pairs, as
+                INSTRUCTOR's users write them. Instructions may differ from pair to pair and be
+                empty; pairs and plain strings do not mix.
+            instruction: put before every text, as a pair's is; see below.
+            prompt: put before every text as it is given, as in sentence-transformers; its tokens
+                are left out of pooling only where the checkpoint says so (`include_prompt`).
             prompt_name: one of the checkpoint's own prompts (`recipe.prompts`).
             batch_tokens: tokens of a batch at the most; default by device.
             max_length: tokens of a text at the most, special tokens included; default
@@ -173,6 +178,9 @@ class TextEncoder:
             truncate_dim: keep the first dimensions only, before normalising. Where it is the
                 checkpoint's files that say so, the vector is cut after its own normalisation, as
                 in sentence-transformers: shorter than unit length, unless `normalize` is True.
+            layer_norm: layer norm over the whole pooled vector (no weights, eps 1e-5), before it is
+                cut and normalised. No file asks for it: the model card of nomic-embed-text-v1.5
+                does, for its vectors that are cut, together with `normalize=True`.
             output: "pooled", or "tokens" for a list of `TokenVectors`.
             progress: a progress bar; default: if standard error is a terminal.
             convert_to_tensor: torch on the model's device instead of numpy (pooled output).
@@ -181,13 +189,25 @@ class TextEncoder:
             float32 (len(texts), dim), in the order of the input; (dim,) for one string; or a list
             of `TokenVectors` (one, for one string).
 
+        Instructions, on every checkpoint, are those of InstructorEmbedding 1.0.1, by which the
+        published scores of INSTRUCTOR (Su et al., arXiv 2212.09741) were made: the encoder is given
+        `(instruction + text.strip()).strip()`, attention sees it all, and the mean leaves out the
+        first n tokens, n being those of `instruction.strip()` without the closing one; an n of 1
+        leaves out nothing. A maximum likewise; where the first or last token is the vector, it
+        stays that. Two others differ: the later code of INSTRUCTOR's repository strips the
+        instruction before it joins, so that "Represent the sentence: " loses its space, and
+        sentence-transformers (`prompt` here) strips nothing and leaves out an n of 1 too. The
+        limit is the checkpoint's own, not 512 whatever the files say.
+
         Raises:
-            InputTypeError: something among the texts is not a string; the message names its index.
-            InputError: an option is out of range, or a text is too long under `on_long="error"`.
+            InputTypeError: something among the texts is not a string, or not a pair of strings; the
+                message names its index.
+            InputError: an option is out of range, a text is too long under `on_long="error"`, an
+                instruction leaves no room for a text, or one is given beside pairs.
         """
         check_forked()
         single = isinstance(texts, str)
-        listed = checked_texts(texts)
+        listed, instructions = checked_texts(texts)
         tokenizer = self._needed_tokenizer()
         limit = self.max_length
         if max_length is not None:
@@ -196,16 +216,22 @@ class TextEncoder:
             raise InputError(f'on_long must be "truncate" or "error", got {on_long!r}')
         if output not in ("pooled", "tokens"):
             raise InputError(f'output must be "pooled" or "tokens", got {output!r}')
-        dim = self._checked_dim(truncate_dim, output)
-        # The files' truncate_dim comes after their Normalize, the call's before.
-        cut_first = truncate_dim is not None or normalize is not None
-        before, skip = text_before(instruction, prompt, prompt_name, self.recipe, tokenizer)
-        if skip >= limit:
-            raise InputError(f"the prompt takes {skip} of the {limit} tokens of max_length")
-        tokens = tokenizer(listed, limit, spans=output == "tokens", before=before)
+        finish = checked_finish(
+            self.recipe,
+            # Token states have not been through the dense layers.
+            width=self.dim if output == "pooled" else self.model.config.hidden_size,
+            output=output, truncate_dim=truncate_dim, normalize=normalize, layer_norm=layer_norm,
+        )  # fmt: skip
+        before = checked_before(instructions, instruction, prompt, prompt_name, self.recipe)
+        joined = prefixed(listed, before, self.recipe, tokenizer, limit)
+        try:
+            tokens = tokenizer(joined, limit, spans=output == "tokens")
+        except InputError as error:
+            # By the text as it was given, without what is put before it.
+            if (fault := not_unicode(listed)) is not None:
+                raise InputError(fault) from error
+            raise
         report_long(tokens, limit, on_long)
-        if normalize is None:
-            normalize = self.recipe.normalize and output == "pooled"
         if batch_tokens is not None:
             batch_tokens = whole("batch_tokens", batch_tokens)
         else:
@@ -213,7 +239,7 @@ class TextEncoder:
         batches = list(token_batches([len(t.ids) for t in tokens], batch_tokens))
         # On a GPU the vectors leave it batch by batch, unless they are asked for as a tensor there.
         place = self.device if convert_to_tensor else torch.device("cpu")
-        pooled = torch.zeros(len(listed), dim, dtype=torch.float32, device=place)
+        pooled = torch.zeros(len(listed), finish.dim, dtype=torch.float32, device=place)
         rows: list[TokenVectors | None] = [None] * len(listed)
         hide = None if progress is None else not progress
         bar = tqdm(
@@ -222,17 +248,17 @@ class TextEncoder:
         )  # fmt: skip
         with bar, _evaluating(self.model):
             for batch in batches:
-                values = self._run(
-                    [tokens[i] for i in batch], skip, output, dim, normalize, cut_first
-                )
+                skip = torch.from_numpy(joined.skip[batch])
+                values = self._run([tokens[i] for i in batch], skip, output, finish)
                 if output == "pooled":
                     pooled[torch.tensor(batch, dtype=torch.long, device=place)] = values.to(place)
                 else:
                     bounds = np.cumsum([0] + [len(tokens[i].ids) for i in batch])
                     states = values.cpu().numpy()
                     for i, start, end in zip(batch, bounds[:-1], bounds[1:], strict=True):
-                        spans = _spans(tokens[i], len(before))
-                        rows[i] = TokenVectors(states[start:end].copy(), spans)
+                        spans = tokens[i].spans
+                        assert spans is not None
+                        rows[i] = TokenVectors(states[start:end].copy(), joined.spans(i, spans))
                 bar.update(len(batch))
         if output == "tokens":
             return rows[0] if single else rows
@@ -320,29 +346,20 @@ class TextEncoder:
             f"{str(self.model.dtype).removeprefix('torch.')})"
         )
 
-    def _run(
-        self,
-        tokens: Sequence[Tokens],
-        skip: int,
-        output: str,
-        dim: int,
-        normalize: bool,
-        cut_first: bool,
-    ) -> Tensor:
+    def _run(self, tokens: Sequence[Tokens], skip: Tensor, output: str, finish: Finish) -> Tensor:
         """One packed batch: pooled (B, dim), or every token's state (T, dim); float32."""
         ids = torch.from_numpy(np.concatenate([t.ids for t in tokens]))
         cu_seqlens = torch.from_numpy(np.cumsum([0] + [len(t.ids) for t in tokens]))
         self.model.check(ids, cu_seqlens)  # here, where looking at them waits for nobody
+        leading = skip.to(self.device) if bool(skip.any()) else 0
         ids, cu_seqlens = ids.to(self.device), cu_seqlens.to(self.device)
         with torch.inference_mode():
             values = self.model.forward_packed(ids, cu_seqlens, checked=True)
             if output == "pooled":
                 values = pool(
-                    values, cu_seqlens, self.recipe, skip_tokens=skip, backend=self.model.backend
+                    values, cu_seqlens, self.recipe, skip_tokens=leading, backend=self.model.backend
                 )
-            values = (values[:, :dim] if cut_first else values).float()
-            values = normalize_rows(values) if normalize else values
-            return values[:, :dim]
+            return finish(values)
 
     def _needed_tokenizer(self) -> TextTokenizer:
         if self.tokenizer is None:
@@ -352,16 +369,6 @@ class TextEncoder:
                 "Hub name that has them, such as bert-base-uncased for MosaicBERT"
             )
         return self.tokenizer
-
-    def _checked_dim(self, truncate_dim: int | None, output: str) -> int:
-        # Token states have not been through the dense layers.
-        most = self.dim if output == "pooled" else self.model.config.hidden_size
-        if truncate_dim is None:
-            return min(self.recipe.truncate_dim or most, most) if output == "pooled" else most
-        truncate_dim = whole("truncate_dim", truncate_dim)
-        if not 1 <= truncate_dim <= most:
-            raise InputError(f"truncate_dim must be 1 to {most}, got {truncate_dim!r}")
-        return truncate_dim
 
 
 @contextmanager
@@ -375,9 +382,3 @@ def _evaluating(model: Encoder) -> Iterator[None]:
     finally:
         if training:
             model.train()
-
-
-def _spans(tokens: Tokens, before: int) -> np.ndarray:
-    """Spans in the text alone: what lies in the prompt is empty, what straddles it is clipped."""
-    assert tokens.spans is not None
-    return np.clip(tokens.spans - before, 0, None) if before else tokens.spans

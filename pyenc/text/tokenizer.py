@@ -103,13 +103,17 @@ class TextTokenizer:
         """Special tokens that every text is given."""
         return int(self._tokenizer.num_special_tokens_to_add(False))
 
+    @property
+    def num_closing(self) -> int:
+        """Special tokens after every text."""
+        return 0 if self._around is None else len(self._around[1])
+
     def __call__(
         self,
         texts: Iterable[str],
         max_length: int,
         spans: bool = False,
         first: int = 0,
-        before: str = "",
     ) -> list[Tokens]:
         """Tokenise texts, special tokens included, each cut to `max_length` tokens.
 
@@ -118,7 +122,6 @@ class TextTokenizer:
             max_length: tokens of a text at the most.
             spans: whether to say where in the text each token stands.
             first: the number of the first text, for messages.
-            before: put before every text; spans count it.
 
         Raises:
             InputError: a text holds lone surrogates; the message counts from `first`.
@@ -127,7 +130,7 @@ class TextTokenizer:
         chunk: list[_Text] = []
         size = 0
         for text in texts:
-            one = self._first_piece(before + text if before else text, max_length)
+            one = self._first_piece(text, max_length)
             length = len(one.text) if one.piece is None else one.piece[1] - one.piece[0]
             if chunk and (len(chunk) == CHUNK_TEXTS or size + length > CHUNK_CHARACTERS):
                 tokens += self._tokenize(chunk, max_length, spans, first + len(tokens))
@@ -184,7 +187,7 @@ class TextTokenizer:
             return list(encode(texts, add_special_tokens=special)) if texts else []
         except Exception as error:  # the library raises bare Exception too
             raise InputError(
-                _not_unicode(sources, first) or f"the tokenizer failed: {error}"
+                not_unicode(sources, first) or f"the tokenizer failed: {error}"
             ) from error
 
     def _cut(self, encoding: Any, max_length: int, spans: bool) -> Tokens:
@@ -265,7 +268,8 @@ def surrogate_in(text: str) -> str | None:
     return None
 
 
-def _not_unicode(texts: Sequence[str], first: int) -> str | None:
+def not_unicode(texts: Sequence[str], first: int = 0) -> str | None:
+    """Which text, counted from `first`, has a lone surrogate, and where; None if none has."""
     for index, text in enumerate(texts, first):
         if (fault := surrogate_in(text)) is not None:
             return f"text {index} is not valid Unicode: {fault}"
@@ -282,4 +286,11 @@ def _around(tokenizer: Any) -> tuple[list[int], list[int]] | None:
     return None
 
 
-__all__ = ["TOKENIZER_FILES", "TextTokenizer", "Tokens", "has_tokenizer", "surrogate_in"]
+__all__ = [
+    "TOKENIZER_FILES",
+    "TextTokenizer",
+    "Tokens",
+    "has_tokenizer",
+    "not_unicode",
+    "surrogate_in",
+]

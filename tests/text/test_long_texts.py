@@ -40,8 +40,8 @@ def test_cut_as_if_whole(
             monkeypatch.setattr(tokenizer, "A_TOKEN", 1 + i % 3)
             monkeypatch.setattr(tokenizer, "SIZE", (40, 200, 1000)[i % 3])
             limit = (2, 3, 17, 64, 300)[i % 5]
-            (a,) = whole([text], limit, spans=True, before="why: ")
-            (b,) = pieces([text], limit, spans=True, before="why: ")
+            (a,) = whole([f"why: {text}"], limit, spans=True)
+            (b,) = pieces([f"why: {text}"], limit, spans=True)
             assert a.ids.tolist() == b.ids.tolist()
             assert a.spans is not None
             assert b.spans is not None

@@ -28,16 +28,22 @@ pytestmark = pytest.mark.filterwarnings("ignore::pyenc.AssumptionWarning")
 def test_golden_texts(golden: Golden) -> None:
     """From strings to the authors' vectors, normalised where their own files say so."""
     encoder = pyenc.load(golden.folder, skip_eps=0)
-    name = "pooled_norm" if encoder.recipe.normalize else "pooled"
-    expected = golden.expected("text", name)
-    assert expected is not None
-    got = encoder.encode(golden.texts)
-    assert got.dtype == np.float32
-    assert np.abs(got - expected.numpy()).max() <= 1e-5
-    unit = encoder.encode(golden.texts, normalize=True)
-    expected = golden.expected("text", "pooled_norm")
-    assert expected is not None
-    assert np.abs(unit - expected.numpy()).max() <= 1e-5
+    for batch in ("text", "text_query"):
+        if batch == "text_query" and "query" not in encoder.recipe.prompts:
+            assert golden.expected(batch, "pooled") is None
+            continue
+        options = {"prompt_name": "query"} if batch == "text_query" else {}
+        for name in ("pooled", "pooled_norm"):
+            expected = golden.expected(batch, name)
+            if expected is None:  # pairs of INSTRUCTOR, to unit length
+                expected = golden.expected("text.v101", "embedding")
+                name = "pooled_norm"
+            assert expected is not None
+            got = encoder.encode(golden.texts, normalize=name == "pooled_norm", **options)
+            assert got.dtype == np.float32
+            assert np.abs(got - expected.numpy()).max() <= 1e-5, (batch, name)
+            if (name == "pooled_norm") == encoder.recipe.normalize:
+                assert (encoder.encode(golden.texts, **options) == got).all()
 
 
 def test_the_real_minilm(minilm: Path) -> None:

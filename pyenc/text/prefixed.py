@@ -1,0 +1,101 @@
+"""Texts with what is put before them: a prompt, as sentence-transformers has it, or an instruction,
+as InstructorEmbedding has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import InputError
+from .arguments import Before
+from .recipe import Recipe
+from .tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True)
+class Prefixed:
+    """Texts as the tokenizer is given them, joined when it takes them, and what pooling leaves out.
+
+    Both kinds count tokens: a tokenizer that joins the last letters of what is put before with the
+    first of the text shifts nothing, the first so many tokens are left out all the same.
+    """
+
+    texts: Sequence[str]
+    before: Sequence[str]
+    """Of each text."""
+    skip: np.ndarray
+    """(n,) int64: leading tokens of each that pooling leaves out."""
+    strip: bool = False
+    """InstructorEmbedding's join, `(instruction + text.strip()).strip()`."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __iter__(self) -> Iterator[str]:
+        for before, text in zip(self.before, self.texts, strict=True):
+            yield (before + text.strip()).strip() if self.strip else before + text
+
+    def spans(self, index: int, spans: np.ndarray) -> np.ndarray:
+        """Spans (n, 2) of the joined text in text `index` alone: what lies before it is empty, what
+        straddles its start is clipped."""
+        before, lead = self.before[index], 0
+        if self.strip:
+            text = self.texts[index]
+            joined, lead = before + text.strip(), len(text) - len(text.lstrip())
+            start = len(before) - (len(joined) - len(joined.lstrip()))
+        else:
+            start = len(before)
+        if not start and not lead:
+            return spans
+        inside = spans[:, 1:] > start
+        return np.where(inside, np.clip(spans - start, 0, None) + lead, 0).astype(spans.dtype)
+
+
+def prefixed(
+    texts: Sequence[str], before: Before, recipe: Recipe, tokenizer: TextTokenizer, limit: int
+) -> Prefixed:
+    """The texts, each with what is put before it, and what pooling leaves out.
+
+    A prompt is joined and counted as in sentence-transformers: as it is given. An instruction is
+    so as in InstructorEmbedding 1.0.1; of one token (or none) nothing is left out, nor where the
+    first or the last token is the vector.
+
+    Args:
+        texts: any number.
+        before: instructions or a prompt.
+        recipe: which pooling, and whether a prompt counts.
+        tokenizer: counts the tokens.
+        limit: tokens of a text at the most.
+
+    Raises:
+        InputError: what pooling leaves out leaves no room for a text.
+    """
+    if before.instructions is None and before.instruction is None:
+        skip = 0
+        if before.prompt and not recipe.include_prompt:
+            skip = tokenizer.prompt_length(before.prompt)
+            _check_room("the prompt", skip, limit, tokenizer)
+        return Prefixed(texts, [before.prompt] * len(texts), np.full(len(texts), skip))
+    instructions = before.instructions
+    if instructions is None:
+        instructions = [before.instruction or ""] * len(texts)
+    counts: dict[str, int] = {}
+    for index, instruction in enumerate(instructions):
+        if instruction not in counts:
+            count = tokenizer.prompt_length(instruction.strip())
+            of_pair = "" if before.instructions is None else f" of pair {index}"
+            _check_room(f"the instruction{of_pair}", count, limit, tokenizer)
+            counts[instruction] = count if count > 1 and recipe.pooling in ("mean", "max") else 0
+    skips = np.array([counts[instruction] for instruction in instructions], dtype=np.int64)
+    return Prefixed(texts, instructions, skips, strip=True)
+
+
+def _check_room(what: str, count: int, limit: int, tokenizer: TextTokenizer) -> None:
+    if count + tokenizer.num_closing >= limit:
+        raise InputError(
+            f"{what} takes {count} of the {limit} tokens of max_length, which leaves no room for "
+            "the text"
+        )
