@@ -60,6 +60,12 @@ files, its limits, pooling and prompts, and which backend would serve each op he
 others would not.
 """
 
+MODELS = """\
+The published checkpoints that are served, family by family: whether that was verified with their
+real weights, on small checkpoints made with the original code ("golden"), or not at all, and how
+long a text may be.
+"""
+
 VERIFY = """\
 Run a checkpoint as it would serve, and against the truth: the dense reference in float64 on the
 CPU (its memory grows with the square of a text's length), or vectors stored before (--against).
@@ -91,6 +97,13 @@ def build_parser() -> Parser:
     )
     _model(info)
     info.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    models = commands.add_parser(
+        "models", help="the checkpoints that are served, and how far each was checked",
+        description=MODELS,
+    )  # fmt: skip
+    form = models.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="a list of objects")
+    form.add_argument("--markdown", action="store_true", help="the README's table")
     verify = commands.add_parser(
         "verify", help="compare with the float64 reference or stored vectors", description=VERIFY
     )

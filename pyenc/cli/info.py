@@ -40,7 +40,7 @@ def gather(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": args.model,
         "family": encoder.checkpoint.family.name,
-        "known_checkpoints": encoder.checkpoint.family.checkpoints,
+        "known_checkpoints": encoder.checkpoint.family.known,
         "architecture": _architecture(encoder),
         "parameters": _parameters(encoder),
         "files": _files(folder, checkpoint_files(folder, encoder.recipe)),
@@ -206,7 +206,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield _row("maximum length", f"{limits['max_length']:,} tokens, by {limits['max_length_from']}")
     reach = limits["position_table"]
     if reach is None:
-        yield _row("", "--max-length may go beyond: ALiBi has no limit of its own")
+        yield _row("", f"--max-length may go beyond: {shape['position']} positions have no table")
     elif reach > limits["max_length"]:
         yield _row("", f"--max-length may go up to {reach:,}")
     yield _row("vectors", f"{vectors['dim']} dimensions, {_recipe_words(vectors)}")

@@ -15,6 +15,7 @@ from .streams import printing
 ONE_TOO_MANY = {
     "embed": "several files go through one stream: cat FILES | pyenc embed MODEL - --format ...",
     "info": "info takes MODEL alone",
+    "models": "models takes no argument",
     "verify": "verify takes MODEL alone, and a file of texts as --texts FILE",
     "bench": "give one OP, or all",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 from collections.abc import Collection
+from difflib import SequenceMatcher
 
 from ...errors import UnknownArchitectureError
 from . import bert, distilbert, gte, jina, jina_qk, modernbert, mosaic, mpnet, nomic, roberta, t5
@@ -67,7 +68,23 @@ def recognise(names: Collection[str], config: ConfigFile) -> tuple[Family, str]:
                 config.require("model_type", allowed, None, why)
                 return family, prefix
     some = ", ".join(sorted(present)[:3]) or "none"
+    near = "; ".join(family.known for family in nearest(present, config))
     raise UnknownArchitectureError(
         f"{config.path}: unknown architecture: model_type {config.values.get('model_type')!r}, "
-        f"tensors such as {some}. Known: " + "; ".join(f.checkpoints for f in FAMILIES)
+        f"tensors such as {some}. Nearest of what is known: {near}. All: pyenc models"
     )
+
+
+def nearest(names: Collection[str], config: ConfigFile, count: int = 3) -> list[Family]:
+    """The families that tensor names and `model_type` are most like, the nearest first."""
+    words = {word for name in names for word in name.split(".") if not word.isdigit()}
+    said = str(config.values.get("model_type", ""))
+
+    def likeness(family: Family) -> float:
+        own = {w for name in family.signature for w in name.split(".") if not w.isdigit()}
+        kinds = (*family.model_types, family.name.lower())
+        alike = max(SequenceMatcher(None, said.lower(), kind).ratio() for kind in kinds)
+        return alike + len(own & words) / len(own)
+
+    # sorted keeps the order of FAMILIES among equals, so that the answer is the same every time.
+    return sorted(FAMILIES, key=likeness, reverse=True)[:count]

@@ -12,6 +12,7 @@ from .family import (
     Family,
     Names,
     Parts,
+    Published,
     attention_output,
     common_fields,
     embedding_parts,
@@ -48,7 +49,20 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
 
 FAMILY = Family(
     name="BERT",
-    checkpoints="BERT (all-MiniLM, GIST, bge, mxbai, e5)",
+    checkpoints=(
+        Published(
+            "all-MiniLM-L6-v2",
+            "real weights",
+            "256 by its files, 512 by its table",
+            "sentence-transformers' vectors to 2e-7",
+        ),
+        Published(
+            "bge-*-en, GIST, mxbai-embed, e5, LaBSE, paraphrase-multilingual-MiniLM",
+            "golden",
+            "512 (position table)",
+            "as far as they are plain BERT; mean and CLS pooling",
+        ),
+    ),
     signature=(
         "encoder.layer.0.intermediate.dense.weight",
         "encoder.layer.0.attention.self.query.weight",

@@ -6,7 +6,7 @@ Sanh et al., arXiv 1910.01108. BERT without token types and pooler, under other 
 from __future__ import annotations
 
 from ..config import EncoderConfig, HeadConfig
-from .family import ConfigFile, Family, HeadNames, Names, Parts, both
+from .family import ConfigFile, Family, HeadNames, Names, Parts, Published, both
 
 
 def _config(config: ConfigFile, names: Names) -> EncoderConfig:
@@ -58,7 +58,11 @@ def _head(config: ConfigFile, names: Names) -> HeadNames:
 
 FAMILY = Family(
     name="DistilBERT",
-    checkpoints="DistilBERT (msmarco-distilbert, multi-qa-distilbert-cos-v1)",
+    checkpoints=(
+        Published(
+            "msmarco-distilbert-*, multi-qa-distilbert-cos-v1", "golden", "512 (position table)"
+        ),
+    ),
     signature=("transformer.layer.0.attention.q_lin.weight",),
     config=_config,
     parts=_parts,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ...errors import CheckpointError, UnknownArchitectureError
 from ..config import EncoderConfig, HeadConfig
@@ -50,12 +50,25 @@ class HeadNames:
 
 
 @dataclass(frozen=True)
+class Published:
+    """Checkpoints that people know by name, how far they were checked, and how far they reach."""
+
+    names: str
+    status: Literal["real weights", "golden", "unverified"]
+    """Verified with the published weights; on small checkpoints made with the original code; or
+    believed to be the same."""
+    limit: str
+    """Of a text's length."""
+    remark: str = ""
+
+
+@dataclass(frozen=True)
 class Family:
     """One checkpoint family."""
 
     name: str
-    checkpoints: str
-    """Published checkpoints, for people: the list in the error about unknown architectures."""
+    checkpoints: tuple[Published, ...]
+    """What it serves, for people: `pyenc models`, and the errors about unknown architectures."""
     signature: tuple[str, ...]
     """Tensor names (prefix stripped) that together mark the family."""
     config: Callable[[ConfigFile, Names], EncoderConfig]
@@ -83,6 +96,11 @@ class Family:
     """How the names of a layer's tensors begin."""
     layers_key: str = "num_hidden_layers"
     """What `config.json` calls the number of layers."""
+
+    @property
+    def known(self) -> str:
+        """Its name and its checkpoints', on one line."""
+        return f"{self.name} ({', '.join(row.names for row in self.checkpoints)})"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from .family import (
     HeadNames,
     Names,
     Parts,
+    Published,
     both,
     common_fields,
     embedding_parts,
@@ -117,8 +118,18 @@ def _head(config: ConfigFile, names: Names) -> HeadNames:
 FAMILY = Family(
     name="GTE v1.5",
     checkpoints=(
-        "GTE v1.5 (gte-base-en-v1.5, gte-large-en-v1.5, gte-multilingual-base, "
-        "snowflake-arctic-embed-m-v2.0)"
+        Published(
+            "gte-base-en-v1.5, gte-large-en-v1.5, gte-multilingual-base",
+            "golden",
+            "8,192 by their files; rotary positions have no table",
+        ),
+        Published("snowflake-arctic-embed-m-v2.0 (model_type gte)", "golden", "8,192 by its files"),
+        Published(
+            "stella_en_400M_v5",
+            "unverified",
+            "512 by its files",
+            "the encoder alone; one of its dense folders at a time, as modules.json names it",
+        ),
     ),
     signature=("encoder.layer.0.mlp.up_gate_proj.weight",),
     config=_config,

@@ -13,6 +13,7 @@ from .family import (
     Family,
     Names,
     Parts,
+    Published,
     attention_output,
     common_fields,
     embedding_parts,
@@ -66,7 +67,14 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
 
 FAMILY = Family(
     name="JinaBert v2",
-    checkpoints="JinaBert v2 (jina-embeddings-v2-small-en, -base-en, -base-de, -base-es, -base-zh)",
+    checkpoints=(
+        Published(
+            "jina-embeddings-v2-small-en, -base-en, -base-de, -base-es, -base-zh",
+            "golden",
+            "8,192 by their files; ALiBi has no limit",
+            "GEGLU, ReGLU",
+        ),
+    ),
     signature=(
         "encoder.layer.0.mlp.gated_layers.weight",
         "encoder.layer.0.attention.self.query.weight",
@@ -78,7 +86,14 @@ FAMILY = Family(
 
 FAMILY_ORIGINAL = Family(
     name="JinaBert v2, original feed-forward",
-    checkpoints='JinaBert v2 with feed_forward_type "original"',
+    checkpoints=(
+        Published(
+            "JinaBert v2 of feed_forward_type original",
+            "golden",
+            "ALiBi has no limit",
+            "no published checkpoint known",
+        ),
+    ),
     signature=(
         "encoder.layer.0.intermediate.dense.weight",
         "encoder.layer.0.attention.self.query.weight",

@@ -13,6 +13,7 @@ from .family import (
     Family,
     Names,
     Parts,
+    Published,
     attention_output,
     both,
     common_fields,
@@ -57,7 +58,14 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
 
 FAMILY = Family(
     name="JinaBert qk-post-norm",
-    checkpoints="JinaBert qk-post-norm (jina-embeddings-v2-base-code)",
+    checkpoints=(
+        Published(
+            "jina-embeddings-v2-base-code",
+            "golden",
+            "8,192 by its files; ALiBi has no limit",
+            "its original feed-forward held against the written-out formula only",
+        ),
+    ),
     signature=(
         "encoder.layer.0.mlp.down_layer.weight",
         "encoder.layer.0.attention.self.layer_norm_q.weight",

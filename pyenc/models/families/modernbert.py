@@ -10,7 +10,7 @@ from __future__ import annotations
 from ...errors import CheckpointError
 from ..config import EncoderConfig, HeadConfig
 from ..rotary import Rotary
-from .family import ConfigFile, Family, HeadNames, Names, Parts
+from .family import ConfigFile, Family, HeadNames, Names, Parts, Published
 
 KINDS = ("full_attention", "sliding_attention")
 
@@ -134,7 +134,16 @@ def _head(config: ConfigFile, names: Names) -> HeadNames:
 
 FAMILY = Family(
     name="ModernBERT",
-    checkpoints="ModernBERT (gte-modernbert-base, modernbert-embed-base, ettin, mmBERT)",
+    checkpoints=(
+        Published(
+            "gte-modernbert-base, modernbert-embed-base, ModernBERT-base, -large",
+            "golden",
+            "8,192 by their files; rotary positions have no table",
+        ),
+        Published(
+            "ettin, mmBERT", "golden", "8,192 by their files", "config.json of transformers 5"
+        ),
+    ),
     signature=("layers.0.attn.Wqkv.weight", "embeddings.tok_embeddings.weight"),
     config=_config,
     parts=_parts,

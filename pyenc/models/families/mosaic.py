@@ -15,6 +15,7 @@ from .family import (
     HeadNames,
     Names,
     Parts,
+    Published,
     attention_output,
     both,
     common_fields,
@@ -55,7 +56,20 @@ def _head(config: ConfigFile, names: Names) -> HeadNames:
 
 FAMILY = Family(
     name="MosaicBERT",
-    checkpoints="MosaicBERT (mosaic-bert-base*, lodestone-base-4096-v1, DNABERT-2)",
+    checkpoints=(
+        Published(
+            "mosaic-bert-base, mosaic-bert-base-seqlen-*, lodestone-base-4096-v1",
+            "golden",
+            "what they were trained on, 128 to 4,096; ALiBi has no limit",
+            "with and without the masked-LM head",
+        ),
+        Published(
+            "DNABERT-2",
+            "unverified",
+            "512 by its files; ALiBi has no limit",
+            "believed to have the same code",
+        ),
+    ),
     signature=("encoder.layer.0.attention.self.Wqkv.weight",),
     config=_config,
     parts=_parts,

@@ -11,7 +11,16 @@ from dataclasses import replace
 
 from ..config import EncoderConfig
 from . import bert
-from .family import ConfigFile, Family, Names, Parts, both, embedding_parts, plain_feed_forward
+from .family import (
+    ConfigFile,
+    Family,
+    Names,
+    Parts,
+    Published,
+    both,
+    embedding_parts,
+    plain_feed_forward,
+)
 from .heads import roberta_head
 from .roberta import counted
 
@@ -43,7 +52,17 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
 
 FAMILY = Family(
     name="MPNet",
-    checkpoints="MPNet (all-mpnet-base-v2, multi-qa-mpnet-base, paraphrase-mpnet-base)",
+    checkpoints=(
+        Published(
+            "all-mpnet-base-v2",
+            "real weights",
+            "384 by its files, 512 by its table",
+            "sentence-transformers' vectors to 1e-7",
+        ),
+        Published(
+            "multi-qa-mpnet-base-*, paraphrase-mpnet-base-v2", "golden", "512 (position table)"
+        ),
+    ),
     signature=(
         "encoder.layer.0.attention.attn.q.weight",
         "encoder.relative_attention_bias.weight",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ...errors import CheckpointError
 from ..config import EncoderConfig, HeadConfig
 from ..rotary import Rotary
-from .family import ConfigFile, Family, HeadNames, Names, Parts, both, weights
+from .family import ConfigFile, Family, HeadNames, Names, Parts, Published, both, weights
 
 NOT_SERVED = {
     "prenorm": False, "causal": False, "parallel_block": False, "use_rms_norm": False,
@@ -147,7 +147,21 @@ def _head(config: ConfigFile, names: Names) -> HeadNames:
 
 FAMILY = Family(
     name="nomic-bert",
-    checkpoints="nomic-bert (nomic-embed-text-v1, -v1.5, snowflake-arctic-embed-m-long)",
+    checkpoints=(
+        Published(
+            "nomic-embed-text-v1, -v1.5",
+            "golden",
+            "8,192 by their files, 2,048 trained",
+            "truncate_dim of v1.5 asks for layer_norm=True",
+        ),
+        Published(
+            "snowflake-arctic-embed-m-long",
+            "golden",
+            "2,048 trained; beyond with rotary_scaling_factor",
+            "NTK by each text's own length, not by its batch's width",
+        ),
+        Published("CodeRankEmbed", "unverified", "8,192 by its files"),
+    ),
     signature=("encoder.layers.0.attn.Wqkv.weight", "emb_ln.weight"),
     config=_config,
     parts=_parts,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from ...errors import CheckpointError
 from ..config import EncoderConfig
 from . import bert
-from .family import ConfigFile, Family, Names
+from .family import ConfigFile, Family, Names, Published
 from .heads import roberta_head
 
 MODEL_TYPES = ("xlm-roberta", "roberta", "camembert")
@@ -45,8 +45,14 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
 FAMILY = Family(
     name="RoBERTa",
     checkpoints=(
-        "RoBERTa and XLM-RoBERTa (bge-m3, multilingual-e5, paraphrase-multilingual, "
-        "all-distilroberta-v1, all-roberta-large-v1, CamemBERT)"
+        Published("bge-m3 (dense), multilingual-e5-*", "golden", "8,192 and 512 (position table)"),
+        Published("all-distilroberta-v1, all-roberta-large-v1", "golden", "512 (position table)"),
+        Published(
+            "paraphrase-multilingual-mpnet-base-v2, CamemBERT",
+            "golden",
+            "512 (position table)",
+            "XLM-RoBERTa's arithmetic",
+        ),
     ),
     signature=bert.FAMILY.signature,
     accepts=lambda config: config.values.get("model_type") in MODEL_TYPES,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ...errors import CheckpointError
 from ..config import EncoderConfig
-from .family import ACTIVATION_NAMES, ConfigFile, Family, Names, Parts, weights
+from .family import ACTIVATION_NAMES, ConfigFile, Family, Names, Parts, Published, weights
 
 WORDS = "encoder.embed_tokens.weight"
 
@@ -83,7 +83,20 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
 
 FAMILY = Family(
     name="T5",
-    checkpoints="T5 encoders (instructor, GTR, sentence-t5, jina-embedding-s/b/l-en-v1)",
+    checkpoints=(
+        Published(
+            "instructor-base, -large, -xl",
+            "golden",
+            "512 by their files; relative positions have no table",
+            "instruction masking as InstructorEmbedding 1.0.1",
+        ),
+        Published(
+            "gtr-t5-*, sentence-t5-*, jina-embedding-s/b/l-en-v1",
+            "golden",
+            "512 by their files; relative positions have no table",
+            "float16 is computed wider where its sums overflow",
+        ),
+    ),
     signature=("encoder.block.0.layer.0.SelfAttention.q.weight",),
     config=_config,
     parts=_parts,
