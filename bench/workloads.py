@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import pyenc
-from examples import bundled
 
 LICENSE = Path(__file__).resolve().parents[1] / "LICENSE"
 
@@ -21,7 +20,7 @@ class Case:
     """One model on texts of given lengths."""
 
     model: str
-    """"minilm" (from strings, real weights) or "jina" (from token ids, random weights)."""
+    """A name of `bench.subjects.SUBJECTS`."""
     name: str
     lengths: tuple[int, ...]
     """Tokens of each text, special tokens included."""
@@ -41,6 +40,7 @@ def cases(quick: bool) -> list[Case]:
         random.Random(0).shuffle(spread)
         return tuple(spread)
 
+    spread16 = ragged(16)[:: 1 if quick else 4]
     listed = [
         Case("minilm", "128", (128,) * (64 // few)),
         Case("minilm", "512", (512,) * (16 // few)),
@@ -48,16 +48,18 @@ def cases(quick: bool) -> list[Case]:
         Case("jina", "512", (512,) * (8 // few)),
         Case("jina", "20 to 512", ragged(20)),
         Case("jina", "2,048", (2048,) * (1 if quick else 2)),
+        Case("mpnet", "128", (128,) * (16 // few)),
+        Case("mpnet", "512", (512,) * max(1, 4 // few)),
+        Case("mpnet", "16 to 512", spread16),
+        Case("gte-base", "128", (128,) * (16 // few)),
+        Case("gte-base", "512", (512,) * max(1, 4 // few)),
+        Case("gte-base", "16 to 512", spread16),
+        Case("bge-m3", "128", (128,) * (8 // few)),
+        Case("bge-m3", "512", (512,) * max(1, 2 // few)),
+        Case("bge-m3", "16 to 512", spread16),
     ]
-    return listed if quick else [*listed, Case("jina", "8,192", (8192,))]
-
-
-def minilm_folder() -> Path | None:
-    """The checkpoint inside the installed package, None where it is absent or altered."""
-    try:
-        return bundled.minilm()
-    except bundled.WeightsError:
-        return None
+    far = [Case(model, "8,192", (8192,)) for model in ("jina", "gte-base", "bge-m3")]
+    return listed if quick else [*listed, *far]
 
 
 def texts_of(lengths: Sequence[int], encoder: pyenc.TextEncoder) -> list[str]:
@@ -91,31 +93,10 @@ def token_ids(lengths: Sequence[int], vocab_size: int) -> list[Tensor]:
     return [torch.randint(vocab_size, (length,), generator=generator) for length in lengths]
 
 
-def jina_small() -> pyenc.Encoder:
-    """The shape of jina-embeddings-v2-small with random weights, the same at every call.
-
-    Query and key weights are drawn so that scores have a standard deviation of about 3, as in
-    trained models: with the usual small random weights attention would be ALiBi alone, and
-    kernels that leave out what cannot matter would look better than they are.
-    """
-    torch.manual_seed(0)
-    config = pyenc.EncoderConfig(
-        vocab_size=30528, hidden_size=512, num_layers=4, num_heads=8, intermediate_size=2048,
-        position="alibi", max_length=8192, type_vocab_size=2, gated=True, gate_first=True,
-        up_bias=False,
-    )  # fmt: skip
-    model = pyenc.Encoder(config).eval()
-    width = config.hidden_size
-    with torch.no_grad():
-        for layer in model.layers:
-            layer.attention.qkv.weight[: 2 * width].normal_(std=(3 / width) ** 0.5)
-    return model
-
-
 def gflop(config: pyenc.EncoderConfig, lengths: Sequence[int]) -> float:
     """Arithmetic of the matrix products: 2 a linear weight and token, 4 n^2 C a layer and text."""
-    width = config.hidden_size
+    width, heads = config.hidden_size, config.num_heads * config.head_dim
     halves = 3 if config.gated else 2
-    weights = config.num_layers * (4 * width**2 + halves * width * config.intermediate_size)
-    attention = 4 * config.num_layers * width * sum(n * n for n in lengths)
+    weights = config.num_layers * (4 * width * heads + halves * width * config.intermediate_size)
+    attention = 4 * config.num_layers * heads * sum(n * n for n in lengths)
     return (2 * weights * sum(lengths) + attention) / 1e9

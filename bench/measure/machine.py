@@ -20,7 +20,9 @@ from pyenc.ops import extension
 
 ROOT = Path(__file__).resolve().parents[2]
 
-PACKAGES = ("transformers", "sentence-transformers", "onnxruntime", "llama-cpp-python")
+PACKAGES = (
+    "transformers", "sentence-transformers", "onnxruntime", "openvino", "llama-cpp-python",
+)  # fmt: skip
 """Whose versions are recorded beside torch's, where a caller names no others."""
 
 

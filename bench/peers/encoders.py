@@ -1,7 +1,7 @@
 """The programs that are compared, by model and name.
 
-Each is loaded from the checkpoint's folder (MiniLM) or the `Encoder` with the weights (Jina). One
-whose library is not installed raises ImportError and is listed as absent.
+Each is loaded from what `bench.subjects` gives: the checkpoint's folder, or the `Encoder` with the
+weights (Jina). One whose library is not installed raises ImportError and is listed as absent.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from bench.peers import (
     llama_cpp,
     onnx_runtime,
+    openvino,
     pyenc_encoder,
     sentence_transformers,
     torch_encoder,
@@ -58,7 +59,23 @@ PEERS: dict[str, dict[str, Peer]] = {
         "pyenc": Peer(pyenc_encoder.texts, tolerance=MINILM),
         "sentence-transformers": Peer(sentence_transformers.torch_backend, tolerance=MINILM),
         "sentence-transformers, ONNX": Peer(sentence_transformers.onnx_backend, tolerance=MINILM),
+        "OpenVINO": Peer(openvino.texts, tolerance=MINILM),
         "transformers": Peer(transformers.by_hand, tolerance=MINILM),
+    },
+    "mpnet": {
+        "pyenc": Peer(pyenc_encoder.texts, tolerance=MINILM),
+        "sentence-transformers": Peer(sentence_transformers.torch_backend, tolerance=MINILM),
+        "sentence-transformers, ONNX": Peer(sentence_transformers.onnx_backend, tolerance=MINILM),
+        "OpenVINO": Peer(openvino.texts, tolerance=MINILM),
+    },
+    **{
+        name: {
+            "pyenc": Peer(pyenc_encoder.folder_ids, tolerance=EXACT),
+            "transformers": Peer(transformers.padded_ids, tolerance=EXACT),
+            "ONNX Runtime": Peer(onnx_runtime.folder_ids, tolerance=EXACT, longest=4096),
+            "OpenVINO": Peer(openvino.ids, tolerance=EXACT, longest=4096),
+        }
+        for name in ("gte-base", "bge-m3")
     },
     "jina": {
         "pyenc": Peer(pyenc_encoder.ids(FP32), tolerance=EXACT),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import pyenc
 from bench.peers.encoder_call import Ids, padded
 from bench.peers.torch_encoder import PlainEncoder
+from bench.peers.transformers import Hidden, no_bars
 
 Session = Callable[[dict[str, Tensor]], Tensor]
 
@@ -82,6 +83,23 @@ def ids(encoder: pyenc.Encoder) -> Ids:
     def run(ids_BN: Tensor, mask_BN: Tensor | None) -> Tensor:
         bias = model.bias(ids_BN.shape[1], mask_BN)
         return sessions[mask_BN is not None]({"ids": ids_BN, "bias": bias})
+
+    return padded(run)
+
+
+def folder_ids(folder: Path) -> Ids:
+    """A model of transformers', exported as it is."""
+    from transformers import AutoModel
+
+    no_bars()
+    model = AutoModel.from_pretrained(str(folder)).eval()
+    example = {name: torch.ones(2, 7, dtype=torch.int64) for name in Hidden.INPUTS}
+    with tempfile.TemporaryDirectory() as made, torch.no_grad():
+        run_session = session(Hidden(model), example, Path(made))
+
+    def run(ids_BN: Tensor, mask_BN: Tensor | None) -> Tensor:
+        mask = torch.ones_like(ids_BN) if mask_BN is None else mask_BN.long()
+        return run_session({"input_ids": ids_BN, "attention_mask": mask})
 
     return padded(run)
 

@@ -1,4 +1,4 @@
-"""Our own whole encoders and their oracles: Jina-small from token ids, MiniLM from strings."""
+"""Our own whole encoders and their oracles, from token ids and from strings."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 import pyenc
 from bench.peers.encoder_call import MAX_LENGTH, Ids, Texts
+from pyenc.loading import load_checkpoint
 
 
 def ids(dtype: torch.dtype) -> Callable[[pyenc.Encoder], Ids]:
@@ -30,8 +31,15 @@ def ids(dtype: torch.dtype) -> Callable[[pyenc.Encoder], Ids]:
     return load
 
 
-def ids_oracle(encoder: pyenc.Encoder) -> Ids:
-    wide = copy.deepcopy(encoder)
+def folder_ids(folder: Path) -> Ids:
+    return ids(torch.float32)(load_checkpoint(folder, device="cpu").encoder)
+
+
+def ids_oracle(source: pyenc.Encoder | Path) -> Ids:
+    if isinstance(source, Path):
+        wide = load_checkpoint(source, device="cpu", dtype="float64").encoder
+    else:
+        wide = copy.deepcopy(source)
     wide.backend = "reference"
     return ids(torch.float64)(wide)
 

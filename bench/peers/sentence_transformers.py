@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.peers import onnx_runtime
 from bench.peers.encoder_call import MAX_LENGTH, Texts
-from bench.peers.transformers import no_bars
+from bench.peers.transformers import Hidden, no_bars
 
 
 def torch_backend(folder: Path) -> Texts:
@@ -22,20 +22,6 @@ def torch_backend(folder: Path) -> Texts:
     model = SentenceTransformer(str(folder), device="cpu")
     model.max_seq_length = MAX_LENGTH
     return lambda texts: model.encode(texts, show_progress_bar=False)
-
-
-class _Hidden(nn.Module):
-    """BERT from tensors to a tensor, as an export takes it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        out: Tensor = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
-        ).last_hidden_state
-        return out
 
 
 def onnx_backend(folder: Path) -> Texts:
@@ -51,20 +37,13 @@ def onnx_backend(folder: Path) -> Texts:
     encoder = SentenceTransformer(str(folder), device="cpu")
     encoder.max_seq_length = MAX_LENGTH
     model: Any = encoder[0].model
-    example = {
-        name: torch.ones(2, 7, dtype=torch.int64)
-        for name in ("input_ids", "attention_mask", "token_type_ids")
-    }
+    example = {name: torch.ones(2, 7, dtype=torch.int64) for name in Hidden.INPUTS}
     with tempfile.TemporaryDirectory() as made:
-        session = onnx_runtime.session(_Hidden(model), example, Path(made))
+        session = onnx_runtime.session(Hidden(model), example, Path(made))
 
-    def forward(
-        input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, **_: Any
-    ) -> BaseModelOutput:
-        given = {
-            "input_ids": input_ids, "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-        }  # fmt: skip
+    # Token types are all zeros, which the model adds by itself.
+    def forward(input_ids: Tensor, attention_mask: Tensor, **_: Any) -> BaseModelOutput:
+        given = {"input_ids": input_ids, "attention_mask": attention_mask}
         return BaseModelOutput(last_hidden_state=session(given))
 
     model.forward = forward

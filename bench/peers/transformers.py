@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import pyenc
 from bench.peers.encoder_call import MAX_LENGTH, Ids, Texts, padded
@@ -45,6 +45,37 @@ def no_bars() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+class Hidden(nn.Module):
+    """A model from tensors to a tensor, as an export takes it."""
+
+    INPUTS = ("input_ids", "attention_mask")
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        out: Tensor = self.model(
+            input_ids=input_ids, attention_mask=attention_mask
+        ).last_hidden_state
+        return out
+
+
+def padded_ids(folder: Path) -> Ids:
+    """AutoModel in padded rows, SDPA where the model has it."""
+    from transformers import AutoModel
+
+    no_bars()
+    model = Hidden(AutoModel.from_pretrained(str(folder)).eval())
+
+    def run(ids_BN: Tensor, mask_BN: Tensor | None) -> Tensor:
+        mask = torch.ones_like(ids_BN) if mask_BN is None else mask_BN.long()
+        out: Tensor = model(ids_BN, mask)
+        return out
+
+    return padded(run)
 
 
 def bert_model(encoder: pyenc.Encoder) -> Ids:

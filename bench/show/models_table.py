@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-MODELS = {
-    "minilm": "all-MiniLM-L6-v2, real weights, from strings to vectors",
-    "jina": "shape of jina-embeddings-v2-small, random weights, from token ids to hidden states",
-}
+from bench.subjects import SUBJECTS
+
 EXPLANATION = """\
 x pyenc: how many times faster pyenc, in the same precision, is than this program (above 1: pyenc
 is faster).
@@ -51,12 +49,12 @@ def case_lines(case: dict[str, Any], gemm_gflops: float) -> str:
 def markdown(result: dict[str, Any]) -> str:
     """A table a model: tokens a second and peak memory of each program, its ratio to pyenc."""
     lines: list[str] = []
-    for model, title in MODELS.items():
+    for model, subject in SUBJECTS.items():
         cases = [case for case in result["cases"] if case["model"] == model]
         if not cases:
             continue
         names = list(cases[0]["peers"])
-        lines += ["", f"{title}:", "", "| tokens a text | " + " | ".join(names) + " |"]
+        lines += ["", f"{subject.title}:", "", "| tokens a text | " + " | ".join(names) + " |"]
         lines.append("|---" + "|---:" * len(names) + "|")
         for case in cases:
             cells = [_cell(case, case["peers"][name]) for name in names]

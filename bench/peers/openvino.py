@@ -1,0 +1,71 @@
+"""OpenVINO on a model of transformers' converted here, with its default settings for a CPU.
+
+Its default precision is the processor's: float32, or bfloat16 where that has matrix units for it;
+`precision="f32"` asks for float32 everywhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.peers.encoder_call import MAX_LENGTH, Ids, Texts, padded
+from bench.peers.transformers import Hidden, no_bars
+
+
+def _compiled(model: torch.nn.Module, precision: str | None) -> Any:
+    import openvino
+
+    example = {name: torch.ones(2, 7, dtype=torch.int64) for name in Hidden.INPUTS}
+    with torch.no_grad():
+        converted = openvino.convert_model(Hidden(model), example_input=example)
+    settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    if precision is not None:
+        settings["INFERENCE_PRECISION_HINT"] = precision
+    compiled = openvino.Core().compile_model(converted, "CPU", settings)
+
+    def run(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        given = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
+        return torch.from_numpy(compiled(given)[0])
+
+    return run
+
+
+def ids(folder: Path, precision: str | None = None) -> Ids:
+    """Token ids to hidden states."""
+    from transformers import AutoModel
+
+    no_bars()
+    run = _compiled(AutoModel.from_pretrained(str(folder)).eval(), precision)
+
+    def call(ids_BN: Tensor, mask_BN: Tensor | None) -> Tensor:
+        mask = torch.ones_like(ids_BN) if mask_BN is None else mask_BN.long()
+        hidden: Tensor = run(ids_BN, mask)
+        return hidden
+
+    return padded(call)
+
+
+def texts(folder: Path, precision: str | None = None) -> Texts:
+    """sentence-transformers' own steps, with OpenVINO for the model.
+
+    Its backend for that wants another transformers than the others here, so the model is converted
+    here and stands in for the torch one.
+    """
+    from sentence_transformers import SentenceTransformer
+    from transformers.modeling_outputs import BaseModelOutput
+
+    no_bars()
+    encoder = SentenceTransformer(str(folder), device="cpu")
+    encoder.max_seq_length = MAX_LENGTH
+    model: Any = encoder[0].model
+    run = _compiled(model, precision)
+
+    def forward(input_ids: Tensor, attention_mask: Tensor, **_: Any) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=run(input_ids, attention_mask))
+
+    model.forward = forward
+    return lambda given: encoder.encode(given, show_progress_bar=False)

