@@ -37,14 +37,26 @@ def loaded_limit(checkpoint: Checkpoint, tokenizer: TextTokenizer | None, recipe
     """
     config = checkpoint.encoder.config
     by_tokenizer = None if tokenizer is None else tokenizer.max_length
-    if by_tokenizer is not None and "model_max_length" not in recipe.tokenizer_settings:
+    capped = "model_max_length" not in recipe.tokenizer_settings and config.position != "relative"
+    if by_tokenizer is not None and capped:
         # As in sentence-transformers: what tokenizer_config.json says is capped, what the recipe
-        # puts over it is not. MosaicBERT states positions beside the size that it starts at.
+        # puts over it is not, nor T5's, which has no positions to run out of. MosaicBERT states
+        # positions beside the size that it starts at.
         stated = checkpoint.config.get("max_position_embeddings")
         own = max(config.max_length, stated if type(stated) is int else 0)
         by_tokenizer = min(by_tokenizer, own)
     limit = recipe.max_length or by_tokenizer or config.max_length
-    return min(limit, config.num_positions or limit)
+    return min(limit, table_limit(config) or limit)
+
+
+def table_limit(config: EncoderConfig) -> int:
+    """Tokens that the absolute position table has rows for; 0 without one.
+
+    Where positions are counted from the padding id (RoBERTa, MPNet), the rows up to it belong to no
+    token: 514 rows are for 512. sentence-transformers takes 514 there, and fails.
+    """
+    below = 0 if config.padding_id is None else config.padding_id + 1
+    return config.num_positions and config.num_positions - below
 
 
 def checked_limit(max_length: Any, tokenizer: TextTokenizer | None, config: EncoderConfig) -> int:
@@ -57,10 +69,13 @@ def checked_limit(max_length: Any, tokenizer: TextTokenizer | None, config: Enco
     special = 0 if tokenizer is None else tokenizer.num_special
     if max_length < max(1, special):
         raise InputError(f"max_length {max_length} leaves no room for the {special} special tokens")
-    table = config.num_positions
+    table = table_limit(config)
     if table and max_length > table:
+        why = ""
+        if table < config.num_positions:
+            why = f" ({config.num_positions} rows, counted from after the padding id)"
         raise InputError(
-            f"max_length {max_length} is beyond this checkpoint's {table} position embeddings"
+            f"max_length {max_length} is beyond this checkpoint's {table} position embeddings{why}"
         )
     return max_length
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import pyenc
 from pyenc.errors import InputError
@@ -75,6 +76,9 @@ def test_limits(bert: pyenc.TextEncoder, encoder: pyenc.TextEncoder) -> None:
         # It starts at 64 and states 512 positions.
         ("mosaic_mlm_h4", {"model_max_length": 100000}, None, 512),
         ("bert_mean_h4", {"model_max_length": 100000}, None, 320),
+        # T5 has no positions to run out of; without a word it is n_positions.
+        ("t5_mean_relu_h4", {"model_max_length": 1024}, None, 1024),
+        ("t5_mean_relu_h4", {}, None, 512),
     ],
 )
 def test_the_tokenizers_limit_stays_within_the_models(
@@ -89,6 +93,58 @@ def test_the_tokenizers_limit_stays_within_the_models(
     if sentence is not None:
         (folder / "sentence_bert_config.json").write_text(json.dumps(sentence))
     assert pyenc.load(folder, pooling="mean", normalize=False).max_length == right
+
+
+FROM_PADDING = ["xlmr_e5_like_h2", "roberta_distil_like_h4", "mpnet_base_v2_like_h4"]
+
+
+def limited(folder: Path, golden: str, by_tokenizer: int | None, sentence: int | None) -> Path:
+    """A golden checkpoint whose files name these limits."""
+    shutil.copytree(GOLDEN / golden, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["model_max_length"] = by_tokenizer
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": sentence}))
+    return folder
+
+
+@pytest.mark.parametrize("golden", FROM_PADDING)
+@pytest.mark.parametrize(
+    ("by_tokenizer", "sentence", "right"),
+    [
+        (None, None, 320),
+        (322, None, 320),
+        (10**30, None, 320),
+        (17, None, 17),
+        (None, 322, 320),
+        (17, 10000, 320),
+        (17, 19, 19),
+    ],
+)
+def test_a_table_counted_from_the_padding_id(
+    tmp_path: Path, golden: str, by_tokenizer: int | None, sentence: int | None, right: int
+) -> None:
+    """Of 322 rows the first two belong to no token, whatever the files say."""
+    encoder = pyenc.load(limited(tmp_path / "model", golden, by_tokenizer, sentence))
+    assert (encoder.model.config.num_positions, encoder.model.config.padding_id) == (322, 1)
+    assert encoder.max_length == right
+
+
+@pytest.mark.parametrize("golden", FROM_PADDING)
+def test_longer_than_a_table_counted_from_the_padding_id(tmp_path: Path, golden: str) -> None:
+    encoder = pyenc.load(limited(tmp_path / "model", golden, None, None))
+    with pytest.warns(pyenc.TruncationWarning, match="1 of 2 texts exceed 320 tokens"):
+        rows = encoder.encode(["the quick " * 400, "ok"], output="tokens")
+    assert len(rows[0].vectors) == 320
+    assert np.isfinite(rows[0].vectors).all()
+    assert encoder.tokenizer is not None
+    ids = encoder.tokenizer(["the quick " * 400], 320)[0].ids
+    with pytest.raises(InputError, match="position 322 at packed token 320 is out of range"):
+        encoder.model(torch.from_numpy(np.r_[ids, 5])[None])
+    with pytest.raises(InputError, match=r"max_length 321 is beyond this .* 320 position embed"):
+        encoder.encode("ok", max_length=321)
+    with pytest.raises(InputError, match="322 rows, counted from after the padding id"):
+        encoder.max_length = 322
 
 
 @pytest.mark.parametrize("own", [None, 1024])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,20 +63,54 @@ def roberta(folder: Path, **config: Any) -> Path:
     return folder
 
 
-def xlm_roberta(folder: Path, **config: Any) -> Path:
+def charsmap(old: str, new: str) -> str:
+    """SentencePiece's table of characters with one entry: `old`, of one byte, becomes `new`.
+
+    A count of bytes, a double array (https://github.com/s-yata/darts-clone) with one key, and the
+    texts that its values point to.
+    """
+    (byte,) = old.encode()
+    units = [0] * 256  # of the root: no offset, so the key's byte stands at its own number
+    units[byte] = byte | 1 << 8 | 1 << 10  # label, "a value follows", and where: at byte ^ 1
+    units[byte ^ 1] = 0  # the value: where in the texts
+    trie = struct.pack("<256I", *units)
+    return base64.b64encode(struct.pack("<I", len(trie)) + trie + new.encode() + b"\0").decode()
+
+
+def unigram(folder: Path, model_type: str, special: list[str], **config: Any) -> Path:
+    """A Unigram tokenizer whose file has SentencePiece's normalizer: here "Q" becomes "q"."""
     folder.mkdir(parents=True, exist_ok=True)
-    pieces = [(token, 0.0) for token in SPECIAL[:4]]
+    pieces = [(token, 0.0) for token in special]
     pieces += [(c, -6.0) for c in "▁abcdefghijklmnopqrstuvwxyz,.'你好世界"]
     pieces += [("▁the", -2.0), ("quick", -2.5), ("ick", -3.0), ("▁qu", -3.0), ("ow", -3.5)]
     pieces += [("<mask>", 0.0)]
-    whole = Tokenizer(models.Unigram(pieces, 3, False))
+    whole = Tokenizer(models.Unigram(pieces, special.index("<unk>"), False))
     whole.pre_tokenizer = pre_tokenizers.Metaspace()
-    whole.add_special_tokens(SPECIAL)
+    whole.add_special_tokens([token for token in SPECIAL if token in dict(pieces)])
     whole.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "XLMRobertaTokenizer"} | config
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "config.json").write_text('{"model_type": "xlm-roberta"}')
+    table = {"type": "Precompiled", "precompiled_charsmap": charsmap("Q", "q")}
+    spaces = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+    steps = {"type": "Sequence", "normalizers": [table, spaces]}
+    edit(folder / "tokenizer.json", lambda old: old | {"normalizer": steps})
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     return folder
+
+
+def xlm_roberta(folder: Path, **config: Any) -> Path:
+    config = {"tokenizer_class": "XLMRobertaTokenizer"} | config
+    return unigram(folder, "xlm-roberta", SPECIAL[:4], **config)
+
+
+def camembert(folder: Path, **config: Any) -> Path:
+    config = {"tokenizer_class": "CamembertTokenizer"} | config
+    first = ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>"]
+    return unigram(folder, "camembert", first, **config)
+
+
+def t5(folder: Path, **config: Any) -> Path:
+    config = {"tokenizer_class": "T5Tokenizer"} | config
+    return unigram(folder, "t5", ["<pad>", "</s>", "<unk>"], **config)
 
 
 KINDS: dict[str, Callable[..., Path]] = {
@@ -85,6 +121,8 @@ KINDS: dict[str, Callable[..., Path]] = {
     ),
     "roberta": roberta,
     "xlm-roberta": xlm_roberta,
+    "camembert": camembert,
+    "t5": t5,
     "as it is": lambda folder, **config: bert(
         folder, **{"tokenizer_class": "PreTrainedTokenizerFast", **config}
     ),
