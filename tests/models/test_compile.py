@@ -97,6 +97,16 @@ def test_packed(name: str, compiled: Compile) -> None:
         assert_right(run(*batch), naive, oracle, what="another length")
 
 
+def test_token_logits(compiled: Compile) -> None:
+    """Of rows, and of hidden states; into the embeddings by both ways."""
+    encoder = load("mosaic_mlm_h4")
+    batch = (torch.randint(0, 100, (2, 6)),)
+    check(encoder, compiled(encoder.token_logits), "token_logits", batch)
+    hidden = torch.randn(7, encoder.config.hidden_size)
+    naive, oracle = encoder.logits(hidden), oracle_of(encoder).logits(hidden.double())
+    assert_right(compiled(encoder.logits)(hidden), naive, oracle)
+
+
 @pytest.mark.parametrize("name", FAMILIES[:2])
 def test_rows_without_a_mask(name: str, compiled: Compile) -> None:
     encoder = load(name)
