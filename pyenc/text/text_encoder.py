@@ -294,7 +294,10 @@ class TextEncoder:
         """
         check_forked()
         self.model.check_head()
-        listed, tokenizer, limit = checked_texts(texts), self._needed_tokenizer(), self.max_length
+        listed, instructions = checked_texts(texts)
+        if instructions is not None:
+            raise InputError("token_logits takes plain texts, not [instruction, text] pairs")
+        tokenizer, limit = self._needed_tokenizer(), self.max_length
         if max_length is not None:
             limit = checked_limit(max_length, tokenizer, self.model.config)
         if on_long not in ("truncate", "error"):
