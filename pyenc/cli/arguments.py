@@ -243,13 +243,18 @@ def _encoding(parser: Parser) -> argparse._ArgumentGroup:
         "--prompt-name", metavar="NAME", help="one of the checkpoint's own prompts (pyenc info)"
     )
     before.add_argument(
-        "--instruction", metavar="TEXT", help="put before every text and left out of the mean"
+        "--instruction", metavar="TEXT", help="INSTRUCTOR's: before every text, not in the mean"
     )
     group.add_argument(
         "--max-length", metavar="N", type=_positive, help="tokens of a text; default the model's"
     )
     group.add_argument(
         "--truncate-dim", metavar="N", type=_positive, help="keep the first N dimensions"
+    )
+    group.add_argument(
+        "--layer-norm",
+        action="store_true",
+        help="layer norm before them, as the model card of nomic-embed-text-v1.5 asks",
     )
     group.add_argument(
         "--batch-tokens",

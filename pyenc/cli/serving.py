@@ -64,7 +64,10 @@ def load_encoder(args: argparse.Namespace, *, quiet: bool = False, **changes: An
 
 def encode_options(args: argparse.Namespace) -> dict[str, Any]:
     """What the arguments say to `TextEncoder.encode`, all that decides what a vector is."""
-    names = ("prompt", "prompt_name", "instruction", "max_length", "normalize", "truncate_dim")
+    names = (
+        "prompt", "prompt_name", "instruction", "max_length", "normalize", "truncate_dim",
+        "layer_norm",
+    )  # fmt: skip
     return {name: getattr(args, name) for name in names}
 
 

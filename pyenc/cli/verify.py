@@ -146,7 +146,7 @@ def _run(encoder: TextEncoder, texts: list[str], options: dict[str, Any]) -> Run
         warnings.simplefilter("ignore", TruncationWarning)
         pooled = encoder.encode(texts, progress=False, **options)
         # Token states as the model gives them, whatever becomes of them after.
-        bare = {**options, "normalize": False, "truncate_dim": None}
+        bare = {**options, "normalize": False, "truncate_dim": None, "layer_norm": False}
         tokens = encoder.encode(texts, progress=False, output="tokens", **bare)
     return Run(pooled, [each.vectors for each in tokens])
 

@@ -39,7 +39,7 @@ LONE_POOLING = "1_Pooling/config.json"
 DENSE_ACTIVATIONS = {"Identity": None, "Tanh": torch.tanh, "ReLU": torch.relu}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dense:
     """A linear layer after pooling: activation(x W^T + b), in float32."""
 
@@ -52,6 +52,14 @@ class Dense:
         y = torch.nn.functional.linear(x, self.weight.to(x), bias)
         function = DENSE_ACTIVATIONS[self.activation]
         return y if function is None else function(y)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Dense):
+            return NotImplemented
+        pairs = ((self.weight, other.weight), (self.bias, other.bias))
+        return self.activation == other.activation and all(
+            a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs
+        )
 
 
 @dataclass(frozen=True)

@@ -369,7 +369,9 @@ class TextEncoder:
             raise CheckpointError(
                 f"{self.name}: no tokenizer files, so texts cannot be encoded (token ids can: "
                 "encoder.model); give pyenc.load(..., tokenizer=...), or --tokenizer, a folder or "
-                "Hub name that has them, such as bert-base-uncased for MosaicBERT"
+                "Hub name that has them, such as bert-base-uncased for MosaicBERT (a SentencePiece "
+                ".model alone is not read: save_pretrained of transformers' tokenizer writes a "
+                "tokenizer.json)"
             )
         return self.tokenizer
 

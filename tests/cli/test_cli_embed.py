@@ -133,6 +133,7 @@ def test_empty_input(cli: Cli, tmp_path: Path, bert: Path, suffix: str) -> None:
         (["--normalize"], {"normalize": True}),
         (["--no-normalize"], {"normalize": False}),
         (["--truncate-dim", "5"], {"truncate_dim": 5}),
+        (["--truncate-dim", "5", "--layer-norm"], {"truncate_dim": 5, "layer_norm": True}),
         (["--max-length", "9"], {"max_length": 9}),
         (["--batch-tokens", "7"], {"batch_tokens": 7}),
         (["--progress"], {}),

@@ -133,7 +133,7 @@ def test_against_stored_vectors(
     cli: Cli, bert: Path, texts_file: Path, tmp_path: Path, suffix: str
 ) -> None:
     out = tmp_path / f"out{suffix}"
-    words = ["--prompt", "query: ", "--truncate-dim", "9", "--normalize"]
+    words = ["--prompt", "query: ", "--truncate-dim", "9", "--normalize", "--layer-norm"]
     assert cli("embed", bert, texts_file, "-o", out, *words).status == 0
     status, said = lines(cli, bert, "--texts", texts_file, "--against", out, *words)
     assert status == 0, said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 
 import pyenc
 from pyenc.errors import CheckpointError
-from pyenc.text.recipe import read_recipe
+from pyenc.text.recipe import Dense, Recipe, read_recipe
 from tests.conftest import GOLDEN
 
 TWICE = ["Transformer", "Pooling", "Pooling"]
@@ -244,6 +245,30 @@ def test_a_prompt_that_is_null_is_empty(folder: Path) -> None:
     assert (encoder.encode("the sky") == plain).all()
     assert (encoder.encode("the sky", prompt_name="query") == plain).all()
     assert (encoder.encode("the sky", prompt_name="passage") != plain).any()
+
+
+def test_dense_layers_are_equal_by_their_values(tmp_path: Path) -> None:
+    weight, bias = torch.randn(3, 4), torch.randn(3)
+    one = Dense(weight, bias, "Tanh")
+    assert one == Dense(weight.clone(), bias.clone(), "Tanh")
+    assert Recipe(dense=(one,)) == Recipe(dense=(Dense(weight.clone(), bias.clone(), "Tanh"),))
+    for other in (
+        Dense(weight + 1, bias, "Tanh"),
+        Dense(weight[:2], bias[:2], "Tanh"),
+        Dense(weight, bias + 1, "Tanh"),
+        Dense(weight, None, "Tanh"),
+        Dense(weight, bias, "ReLU"),
+        "Tanh",
+    ):
+        assert one != other
+    # A recipe that was read elsewhere may be set, and is saved only where the files can hold it.
+    source = GOLDEN / "t5_instructor_relu_h4"
+    encoder = pyenc.load(source)
+    encoder.recipe = read_recipe(source)
+    encoder.save(tmp_path / "saved")
+    encoder.recipe = replace(encoder.recipe, dense=())
+    with pytest.raises(CheckpointError, match="changed beyond pooling and normalize"):
+        encoder.save(tmp_path / "other")
 
 
 def test_normalize_twice(folder: Path) -> None:
