@@ -345,7 +345,11 @@ FACTORIES = {
 WHOLE = {"arange", "randint", "randperm", "tril_indices", "triu_indices"}
 """Of whole numbers, whose dtype is int64 by themselves."""
 
-CONVENTIONAL = {("pyenc/models/layers.py", "ones"), ("pyenc/models/layers.py", "zeros")}
+CONVENTIONAL = {
+    ("pyenc/models/head.py", "zeros"),
+    ("pyenc/models/layers.py", "ones"),
+    ("pyenc/models/layers.py", "zeros"),
+}
 """Parameters of a module: an `Encoder` that one makes is made as torch's own modules are."""
 
 PROBING = {("pyenc/loading/target.py", "empty")}

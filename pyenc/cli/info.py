@@ -74,9 +74,11 @@ def _architecture(encoder: TextEncoder) -> dict[str, Any]:
 def _parameters(encoder: TextEncoder) -> dict[str, Any]:
     tensors = list(encoder.model.parameters())
     count = sum(tensor.numel() for tensor in tensors)
+    head = encoder.model.lm_head
     stored = encoder.checkpoint.stored_dtype
     return {
         "count": count,
+        "masked_lm_head": sum(t.numel() for t in head.parameters()) if head is not None else None,
         "megabytes": round(count * encoder.model.dtype.itemsize / 1e6, 3),
         "dtype": _plain(encoder.model.dtype),
         "stored_dtype": _plain(stored),
@@ -186,6 +188,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     gated = "gated " if forward["gated"] else ""
     table = f", table of {limits['position_table']}" if limits["position_table"] else ""
     aside = f"; {len(size['tensors_set_aside'])} head tensors set aside"
+    head = size["masked_lm_head"]
+    own = "" if head is None else f" ({head:,} of its masked-LM head)"
     yield f"{facts['model']}"
     yield _row("family", facts["family"])
     yield _row(
@@ -200,7 +204,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield _row("vocabulary", f"{shape['vocabulary']:,} ({words})")
     yield _row(
         "parameters",
-        f"{size['count']:,}: {size['megabytes']:,.1f} MB as {size['dtype']}, stored as "
+        f"{size['count']:,}{own}: {size['megabytes']:,.1f} MB as {size['dtype']}, stored as "
         f"{size['stored_dtype']}" + (aside if size["tensors_set_aside"] else ""),
     )
     yield _row("maximum length", f"{limits['max_length']:,} tokens, by {limits['max_length_from']}")

@@ -17,11 +17,11 @@ from ..errors import InputAttributeError, InputError, InputTypeError
 from ..forking import check_forked
 from ..ops import ALiBi, RelativePositionBias, alibi_slopes
 from ..ops.attention.validation import check_skip_eps
-from ..ops.backend import compiling, requested_backend
+from ..ops.backend import requested_backend
 from .config import EncoderConfig
 from .head import MaskedLMHead
 from .layers import Call, Embeddings, Layer, Norm, PreNormLayer, Turn
-from .packing import Packed, check_packed, count_from_padding, pack, places
+from .packing import Packed, check_packed, check_ranges, count_from_padding, pack, places
 from .rotary import Rotary, log_length_scale
 
 SETTINGS = ("backend", "skip_eps")
@@ -160,7 +160,7 @@ class Encoder(nn.Module):
         )
         position_ids = self._position_ids(input_ids, cu_seqlens, positions, position_ids)
         if not checked:
-            self._check_ranges(input_ids, position_ids, token_type_ids)
+            check_ranges(self.config, input_ids, position_ids, token_type_ids)
         call = self._call(input_ids, cu_seqlens, positions, contiguous)
         x_TC = self.embeddings(input_ids, position_ids, token_type_ids, self.backend)
         if self.final_norm is None:
@@ -192,7 +192,7 @@ class Encoder(nn.Module):
         """
         check_packed(input_ids, cu_seqlens, positions, token_type_ids, position_ids)
         position_ids = self._position_ids(input_ids, cu_seqlens, positions, position_ids)
-        self._check_ranges(input_ids, position_ids, token_type_ids)
+        check_ranges(self.config, input_ids, position_ids, token_type_ids)
 
     def _position_ids(
         self,
@@ -260,8 +260,8 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """Logits of the masked-LM head, as `logits` of the published models.
 
-        They take N * V numbers a row, and under a mask three times that while they are made. Of
-        some tokens alone, such as the masked ones in pretraining: `logits`.
+        They take N * V numbers a row, and under a mask twice that while they are made. Of some
+        tokens alone, such as the masked ones in pretraining: `logits`.
 
         Args:
             input_ids, attention_mask, token_type_ids: (B, N) each, as of `forward`.
@@ -303,23 +303,3 @@ class Encoder(nn.Module):
             why = self.config.no_lm_head or "its EncoderConfig has no lm_head"
             raise InputError(f"this encoder has no masked-LM head: {why}")
         return self.lm_head
-
-    def _check_ranges(
-        self, input_ids: Tensor, position_ids: Tensor | None, token_type_ids: Tensor | None
-    ) -> None:
-        if compiling() or input_ids.numel() == 0:
-            return
-        limits = [("token id", input_ids, self.config.vocab_size)]
-        if token_type_ids is not None:
-            limits.append(("token type", token_type_ids, max(1, self.config.type_vocab_size)))
-        if position_ids is not None:
-            limits.append(("position", position_ids, self.config.num_positions))
-        for what, values, limit in limits:
-            low, high = int(values.min()), int(values.max())
-            if low < 0 or high >= limit:
-                bad = low if low < 0 else high
-                t = int((values == bad).nonzero()[0])
-                raise InputError(
-                    f"{what} {bad} at packed token {t} is out of range: this checkpoint has 0 to "
-                    f"{limit - 1}"
-                )

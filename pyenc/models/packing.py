@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..ops.backend import compiling
 from ..ops.validation import check_cu_seqlens, sequence_bounds
+from .config import EncoderConfig
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Packed:
         if self.index is None:
             return hidden.unflatten(0, self.shape)
         rows = hidden.new_zeros(self.shape[0] * self.shape[1], hidden.shape[1])
-        return rows.index_copy(0, self.index, hidden).unflatten(0, self.shape)
+        return rows.index_copy_(0, self.index, hidden).unflatten(0, self.shape)
 
 
 def pack(
@@ -162,6 +163,34 @@ def check_packed(
             check_like(name, given, input_ids)
     if values and not compiling():
         sequence_bounds("forward_packed", cu_seqlens, input_ids.shape[0])
+
+
+def check_ranges(
+    config: EncoderConfig,
+    input_ids: Tensor,
+    position_ids: Tensor | None,
+    token_type_ids: Tensor | None,
+) -> None:
+    """Packed values (T,) are rows of the encoder's tables, or an `InputError` says which is not.
+
+    Not looked at under torch.compile.
+    """
+    if compiling() or input_ids.numel() == 0:
+        return
+    limits = [("token id", input_ids, config.vocab_size)]
+    if token_type_ids is not None:
+        limits.append(("token type", token_type_ids, max(1, config.type_vocab_size)))
+    if position_ids is not None:
+        limits.append(("position", position_ids, config.num_positions))
+    for what, values, limit in limits:
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= limit:
+            bad = low if low < 0 else high
+            t = int((values == bad).nonzero()[0])
+            raise InputError(
+                f"{what} {bad} at packed token {t} is out of range: this checkpoint has 0 to "
+                f"{limit - 1}"
+            )
 
 
 def places(cu_seqlens: Tensor, num_tokens: int) -> Tensor:

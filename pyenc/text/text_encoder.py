@@ -311,13 +311,14 @@ class TextEncoder:
         with _evaluating(self.model), torch.inference_mode():
             for batch in token_batches([len(t.ids) for t in tokens], budget):
                 ids = torch.from_numpy(np.concatenate([tokens[i].ids for i in batch]))
-                bounds = torch.tensor([0] + [len(tokens[i].ids) for i in batch]).cumsum(0)
+                lengths = [len(tokens[i].ids) for i in batch]
+                bounds = torch.from_numpy(np.cumsum([0, *lengths]))
                 self.model.check(ids, bounds)
                 states = self.model.forward_packed(
                     ids.to(self.device), bounds.to(self.device), checked=True
                 )
                 # A text at a time: the logits of a batch may be larger than the model.
-                for i, state in zip(batch, states.split(bounds.diff().tolist()), strict=True):
+                for i, state in zip(batch, states.split(lengths), strict=True):
                     rows[i] = self.model.logits(state).float().cpu().numpy()
         return rows[0] if isinstance(texts, str) else rows
 

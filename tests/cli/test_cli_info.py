@@ -127,6 +127,30 @@ def test_prompts(cli: Cli, tmp_path: Path) -> None:
     assert "query (default): 'suche: '" in cli("info", folder).out
 
 
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        # dense, norm, a bias a word; the decoder is the word embeddings
+        ("mosaic_mlm_h4", 64 * 64 + 64 + 2 * 64 + 128),
+        ("modernbert_mmbert_like_h3", 48 * 48 + 48 + 384),
+        ("bert_mean_h4", None),
+    ],
+)
+def test_a_masked_lm_head_is_counted(cli: Cli, name: str, own: int | None) -> None:
+    found = facts(cli, GOLDEN / name)["parameters"]
+    assert found["masked_lm_head"] == own
+    assert found["tensors_set_aside"] == []
+    said = cli("info", GOLDEN / name).out
+    if own is None:
+        assert "masked-LM" not in said
+    else:
+        plain = pyenc.load(GOLDEN / name).model
+        assert found["count"] == own + sum(
+            p.numel() for key, p in plain.named_parameters() if not key.startswith("lm_head")
+        )
+        assert f"{found['count']:,} ({own:,} of its masked-LM head): " in said
+
+
 def test_dtype_and_backend(cli: Cli, bert: Path) -> None:
     found = facts(cli, bert, "--dtype", "bfloat16", "--backend", "reference")
     assert found["parameters"]["dtype"] == found["serving"]["dtype"] == "bfloat16"

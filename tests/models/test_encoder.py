@@ -12,6 +12,7 @@ from torch import Tensor
 from pyenc.errors import InputError
 from pyenc.loading import load_checkpoint
 from pyenc.models import Encoder, EncoderConfig, packing
+from pyenc.models import encoder as encoder_module
 from pyenc.models import layers as layers_module
 from pyenc.models.rotary import Rotary
 from tests.conftest import GOLDEN
@@ -247,7 +248,7 @@ def test_checked_is_looked_at_once(encoder: Encoder, monkeypatch: pytest.MonkeyP
     def looked(*args: object, **kwargs: object) -> None:
         raise AssertionError("values were looked at")
 
-    monkeypatch.setattr(Encoder, "_check_ranges", looked)
+    monkeypatch.setattr(encoder_module, "check_ranges", looked)
     monkeypatch.setattr(packing, "sequence_bounds", looked)
     assert torch.equal(encoder.forward_packed(ids, bounds, checked=True), expected)
 
