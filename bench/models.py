@@ -206,6 +206,7 @@ def _run(cases: Sequence[Case], options: argparse.Namespace) -> int:
         print(f"the machine is not quiet: load average {environment['load_average']}")
     result: dict[str, Any] = {"op": "models", "environment": environment, "quick": options.quick}
     result |= {"ceilings": rates, "oracle": {}, "cases": []}
+    result["titles"] = {case.model: SUBJECTS[case.model].title for case in cases}
     wrong: list[str] = []
     path = None
     if options.out or not options.quick:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.subjects import SUBJECTS
-
 EXPLANATION = """\
 x pyenc: how many times faster pyenc, in the same precision, is than this program (above 1: pyenc
 is faster).
@@ -49,12 +47,14 @@ def case_lines(case: dict[str, Any], gemm_gflops: float) -> str:
 def markdown(result: dict[str, Any]) -> str:
     """A table a model: tokens a second and peak memory of each program, its ratio to pyenc."""
     lines: list[str] = []
-    for model, subject in SUBJECTS.items():
+    # Older files have no titles.
+    titles = {case["model"]: case["model"] for case in result["cases"]} | result.get("titles", {})
+    for model, title in titles.items():
         cases = [case for case in result["cases"] if case["model"] == model]
         if not cases:
             continue
         names = list(cases[0]["peers"])
-        lines += ["", f"{subject.title}:", "", "| tokens a text | " + " | ".join(names) + " |"]
+        lines += ["", f"{title}:", "", "| tokens a text | " + " | ".join(names) + " |"]
         lines.append("|---" + "|---:" * len(names) + "|")
         for case in cases:
             cells = [_cell(case, case["peers"][name]) for name in names]

@@ -13,8 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the floor up: a module imports those of its own layer and of those before it.
 LAYERS = (
     ("bench.measure",),
-    ("bench.compare", "bench.attention_data", "bench.workloads", "bench.subjects"),
-    ("bench.show",),
+    ("bench.compare", "bench.attention_data", "bench.workloads", "bench.show", "bench.subjects"),
     ("bench.peers",),
     ("bench.ops",),
     ("bench.check", "bench.chosen", "bench.tunables", "bench.ahead_of_time", "bench.aot_work"),
