@@ -13,7 +13,16 @@ from pyenc.text.pooling import pool
 from pyenc.text.recipe import read_recipe
 from tests.conftest import read_golden
 
-NAMES = ["jina_geglu_h4", "jina_qk_h6", "mosaic_base_h12", "bert_cls_h2"]
+NAMES = [
+    "jina_geglu_h4",
+    "jina_qk_h6",
+    "mosaic_base_h12",
+    "bert_cls_h2",
+    "gte_base_like_h4",
+    "modernbert_embed_like_h2",
+    "mpnet_base_v2_like_h4",
+    "t5_instructor_gated_h6",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -28,7 +37,14 @@ def test_golden(name: str, device: str) -> None:
     with torch.no_grad():
         got = encoder(ids, mask, types)
         packed = pack(ids, mask, types)
-        pooled = pool(got[mask == 1], packed.cu_seqlens, recipe, backend="triton")
+        skipped = golden.skipped("ragged")
+        pooled = pool(
+            got[mask == 1],
+            packed.cu_seqlens,
+            recipe,
+            skip_tokens=skipped.to(device) if isinstance(skipped, torch.Tensor) else skipped,
+            backend="triton",
+        )
     for found, what in ((got, "last_hidden_state"), (pooled, "pooled")):
         expected = golden.expected("ragged", what)
         if expected is not None:
