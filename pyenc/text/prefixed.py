@@ -38,6 +38,21 @@ class Prefixed:
         for before, text in zip(self.before, self.texts, strict=True):
             yield (before + text.strip()).strip() if self.strip else before + text
 
+    def check_left(self, lengths: Sequence[int]) -> None:
+        """Is there a token left to pool, of the so many tokens of each joined text?
+
+        Raises:
+            InputError: of a text there is none; its tokenizer made fewer of both than of what is
+                put before it.
+        """
+        none = (self.skip > 0) & (self.skip >= np.asarray(lengths, dtype=np.int64))
+        if none.any():
+            index = int(np.flatnonzero(none)[0])
+            raise InputError(
+                f"text {index} has {lengths[index]} tokens with {self.before[index]!r:.60} before "
+                f"it, of which pooling leaves out the first {self.skip[index]}: none is left"
+            )
+
     def spans(self, index: int, spans: np.ndarray) -> np.ndarray:
         """Spans (n, 2) of the joined text in text `index` alone: what lies before it is empty, what
         straddles its start is clipped."""

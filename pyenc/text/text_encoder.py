@@ -203,7 +203,8 @@ class TextEncoder:
             InputTypeError: something among the texts is not a string, or not a pair of strings; the
                 message names its index.
             InputError: an option is out of range, a text is too long under `on_long="error"`, an
-                instruction leaves no room for a text, or one is given beside pairs.
+                instruction leaves no room for a text or no token to pool, or one is given beside
+                pairs.
         """
         check_forked()
         single = isinstance(texts, str)
@@ -232,6 +233,8 @@ class TextEncoder:
                 raise InputError(fault) from error
             raise
         report_long(tokens, limit, on_long)
+        if output == "pooled":
+            joined.check_left([len(t.ids) for t in tokens])
         if batch_tokens is not None:
             batch_tokens = whole("batch_tokens", batch_tokens)
         else:
