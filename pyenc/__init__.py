@@ -21,7 +21,14 @@ from .forking import ForkWarning
 if TYPE_CHECKING:
     from .models import Encoder, EncoderConfig
     from .ops import use_backend
-    from .text import AssumptionWarning, TextEncoder, TokenVectors, TruncationWarning, load
+    from .text import (
+        AssumptionWarning,
+        LongWordWarning,
+        TextEncoder,
+        TokenVectors,
+        TruncationWarning,
+        load,
+    )
 
 __version__ = "0.1.0"
 
@@ -33,6 +40,7 @@ __all__ = [
     "EncoderConfig",
     "ForkWarning",
     "InputError",
+    "LongWordWarning",
     "PyencError",
     "TextEncoder",
     "TokenVectors",
@@ -48,6 +56,7 @@ _LAZY = {
     "AssumptionWarning": ".text",
     "Encoder": ".models",
     "EncoderConfig": ".models",
+    "LongWordWarning": ".text",
     "TextEncoder": ".text",
     "TokenVectors": ".text",
     "TruncationWarning": ".text",

@@ -5,10 +5,9 @@ there, and no added token lies across: a word's tokens depend on that word alone
 the pieces, put together, are those of the text. `Cuts` looks for likely places, `Places` decides.
 Where it cannot be known (an unusual normaliser) no text is cut.
 
-Nor is a single word, however long, but for BERT's. Byte-level BPE takes a run of letters (Chinese
+A piece between two such places may still be long. Byte-level BPE takes a run of letters (Chinese
 without punctuation), of one mark or of spaces for one word, and Unigram all between two spaces;
-what follows in a word may change any token before it, so such a text is tokenised whole, exactly,
-at hundreds of bytes a character.
+what follows in a word may change any token before it: `long_pieces.py`.
 """
 
 from __future__ import annotations
@@ -24,6 +23,10 @@ from .safe_places import Places
 
 SIZE = 1 << 16
 """Characters of a piece at the most, where there is a place to cut."""
+
+FAR = 16
+"""Times the size asked for that a piece may have before no more of it is searched for a place to
+cut, where its model needs none."""
 
 TRIES = 1000
 """Likely places looked at closely before a text is left whole: one of nothing but added tokens."""
@@ -65,20 +68,21 @@ class Cuts:
         self._at: re.Pattern[str] | None = None
         self._runs: re.Pattern[str] | None = None
         self._keep = 0
+        self._any_end = isinstance(tokenizer.model, models.BPE)
         steps = _steps(tokenizer.normalizer, "normalizers")
         words = _steps(tokenizer.pre_tokenizer, "pretokenizers")
         if not (all(map(_is_local, steps)) and _ends_words(words)):
             return
         first, alone = words[0], len(words) == 1
         bert = [step for step in steps if step["type"] == "BertNormalizer"]
-        self._places = Places(tokenizer, _added(tokenizer))
+        self._places = Places(tokenizer, added_texts(tokenizer))
         if first["type"] == "BertPreTokenizer" and alone and bert:
             self._places.rule, self._at = (
                 "bert",
                 re.compile(rf"(?=[\W_{_CHINESE}])|(?<=[\W_{_CHINESE}])"),
             )
             if isinstance(tokenizer.model, models.WordPiece):
-                self._shorten_runs(tokenizer.model, _added(tokenizer), bert[0])
+                self._shorten_runs(tokenizer.model, added_texts(tokenizer), bert[0])
         elif first["type"] == "ByteLevel" and alone and not first["add_prefix_space"]:
             self._places.rule, self._at = "classes", re.compile(_CLASSES)
         elif first["type"] in ("WhitespaceSplit", "Whitespace", "BertPreTokenizer"):
@@ -109,7 +113,8 @@ class Cuts:
         """The end of the piece that begins at `start`, of `size` characters or a little more."""
         if len(text) - start <= size:
             return len(text)
-        found = self._first(text, start + size, len(text))
+        last = min(start + FAR * size, len(text)) if self._any_end else len(text)
+        found = self._first(text, start + size, last)
         return len(text) if found is None else found
 
     def start(self, text: str, end: int, size: int) -> int:
@@ -128,7 +133,7 @@ class Cuts:
         if self._at is None:
             return None
         tries = 0
-        for found in self._at.finditer(text, max(begin, 1)):
+        for found in self._at.finditer(text, max(begin, 1), end):
             at = found.start()
             if at >= end or tries == TRIES:
                 return None
@@ -171,14 +176,6 @@ class Cuts:
         return next((m.end() for n, m in enumerate(near, 1) if n == self._keep), end)
 
 
-def lengthen(spans: np.ndarray, gaps: np.ndarray) -> np.ndarray:
-    """Spans in a text that was shortened, in the text as it was."""
-    if not len(gaps):
-        return spans
-    total = np.concatenate([[0], gaps[:, 1]])
-    return (spans + total[np.searchsorted(gaps[:, 0], spans, side="left")]).astype(spans.dtype)
-
-
 def _steps(component: Any, inside: str) -> list[dict[str, Any]]:
     """A component's steps as its file would write them, sequences laid flat."""
     if component is None:
@@ -216,7 +213,7 @@ def _ends_words(words: list[dict[str, Any]]) -> bool:
     return ends
 
 
-def _added(tokenizer: Tokenizer) -> list[tuple[Any, str]]:
+def added_texts(tokenizer: Tokenizer) -> list[tuple[Any, str]]:
     """The added tokens, each with every text that it is found by."""
     tokens = tokenizer.get_added_tokens_decoder().values()
     found = [(token, token.content) for token in tokens]

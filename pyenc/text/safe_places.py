@@ -62,7 +62,7 @@ class Places:
         return text if normalizer is None else str(normalizer.normalize_str(text))
 
     def _may_part(self, a: str, b: str) -> bool:
-        if not _begins(b):
+        if not begins(b):
             return False
         before, after = self._normal(a), self._normal(b)
         if self.rule == "bert":
@@ -83,7 +83,7 @@ class Places:
             and {left, right} <= {"L", "N", "O"}
             and left != right
             and "'" not in (a, before[-1])
-            and _begins(a)
+            and begins(a)
             and before == a
             and after == b
         )
@@ -132,7 +132,7 @@ def _joins(token: Any, found: str, left: str, right: str) -> bool:
     return bool(token.single_word) and (left.endswith(found) or right.startswith(found))
 
 
-def _begins(char: str) -> bool:
+def begins(char: str) -> bool:
     """Does no form of normalisation join this character to one before it?
 
     Characters that are not assigned may come to mean anything; those that are keep this.

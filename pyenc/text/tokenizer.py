@@ -6,7 +6,9 @@ how many texts were cut. A text of which only the first tokens count is cut befo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ from typing import Any
 import numpy as np
 from tokenizers import normalizers
 
+from ..callers import stacklevel
 from ..errors import InputError
 from ..forking import is_forked
-from .long_texts import SIZE, Cuts, lengthen
+from .long_pieces import WHOLE, Block, LongPieces, LongWordWarning, Uncut, lengthen
+from .long_texts import SIZE, Cuts, added_texts
 from .tokenizer_files import TOKENIZER_FILES, has_tokenizer, read_tokenizer
 
 CHUNK_TEXTS = 1024
@@ -26,6 +30,9 @@ are about a hundred times as large as the text."""
 
 SHORT = 8192
 """Texts up to this many characters are never cut before they are tokenised."""
+
+FEW = 2
+"""Times `SIZE` that the library may be given of a text at once."""
 
 A_TOKEN = 8
 """Characters of a token, generously: how much of a text is tried first."""
@@ -79,12 +86,14 @@ class TextTokenizer:
         self._set_up()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_split": self._tokenizer.encode_special_tokens}
+        state = {key: value for key, value in self.__dict__.items() if key != "_long"}
+        return state | {"_split": self._tokenizer.encode_special_tokens}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         # The library's own pickle forgets it.
         self._tokenizer.encode_special_tokens = self.__dict__.pop("_split")
+        self._long = self._long_pieces()
 
     def _set_up(self) -> None:
         self._cuts = Cuts(self._tokenizer)
@@ -93,6 +102,12 @@ class TextTokenizer:
         spans = [self._tokenizer.encode(t, add_special_tokens=False).offsets for t in (" b", "a b")]
         self._first_space = spans[0][:1] != [(1, 2)] and not any(s == 1 for s, _ in spans[1])
         self._added = set(self._tokenizer.get_added_tokens_decoder())
+        self._long = self._long_pieces()
+
+    def _long_pieces(self) -> LongPieces | None:
+        if not self._cuts.can:
+            return None
+        return LongPieces(self._tokenizer, added_texts(self._tokenizer))
 
     @property
     def vocab_size(self) -> int:
@@ -161,8 +176,10 @@ class TextTokenizer:
             # What is cut off is never tokenised, and is refused all the same.
             if one.piece is not None and (fault := surrogate_in(one.text)) is not None:
                 raise InputError(f"text {number} is not valid Unicode: {fault}")
+            if one.piece is None and len(one.text) > WHOLE:
+                _warn_whole(number, len(one.text))
         whole = [one for one in chunk if one.piece is None]
-        cut = [one for one in chunk if one.piece is not None]
+        cut = [one for one in chunk if one.is_short]
         texts = [one.text for one in chunk]
         encoded = iter(self._encode([one.text for one in whole], spans, True, texts, first))
         pieces = [one.short[one.piece[0] : one.piece[1]] for one in cut if one.piece]
@@ -170,19 +187,21 @@ class TextTokenizer:
         return [
             self._cut(next(encoded), max_length, spans)
             if one.piece is None
-            else self._go_on(one, next(begun), max_length, spans)
-            for one in chunk
+            else self._go_on(one, next(begun) if one.is_short else None, max_length, spans, number)
+            for number, one in enumerate(chunk, first)
         ]
 
     def _encode(
-        self, texts: list[str], spans: bool, special: bool, sources: Sequence[str], first: int
-    ) -> list[Any]:
-        encode = self._tokenizer.encode_batch if spans else self._tokenizer.encode_batch_fast
+        self, texts: list[str], spans: bool, special: bool, sources: Sequence[str], first: int,
+        by: Any = None,
+    ) -> list[Any]:  # fmt: skip
+        by = by or self._tokenizer
+        encode = by.encode_batch if spans else by.encode_batch_fast
         try:
             if is_forked():
                 # Their threads stayed behind too; under TOKENIZERS_PARALLELISM=true the library
                 # waits for them.
-                one = self._tokenizer.encode
+                one = by.encode
                 return [one(text, add_special_tokens=special) for text in texts]
             return list(encode(texts, add_special_tokens=special)) if texts else []
         except Exception as error:  # the library raises bare Exception too
@@ -209,7 +228,9 @@ class TextTokenizer:
             where = None if where is None else where[keep]
         return Tokens(ids, where, full)
 
-    def _go_on(self, one: _Text, encoding: Any, max_length: int, spans: bool) -> Tokens:
+    def _go_on(
+        self, one: _Text, encoding: Any, max_length: int, spans: bool, number: int
+    ) -> Tokens:
         """Piece after piece, until there are more tokens than are kept."""
         assert one.piece is not None
         assert self._around is not None
@@ -217,36 +238,80 @@ class TextTokenizer:
         left = self.truncation_side == "left"
         room = max(max_length - len(opening) - len(closing), 0)
         start, end = one.piece
-        ids, where, count = [], [], 0
-        while True:
-            ids.append(np.asarray(encoding.ids, dtype=np.int64))
-            if spans:
-                where.append(self._place(encoding, one.short, start))
-            count += len(encoding.ids)
+        kept: deque[Block] = deque()
+        count, done = 0, False
+        while not done and count <= room:
+            if encoding is not None:
+                blocks = iter([self._block(encoding, one.short[start:end], start, spans)])
+            else:
+                blocks = self._blocks(one, start, end, spans, number)
             done = start == 0 if left else end == len(one.short)
-            if done or count > room:
-                break
+            piece: deque[Block] = deque()
+            size = 0
+            for block in blocks:
+                piece.append(block)
+                size += len(block[0])
+                if not left and count + size > room:
+                    done = done and next(blocks, None) is None
+                    break
+                while left and len(piece) > 1 and size - len(piece[0][0]) >= room:
+                    count += len(piece[0][0])
+                    size -= len(piece.popleft()[0])
+            count += size
             if left:
+                kept.extendleft(reversed(piece))
                 start, end = self._cuts.start(one.short, start, SIZE), start
             else:
+                kept.extend(piece)
                 start, end = end, self._cuts.end(one.short, end, SIZE)
-            (encoding,) = self._encode([one.short[start:end]], spans, False, [], 0)
-        order = -1 if left else 1
-        keep = slice(max(count - room, 0), None) if left else slice(0, room)
+            encoding = None
         around = (np.array(opening, dtype=np.int64), np.array(closing, dtype=np.int64))
-        kept = np.concatenate([around[0], np.concatenate(ids[::order])[keep], around[1]])
+        ids = np.concatenate([np.zeros(0, dtype=np.int64), *(ids for ids, _ in kept)])
+        keep = slice(max(len(ids) - room, 0), None) if left else slice(0, room)
+        ids = ids[keep]
+        ids = np.concatenate([around[0], ids, around[1]])
         full = count + len(opening) + len(closing)
         if not spans:
-            return Tokens(kept, None, full, exact=done)
-        inside = lengthen(np.concatenate(where[::order])[keep], one.gaps)
+            return Tokens(ids, None, full, exact=done)
         nowhere = [np.zeros((len(a), 2), dtype=np.int32) for a in around]
-        return Tokens(kept, np.concatenate([nowhere[0], inside, nowhere[1]]), full, exact=done)
+        where = np.concatenate([nowhere[0][:0], *(where for _, where in kept)])[keep]
+        where = np.concatenate([nowhere[0], lengthen(where, one.gaps), nowhere[1]])
+        return Tokens(ids, where, full, exact=done)
 
-    def _place(self, encoding: Any, text: str, start: int) -> np.ndarray:
+    def _blocks(
+        self, one: _Text, start: int, end: int, spans: bool, number: int
+    ) -> Iterator[Block]:
+        """The tokens of a piece, a part of it at a time where it is long."""
+        given = 0
+        if end - start > FEW * SIZE and self._long is not None:
+
+            def encode(by: Any, piece: str, begin: int) -> Block:
+                (encoding,) = self._encode([piece], spans, False, [], 0, by)
+                return self._block(encoding, piece, begin, spans, by is self._tokenizer)
+
+            try:
+                for block in self._long.blocks(one.short, start, end, SIZE, encode, spans):
+                    given += len(block[0])
+                    yield block
+                return
+            except Uncut:
+                if end - start > WHOLE:
+                    _warn_whole(number, end - start)
+        (encoding,) = self._encode([one.short[start:end]], spans, False, [], 0)
+        ids, where = self._block(encoding, one.short[start:end], start, spans)
+        yield ids[given:], where[given:]
+
+    def _block(
+        self, encoding: Any, piece: str, start: int, spans: bool, first: bool = True
+    ) -> Block:
+        """A piece's tokens; `first`: as a text's first piece, whose space is treated otherwise."""
+        ids = np.asarray(encoding.ids, dtype=np.int64)
+        if not spans:
+            return ids, np.zeros((0, 2), dtype=np.int32)
         where = np.asarray(encoding.offsets, dtype=np.int32).reshape(-1, 2)
-        if start and self._first_space and len(where) and encoding.ids[0] not in self._added:
-            where[0] = np.maximum(where[0], int(text[start] == " "))
-        return where + np.int32(start)
+        if first and start and self._first_space and len(where) and ids[0] not in self._added:
+            where[0] = np.maximum(where[0], int(piece[:1] == " "))
+        return ids, where + np.int32(start)
 
 
 @dataclass(frozen=True)
@@ -257,6 +322,19 @@ class _Text:
     short: str = ""
     gaps: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
     piece: tuple[int, int] | None = None
+
+    @property
+    def is_short(self) -> bool:
+        """Is there a first piece, and may the library be given all of it?"""
+        return self.piece is not None and self.piece[1] - self.piece[0] <= FEW * SIZE
+
+
+def _warn_whole(number: int, characters: int) -> None:
+    message = (
+        f"text {number} has {characters} characters without a place where it may be cut before it "
+        "is tokenised, so they are tokenised at once, which takes hundreds of bytes a character"
+    )
+    warnings.warn(LongWordWarning(message, number, characters), stacklevel=stacklevel())
 
 
 def surrogate_in(text: str) -> str | None:

@@ -121,14 +121,23 @@ TEXTS = {
     "hard spaces": (lambda: ["a\u00a0b" * 1_300_000], 512, 50),
     "underscores": (lambda: ["_" * 4_000_000], 512, 50),
     "code": (lambda: ["a.b(c, d);\n" * 350_000], 512, 50),
+    "letters": (lambda: ["xyz" * 1_333_333], 512, 100),
+    "spaces": (lambda: [" " * 4_000_000], 512, 100),
+    "marks": (lambda: ["!" * 4_000_000], 512, 100),
+    "foxes": (lambda: ["\U0001f98a" * 1_000_000], 512, 100),
+    "Chinese, one word": (lambda: ["你好世界" * 333_333], 512, 100),
     "240 of 50 kB": (lambda: [f"{i}" + " quick brown fox" * 3100 for i in range(240)], 64, 60),
 }
 """Texts, tokens kept, megabytes beyond the texts at the most."""
 WORDS = ("accents", "Russian", "Hindi", "Korean", "combining", "hard spaces", "words", "code")
+ENDLESS = ("one word", "Chinese, one word", "letters", "spaces", "marks", "foxes")
 MEASURED = {
-    "bert": (lambda folder: GOLDEN / "bert_mean_h4", tuple(TEXTS)),
-    "roberta": (roberta, (*WORDS, "Japanese")),
-    "xlm-roberta": (xlm_roberta, tuple(name for name in WORDS if name != "code")),
+    "bert": (
+        lambda folder: GOLDEN / "bert_mean_h4",
+        tuple(name for name in TEXTS if name == "one word" or name not in ENDLESS),
+    ),
+    "roberta": (roberta, (*WORDS, "Japanese", *ENDLESS)),
+    "xlm-roberta": (xlm_roberta, (*WORDS[:-1], "Chinese, one word", "letters", "spaces")),
 }
 """Tokenizers, and those of `TEXTS` that each can cut."""
 
