@@ -98,7 +98,8 @@ class Joints:
             [(word, (a + len(first), b + len(first))) for word, (a, b) in self.words(right, inside)]
             for inside in (True, False)
         )
-        for after, kind in ((inner, "apart"), (anew, "anew")):
+        # "anew" first: of white space alone there are no words either way.
+        for after, kind in ((anew, "anew"), (inner, "apart")):
             if whole == before + after:
                 return kind
         if not before or not inner:

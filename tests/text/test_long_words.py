@@ -134,7 +134,7 @@ def _endless(some: random.Random) -> str:
             some.choice([
                 turn * (count // len(turn)),
                 "".join(some.choice(few) for _ in range(count)),
-                " " * some.choice([1, 2, count]),
+                " " * some.choice([1, 2, count, 700]),
                 some.choice(["!", "'", "'s", "."]) * some.choice([1, 3, count]),
             ])
         )  # fmt: skip
