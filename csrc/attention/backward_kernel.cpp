@@ -156,7 +156,7 @@ struct Walk {
       }
     if (may_drop && ledger.take(share)) return;
     if (sums.bias.slope)
-      slope.meet(head, strip, first, count, k, v, q_plain, g, lse, delta, scratch.ds);
+      slope.meet(head, strip, first, count, k, v, q_plain, g, lse, delta, scratch.s, scratch.ds);
     else
       score_gradients(v, depth, count, scratch);
     add_product({scratch.s, kWidth, 1}, count, g_rows, strip.count, width, sums.values + first * width);

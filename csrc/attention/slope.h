@@ -79,21 +79,23 @@ struct SlopeSums {
   }
 
   // Meets keys [first, first + count). q, g: (D, strip), not scaled; k, v: the block's rows; lse in
-  // base 2. ds (keys, strip) = p (dp - delta), which the other gradients are made of.
+  // base 2. ds (keys, strip) = p (dp - delta), which the other gradients are made of. For them p is
+  // `known` (keys, strip), made from single-precision scores as the log-sum-exp was: what both
+  // rounded away cancels, which it does not where the scores alone are exact.
   void meet(const AttentionHead& head, const Strip<C>& strip, std::int64_t first, std::int64_t count,
             const float* k, const float* v, const float* q, const float* g, const Floats (&lse)[C],
-            const Floats (&delta)[C], float* ds) {
+            const Floats (&delta)[C], const float* known, float* ds) {
     // So that the sums in double fill the registers: 3 rows of 2 or 4 vectors, two registers each.
     std::int64_t j = 0;
-    for (; j + 3 <= count; j += 3) meet_rows<3>(head, strip, first, j, k, v, q, g, lse, delta, ds);
-    for (; j < count; ++j) meet_rows<1>(head, strip, first, j, k, v, q, g, lse, delta, ds);
+    for (; j + 3 <= count; j += 3) meet_rows<3>(head, strip, first, j, k, v, q, g, lse, delta, known, ds);
+    for (; j < count; ++j) meet_rows<1>(head, strip, first, j, k, v, q, g, lse, delta, known, ds);
   }
 
   template <int R>
   PYENC_INLINE void meet_rows(const AttentionHead& head, const Strip<C>& strip, std::int64_t first,
                               std::int64_t j, const float* k, const float* v, const float* q,
                               const float* g, const Floats (&lse)[C], const Floats (&delta)[C],
-                              float* ds) {
+                              const float* known, float* ds) {
     constexpr double kLog2eWide = 1.4426950408889634;
     const Attention& call = *head.call;
     const std::int64_t depth = call.head_dim;
@@ -123,7 +125,10 @@ struct SlopeSums {
         grad[w] += part;
         grad_far[w] += part * far;
         *reinterpret_cast<HalfFloats*>(ds + (j + r) * kWidth + w * kHalf) =
-            __builtin_convertvector(part - weighed * load_wide(known_delta + w * kHalf), HalfFloats);
+            __builtin_convertvector(
+                load_wide(known + (j + r) * kWidth + w * kHalf) *
+                    (dp[r][w] - load_wide(known_delta + w * kHalf)),
+                HalfFloats);
       }
   }
 
