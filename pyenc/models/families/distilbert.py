@@ -34,10 +34,7 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
     parts |= both("embeddings.norm", "embeddings.LayerNorm")
     for i in range(config.num_layers):
         ours, theirs = f"layers.{i}", f"transformer.layer.{i}"
-        for w in ("weight", "bias"):
-            parts[f"{ours}.attention.qkv.{w}"] = tuple(
-                f"{theirs}.attention.{x}_lin.{w}" for x in "qkv"
-            )
+        parts |= both(f"{ours}.attention.qkv", *(f"{theirs}.attention.{x}_lin" for x in "qkv"))
         parts |= both(f"{ours}.attention.out", f"{theirs}.attention.out_lin")
         parts |= both(f"{ours}.attention_norm", f"{theirs}.sa_layer_norm")
         parts |= both(f"{ours}.feed_forward.up", f"{theirs}.ffn.lin1")

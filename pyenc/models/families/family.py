@@ -197,9 +197,11 @@ def common_fields(config: ConfigFile, names: Names) -> dict[str, Any]:
     }
 
 
-def both(parameter: str, tensor: str) -> Parts:
-    """Weight and bias of a layer whose tensors stand alone."""
-    return {f"{parameter}.{w}": (f"{tensor}.{w}",) for w in ("weight", "bias")}
+def both(parameter: str, *tensors: str) -> Parts:
+    """Weight and bias of a layer, of one tensor each or of several, one below the other."""
+    return {
+        f"{parameter}.{w}": tuple(f"{tensor}.{w}" for tensor in tensors) for w in ("weight", "bias")
+    }
 
 
 def embedding_parts(config: EncoderConfig) -> Parts:
@@ -216,18 +218,14 @@ def embedding_parts(config: EncoderConfig) -> Parts:
 
 
 def weights(parameter: str, *tensors: str) -> Parts:
-    """The weight of a layer without bias, of one tensor or of several, one below the other."""
+    """As `both`, of a layer without bias."""
     return {f"{parameter}.weight": tuple(f"{tensor}.weight" for tensor in tensors)}
 
 
 def separate_qkv(ours: str, theirs: str) -> Parts:
     """q, k, v stored apart, held as one matrix."""
-    return {
-        f"{ours}.attention.qkv.{w}": tuple(
-            f"{theirs}.attention.self.{x}.{w}" for x in ("query", "key", "value")
-        )
-        for w in ("weight", "bias")
-    }
+    own = (f"{theirs}.attention.self.{x}" for x in ("query", "key", "value"))
+    return both(f"{ours}.attention.qkv", *own)
 
 
 def attention_output(ours: str, theirs: str) -> Parts:

@@ -88,10 +88,8 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
         if f"{theirs}.attention.qkv_proj.weight" in names:
             parts |= both(f"{ours}.attention.qkv", f"{theirs}.attention.qkv_proj")
         else:  # pack_qkv: false
-            for w in ("weight", "bias"):
-                parts[f"{ours}.attention.qkv.{w}"] = tuple(
-                    f"{theirs}.attention.{x}_proj.{w}" for x in "qkv"
-                )
+            apart = (f"{theirs}.attention.{x}_proj" for x in "qkv")
+            parts |= both(f"{ours}.attention.qkv", *apart)
         parts |= both(f"{ours}.attention.out", f"{theirs}.attention.o_proj")
         parts |= both(f"{ours}.attention_norm", f"{theirs}.attn_ln")
         parts |= weights(f"{ours}.feed_forward.up", f"{theirs}.mlp.up_gate_proj")

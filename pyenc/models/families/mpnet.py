@@ -40,10 +40,7 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
     parts["relative_bias.weight"] = ("encoder.relative_attention_bias.weight",)
     for i in range(config.num_layers):
         ours, theirs = f"layers.{i}", f"encoder.layer.{i}"
-        for w in ("weight", "bias"):
-            parts[f"{ours}.attention.qkv.{w}"] = tuple(
-                f"{theirs}.attention.attn.{x}.{w}" for x in "qkv"
-            )
+        parts |= both(f"{ours}.attention.qkv", *(f"{theirs}.attention.attn.{x}" for x in "qkv"))
         parts |= both(f"{ours}.attention.out", f"{theirs}.attention.attn.o")
         parts |= both(f"{ours}.attention_norm", f"{theirs}.attention.LayerNorm")
         parts |= plain_feed_forward(ours, theirs)
