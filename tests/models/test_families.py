@@ -64,6 +64,12 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ),
     ("nomic-bert", NOMIC, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling is"),
     ("nomic-bert", NOMIC, {"rotary_head_dim": True}, "rotary_head_dim is True"),
+    (
+        "nomic-bert",
+        NOMIC,
+        {"rotary_scaling_factor": 2.0, "max_position_embeddings": 8192},
+        "max_trained_positions is 2048 and max_position_embeddings is 8192",
+    ),
     ("nomic-bert", NOMIC, {"intermediate_size": 300}, "intermediate_size is 300, but n_inner"),
     ("ModernBERT", MODERN, {"layer_types": ["full_attention"] * 4}, "a list of 5 layers, got 4"),
     (
@@ -145,6 +151,8 @@ def test_nomic_spellings() -> None:
     dynamic = Rotary(1000.0, dynamic_factor=2.0, trained_length=2048)
     assert shape_of("nomic-bert", NOMIC, **native).rotary == dynamic
     assert shape_of("nomic-bert", NOMIC, rotary_scaling_factor=2).rotary == dynamic
+    # Without scaling nothing depends on where it would begin.
+    assert shape_of("nomic-bert", NOMIC, max_position_embeddings=8192) == theirs
     # No experts, said as the code that has them says it.
     assert shape_of("nomic-bert", NOMIC, num_experts=0, moe_every_n_layers=0) == theirs
     native["rope_parameters"] = {"rope_type": "default"}

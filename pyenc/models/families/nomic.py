@@ -21,9 +21,6 @@ NOT_SERVED = {
 
 def _rotary(config: ConfigFile) -> Rotary:
     parameters = config.section("rope_parameters")
-    trained = config.integer(
-        config.spelled("max_trained_positions", "max_position_embeddings"), 2048
-    )
     base = config.values.get("rotary_emb_base")
     if "rope_theta" in parameters.values or config.values.get("rope_theta") is not None:
         place = parameters if "rope_theta" in parameters.values else config
@@ -58,7 +55,7 @@ def _rotary(config: ConfigFile) -> Rotary:
         if factor is None:
             return Rotary(theta)
         factor = config.number("rotary_scaling_factor", 1.0)
-        return Rotary(theta, dynamic_factor=factor, trained_length=trained)
+        return Rotary(theta, dynamic_factor=factor, trained_length=_trained(config))
     if "factor" not in parameters.values:
         raise CheckpointError(
             f'{parameters.path}: factor is missing; rope_type "dynamic" needs one'
@@ -69,7 +66,12 @@ def _rotary(config: ConfigFile) -> Rotary:
             f"is {parameters.values['factor']!r}, two spellings of one setting"
         )
     factor = parameters.number("factor", 1.0)
-    return Rotary(theta, dynamic_factor=factor, trained_length=trained)
+    return Rotary(theta, dynamic_factor=factor, trained_length=_trained(config))
+
+
+def _trained(config: ConfigFile) -> int:
+    """Where dynamic scaling begins: nothing else depends on it, and only here the two are one."""
+    return config.integer(config.spelled("max_trained_positions", "max_position_embeddings"), 2048)
 
 
 def _intermediate(config: ConfigFile, hidden: int) -> int:
@@ -102,6 +104,9 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     for key in ("activation_function", "hidden_act"):
         config.require(key, ("swiglu", "silu"), "silu", "pyenc serves nomic-bert's SwiGLU")
     hidden = config.integer(config.spelled("hidden_size", "n_embd"), 768)
+    length = "max_trained_positions"
+    if config.values.get(length) is None:
+        length = "max_position_embeddings"
     return EncoderConfig(
         vocab_size=config.integer("vocab_size", 30528),
         hidden_size=hidden,
@@ -109,9 +114,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         num_heads=config.integer(config.spelled("num_attention_heads", "n_head"), 12),
         intermediate_size=_intermediate(config, hidden),
         position="rotary",
-        max_length=config.integer(
-            config.spelled("max_trained_positions", "max_position_embeddings"), 2048
-        ),
+        max_length=config.integer(length, 2048),
         rotary=_rotary(config),
         type_vocab_size=config.integer("type_vocab_size", 2),
         activation="silu",
