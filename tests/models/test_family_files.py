@@ -110,6 +110,9 @@ def test_roberta_without_model_type(name: str, tmp_path: Path) -> None:
     assert checkpoint.encoder.config == expected.encoder.config
     edit_config(folder, architectures=["BertModel"])
     assert load_checkpoint(folder).family.name == "BERT"
+    edit_config(folder, architectures=None)
+    with pytest.raises(UnknownArchitectureError, match="model_type and architectures are"):
+        load_checkpoint(folder)
 
 
 FREQUENCIES = [
