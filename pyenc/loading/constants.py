@@ -3,11 +3,14 @@
 They are computed here, so a stored one is not needed. It is accepted where it holds what is
 computed, to the bit in its own dtype, and kept for saving; one that holds anything else belongs to
 another model. A module cast to half rounds a stored table, or the slopes that it is then made of:
-either is what is computed, rounded. Slopes may be stored with the sign of the bias.
+either is what is computed, rounded. Slopes may be stored with the sign of the bias. Rotary
+frequencies are a power, which no two devices compute to the last bit alike: they are compared to a
+millionth.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import torch
@@ -34,6 +37,9 @@ def constant(reading: str, config: EncoderConfig) -> Same | None:
     if reading == "embeddings.token_type_ids":
         return _zeros
     path, _, last = reading.rpartition(".")
+    if config.rotary is not None and last in ("inv_freq", "original_inv_freq"):
+        layer = re.search(r"(?:^|\.)layers?\.(\d+)\.", reading)
+        return _of_layer(None if layer is None else int(layer[1]))
     if config.position == "alibi" and path.partition(".")[0] in ("", "encoder", "embeddings"):
         return {"alibi": _table, "slopes": _slopes, "alibi_slopes": _slopes}.get(last)
     return None
@@ -65,6 +71,25 @@ def _positions(tensor: Tensor, config: EncoderConfig) -> bool:
 
 def _zeros(tensor: Tensor, config: EncoderConfig) -> bool:
     return _equal(tensor, torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu"))
+
+
+def _of_layer(layer: int | None) -> Same:
+    """Rotary frequencies, of one layer or of all."""
+
+    def same(tensor: Tensor, config: EncoderConfig) -> bool:
+        rotary = config.rotary
+        if layer is not None and config.local[layer : layer + 1] == (True,):
+            rotary = config.local_rotary or rotary
+        if rotary is None or not tensor.is_floating_point():
+            return False
+        expected = rotary.frequencies(config.head_dim).double()
+        kind = torch.finfo(tensor.dtype)
+        near = max(1e-6, kind.eps) * expected + kind.smallest_normal * kind.eps
+        return tensor.shape == expected.shape and bool(
+            ((tensor.double() - expected).abs() <= near).all()
+        )
+
+    return same
 
 
 def _slopes(tensor: Tensor, config: EncoderConfig) -> bool:

@@ -187,9 +187,13 @@ def check_ranges(
         if low < 0 or high >= limit:
             bad = low if low < 0 else high
             t = int((values == bad).nonzero()[0])
+            story = ""
+            if what == "position" and config.padding_id is not None:
+                most = limit - config.padding_id - 1
+                story = f", counted from after the padding id {config.padding_id}: {most} tokens"
             raise InputError(
                 f"{what} {bad} at packed token {t} is out of range: this checkpoint has 0 to "
-                f"{limit - 1}"
+                f"{limit - 1}{story}"
             )
 
 

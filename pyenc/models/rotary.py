@@ -49,12 +49,10 @@ class Rotary:
         The original codes take frequencies and angles in float32, in this order of operations: at
         position 8,000 another order turns by 5e-4 more.
         """
-        exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=positions_T.device) / dim
         if self.dynamic_factor is None:
-            frequencies = 1.0 / ((self.theta * self.factor) ** exponents)
-            if self.factor != 1.0:
-                frequencies = frequencies / self.factor ** (2 / dim)
+            frequencies = self.frequencies(dim, positions_T.device)
         else:
+            exponents = _exponents(dim, positions_T.device)
             spans_B = _spans(positions_T, cu_seqlens).to(torch.float32)
             grown_B = self.dynamic_factor * spans_B / self.trained_length
             grown_B = (grown_B - (self.dynamic_factor - 1)) ** (dim / (dim - 2))
@@ -68,6 +66,17 @@ class Rotary:
             )
         angles = positions_T.to(torch.float32)[:, None] * frequencies
         return angles.cos(), angles.sin()
+
+    def frequencies(self, dim: int, device: torch.device | str = "cpu") -> Tensor:
+        """Radians a position of each pair of channels, (D/2,) float32, without dynamic scaling."""
+        frequencies = 1.0 / ((self.theta * self.factor) ** _exponents(dim, device))
+        if self.factor != 1.0:
+            frequencies = frequencies / self.factor ** (2 / dim)
+        return frequencies
+
+
+def _exponents(dim: int, device: torch.device | str) -> Tensor:
+    return torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
 
 
 def _spans(positions_T: Tensor, cu_seqlens: Tensor) -> Tensor:

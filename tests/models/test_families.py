@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
-from pyenc.errors import CheckpointError, InputError, UnknownArchitectureError
+from pyenc.errors import CheckpointError
 from pyenc.loading import load_checkpoint
 from pyenc.loading.checkpoint import read_json
 from pyenc.models import EncoderConfig
 from pyenc.models.families import FAMILIES, ConfigFile
 from pyenc.models.rotary import Rotary
 from tests.conftest import GOLDEN
-from tests.loading.test_strict import copied, edit_config, edit_tensors
+from tests.loading.test_strict import copied, edit_config
 
 FAMILY = {family.name: family for family in FAMILIES}
 
@@ -35,6 +32,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("GTE v1.5", GTE, {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling: .*yarn"),
     ("GTE v1.5", GTE, {"rope_scaling": {"type": "ntk", "factor": 2.0, "mixed_b": 0.6}}, "mixed_b"),
     ("GTE v1.5", GTE, {"rope_scaling": {"type": "ntk", "factor": 0.5}}, "factor must be at least"),
+    ("GTE v1.5", GTE, {"rope_scaling": {"type": "ntk"}}, "rope_scaling: factor is missing"),
     ("GTE v1.5", GTE, {"rope_scaling": 8}, "rope_scaling must be an object or null, got 8"),
     ("GTE v1.5", GTE, {"rope_parameters": {"rope_theta": 1.0}}, "two spellings"),
     ("GTE v1.5", GTE, {"layer_norm_type": "rms_norm"}, "layer_norm_type is 'rms_norm'"),
@@ -49,6 +47,29 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("nomic-bert", NOMIC, {"activation_function": "geglu"}, "activation_function is 'geglu'"),
     ("nomic-bert", NOMIC, {"hidden_size": 64}, "hidden_size is 64 and n_embd is 32"),
     ("nomic-bert", NOMIC, {"rope_parameters": {"rope_theta": 10000.0}}, "two spellings"),
+    ("nomic-bert", NOMIC, {"rope_theta": 10000.0}, "rotary_emb_base is 1000, but rope_theta in"),
+    ("nomic-bert", NOMIC, {"rope_parameters": {"rope_type": "dynamic"}}, "factor is missing"),
+    ("nomic-bert", NOMIC, {"rope_parameters": {"type": "yarn"}}, "rope_type 'yarn' is not served"),
+    (
+        "nomic-bert",
+        NOMIC,
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}, "rotary_scaling_factor": 4.0},
+        "rotary_scaling_factor is 4.0, but factor in",
+    ),
+    (
+        "nomic-bert",
+        NOMIC,
+        {"rope_parameters": {"partial_rotary_factor": 0.5}},
+        "partial_rotary_factor of rope_type 'default' is not served",
+    ),
+    ("nomic-bert", NOMIC, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling is"),
+    ("nomic-bert", NOMIC, {"rotary_head_dim": True}, "rotary_head_dim is True"),
+    (
+        "nomic-bert",
+        NOMIC,
+        {"rotary_scaling_factor": 2.0, "max_position_embeddings": 8192},
+        "max_trained_positions is 2048 and max_position_embeddings is 8192",
+    ),
     ("nomic-bert", NOMIC, {"intermediate_size": 300}, "intermediate_size is 300, but n_inner"),
     ("ModernBERT", MODERN, {"layer_types": ["full_attention"] * 4}, "a list of 5 layers, got 4"),
     (
@@ -59,6 +80,8 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ),
     ("ModernBERT", MODERN, {"global_attn_every_n_layers": 0}, "must be at least 1, got 0"),
     ("ModernBERT", MODERN, {"global_rope_theta": None}, "global_rope_theta is null"),
+    ("ModernBERT", MODERN, {"rope_parameters": {"rope_theta": 9.0}}, "rope_theta is unknown; Mod"),
+    ("ModernBERT", MODERN, {"sliding_window": 20}, "sliding_window is 20, but local_attention"),
     (
         "ModernBERT",
         MODERN,
@@ -75,6 +98,9 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         "feed_forward_proj 'gated-mish'",
     ),
     ("T5", "t5_mean_relu_h4", {"feed_forward_proj": "odd-relu"}, "feed_forward_proj 'odd-relu'"),
+    ("T5", "t5_mean_relu_h4", {"dense_act_fn": "mish"}, "dense_act_fn 'mish' is unknown"),
+    ("T5", "t5_mean_relu_h4", {"num_attention_heads": 8}, "num_heads is 4 and num_attention_heads"),
+    ("DistilBERT", "distilbert_h4", {"hidden_size": 8}, "and hidden_size is 8"),
     ("T5", "t5_mean_relu_h4", {"relative_attention_num_buckets": 30}, "a multiple of 4"),
 ]
 
@@ -125,6 +151,12 @@ def test_nomic_spellings() -> None:
     dynamic = Rotary(1000.0, dynamic_factor=2.0, trained_length=2048)
     assert shape_of("nomic-bert", NOMIC, **native).rotary == dynamic
     assert shape_of("nomic-bert", NOMIC, rotary_scaling_factor=2).rotary == dynamic
+    # Without scaling nothing depends on where it would begin.
+    assert shape_of("nomic-bert", NOMIC, max_position_embeddings=8192) == theirs
+    # No experts, said as the code that has them says it.
+    assert shape_of("nomic-bert", NOMIC, num_experts=0, moe_every_n_layers=0) == theirs
+    native["rope_parameters"] = {"rope_type": "default"}
+    assert shape_of("nomic-bert", NOMIC, **native, rope_theta=5.0).rotary == Rotary(5.0)
     # Rounded up to a multiple of 256 by the original code.
     assert shape_of("nomic-bert", NOMIC, n_inner=200).intermediate_size == 256
     assert shape_of("nomic-bert", NOMIC, n_inner=None, n_embd=768).intermediate_size == 2048
@@ -151,6 +183,8 @@ def test_modernbert_spellings() -> None:
     assert shape_of("ModernBERT", MODERN, **new) == old
     assert shape_of("ModernBERT", MODERN, local_rope_theta=None).local_rotary is None
     assert shape_of("ModernBERT", MODERN, local_attention=21).window == 10
+    assert shape_of("ModernBERT", MODERN, sliding_window=10) == shape_of("ModernBERT", MODERN)
+    assert shape_of("ModernBERT", MODERN, local_attention=..., sliding_window=7).window == 7
 
 
 @pytest.mark.parametrize(
@@ -168,65 +202,29 @@ def test_t5_feed_forward(said: str, activation: str, gated: bool) -> None:
     assert (shape.activation, shape.gated) == (activation, gated)
 
 
-def test_t5_words_by_either_name(tmp_path: Path) -> None:
-    """Under one name, the other, or both; two that differ are refused."""
-    source = load_checkpoint(GOLDEN / "t5_instructor_gated_h6").encoder.embeddings.word.weight
-    other = "encoder.embed_tokens.weight"
-    for change in (
-        lambda t: t.update({other: t.pop("shared.weight")}),
-        lambda t: t.update({other: t["shared.weight"].clone()}),
-    ):
-        shutil.rmtree(tmp_path / "t5_instructor_gated_h6", ignore_errors=True)
-        folder = copied("t5_instructor_gated_h6", tmp_path)
-        edit_tensors(folder, change)
-        assert torch.equal(load_checkpoint(folder).encoder.embeddings.word.weight, source)
-    edit_tensors(folder, lambda t: t[other].add_(1))
-    with pytest.raises(CheckpointError, match=f"'{other}' differs from 'shared.weight'"):
-        load_checkpoint(folder)
+def test_t5_feed_forward_said_again() -> None:
+    """transformers reads `dense_act_fn` and `is_gated_act` after `feed_forward_proj`."""
+    said = {"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu"}
+    shape = shape_of("T5", "t5_mean_relu_h4", **said)
+    assert (shape.activation, shape.gated) == ("gelu", True)
+    said = {"feed_forward_proj": "gelu_new", "dense_act_fn": "gelu_new", "is_gated_act": True}
+    shape = shape_of("T5", "t5_mean_relu_h4", **said)
+    assert (shape.activation, shape.gated) == ("gelu_tanh", True)
 
 
-def test_t5_without_its_encoder(tmp_path: Path) -> None:
-    folder = copied("t5_instructor_gated_h6", tmp_path)
-    tensors = load_file(folder / "model.safetensors")
-    decoder = {name.replace("encoder.", "decoder."): t for name, t in tensors.items()}
-    save_file(decoder, folder / "model.safetensors")
-    with pytest.raises(UnknownArchitectureError, match="model_type 't5', tensors such as decoder"):
-        load_checkpoint(folder)
-
-
-def test_t5_decoder_is_set_aside(tmp_path: Path) -> None:
-    folder = copied("t5_instructor_gated_h6", tmp_path)
-    weight = torch.ones(3, 4)
-    edit_tensors(folder, lambda t: t.update({"decoder.block.0.layer.0.x.weight": weight}))
-    checkpoint = load_checkpoint(folder)
-    assert list(checkpoint.set_aside) == ["decoder.block.0.layer.0.x.weight"]
-
-
-def test_gte_unpacked_and_prefixed(tmp_path: Path) -> None:
-    """`pack_qkv: false`, and the prefix of saves with a classifier."""
-    folder = copied(GTE, tmp_path)
-    expected = load_checkpoint(folder).encoder.state_dict()
-    tensors = load_file(folder / "model.safetensors")
-    apart = {}
-    for name, tensor in tensors.items():
-        if "qkv_proj" in name:
-            for x, part in zip("qkv", tensor.chunk(3), strict=True):
-                apart["new." + name.replace("qkv_proj", f"{x}_proj")] = part.clone()
-        else:
-            apart["new." + name] = tensor
-    apart["classifier.weight"] = torch.ones(2, 64)
-    save_file(apart, folder / "model.safetensors", metadata={"format": "pt"})
-    edit_config(folder, pack_qkv=False)
-    checkpoint = load_checkpoint(folder)
-    got = checkpoint.encoder.state_dict()
-    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
-    assert list(checkpoint.set_aside) == ["classifier.weight"]
-
-
-def test_one_roberta_position_too_many() -> None:
-    """The limit leaves out the rows that belong to no token: 322 rows, 320 tokens."""
-    encoder = load_checkpoint(GOLDEN / "xlmr_e5_like_h2").encoder
-    assert encoder.config.max_length == 320
-    encoder(torch.full((1, 320), 5))
-    with pytest.raises(InputError, match="position 322 at packed token 320"):
-        encoder(torch.full((1, 321), 5))
+@pytest.mark.parametrize(
+    ("family", "name", "names"),
+    [
+        ("T5", "t5_mean_relu_h4", "d_model hidden_size"),
+        ("T5", "t5_mean_relu_h4", "num_layers num_hidden_layers"),
+        ("T5", "t5_mean_relu_h4", "num_heads num_attention_heads"),
+        ("T5", "t5_mean_relu_h4", "d_kv head_dim"),
+        ("DistilBERT", "distilbert_h4", "dim hidden_size"),
+        ("DistilBERT", "distilbert_h4", "n_layers num_hidden_layers"),
+        ("DistilBERT", "distilbert_h4", "n_heads num_attention_heads"),
+    ],
+)
+def test_sizes_by_other_names(family: str, name: str, names: str) -> None:
+    own, other = names.split()
+    value = read_json(GOLDEN / name / "config.json")[own]
+    assert shape_of(family, name, **{own: ..., other: value}) == shape_of(family, name)

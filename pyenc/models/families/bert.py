@@ -6,6 +6,7 @@ with the original feed-forward too (`jina.py`): `config.json` tells them apart.
 
 from __future__ import annotations
 
+from ...errors import UnknownArchitectureError
 from ..config import EncoderConfig
 from .family import (
     ConfigFile,
@@ -36,6 +37,18 @@ def shape(config: ConfigFile, names: Names) -> EncoderConfig:
         activation=config.activation(),
         attention_dropout=config.number("attention_probs_dropout_prob", 0.1),
     )
+
+
+def _config(config: ConfigFile, names: Names) -> EncoderConfig:
+    # RoBERTa's padding id, and nothing else that would tell the two apart.
+    said = config.values.get("model_type") or config.values.get("architectures")
+    if not said and config.values.get("pad_token_id") == 1:
+        raise UnknownArchitectureError(
+            f"{config.path}: model_type and architectures are missing, and pad_token_id 1 is "
+            "RoBERTa's, whose tensors have BERT's names and other positions; expected model_type "
+            '"bert", "roberta", "xlm-roberta" or "camembert"'
+        )
+    return shape(config, names)
 
 
 def _parts(config: EncoderConfig, names: Names) -> Parts:
@@ -69,7 +82,7 @@ FAMILY = Family(
     ),
     # JinaBert with the original feed-forward has these names too, and says "alibi".
     accepts=lambda config: config.values.get("position_embedding_type") != "alibi",
-    config=shape,
+    config=_config,
     parts=_parts,
     head=predictions,
 )

@@ -48,6 +48,8 @@ def _rotary(config: ConfigFile) -> Rotary:
         )
     if kind == "default":
         return Rotary(theta)
+    if "factor" not in scaling.values:
+        raise CheckpointError(f'{scaling.path}: factor is missing; type "ntk" needs one')
     factor = scaling.number("factor", 1.0)
     if factor < 1:
         raise CheckpointError(f"{scaling.path}: factor must be at least 1, got {factor}")

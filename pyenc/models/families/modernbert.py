@@ -40,7 +40,13 @@ def _local(config: ConfigFile, layers: int) -> tuple[bool, ...]:
 
 def _rotary(config: ConfigFile, kind: str, key: str, default: float) -> Rotary | None:
     """Of one kind of layer; None where its base is null: that of the other kind."""
-    parameters = config.section("rope_parameters").section(kind)
+    kinds = config.section("rope_parameters")
+    if unknown := sorted(kinds.values.keys() - set(KINDS)):
+        raise CheckpointError(
+            f"{kinds.path}: {', '.join(unknown)} is unknown; ModernBERT has rope_theta for each of "
+            f"{', '.join(KINDS)}"
+        )
+    parameters = kinds.section(kind)
     rope_type = parameters.text("rope_type", "default")
     strange = set(parameters.values) - {"rope_theta", "rope_type"}
     if rope_type != "default" or strange:
@@ -53,6 +59,21 @@ def _rotary(config: ConfigFile, kind: str, key: str, default: float) -> Rotary |
     if key in config.values and config.values[key] is None:
         return None
     return Rotary(config.number(key, default))
+
+
+def _window(config: ConfigFile) -> int:
+    """Keys on each side: half of `local_attention`, or `sliding_window`, as transformers 5 reads
+    it."""
+    half = config.integer("local_attention", 128) // 2
+    if config.values.get("sliding_window") is None:
+        return half
+    said = config.integer("sliding_window")
+    if config.values.get("local_attention") is not None and said != half:
+        raise CheckpointError(
+            f"{config.path}: sliding_window is {said}, but local_attention makes it {half}, two "
+            "spellings of one setting"
+        )
+    return said
 
 
 def _config(config: ConfigFile, names: Names) -> EncoderConfig:
@@ -72,7 +93,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         max_length=config.integer("max_position_embeddings", 8192),
         rotary=whole,
         local_rotary=_rotary(config, "sliding_attention", "local_rope_theta", 10_000.0),
-        window=config.integer("local_attention", 128) // 2,
+        window=_window(config),
         local=_local(config, layers),
         activation=config.activation("hidden_activation"),
         gated=True,

@@ -13,23 +13,21 @@ from .family import ConfigFile, Family, HeadNames, Names, Parts, Published, both
 
 NOT_SERVED = {
     "prenorm": False, "causal": False, "parallel_block": False, "use_rms_norm": False,
-    "qkv_proj_bias": False, "mlp_fc1_bias": False, "mlp_fc2_bias": False,
-    "rotary_emb_interleaved": False, "rotary_emb_scale_base": None, "num_experts": None,
-    "moe_every_n_layers": None,
+    "qkv_proj_bias": False, "mlp_fc1_bias": False, "mlp_fc2_bias": False, "norm_mlp": False,
+    "rotary_emb_interleaved": False, "rotary_emb_scale_base": None, "rotary_head_dim": False,
+    "num_experts": 0, "moe_every_n_layers": 0,
 }  # fmt: skip
 
 
 def _rotary(config: ConfigFile) -> Rotary:
     parameters = config.section("rope_parameters")
-    trained = config.integer(
-        config.spelled("max_trained_positions", "max_position_embeddings"), 2048
-    )
     base = config.values.get("rotary_emb_base")
-    if "rope_theta" in parameters.values:
-        theta = parameters.number("rope_theta", 1000.0)
+    if "rope_theta" in parameters.values or config.values.get("rope_theta") is not None:
+        place = parameters if "rope_theta" in parameters.values else config
+        theta = place.number("rope_theta", 1000.0)
         if base is not None and base != theta:
             raise CheckpointError(
-                f"{config.path}: rotary_emb_base is {base!r} and rope_parameters.rope_theta "
+                f"{config.path}: rotary_emb_base is {base!r}, but rope_theta in {place.path} is "
                 f"{theta!r}, two spellings of one setting"
             )
     elif base is None and "n_embd" in config.values:
@@ -39,15 +37,41 @@ def _rotary(config: ConfigFile) -> Rotary:
         )
     else:
         theta = config.number("rotary_emb_base", 1000.0)
-    kind = parameters.text("rope_type", "default")
+    kind = parameters.text(parameters.spelled("rope_type", "type"), "default")
     if kind not in ("default", "dynamic"):
         raise CheckpointError(
             f"{parameters.path}: rope_type {kind!r} is not served; served: default, dynamic"
         )
-    place, key = (parameters, "factor") if kind == "dynamic" else (config, "rotary_scaling_factor")
-    if place.values.get(key) is None:
-        return Rotary(theta)
-    return Rotary(theta, dynamic_factor=place.number(key, 1.0), trained_length=trained)
+    dynamic = kind == "dynamic"
+    known = {"rope_theta", "rope_type", "type"} | ({"factor"} if dynamic else set())
+    if strange := sorted(parameters.values.keys() - known):
+        raise CheckpointError(
+            f"{parameters.path}: {', '.join(strange)} of rope_type {kind!r} is not served; served: "
+            'rope_theta, and factor with rope_type "dynamic"'
+        )
+    config.require("rope_scaling", (None,), None, "nomic-bert says it as rotary_scaling_factor")
+    factor = config.values.get("rotary_scaling_factor")
+    if not dynamic:
+        if factor is None:
+            return Rotary(theta)
+        factor = config.number("rotary_scaling_factor", 1.0)
+        return Rotary(theta, dynamic_factor=factor, trained_length=_trained(config))
+    if "factor" not in parameters.values:
+        raise CheckpointError(
+            f'{parameters.path}: factor is missing; rope_type "dynamic" needs one'
+        )
+    if factor not in (None, parameters.values["factor"]):
+        raise CheckpointError(
+            f"{config.path}: rotary_scaling_factor is {factor!r}, but factor in {parameters.path} "
+            f"is {parameters.values['factor']!r}, two spellings of one setting"
+        )
+    factor = parameters.number("factor", 1.0)
+    return Rotary(theta, dynamic_factor=factor, trained_length=_trained(config))
+
+
+def _trained(config: ConfigFile) -> int:
+    """Where dynamic scaling begins: nothing else depends on it, and only here the two are one."""
+    return config.integer(config.spelled("max_trained_positions", "max_position_embeddings"), 2048)
 
 
 def _intermediate(config: ConfigFile, hidden: int) -> int:
@@ -80,6 +104,9 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     for key in ("activation_function", "hidden_act"):
         config.require(key, ("swiglu", "silu"), "silu", "pyenc serves nomic-bert's SwiGLU")
     hidden = config.integer(config.spelled("hidden_size", "n_embd"), 768)
+    length = "max_trained_positions"
+    if config.values.get(length) is None:
+        length = "max_position_embeddings"
     return EncoderConfig(
         vocab_size=config.integer("vocab_size", 30528),
         hidden_size=hidden,
@@ -87,9 +114,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         num_heads=config.integer(config.spelled("num_attention_heads", "n_head"), 12),
         intermediate_size=_intermediate(config, hidden),
         position="rotary",
-        max_length=config.integer(
-            config.spelled("max_trained_positions", "max_position_embeddings"), 2048
-        ),
+        max_length=config.integer(length, 2048),
         rotary=_rotary(config),
         type_vocab_size=config.integer("type_vocab_size", 2),
         activation="silu",

@@ -15,6 +15,16 @@ from .family import ConfigFile, Family, Names, Published
 from .heads import roberta_head
 
 MODEL_TYPES = ("xlm-roberta", "roberta", "camembert")
+CLASSES = ("XLMRobertaFor", "XLMRobertaModel", "RobertaFor", "RobertaModel", "Camembert")
+
+
+def named(config: ConfigFile) -> bool:
+    """By `model_type`; files older than that key name the class alone."""
+    kind = config.values.get("model_type")
+    if kind is not None:
+        return kind in MODEL_TYPES
+    classes = config.values.get("architectures") or ()
+    return any(str(name).startswith(CLASSES) for name in classes)
 
 
 def padding_id(config: ConfigFile, default: int) -> int:
@@ -55,7 +65,7 @@ FAMILY = Family(
         ),
     ),
     signature=bert.FAMILY.signature,
-    accepts=lambda config: config.values.get("model_type") in MODEL_TYPES,
+    accepts=named,
     config=_config,
     parts=bert.FAMILY.parts,
     head=roberta_head,

@@ -25,18 +25,24 @@ def _activation(config: ConfigFile) -> tuple[str, bool]:
             f"{config.path}: feed_forward_proj {said!r} is unknown; known: one of "
             f"{', '.join(ACTIVATION_NAMES)}, or gated-gelu and the like"
         )
-    return ACTIVATION_NAMES[name], bool(kind)
+    # Newer files say it again in two keys, which transformers reads last: they are what counts.
+    activation = ACTIVATION_NAMES[name]
+    if config.values.get("dense_act_fn") is not None:
+        activation = config.activation("dense_act_fn")
+    gated = config.values.get("is_gated_act") is not None
+    return activation, config.flag("is_gated_act", False) if gated else bool(kind)
 
 
 def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     activation, gated = _activation(config)
+    # transformers takes other families' names of the sizes as well.
     return EncoderConfig(
         vocab_size=config.integer("vocab_size", 32128),
-        hidden_size=config.integer("d_model", 512),
-        num_layers=config.integer("num_layers", 6),
-        num_heads=config.integer("num_heads", 8),
+        hidden_size=config.integer(config.spelled("d_model", "hidden_size"), 512),
+        num_layers=config.integer(config.spelled("num_layers", "num_hidden_layers"), 6),
+        num_heads=config.integer(config.spelled("num_heads", "num_attention_heads"), 8),
         intermediate_size=config.integer("d_ff", 2048),
-        head_size=config.integer("d_kv", 64),
+        head_size=config.integer(config.spelled("d_kv", "head_dim"), 64),
         position="relative",
         relative_buckets=config.integer("relative_attention_num_buckets", 32),
         relative_max_distance=config.integer("relative_attention_max_distance", 128),
@@ -101,7 +107,7 @@ FAMILY = Family(
     config=_config,
     parts=_parts,
     model_types=("t5", "mt5"),
-    prefixes=("", "model."),
+    prefixes=("", "transformer.", "model."),
     set_aside=("decoder.", "lm_head.", "classification_head.", "classifier."),
     tied={
         "lm_head.weight": "embeddings.word.weight",

@@ -1,0 +1,141 @@
+"""How files of the families are laid out: prefixes, second names, packed or apart, buffers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pyenc.errors import CheckpointError, InputError, UnknownArchitectureError
+from pyenc.loading import load_checkpoint
+from pyenc.loading.save import original_tensors
+from tests.conftest import GOLDEN
+from tests.loading.test_strict import copied, edit_config, edit_tensors
+
+GTE, NOMIC, MODERN = "gte_base_like_h4", "nomic_v1_like_h2", "modernbert_embed_like_h2"
+
+
+def test_t5_classifier_prefix(tmp_path: Path) -> None:
+    """Saves of T5 with a classifier put the model below `transformer.`."""
+    folder = copied("t5_instructor_gated_h6", tmp_path)
+    expected = load_checkpoint(folder).encoder.state_dict()
+    tensors = load_file(folder / "model.safetensors")
+    below = {f"transformer.{name}": tensor for name, tensor in tensors.items()}
+    below["transformer.decoder.final_layer_norm.weight"] = torch.ones(3)
+    below["classification_head.dense.weight"] = torch.ones(2, 2)
+    save_file(below, folder / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = load_checkpoint(folder)
+    got = checkpoint.encoder.state_dict()
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    assert len(checkpoint.set_aside) == 2
+
+
+def test_t5_words_by_either_name(tmp_path: Path) -> None:
+    """Under one name, the other, or both; two that differ are refused."""
+    source = load_checkpoint(GOLDEN / "t5_instructor_gated_h6").encoder.embeddings.word.weight
+    other = "encoder.embed_tokens.weight"
+    for change in (
+        lambda t: t.update({other: t.pop("shared.weight")}),
+        lambda t: t.update({other: t["shared.weight"].clone()}),
+    ):
+        shutil.rmtree(tmp_path / "t5_instructor_gated_h6", ignore_errors=True)
+        folder = copied("t5_instructor_gated_h6", tmp_path)
+        edit_tensors(folder, change)
+        assert torch.equal(load_checkpoint(folder).encoder.embeddings.word.weight, source)
+    edit_tensors(folder, lambda t: t[other].add_(1))
+    with pytest.raises(CheckpointError, match=f"'{other}' differs from 'shared.weight'"):
+        load_checkpoint(folder)
+
+
+def test_t5_without_its_encoder(tmp_path: Path) -> None:
+    folder = copied("t5_instructor_gated_h6", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    decoder = {name.replace("encoder.", "decoder."): t for name, t in tensors.items()}
+    save_file(decoder, folder / "model.safetensors")
+    with pytest.raises(UnknownArchitectureError, match="model_type 't5', tensors such as decoder"):
+        load_checkpoint(folder)
+
+
+def test_t5_decoder_is_set_aside(tmp_path: Path) -> None:
+    folder = copied("t5_instructor_gated_h6", tmp_path)
+    weight = torch.ones(3, 4)
+    edit_tensors(folder, lambda t: t.update({"decoder.block.0.layer.0.x.weight": weight}))
+    checkpoint = load_checkpoint(folder)
+    assert list(checkpoint.set_aside) == ["decoder.block.0.layer.0.x.weight"]
+
+
+def test_gte_unpacked_and_prefixed(tmp_path: Path) -> None:
+    """`pack_qkv: false`, and the prefix of saves with a classifier."""
+    folder = copied(GTE, tmp_path)
+    expected = load_checkpoint(folder).encoder.state_dict()
+    tensors = load_file(folder / "model.safetensors")
+    apart = {}
+    for name, tensor in tensors.items():
+        if "qkv_proj" in name:
+            for x, part in zip("qkv", tensor.chunk(3), strict=True):
+                apart["new." + name.replace("qkv_proj", f"{x}_proj")] = part.clone()
+        else:
+            apart["new." + name] = tensor
+    apart["classifier.weight"] = torch.ones(2, 64)
+    save_file(apart, folder / "model.safetensors", metadata={"format": "pt"})
+    edit_config(folder, pack_qkv=False)
+    checkpoint = load_checkpoint(folder)
+    got = checkpoint.encoder.state_dict()
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    assert list(checkpoint.set_aside) == ["classifier.weight"]
+
+
+def test_one_roberta_position_too_many() -> None:
+    """The limit leaves out the rows that belong to no token: 322 rows, 320 tokens."""
+    encoder = load_checkpoint(GOLDEN / "xlmr_e5_like_h2").encoder
+    assert encoder.config.max_length == 320
+    encoder(torch.full((1, 320), 5))
+    story = "position 322 at packed token 320 .* after the padding id 1: 320 tokens"
+    with pytest.raises(InputError, match=story):
+        encoder(torch.full((1, 321), 5))
+
+
+@pytest.mark.parametrize("name", ["xlmr_e5_like_h2", "roberta_distil_like_h4"])
+def test_roberta_without_model_type(name: str, tmp_path: Path) -> None:
+    """Files older than the key name the class, which tells RoBERTa from BERT."""
+    folder = copied(name, tmp_path)
+    expected = load_checkpoint(folder)
+    assert "oberta" in str(expected.config["architectures"])
+    edit_config(folder, model_type=None)
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.family.name == "RoBERTa"
+    assert checkpoint.encoder.config == expected.encoder.config
+    edit_config(folder, architectures=["BertModel"])
+    assert load_checkpoint(folder).family.name == "BERT"
+    edit_config(folder, architectures=None)
+    with pytest.raises(UnknownArchitectureError, match="model_type and architectures are"):
+        load_checkpoint(folder)
+
+
+FREQUENCIES = [
+    (GTE, "rotary_emb.inv_freq", 500_000.0, 2.0),
+    (NOMIC, "encoder.layers.1.attn.rotary_emb.inv_freq", 1_000.0, 1.0),
+    (MODERN, "layers.0.attn.rotary_emb.inv_freq", 80_000.0, 1.0),
+    (MODERN, "layers.1.attn.rotary_emb.inv_freq", 5_000.0, 1.0),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("name", "tensor", "theta", "factor"), FREQUENCIES)
+def test_stored_frequencies(
+    name: str, tensor: str, theta: float, factor: float, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """A rotary buffer is accepted where it holds what is computed, and saved again."""
+    folder = copied(name, tmp_path)
+    dim = load_checkpoint(folder).encoder.config.head_dim
+    steps = torch.arange(0, dim, 2, dtype=torch.float64) / dim
+    right = ((theta * factor) ** -steps / factor ** (2 / dim)).to(dtype)
+    edit_tensors(folder, lambda t: t.update({tensor: right}))
+    checkpoint = load_checkpoint(folder)
+    assert torch.equal(original_tensors(checkpoint)[tensor], right)
+    edit_tensors(folder, lambda t: t.update({tensor: right * 1.02}))
+    with pytest.raises(CheckpointError, match=f"'{tensor}' .* is a constant of"):
+        load_checkpoint(folder)
