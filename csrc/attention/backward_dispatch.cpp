@@ -10,7 +10,7 @@
 #include "shared/parallel.h"
 
 namespace pyenc {
-PYENC_KERNEL_TABLE(AttentionBackwardKernels, attention_backward_kernels)
+PYENC_KERNEL_TABLE_WITH_AMX(AttentionBackwardKernels, attention_backward_kernels)
 
 namespace {
 

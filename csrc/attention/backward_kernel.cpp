@@ -23,7 +23,7 @@ struct Scratch {
   float *rows, *others, *s, *ds, *bias, *column, *q, *g, *dq, *q_rows, *g_rows, *q_plain;
 
   static std::int64_t size(std::int64_t depth) {
-    return kQueryTile * (6 * depth + 2 * padded(depth)) + 3 * kKeyBlock * kWidest + kKeyBlock;
+    return kQueryTile * (6 * depth + 2 * padded(depth)) + 3 * kMostKeys * kWidest + kMostKeys;
   }
 
   Scratch(float* at, std::int64_t depth) {
@@ -36,9 +36,9 @@ struct Scratch {
     g_rows = q_rows + kQueryTile * padded(depth);
     q_plain = g_rows + kQueryTile * padded(depth);
     s = q_plain + kQueryTile * depth;
-    ds = s + kKeyBlock * kWidest;
-    bias = ds + kKeyBlock * kWidest;
-    column = bias + kKeyBlock * kWidest;
+    ds = s + kMostKeys * kWidest;
+    bias = ds + kMostKeys * kWidest;
+    column = bias + kMostKeys * kWidest;
   }
 };
 
@@ -218,8 +218,9 @@ void backward_tile(const AttentionHead& head, std::int64_t first_query, std::int
     first = walk.met.first < first ? walk.met.first : first;
     last = walk.met.last > last ? walk.met.last : last;
   });
-  for (; first < last; first += kKeyBlock) {
-    const std::int64_t end = first + kKeyBlock < head.n ? first + kKeyBlock : head.n;
+  const std::int64_t block = key_block(*head.call);
+  for (; first < last; first += block) {
+    const std::int64_t end = first + block < head.n ? first + block : head.n;
     tile.each([&](auto& walk) { walk.meet(head, first, end, scratch, sums); });
   }
   tile.each([&](auto& walk) {

@@ -5,6 +5,7 @@
 // stands beside a zero. Words are kept in arrays of floats and read as 32-bit integers.
 #pragma once
 
+#include "attention/forward_walk.h"
 #include "attention/tile.h"
 
 #if defined(__AVX512BF16__)
@@ -86,8 +87,16 @@ inline std::int64_t pairs_of(std::int64_t n) { return (n + 1) / 2; }
 
 // How AttentionForward keeps its operands where they are bfloat16 (FloatMath: everything else).
 struct PairMath {
-  // Words of a key, of the values of `count` keys, and of a strip of queries.
-  static std::int64_t key_size(std::int64_t depth) { return pairs_of(depth); }
+  using Meetings = AtOnce<PairMath>;
+  static constexpr std::int64_t kKeys = kKeyBlock;
+  static constexpr std::int64_t kScores = 1;
+  static std::int64_t keys_size(std::int64_t count, std::int64_t depth) {
+    return count * pairs_of(depth);
+  }
+  static std::int64_t operand_size(std::int64_t queries, std::int64_t depth) {
+    return queries * pairs_of(depth);
+  }
+  static std::int64_t out_depth(std::int64_t depth) { return depth; }
   static std::int64_t values_size(std::int64_t count, std::int64_t depth) {
     return pairs_of(count) * depth;
   }
