@@ -9,6 +9,7 @@
 #pragma once
 
 #include "attention/amx_layout.h"
+#include "attention/amx_product.h"
 #include "attention/forward_walk.h"
 
 #ifdef PYENC_AMX
@@ -17,111 +18,6 @@ namespace pyenc {
 namespace PYENC_ISA {
 namespace {
 
-// weight_of, which bfloat16 cannot tell from the exact one: 2.8e-6 is a thousandth of its spacing.
-PYENC_INLINE Floats brief_weight_of(Floats x) { return exp2_down_to<kFaintest, 4>(x); }
-
-// One register's column of scores: s (keys, 16 queries) = k q, of the first `groups` times 16 keys.
-// pause() is called after each few products.
-template <int W, class Pause>
-PYENC_INLINE void score_column(const float* k, const float* q, std::int64_t tiles,
-                               std::int64_t groups, float* s, const Pause& pause) {
-  if (tiles <= 2) {
-    const bool two = tiles == 2;
-    tile_load<4>(q, W);
-    if (two) tile_load<5>(q + kTile * W, W);
-    // A group is stored after the next one's products.
-    const auto group = [&](auto odd, std::int64_t g) __attribute__((always_inline)) {
-      constexpr int kSum = decltype(odd)::value, kBefore = 1 - kSum;
-      const float* at = k + g * tiles * kTileWords;
-      tile_zero<kSum>();
-      tile_load<2>(at, kTile);
-      tile_dot<kSum, 2, 4>();
-      if (two) {
-        tile_load<3>(at + kTileWords, kTile);
-        tile_dot<kSum, 3, 5>();
-      }
-      if (g > 0) tile_store<kBefore>(s + (g - 1) * kTile * W, W);
-      pause();
-    };
-    group(std::integral_constant<int, 0>(), 0);
-    if (groups > 1) group(std::integral_constant<int, 1>(), 1);
-    if (groups > 2) group(std::integral_constant<int, 0>(), 2);
-    if (groups > 3) group(std::integral_constant<int, 1>(), 3);
-    float* last = s + (groups - 1) * kTile * W;
-    if (groups % 2)
-      tile_store<0>(last, W);
-    else
-      tile_store<1>(last, W);
-  } else {
-    tile_zero<0>();
-    tile_zero<1>();
-    tile_zero<2>();
-    tile_zero<3>();
-    for (std::int64_t t = 0; t < tiles; ++t) {
-      const auto add = [&](auto group) __attribute__((always_inline)) {
-        constexpr int kSum = decltype(group)::value;
-        if (kSum >= groups) return;
-        tile_load<5>(k + (kSum * tiles + t) * kTileWords, kTile);
-        tile_dot<kSum, 5, 4>();
-      };
-      tile_load<4>(q + t * kTile * W, W);
-      add(std::integral_constant<int, 0>());
-      add(std::integral_constant<int, 1>());
-      add(std::integral_constant<int, 2>());
-      add(std::integral_constant<int, 3>());
-      pause();
-    }
-    tile_store<0>(s, W);
-    if (groups > 1) tile_store<1>(s + kTile * W, W);
-    if (groups > 2) tile_store<2>(s + 2 * kTile * W, W);
-    if (groups > 3) tile_store<3>(s + 3 * kTile * W, W);
-  }
-}
-
-constexpr std::int64_t score_pauses(std::int64_t tiles, std::int64_t groups) {
-  return tiles <= 2 ? groups : tiles;
-}
-
-// o (D, 16 queries) += v p, p the pairs of 32 keys, or 64 if `two`; pause() after each tile of o.
-template <int W, class Pause>
-PYENC_INLINE void value_column(const float* v, const float* p, std::int64_t tiles, bool two, float* o,
-                               const Pause& pause) {
-  tile_load<4>(p, W);
-  if (two) tile_load<5>(p + kTile * W, W);
-  const auto part = [&](auto odd, std::int64_t t) __attribute__((always_inline)) {
-    constexpr int kSum = decltype(odd)::value, kBefore = 1 - kSum;
-    const float* at = v + t * kPairTiles * kTileWords;
-    tile_load<kSum>(o + t * kTile * W, W);
-    tile_load<2>(at, kTile);
-    tile_dot<kSum, 2, 4>();
-    if (two) {
-      tile_load<3>(at + kTileWords, kTile);
-      tile_dot<kSum, 3, 5>();
-    }
-    if (t > 0) tile_store<kBefore>(o + (t - 1) * kTile * W, W);
-    pause();
-  };
-  for (std::int64_t t = 0; t < tiles; t += 2) {
-    part(std::integral_constant<int, 0>(), t);
-    if (t + 1 < tiles) part(std::integral_constant<int, 1>(), t + 1);
-  }
-  float* last = o + (tiles - 1) * kTile * W;
-  if (tiles % 2)
-    tile_store<0>(last, W);
-  else
-    tile_store<1>(last, W);
-}
-
-// A tile register that is alive costs time, also one that nobody will read.
-PYENC_INLINE void forget_tiles() {
-  tile_zero<0>();
-  tile_zero<1>();
-  tile_zero<2>();
-  tile_zero<3>();
-  tile_zero<4>();
-  tile_zero<5>();
-}
-
 struct TileMeetings;
 
 struct TileMath {
@@ -129,6 +25,7 @@ struct TileMath {
   static constexpr std::int64_t kKeys = kTileKeys;
   // Two of the wide strips, and what two of the narrow ones need.
   static constexpr std::int64_t kScores = 3;
+  static constexpr bool kScaledQueries = false;
 
   static std::int64_t keys_size(std::int64_t count, std::int64_t depth) {
     return row_words(count, depth);
@@ -226,7 +123,10 @@ class Pipeline {
         score_column<kWidth>(next->block.k, next->walk->operand + c * kLanes, tiles,
                              next->groups(), next->s + c * kLanes, pause);
         forget_tiles();
-        collect(head, *next, c, *scratch);
+        const bool uniform = next->place.uniform;
+        next->top[c] = collect_column<kWidth>(
+            next->s + c * kLanes, next->block.count(), head.call->scale * kLog2e, uniform,
+            uniform ? scratch->column : scratch->bias + c * kLanes);
       }
       weigh_until(pairs);
       if (scored_) scored_->sum[c] = sum;
@@ -242,26 +142,6 @@ class Pipeline {
   PYENC_INLINE void add_column(const AttentionHead& head, const Item& item, int c, const Pause& pause) {
     value_column<kWidth>(item.block.v, item.s + c * kLanes, row_tiles(head.call->head_dim),
                          item.two(), item.walk->o + c * kLanes, pause);
-  }
-
-  // The bias joins the scores; keys beyond the last have none.
-  void collect(const AttentionHead& head, Item& item, int c, const Scratch<TileMath>& scratch) {
-    const float scale = head.call->scale * kLog2e;
-    const std::int64_t count = item.block.count();
-    float* s = item.s + c * kLanes;
-    Floats top = splat(-kInfinity);
-    std::int64_t j = 0;
-    const auto take = [&](Floats bias) {
-      const Floats score = load(s + j * kWidth) * scale + bias;
-      store(s + j * kWidth, score);
-      top = larger(score, top);
-    };
-    if (item.place.uniform)
-      for (; j < count; ++j) take(splat(scratch.column[j]));
-    else
-      for (; j < count; ++j) take(load(scratch.bias + j * kWidth + c * kLanes));
-    item.top[c] = top;
-    for (; j < kTileKeys; ++j) store(s + j * kWidth, splat(-kInfinity));
   }
 
   // Two keys' scores become a pair of weights; s is a register's column.

@@ -120,11 +120,14 @@ struct GradBias {
 };
 
 struct AttentionBackwardKernels {
+  ThreadKernels thread;
   std::int64_t (*scratch)(std::int64_t head_dim);
   // Floats of one row of grad_keys below: head_dim, rounded up to whole vectors.
   std::int64_t (*padded)(std::int64_t head_dim);
-  // head.keys = keys (n, D) and then values (n, D) as floats.
-  void (*prepare)(const AttentionHead& head);
+  // Floats of head.keys, for a sequence of n.
+  std::int64_t (*keys_size)(const Attention& call, const AttentionBackward& result, std::int64_t n);
+  // Fills head.keys, as tile() wants them.
+  void (*prepare)(const AttentionHead& head, const AttentionBackward& result);
   // grad_keys (n, padded) and then grad_values, to which the tile's share is added.
   void (*tile)(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
                const AttentionBackward& result, float* grad_keys, const GradBias& bias,

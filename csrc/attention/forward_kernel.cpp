@@ -9,56 +9,13 @@
 #include "attention/amx_forward.h"
 #include "attention/arguments.h"
 #include "attention/bound.h"
+#include "attention/forward_math.h"
 #include "attention/forward_walk.h"
-#include "attention/pairs.h"
 #include "attention/tile.h"
 
 namespace pyenc {
 namespace PYENC_ISA {
 namespace {
-
-// How keys, values, queries and weights are kept, and the two products over them: as floats.
-struct FloatMath {
-  using Meetings = AtOnce<FloatMath>;
-  static constexpr std::int64_t kKeys = kKeyBlock;  // of a block
-  static constexpr std::int64_t kScores = 1;        // blocks of scores that are kept
-  static std::int64_t keys_size(std::int64_t count, std::int64_t depth) { return count * depth; }
-  static std::int64_t values_size(std::int64_t count, std::int64_t depth) { return count * depth; }
-  static std::int64_t operand_size(std::int64_t, std::int64_t) { return 0; }
-  static std::int64_t out_depth(std::int64_t depth) { return depth; }
-  static constexpr auto read_keys = read_rows;
-  static constexpr auto read_values = read_rows;
-
-  // The queries as the product wants them: the scaled ones serve.
-  static const float* turn_queries(const float*, std::int64_t, std::int64_t, std::int64_t,
-                                   const float* scaled, float*) {
-    return scaled;
-  }
-
-  template <int C, bool Tile>
-  static void scores(const float* k, const float* q, std::int64_t depth, std::int64_t count, float,
-                     const float* bias, float* s, Floats (&top)[C]) {
-    scores_of<C, Tile>(k, q, depth, count, bias, s, top);
-  }
-
-  template <int C>
-  static void weigh(const Floats (&shift)[C], std::int64_t count, float* s, Floats (&sum)[C]) {
-    for (std::int64_t j = 0; j < count; ++j)
-      for (int c = 0; c < C; ++c) {
-        float* place = s + j * Strip<C>::kWidth + c * kLanes;
-        const Floats weight = weight_of(load(place) - shift[c]);
-        store(place, weight);
-        sum[c] += weight;
-      }
-  }
-
-  template <int C>
-  static void add_values(const float* v, std::int64_t depth, std::int64_t count, const float* s,
-                         float* o) {
-    constexpr std::int64_t kWidth = Strip<C>::kWidth;
-    multiply_add<C>({v, 1, depth}, depth, s, kWidth, count, o, kWidth);
-  }
-};
 
 // Walk with its second parameter given, for Tile.
 template <class Math>

@@ -90,7 +90,8 @@ struct Walk {
     strip.start(head, first_query, last_query);
     q = scratch.q + done * depth, o = scratch.o + done * out_depth;
     const float* rows = scratch.rows + done * depth;
-    turn(rows, strip.count, depth, kWidth, head.call->scale * kLog2e, q);
+    if (Math::kScaledQueries || head.skips)
+      turn(rows, strip.count, depth, kWidth, head.call->scale * kLog2e, q);
     operand = Math::turn_queries(rows, strip.count, depth, kWidth, q,
                                  scratch.operand + Math::operand_size(done, depth));
     rule.start(head, strip, q);

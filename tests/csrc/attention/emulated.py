@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -55,15 +56,24 @@ def build(folder: Path, flags: Sequence[str], more: Sequence[Path] = ()) -> Path
     (folder / "module.cpp").write_text(MODULE)
     target = folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     command = [
-        str(compiler()), "-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-psabi",
+        str(compiler()), "-std=c++17", "-O1", "-fPIC", "-Wno-psabi",
         "-fno-math-errno", "-fno-trapping-math", "-DPYENC_ISA=generic", *flags,
         f"-I{CSRC}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}",
-        *map(str, sorted(CSRC.glob("attention/*.cpp"))), str(CSRC / "shared" / "isa.cpp"),
-        str(folder / "module.cpp"), *map(str, more), "-o", str(target),
     ]  # fmt: skip
     if X86_64:
         command.append("-mfma")
-    subprocess.run(command, check=True, timeout=600)
+    kernels = sorted(CSRC.glob("attention/*.cpp"))
+    sources = [*kernels, CSRC / "shared" / "isa.cpp", folder / "module.cpp", *more]
+    objects = [folder / f"{i}.o" for i in range(len(sources))]
+
+    def compile_one(source: Path, made: Path) -> None:
+        subprocess.run([*command, "-c", str(source), "-o", str(made)], check=True, timeout=900)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, sources, objects))
+    subprocess.run(
+        [*command, "-shared", *map(str, objects), "-o", str(target)], check=True, timeout=300
+    )
     return target
 
 
