@@ -12,7 +12,6 @@ Environment:
 from __future__ import annotations
 
 import copy
-import itertools
 import os
 import platform
 import runpy
@@ -127,8 +126,11 @@ class BuildExtension(build_ext):
         common = [*COMPILE_FLAGS[kind], *openmp, *sanitizer]
         isas = [GENERIC]
         if kind == "unix" and platform.machine().lower() in ("x86_64", "amd64"):
-            # Each stands on the one before.
-            isas += itertools.takewhile(lambda isa: self.compiles(isa.probe, isa.flags), X86_64)
+            # Each stands on those before it.
+            for isa in X86_64:
+                if not self.compiles(isa.probe, isa.flags):
+                    break
+                isas.append(isa)
         have = [(f"PYENC_HAVE_{isa.namespace.upper()}", "1") for isa in isas]
         units = [
             Unit(
