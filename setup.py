@@ -59,18 +59,32 @@ class Isa(NamedTuple):
 
     namespace: str
     flags: list[str]
-    feature: str = ""
-    """What csrc/shared/isa.cpp asks the processor for: a compiler must know its name."""
+    probe: str = ""
+    """A program that a compiler must take with these flags."""
+    op: str = ""
+    """The one op that has kernels for it; none: all have."""
+
+
+def knows(feature: str) -> str:
+    """A program that asks the processor for it, as csrc/shared/isa.cpp does."""
+    return f'int main() {{ return __builtin_cpu_supports("{feature}"); }}'
 
 
 # On 64-bit ARM the compilers' default has NEON already.
 GENERIC = Isa("generic", [])
 # GCC and Clang keep to half-width vectors by default, which halves what the v4 kernels are for.
 V4_FLAGS = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+BF16_FLAGS = [*V4_FLAGS, "-mavx512bf16"]
 X86_64 = [
-    Isa("x86_64_v3", ["-march=x86-64-v3"], "avx2"),
-    Isa("x86_64_v4", V4_FLAGS, "avx512f"),
-    Isa("x86_64_v4_bf16", [*V4_FLAGS, "-mavx512bf16"], "avx512bf16"),
+    Isa("x86_64_v3", ["-march=x86-64-v3"], knows("avx2")),
+    Isa("x86_64_v4", V4_FLAGS, knows("avx512f")),
+    Isa("x86_64_v4_bf16", BF16_FLAGS, knows("avx512bf16")),
+    Isa(
+        "x86_64_v4_amx",
+        [*BF16_FLAGS, "-mamx-tile", "-mamx-bf16"],
+        '#include <cpuid.h>\nint main() { __asm__ volatile("tdpbf16ps %tmm2, %tmm1, %tmm0"); }',
+        op="attention",
+    ),
 ]
 
 
@@ -112,8 +126,11 @@ class BuildExtension(build_ext):
         common = [*COMPILE_FLAGS[kind], *openmp, *sanitizer]
         isas = [GENERIC]
         if kind == "unix" and platform.machine().lower() in ("x86_64", "amd64"):
-            asks = 'int main() {{ return __builtin_cpu_supports("{}"); }}'
-            isas += [isa for isa in X86_64 if self.compiles(asks.format(isa.feature), isa.flags)]
+            # Each stands on those before it.
+            for isa in X86_64:
+                if not self.compiles(isa.probe, isa.flags):
+                    break
+                isas.append(isa)
         have = [(f"PYENC_HAVE_{isa.namespace.upper()}", "1") for isa in isas]
         units = [
             Unit(
@@ -133,6 +150,7 @@ class BuildExtension(build_ext):
             )
             for isa in isas
             for source in sources(kernels=True)
+            if not isa.op or Path(source).parent.name == isa.op
         ]
         ext = copy.copy(ext)
         ext.include_dirs = [*ext.include_dirs, pybind11.get_include()]

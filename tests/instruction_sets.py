@@ -13,7 +13,7 @@ from pyenc.ops import extension
 
 ROOT = Path(__file__).resolve().parents[1]
 
-ISAS = ["generic", "x86-64-v3", "x86-64-v4", "x86-64-v4-bf16"]
+ISAS = ["generic", "x86-64-v3", "x86-64-v4", "x86-64-v4-bf16", "x86-64-v4-amx"]
 
 
 def run_on(isa: str, file: str, *arguments: str) -> None:

@@ -26,7 +26,7 @@ ATEN, ONEDNN, PYENC = "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "PYENC_CPU_IS
 VALUES = {
     ATEN: ("default", "avx2", "avx512"),
     ONEDNN: ("AVX2", "AVX512_CORE", "AVX512_CORE_BF16", "AVX512_CORE_AMX"),
-    PYENC: ("generic", "x86-64-v3", "x86-64-v4", "x86-64-v4-bf16"),
+    PYENC: ("generic", "x86-64-v3", "x86-64-v4", "x86-64-v4-bf16", "x86-64-v4-amx"),
 }
 GOLDEN = "tests/models/test_golden.py"
 LINEAR = "tests/ops/linear"

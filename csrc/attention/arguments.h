@@ -76,6 +76,7 @@ void attention_exp2(const float* from, std::int64_t count, float* to);
 // ---- what is compiled once per instruction set ------------------------------------------------
 
 constexpr std::int64_t kQueryTile = 128;
+// Keys that are met together, but for bfloat16 on matrix units (key_block in attention/tile.h).
 constexpr std::int64_t kKeyBlock = 48;
 constexpr std::int64_t kMostDepth = 256;  // the largest head dim
 
@@ -84,15 +85,25 @@ struct AttentionHead {
   const Attention* call;
   std::int64_t sequence, first, n, head;  // tokens [first, first + n)
   bool skips;     // whether far keys may be left out
-  float* keys;    // a copy of its keys and then values, 2 n D floats; null: one tile, which makes it
+  float* keys;    // a copy of its keys and then values; null: one tile, which makes it
   float* bounds;  // of the keys, where `skips`; forward alone
 };
 
+// Around the tasks of a call on each thread: what the processor keeps for the thread is set up, and
+// released again.
+struct ThreadKernels {
+  void (*enter)(const Attention& call);
+  void (*leave)(const Attention& call);
+};
+
 struct AttentionForwardKernels {
+  ThreadKernels thread;
   // to = 2^from, as the kernels compute it: for the tests.
   void (*exp2)(const float* from, std::int64_t count, float* to);
   // Floats of scratch that one thread needs.
   std::int64_t (*scratch)(std::int64_t head_dim);
+  // Floats of head.keys, for a sequence of n, and of head.bounds.
+  std::int64_t (*keys_size)(const Attention& call, std::int64_t n);
   std::int64_t (*bounds_size)(std::int64_t n, std::int64_t head_dim);
   // Fills head.keys, as tile() wants them, and head.bounds, where they are not null.
   void (*prepare)(const AttentionHead& head);
@@ -109,11 +120,14 @@ struct GradBias {
 };
 
 struct AttentionBackwardKernels {
+  ThreadKernels thread;
   std::int64_t (*scratch)(std::int64_t head_dim);
   // Floats of one row of grad_keys below: head_dim, rounded up to whole vectors.
   std::int64_t (*padded)(std::int64_t head_dim);
-  // head.keys = keys (n, D) and then values (n, D) as floats.
-  void (*prepare)(const AttentionHead& head);
+  // Floats of head.keys, for a sequence of n.
+  std::int64_t (*keys_size)(const Attention& call, const AttentionBackward& result, std::int64_t n);
+  // Fills head.keys, as tile() wants them.
+  void (*prepare)(const AttentionHead& head, const AttentionBackward& result);
   // grad_keys (n, padded) and then grad_values, to which the tile's share is added.
   void (*tile)(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
                const AttentionBackward& result, float* grad_keys, const GradBias& bias,

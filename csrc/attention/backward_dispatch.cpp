@@ -10,7 +10,7 @@
 #include "shared/parallel.h"
 
 namespace pyenc {
-PYENC_KERNEL_TABLE(AttentionBackwardKernels, attention_backward_kernels)
+PYENC_KERNEL_TABLE_WITH_AMX(AttentionBackwardKernels, attention_backward_kernels)
 
 namespace {
 
@@ -89,8 +89,10 @@ void attention_backward(const Attention& call, const AttentionBackward& result) 
   const int threads = threads_for(heads, n_tasks);
   // A thread's copy of keys and values, and the sums of their gradients.
   const ScratchPool pool(threads, kernels.scratch(depth));
-  const ScratchPool copies(threads, 2 * plan.longest * depth + 2 * plan.longest_whole * width);
-  const std::unique_ptr<float[]> shared(plan.shared ? new float[plan.shared] : nullptr);
+  const std::int64_t copy = whole_lines(kernels.keys_size(call, result, plan.longest));
+  const ScratchPool copies(threads, copy + 2 * plan.longest_whole * width);
+  const std::unique_ptr<float[]> memory(plan.shared ? new float[plan.shared + kLineFloats] : nullptr);
+  float* shared = on_a_line(memory.get());
 
   const bool by_distance = result.grad_bias && call.kind == BiasKind::distance;
   std::vector<double> slopes(plan.tasks.size(), 0.0);
@@ -109,14 +111,15 @@ void attention_backward(const Attention& call, const AttentionBackward& result) 
     kernels.write_rows(head, 0, head.n, grad_keys, result.grad_k);
     kernels.write_rows(head, 0, head.n, grad_keys + head.n * width, result.grad_v);
   };
-  parallel_for(n_tasks, threads, [&](std::int64_t i, int thread) {
+  const auto scope = [&] { return ThreadScope(kernels.thread, call); };
+  parallel_for(n_tasks, threads, scope, [&](std::int64_t i, int thread) {
     const FlushSubnormals flush;
     const auto place = static_cast<std::size_t>(i);
     const Task& task = plan.tasks[place];
     AttentionHead head = heads[task.head];
     head.keys = copies.of(thread);
-    kernels.prepare(head);
-    float* grad_keys = task.sums < 0 ? head.keys + 2 * plan.longest * depth : &shared[task.sums];
+    kernels.prepare(head, result);
+    float* grad_keys = task.sums < 0 ? head.keys + copy : shared + task.sums;
     std::fill(grad_keys, grad_keys + 2 * head.n * width, 0.0f);
     GradBias bias{nullptr, nullptr, 0};
     if (result.grad_bias && call.kind == BiasKind::alibi) bias.slope = &slopes[place];
@@ -136,9 +139,9 @@ void attention_backward(const Attention& call, const AttentionBackward& result) 
       const std::size_t first = plan.first_task[place], last = plan.first_task[place + 1];
       if (last - first == 1) return;
       const AttentionHead& head = heads[place];
-      float* total = &shared[plan.tasks[first].sums];
+      float* total = shared + plan.tasks[first].sums;
       for (std::size_t t = first + 1; t < last; ++t) {
-        const float* part = &shared[plan.tasks[t].sums];
+        const float* part = shared + plan.tasks[t].sums;
         for (std::int64_t k = 0; k < 2 * head.n * width; ++k) total[k] += part[k];
       }
       write(head, total);

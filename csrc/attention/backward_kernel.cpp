@@ -5,7 +5,10 @@
 //   p = 2^(s - lse), dp = V g, ds = p (dp - delta), delta = sum_d g out - grad_lse,
 //   dV += p g, dK += scale ds q, dq = scale ds K; the bias gets ds.
 
+#include "attention/amx.h"
+#include "attention/amx_backward.h"
 #include "attention/arguments.h"
+#include "attention/backward_walk.h"
 #include "attention/bound.h"
 #include "attention/slope.h"
 #include "attention/tile.h"
@@ -14,16 +17,11 @@ namespace pyenc {
 namespace PYENC_ISA {
 namespace {
 
-std::int64_t padded(std::int64_t depth) { return (depth + kLanes - 1) / kLanes * kLanes; }
-
-constexpr std::int64_t kWidest = kColumns * kLanes;
-constexpr float kFaintestRow = -1e30f;
-
 struct Scratch {
   float *rows, *others, *s, *ds, *bias, *column, *q, *g, *dq, *q_rows, *g_rows, *q_plain;
 
   static std::int64_t size(std::int64_t depth) {
-    return kQueryTile * (6 * depth + 2 * padded(depth)) + 3 * kKeyBlock * kWidest + kKeyBlock;
+    return kQueryTile * (6 * depth + 2 * padded(depth)) + 3 * kMostKeys * kWidest + kMostKeys;
   }
 
   Scratch(float* at, std::int64_t depth) {
@@ -36,16 +34,10 @@ struct Scratch {
     g_rows = q_rows + kQueryTile * padded(depth);
     q_plain = g_rows + kQueryTile * padded(depth);
     s = q_plain + kQueryTile * depth;
-    ds = s + kKeyBlock * kWidest;
-    bias = ds + kKeyBlock * kWidest;
-    column = bias + kKeyBlock * kWidest;
+    ds = s + kMostKeys * kWidest;
+    bias = ds + kMostKeys * kWidest;
+    column = bias + kMostKeys * kWidest;
   }
-};
-
-// Where a tile's gradients of keys, values and bias are added up.
-struct Sums {
-  float *keys, *values;  // (n, padded)
-  GradBias bias;
 };
 
 // to (rows, D) += a (rows, count) b (count, D), all of D.
@@ -58,19 +50,15 @@ inline void add_product(Matrix a, std::int64_t rows, const float* b, std::int64_
 }
 
 template <int C>
-struct Walk {
+struct Walk : BackwardStrip<C> {
   static constexpr std::int64_t kWidth = Strip<C>::kWidth;
+  using BackwardStrip<C>::strip, BackwardStrip<C>::lse, BackwardStrip<C>::delta;
+  using BackwardStrip<C>::ledger;
 
-  Strip<C> strip;
   float *q, *g, *dq;       // (D, strip): a q, g, and the sum of dq
   float *q_plain;          // (D, strip): q, where the slope's gradient is wanted
   float *q_rows, *g_rows;  // (strip, padded): scale q, g
-  Floats lse[C];           // in base 2; in lanes without a query so large that p is 0
-  Floats delta[C];
-  Floats due[C];  // grad_lse
   SlopeSums<C> slope;
-  KeyRange met;
-  Ledger<C> ledger;
 
   void start(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
              const AttentionBackward& result, const Scratch& scratch, std::int64_t done,
@@ -102,36 +90,14 @@ struct Walk {
     turn(scratch.rows, strip.count, depth, kWidth, 1, g);
     pad(scratch.rows, 1, g_rows);
     read(result.out, scratch.others);
-    for (int c = 0; c < C; ++c) {
-      lse[c] = splat(3e38f);
-      delta[c] = due[c] = Floats{};
-    }
-    for (std::int64_t i = 0; i < strip.count; ++i) {
-      const std::int64_t place = (token + i) * call.n_heads + head.head;
-      double along = 0;
-      for (std::int64_t d = 0; d < depth; ++d)
-        along += static_cast<double>(scratch.rows[i * depth + d]) * scratch.others[i * depth + d];
-      const float grad_lse = result.grad_lse ? result.grad_lse[place] : 0.0f;
-      delta[i / kLanes][i % kLanes] = static_cast<float>(along - grad_lse);
-      due[i / kLanes][i % kLanes] = grad_lse;
-      // A row whose every key a dense bias pushed that far down has weights only by what rounding
-      // left of its scores: no gradient comes from it.
-      const float total = result.lse[place];
-      lse[i / kLanes][i % kLanes] = total < kFaintestRow ? 3e38f : total * kLog2e;
-    }
+    this->take_rows(head, result, scratch.rows, scratch.others);
     for (std::int64_t i = 0; i < depth * kWidth; ++i) dq[i] = 0;
-    met = result.ranges[token * call.n_heads + head.head];
-    // Whatever it says, nothing beyond the sequence is read.
-    if (met.first < 0) met.first = 0;
-    if (met.last > head.n) met.last = static_cast<std::int32_t>(head.n);
-    if (head.skips) ledger.start(head, strip.count);
   }
 
   void meet(const AttentionHead& head, std::int64_t first, std::int64_t last,
             const Scratch& scratch, const Sums& sums) {
-    if (first < met.first || last > met.last) return;
-    const Placement place = placement(head, strip, first, last);
-    if (place.side == Side::none) return;
+    Placement place;
+    if (!this->meets(head, first, last, place)) return;
     const std::int64_t depth = head.call->head_dim, width = padded(depth), count = last - first;
     const float *k = head.keys + first * depth, *v = head.keys + (head.n + first) * depth;
     Floats row[C] = {}, top[C];
@@ -162,7 +128,7 @@ struct Walk {
     add_product({scratch.s, kWidth, 1}, count, g_rows, strip.count, width, sums.values + first * width);
     add_product({scratch.ds, kWidth, 1}, count, q_rows, strip.count, width, sums.keys + first * width);
     multiply_add<C>({k, 1, depth}, depth, scratch.ds, kWidth, count, dq, kWidth);
-    if (sums.bias.line) add_line(head, first, count, scratch.ds, sums.bias);
+    if (sums.bias.line) this->add_line(head, first, count, scratch.ds, sums.bias);
   }
 
   // ds = p (V g - delta).
@@ -183,18 +149,6 @@ struct Walk {
     });
   }
 
-  void add_line(const AttentionHead& head, std::int64_t first, std::int64_t count, const float* ds,
-                const GradBias& bias) {
-    const float* at = head.call->positions + head.first;
-    const auto reach = static_cast<float>(bias.reach);
-    for (std::int64_t j = 0; j < count; ++j)
-      for (std::int64_t i = 0; i < strip.count; ++i) {
-        float x = at[strip.first + i] - at[first + j];
-        x = x > reach ? reach : x < -reach ? -reach : x;
-        bias.line[static_cast<std::int64_t>(x)] += static_cast<double>(ds[j * kWidth + i]);
-      }
-  }
-
   void finish(const AttentionHead& head, const AttentionBackward& result, const Scratch& scratch) {
     const std::int64_t depth = head.call->head_dim;
     for (std::int64_t i = 0; i < depth * kWidth; ++i) dq[i] *= head.call->scale;
@@ -203,25 +157,50 @@ struct Walk {
   }
 };
 
-void backward_tile(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
-                   const AttentionBackward& result, float* grad_keys, const GradBias& bias,
-                   float* memory) {
-  const std::int64_t depth = head.call->head_dim;
-  const Scratch scratch(memory, depth);
-  const Sums sums{grad_keys, grad_keys + head.n * padded(depth), bias};
-  Tile<Walk> tile;
-  tile.start(first_query, last_query, [&](auto& walk, std::int64_t at) {
-    walk.start(head, at, last_query, result, scratch, at - first_query, bias.slope != nullptr);
-  });
+#ifdef PYENC_AMX
+// Whether a call goes by matrix units.
+bool on_tiles(const Attention& call, const AttentionBackward& result) {
+  return call.dtype == Dtype::bf16 && !(call.kind == BiasKind::alibi && result.grad_bias);
+}
+#endif
+
+// The strips of a tile, block by block over all that any of them met.
+template <class Strips, class Memory>
+void walk_blocks(const AttentionHead& head, Strips& tile, const Memory& scratch, const Sums& sums) {
   std::int64_t first = head.n, last = 0;
   tile.each([&](auto& walk) {
     first = walk.met.first < first ? walk.met.first : first;
     last = walk.met.last > last ? walk.met.last : last;
   });
-  for (; first < last; first += kKeyBlock) {
-    const std::int64_t end = first + kKeyBlock < head.n ? first + kKeyBlock : head.n;
+  const std::int64_t block = key_block(*head.call);
+  for (; first < last; first += block) {
+    const std::int64_t end = first + block < head.n ? first + block : head.n;
     tile.each([&](auto& walk) { walk.meet(head, first, end, scratch, sums); });
   }
+}
+
+void backward_tile(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
+                   const AttentionBackward& result, float* grad_keys, const GradBias& bias,
+                   float* memory) {
+  const std::int64_t depth = head.call->head_dim;
+  const Sums sums{grad_keys, grad_keys + head.n * padded(depth), bias};
+#ifdef PYENC_AMX
+  if (on_tiles(*head.call, result)) {
+    const TileScratch scratch(memory, depth);
+    Tile<TileWalk> tile;
+    tile.start(first_query, last_query, [&](auto& walk, std::int64_t at) {
+      walk.start(head, at, last_query, result, scratch, at - first_query);
+    });
+    walk_blocks(head, tile, scratch, sums);
+    return tile.each([&](auto& walk) { walk.finish(head, result, scratch); });
+  }
+#endif
+  const Scratch scratch(memory, depth);
+  Tile<Walk> tile;
+  tile.start(first_query, last_query, [&](auto& walk, std::int64_t at) {
+    walk.start(head, at, last_query, result, scratch, at - first_query, bias.slope != nullptr);
+  });
+  walk_blocks(head, tile, scratch, sums);
   tile.each([&](auto& walk) {
     if (bias.slope) *bias.slope += walk.slope.total(walk.strip.count, walk.due);
     walk.finish(head, result, scratch);
@@ -233,20 +212,39 @@ void write_rows(const AttentionHead& head, std::int64_t first, std::int64_t last
   put_rows(head, first, last - first, from, padded(head.call->head_dim), to);
 }
 
-void prepare(const AttentionHead& head) {
+std::int64_t keys_size(const Attention& call, const AttentionBackward& result, std::int64_t n) {
+#ifdef PYENC_AMX
+  if (on_tiles(call, result)) return backward_tile_words(n, call.head_dim);
+#endif
+  (void)result;
+  return 2 * n * call.head_dim;
+}
+
+void prepare(const AttentionHead& head, const AttentionBackward& result) {
   const Attention& call = *head.call;
   const std::int64_t depth = call.head_dim;
+#ifdef PYENC_AMX
+  if (on_tiles(call, result)) return prepare_tiles(head);
+#endif
+  (void)result;
   read_rows(call.k, call.dtype, head.first, head.head, head.n, depth, head.keys);
   read_rows(call.v, call.dtype, head.first, head.head, head.n, depth, head.keys + head.n * depth);
 }
 
-std::int64_t scratch_size(std::int64_t head_dim) { return Scratch::size(head_dim); }
+std::int64_t scratch_size(std::int64_t head_dim) {
+#ifdef PYENC_AMX
+  const std::int64_t floats = Scratch::size(head_dim), tiles = TileScratch::size(head_dim);
+  return floats > tiles ? floats : tiles;
+#else
+  return Scratch::size(head_dim);
+#endif
+}
 
 }  // namespace
 
 extern const AttentionBackwardKernels attention_backward_kernels;
-const AttentionBackwardKernels attention_backward_kernels{scratch_size, padded, prepare,
-                                                          backward_tile, write_rows};
+const AttentionBackwardKernels attention_backward_kernels{
+    {enter_thread, leave_thread}, scratch_size, padded, keys_size, prepare, backward_tile, write_rows};
 
 }  // namespace PYENC_ISA
 }  // namespace pyenc

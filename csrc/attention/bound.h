@@ -22,7 +22,10 @@ namespace pyenc {
 namespace PYENC_ISA {
 namespace {
 
-constexpr std::int64_t blocks_of(std::int64_t n) { return (n + kKeyBlock - 1) / kKeyBlock; }
+inline std::int64_t blocks_of(const AttentionHead& head) {
+  const std::int64_t block = key_block(*head.call);
+  return (head.n + block - 1) / block;
+}
 
 // The bounds of a head's keys, one array of floats.
 struct KeyBounds {
@@ -34,12 +37,14 @@ struct KeyBounds {
   float* centroid;      // (blocks, D)
   float center_length;
 
+  // Enough for blocks of any size.
   static std::int64_t size(std::int64_t n, std::int64_t depth) {
-    return 1 + depth + blocks_of(n) * (4 + depth);
+    return 1 + depth + (n + kKeyBlock - 1) / kKeyBlock * (4 + depth);
   }
 
-  KeyBounds(float* at, std::int64_t n, std::int64_t depth) {
-    const std::int64_t blocks = blocks_of(n);
+  explicit KeyBounds(const AttentionHead& head) {
+    const std::int64_t blocks = blocks_of(head), depth = head.call->head_dim;
+    float* at = head.bounds;
     center_length = *at;
     center = at + 1;
     left = center + depth;
@@ -83,19 +88,20 @@ inline void mean_of(const float* rows, std::int64_t count, std::int64_t depth, f
 
 // keys: (n, D), or null: they are then read block by block.
 inline void make_key_bounds(const AttentionHead& head, const float* keys) {
-  const std::int64_t depth = head.call->head_dim, blocks = blocks_of(head.n);
-  float copy[kKeyBlock * kMostDepth];
+  const std::int64_t depth = head.call->head_dim, blocks = blocks_of(head);
+  const std::int64_t block = key_block(*head.call);
+  float copy[kMostKeys * kMostDepth];
   const auto block_at = [&](std::int64_t b, std::int64_t count) -> const float* {
-    if (keys) return keys + b * kKeyBlock * depth;
-    read_rows(head.call->k, head.call->dtype, head.first + b * kKeyBlock, head.head, count, depth,
+    if (keys) return keys + b * block * depth;
+    read_rows(head.call->k, head.call->dtype, head.first + b * block, head.head, count, depth,
               copy);
     return copy;
   };
-  KeyBounds bounds(head.bounds, head.n, depth);
+  KeyBounds bounds(head);
   const float slack = slack_of(depth);
   const auto count_of = [&](std::int64_t b) {
-    const std::int64_t left = head.n - b * kKeyBlock;
-    return left < kKeyBlock ? left : kKeyBlock;
+    const std::int64_t left = head.n - b * block;
+    return left < block ? left : block;
   };
   for (std::int64_t d = 0; d < depth; ++d) bounds.center[d] = 0;
   for (std::int64_t b = 0; b < blocks; ++b) {
@@ -141,7 +147,7 @@ struct Ledger {
 
   void start(const AttentionHead& head, std::int64_t queries) {
     const auto eps = static_cast<float>(head.call->skip_eps);
-    allotment = eps / 8 / static_cast<float>(blocks_of(head.n));
+    allotment = eps / 8 / static_cast<float>(blocks_of(head));
     pool = 0.374f * eps;  // 3/8, less what adding up may round away
     for (int c = 0; c < C; ++c) {
       spent[c] = Floats{};
@@ -188,7 +194,7 @@ struct SkipRule {
     if (!active) return;
     const Attention& call = *head.call;
     const std::int64_t depth = call.head_dim;
-    const KeyBounds bounds(head.bounds, head.n, depth);
+    const KeyBounds bounds(head);
     ledger.start(head, strip.count);
     slope = slope_of(head);
     geometric = -std::log2(-std::expm1(-slope * 0.69314718f)) + 1e-5f;

@@ -7,7 +7,7 @@
 #include "shared/parallel.h"
 
 namespace pyenc {
-PYENC_KERNEL_TABLE(AttentionForwardKernels, attention_forward_kernels)
+PYENC_KERNEL_TABLE_WITH_AMX(AttentionForwardKernels, attention_forward_kernels)
 
 namespace {
 
@@ -26,15 +26,16 @@ struct Task {
 // Floats for the copy and the bounds of a head; none where one tile reads it all.
 std::int64_t floats_for(const AttentionHead& head) {
   if (head.n <= kQueryTile) return 0;
-  const std::int64_t depth = head.call->head_dim;
-  const std::int64_t bounds = attention_forward_kernels().bounds_size(head.n, depth);
-  return 2 * head.n * depth + (head.skips ? bounds : 0);
+  const AttentionForwardKernels& kernels = attention_forward_kernels();
+  const std::int64_t bounds = kernels.bounds_size(head.n, head.call->head_dim);
+  return whole_lines(kernels.keys_size(*head.call, head.n)) + (head.skips ? whole_lines(bounds) : 0);
 }
 
 void place(AttentionHead& head, float* memory) {
   if (!floats_for(head)) return;
   head.keys = memory;
-  if (head.skips) head.bounds = memory + 2 * head.n * head.call->head_dim;
+  if (head.skips)
+    head.bounds = memory + whole_lines(attention_forward_kernels().keys_size(*head.call, head.n));
 }
 
 std::int64_t tiles_of(const AttentionHead& head) { return (head.n + kQueryTile - 1) / kQueryTile; }
@@ -69,8 +70,9 @@ PairCount attention_forward(const Attention& call, const AttentionForward& resul
              (last - first < static_cast<std::size_t>(threads) ||
               static_cast<std::int64_t>(tasks.size()) < kTilesPerThread * threads ||
               floats + floats_for(heads[last]) <= kGroupFloats));
-    if (floats > memory_size) memory.reset(new float[floats]), memory_size = floats;
-    float* next = memory.get();
+    if (floats > memory_size)
+      memory.reset(new float[floats + kLineFloats]), memory_size = floats;
+    float* next = on_a_line(memory.get());
     for (std::size_t i = first; i < last; ++i) {
       place(heads[i], next);
       next += floats_for(heads[i]);
@@ -79,12 +81,14 @@ PairCount attention_forward(const Attention& call, const AttentionForward& resul
       const FlushSubnormals flush;
       kernels.prepare(heads[first + static_cast<std::size_t>(i)]);
     });
-    parallel_for(static_cast<std::int64_t>(tasks.size()), threads, [&](std::int64_t i, int thread) {
+    const auto scope = [&] { return ThreadScope(kernels.thread, call); };
+    const auto body = [&](std::int64_t i, int thread) {
       const FlushSubnormals flush;
       const Task& task = tasks[static_cast<std::size_t>(i)];
       kernels.tile(heads[static_cast<std::size_t>(task.head)], task.first, task.last, result,
                    pool.of(thread), counts[static_cast<std::size_t>(thread) * 8]);
-    });
+    };
+    parallel_for(static_cast<std::int64_t>(tasks.size()), threads, scope, body);
   }
   for (const PairCount& part : counts) {
     count.scored += part.scored;

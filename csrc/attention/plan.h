@@ -62,16 +62,40 @@ inline int threads_for(const std::vector<AttentionHead>& heads, std::int64_t tas
   return static_cast<int>(std::max(limit, 1.0));
 }
 
+// What the processor keeps for a thread, for as long as an object of this lives.
+class ThreadScope {
+ public:
+  ThreadScope(const ThreadKernels& kernels, const Attention& call) : kernels_(kernels), call_(call) {
+    kernels_.enter(call_);
+  }
+  ~ThreadScope() { kernels_.leave(call_); }
+  ThreadScope(const ThreadScope&) = delete;
+  ThreadScope& operator=(const ThreadScope&) = delete;
+
+ private:
+  const ThreadKernels& kernels_;
+  const Attention& call_;
+};
+
+// Cache lines: memory that two threads write, and rows of tiles, should not share one.
+constexpr std::int64_t kLineFloats = 64 / sizeof(float);
+
+constexpr std::int64_t whole_lines(std::int64_t floats) {
+  return (floats + kLineFloats - 1) / kLineFloats * kLineFloats;
+}
+
+inline float* on_a_line(float* memory) {
+  const auto address = reinterpret_cast<std::uintptr_t>(memory);
+  return memory + (64 - address % 64) % 64 / sizeof(float);
+}
+
 // So many floats a thread, on cache lines of their own.
 class ScratchPool {
  public:
   ScratchPool(int threads, std::int64_t floats)
-      : stride_((floats + 15) / 16 * 16), memory_(new float[threads * stride_ + 16]) {}
+      : stride_(whole_lines(floats)), memory_(new float[threads * stride_ + kLineFloats]) {}
 
-  float* of(int thread) const {
-    const auto address = reinterpret_cast<std::uintptr_t>(memory_.get());
-    return memory_.get() + (64 - address % 64) % 64 / sizeof(float) + thread * stride_;
-  }
+  float* of(int thread) const { return on_a_line(memory_.get()) + thread * stride_; }
 
  private:
   std::int64_t stride_;

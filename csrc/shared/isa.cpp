@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "shared/amx_permission.h"
+
 namespace pyenc {
 namespace {
 
@@ -24,10 +26,18 @@ namespace {
 
 #define PYENC_RUNS_V4_BF16 (PYENC_RUNS_V4 && __builtin_cpu_supports("avx512bf16"))
 
+#define PYENC_RUNS_V4_AMX (PYENC_RUNS_V4_BF16 && has_tiles(ThisSystem()))
+
+// Whether it serves, once it is chosen: tiles are asked for then, and not before.
+bool is_granted(Isa isa) { return isa != Isa::x86_64_v4_amx || request_tiles(ThisSystem()); }
+
 Isa choose() {
-  const std::vector<Isa> available = available_isas();
+  std::vector<Isa> available = available_isas();
   const char* asked = std::getenv("PYENC_CPU_ISA");
-  if (asked == nullptr || *asked == '\0') return available.back();
+  const bool any = asked == nullptr || *asked == '\0';
+  if ((any || asked == std::string(isa_name(available.back()))) && !is_granted(available.back()))
+    available.pop_back();
+  if (any) return available.back();
   std::string names;
   for (Isa isa : available) {
     if (asked == std::string(isa_name(isa))) return isa;
@@ -43,6 +53,7 @@ const char* isa_name(Isa isa) {
     case Isa::x86_64_v3: return "x86-64-v3";
     case Isa::x86_64_v4: return "x86-64-v4";
     case Isa::x86_64_v4_bf16: return "x86-64-v4-bf16";
+    case Isa::x86_64_v4_amx: return "x86-64-v4-amx";
     default: return "generic";
   }
 }
@@ -57,6 +68,9 @@ std::vector<Isa> available_isas() {
 #endif
 #ifdef PYENC_HAVE_X86_64_V4_BF16
   if (PYENC_RUNS_V4_BF16) isas.push_back(Isa::x86_64_v4_bf16);
+#endif
+#ifdef PYENC_HAVE_X86_64_V4_AMX
+  if (PYENC_RUNS_V4_AMX) isas.push_back(Isa::x86_64_v4_amx);
 #endif
   return isas;
 }

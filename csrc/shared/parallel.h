@@ -15,20 +15,32 @@ namespace pyenc {
 //
 // The team is the whole one, as torch sets it, and who is not needed goes home: with teams of
 // changing size GNU's runtime ends threads and starts new ones, ours and torch's, all the time.
-template <class Body>
-void parallel_for(std::int64_t count, int threads, const Body& body) {
+//
+// What scope() returns lives on each thread from before its first index till after its last.
+template <class Scope, class Body>
+void parallel_for(std::int64_t count, int threads, const Scope& scope, const Body& body) {
 #ifdef _OPENMP
   std::atomic<std::int64_t> next{0};
 #pragma omp parallel if (threads > 1)
   {
     const int thread = omp_get_thread_num();
-    if (thread < threads)
+    if (thread < threads) {
+      const auto held = scope();
       for (std::int64_t i = next++; i < count; i = next++) body(i, thread);
+      (void)held;
+    }
   }
 #else
   (void)threads;
+  const auto held = scope();
   for (std::int64_t i = 0; i < count; ++i) body(i, 0);
+  (void)held;
 #endif
+}
+
+template <class Body>
+void parallel_for(std::int64_t count, int threads, const Body& body) {
+  parallel_for(count, threads, [] { return 0; }, body);
 }
 
 // Below this many elements a thread costs more to wake than it saves.

@@ -92,14 +92,14 @@ PYENC_INLINE float sum_of(Floats x) {
   return sum;
 }
 
-// 2^x for x <= 127, within 2.2 units in the last place; 0 from where x rounds to Least downward, NaN
-// for NaN, 1 for 0.
+// 2^x for x <= 127, within 2.2 units in the last place, or 2.9e-6 of itself with Degree 4; 0 from where
+// x rounds to Least downward, NaN for NaN, 1 for 0.
 //
 // 2^x = 2^r 2^f with r = round(x): adding 1.5 * 2^23 - Least leaves r - Least in the low bits, which
 // are the exponent of 2^(r - Least - 127), or of zero; the polynomial has the rest of the factor in
-// its coefficients. It is the minimax one of relative error on [-1/2, 1/2] among those of degree 5
-// that are 1 at 0 (9.2e-8).
-template <int Least>
+// its coefficients. It is the minimax one of relative error on [-1/2, 1/2] among those of its degree
+// that are 1 at 0 (9.2e-8, or 2.8e-6).
+template <int Least, int Degree = 5>
 PYENC_INLINE Floats exp2_down_to(Floats x) {
   static_assert(-127 <= Least && Least <= -64, "the rest of the factor must be a power of two that fits");
   constexpr float kMagic = 12582912.0f - Least;
@@ -107,10 +107,18 @@ PYENC_INLINE Floats exp2_down_to(Floats x) {
   x = larger(splat(static_cast<float>(Least)), x);
   const Floats shifted = x + kMagic;
   const Floats f = x - (shifted - kMagic);
-  Floats p = f * (kRest * 0x1.5bba14p-10f) + kRest * 0x1.3cea88p-7f;
-  p = p * f + kRest * 0x1.c6b752p-5f;
-  p = p * f + kRest * 0x1.ebf9bcp-3f;
-  p = p * f + kRest * 0x1.62e42ap-1f;
+  static_assert(Degree == 4 || Degree == 5, "these are known");
+  Floats p;
+  if constexpr (Degree == 5) {
+    p = f * (kRest * 0x1.5bba14p-10f) + kRest * 0x1.3cea88p-7f;
+    p = p * f + kRest * 0x1.c6b752p-5f;
+    p = p * f + kRest * 0x1.ebf9bcp-3f;
+    p = p * f + kRest * 0x1.62e42ap-1f;
+  } else {
+    p = f * (kRest * 0x1.3a02cep-7f) + kRest * 0x1.c9fc46p-5f;
+    p = p * f + kRest * 0x1.ec0378p-3f;
+    p = p * f + kRest * 0x1.62e12cp-1f;
+  }
   p = p * f + kRest;
   return p * as_floats(as_ints(shifted) << 23);
 }

@@ -8,9 +8,10 @@ Environment:
     PYENC_REQUIRE_EXTENSION=1  a missing extension raises ImportError (CI sets it, so that a broken
                                build cannot pass the tests through the fallback).
     PYENC_CPU_ISA=NAME         forces one of the instruction sets that were compiled in ("generic",
-                               "x86-64-v3", "x86-64-v4", "x86-64-v4-bf16"); read once, by the
-                               extension, as it loads. One that cannot run here makes the extension
-                               fail to load.
+                               "x86-64-v3", "x86-64-v4", "x86-64-v4-bf16", "x86-64-v4-amx"); read
+                               once, by the extension, as it loads. One that cannot run here makes
+                               the extension fail to load. The last one, Intel's matrix units, needs
+                               the kernel's permission too, which is asked for when it is chosen.
 """
 
 from __future__ import annotations

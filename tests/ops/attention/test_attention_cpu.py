@@ -52,6 +52,7 @@ class Case:
         window: tuple[int, int] | None = None,
         holes: bool = False,
         std: float = 2.0,
+        learned: bool = True,
     ) -> None:
         tokens = sum(lengths)
         self.cu_seqlens = torch.tensor([0, *itertools.accumulate(lengths)])
@@ -61,6 +62,8 @@ class Case:
         self.grad_out = torch.randn(tokens, heads, dim).to(dtype)
         self.grad_lse = torch.randn(tokens, heads)
         self.kind, self.window = kind, window
+        # Whether the bias's tensor has a gradient; a dense one never has here.
+        self.learned = learned and kind != "dense"
         self.positions = torch.randint(1, 4, (tokens,)).cumsum(0) if holes else None
         side = max(lengths) + 3
         self.tensor = {
@@ -79,8 +82,7 @@ class Case:
         tensor = self.tensor
         if tensor is not None:
             tensor = tensor.to(torch.promote_types(dtype, torch.float32))
-            learned = gradient and self.kind != "dense"
-            inputs.append(tensor.requires_grad_(learned))
+            inputs.append(tensor.requires_grad_(gradient and self.learned))
         bias: Any = tensor
         if self.kind == "alibi":
             bias = ALiBi(inputs[3])

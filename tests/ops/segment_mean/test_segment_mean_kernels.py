@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pyenc.ops import extension
+from tests.instruction_sets import ISAS
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -242,7 +243,7 @@ print(extension.isa())
 """
 
 
-@pytest.mark.parametrize("isa", ["generic", "x86-64-v3", "x86-64-v4", "x86-64-v4-bf16"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_cpu_serves_with_each_instruction_set(cpu: ModuleType, isa: str) -> None:
     module = extension.load()
     assert module is not None

@@ -1,0 +1,86 @@
+// What the backward kernels share of a strip of queries: what is known of its rows, which blocks it
+// meets, and the gradient of a bias by distance.
+#pragma once
+
+#include "attention/bound.h"
+#include "attention/tile.h"
+
+namespace pyenc {
+namespace PYENC_ISA {
+namespace {
+
+inline std::int64_t padded(std::int64_t depth) { return (depth + kLanes - 1) / kLanes * kLanes; }
+
+constexpr std::int64_t kWidest = kColumns * kLanes;
+constexpr float kFaintestRow = -1e30f;
+
+// Where a tile's gradients of keys, values and bias are added up.
+struct Sums {
+  float *keys, *values;  // (n, padded)
+  GradBias bias;
+};
+
+template <int C>
+struct BackwardStrip {
+  static constexpr std::int64_t kWidth = Strip<C>::kWidth;
+
+  Strip<C> strip;
+  Floats lse[C];  // in base 2; in lanes without a query so large that p is 0
+  Floats delta[C];
+  Floats due[C];  // grad_lse
+  KeyRange met;
+  Ledger<C> ledger;
+
+  // grad_out, out: (queries of the strip, D).
+  void take_rows(const AttentionHead& head, const AttentionBackward& result, const float* grad_out,
+                 const float* out) {
+    const Attention& call = *head.call;
+    const std::int64_t depth = call.head_dim, token = head.first + strip.first;
+    for (int c = 0; c < C; ++c) {
+      lse[c] = splat(3e38f);
+      delta[c] = due[c] = Floats{};
+    }
+    for (std::int64_t i = 0; i < strip.count; ++i) {
+      const std::int64_t place = (token + i) * call.n_heads + head.head;
+      double along = 0;
+      for (std::int64_t d = 0; d < depth; ++d)
+        along += static_cast<double>(grad_out[i * depth + d]) * out[i * depth + d];
+      const float grad_lse = result.grad_lse ? result.grad_lse[place] : 0.0f;
+      delta[i / kLanes][i % kLanes] = static_cast<float>(along - grad_lse);
+      due[i / kLanes][i % kLanes] = grad_lse;
+      // A row whose every key a dense bias pushed that far down has weights only by what rounding
+      // left of its scores: no gradient comes from it.
+      const float total = result.lse[place];
+      lse[i / kLanes][i % kLanes] = total < kFaintestRow ? 3e38f : total * kLog2e;
+    }
+    met = result.ranges[token * call.n_heads + head.head];
+    // Whatever it says, nothing beyond the sequence is read.
+    if (met.first < 0) met.first = 0;
+    if (met.last > head.n) met.last = static_cast<std::int32_t>(head.n);
+    if (head.skips) ledger.start(head, strip.count);
+  }
+
+  // Whether the forward met keys [first, last), and how they lie.
+  bool meets(const AttentionHead& head, std::int64_t first, std::int64_t last,
+             Placement& place) const {
+    if (first < met.first || last > met.last) return false;
+    place = placement(head, strip, first, last);
+    return place.side != Side::none;
+  }
+
+  void add_line(const AttentionHead& head, std::int64_t first, std::int64_t count, const float* ds,
+                const GradBias& bias) {
+    const float* at = head.call->positions + head.first;
+    const auto reach = static_cast<float>(bias.reach);
+    for (std::int64_t j = 0; j < count; ++j)
+      for (std::int64_t i = 0; i < strip.count; ++i) {
+        float x = at[strip.first + i] - at[first + j];
+        x = x > reach ? reach : x < -reach ? -reach : x;
+        bias.line[static_cast<std::int64_t>(x)] += static_cast<double>(ds[j * kWidth + i]);
+      }
+  }
+};
+
+}  // namespace
+}  // namespace PYENC_ISA
+}  // namespace pyenc

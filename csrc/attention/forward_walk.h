@@ -1,0 +1,266 @@
+// One strip of queries on its way through the keys, forward: what it carries along, the rule it asks,
+// and the online softmax (Milakov & Gimelshein, arXiv 1805.02867): m is the running maximum, l the sum
+// of 2^(s - m).
+//
+// Math (FloatMath, PairMath, TileMath) says how keys, values, queries and weights are kept. A meeting
+// with a block has stages: admit() asks whether the block's keys need be met, keep() whether it matters
+// now that the scores are there, add() takes the sums of the weights.
+#pragma once
+
+#include "attention/bound.h"
+#include "attention/tile.h"
+
+namespace pyenc {
+namespace PYENC_ISA {
+namespace {
+
+// m is left where it is until a score passes it by more than this: 2^8 harms no sum.
+constexpr float kHeadroom = 8;
+
+template <class Math>
+struct Scratch {
+  float *keys, *rows, *s, *bias, *column, *q, *operand, *o;
+
+  static constexpr std::int64_t kWidest = kColumns * kLanes;
+  // Keys and values of a sequence of one tile.
+  static std::int64_t keys_size(std::int64_t depth) {
+    return Math::keys_size(kQueryTile, depth) + Math::values_size(kQueryTile, depth);
+  }
+
+  static std::int64_t size(std::int64_t depth) {
+    return keys_size(depth) + Math::operand_size(kQueryTile, depth) +
+           kQueryTile * (2 * depth + Math::out_depth(depth)) +
+           (Math::kScores + 1) * Math::kKeys * kWidest + Math::kKeys;
+  }
+
+  Scratch(float* at, std::int64_t depth) {
+    keys = at;
+    rows = keys + keys_size(depth);  // (kQueryTile, D)
+    q = rows + kQueryTile * depth;
+    o = q + kQueryTile * depth;
+    operand = o + kQueryTile * Math::out_depth(depth);
+    s = operand + Math::operand_size(kQueryTile, depth);  // kScores of them
+    bias = s + Math::kScores * Math::kKeys * kWidest;
+    column = bias + Math::kKeys * kWidest;
+  }
+};
+
+// A block of a head's keys and their values, as Math keeps them.
+template <class Math>
+struct Block {
+  std::int64_t index, first, last;
+  const float *k, *v;
+
+  Block() = default;
+  Block(const AttentionHead& head, std::int64_t at) {
+    const std::int64_t depth = head.call->head_dim;
+    index = at, first = at * Math::kKeys;
+    last = first + Math::kKeys < head.n ? first + Math::kKeys : head.n;
+    k = head.keys + Math::keys_size(first, depth);
+    v = head.keys + Math::keys_size(head.n, depth) + Math::values_size(first, depth);
+  }
+
+  std::int64_t count() const { return last - first; }
+};
+
+template <int C, class Math>
+struct Walk {
+  static constexpr std::int64_t kWidth = Strip<C>::kWidth;
+
+  // What is known of a block once it is admitted.
+  struct Meeting {
+    Block<Math> block;
+    Placement place;
+    bool may_skip;
+    Floats floor[C];  // a lower bound of the log-sum-exp so far, where it may
+    Floats row[C];    // the bias's row, of a uniform one
+  };
+
+  Strip<C> strip;
+  float *q, *o;          // (D, strip); q is scaled, and there where the rule or Math wants it
+  const float* operand;  // the queries as the product wants them
+  SkipRule<C> rule;
+  Floats m[C], l[C];
+  std::int64_t met_first, met_last;
+  bool left_open, right_open;
+
+  void start(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
+             const Scratch<Math>& scratch, std::int64_t done) {
+    const std::int64_t depth = head.call->head_dim, out_depth = Math::out_depth(depth);
+    strip.start(head, first_query, last_query);
+    q = scratch.q + done * depth, o = scratch.o + done * out_depth;
+    const float* rows = scratch.rows + done * depth;
+    if (Math::kScaledQueries || head.skips)
+      turn(rows, strip.count, depth, kWidth, head.call->scale * kLog2e, q);
+    operand = Math::turn_queries(rows, strip.count, depth, kWidth, q,
+                                 scratch.operand + Math::operand_size(done, depth));
+    rule.start(head, strip, q);
+    for (int c = 0; c < C; ++c) m[c] = splat(-kInfinity), l[c] = Floats{};
+    for (std::int64_t i = 0; i < out_depth * kWidth; ++i) o[i] = 0;
+    met_first = head.n, met_last = 0;
+    left_open = right_open = true;
+  }
+
+  // Whether a block has to be met. A side's blocks come in the order of their distance.
+  bool admit(const AttentionHead& head, const Block<Math>& block, Meeting& meeting,
+             PairCount& count) {
+    if (block.first >= strip.first + strip.count ? !right_open
+        : block.last <= strip.first              ? !left_open
+                                                 : false)
+      return false;
+    const Attention& call = *head.call;
+    const std::int64_t depth = call.head_dim;
+    const Placement place = placement(head, strip, block.first, block.last);
+    if (place.side == Side::none) {
+      // Beyond the window on this side, and so is all that follows.
+      (block.first > strip.first ? right_open : left_open) = false;
+      return false;
+    }
+    const bool may_skip = rule.active && place.side != Side::both;
+    Floats(&floor)[C] = meeting.floor;
+    for (int c = 0; c < C; ++c) floor[c] = Floats{};
+    if (may_skip) {
+      lse_floor(m, l, floor);
+      const bool right = place.side == Side::right;
+      const float nearest =
+          call.positions[head.first + (right ? block.first : block.last - 1)];
+      const KeyBounds bounds(head);
+      const float reach = right ? bounds.right[block.index] : bounds.left[block.index];
+      if (rule.ends(strip, nearest, reach, floor)) {
+        (right ? right_open : left_open) = false;
+        return false;
+      }
+      if (rule.drops(strip, bounds, block.index, block.count(), depth, q, nearest, floor))
+        return false;
+    }
+    met_first = block.first < met_first ? block.first : met_first;
+    met_last = block.last > met_last ? block.last : met_last;
+    count.scored += strip.count * block.count();
+    meeting.block = block, meeting.place = place, meeting.may_skip = may_skip;
+    return true;
+  }
+
+  // The bias of a meeting: its column, and row, or all of its pairs.
+  void bias(const AttentionHead& head, Meeting& meeting, const Scratch<Math>& scratch) {
+    const Block<Math>& block = meeting.block;
+    for (int c = 0; c < C; ++c) meeting.row[c] = Floats{};
+    if (meeting.place.uniform)
+      uniform_bias(head, strip, meeting.place.side, block.first, block.last, scratch.column,
+                   meeting.row);
+    else
+      pair_bias(head, strip, block.first, block.last, scratch.bias);
+  }
+
+  // Among the largest scores a NaN does not show; keys that are not finite are met.
+  bool may_drop(const AttentionHead& head, const Meeting& meeting) const {
+    return meeting.may_skip && KeyBounds(head).radius[meeting.block.index] < kInfinity;
+  }
+
+  // top: the largest scores, without the bias's row, and then with it. Whether they matter.
+  bool keep(const Meeting& meeting, bool may_drop, Floats (&top)[C]) {
+    for (int c = 0; c < C; ++c) top[c] += meeting.row[c];
+    return !(may_drop && rule.drops(top, meeting.block.count(), meeting.floor));
+  }
+
+  bool is_above(const Floats (&top)[C]) const {
+    Ints above = {};
+    for (int c = 0; c < C; ++c) above |= top[c] > m[c] + kHeadroom;
+    return any(above);
+  }
+
+  // The running maximum follows the scores, where they have run away from it.
+  void raise(const Floats (&top)[C], std::int64_t depth) {
+    if (!is_above(top)) return;
+    Floats shrink[C];
+    for (int c = 0; c < C; ++c) {
+      const Floats higher = larger(top[c], m[c]);
+      shrink[c] = weight_of(m[c] - larger(higher, splat(-3e38f)));
+      m[c] = higher;
+      l[c] *= shrink[c];
+    }
+    for (std::int64_t d = 0; d < depth; ++d)
+      for (int c = 0; c < C; ++c) {
+        float* place = o + d * kWidth + c * kLanes;
+        store(place, load(place) * shrink[c]);
+      }
+  }
+
+  // The weights of a block are 2^(s - shift).
+  void shift_of(const Meeting& meeting, Floats (&shift)[C]) const {
+    // A row that has met hidden keys alone has no maximum yet.
+    for (int c = 0; c < C; ++c) shift[c] = larger(m[c], splat(-3e38f)) - meeting.row[c];
+  }
+
+  // Takes a block whose weights add up to `sum`, unless it may and can go. Whether it has.
+  bool add(const Meeting& meeting, bool may_drop, const Floats (&sum)[C], PairCount& count) {
+    if (may_drop && drops(sum)) return false;
+    for (int c = 0; c < C; ++c) l[c] += sum[c];
+    count.summed += strip.count * meeting.block.count();
+    return true;
+  }
+
+  bool drops(const Floats (&sum)[C]) {
+    Floats share[C];
+    for (int c = 0; c < C; ++c) share[c] = sum[c] / l[c] * 1.00001f;
+    return rule.ledger.take(share);
+  }
+
+  void finish(const AttentionHead& head, const AttentionForward& result, float* rows) {
+    const Attention& call = *head.call;
+    const std::int64_t depth = call.head_dim, heads = call.n_heads;
+    Floats inverse[C];
+    for (int c = 0; c < C; ++c) inverse[c] = 1.0f / l[c];
+    for (std::int64_t d = 0; d < depth; ++d)
+      for (int c = 0; c < C; ++c) {
+        float* place = o + d * kWidth + c * kLanes;
+        store(place, load(place) * inverse[c]);
+      }
+    const std::int64_t token = head.first + strip.first;
+    transpose(o, depth, strip.count, kWidth, rows, depth);
+    put_rows(head, strip.first, strip.count, rows, depth, result.out);
+    if (result.lse)
+      for (std::int64_t i = 0; i < strip.count; ++i) {
+        const double top = m[i / kLanes][i % kLanes], sum = l[i / kLanes][i % kLanes];
+        result.lse[(token + i) * heads + head.head] =
+            static_cast<float>((top + std::log2(sum)) * 0.69314718055994531);
+      }
+    if (result.ranges)
+      for (std::int64_t i = 0; i < strip.count; ++i)
+        result.ranges[(token + i) * heads + head.head] = {static_cast<std::int32_t>(met_first),
+                                                          static_cast<std::int32_t>(met_last)};
+  }
+};
+
+// A meeting from its beginning to its end, for FloatMath and PairMath.
+template <class Math>
+struct AtOnce {
+  template <int C>
+  void meet(Walk<C, Math>& walk, const AttentionHead& head, const Block<Math>& block,
+            const Scratch<Math>& scratch, PairCount& count) {
+    typename Walk<C, Math>::Meeting meeting;
+    if (!walk.admit(head, block, meeting, count)) return;
+    const std::int64_t depth = head.call->head_dim;
+    const float scale = head.call->scale * kLog2e;
+    Floats top[C], shift[C], sum[C] = {};
+    walk.bias(head, meeting, scratch);
+    if (meeting.place.uniform)
+      Math::template scores<C, false>(block.k, walk.operand, depth, block.count(), scale,
+                                      scratch.column, scratch.s, top);
+    else
+      Math::template scores<C, true>(block.k, walk.operand, depth, block.count(), scale,
+                                     scratch.bias, scratch.s, top);
+    const bool may_drop = walk.may_drop(head, meeting);
+    if (!walk.keep(meeting, may_drop, top)) return;
+    walk.raise(top, depth);
+    walk.shift_of(meeting, shift);
+    Math::template weigh<C>(shift, block.count(), scratch.s, sum);
+    if (walk.add(meeting, may_drop, sum, count))
+      Math::template add_values<C>(block.v, depth, block.count(), scratch.s, walk.o);
+  }
+
+  void finish(const AttentionHead&, PairCount&) {}
+};
+
+}  // namespace
+}  // namespace PYENC_ISA
+}  // namespace pyenc

@@ -1,0 +1,178 @@
+"""What holds of attention on matrix units, in bfloat16: run by emulated.py beside this file."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from pyenc.ops import ALiBi, attention, computed_share
+from tests.ops.attention import test_attention_cpu as whole
+from tests.ops.attention import test_attention_skip as skip
+from tests.ops.attention.test_attention_cpu import KINDS, Case
+
+# Around what a tile, two of them, a strip, a block and a tile of queries hold.
+LENGTHS = [[1], [2], [15, 16, 17, 0, 31, 32, 33], [63, 64, 65, 48, 49], [127, 128, 129, 192, 3]]
+DIMS = (1, 2, 16, 17, 33, 40, 64, 65, 96, 129, 256)
+HIDDEN: list[dict[str, Any]] = [
+    {"window": (20, 90)}, {"window": (0, 0)}, {"holes": True}, {"holes": True, "window": (40, -1)},
+]  # fmt: skip
+
+
+def case(lengths: list[int], kind: str, **options: Any) -> Case:
+    return Case(lengths, kind, dtype=torch.bfloat16, **options)
+
+
+def check(lengths: list[int], kind: str, **options: Any) -> None:
+    """Forward and backward; ALiBi's backward is another where the slopes are learned."""
+    one = case(lengths, kind, **options)
+    one.check()
+    one.check(gradient=True)
+    if kind == "alibi":
+        one.learned = False
+        one.check(gradient=True)
+
+
+def forward_and_backward(_: ModuleType) -> None:
+    for lengths, kind in itertools.product(LENGTHS, KINDS):
+        check(lengths, kind, dim=32)
+    for dim, kind in itertools.product(DIMS, ("none", "alibi")):
+        check([70, 1, 97], kind, dim=dim, heads=1)
+    for options, kind in itertools.product(HIDDEN, KINDS):
+        check([150, 37, 97], kind, dim=24, heads=1, **options)
+    check([300], "alibi", heads=3, std=12.0)  # the maximum moves
+
+
+def a_little(_: ModuleType) -> None:
+    """For the sanitizers: odd sizes of everything, whatever is read or written."""
+    for kind in KINDS:
+        check([1, 17, 97], kind, dim=33, heads=1)
+        check([130], kind, dim=7, heads=1, window=(20, 90), holes=True)
+    check([70], "alibi", dim=256, heads=1)
+    check([260], "alibi", dim=65, heads=1)
+    skip.check_shares("planted -16", torch.bfloat16)
+
+
+def others(_: ModuleType) -> None:
+    """What else holds of these kernels, and of the float ones beside them."""
+    whole.main()
+    not_finite()
+    the_same_twice()
+    pushed_down()
+    cut_into_runs()
+    strided()
+
+
+def not_finite() -> None:
+    """NaN and infinity show where they do in the oracle, and nowhere else."""
+    for value, what in itertools.product((math.nan, math.inf), range(3)):
+        one = case([300, 100], "alibi", heads=1)
+        one.qkv[what][290, 0, 3] = value
+        out, oracle = one.run("cpu")[0], one.run("reference", torch.float64)[0]
+        if what < 2:
+            assert torch.equal(out.isfinite(), oracle.isfinite())
+        else:
+            assert not bool((out.isfinite() < oracle.isfinite()).any())
+        assert bool(out[300:].isfinite().all())
+
+
+def pushed_down() -> None:
+    """The most negative number hides a key from others alone, as in float32."""
+    q, k, v = (torch.randn(120, 1, 8).bfloat16() for _ in range(3))
+    bias = torch.randn(1, 120, 120)
+    bias[0, 5] = torch.finfo(torch.float32).min
+    bias[0, 7, 3:] = torch.finfo(torch.float32).min
+    bias[0, 9, 70:] = -math.inf
+    bounds = torch.tensor([0, 120])
+    out = attention(q, k, v, bounds, bias=bias, backend="cpu")
+    oracle = attention(
+        q.double(), k.double(), v.double(), bounds, bias=bias.double(), backend="reference"
+    )
+    assert isinstance(out, torch.Tensor)
+    assert isinstance(oracle, torch.Tensor)
+    assert (out.double() - oracle).abs().max() < 0.05
+    assert (out[5].double() - v.double().mean(0)).abs().max() < 0.01
+
+
+def the_same_twice() -> None:
+    one = case([400, *range(1, 30)], "alibi", heads=3, learned=False)
+    answers = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 2, 3):
+        torch.set_num_threads(threads)
+        answers.append((one.run("cpu"), one.run("cpu", gradient=True)))
+    torch.set_num_threads(before)
+    for again in answers[1:]:
+        assert all(map(torch.equal, answers[0][0], again[0]))
+    assert all(map(torch.equal, answers[1][1], answers[2][1]))
+
+
+def cut_into_runs() -> None:
+    """One head of the backward on several threads, with sums of their own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    case([1500], "none", heads=1, dim=16).check(gradient=True)
+    torch.set_num_threads(before)
+
+
+def strided() -> None:
+    """Inputs are read as they lie, also where a row begins at an odd address."""
+    one = case([70, 30], "none", dim=40)
+    expected = one.run("cpu")[0]
+    joined = torch.cat([torch.randn(100, 2, 1).bfloat16(), *one.qkv], dim=2)
+    parts = joined[..., 1:].split(40, dim=2)
+    assert torch.equal(attention(*parts, one.cu_seqlens, backend="cpu"), expected)
+
+
+def left_out(_: ModuleType) -> None:
+    """The skip rule keeps its promise, and leaves out what it does elsewhere."""
+    for name in ("plain", "planted -16", "level -12", "shifted"):
+        skip.check_shares(name, torch.bfloat16)
+    skip.test_the_default_cannot_be_seen(torch.bfloat16)
+    q, k, v = (x.bfloat16() for x in skip.plain())
+    bounds = torch.tensor([0, skip.N])
+    shares = []
+    for slope in (0.5, 2.0**-4, 2.0**-6, 0.0):
+        bias = ALiBi(torch.full((skip.HEADS,), slope))
+        shares.append(computed_share(q, k, v, bounds, bias=bias, backend="cpu"))
+    assert shares[0] < 0.25
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    k[skip.N - 1] = math.nan
+    before = shares[0]
+    bias = ALiBi(torch.full((skip.HEADS,), 0.5))
+    assert computed_share(q, k, v, bounds, bias=bias, backend="cpu") > before
+
+
+# Of the instructions in amx_trap.cpp: the order of its counters.
+CONFIGURED, RELEASED, ZEROED, LOADED, STORED, MULTIPLIED, LIVE = range(7)
+
+
+def trapped(module: ModuleType) -> None:
+    """By the instructions themselves; and every thread that took tiles gives them back."""
+    for lengths, dim, kind in (([70, 37, 1], 64, "alibi"), ([70], 33, "t5"), ([130], 96, "dense")):
+        one = case(lengths, kind, dim=dim, heads=1, learned=False)
+        for gradient in (False, True):
+            before = [module.trapped(i) for i in range(7)]
+            one.check(gradient=gradient)
+            count = [module.trapped(i) - before[i] for i in range(7)]
+            assert count[CONFIGURED] == count[RELEASED] > 0, count
+            assert min(count[LOADED], count[STORED], count[MULTIPLIED]) > 0, count
+            assert module.trapped(LIVE) == 0
+    # Other dtypes have nothing to do with tiles.
+    before = [module.trapped(i) for i in range(7)]
+    Case([100, 37], "alibi").check(gradient=True)
+    assert before == [module.trapped(i) for i in range(7)]
+
+
+CASES: dict[str, Callable[[ModuleType], None]] = {
+    "amx": forward_and_backward,
+    "amx a little": a_little,
+    "amx others": others,
+    "amx skip": left_out,
+    "amx trapped": trapped,
+}

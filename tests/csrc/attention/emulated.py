@@ -1,0 +1,139 @@
+"""Attention's kernels of an instruction set that this processor lacks, compiled to do without it.
+
+`build` makes an extension of attention alone; run as a script, this file puts such an extension in
+the place of the package's own and checks it: python emulated.py EXTENSION CASES SEED.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+CSRC = ROOT / "csrc"
+X86_64 = platform.machine().lower() in ("x86_64", "amd64")
+
+MODULE = """
+#include <pybind11/pybind11.h>
+namespace py = pybind11;
+namespace pyenc { void bind_attention(py::module_& module); }
+#ifdef AMX_TRAP
+extern "C" long amx_trapped(int what);
+#endif
+PYBIND11_MODULE(_C, module) {
+  pyenc::bind_attention(module);
+  module.def("isa", [] { return py::str("emulated"); });
+#ifdef AMX_TRAP
+  module.def("trapped", amx_trapped);
+#endif
+}
+"""
+
+
+def compiler() -> str | None:
+    return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+
+
+needs_compiler = pytest.mark.skipif(
+    compiler() is None or sys.platform == "win32", reason="there is no compiler with GCC's vectors"
+)
+
+
+def build(folder: Path, flags: Sequence[str], more: Sequence[Path] = ()) -> Path:
+    """The extension, compiled with these flags and files."""
+    pybind11 = pytest.importorskip("pybind11")
+    (folder / "module.cpp").write_text(MODULE)
+    target = folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    command = [
+        str(compiler()), "-std=c++17", "-O1", "-fPIC", "-Wno-psabi",
+        "-fno-math-errno", "-fno-trapping-math", "-DPYENC_ISA=generic", *flags,
+        f"-I{CSRC}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}",
+    ]  # fmt: skip
+    if X86_64:
+        command.append("-mfma")
+    kernels = sorted(CSRC.glob("attention/*.cpp"))
+    sources = [*kernels, CSRC / "shared" / "isa.cpp", folder / "module.cpp", *more]
+    objects = [folder / f"{i}.o" for i in range(len(sources))]
+
+    def compile_one(source: Path, made: Path) -> None:
+        subprocess.run([*command, "-c", str(source), "-o", str(made)], check=True, timeout=900)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, sources, objects))
+    subprocess.run(
+        [*command, "-shared", *map(str, objects), "-o", str(target)], check=True, timeout=300
+    )
+    return target
+
+
+def check(extension: Path, cases: str, seed: int = 1, **environment: str) -> None:
+    """Run the cases of that name in a process of its own; they must pass."""
+    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, __file__, str(extension), cases, str(seed)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), **environment},
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "emulated" in done.stdout.split()
+
+
+def _install(path: str) -> ModuleType:
+    import pyenc  # noqa: F401 - the package comes before its extension
+
+    spec = importlib.util.spec_from_file_location("pyenc._C", path)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["pyenc._C"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    from pyenc.ops import extension
+
+    extension._attempt.cache_clear()
+    extension._attempt = lambda: (module, "")  # type: ignore[assignment]
+    return module
+
+
+def _pairs(_: ModuleType) -> None:
+    import torch
+
+    from tests.ops.attention import test_attention_cpu, test_attention_skip
+
+    test_attention_cpu.main()
+    for dim in (1, 2, 17, 33, 256):
+        for kind, window in (("alibi", None), ("none", (20, 90))):
+            test_attention_cpu.Case(
+                [100, 37, 1, 96, 97], kind, dim=dim, dtype=torch.bfloat16, window=window
+            ).check()
+    for name in ("plain", "planted -16", "level -12", "shifted"):
+        test_attention_skip.check_shares(name, torch.bfloat16)
+
+
+CASES: dict[str, Callable[[ModuleType], None]] = {"pairs": _pairs}
+
+
+def main(arguments: Sequence[str]) -> None:
+    path, name, seed = arguments
+    module = _install(path)
+    import torch
+
+    from tests.csrc.attention import amx_cases
+
+    torch.manual_seed(int(seed))
+    torch.set_num_threads(2)
+    (CASES | amx_cases.CASES)[name](module)
+    print(module.isa())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
