@@ -57,8 +57,12 @@ demo: $(READY)
 	$(RUN) examples/semantic_search.py $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
 # By file, a process a core and four at the most, where pytest-xdist is there (ARGS=-n0: on one).
+# In the order that tests/conftest.py gives them, the longest first, where xdist can leave it so.
 PARALLEL = $$($(RUN) -c "import importlib.util as u; \
-	print('-n auto --maxprocesses 4 --dist loadfile' if u.find_spec('xdist') else '')")
+	there = u.find_spec('xdist'); \
+	orders = there and 'no-loadscope-reorder' in open(u.find_spec('xdist.plugin').origin).read(); \
+	print(('-n auto --maxprocesses 4 --dist loadfile' if there else '') \
+	+ (' --no-loadscope-reorder' if orders else ''))")
 
 # All of them, whatever fails; what failed is said at the end.
 test: lint

@@ -116,7 +116,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"seed {seed()}: {VARIABLE}={seed()} draws the same again")
 
 
-LONGEST = ("test_packaging.py", "test_margins.py", "test_attention_memory.py")
+LONGEST = (
+    "test_packaging.py", "test_attention_amx.py", "test_attention_emulated.py", "test_margins.py",
+    "test_attention_memory.py", "test_compile.py",
+)  # fmt: skip
 """Files that take minutes: begun first, so that no process works on one alone at the end."""
 
 

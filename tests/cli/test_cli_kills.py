@@ -115,11 +115,16 @@ def test_signals(
     bert: Path,
     texts_file: Path,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
     number: signal.Signals,
     status: int,
     word: str,
 ) -> None:
     """What is done is kept, though its part was not full, and the hint says so."""
+    # A background job is started with some of them ignored, as nohup does: tests too may be one.
+    plain = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    inherited = signal.signal(number, plain)
+    request.addfinalizer(lambda: signal.signal(number, inherited))
     monkeypatch.setattr(work, "UNIT_TEXTS", 4)
     call, calls = work._Worker.__call__, list[int]()
 
