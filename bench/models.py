@@ -20,7 +20,7 @@ from bench.chosen import chosen
 from bench.measure import ceilings, clock, machine, memory, record
 from bench.peers import encoders, pyenc_encoder
 from bench.show import drawing, machine_lines, models_table
-from bench.subjects import SUBJECTS, tokenizing
+from bench.subjects import SUBJECTS, VOCABULARY, tokenizing
 from bench.workloads import Case
 
 ONCE_BEYOND = 20.0
@@ -32,7 +32,7 @@ def inputs(model: str, lengths: Sequence[int]) -> Any:
     subject = SUBJECTS[model]
     if subject.texts:
         return workloads.texts_of(lengths, tokenizing(subject.source()))
-    return workloads.token_ids(lengths, subject.config().vocab_size)
+    return workloads.token_ids(lengths, VOCABULARY)
 
 
 def peers_of(model: str, dtypes: Sequence[str] | None) -> dict[str, encoders.Peer]:

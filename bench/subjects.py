@@ -21,6 +21,7 @@ import torch
 
 import pyenc
 from examples import bundled
+from pyenc.loading import load_checkpoint
 
 VOCABULARY = 30522
 
@@ -42,15 +43,19 @@ class Subject:
 
     def config(self) -> pyenc.EncoderConfig:
         source = self.source()
-        encoder = source if isinstance(source, pyenc.Encoder) else tokenizing(source).model
-        config: pyenc.EncoderConfig = encoder.config
-        return config
+        return source.config if isinstance(source, pyenc.Encoder) else shape_of(source)
+
+
+@functools.cache
+def shape_of(folder: Path) -> pyenc.EncoderConfig:
+    """The folder's encoder, its weights let go."""
+    return load_checkpoint(folder, device="cpu").encoder.config
 
 
 @functools.cache
 def tokenizing(folder: Path) -> pyenc.TextEncoder:
-    """The folder's own encoder, for its tokenizer and its shape."""
-    return pyenc.load(folder, device="cpu", pooling="cls", normalize=False)
+    """The folder's own encoder, for its tokenizer."""
+    return pyenc.load(folder, device="cpu")
 
 
 def _packaged(find: Callable[[], Path]) -> Callable[[], Path | None]:
@@ -121,11 +126,10 @@ def shape_folder(name: str) -> Path | None:
         model_class = getattr(transformers, kind)
         torch.manual_seed(0)
         model = model_class(model_class.config_class(**values))
-        with tempfile.TemporaryDirectory(dir=folder.parent) as made:
-            model.save_pretrained(made)
-            (Path(made) / "config.json").chmod(0o644)
-            Path(made).rename(folder)
-            Path(made).mkdir()  # for the temporary folder to go
+        # Made beside its place and moved there whole.
+        with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
+            model.save_pretrained(Path(partial) / folder.name)
+            (Path(partial) / folder.name).rename(folder)
     return folder
 
 

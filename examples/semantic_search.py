@@ -50,8 +50,8 @@ BUNDLED = {
 """Name for --model -> what makes its folder, and what is said of it."""
 
 MAX_DOCUMENTS = 1500
-MAX_PARAMETERS = 50e6
-"""Of a model that takes all of them; a larger one takes as many fewer as it is slower."""
+MAX_PARAMETERS = 25e6
+"""Of a model that takes all of them; one of twice as many takes half of them, and so on."""
 MIN_CHARACTERS = 80
 LEFT_OUT = {"antigravity", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "this"}
 
@@ -192,7 +192,7 @@ def run_search(model_name: str | None) -> None:
              f"{encoder.dim}, texts of up to {encoder.max_length:,} tokens"),
         *served_by(encoder.model),
     )  # fmt: skip
-    share = 1.0 if parameters <= MAX_PARAMETERS else MAX_PARAMETERS / parameters / 2
+    share = min(1.0, MAX_PARAMETERS / parameters)
     documents = collect_documents(int(MAX_DOCUMENTS * share))
     show(("documents", f"{len(documents):,} docstrings of modules, classes and functions"))
     texts = [f"{name}: {text}" for name, text in documents]

@@ -143,6 +143,10 @@ class EncoderConfig:
             raise InputError('EncoderConfig: position "rotary" needs the field rotary, others none')
         if self.position == "rotary" and self.head_dim % 2:
             raise InputError(f"EncoderConfig: rotary needs even heads, not {self.head_dim}")
+        if self.rotary is not None and self.rotary.dynamic_factor and self.head_dim < 4:
+            raise InputError(
+                f"EncoderConfig: dynamic rotary scaling needs heads of 4, not {self.head_dim}"
+            )
         if self.position == "relative" and self.relative_buckets < 1:
             raise InputError("EncoderConfig: relative positions need relative_buckets")
         if self.relative_buckets and (

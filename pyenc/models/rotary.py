@@ -92,7 +92,7 @@ def _spans(positions_T: Tensor, cu_seqlens: Tensor) -> Tensor:
 def log_length_scale(cu_seqlens: Tensor, length: int, at_least_one: bool, tokens: int) -> Tensor:
     """log(n) / log(length) of each token's sequence of n tokens, (T, 1, 1) float32.
 
-    GTE's `logn_attention_scale`, a factor of the queries; Su, "Log-n attention" (2021).
+    GTE's `logn_attention_scale`, a factor of the queries.
     """
     counts_B = cu_seqlens.diff()
     # An empty sequence has no token that would take its -inf.

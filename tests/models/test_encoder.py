@@ -277,6 +277,10 @@ def test_beyond_the_position_table() -> None:
         ({"position": "rotary"}, 'position "rotary" needs the field rotary'),
         ({"rotary": Rotary(1.0)}, 'position "rotary" needs the field rotary'),
         ({"position": "rotary", "rotary": Rotary(9.0), "head_size": 5}, "rotary needs even heads"),
+        (
+            {"position": "rotary", "head_size": 2, "rotary": Rotary(9.0, 1.0, 2.0, 8)},
+            "dynamic rotary scaling needs heads of 4",
+        ),
         ({"position": "relative"}, "relative positions need relative_buckets"),
         ({"relative_buckets": 8}, "relative_buckets 8 must be .* not beside alibi"),
         ({"position": "relative", "relative_buckets": 6}, "must be a multiple of 4"),

@@ -70,7 +70,8 @@ FAMILY = Family(
             "sentence-transformers' vectors to 2e-7",
         ),
         Published(
-            "bge-*-en, GIST, mxbai-embed, e5, LaBSE, paraphrase-multilingual-MiniLM",
+            "bge-*-en, GIST, mxbai-embed, e5, multilingual-e5-small, LaBSE, "
+            "paraphrase-multilingual-MiniLM",
             "golden",
             "512 (position table)",
             "as far as they are plain BERT; mean and CLS pooling",

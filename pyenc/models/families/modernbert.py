@@ -10,7 +10,7 @@ from __future__ import annotations
 from ...errors import CheckpointError
 from ..config import EncoderConfig, HeadConfig
 from ..rotary import Rotary
-from .family import ConfigFile, Family, HeadNames, Names, Parts, Published
+from .family import ConfigFile, Family, HeadNames, Names, Parts, Published, both, weights
 
 KINDS = ("full_attention", "sliding_attention")
 
@@ -114,23 +114,20 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
 
 def _parts(config: EncoderConfig, names: Names) -> Parts:
     parts: Parts = {"embeddings.word.weight": ("embeddings.tok_embeddings.weight",)}
-
-    def add(ours: str, theirs: str, bias: bool) -> None:
-        for w in ("weight", "bias") if bias else ("weight",):
-            parts[f"{ours}.{w}"] = (f"{theirs}.{w}",)
-
-    add("embeddings.norm", "embeddings.norm", config.norm_bias)
+    norm, linear, dense = (
+        both if bias else weights for bias in (config.norm_bias, config.qkv_bias, config.up_bias)
+    )
+    parts |= norm("embeddings.norm", "embeddings.norm")
     for i in range(config.num_layers):
         layer = f"layers.{i}"
         if i:
-            add(f"{layer}.attention_norm", f"{layer}.attn_norm", config.norm_bias)
-        add(f"{layer}.attention.qkv", f"{layer}.attn.Wqkv", config.qkv_bias)
-        add(f"{layer}.attention.out", f"{layer}.attn.Wo", config.out_bias)
-        add(f"{layer}.feed_forward_norm", f"{layer}.mlp_norm", config.norm_bias)
-        add(f"{layer}.feed_forward.up", f"{layer}.mlp.Wi", config.up_bias)
-        add(f"{layer}.feed_forward.down", f"{layer}.mlp.Wo", config.down_bias)
-    add("final_norm", "final_norm", config.norm_bias)
-    return parts
+            parts |= norm(f"{layer}.attention_norm", f"{layer}.attn_norm")
+        parts |= linear(f"{layer}.attention.qkv", f"{layer}.attn.Wqkv")
+        parts |= linear(f"{layer}.attention.out", f"{layer}.attn.Wo")
+        parts |= norm(f"{layer}.feed_forward_norm", f"{layer}.mlp_norm")
+        parts |= dense(f"{layer}.feed_forward.up", f"{layer}.mlp.Wi")
+        parts |= dense(f"{layer}.feed_forward.down", f"{layer}.mlp.Wo")
+    return parts | norm("final_norm", "final_norm")
 
 
 def _head(config: ConfigFile, names: Names) -> HeadNames:

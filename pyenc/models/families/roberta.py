@@ -55,7 +55,11 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
 FAMILY = Family(
     name="RoBERTa",
     checkpoints=(
-        Published("bge-m3 (dense), multilingual-e5-*", "golden", "8,192 and 512 (position table)"),
+        Published(
+            "bge-m3 (dense), multilingual-e5-base, -large",
+            "golden",
+            "8,192 and 512 (position table)",
+        ),
         Published("all-distilroberta-v1, all-roberta-large-v1", "golden", "512 (position table)"),
         Published(
             "paraphrase-multilingual-mpnet-base-v2, CamemBERT",
