@@ -117,7 +117,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 LONGEST = (
-    "test_packaging.py", "test_attention_amx.py", "test_attention_emulated.py", "test_margins.py",
+    "test_packaging.py", "test_attention_emulated.py", "test_margins.py",
     "test_attention_memory.py", "test_compile.py",
 )  # fmt: skip
 """Files that take minutes: begun first, so that no process works on one alone at the end."""

@@ -6,6 +6,8 @@ the place of the package's own and checks it: python emulated.py EXTENSION CASES
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib.util
 import os
 import platform
@@ -13,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,14 +31,14 @@ MODULE = """
 #include <pybind11/pybind11.h>
 namespace py = pybind11;
 namespace pyenc { void bind_attention(py::module_& module); }
-#ifdef AMX_TRAP
-extern "C" long amx_trapped(int what);
+#ifdef __linux__
+extern "C" __attribute__((weak)) long amx_trapped(int what);
 #endif
 PYBIND11_MODULE(_C, module) {
   pyenc::bind_attention(module);
   module.def("isa", [] { return py::str("emulated"); });
-#ifdef AMX_TRAP
-  module.def("trapped", amx_trapped);
+#ifdef __linux__
+  if (amx_trapped) module.def("trapped", amx_trapped);
 #endif
 }
 """
@@ -50,31 +53,49 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def build(folder: Path, flags: Sequence[str], more: Sequence[Path] = ()) -> Path:
-    """The extension, compiled with these flags and files."""
-    pybind11 = pytest.importorskip("pybind11")
-    (folder / "module.cpp").write_text(MODULE)
+def build(folder: Path, flags: Sequence[str], *, openmp: bool, trap: Path | None = None) -> Path:
+    """The extension, its kernels compiled with these flags; and with what catches instructions."""
     target = folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    threads = ("-fopenmp",) if openmp else ()
+    kernels = sorted(CSRC.glob("attention/*_kernel.cpp")) + ([trap] if trap else [])
+    objects = _compiled(kernels, folder, ("-O1", *threads, *flags))
+    checks = tuple(flag for flag in flags if flag.startswith("-fsanitize"))
+    common = _around_the_kernels((*threads, *checks))
+    subprocess.run(
+        [str(compiler()), "-shared", *threads, *flags, *map(str, [*objects, *common]),
+         "-o", str(target)],
+        check=True, timeout=300,
+    )  # fmt: skip
+    return target
+
+
+@functools.cache
+def _around_the_kernels(flags: tuple[str, ...]) -> list[Path]:
+    """The objects that no instruction set changes: once for all builds, and not optimised."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    module = folder / "module.cpp"
+    module.write_text(MODULE)
+    kernels = set(CSRC.glob("attention/*_kernel.cpp"))
+    sources = sorted(set(CSRC.glob("attention/*.cpp")) - kernels)
+    return _compiled([*sources, CSRC / "shared" / "isa.cpp", module], folder, ("-O0", *flags))
+
+
+def _compiled(sources: Sequence[Path], folder: Path, flags: Sequence[str]) -> list[Path]:
+    pybind11 = pytest.importorskip("pybind11")
     command = [
-        str(compiler()), "-std=c++17", "-O1", "-fPIC", "-Wno-psabi",
-        "-fno-math-errno", "-fno-trapping-math", "-DPYENC_ISA=generic", *flags,
+        str(compiler()), "-std=c++17", "-fPIC", "-Wno-psabi", "-fno-math-errno",
+        "-fno-trapping-math", "-DPYENC_ISA=generic", *flags, *(["-mfma"] if X86_64 else []),
         f"-I{CSRC}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}",
     ]  # fmt: skip
-    if X86_64:
-        command.append("-mfma")
-    kernels = sorted(CSRC.glob("attention/*.cpp"))
-    sources = [*kernels, CSRC / "shared" / "isa.cpp", folder / "module.cpp", *more]
-    objects = [folder / f"{i}.o" for i in range(len(sources))]
 
-    def compile_one(source: Path, made: Path) -> None:
+    def compile_one(source: Path) -> Path:
+        made = folder / f"{source.stem}.o"
         subprocess.run([*command, "-c", str(source), "-o", str(made)], check=True, timeout=900)
+        return made
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(compile_one, sources, objects))
-    subprocess.run(
-        [*command, "-shared", *map(str, objects), "-o", str(target)], check=True, timeout=300
-    )
-    return target
+        return list(pool.map(compile_one, sources))
 
 
 def check(extension: Path, cases: str, seed: int = 1, **environment: str) -> None:

@@ -1,21 +1,93 @@
-"""The attention kernels of AVX-512 with bfloat16 dot products, on a processor that has neither.
+"""Attention's kernels of instruction sets that this processor lacks, compiled to do without.
 
-Compiled here with the width, the tiles and the pairs of that instruction set, but for the
-instructions themselves (PYENC_EMULATE_BF16_DOT in csrc/shared/simd.h), and put in the extension's
-place.
+All have the width and the tiles of AVX-512, in plain C++ (PYENC_EMULATE_BF16_DOT in
+csrc/shared/simd.h). One build has pairs of bfloat16, one the tiles of matrix units (AMX) in plain
+C++ too (PYENC_EMULATE_AMX in csrc/attention/amx.h), the same in `make sanitize` under the
+sanitizers, and one their instructions themselves, which fault here and are carried out by
+amx_trap.cpp. In one file, so that what they share is compiled once.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.csrc.attention import emulated
 
+WIDE = ["-DPYENC_EMULATE_BF16_DOT"]
+TILES = [*WIDE, "-DPYENC_EMULATE_AMX"]
+
+pytestmark = emulated.needs_compiler
+
+
+def flags_serve(flags: list[str], folder: Path) -> bool:
+    source = folder / "probe.cpp"
+    source.write_text("int main() { return 0; }")
+    command = [str(emulated.compiler()), *flags, str(source), "-o", str(folder / "probe")]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("amx")
+    return emulated.build(folder, TILES, openmp=flags_serve(["-fopenmp"], folder))
+
 
 @pytest.mark.slow
-@emulated.needs_compiler
 def test_pairs_and_wide_tiles_agree_with_the_oracle(tmp_path: Path) -> None:
-    extension = emulated.build(tmp_path, ["-DPYENC_EMULATE_BF16_DOT"])
-    emulated.check(extension, "pairs")
+    openmp = flags_serve(["-fopenmp"], tmp_path)
+    emulated.check(emulated.build(tmp_path, WIDE, openmp=openmp), "pairs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_forward_and_backward_agree_with_the_oracle(extension: Path, seed: int) -> None:
+    emulated.check(extension, "amx", seed)
+
+
+@pytest.mark.slow
+def test_the_skip_rule_keeps_its_promise(extension: Path) -> None:
+    emulated.check(extension, "amx skip")
+
+
+@pytest.mark.slow
+def test_whatever_else_holds_of_the_kernels(extension: Path) -> None:
+    emulated.check(extension, "amx others")
+
+
+@pytest.mark.skipif(
+    os.environ.get("PYENC_SANITIZE", "") in ("", "0"), reason="only under `make sanitize`"
+)
+def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
+    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
+    if sys.platform != "linux" or not flags_serve(flags, tmp_path):
+        pytest.skip("there are no sanitizers")
+    libraries = [
+        subprocess.run(
+            [str(emulated.compiler()), f"-print-file-name={name}"],
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]  # fmt: skip
+    if not all(Path(library).is_absolute() for library in libraries):
+        pytest.skip("the sanitizers' libraries cannot be loaded into Python")
+    extension = emulated.build(tmp_path, [*TILES, *flags], openmp=False)
+    environment = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
+    emulated.check(extension, "amx a little", **environment)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (emulated.X86_64 and sys.platform == "linux"), reason="the trap is x86-64 Linux's"
+)
+def test_the_instructions_themselves(tmp_path: Path) -> None:
+    flags = [*WIDE, "-mamx-tile", "-mamx-bf16"]
+    if not flags_serve(flags, tmp_path):
+        pytest.skip("the compiler knows no tiles")
+    trap = Path(__file__).parent / "amx_trap.cpp"
+    extension = emulated.build(tmp_path, flags, openmp=True, trap=trap)
+    emulated.check(extension, "amx trapped")
