@@ -159,8 +159,8 @@ def _prompt_of(task: str, recipe: Recipe) -> str:
         for name in OTHER_NAMES.get(task, ()):
             if recipe.prompts.get(name):
                 message = (
-                    f"this checkpoint has no prompt {task!r}, so none is put before the texts, as "
-                    f"in sentence-transformers; it has {name!r}, which prompt_name={name!r} asks for"
+                    f"this checkpoint has no prompt {task!r}, so none is put before the texts, "
+                    f"as in sentence-transformers; it has {name!r}: prompt_name={name!r} asks for it"
                 )
                 warnings.warn(PromptWarning(message), stacklevel=stacklevel())
                 break

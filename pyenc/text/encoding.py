@@ -72,8 +72,9 @@ class Results(Protocol):
 class Start(Protocol):
     """Sets about batches; those of another process are under way when it returns."""
 
-    ahead: int
-    """How many lots of texts are worth having under way before one is waited for."""
+    @property
+    def ahead(self) -> int:
+        """How many lots of texts are worth having under way before one is waited for."""
 
     def __call__(self, prepared: Prepared) -> Results: ...
 
@@ -125,7 +126,7 @@ def encode(
             delay=0 if options.progress else 2,
         )  # fmt: skip
         with bar, closing(start(prepared)) as results:
-            made = collect(prepared, results, place_of(encoder, call), bar)
+            made: Any = collect(prepared, results, place_of(encoder, call), bar)
     if isinstance(made, Tensor):
         made = finished(made, precision, encoder, call)
     return made[0] if single else made

@@ -52,7 +52,8 @@ class Prefixed:
             index = int(np.flatnonzero(none)[0])
             raise InputError(
                 f"text {self.first + index} has {lengths[index]} tokens with "
-                f"{self.before[index]!r:.60} before it, of which pooling leaves out the first {self.skip[index]}: none is left"
+                f"{self.before[index]!r:.60} before it, of which pooling leaves out the first "
+                f"{self.skip[index]}: none is left"
             )
 
     def spans(self, index: int, spans: np.ndarray) -> np.ndarray:
