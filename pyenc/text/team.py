@@ -62,9 +62,11 @@ def checked_devices(devices: Any) -> list[torch.device]:
 
 
 def _checked(name: Any) -> torch.device:
+    if not isinstance(name, (str, torch.device)):
+        raise InputTypeError(f"a device is a name such as 'cuda:0', got {name!r:.80}")
     try:
         device = torch.device(name)
-    except (RuntimeError, TypeError):
+    except RuntimeError:
         return check_device(name)
     if device.type != "cuda":
         return check_device(device)

@@ -37,7 +37,7 @@ def test_prompts(
         warnings.simplefilter("error")
         assert (encoder.encode_query(TEXTS) == bert.encode(TEXTS, prompt=query)).all()
         assert (encoder.encode_document(TEXTS) == bert.encode(TEXTS, prompt=document)).all()
-        streamed = list(encoder.encode_stream(TEXTS, task="query", block=99))[0]
+        streamed = next(iter(encoder.encode_stream(TEXTS, task="query", block=99)))
     assert (streamed == bert.encode(TEXTS, prompt=query)).all()
 
 

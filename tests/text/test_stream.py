@@ -52,7 +52,7 @@ def test_options(encoder: pyenc.TextEncoder) -> None:
         list(encoder.encode_stream(MANY, block=7, precision="int8", ranges=ranges))
     )
     assert (int8 == encoder.encode(MANY, precision="int8", ranges=ranges)).mean() > 0.99
-    pairs = [["say", text] for text in MANY]
+    pairs = [["say so: ", text] for text in MANY]
     (got,) = encoder.encode_stream(iter(pairs), block=99)
     np.testing.assert_allclose(got, encoder.encode(pairs), rtol=0, atol=1e-5)
     tokens = list(encoder.encode_stream(MANY, output="tokens", **SMALL))
@@ -145,7 +145,8 @@ def peak():
 def texts():
     number = 0
     while True:  # each a new string; every tenth long, every other empty
-        yield ("word " * 3000 + str(number)) if number % 10 == 0 else "" if number % 2 else str(number)
+        long = "word " * 3000 if number % 10 == 0 else ""
+        yield long + str(number) if number % 2 == 0 else ""
         number += 1
 total = 0
 for count, vector in enumerate(encoder.encode_stream(texts(), max_length=32), 1):
