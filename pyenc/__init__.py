@@ -15,6 +15,7 @@ from .errors import (
     InputError,
     PyencError,
     UnknownArchitectureError,
+    WorkerError,
 )
 from .forking import ForkWarning
 
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
     from .ops import use_backend
     from .text import (
         AssumptionWarning,
+        CalibrationWarning,
+        EncoderPool,
         LongWordWarning,
+        PromptWarning,
         TextEncoder,
         TokenVectors,
         TruncationWarning,
         load,
+        quantize,
     )
 
 __version__ = "0.1.0"
@@ -35,32 +40,41 @@ __version__ = "0.1.0"
 __all__ = [
     "AssumptionWarning",
     "BackendError",
+    "CalibrationWarning",
     "CheckpointError",
     "Encoder",
     "EncoderConfig",
+    "EncoderPool",
     "ForkWarning",
     "InputError",
     "LongWordWarning",
+    "PromptWarning",
     "PyencError",
     "TextEncoder",
     "TokenVectors",
     "TruncationWarning",
     "UnknownArchitectureError",
+    "WorkerError",
     "__version__",
     "load",
+    "quantize",
     "use_backend",
 ]
 
 # Imported when first asked for: `pyenc --help` and a mistyped option must not wait for torch.
 _LAZY = {
     "AssumptionWarning": ".text",
+    "CalibrationWarning": ".text",
     "Encoder": ".models",
     "EncoderConfig": ".models",
+    "EncoderPool": ".text",
     "LongWordWarning": ".text",
+    "PromptWarning": ".text",
     "TextEncoder": ".text",
     "TokenVectors": ".text",
     "TruncationWarning": ".text",
     "load": ".text",
+    "quantize": ".text",
     "use_backend": ".ops",
 }
 

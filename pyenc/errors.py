@@ -23,6 +23,10 @@ class BackendError(PyencError, RuntimeError):
     """A backend was asked for by name and cannot serve; the message says why."""
 
 
+class WorkerError(PyencError, RuntimeError):
+    """One of several processes that encode together died; names its device and how it ended."""
+
+
 class CheckpointError(PyencError, ValueError):
     """A checkpoint is missing, damaged, unsafe or not what it says it is; names file and key."""
 

@@ -19,6 +19,9 @@ DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
 POOLINGS = ("mean", "cls", "max", "lasttoken")
 """`pyenc.text.recipe.POOLINGS`, likewise."""
 
+PRECISIONS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
+"""`pyenc.text.precision.DTYPES`, likewise."""
+
 FORMATS = ("txt", "jsonl", "parquet")
 
 READABLE = ".txt, .jsonl, .parquet"
@@ -31,9 +34,10 @@ INPUT  -         standard input, one text a line, or as --format says (the defau
        .jsonl    one object a line with the text under --field, or bare JSON strings; blank lines
                  are skipped (.ndjson is the same)
        .parquet  the column --field (needs pyarrow: pip install 'pyenc[parquet]')
-OUT    .npy      float32, (texts, dim)
+OUT    .npy      float32 (or as --precision says), (texts, dim)
        .jsonl    {"index": row, "id": ..., "embedding": [...]} a line
-       .parquet  columns index, id (with --id-field), embedding (fixed-size list of float)
+       .parquet  columns index, id (with --id-field), embedding (fixed-size list of float,
+                 or as --precision says)
 
 Text is UTF-8. A line ends at \\n or \\r\\n, nowhere else. A row that cannot be read ends the run;
 with --skip-bad it is left out, and OUT.skipped.jsonl has its row, id and reason. The index of a row
@@ -168,11 +172,32 @@ def _embed(parser: Parser) -> None:
         action=argparse.BooleanOptionalAction,
         help="a progress bar; default: if standard error is a terminal",
     )
-    _encoding(parser).add_argument(
+    encoding = _encoding(parser)
+    encoding.add_argument(
         "--on-long",
         choices=("truncate", "error"),
         default="truncate",
         help="texts beyond the maximum length: cut them and count them, or stop",
+    )
+    encoding.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of the numbers in OUT: a byte a dimension (int8, uint8), or a bit, eight a byte "
+        "(binary as int8, ubinary as uint8), as in sentence-transformers (default: %(default)s)",
+    )
+    ranges = encoding.add_mutually_exclusive_group()
+    ranges.add_argument(
+        "--ranges",
+        metavar="FILE",
+        help=".npy (2, dim): least and greatest value of each dimension, for int8 and uint8; all "
+        "that is compared, shards and queries too, must be made with the same",
+    )
+    ranges.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help=f"texts to take them from, {READABLE}, a few thousand like INPUT's (either way "
+        "OUT.ranges.npy has the ranges)",
     )
 
 

@@ -13,14 +13,14 @@ from .. import __version__
 from ..errors import InputError, PyencError
 from ..ops.backend import requested_backend
 from ..text import TextEncoder
-from . import work
+from . import quantising, work
 from .failing import one_line, out_of_memory
 from .files import FULL
 from .parquet import need_pyarrow
 from .parts import Parts
 from .readers import Source, open_source
 from .serving import attention_backend, encode_options, fingerprint, load_encoder
-from .writers import WRITERS, skipped_beside, write
+from .writers import WRITERS, ranges_beside, skipped_beside, write
 
 NOTHING_KEPT = "nothing is kept yet; the same command with --resume starts again"
 
@@ -34,19 +34,29 @@ def run(args: argparse.Namespace) -> int:
     source.look()
     encoder = load_encoder(args)
     options = {**encode_options(args), "batch_tokens": args.batch_tokens, "on_long": args.on_long}
-    # No texts: checks the options, and says how long the vectors are.
-    dim = encoder.encode([], **options).shape[1]
+    calibration = quantising.calibration_texts(args)
+    ranges = quantising.given_ranges(args)
+    # No texts: checks the options, and says what the vectors are.
+    nothing = encoder.encode([], **options, precision=args.precision, ranges=ranges)
+    dim, dtype = nothing.shape[1], nothing.dtype
     server = attention_backend(encoder)
     if parts.exists() and not args.resume:
         parts.remove()
     started = time.perf_counter()
     try:
-        parts.start(_settings(args, encoder, dim), model=args.model, input=source.name)
+        settings = _settings(args, encoder, dim)
+        settings |= quantising.settings(args, ranges, calibration)
+        parts.start(settings, model=args.model, input=source.name)
+        if calibration:
+            ranges = quantising.calibrated(parts, encoder, options, calibration, args.precision)
+        elif ranges is not None:
+            quantising.keep(parts, ranges)
+        options |= {"precision": args.precision, "ranges": ranges}
         tally = work.embed(
             source, encoder, options, parts, shard=args.shard, skip_bad=args.skip_bad,
             progress=sys.stderr.isatty() if args.progress is None else args.progress,
         )  # fmt: skip
-        write(parts, output, dim, with_ids=args.id_field is not None)
+        write(parts, output, dim, with_ids=args.id_field is not None, dtype=dtype)
     except KeyboardInterrupt as stop:
         stop.args = tuple(_kept(parts) or [NOTHING_KEPT])
         raise
@@ -101,6 +111,8 @@ def _check_output(output: Path, source: Source, parts: Parts, args: argparse.Nam
             raise InputError(f"{output}: input and output are the same file")
         if not args.overwrite:
             raise InputError(f"{output}: exists; --overwrite replaces it")
+    if source.path is not None and source.path.name == ranges_beside(output).name:
+        raise InputError(f"{source.path}: would be replaced by what is written beside {output}")
     if parts.folder.exists() and not parts.folder.is_dir():
         raise InputError(f"{parts.folder}: a file stands where finished parts would be kept")
     if parts.exists() and not args.resume and not args.overwrite:
@@ -109,6 +121,11 @@ def _check_output(output: Path, source: Source, parts: Parts, args: argparse.Nam
             "starts anew"
         )
     beside = skipped_beside(output)
+    ranges = ranges_beside(output)
+    given = args.ranges and ranges.exists() and Path(args.ranges).exists()
+    ours = given and ranges.samefile(args.ranges)
+    if ranges.exists() and not (args.overwrite or args.resume or ours):
+        raise InputError(f"{ranges}: exists, of an older run; --overwrite replaces it")
     # A run stopped at its very end leaves the list, and its parts.
     if beside.exists() and not args.overwrite and not (args.resume and parts.exists()):
         raise InputError(f"{beside}: exists, of an older run; --overwrite replaces it")

@@ -23,9 +23,11 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     ),
     "--id-field": ("id", "ids", "id-column", "id-col", "id-key", "key-field"),
     "--dtype": (
-        "precision", "torch-dtype", "fp16", "bf16", "half", "float16", "bfloat16", "fp32",
-        "quantize", "data-type",
+        "torch-dtype", "fp16", "bf16", "half", "float16", "bfloat16", "fp32", "data-type",
     ),
+    "--precision": ("quantize", "quantization", "int8", "uint8", "binary", "embedding-precision"),
+    "--calibration": ("calibration-embeddings", "calibration-file", "calibration-texts"),
+    "--ranges": ("quantization-ranges", "ranges-file"),
     "--device": ("gpu", "cuda", "cpu", "gpus", "use-gpu"),
     "--backend": ("attn-implementation", "engine", "attention", "attn", "kernel", "impl"),
     "--overwrite": ("force", "f", "clobber", "replace", "y", "yes"),

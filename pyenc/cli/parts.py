@@ -2,7 +2,8 @@
 
     OUT.partial/
         manifest.json       the checkpoint's files by sha256, and the options
-        part-000000.npy     (texts, dim) float32
+        ranges.npy          (2, dim) float32, of int8 and uint8
+        part-000000.npy     (texts, dim), float32 or as --precision says
         part-000000.json    rows, ids and sha256 of those texts, and the rows left out; written
                             last, so it marks the end
 
@@ -33,8 +34,9 @@ OUTPUT = "output"
 """Stem of the output while it is put together."""
 SKIPPED = "skipped.jsonl"
 """The list of the rows left out, while it is put together."""
+RANGES = "ranges.npy"
 OURS = re.compile(
-    rf"({re.escape(MANIFEST)}|part-\d{{6,}}\.(npy|json))(\.tmp)?|{OUTPUT}\.\w+"
+    rf"({re.escape(MANIFEST)}|{re.escape(RANGES)}|part-\d{{6,}}\.(npy|json))(\.tmp)?|{OUTPUT}\.\w+"
     rf"|{re.escape(SKIPPED)}"
 )
 """Files of a working folder; no others are deleted."""
@@ -110,6 +112,7 @@ class Parts:
         self.folder = output.with_name(output.name + ".partial")
         self.output = self.folder / f"{OUTPUT}{output.suffix}"
         self.skipped = self.folder / SKIPPED
+        self.ranges = self.folder / RANGES
         self.count = 0
         """Finished parts; they are always the first ones."""
 
@@ -148,7 +151,7 @@ class Parts:
     def add(self, vectors: np.ndarray, part: Part) -> None:
         """Keep the next part for good."""
         with replacing(self._npy(self.count)) as file:
-            write_header(file, *vectors.shape)
+            write_header(file, *vectors.shape, dtype=vectors.dtype)
             write_values(file, vectors)
         _write(self._json(self.count), json.dumps(asdict(part)).encode())
         self.count += 1
@@ -161,14 +164,14 @@ class Parts:
         except TypeError as error:
             raise InputError(f"{path}: damaged; start anew with --overwrite") from error
 
-    def vectors(self, number: int, dim: int) -> np.ndarray:
-        """(texts, dim) float32 of a finished part."""
+    def vectors(self, number: int, dim: int, dtype: Any = np.float32) -> np.ndarray:
+        """(texts, dim) of that dtype, of a finished part."""
         path = self._npy(number)
         try:
             vectors = read_array(path)
         except (OSError, InputError) as error:
             raise InputError(f"{path}: damaged; start anew with --overwrite") from error
-        if vectors.shape != (len(self.part(number).rows), dim) or vectors.dtype != np.float32:
+        if vectors.shape != (len(self.part(number).rows), dim) or vectors.dtype != dtype:
             raise InputError(f"{path}: damaged: {vectors.dtype} {vectors.shape}; use --overwrite")
         return vectors
 

@@ -5,22 +5,27 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 from ..errors import InputError
 
 
-def write_header(file: IO[bytes], rows: int, dim: int) -> None:
-    """The head of a .npy of float32 (rows, dim); the values follow."""
-    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)}
+def write_header(file: IO[bytes], rows: int, dim: int, dtype: Any = np.float32) -> None:
+    """The head of a .npy (rows, dim); the values follow."""
+    header = {"descr": _stored(dtype).str, "fortran_order": False, "shape": (rows, dim)}
     np.lib.format.write_array_header_1_0(file, header)
 
 
 def write_values(file: IO[bytes], vectors: np.ndarray) -> None:
     """Values behind a head; `numpy.save` would lose the number of the system's error."""
-    file.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
+    file.write(np.ascontiguousarray(vectors, dtype=_stored(vectors.dtype)).tobytes())
+
+
+def _stored(dtype: Any) -> np.dtype[Any]:
+    """The same dtype, lowest byte first."""
+    return np.dtype(dtype).newbyteorder("<")
 
 
 def read_array(path: Path) -> np.ndarray:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..errors import InputError, PyencError
 from ..text import TextEncoder, TruncationWarning
-from ..text.text_encoder import BATCH_TOKENS
+from ..text.batching import BATCH_TOKENS
 from .ids import CAPACITY, SeenIds
 from .parts import Part, Parts, digest
 from .readers import Source

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..callers import stacklevel
 from ..errors import InputError, InputTypeError
 from .recipe import Recipe
 from .tokenizer import surrogate_in
@@ -25,8 +27,12 @@ def whole(name: str, value: Any) -> int:
         raise InputError(f"{name} must be a whole number, got {value!r}") from None
 
 
-def checked_texts(texts: Any) -> Texts:
+def checked_texts(texts: Any, first: int = 0) -> Texts:
     """The texts as a list, and the instructions of `[instruction, text]` pairs.
+
+    Args:
+        texts: of `TextEncoder.encode`.
+        first: the number of the first, for messages.
 
     Raises:
         InputTypeError: something among them is neither a string nor, where there are pairs, a pair
@@ -44,10 +50,10 @@ def checked_texts(texts: Any) -> Texts:
     except TypeError as error:  # a numpy array of no dimension calls itself iterable
         raise InputTypeError(f"texts must be a string or an iterable of them: {error}") from error
     if listed and isinstance(listed[0], (list, tuple)):
-        return _checked_pairs(listed)
-    for index, text in enumerate(listed):
+        return _checked_pairs(listed, first)
+    for index, text in enumerate(listed, first):
         if not isinstance(text, str):
-            strings = index > 0 and isinstance(text, (list, tuple))
+            strings = index > first and isinstance(text, (list, tuple))
             raise InputTypeError(
                 f"text {index} is {text!r:.40} ({type(text).__name__}), expected a string"
                 + (", as those before it: pairs and plain texts do not mix" if strings else "")
@@ -55,9 +61,9 @@ def checked_texts(texts: Any) -> Texts:
     return listed, None
 
 
-def _checked_pairs(pairs: list[Any]) -> Texts:
+def _checked_pairs(pairs: list[Any], first: int) -> Texts:
     seen: set[str] = set()
-    for index, pair in enumerate(pairs):
+    for index, pair in enumerate(pairs, first):
         if not isinstance(pair, (list, tuple)):
             raise InputTypeError(
                 f"text {index} is {pair!r:.40} ({type(pair).__name__}) among [instruction, text] "
@@ -95,8 +101,14 @@ def checked_before(
     prompt: Any,
     prompt_name: Any,
     recipe: Recipe,
+    *,
+    task: str | None = None,
 ) -> Before:
     """What the pairs bring, the call asks for, or the recipe says, in that order.
+
+    Where nothing is given, a `task` ("query", "document") takes the prompt of that name, and no
+    prompt where the checkpoint has none: neither its default one nor one of another name. That is
+    what sentence-transformers 6.2.0 does, whose models always have a "query" and a "document".
 
     Raises:
         InputError: more than one is given, one beside pairs, one is not valid Unicode, or the name
@@ -119,6 +131,8 @@ def checked_before(
             raise InputError(f"{name} is not valid Unicode: {fault}")
     if instructions is not None or instruction is not None:
         return Before(instructions, instruction)
+    if not set_ones and task is not None:
+        return Before(prompt=_prompt_of(task, recipe))
     if prompt is None:
         prompt_name = prompt_name or recipe.default_prompt_name
         if prompt_name is None:
@@ -130,3 +144,24 @@ def checked_before(
             )
         prompt = recipe.prompts[prompt_name]
     return Before(prompt=prompt)
+
+
+OTHER_NAMES = {"document": ("passage", "corpus")}
+"""What checkpoints also call the prompt of a task."""
+
+
+class PromptWarning(UserWarning):
+    """A checkpoint has a prompt that looks meant for the task, and that does not serve it."""
+
+
+def _prompt_of(task: str, recipe: Recipe) -> str:
+    if task not in recipe.prompts:
+        for name in OTHER_NAMES.get(task, ()):
+            if recipe.prompts.get(name):
+                message = (
+                    f"this checkpoint has no prompt {task!r}, so none is put before the texts, "
+                    f"as in sentence-transformers; it has {name!r}: prompt_name={name!r} asks for it"
+                )
+                warnings.warn(PromptWarning(message), stacklevel=stacklevel())
+                break
+    return recipe.prompts.get(task, "")

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from ..errors import InputError
 
+BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
+"""Tokens of a batch: enough to fill the machine, few enough for its caches and memory."""
+
 
 def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Indices of the sequences of each batch, longest first.

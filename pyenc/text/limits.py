@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..callers import stacklevel
@@ -80,19 +81,55 @@ def checked_limit(max_length: Any, tokenizer: TextTokenizer | None, config: Enco
     return max_length
 
 
-def report_long(tokens: Sequence[Tokens], limit: int, on_long: str) -> None:
-    """One `TruncationWarning` for all texts beyond the limit; under "error", an `InputError`."""
+@dataclass(frozen=True)
+class Overlong:
+    """Which of some texts have more tokens than the limit."""
+
+    texts: int
+    """How many there are in all."""
+    count: int
+    limit: int
+    first: int = 0
+    """The number of the first that is too long."""
+    worst: int = 0
+    most: int = 0
+    """The number of the longest, and its tokens."""
+    exact: bool = True
+    """Whether `most` is the whole of it, or at least so many."""
+    what: str = "text"
+
+    def report(self, on_long: str) -> None:
+        """One `TruncationWarning` for all of them; under "error", an `InputError`."""
+        if not self.count:
+            return
+        has = f"has {self.most}" if self.exact else f"has at least {self.most}"
+        story = (
+            f"{self.count} of {self.texts} {self.what}s exceed {self.limit} tokens (the longest, "
+            f"{self.what} {self.worst}, {has})"
+        )
+        if on_long == "error":
+            raise InputError(f"{story}; the first is {self.what} {self.first}")
+        warning = TruncationWarning(f"{story} and were truncated", self.count, self.most)
+        warnings.warn(warning, stacklevel=stacklevel())
+
+    def and_then(self, later: Overlong) -> Overlong:
+        """Of both together."""
+        texts, count = self.texts + later.texts, self.count + later.count
+        longest = max(self, later, key=lambda each: each.most)
+        exact = self.exact and later.exact
+        first = self.first if self.count else later.first
+        return replace(longest, texts=texts, count=count, first=first, exact=exact)
+
+
+def count_long(
+    tokens: Sequence[Tokens], limit: int, first: int = 0, what: str = "text"
+) -> Overlong:
+    """Those beyond the limit; `first` is the number of the first of the texts."""
     long = [i for i, t in enumerate(tokens) if t.full_length > limit]
     if not long:
-        return
+        return Overlong(len(tokens), 0, limit, what=what)
     worst = max(long, key=lambda i: tokens[i].full_length)
-    most = tokens[worst].full_length
-    has = f"has {most}" if all(tokens[i].exact for i in long) else f"has at least {most}"
-    story = (
-        f"{len(long)} of {len(tokens)} texts exceed {limit} tokens (the longest, text {worst}, "
-        f"{has})"
-    )
-    if on_long == "error":
-        raise InputError(f"{story}; the first is text {long[0]}")
-    warning = TruncationWarning(f"{story} and were truncated", len(long), most)
-    warnings.warn(warning, stacklevel=stacklevel())
+    return Overlong(
+        len(tokens), len(long), limit, first + long[0], first + worst, tokens[worst].full_length,
+        all(tokens[i].exact for i in long), what,
+    )  # fmt: skip

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from ..errors import InputTypeError
 
@@ -16,30 +16,49 @@ R = TypeVar("R")
 ELSEWHERE = {
     "batch_size": "batch_tokens",
     "cache_folder": "HF_HOME in the environment",
+    "calibration_embeddings": "calibration",
+    "chunk_size": "batch_tokens",
     "convert_to_numpy": "convert_to_tensor",
+    "default_prompt_name": "prompt_name",
+    "device": "devices",
+    "device_map": "device",
+    "inputs": "texts",
+    "local_files_only": "HF_HUB_OFFLINE=1 in the environment",
     "max_seq_length": "max_length",
     "model_max_length": "max_length",
     "model_name_or_path": "name_or_folder",
     "normalize_embeddings": "normalize",
     "output_value": "output",
+    "pool": "the method encode of `encoder.pool(devices)`",
     "pooling_mode": "pooling",
     "prompts": "prompt",
     "sentences": "texts",
     "show_progress_bar": "progress",
+    "target_devices": "devices",
+    "task": "the method encode_query or encode_document",
     "token": "HF_TOKEN in the environment",
     "tokenizer_name_or_path": "tokenizer",
     "torch_dtype": "dtype",
+    "trust_remote_code": "not needed: no checkpoint's own code is ever run",
+    "use_auth_token": "HF_TOKEN in the environment",
 }
 """What sentence-transformers and transformers call it -> ours."""
+
+HERE_ALREADY = {
+    "convert_to_numpy": "numpy is what it gives unless convert_to_tensor=True",
+    "device": "a model stays on the device that `pyenc.load(device=...)` put it on; devices=[...] "
+    "are processes",
+}
+"""What else is to be said of some."""
 
 
 def meant(name: str, known: Iterable[str]) -> str:
     """The end of a message about a name that is not among the known: "; the nearest is ...", or
     nothing where none is near."""
     names = list(known)
-    ours = ELSEWHERE.get(name, "")
+    ours, more = ELSEWHERE.get(name, ""), HERE_ALREADY.get(name, "")
     if ours in names:
-        return f"; the nearest is {ours!r}"
+        return f"; the nearest is {ours!r}" + (f" ({more})" if more else "")
     if " " in ours:
         return f"; that is {ours}"
     close = get_close_matches(name, names, 1, 0.5)
@@ -65,3 +84,24 @@ def names_nearest(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return checked
+
+
+def keywords_of(
+    other: Callable[..., Any], leave_out: tuple[str, ...] = ()
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator: the keywords of `other`, but for some, stand in the signature where the function
+    has `**options`; unknown ones are refused as by `names_nearest`."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        own = inspect.signature(function)
+        named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        taken = {*own.parameters, *leave_out}
+        named += [
+            p
+            for p in inspect.signature(other).parameters.values()
+            if p.kind is p.KEYWORD_ONLY and p.name not in taken
+        ]
+        function.__signature__ = own.replace(parameters=named)  # type: ignore[attr-defined]
+        return names_nearest(function)
+
+    return decorate

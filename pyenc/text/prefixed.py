@@ -30,6 +30,8 @@ class Prefixed:
     """(n,) int64: leading tokens of each that pooling leaves out."""
     strip: bool = False
     """InstructorEmbedding's join, `(instruction + text.strip()).strip()`."""
+    first: int = 0
+    """The number of the first text, for messages."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -49,8 +51,9 @@ class Prefixed:
         if none.any():
             index = int(np.flatnonzero(none)[0])
             raise InputError(
-                f"text {index} has {lengths[index]} tokens with {self.before[index]!r:.60} before "
-                f"it, of which pooling leaves out the first {self.skip[index]}: none is left"
+                f"text {self.first + index} has {lengths[index]} tokens with "
+                f"{self.before[index]!r:.60} before it, of which pooling leaves out the first "
+                f"{self.skip[index]}: none is left"
             )
 
     def spans(self, index: int, spans: np.ndarray) -> np.ndarray:
@@ -70,8 +73,9 @@ class Prefixed:
 
 
 def prefixed(
-    texts: Sequence[str], before: Before, recipe: Recipe, tokenizer: TextTokenizer, limit: int
-) -> Prefixed:
+    texts: Sequence[str], before: Before, recipe: Recipe, tokenizer: TextTokenizer, limit: int,
+    first: int = 0,
+) -> Prefixed:  # fmt: skip
     """The texts, each with what is put before it, and what pooling leaves out.
 
     A prompt is joined and counted as in sentence-transformers: as it is given. An instruction is
@@ -84,6 +88,7 @@ def prefixed(
         recipe: which pooling, and whether a prompt counts.
         tokenizer: counts the tokens.
         limit: tokens of a text at the most.
+        first: the number of the first text, for messages.
 
     Raises:
         InputError: what pooling leaves out leaves no room for a text.
@@ -93,19 +98,20 @@ def prefixed(
         if before.prompt and not recipe.include_prompt:
             skip = tokenizer.prompt_length(before.prompt)
             _check_room("the prompt", skip, limit, tokenizer)
-        return Prefixed(texts, [before.prompt] * len(texts), np.full(len(texts), skip))
+        skips = np.full(len(texts), skip, dtype=np.int64)
+        return Prefixed(texts, [before.prompt] * len(texts), skips, first=first)
     instructions = before.instructions
     if instructions is None:
         instructions = [before.instruction or ""] * len(texts)
     counts: dict[str, int] = {}
-    for index, instruction in enumerate(instructions):
+    for index, instruction in enumerate(instructions, first):
         if instruction not in counts:
             count = tokenizer.prompt_length(instruction.strip())
             of_pair = "" if before.instructions is None else f" of pair {index}"
             _check_room(f"the instruction{of_pair}", count, limit, tokenizer)
             counts[instruction] = count if count > 1 and recipe.pooling in ("mean", "max") else 0
     skips = np.array([counts[instruction] for instruction in instructions], dtype=np.int64)
-    return Prefixed(texts, instructions, skips, strip=True)
+    return Prefixed(texts, instructions, skips, strip=True, first=first)
 
 
 def _check_room(what: str, count: int, limit: int, tokenizer: TextTokenizer) -> None:

@@ -2,7 +2,8 @@
 
 `modules.json` lists the steps, `1_Pooling/config.json` the pooling, `2_Dense/` an optional linear
 layer, `sentence_bert_config.json` the maximum length, `config_sentence_transformers.json` the
-prompts. Each is read where it exists; where none names a pooling, the family's own serves.
+prompts and how vectors are compared. Each is read where it exists; where none names a pooling, the
+family's own serves.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ..loading.weights import WeightFiles
 from ..loading.wrappers import modern_names
 from ..ops.validation import FLOATS
 from .recipe_keys import SENTENCE_CONFIGS, check_encoder, check_transformer, tokenizer_settings
+from .similarity import SIMILARITIES
 
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -79,6 +81,8 @@ class Recipe:
     """How many dimensions of a vector are kept, after normalising, where the call does not say."""
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
+    similarity: str = "cosine"
+    """How its vectors are compared: one of `SIMILARITIES`."""
     assumed: tuple[str, ...] = ()
     """Which of "pooling" and "normalize" no file says."""
     transformer_path: str = ""
@@ -265,4 +269,13 @@ def _prompts(folder: Path) -> dict[str, Any]:
     dim = config.get("truncate_dim")
     if dim is not None and (type(dim) is not int or dim < 1):
         raise CheckpointError(f"{path}: truncate_dim must be a positive whole number, got {dim!r}")
-    return {"prompts": prompts, "default_prompt_name": default, "truncate_dim": dim}
+    similarity = config.get("similarity_fn_name") or "cosine"
+    if similarity not in SIMILARITIES:
+        raise CheckpointError(
+            f"{path}: similarity_fn_name {similarity!r:.80} is not served; served: "
+            f"{', '.join(SIMILARITIES)}"
+        )
+    return {
+        "prompts": prompts, "default_prompt_name": default, "truncate_dim": dim,
+        "similarity": similarity,
+    }  # fmt: skip

@@ -13,8 +13,8 @@ SENTENCE_CONFIGS = (
 """The middle of `sentence_*_config.json`, in the order in which one is looked for."""
 
 _ENCODER = {
-    "prompts", "default_prompt_name", "truncate_dim",  # used
-    "__version__", "model_type", "similarity_fn_name",  # say nothing about a vector
+    "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim",  # used
+    "__version__", "model_type",  # say nothing about a vector
 }  # fmt: skip
 
 _HOW_TO_FETCH = {

@@ -1,0 +1,95 @@
+"""How alike two vectors are, as a checkpoint says: the larger, the more alike.
+
+`config_sentence_transformers.json` names the function (`similarity_fn_name`): cosine where it is
+silent, the dot product, or a distance with its sign turned.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError, InputTypeError
+
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+
+
+def similarity(name: str, a: Any, b: Any) -> Tensor:
+    """Of each of (n, C) with each of (m, C): (n, m). A single vector (C,) is a row.
+
+    Raises:
+        InputError: shapes that do not go together.
+        InputTypeError: no vectors of floating point.
+    """
+    x, y = _pair(a, b)
+    x, y = torch.atleast_2d(x), torch.atleast_2d(y)
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        raise InputError(
+            f"similarity is of vectors (n, C) with (m, C), got {_shape(a, x)} and {_shape(b, y)}"
+        )
+    if name == "euclidean":
+        return -torch.cdist(x, y, p=2.0)
+    if name == "manhattan":
+        return -torch.cdist(x, y, p=1.0)
+    if name == "cosine":
+        x, y = _unit(x), _unit(y)
+    return x @ y.T
+
+
+def similarity_pairwise(name: str, a: Any, b: Any) -> Tensor:
+    """Of each row of (n, C) with the same row of the other: (n,); of two vectors (C,) a number.
+
+    Raises:
+        InputError: shapes that are not the same.
+        InputTypeError: no vectors of floating point.
+    """
+    x, y = _pair(a, b)
+    if x.shape != y.shape or x.ndim not in (1, 2):
+        raise InputError(
+            "similarity_pairwise is of two arrays of one shape, (n, C) or (C,), got "
+            f"{tuple(x.shape)} and {tuple(y.shape)}"
+        )
+    if name == "euclidean":
+        return -torch.linalg.vector_norm(x - y, dim=-1)
+    if name == "manhattan":
+        return -(x - y).abs().sum(dim=-1)
+    if name == "cosine":
+        x, y = _unit(x), _unit(y)
+    return (x * y).sum(dim=-1)
+
+
+def _pair(a: Any, b: Any) -> tuple[Tensor, Tensor]:
+    """Both in one dtype, at least float32, on one device."""
+    x, y = _floats(a), _floats(b)
+    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    # A matrix beside one on a card goes there.
+    device = y.device if x.device.type == "cpu" else x.device
+    return x.to(device, dtype), y.to(device, dtype)
+
+
+def _floats(values: Any) -> Tensor:
+    try:
+        if isinstance(values, (list, tuple)) and any(isinstance(v, Tensor) for v in values):
+            values = torch.stack(list(values))
+        # Not through torch: its default dtype and device are the user's.
+        tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputTypeError(f"similarity is of arrays of numbers: {error}") from error
+    if not tensor.is_floating_point():
+        raise InputTypeError(
+            f"similarity is of vectors of floating point, got {tensor.dtype}: quantised ones have "
+            "measures of their own (of packed bits, how many differ)"
+        )
+    return tensor
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """A vector of zeros stays one."""
+    return torch.nn.functional.normalize(vectors, p=2.0, dim=-1)
+
+
+def _shape(given: Any, tensor: Tensor) -> tuple[int, ...]:
+    return tuple(getattr(given, "shape", tensor.shape))
