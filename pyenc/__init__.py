@@ -19,6 +19,7 @@ from .errors import (
 from .forking import ForkWarning
 
 if TYPE_CHECKING:
+    from .integrations.transformers import register, unregister
     from .models import Encoder, EncoderConfig
     from .ops import use_backend
     from .text import (
@@ -48,6 +49,8 @@ __all__ = [
     "UnknownArchitectureError",
     "__version__",
     "load",
+    "register",
+    "unregister",
     "use_backend",
 ]
 
@@ -61,6 +64,8 @@ _LAZY = {
     "TokenVectors": ".text",
     "TruncationWarning": ".text",
     "load": ".text",
+    "register": ".integrations.transformers",
+    "unregister": ".integrations.transformers",
     "use_backend": ".ops",
 }
 

@@ -131,6 +131,7 @@ class Encoder(nn.Module):
         token_type_ids: Tensor | None = None,
         contiguous: bool = False,
         checked: bool = False,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
         """Hidden states of packed sequences; the form without padding, and without graph breaks.
 
@@ -147,6 +148,8 @@ class Encoder(nn.Module):
             checked: the caller's word that `check` has passed all of these, on the CPU say: to look
                 at values on a GPU waits for it. What is out of range then goes unnoticed, or ends
                 in an error that does not name it.
+            states: a list to put (T, C) states in: the embeddings and what each layer gives, the
+                last one as it is returned.
 
         Returns:
             (T, C).
@@ -165,16 +168,21 @@ class Encoder(nn.Module):
         x_TC = self.embeddings(input_ids, position_ids, token_type_ids, self.backend)
         if self.final_norm is None:
             for layer in self.layers:
+                _put(states, x_TC)
                 x_TC = layer(x_TC, call)
+            _put(states, x_TC)
             return x_TC
         dtype = x_TC.dtype
         if self.config.wide_residual and dtype == torch.float16:
             x_TC = x_TC.float()
         term_TC: Tensor | None = None
         for layer in self.layers:
+            _put(states, x_TC, term_TC)
             x_TC, term_TC = layer(x_TC, term_TC, call)
         x_TC, _ = self.final_norm(x_TC, term_TC, self.backend)
-        return F.dropout(x_TC.to(dtype), self.config.hidden_dropout, self.training)
+        x_TC = F.dropout(x_TC.to(dtype), self.config.hidden_dropout, self.training)
+        _put(states, x_TC)
+        return x_TC
 
     def check(
         self,
@@ -303,3 +311,9 @@ class Encoder(nn.Module):
             why = self.config.no_lm_head or "its EncoderConfig has no lm_head"
             raise InputError(f"this encoder has no masked-LM head: {why}")
         return self.lm_head
+
+
+def _put(states: list[Tensor] | None, x_TC: Tensor, term_TC: Tensor | None = None) -> None:
+    """Keep a state, where somebody wants them; under pre-norm with the term not yet added."""
+    if states is not None:
+        states.append(x_TC if term_TC is None else x_TC + term_TC)
