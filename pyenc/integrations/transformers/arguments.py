@@ -1,4 +1,4 @@
-"""What `from_pretrained` is given: honoured, or refused by name; nothing is passed over in silence."""
+"""What `from_pretrained` is given: honoured, or refused by name."""
 
 from __future__ import annotations
 

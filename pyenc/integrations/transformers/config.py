@@ -15,7 +15,7 @@ LEFT_OUT = frozenset({"auto_map", "attn_implementation", "_attn_implementation"}
 """Of a published config: remote code, which is never run, and attention that there is not here."""
 
 TOKENIZERS = {"bert": "BertTokenizer", "nomic_bert": "BertTokenizer"}
-"""By published `model_type`, where no file names a tokenizer: what transformers takes of its own."""
+"""By published `model_type`, where no file names a tokenizer: as transformers has it."""
 
 SIZES = {
     "vocab_size": "vocab_size",
@@ -24,7 +24,6 @@ SIZES = {
     "num_attention_heads": "num_heads",
     "intermediate_size": "intermediate_size",
     "type_vocab_size": "type_vocab_size",
-    "max_position_embeddings": "max_length",
     "layer_norm_eps": "norm_eps",
     "hidden_dropout_prob": "hidden_dropout",
     "attention_probs_dropout_prob": "attention_dropout",
@@ -37,7 +36,8 @@ class PyencConfig(PreTrainedConfig):
 
     Attributes:
         published: the `config.json` of the checkpoint in its own words. It alone decides.
-        max_position_embeddings: tokens a text may have by the checkpoint's word.
+        max_position_embeddings: tokens a text may have by the checkpoint's word, where the
+            tokenizer does not say less: what sentence-transformers cuts texts at.
     """
 
     model_type = OWN_TYPE
@@ -49,7 +49,8 @@ class PyencConfig(PreTrainedConfig):
         Raises:
             InputError: a size is set to another value than it has.
         """
-        if key in SIZES and self.__dict__.get(key, value) != value:
+        fixed = key in SIZES or key == "max_position_embeddings"
+        if fixed and self.__dict__.get(key, value) != value:
             raise InputError(
                 f"{key} of a {type(self).__name__} is what its checkpoint says, "
                 f"{getattr(self, key)!r}, and cannot be set to {value!r}; give it to "
@@ -78,6 +79,10 @@ def own_config(
     if "tokenizer_class" not in values and said.get("model_type") in TOKENIZERS:
         values["tokenizer_class"] = TOKENIZERS[said["model_type"]]
     values |= {ours: getattr(shape, theirs) for ours, theirs in SIZES.items()}
+    stated = said.get("max_position_embeddings")
+    values["max_position_embeddings"] = max(
+        shape.max_length, stated if type(stated) is int and not shape.num_positions else 0
+    )
     values[PUBLISHED_FIELD] = inner
     fields.pop("attn_implementation", None)
     config, unused = PyencConfig.from_dict(values, return_unused_kwargs=True, **fields)

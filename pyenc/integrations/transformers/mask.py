@@ -22,15 +22,17 @@ NAME = "pyenc"
 """Of the attention. One with "flash" in it sentence-transformers takes for a package's."""
 
 ONLY = (
-    f"attn_implementation={NAME!r} serves encoders, whose tokens all see one another but for padding "
-    "and windows"
+    f"attn_implementation={NAME!r} serves encoders, whose tokens all see one another but for "
+    "padding and windows"
 )
 
-_READ = frozenset({
-    Tensor.shape.__get__, Tensor.ndim.__get__, Tensor.dtype.__get__, Tensor.device.__get__,
-    Tensor.is_cuda.__get__, Tensor.size, Tensor.dim, Tensor.__len__, Tensor.__repr__,
-    Tensor.requires_grad.__get__, Tensor.layout.__get__, Tensor.numel, Tensor.is_floating_point,
-})  # type: ignore[attr-defined]  # fmt: skip
+_PROPERTIES = ("shape", "ndim", "dtype", "device", "is_cuda", "is_cpu", "requires_grad", "layout")
+_METHODS = ("size", "dim", "numel", "is_floating_point", "__len__", "__repr__")
+_READ = frozenset(
+    {vars(torch._C.TensorBase)[name].__get__ for name in _PROPERTIES}
+    | {getattr(Tensor, name) for name in _METHODS}
+)
+"""What may be asked of a mask."""
 
 
 class PaddingMask(Tensor):
@@ -54,8 +56,8 @@ class PaddingMask(Tensor):
     ) -> Any:
         if func not in _READ:
             raise InputError(
-                f"{ONLY}; this model computes with its mask ({getattr(func, '__name__', func)}), so "
-                "its attention is its own: load it with the default attention, or with pyenc.load"
+                f"{ONLY}; this model computes with its mask ({getattr(func, '__name__', func)}), "
+                "so its attention is its own: leave attn_implementation out, or use pyenc.load"
             )
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
@@ -100,7 +102,7 @@ def padding_mask(
     padded = attention_mask is not None and not bool(attention_mask.all())
     kept = attention_mask.to(torch.int64) if padded and attention_mask is not None else None
     mask = (ones if kept is None else kept).as_subclass(PaddingMask)
-    mask.packed = pack(ones, kept)
+    mask.packed = pack(ones, kept, None)
     mask.window = None if everything else local_size
     return mask
 

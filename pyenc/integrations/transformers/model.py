@@ -1,6 +1,6 @@
 """The models of `pyenc.register`: an `Encoder` as transformers' `PreTrainedModel`.
 
-Shapes as suffixes: B rows, N padded length, C channels, V words.
+Shapes as suffixes: B rows, N padded length, T packed tokens, C channels, V words.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers.modeling_outputs import (
 from ...errors import CheckpointError, InputError
 from ...loading import Checkpoint, load_checkpoint, resolve, save_checkpoint
 from ...loading.save import config_of
-from ...models.packing import pack
+from ...models.packing import Packed, pack
 from . import arguments
 from .config import PUBLISHED_FIELD, PyencConfig, own_config, published_of
 
@@ -88,7 +88,7 @@ class PyencPreTrainedModel(PreTrainedModel):
         revision, subfolder = hub.pop("revision", None), hub.pop("subfolder", None) or ""
         local = Path(pretrained_model_name_or_path).is_dir()
         folder = resolve(
-            pretrained_model_name_or_path,
+            str(pretrained_model_name_or_path),
             None if local else revision,  # transformers says "main" of folders too
             subfolder=subfolder,
             options={key: value for key, value in hub.items() if value is not None},
@@ -231,7 +231,7 @@ class PyencPreTrainedModel(PreTrainedModel):
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any
-    ) -> nn.Module:
+    ) -> nn.Embedding:
         """The word embeddings, where they are not to change.
 
         Raises:
@@ -243,9 +243,9 @@ class PyencPreTrainedModel(PreTrainedModel):
                 f"resize_token_embeddings({new_num_tokens}): these models keep the {words} words "
                 "of their checkpoint"
             )
-        return self.get_input_embeddings()
+        return self.encoder.embeddings.word
 
-    def _hidden(
+    def _packed(
         self,
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
@@ -254,8 +254,9 @@ class PyencPreTrainedModel(PreTrainedModel):
         inputs_embeds: Tensor | None,
         output_attentions: bool | None,
         keep_states: bool,
-    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """Hidden states (B, N, C), and those of all layers where they are wanted."""
+    ) -> tuple[Packed, Tensor, tuple[Tensor, ...] | None]:
+        """How the tokens are packed, their hidden states (T, C), and those of all layers, padded,
+        where they are wanted."""
         if inputs_embeds is not None:
             raise InputError("inputs_embeds is not served: give input_ids")
         if output_attentions or (output_attentions is None and self.config.output_attentions):
@@ -281,7 +282,7 @@ class PyencPreTrainedModel(PreTrainedModel):
             states=states,
         )
         kept = None if states is None else tuple(packed.unpack(state) for state in states)
-        return packed.unpack(hidden) if kept is None else kept[-1], kept
+        return packed, hidden, kept
 
     def _said(self, value: bool | None, key: str) -> bool:
         """An output flag: of the call, else of the configuration."""
@@ -301,7 +302,7 @@ class PyencModel(PyencPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> BaseModelOutput | tuple[Any, ...]:
+    ) -> BaseModelOutput | BaseModelOutputWithPooling | tuple[Any, ...]:
         """Hidden states of padded rows.
 
         Args:
@@ -320,11 +321,12 @@ class PyencModel(PyencPreTrainedModel):
             InputError: inputs_embeds or attention weights are asked for, shapes disagree, or an id
                 is out of range.
         """
-        hidden, states = self._hidden(
+        packed, hidden_TC, states = self._packed(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
             output_attentions, self._said(output_hidden_states, "output_hidden_states"),
         )  # fmt: skip
-        out: BaseModelOutput
+        hidden = packed.unpack(hidden_TC) if states is None else states[-1]
+        out: BaseModelOutput | BaseModelOutputWithPooling
         if self.encoder.pooler is None:
             out = BaseModelOutput(last_hidden_state=hidden, hidden_states=states)
         else:
@@ -370,16 +372,17 @@ class PyencForMaskedLM(PyencPreTrainedModel):
             Others: as of `PyencModel.forward`.
 
         Returns:
-            logits (B, N, V); loss where there are labels; hidden_states where they are asked for.
+            logits (B, N, V), zeros where the mask is zero; loss where there are labels;
+            hidden_states where they are asked for.
 
         Raises:
             InputError: as of `PyencModel.forward`.
         """
-        hidden, states = self._hidden(
+        packed, hidden_TC, states = self._packed(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
             output_attentions, self._said(output_hidden_states, "output_hidden_states"),
         )  # fmt: skip
-        logits = self.encoder.logits(hidden)
+        logits = packed.unpack(self.encoder.logits(hidden_TC))
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())

@@ -48,17 +48,17 @@ _before: Any = None
 
 
 def register() -> None:
-    """Let transformers and what stands on it load through pyenc what they load wrongly, or not.
+    """Let transformers, and what stands on it, load through pyenc what they load wrongly or not.
 
     Afterwards `AutoConfig`, `AutoModel`, `AutoModelForMaskedLM` (and so `SentenceTransformer`,
-    pipelines and others) take JinaBert v2, MosaicBERT and those with its code (lodestone, DNABERT-2),
-    GTE as `model_type: new`, and nomic-bert where its config.json is not spelled as transformers
-    reads it, by folder or Hub name. Of a local folder, and of what is in the Hub's cache, the tensor
-    names decide; so they do on the Hub for a config.json with something in it that no plain BERT's
-    has. Everything else stays with transformers: the same class, the same bits.
+    pipelines and others) take by folder or Hub name: JinaBert v2, MosaicBERT and those with its
+    code (lodestone, DNABERT-2), GTE as `model_type: new`, and nomic-bert where its config.json is
+    not spelled as transformers reads it. Of a local folder, and of what the Hub's cache holds, the
+    tensor names decide; of the Hub too, where config.json has something that no plain BERT's has.
+    Everything else stays with transformers: the same class, the same bits.
 
-    No remote code is run for them: as with any class registered with transformers, ours stands before
-    a repository's code, also under `trust_remote_code=True`. `unregister` gives it its place back.
+    No remote code is run for them: as with any class registered with transformers, ours stands
+    before a repository's code, under `trust_remote_code=True` too. `unregister` gives it back.
 
     `attn_implementation="pyenc"` is known from then on, to every model of transformers.
 
@@ -74,7 +74,7 @@ def register() -> None:
         AttentionInterface.register(NAME, attention_forward)
         AttentionMaskInterface.register(NAME, padding_mask)
         _before = AutoConfig.__dict__["from_pretrained"]
-        AutoConfig.from_pretrained = _ours(_before)
+        AutoConfig.from_pretrained = _ours(_before)  # type: ignore[assignment,method-assign]
 
 
 def unregister() -> None:
@@ -90,7 +90,7 @@ def unregister() -> None:
             return
         before, _before = _before, None
         if isinstance(AutoConfig.__dict__["from_pretrained"], _Ours):
-            AutoConfig.from_pretrained = before
+            AutoConfig.from_pretrained = before  # type: ignore[method-assign]
         else:
             _stays("AutoConfig.from_pretrained, which something else has replaced since")
         _forget(CONFIG_MAPPING, OWN_TYPE)
@@ -107,9 +107,7 @@ def is_registered() -> bool:
     return _before is not None
 
 
-def configured(
-    name: str, given: Mapping[str, Any]
-) -> tuple[PyencConfig, dict[str, Any]] | None:
+def configured(name: str, given: Mapping[str, Any]) -> tuple[PyencConfig, dict[str, Any]] | None:
     """The configuration of a checkpoint that pyenc serves, and what of the arguments is left.
 
     Args:
