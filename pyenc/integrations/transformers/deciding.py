@@ -21,7 +21,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, InputError
 from ...models import EncoderConfig
 from ...models.families import ConfigFile, Family, by_name, recognise
 from .naming import names_of
@@ -40,7 +40,7 @@ MARKS = ("auto_map", "alibi_starting_size", "feed_forward_type")
 
 
 def decide(
-    name: str, said: Mapping[str, Any], hub: Mapping[str, Any]
+    name: str, said: Mapping[str, Any], hub: Mapping[str, Any], trusted: bool = False
 ) -> tuple[Family, EncoderConfig] | None:
     """The family and the encoder of a checkpoint that pyenc serves; None: transformers does.
 
@@ -48,6 +48,10 @@ def decide(
         name: a folder or a Hub name.
         said: its `config.json`.
         hub: revision, subfolder, token, cache_dir and local_files_only, as they were given.
+        trusted: whether remote code may take what pyenc refuses.
+
+    Raises:
+        CheckpointError: pyenc refuses it, and transformers would make random tensors of it.
     """
     kind = said.get("model_type")
     # "new" may be someone's own, or a later transformers may know it.
@@ -57,17 +61,26 @@ def decide(
         return None  # on the Hub a plain BERT is one, and is not asked about twice
     names = names_of(name, hub)
     reader = ConfigFile(f"{name}: config.json", said)
+    family: Family | None
     try:
         if names is None:
             family, bare = _by_config(reader), frozenset[str]()
         else:
             family, prefix = recognise(names, reader)
             bare = frozenset(n.removeprefix(prefix) for n in names)
-        if family is None or family.name not in SERVED:
-            return None
-        shape = family.config(reader, bare)
     except CheckpointError:
-        return None  # not ours, or not as we know it: transformers says what it has to say
+        return None  # not ours
+    if family is None or family.name not in SERVED:
+        return None
+    try:
+        shape = family.config(reader, bare)
+    except (CheckpointError, InputError) as error:
+        if kind == "bert" and not trusted:
+            raise CheckpointError(
+                f"{name}: {family.name}, of which transformers would make a BertModel with random "
+                f"tensors, and not as pyenc serves it: {error}"
+            ) from error
+        return None  # transformers has something to say about it
     return None if kind == "nomic_bert" and _reads_it_right(said, shape) else (family, shape)
 
 

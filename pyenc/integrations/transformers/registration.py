@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from ...callers import stacklevel
-from ...errors import InputError
+from ...errors import PyencError
 from ...loading.own_type import OWN_TYPE
 from . import arguments
 from .attention import NAME, attention_forward
@@ -107,14 +107,18 @@ def is_registered() -> bool:
     return _before is not None
 
 
-def configured(name: str, given: Mapping[str, Any]) -> tuple[PyencConfig, dict[str, Any]] | None:
+def configured(
+    name: str, given: Mapping[str, Any], trusted: bool = False
+) -> tuple[PyencConfig, dict[str, Any]] | None:
     """The configuration of a checkpoint that pyenc serves, and what of the arguments is left.
 
     Args:
         name: folder or Hub name.
         given: of `AutoConfig.from_pretrained`.
+        trusted: whether remote code may take what pyenc refuses.
 
     Raises:
+        CheckpointError: as of `decide`.
         InputError: an argument that asks for what these models have not.
     """
     hub = {key: given[key] for key in arguments.HUB if given.get(key) is not None}
@@ -124,7 +128,7 @@ def configured(name: str, given: Mapping[str, Any]) -> tuple[PyencConfig, dict[s
             said, **{**rest, "return_unused_kwargs": True, "name_or_path": name}
         )
         return config, unused
-    found = decide(name, said, hub)
+    found = decide(name, said, hub, trusted)
     if found is None:
         return None
     if rest.get("attn_implementation") not in arguments.NEUTRAL["attn_implementation"]:
@@ -146,8 +150,9 @@ def _ours(before: Any) -> _Ours:
         if _before is before:
             given = {k: v for k, v in kwargs.items() if k not in arguments.NO_EFFECT}
             try:
-                found = configured(str(pretrained_model_name_or_path), given)
-            except InputError:
+                trusted = kwargs.get("trust_remote_code") is True
+                found = configured(str(pretrained_model_name_or_path), given, trusted)
+            except PyencError:
                 raise
             except (OSError, ValueError):
                 pass  # no config.json to be had: transformers says so in its own words
