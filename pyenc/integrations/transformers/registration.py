@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 from transformers import (
@@ -27,7 +26,6 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
-    PreTrainedConfig,
 )
 
 from ...callers import stacklevel
@@ -35,10 +33,11 @@ from ...errors import PyencError
 from ...loading.own_type import OWN_TYPE
 from . import arguments
 from .attention import NAME, attention_forward
-from .config import PyencConfig, own_config
-from .deciding import decide
+from .config import PyencConfig
+from .configuring import configured
 from .mask import padding_mask
 from .model import PyencForMaskedLM, PyencModel
+from .state import set_registered
 
 _MODELS = ((AutoModel, PyencModel), (AutoModelForMaskedLM, PyencForMaskedLM))
 
@@ -74,6 +73,7 @@ def register() -> None:
         AttentionInterface.register(NAME, attention_forward)
         AttentionMaskInterface.register(NAME, padding_mask)
         _before = AutoConfig.__dict__["from_pretrained"]
+        set_registered(register)
         AutoConfig.from_pretrained = _ours(_before)  # type: ignore[assignment,method-assign]
 
 
@@ -89,6 +89,7 @@ def unregister() -> None:
         if _before is None:
             return
         before, _before = _before, None
+        set_registered(None)
         if isinstance(AutoConfig.__dict__["from_pretrained"], _Ours):
             AutoConfig.from_pretrained = before  # type: ignore[method-assign]
         else:
@@ -100,41 +101,6 @@ def unregister() -> None:
             known = getattr(interface, "_global_mapping", None)
             if not isinstance(known, dict) or known.pop(NAME, None) is None:
                 _stays(f"the attention {NAME!r} in {interface.__name__}")
-
-
-def is_registered() -> bool:
-    """Whether `register` is in force."""
-    return _before is not None
-
-
-def configured(
-    name: str, given: Mapping[str, Any], trusted: bool = False
-) -> tuple[PyencConfig, dict[str, Any]] | None:
-    """The configuration of a checkpoint that pyenc serves, and what of the arguments is left.
-
-    Args:
-        name: folder or Hub name.
-        given: of `AutoConfig.from_pretrained`.
-        trusted: whether remote code may take what pyenc refuses.
-
-    Raises:
-        CheckpointError: as of `decide`.
-        InputError: an argument that asks for what these models have not.
-    """
-    hub = {key: given[key] for key in arguments.HUB if given.get(key) is not None}
-    said, rest = PreTrainedConfig.get_config_dict(name, **{**given, **hub})
-    if said.get("model_type") == OWN_TYPE:
-        config, unused = PyencConfig.from_dict(
-            said, **{**rest, "return_unused_kwargs": True, "name_or_path": name}
-        )
-        return config, unused
-    found = decide(name, said, hub, trusted)
-    if found is None:
-        return None
-    if rest.get("attn_implementation") not in arguments.NEUTRAL["attn_implementation"]:
-        raise arguments.refuse("attn_implementation", rest["attn_implementation"])
-    rest.pop("return_unused_kwargs", None)
-    return own_config(said, found[1], **{**rest, "name_or_path": name})
 
 
 class _Ours(classmethod):  # type: ignore[type-arg]

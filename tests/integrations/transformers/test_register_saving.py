@@ -128,7 +128,7 @@ UNPICKLE = """
 import pickle, sys, torch
 model, ids = pickle.load(open(sys.argv[1], 'rb'))
 import pyenc
-from pyenc.integrations.transformers.registration import is_registered
+from pyenc.integrations.transformers.state import is_registered
 from transformers import AutoModel
 print(is_registered(), type(AutoModel.from_pretrained(sys.argv[2])).__name__)
 torch.save(model(ids)[0], sys.argv[3])
@@ -146,7 +146,7 @@ def test_unpickled_in_another_process(tmp_path: Path) -> None:
 
 
 def test_a_copy_does_not_register_again() -> None:
-    from pyenc.integrations.transformers.registration import is_registered
+    from pyenc.integrations.transformers.state import is_registered
 
     model = AutoModel.from_pretrained(JINA)
     pyenc.unregister()

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import pyenc
-from pyenc.integrations.transformers import registration
+from pyenc.integrations.transformers.state import is_registered
 from tests.conftest import GOLDEN
 from tests.integrations.transformers.register_support import fresh
 
@@ -97,9 +97,15 @@ def test_a_private_name_has_changed(
             patch.setattr(owner, name, None)
         with pytest.warns(UserWarning, match=f"not taken out: .*{said}"):
             pyenc.unregister()
-    assert not registration.is_registered()
+    assert not is_registered()
     assert type(AutoConfig.from_pretrained(JINA)) is BertConfig
     pyenc.register()  # so that what stayed goes
+
+
+def test_without_transformers() -> None:
+    ran = fresh("import sys\nsys.modules['transformers'] = None\nimport pyenc\npyenc.register()")
+    assert ran.returncode
+    assert "'pyenc[integrations]'" in ran.stderr.splitlines()[-1]
 
 
 def test_nothing_is_imported_for_the_name() -> None:
