@@ -1,4 +1,4 @@
-"""`PyencPreTrainedModel`: an `Encoder` as transformers' `PreTrainedModel`; loading, saving, sending.
+"""`PyencPreTrainedModel`: an `Encoder` as a `PreTrainedModel`: loading, saving, sending.
 
 Shapes as suffixes: B rows, N padded length, T packed tokens, C channels, V words.
 """

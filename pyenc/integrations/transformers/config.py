@@ -17,6 +17,15 @@ LEFT_OUT = frozenset({"auto_map", "attn_implementation", "_attn_implementation"}
 TOKENIZERS = {"bert": "BertTokenizer", "nomic_bert": "BertTokenizer"}
 """By published `model_type`, where no file names a tokenizer: as transformers has it."""
 
+COMMON = (
+    "architectures", "torch_dtype", "dtype", "pad_token_id", "bos_token_id", "eos_token_id",
+    "cls_token_id", "sep_token_id", "mask_token_id", "tokenizer_class", "id2label", "label2id",
+    "output_hidden_states", "output_attentions", "return_dict",
+)  # fmt: skip
+"""Published keys that mean in any configuration what they mean in every other."""
+
+PUBLISHED_FIELD = "published"
+
 SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
@@ -60,22 +69,23 @@ class PyencConfig(PreTrainedConfig):
 
 
 def own_config(
-    said: Mapping[str, Any], shape: EncoderConfig, **fields: Any
+    said: Mapping[str, Any], shape: EncoderConfig, beside: Mapping[str, Any], **fields: Any
 ) -> tuple[PyencConfig, dict[str, Any]]:
     """The configuration of a checkpoint.
 
     Args:
         said: its published `config.json`.
         shape: the encoder that it describes.
-        fields: over what is published, and over what every configuration of transformers has, such
-            as `dtype` and `output_hidden_states`.
+        beside: the `config.json` of the folder, which may be one around the published one.
+        fields: over what every configuration of transformers has, such as `dtype` and
+            `output_hidden_states`.
 
     Returns:
         The configuration, and the fields that it has no use for.
     """
     inner = {key: value for key, value in said.items() if key not in LEFT_OUT}
-    inner |= {key: fields.pop(key) for key in list(fields) if key in inner and key not in COMMON}
-    values: dict[str, Any] = {key: inner[key] for key in COMMON if inner.get(key) is not None}
+    common = {**inner, **beside}
+    values: dict[str, Any] = {key: common[key] for key in COMMON if common.get(key) is not None}
     if "tokenizer_class" not in values and said.get("model_type") in TOKENIZERS:
         values["tokenizer_class"] = TOKENIZERS[said["model_type"]]
     values |= {ours: getattr(shape, theirs) for ours, theirs in SIZES.items()}
@@ -87,16 +97,6 @@ def own_config(
     fields.pop("attn_implementation", None)
     config, unused = PyencConfig.from_dict(values, return_unused_kwargs=True, **fields)
     return config, unused
-
-
-COMMON = (
-    "architectures", "torch_dtype", "dtype", "pad_token_id", "bos_token_id", "eos_token_id",
-    "cls_token_id", "sep_token_id", "mask_token_id", "tokenizer_class", "id2label", "label2id",
-    "output_hidden_states", "output_attentions", "return_dict",
-)  # fmt: skip
-"""Published keys that mean in any configuration what they mean in every other."""
-
-PUBLISHED_FIELD = "published"
 
 
 def published_of(config: PyencConfig) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from transformers import CONFIG_MAPPING
 
 from ...errors import CheckpointError, InputError
 from ...models import EncoderConfig
-from ...models.families import ConfigFile, Family, by_name, recognise
+from ...models.families import ConfigFile, Family, Names, by_name, recognise
 from .naming import names_of
 
 SERVED = frozenset({
@@ -41,8 +41,8 @@ MARKS = ("auto_map", "alibi_starting_size", "feed_forward_type")
 
 def decide(
     name: str, said: Mapping[str, Any], hub: Mapping[str, Any], trusted: bool = False
-) -> tuple[Family, EncoderConfig] | None:
-    """The family and the encoder of a checkpoint that pyenc serves; None: transformers does.
+) -> tuple[Family, Names] | None:
+    """The family of a checkpoint that pyenc serves, and its tensor names; None: transformers does.
 
     Args:
         name: a folder or a Hub name.
@@ -59,21 +59,12 @@ def decide(
         return None
     if kind == "bert" and not _marked(said) and not Path(name).is_dir():
         return None  # on the Hub a plain BERT is one, and is not asked about twice
-    names = names_of(name, hub)
-    reader = ConfigFile(f"{name}: config.json", said)
-    family: Family | None
-    try:
-        if names is None:
-            family, bare = _by_config(reader), frozenset[str]()
-        else:
-            family, prefix = recognise(names, reader)
-            bare = frozenset(n.removeprefix(prefix) for n in names)
-    except CheckpointError:
-        return None  # not ours
-    if family is None or family.name not in SERVED:
+    found = recognised(name, said, hub)
+    if found is None or found[0].name not in SERVED:
         return None
+    family, bare = found
     try:
-        shape = family.config(reader, bare)
+        shape = family.config(ConfigFile(f"{name}: config.json", said), bare)
     except (CheckpointError, InputError) as error:
         if kind == "bert" and not trusted:
             raise CheckpointError(
@@ -81,7 +72,30 @@ def decide(
                 f"tensors, and not as pyenc serves it: {error}"
             ) from error
         return None  # transformers has something to say about it
-    return None if kind == "nomic_bert" and _reads_it_right(said, shape) else (family, shape)
+    return None if kind == "nomic_bert" and _reads_it_right(said, shape) else found
+
+
+def recognised(
+    name: str, said: Mapping[str, Any], hub: Mapping[str, Any]
+) -> tuple[Family, Names] | None:
+    """A checkpoint's family, and its tensor names without prefix, as far as they can be seen.
+
+    Args:
+        name, said, hub: as of `decide`.
+
+    Returns:
+        None: of no family that pyenc knows.
+    """
+    names = names_of(name, hub)
+    reader = ConfigFile(f"{name}: config.json", said)
+    if names is None:
+        family = _by_config(reader)
+        return None if family is None else (family, frozenset())
+    try:
+        family, prefix = recognise(names, reader)
+    except CheckpointError:
+        return None
+    return family, frozenset(n.removeprefix(prefix) for n in names)
 
 
 def _marked(said: Mapping[str, Any]) -> bool:
@@ -94,8 +108,8 @@ def _marked(said: Mapping[str, Any]) -> bool:
 def _by_config(reader: ConfigFile) -> Family | None:
     """The family by config.json alone; the tensors are held to it when they are loaded."""
     said = reader.values
-    if said["model_type"] != "bert":
-        return by_name("GTE v1.5" if said["model_type"] == "new" else "nomic-bert")
+    if (kind := said.get("model_type")) in ("new", "nomic_bert"):
+        return by_name("GTE v1.5" if kind == "new" else "nomic-bert")
     if said.get("alibi_starting_size") is not None:
         return by_name("MosaicBERT")
     if said.get("position_embedding_type") == "alibi":

@@ -147,14 +147,20 @@ def test_loading_info() -> None:
     assert not any(info.values())
 
 
-def test_settings_of_the_configuration() -> None:
+def test_settings_of_the_configuration(tmp_path: Path) -> None:
     """What is said over config.json counts, and what is not there is refused."""
     model = AutoModel.from_pretrained(JINA, hidden_dropout_prob=0.5, output_hidden_states=True)
     assert model.encoder.config.hidden_dropout == model.config.hidden_dropout_prob == 0.5
     assert model(**inputs()).hidden_states
     config = AutoConfig.from_pretrained(JINA, hidden_dropout_prob=0.25)
+    assert config.dtype == torch.float32
     again = AutoModel.from_pretrained(JINA, config=config)
     assert again.encoder.config.hidden_dropout == 0.25
+    again.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).hidden_dropout_prob == 0.25
+    third = AutoModel.from_pretrained(tmp_path, hidden_dropout_prob=0.125, id2label={0: "a"})
+    assert third.encoder.config.hidden_dropout == third.config.hidden_dropout_prob == 0.125
+    assert third.config.id2label == {0: "a"}
     with pytest.raises(InputError, match=r"hidden_size.*cannot be set"):
         config.hidden_size = 65
 
