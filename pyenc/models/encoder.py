@@ -109,9 +109,10 @@ class Encoder(nn.Module):
         """
         check_forked()
         packed = pack(input_ids, attention_mask, token_type_ids, self.config.padding_id)
-        return packed.unpack(self._hidden(packed))
+        return packed.unpack(self.hidden(packed))
 
-    def _hidden(self, packed: Packed) -> Tensor:
+    def hidden(self, packed: Packed, states: list[Tensor] | None = None) -> Tensor:
+        """`forward_packed` of what `pyenc.models.packing.pack` made: (T, C)."""
         return self.forward_packed(
             packed.input_ids,
             packed.cu_seqlens,
@@ -119,6 +120,7 @@ class Encoder(nn.Module):
             position_ids=packed.position_ids,
             token_type_ids=packed.token_type_ids,
             contiguous=not packed.has_holes,
+            states=states,
         )
 
     def forward_packed(
@@ -284,7 +286,7 @@ class Encoder(nn.Module):
         check_forked()
         self.check_head()
         packed = pack(input_ids, attention_mask, token_type_ids, self.config.padding_id)
-        return packed.unpack(self.logits(self._hidden(packed)))
+        return packed.unpack(self.logits(self.hidden(packed)))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of the masked-LM head for hidden states, those of `forward_packed` say.

@@ -257,15 +257,7 @@ class PyencPreTrainedModel(PreTrainedModel):
         encoder = self.encoder
         packed = pack(input_ids, attention_mask, token_type_ids, encoder.config.padding_id)
         states: list[Tensor] | None = [] if keep_states else None
-        hidden = encoder.forward_packed(
-            packed.input_ids,
-            packed.cu_seqlens,
-            positions=packed.positions,
-            position_ids=packed.position_ids,
-            token_type_ids=packed.token_type_ids,
-            contiguous=not packed.has_holes,
-            states=states,
-        )
+        hidden = encoder.hidden(packed, states)
         kept = None if states is None else tuple(packed.unpack(state) for state in states)
         return packed, hidden, kept
 
