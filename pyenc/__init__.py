@@ -20,6 +20,7 @@ from .errors import (
 from .forking import ForkWarning
 
 if TYPE_CHECKING:
+    from .integrations.transformers import register, unregister
     from .models import Encoder, EncoderConfig
     from .ops import use_backend
     from .text import (
@@ -58,6 +59,8 @@ __all__ = [
     "__version__",
     "load",
     "quantize",
+    "register",
+    "unregister",
     "use_backend",
 ]
 
@@ -75,6 +78,8 @@ _LAZY = {
     "TruncationWarning": ".text",
     "load": ".text",
     "quantize": ".text",
+    "register": ".integrations.transformers",
+    "unregister": ".integrations.transformers",
     "use_backend": ".ops",
 }
 

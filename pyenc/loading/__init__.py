@@ -1,7 +1,9 @@
 """Loading published checkpoints strictly and safely, and writing them back under their names."""
 
-from .checkpoint import Checkpoint, load_checkpoint, read_json
+from .checkpoint import Checkpoint, load_checkpoint
+from .files import read_json
 from .hub import resolve
+from .own_type import read_config
 from .save import original_tensors, save_checkpoint
 from .target import check_device
 
@@ -10,6 +12,7 @@ __all__ = [
     "check_device",
     "load_checkpoint",
     "original_tensors",
+    "read_config",
     "read_json",
     "resolve",
     "save_checkpoint",

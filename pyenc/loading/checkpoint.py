@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ..forking import check_forked
 from ..models import Encoder
 from ..models.families import ConfigFile, Family, head_parts, recognise, with_head
 from .heads import Head, find_head, same
+from .own_type import published, read_config
 from .strict import (
     check_names,
     check_shape,
@@ -36,7 +37,7 @@ class Checkpoint:
     encoder: Encoder
     family: Family
     config: dict[str, Any]
-    """`config.json` as it stands in the folder."""
+    """The published `config.json`, as it stands in the folder or inside of our own."""
     sources: dict[str, tuple[str, ...]]
     """Parameter -> the names its rows had in the file, prefix and all."""
     bare: frozenset[str] = frozenset()
@@ -59,6 +60,7 @@ def load_checkpoint(
     dtype: str | torch.dtype | None = None,
     backend: str | None = None,
     skip_eps: float | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Read a checkpoint folder into an `Encoder`, in eval mode.
 
@@ -68,6 +70,7 @@ def load_checkpoint(
         dtype: a torch dtype or its name; "auto" keeps the stored one; default float32, to which
             weights stored in half are cast up.
         backend, skip_eps: handed to `Encoder`.
+        config: in the place of the folder's `config.json`, which is then not read.
 
     Raises:
         CheckpointError: a file or tensor is missing, damaged, unsafe, misshapen or not finite.
@@ -75,7 +78,7 @@ def load_checkpoint(
     """
     check_forked()
     config_path = folder / "config.json"
-    config = read_json(config_path)
+    config = read_config(folder) if config is None else published(config)
     files = WeightFiles(folder)
     names = modern_names(files.names, folder)
     reader = ConfigFile(str(config_path), config)
@@ -120,19 +123,6 @@ def load_checkpoint(
     )
     _set_aside(checkpoint, files, names, prefix, head)
     return checkpoint
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or an error that names it."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: missing") from error
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
 
 
 def _read(files: WeightFiles, names: list[str], device: torch.device, dtype: torch.dtype) -> Tensor:

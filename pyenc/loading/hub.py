@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -39,7 +41,12 @@ _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def resolve(
-    name_or_folder: str | Path, revision: str | None = None, *, weights: bool = True
+    name_or_folder: str | Path,
+    revision: str | None = None,
+    *,
+    weights: bool = True,
+    subfolder: str = "",
+    options: Mapping[str, Any] | None = None,
 ) -> Path:
     """The folder of a checkpoint.
 
@@ -47,6 +54,14 @@ def resolve(
     configuration, the tokenizer and one set of weights are fetched, safetensors where there are
     any; token, cache and the offline switch are `huggingface_hub`'s own (HF_TOKEN, HF_HOME,
     HF_HUB_OFFLINE). With `weights=False` only the small files.
+
+    Args:
+        name_or_folder, revision: as of `pyenc.load`.
+        weights: whether the weights are wanted too.
+        subfolder: where the checkpoint is inside of the folder or repository; what is returned
+            ends in it.
+        options: of `huggingface_hub.snapshot_download`, such as token, cache_dir and
+            local_files_only.
 
     Raises:
         CheckpointError: neither a folder nor a repository that can be reached.
@@ -61,25 +76,31 @@ def resolve(
     if is_folder:
         if revision is not None:
             raise CheckpointError(f"{folder}: revision={revision!r} goes with a Hub name only")
-        return folder
+        return folder / subfolder
     name = str(name_or_folder)
     if exists:
         raise CheckpointError(f"{folder}: a file; expected the folder that holds config.json")
     if not _REPOSITORY.fullmatch(name):
         raise CheckpointError(f"{name}: no such folder, and not a Hub name (owner/name)")
+    # Folders of modules (1_Pooling, 2_Dense, and of old 0_Transformer) begin with a digit.
     patterns = [*SMALL_FILES, *SAFETENSORS, "[0-9]_*/*"] if weights else SMALL_FILES
+    options = options or {}
+
+    def fetch(revision: str | None, patterns: list[str]) -> Path:
+        inside = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=inside, **options))
+
     try:
-        # Folders of modules (1_Pooling, 2_Dense, and of old 0_Transformer) begin with a digit.
-        fetched = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-        encoder = [*fetched.glob("*.safetensors"), *fetched.glob("0_*/*")]
-        if weights and not encoder:
+        fetched = fetch(revision, patterns)
+        inside = fetched / subfolder
+        if weights and not [*inside.glob("*.safetensors"), *inside.glob("0_*/*")]:
             # The folder is called by its commit: a branch may have moved on since.
-            snapshot_download(name, revision=fetched.name, allow_patterns=PICKLES)
+            fetch(fetched.name, PICKLES)
     except Exception as error:
         # The exceptions of three HTTP libraries, by the version of huggingface_hub, come here too.
         at = f" at revision {revision!r}" if revision else ""
         raise CheckpointError(f"{name}{at}: {_why(error)}") from error
-    return fetched
+    return inside
 
 
 def _check_arguments(name_or_folder: object, revision: object) -> None:

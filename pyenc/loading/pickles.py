@@ -29,9 +29,37 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: it is damaged, holds more, or claims more than it stores.
     """
+    content = _tensors(path, "cpu")
+    for name, tensor in content.items():
+        if tensor.layout != torch.strided:
+            raise CheckpointError(f"{path}: tensor {name!r} is {tensor.layout}, not dense")
+        if tensor.is_meta:
+            raise CheckpointError(f"{path}: tensor {name!r} is on 'meta', it has no values")
+        if tensor.is_quantized:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is {tensor.dtype}, which is not served: quantised weights"
+            )
+    # Parameters are accepted, and their gradients are not wanted.
+    tensors = {name: tensor.detach() for name, tensor in content.items()}
+    _refuse_overlaps(path, tensors)
+    return tensors
+
+
+def pickled_names(path: Path) -> list[str]:
+    """The names in a torch pickle. Of one in torch's present format no weights are read.
+
+    Raises:
+        CheckpointError: it is damaged or holds more.
+    """
+    return list(_tensors(path, "meta"))
+
+
+def _tensors(path: Path, device: str) -> dict[str, Tensor]:
+    """What a pickle holds by name, on the CPU or without values, on "meta"."""
     _refuse_bombs(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        mapped = device == "meta" and zipfile.is_zipfile(path)
+        content = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused, it holds more than tensors (a pickle can run code; none was run): "
@@ -49,18 +77,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{path}: {name!r} is a {type(tensor).__name__}, expected tensors by name only"
             )
-        if tensor.layout != torch.strided:
-            raise CheckpointError(f"{path}: tensor {name!r} is {tensor.layout}, not dense")
-        if tensor.is_meta:
-            raise CheckpointError(f"{path}: tensor {name!r} is on 'meta', it has no values")
-        if tensor.is_quantized:
-            raise CheckpointError(
-                f"{path}: tensor {name!r} is {tensor.dtype}, which is not served: quantised weights"
-            )
-    # Parameters are accepted, and their gradients are not wanted.
-    tensors = {name: tensor.detach() for name, tensor in content.items()}
-    _refuse_overlaps(path, tensors)
-    return tensors
+    return content
 
 
 def _unwrapped(path: Path, content: dict[Any, Any]) -> dict[Any, Any]:

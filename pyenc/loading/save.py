@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,14 +17,20 @@ from .checkpoint import Checkpoint
 from .writable import check_writable
 
 
-def original_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def original_tensors(
+    checkpoint: Checkpoint, state: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """The encoder's tensors (heads and buffers with them) under the names they came with.
+
+    Args:
+        checkpoint: what `load_checkpoint` gave; its encoder may have been trained since.
+        state: the encoder's `state_dict`, where another one counts than the one it has.
 
     Raises:
         CheckpointError: the encoder has what its checkpoint cannot hold; the message names it.
     """
     check_writable(checkpoint.encoder, checkpoint.family, checkpoint.config, checkpoint.bare)
-    state = checkpoint.encoder.state_dict()
+    state = checkpoint.encoder.state_dict() if state is None else state
     tensors: dict[str, Tensor] = {}
     for parameter, names in checkpoint.sources.items():
         pieces = state[parameter].detach().cpu().chunk(len(names))
@@ -36,8 +43,22 @@ def original_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return tensors
 
 
+def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The published `config.json`, with the dtype that the encoder has now."""
+    config = dict(checkpoint.config)
+    # Newer files say "dtype", some say both.
+    for key in [key for key in ("torch_dtype", "dtype") if key in config] or ["torch_dtype"]:
+        config[key] = str(checkpoint.encoder.dtype).removeprefix("torch.")
+    return config
+
+
 def save_checkpoint(
-    checkpoint: Checkpoint, folder: str | Path, files: Mapping[str, bytes] | None = None
+    checkpoint: Checkpoint,
+    folder: str | Path,
+    files: Mapping[str, bytes] | None = None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write `config.json`, `model.safetensors` and the given small files into a folder.
 
@@ -48,17 +69,16 @@ def save_checkpoint(
         folder: made where missing. A `pytorch_model.bin` in it is left alone: loading prefers
             safetensors.
         files: relative path -> content, such as the tokenizer's.
+        config: what `config.json` is to say; default what it said, with the dtype there is now.
+        state: as of `original_tensors`.
 
     Raises:
         CheckpointError: `folder` is a file or cannot be written, a path leads out of it, or the
             encoder has what a checkpoint cannot hold, such as a parameter of one's own.
     """
     folder = Path(folder)
-    tensors = original_tensors(checkpoint)
-    config = dict(checkpoint.config)
-    # Newer files say "dtype", some say both.
-    for key in [key for key in ("torch_dtype", "dtype") if key in config] or ["torch_dtype"]:
-        config[key] = str(checkpoint.encoder.dtype).removeprefix("torch.")
+    tensors = original_tensors(checkpoint, state)
+    config = config_of(checkpoint) if config is None else config
     contents = dict(files or {})
     contents["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
     try:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .pickles import read_pickle
+from .pickles import pickled_names, read_pickle
 
 INDEXED = ("model.safetensors", "pytorch_model.bin")
 """Published names, the preferred first; each may be cut into shards by `<name>.index.json`."""
@@ -77,6 +77,18 @@ class WeightFiles:
                 return list(self._safe[path].keys())
         self._pickled[path] = read_pickle(path)
         return list(self._pickled[path])
+
+
+def tensor_names(folder: Path) -> list[str]:
+    """The names of a folder's tensors, with as little of its weights read as can be.
+
+    Raises:
+        CheckpointError: as of `WeightFiles`.
+    """
+    paths = _weight_paths(folder)
+    if paths[0].suffix == ".safetensors":
+        return WeightFiles(folder).names
+    return [name for path in paths for name in pickled_names(path)]
 
 
 @contextmanager

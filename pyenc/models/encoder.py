@@ -109,9 +109,10 @@ class Encoder(nn.Module):
         """
         check_forked()
         packed = pack(input_ids, attention_mask, token_type_ids, self.config.padding_id)
-        return packed.unpack(self._hidden(packed))
+        return packed.unpack(self.hidden(packed))
 
-    def _hidden(self, packed: Packed) -> Tensor:
+    def hidden(self, packed: Packed, states: list[Tensor] | None = None) -> Tensor:
+        """`forward_packed` of what `pyenc.models.packing.pack` made: (T, C)."""
         return self.forward_packed(
             packed.input_ids,
             packed.cu_seqlens,
@@ -119,6 +120,7 @@ class Encoder(nn.Module):
             position_ids=packed.position_ids,
             token_type_ids=packed.token_type_ids,
             contiguous=not packed.has_holes,
+            states=states,
         )
 
     def forward_packed(
@@ -131,6 +133,7 @@ class Encoder(nn.Module):
         token_type_ids: Tensor | None = None,
         contiguous: bool = False,
         checked: bool = False,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
         """Hidden states of packed sequences; the form without padding, and without graph breaks.
 
@@ -147,6 +150,8 @@ class Encoder(nn.Module):
             checked: the caller's word that `check` has passed all of these, on the CPU say: to look
                 at values on a GPU waits for it. What is out of range then goes unnoticed, or ends
                 in an error that does not name it.
+            states: a list to put (T, C) states in: the embeddings and what each layer gives, the
+                last one as it is returned.
 
         Returns:
             (T, C).
@@ -165,16 +170,21 @@ class Encoder(nn.Module):
         x_TC = self.embeddings(input_ids, position_ids, token_type_ids, self.backend)
         if self.final_norm is None:
             for layer in self.layers:
+                _put(states, x_TC)
                 x_TC = layer(x_TC, call)
+            _put(states, x_TC)
             return x_TC
         dtype = x_TC.dtype
         if self.config.wide_residual and dtype == torch.float16:
             x_TC = x_TC.float()
         term_TC: Tensor | None = None
         for layer in self.layers:
+            _put(states, x_TC, term_TC)
             x_TC, term_TC = layer(x_TC, term_TC, call)
         x_TC, _ = self.final_norm(x_TC, term_TC, self.backend)
-        return F.dropout(x_TC.to(dtype), self.config.hidden_dropout, self.training)
+        x_TC = F.dropout(x_TC.to(dtype), self.config.hidden_dropout, self.training)
+        _put(states, x_TC)
+        return x_TC
 
     def check(
         self,
@@ -276,7 +286,7 @@ class Encoder(nn.Module):
         check_forked()
         self.check_head()
         packed = pack(input_ids, attention_mask, token_type_ids, self.config.padding_id)
-        return packed.unpack(self.logits(self._hidden(packed)))
+        return packed.unpack(self.logits(self.hidden(packed)))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of the masked-LM head for hidden states, those of `forward_packed` say.
@@ -303,3 +313,9 @@ class Encoder(nn.Module):
             why = self.config.no_lm_head or "its EncoderConfig has no lm_head"
             raise InputError(f"this encoder has no masked-LM head: {why}")
         return self.lm_head
+
+
+def _put(states: list[Tensor] | None, x_TC: Tensor, term_TC: Tensor | None = None) -> None:
+    """Keep a state, where somebody wants them; under pre-norm with the term not yet added."""
+    if states is not None:
+        states.append(x_TC if term_TC is None else x_TC + term_TC)

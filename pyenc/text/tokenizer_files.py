@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer, models
 
 from ..errors import CheckpointError
-from ..loading import read_json
+from ..loading import read_config, read_json
 from ..loading.hub import TOKENIZER_FILES
 from .tokenizer_classes import CLASSES, TokenizerClass, make_tokenizer
 from .tokenizer_names import ALIASES, AS_IT_IS, BY_MODEL, NOT_SERVED
@@ -77,7 +77,7 @@ def class_of(folder: Path, settings: Settings, path: Path) -> tuple[str, bool]:
     """Whose rules a folder follows, and whether a file says so: `tokenizer_class` in
     tokenizer_config.json, else in config.json, else by `model_type`, else by the files."""
     config_path = folder / "config.json"
-    config = read_json(config_path) if config_path.is_file() else {}
+    config = read_config(folder) if config_path.is_file() else {}
     named, where = settings.get("tokenizer_class"), settings.sources.get("tokenizer_class")
     if named is None:
         named, where = config.get("tokenizer_class"), config_path

@@ -99,3 +99,31 @@ def test_a_file_and_a_revision_of_a_folder(tmp_path: Path) -> None:
         resolve(tmp_path / "config.json")
     with pytest.raises(CheckpointError, match="revision='main' goes with a Hub name only"):
         resolve(tmp_path, "main")
+
+
+def test_subfolder_and_options(tmp_path: Path) -> None:
+    """A checkpoint inside of a repository, in a cache of the caller's own."""
+    inside = tmp_path / "models--someone--model" / "snapshots" / COMMIT / "encoder"
+    shutil.copytree(GOLDEN / "mosaic_base_h12", inside)
+    (inside.parents[2] / "refs").mkdir()
+    (inside.parents[2] / "refs" / "main").write_text(COMMIT)
+    options = {"cache_dir": tmp_path, "local_files_only": True, "token": "hf_x"}
+    found = resolve("someone/model", subfolder="encoder", options=options)
+    assert found == inside
+    assert resolve(GOLDEN, subfolder="mosaic_base_h12") == GOLDEN / "mosaic_base_h12"
+
+
+def test_only_the_subfolder_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def download(name: str, **given: object) -> str:
+        asked.append(given)
+        return str(tmp_path / COMMIT)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    resolve("someone/model", "v2", subfolder="encoder", options={"token": "hf_x"})
+    first, second = asked
+    assert all(str(p).startswith("encoder/") for p in first["allow_patterns"])
+    assert second["allow_patterns"] == [f"encoder/{pattern}" for pattern in hub.PICKLES]
+    assert (first["revision"], second["revision"]) == ("v2", COMMIT)
+    assert first["token"] == second["token"] == "hf_x"

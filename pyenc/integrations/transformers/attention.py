@@ -1,0 +1,173 @@
+"""`attn_implementation="pyenc"`: the attention of transformers' own encoders, packed.
+
+Under a padding mask the tokens alone are computed, and no (N, N) tensor is made, forward or
+backward. What the function cannot do (a causal model, a cache, cross-attention, masks of a caller's
+own) it refuses.
+
+Shapes as suffixes: B rows, N padded length, T packed tokens, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import InputError
+from ...models.packing import places
+from ...ops import attention
+from .mask import NAME, ONLY, PaddingMask
+
+IGNORED = frozenset({
+    "output_hidden_states", "return_dict", "use_cache", "deterministic", "num_items_in_batch",
+    "cu_seq_lens_k", "max_length_q", "max_length_k", "cache_position", "labels",
+})  # fmt: skip
+"""What reaches the attention and changes nothing in it."""
+
+__all__ = ["NAME", "attention_forward"]
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """An attention function of transformers' `AttentionInterface`.
+
+    Args:
+        module: the layer that asks.
+        query: (B, H, N, D).
+        key, value: (B, H or a divisor of it, N, D): grouped heads are repeated.
+        attention_mask: what `padding_mask` made; None: no padding.
+        dropout: of the attention weights.
+        scaling: factor of the scores; default D ** -0.5.
+        sliding_window: keys nearer than this on each side, as flash attention is told it.
+        is_causal: refused where true, as is a layer that says so of itself.
+        position_bias: (1, H, N, N), added to the scores (T5, which makes it).
+        position_ids, cu_seq_lens_q: of packed sequences in one row, those that begin anew and
+            cumulative lengths; either says where they are.
+        kwargs: what changes nothing; others are refused.
+
+    Returns:
+        (B, N, H, D), zeros where there is padding, and None in the place of the weights.
+
+    Raises:
+        InputError: the call is not an encoder's, or asks for what is not served.
+    """
+    _check_call(module, query, key, attention_mask, is_causal, kwargs)
+    rows, heads, length, _ = query.shape
+    window = _window(attention_mask, sliding_window)
+    index = positions = None
+    if isinstance(attention_mask, PaddingMask):
+        packed = attention_mask.packed
+        index, cu_seqlens = packed.index, packed.cu_seqlens
+        positions = packed.positions if packed.has_holes and window is not None else None
+        if packed.has_holes and position_bias is not None:
+            raise InputError(f"{ONLY}; a position_bias under a mask with holes is not served")
+    else:
+        cu_seqlens = torch.arange(rows + 1, device=query.device) * length
+    joined = _joined(rows, length, cu_seq_lens_q, position_ids, index is not None)
+    if joined is not None:
+        if position_bias is not None:
+            raise InputError(f"{ONLY}; a position_bias of packed sequences is not served")
+        cu_seqlens = joined
+    groups = heads // max(1, key.shape[1])
+
+    def tokens(x: Tensor) -> Tensor:
+        x_THD = x.transpose(1, 2).flatten(0, 1)
+        if index is not None:
+            x_THD = x_THD.index_select(0, index)
+        if x_THD.shape[1] != heads:
+            x_THD = x_THD.repeat_interleave(groups, dim=1)
+        return x_THD
+
+    out_THD = attention(
+        tokens(query),
+        tokens(key),
+        tokens(value),
+        cu_seqlens,
+        bias=None if position_bias is None else position_bias[0].to(query.dtype),
+        positions=positions,
+        scale=scaling,
+        window=window,
+        dropout_p=dropout,
+    )
+    assert isinstance(out_THD, Tensor)
+    if index is not None:
+        out_THD = out_THD.new_zeros(rows * length, *out_THD.shape[1:]).index_copy(0, index, out_THD)
+    return out_THD.unflatten(0, (rows, length)), None
+
+
+def _check_call(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    attention_mask: Tensor | None,
+    is_causal: bool | None,
+    kwargs: dict[str, Any],
+) -> None:
+    name = type(module).__name__
+    if getattr(module, "is_causal", False) if is_causal is None else is_causal:
+        raise InputError(f"{ONLY}; {name} is causal")
+    cross = "Cross" in name or getattr(module, "is_cross_attention", False)
+    if cross or query.shape[-2] != key.shape[-2]:
+        raise InputError(f"{ONLY}; {name} attends to another sequence, or to a cache")
+    if attention_mask is not None and not isinstance(attention_mask, PaddingMask):
+        raise InputError(
+            f"{ONLY}; {name} got a mask of {tuple(attention_mask.shape)} made by its caller: give "
+            "the model zeros and ones of (B, N)"
+        )
+    if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
+        raise InputError(
+            f"{ONLY}; {name} has {query.shape[1]} heads of queries and {key.shape[1]} of keys"
+        )
+    for argument, value in kwargs.items():
+        if argument not in IGNORED and value is not None and value is not False:
+            raise InputError(f"{ONLY}; {name} asks for {argument}, which is not served")
+
+
+def _window(mask: Tensor | None, sliding_window: int | None) -> tuple[int, int] | None:
+    """What a query sees on each side: said by the mask, by the call, or by both alike."""
+    by_mask = mask.window if isinstance(mask, PaddingMask) else None
+    by_call = None if sliding_window is None else sliding_window - 1
+    if None not in (by_mask, by_call) and by_mask != by_call:
+        raise InputError(
+            f"{ONLY}; the mask has a window of {by_mask} on each side, and the call of {by_call}"
+        )
+    window = by_mask if by_call is None else by_call
+    return None if window is None else (window, window)
+
+
+def _joined(
+    rows: int,
+    length: int,
+    cu_seq_lens: Tensor | None,
+    position_ids: Tensor | None,
+    padded: bool,
+) -> Tensor | None:
+    """Cumulative lengths of sequences that stand in one row, if they do."""
+    if cu_seq_lens is None:
+        if position_ids is None or rows != 1 or padded or position_ids.shape[-1] != length:
+            return None
+        starts = (position_ids.reshape(-1) == 0).nonzero().squeeze(-1)
+        if len(starts) < 2:
+            return None
+        cu_seq_lens = torch.cat([starts, starts.new_tensor([length])])
+        restored = places(cu_seq_lens, length)
+        if int(starts[0]) or not bool((restored == position_ids.reshape(-1)).all()):
+            return None  # positions of another kind
+        return cu_seq_lens
+    if rows != 1 or padded:
+        raise InputError(f"{ONLY}; cu_seq_lens_q goes with one row without padding, not {rows}")
+    return cu_seq_lens

@@ -1,0 +1,108 @@
+"""`PyencConfig`: the configuration of a model that pyenc serves, of a `model_type` of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from ...errors import InputError
+from ...loading.own_type import OWN_TYPE, published
+from ...models import EncoderConfig
+
+LEFT_OUT = frozenset({"auto_map", "attn_implementation", "_attn_implementation"})
+"""Of a published config: remote code, which is never run, and attention that there is not here."""
+
+TOKENIZERS = {"bert": "BertTokenizer", "nomic_bert": "BertTokenizer"}
+"""By published `model_type`, where no file names a tokenizer: as transformers has it."""
+
+COMMON = (
+    "architectures", "torch_dtype", "dtype", "pad_token_id", "bos_token_id", "eos_token_id",
+    "cls_token_id", "sep_token_id", "mask_token_id", "tokenizer_class", "id2label", "label2id",
+    "output_hidden_states", "output_attentions", "return_dict",
+)  # fmt: skip
+"""Published keys that mean in any configuration what they mean in every other."""
+
+PUBLISHED_FIELD = "published"
+
+SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "intermediate_size",
+    "type_vocab_size": "type_vocab_size",
+    "layer_norm_eps": "norm_eps",
+    "hidden_dropout_prob": "hidden_dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+}
+"""What transformers and those who use it read -> the field of `EncoderConfig`."""
+
+
+class PyencConfig(PreTrainedConfig):
+    """A published `config.json`, whole, and beside it the sizes that transformers asks for.
+
+    Attributes:
+        published: the `config.json` of the checkpoint in its own words. It alone decides.
+        max_position_embeddings: tokens a text may have by the checkpoint's word, where the
+            tokenizer does not say less: what sentence-transformers cuts texts at.
+    """
+
+    model_type = OWN_TYPE
+    published: dict[str, Any] | None = None
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        """As of any configuration; the sizes say what is, and cannot be set otherwise.
+
+        Raises:
+            InputError: a size is set to another value than it has.
+        """
+        fixed = key in SIZES or key == "max_position_embeddings"
+        if fixed and self.__dict__.get(key, value) != value:
+            raise InputError(
+                f"{key} of a {type(self).__name__} is what its checkpoint says, "
+                f"{getattr(self, key)!r}, and cannot be set to {value!r}; give it to "
+                "from_pretrained"
+            )
+        super().__setattr__(key, value)
+
+
+def own_config(
+    said: Mapping[str, Any], shape: EncoderConfig, beside: Mapping[str, Any], **fields: Any
+) -> tuple[PyencConfig, dict[str, Any]]:
+    """The configuration of a checkpoint.
+
+    Args:
+        said: its published `config.json`.
+        shape: the encoder that it describes.
+        beside: the `config.json` of the folder, which may be one around the published one.
+        fields: over what every configuration of transformers has, such as `dtype` and
+            `output_hidden_states`.
+
+    Returns:
+        The configuration, and the fields that it has no use for.
+    """
+    inner = {key: value for key, value in said.items() if key not in LEFT_OUT}
+    common = {**inner, **beside}
+    values: dict[str, Any] = {key: common[key] for key in COMMON if common.get(key) is not None}
+    if "tokenizer_class" not in values and said.get("model_type") in TOKENIZERS:
+        values["tokenizer_class"] = TOKENIZERS[said["model_type"]]
+    values |= {ours: getattr(shape, theirs) for ours, theirs in SIZES.items()}
+    stated = said.get("max_position_embeddings")
+    values["max_position_embeddings"] = max(
+        shape.max_length, stated if type(stated) is int and not shape.num_positions else 0
+    )
+    values[PUBLISHED_FIELD] = inner
+    fields.pop("attn_implementation", None)
+    config, unused = PyencConfig.from_dict(values, return_unused_kwargs=True, **fields)
+    return config, unused
+
+
+def published_of(config: PyencConfig) -> dict[str, Any]:
+    """The `config.json` in the family's own words.
+
+    Raises:
+        CheckpointError: the configuration was not made of one.
+    """
+    return published({"model_type": OWN_TYPE, PUBLISHED_FIELD: config.published})

@@ -1,0 +1,125 @@
+"""A padding mask on its way to `attention_forward`: what was padded, as packing has it.
+
+transformers makes masks once a call, of the size of the scores where an implementation asks for it.
+Here it stays the (B, N) that it was, and each layer finds beside it where the tokens are.
+
+Shapes as suffixes: B rows, N padded length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import masking_utils
+
+from ...errors import InputError
+from ...models.packing import Packed, pack
+
+NAME = "pyenc"
+"""Of the attention. One with "flash" in it sentence-transformers takes for a package's."""
+
+ONLY = (
+    f"attn_implementation={NAME!r} serves encoders, whose tokens all see one another but for "
+    "padding and windows"
+)
+
+_PROPERTIES = ("shape", "ndim", "dtype", "device", "is_cuda", "is_cpu", "requires_grad", "layout")
+_METHODS = ("size", "dim", "numel", "is_floating_point", "__len__", "__repr__")
+_READ = frozenset(
+    {vars(torch._C.TensorBase)[name].__get__ for name in _PROPERTIES}
+    | {getattr(Tensor, name) for name in _METHODS}
+)
+"""What may be asked of a mask."""
+
+
+class PaddingMask(Tensor):
+    """A (B, N) mask, ones where there are tokens, that is handed on and not computed with.
+
+    A model whose layers add masks to scores of their own, and do not ask transformers for its
+    attention (MPNet), would add these ones and get other vectors: it gets an error.
+    """
+
+    packed: Packed
+    window: int | None
+    """Keys a query sees on each side; None: all."""
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func not in _READ:
+            raise InputError(
+                f"{ONLY}; this model computes with its mask ({getattr(func, '__name__', func)}), "
+                "so its attention is its own: leave attn_implementation out, or use pyenc.load"
+            )
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+def padding_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] | None = None,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    device: torch.device | str | None = None,
+    **kwargs: Any,
+) -> PaddingMask:
+    """The mask function of transformers' `AttentionMaskInterface`.
+
+    Args:
+        mask_function: which key a query sees: all, or those within a distance.
+        attention_mask: (B, N) bool; None: no padding.
+        local_size: that distance.
+        use_vmap: whether the model has put a rule of its own into `mask_function`.
+        kwargs: how other implementations would make it.
+
+    Raises:
+        InputError: the mask is causal, of a cache or of two sequences, or has other rules.
+    """
+    if q_length != kv_length or not isinstance(q_offset, int) or q_offset or kv_offset:
+        raise InputError(
+            f"{ONLY}; got {q_length} queries and {kv_length} keys: a cache, or cross-attention"
+        )
+    if use_vmap:
+        raise InputError(f"{ONLY}; this model's mask has a rule of its own")
+    everything = mask_function is masking_utils.bidirectional_mask_function
+    if not everything and not _is_window(mask_function, q_length, local_size, device):
+        name = getattr(mask_function, "__qualname__", repr(mask_function)).partition(".")[0]
+        raise InputError(f"{ONLY}; this model's mask is {name}")
+    ones = torch.ones(batch_size, q_length, dtype=torch.int64, device=device)
+    padded = attention_mask is not None and not bool(attention_mask.all())
+    kept = attention_mask.to(torch.int64) if padded and attention_mask is not None else None
+    mask = (ones if kept is None else kept).as_subclass(PaddingMask)
+    mask.packed = pack(ones, kept, None)
+    mask.window = None if everything else local_size
+    return mask
+
+
+def _is_window(
+    mask_function: Callable[..., Any] | None,
+    length: int,
+    local_size: int | None,
+    device: torch.device | str | None,
+) -> bool:
+    """Whether a function is |i - j| <= local_size, by three of its rows: it has no name to ask."""
+    if mask_function is None or local_size is None:
+        return False
+    keys = torch.arange(length, device=device)
+    zero = torch.zeros((), dtype=torch.int64, device=device)
+    for query in {0, length // 2, length - 1}:
+        sees = mask_function(zero, zero, keys[query], keys)
+        if not bool((sees == ((keys - query).abs() <= local_size)).all()):
+            return False
+    return True
