@@ -13,6 +13,7 @@ from .errors import (
     BackendError,
     CheckpointError,
     InputError,
+    MissingPackageError,
     PyencError,
     UnknownArchitectureError,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "ForkWarning",
     "InputError",
     "LongWordWarning",
+    "MissingPackageError",
     "PyencError",
     "TextEncoder",
     "TokenVectors",
