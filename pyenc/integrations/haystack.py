@@ -90,8 +90,9 @@ class PyencTextEmbedder(_Embedder):
         prefix: str = "",
         suffix: str = "",
     ) -> None:
-        super().__init__(
-            model, model_kwargs=model_kwargs, encode_kwargs=encode_kwargs, prefix=prefix,
+        # Not super(): the decorator makes another class, which an instance then is of.
+        _Embedder.__init__(
+            self, model, model_kwargs=model_kwargs, encode_kwargs=encode_kwargs, prefix=prefix,
             suffix=suffix,
         )  # fmt: skip
 
@@ -159,8 +160,9 @@ class PyencDocumentEmbedder(_Embedder):
         meta_fields_to_embed: list[str] | None = None,
         embedding_separator: str = "\n",
     ) -> None:
-        super().__init__(
-            model, model_kwargs=model_kwargs, encode_kwargs=encode_kwargs, prefix=prefix,
+        # Not super(): the decorator makes another class, which an instance then is of.
+        _Embedder.__init__(
+            self, model, model_kwargs=model_kwargs, encode_kwargs=encode_kwargs, prefix=prefix,
             suffix=suffix,
         )  # fmt: skip
         self.progress_bar = progress_bar
