@@ -1,7 +1,7 @@
 """A folder of texts in a vector store, and questions to it: pyenc, LangChain and FAISS.
 
     python examples/vector_store.py                       the documents below, four questions
-    python examples/vector_store.py --index FOLDER        keeps the index there, and uses what is there
+    python examples/vector_store.py --index FOLDER        keeps the index there, or uses it
     python examples/vector_store.py --model NAME "..."    another checkpoint, a question of your own
 
 Needs: pip install 'pyenc[demo,integrations]'

@@ -1,4 +1,4 @@
-"""What the embedders of all libraries share: one encoder, its options, and which prompt is whose."""
+"""What all embedders share: one encoder, its options, and which prompt is whose."""
 
 from __future__ import annotations
 

@@ -72,7 +72,9 @@ class Embed:
         if on_null not in ON_NULL:
             raise InputError(f"on_null must be one of {', '.join(ON_NULL)}, got {on_null!r}")
         if kind is not None and kind not in PROMPT_NAMES:
-            raise InputError(f"kind must be one of {', '.join(PROMPT_NAMES)}, or None, got {kind!r}")
+            raise InputError(
+                f"kind must be one of {', '.join(PROMPT_NAMES)}, or None, got {kind!r}"
+            )
         self.text = text
         self.vector = vector
         self.kind = kind
@@ -124,7 +126,9 @@ class Embed:
     def _embed(self, texts: list[str]) -> np.ndarray:
         if self.kind is not None:
             return embed(self.encoder, self.kind, texts, self.encode_kwargs)
-        vectors: np.ndarray = self.encoder.encode(texts, **{"progress": False, **self.encode_kwargs})
+        vectors: np.ndarray = self.encoder.encode(
+            texts, **{"progress": False, **self.encode_kwargs}
+        )
         return vectors
 
 

@@ -126,9 +126,10 @@ def _of_result(data: dict[str, Any], metrics: Any) -> Iterator[CardResult]:
     if prefix and (match := SUBSET.match(task)):
         task, named = match["task"], match["subset"] or None
     values, unreadable = _values(metrics)
-    configs = [named] if named else _listed(data.get("config")) or [None]
+    nothing: list[str | None] = [None]
+    configs = [named] if named else [*_listed(data.get("config"))] or nothing
     for subset in configs:
-        for split in _listed(data.get("split")) or [None]:
+        for split in [*_listed(data.get("split"))] or nothing:
             yield CardResult(
                 task, subset, split, _said(data.get("revision")), values, tuple(unreadable),
                 is_mteb=prefix is not None or str(data.get("type", "")).startswith("mteb/"),

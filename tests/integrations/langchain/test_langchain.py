@@ -82,7 +82,7 @@ def test_bad_input(prompted: pyenc.TextEncoder) -> None:
         PyencEmbeddings(3)  # type: ignore[arg-type]
     with pytest.raises(pyenc.InputError, match="text 1 is None"):
         PyencEmbeddings(prompted).embed_documents(["a", None])  # type: ignore[list-item]
-    with pytest.raises(pyenc.InputError, match="'batch_size'.*'batch_tokens'"):
+    with pytest.raises(pyenc.InputError, match=r"'batch_size'.*'batch_tokens'"):
         PyencEmbeddings(prompted, encode_kwargs={"batch_size": 3}).embed_query("a")
 
 

@@ -48,7 +48,8 @@ model-index:
     - type: f1
       value: 71
   - task: {type: STS}
-    dataset: {type: mteb/sts17-crosslingual-sts, name: 'MTEB STS17 (en-en)', config: en-en, split: test, revision: 12345678901234567890}
+    dataset: {type: mteb/sts17-crosslingual-sts, name: 'MTEB STS17 (en-en)', config: en-en,
+              split: test, revision: 12345678901234567890}
     metrics: [{type: cos_sim_pearson, value: 87.5}, {type: cos_sim_spearman, value: '88.25'}]
   - task:
       type: Retrieval
@@ -255,8 +256,9 @@ def test_a_card_that_is_wrong_fails(
 ) -> None:  # fmt: skip
     """A score of another metric than the main one, off by 0.3 points of 100, is enough."""
     sts = truth["SmallSTS"]
-    path = card(tmp_path, entry("SmallSTS", {"cosine_spearman": 100 * sts["cosine_spearman"],
-                                             "cosine_pearson": 100 * sts["cosine_pearson"] - off}))  # fmt: skip
+    pearson = 100 * sts["cosine_pearson"] - off
+    scores = {"cosine_spearman": 100 * sts["cosine_spearman"], "cosine_pearson": pearson}
+    path = card(tmp_path, entry("SmallSTS", scores))
     options = ["--tolerance", *tolerance] if tolerance else []
     found, out, _ = verify("--model-card", path, *options)
     assert found == status, out

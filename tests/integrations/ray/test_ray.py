@@ -180,7 +180,8 @@ def test_two_nodes_and_an_actor_killed_midway(
         table = pa.table({"id": ids, "text": [texts[i] for i in ids]})
         pq.write_table(table, tmp_path / "in" / f"{part}.parquet")
     flag = tmp_path / "killed"
-    vectors = ray.data.read_parquet(str(tmp_path / "in"), override_num_blocks=PARTS).map_batches(
+    data = ray.data.read_parquet(str(tmp_path / "in")).repartition(PARTS)  # else one small block
+    vectors = data.map_batches(
         Watched,
         fn_constructor_args=(PROMPTED, flag),
         batch_format="pyarrow",
