@@ -167,9 +167,10 @@ def _prompts(encoder: TextEncoder, said: Mapping[str, str] | None) -> dict[str, 
 
 
 def _scored_by(encoder: TextEncoder) -> ScoringFunction:
-    files = getattr(encoder, "_files", {})
-    content = json.loads(files.get("config_sentence_transformers.json", b"{}"))
-    name = content.get("similarity_fn_name") or "cosine"
+    name = getattr(encoder.recipe, "similarity", None)
+    if name is None:
+        content = json.loads(encoder._files.get("config_sentence_transformers.json", b"{}"))
+        name = content.get("similarity_fn_name") or "cosine"
     if name not in SCORED_BY:
         raise InputError(
             f"{encoder.name}: similarity_fn_name {name!r} is not served under mteb; served: "
