@@ -57,14 +57,14 @@ class PyencEmbedding(BaseEmbedding):
         **more: Any,
     ) -> None:
         encoder = encoder_of(model_name, model_kwargs)
-        super().__init__(
-            model_name=encoder.name,
-            model_kwargs=model_kwargs or {},
-            encode_kwargs=encode_kwargs or {},
-            query_encode_kwargs=query_encode_kwargs or {},
-            embed_batch_size=embed_batch_size,
-            **more,
-        )
+        fields: dict[str, Any] = {
+            "model_name": encoder.name,
+            "model_kwargs": model_kwargs or {},
+            "encode_kwargs": encode_kwargs or {},
+            "query_encode_kwargs": query_encode_kwargs or {},
+            "embed_batch_size": embed_batch_size,
+        }
+        super().__init__(**fields, **more)
         self._encoder = encoder
 
     @classmethod

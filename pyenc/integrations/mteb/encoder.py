@@ -112,8 +112,9 @@ class PyencEncoder(AbsEncoder):
             options["precision"] = kwargs["precision"]
         said = ("prompt", "prompt_name", "instruction")
         if not any(options.get(name) is not None for name in said):
-            name = get_prompt_name(self.model_prompts, task_metadata, prompt_type)
-            options["prompt"] = None if name is None else self.model_prompts[name]
+            prompts = self.model_prompts or {}
+            name = get_prompt_name(prompts, task_metadata, prompt_type)
+            options["prompt"] = None if name is None else prompts[name]
         vectors: np.ndarray = self.model.encode(texts, **options)
         return vectors
 

@@ -101,6 +101,9 @@ def offline() -> Iterator[None]:
 def _one(
     encoder: PyencEncoder, result: CardResult, tasks: Mapping[str, AbsTask], unit: float
 ) -> Rerun | NotRun:
+    # As Any: an aggregate has more metadata, and the protocol its own names in __init__.
+    task: Any
+    scored: Any = encoder
     if result.task in tasks:
         task = tasks[result.task]
     else:
@@ -126,7 +129,7 @@ def _one(
             f"mteb.get_task({task.metadata.name!r}).load_data() fetches them",
         )
     found = mteb.evaluate(
-        encoder, task, cache=None, co2_tracker=False, show_progress_bar=False
+        scored, task, cache=None, co2_tracker=False, show_progress_bar=False
     ).task_results[0]
     task.unload_data()
     scores = [each for each in found.scores[split] if each["hf_subset"] == subset]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import pyenc
 from pyenc.integrations.missing import needs
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = ROOT / "tests" / "golden"
 
 # Our module -> what it stands on.
@@ -80,3 +81,12 @@ print(sorted(set({libraries!r}) & set(sys.modules)))
     )
     assert said.returncode == 0, said.stderr
     assert said.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("library", [*STANDS_ON.values(), "sentence_transformers", "transformers"])
+def test_no_folder_of_tests_passes_for_a_library(library: str) -> None:
+    """pytest puts the folder of a test file on sys.path: one in tests/integrations itself makes
+    tests/integrations/ray a package `ray` where Ray is not installed."""
+    spec = importlib.util.find_spec(library)
+    places = [] if spec is None else list(spec.submodule_search_locations or [])
+    assert not [place for place in places if Path(place).is_relative_to(ROOT / "tests")]

@@ -16,7 +16,7 @@ import pytest
 
 from examples import bundled
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "drop-in.md"
 
 
