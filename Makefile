@@ -2,6 +2,8 @@
 # make test       sets up and passes the checks and the tests
 # make test-processors  what depends on the processor, with torch, oneDNN and the C++ kernels held to
 #                 less than this one has (SHORT=1: a handful of tests each)
+# make test-integrations  what stands on other libraries, with the real ones, in an environment of
+#                 their own beside VENV (INTEGRATIONS=folder; default VENV-integrations)
 # make lint       ruff and mypy alone
 # make sanitize   the tests of the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 #                 (GCC on Linux)
@@ -21,18 +23,25 @@
 #   ARGS=...        more arguments for pytest, the demo or the benchmarks
 
 VENV ?= .venv
+INTEGRATIONS ?= $(VENV)-integrations
 TORCH ?= $(shell grep '^torch' constraints.txt)
 MODEL ?=
 ARGS ?=
 
+BIN := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 ifdef PYTHON
   RUN := PYTHONPATH=.:kernels$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON)
   READY := in-place
   BENCH_READY := in-place
+  # As it is: what is not installed is skipped, and said to be.
+  RUN_INTEGRATIONS := $(RUN)
+  INTEGRATIONS_READY := in-place
 else
-  RUN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
+  RUN := $(VENV)/$(BIN)/python
   READY := $(VENV)/.installed
   BENCH_READY := $(VENV)/.installed-bench
+  RUN_INTEGRATIONS := PYENC_REQUIRE_INTEGRATIONS=1 $(INTEGRATIONS)/$(BIN)/python
+  INTEGRATIONS_READY := $(INTEGRATIONS)/.installed
 endif
 
 PIP_INSTALL = $(RUN) -m pip --disable-pip-version-check install -q
@@ -45,7 +54,7 @@ RUN_TOOL = if $(RUN) -m $(1) --version >/dev/null 2>&1; then $(RUN) -m $(1) $(2)
 	else echo '$(1) is not installed: "$(1) $(2)" is left out'; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup in-place test test-processors lint sanitize demo aot bench bench-gpu clean
+.PHONY: help setup in-place test test-processors test-integrations lint sanitize demo aot bench bench-gpu clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -75,6 +84,10 @@ test: lint
 	echo '== other processors (short; all of it: make test-processors)'; \
 	$(RUN) tests/processors.py --short || failed="$$failed, other processors"; \
 	if test -n "$$failed"; then echo "make test: failed: $${failed#, }" >&2; exit 1; fi
+
+# The tests of `test` that are skipped there, and the page's snippets.
+test-integrations: $(INTEGRATIONS_READY)
+	$(RUN_INTEGRATIONS) -m pytest -q $(PARALLEL) $(ARGS) tests/integrations
 
 # Short: a handful of tests a setting, as `test` runs it (SHORT=1). Otherwise all of them, with three
 # seeds each: half an hour or more.
@@ -137,7 +150,26 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 	@$(PIP_INSTALL) -c $(VENV)/constraints.txt -e '.[bench]'
 	@touch $@
 
+# An environment that stands on the other (its torch, its pytest, pyenc itself) and adds to it what
+# `make test` must do without.
+$(INTEGRATIONS)/.installed: $(VENV)/.installed
+	@test -x $(INTEGRATIONS)/$(BIN)/python || $(RUN) -m venv $(INTEGRATIONS)
+	@$(RUN) -c "import sysconfig; \
+	print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
+	  > $$($(INTEGRATIONS)/$(BIN)/python -c "import sysconfig; \
+	print(sysconfig.get_path('purelib'))")/beneath.pth
+	@cat $(VENV)/constraints.txt > $(INTEGRATIONS)/constraints.txt
+	@grep -v '^torch' constraints.txt >> $(INTEGRATIONS)/constraints.txt
+	@$(RUN) -c "import tomllib; \
+	project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+	print(*project['optional-dependencies']['integrations'], sep='\n')" \
+	  > $(INTEGRATIONS)/requirements.txt
+	@echo 'installing the libraries of pyenc.integrations into $(INTEGRATIONS)'
+	@$(INTEGRATIONS)/$(BIN)/python -m pip --disable-pip-version-check install -q \
+	  -c $(INTEGRATIONS)/constraints.txt -r $(INTEGRATIONS)/requirements.txt
+	@touch $@
+
 clean:
 	rm -rf build dist *.egg-info pyenc/_C*.so pyenc/_C*.pyd
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
-	rm -f $(VENV)/.installed $(VENV)/.installed-bench
+	rm -f $(VENV)/.installed $(VENV)/.installed-bench $(INTEGRATIONS)/.installed

@@ -33,3 +33,7 @@ class CheckpointError(PyencError, ValueError):
 
 class UnknownArchitectureError(CheckpointError):
     """The tensors belong to no known family, or `config.json` contradicts them."""
+
+
+class MissingPackageError(PyencError, ImportError):
+    """A library that an integration stands on is not installed; names the extra that brings it."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +116,33 @@ def seeded() -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if terminalreporter.stats.get("failed"):
         terminalreporter.write_line(f"seed {seed()}: {VARIABLE}={seed()} draws the same again")
+    skipped = terminalreporter.stats.get("skipped", ())
+    if missing() and any("tests/integrations" in report.nodeid for report in skipped):
+        terminalreporter.write_line(
+            f"not installed, so not tested: {', '.join(missing())}; make test-integrations "
+            "installs what tests/integrations stand on"
+        )
+
+
+INTEGRATED = {
+    "faiss": "faiss-cpu", "haystack": "haystack-ai", "langchain_core": "langchain-core",
+    "llama_index": "llama-index-core", "mteb": "mteb", "ray": "ray",
+    "sentence_transformers": "sentence-transformers", "transformers": "transformers",
+}  # fmt: skip
+"""What the extra `integrations` brings: as it is imported -> as it is installed."""
+
+REQUIRED = "PYENC_REQUIRE_INTEGRATIONS"
+"""In the environment: what is missing of these is a failure."""
+
+
+def missing() -> list[str]:
+    found = importlib.util.find_spec
+    return sorted(package for name, package in INTEGRATED.items() if found(name) is None)
+
+
+def pytest_sessionstart() -> None:
+    if os.environ.get(REQUIRED) and missing():
+        raise pytest.UsageError(f"{REQUIRED} is set, and not installed: {', '.join(missing())}")
 
 
 LONGEST = (

@@ -217,7 +217,15 @@ def _verify(parser: Parser) -> None:
         metavar="X",
         type=_tolerance,
         help="largest absolute error, for values up to 1 in size and in proportion beyond; "
-        "default 2e-5 in float32, and twice the error of the plain computation in half precision",
+        "default 2e-5 in float32, and twice the error of the plain computation in half precision; "
+        "of scores, whose best is taken as 1, 0.001",
+    )
+    parser.add_argument(
+        "--model-card",
+        metavar="CARD",
+        help="compare scores instead: the model-index of a card (its file, or a folder or Hub name "
+        "that has a README.md) run again through mteb, where the data of its tasks are in the "
+        "cache of `datasets`; the others are listed (needs: pip install 'pyenc[integrations]')",
     )
     _encoding(parser)
 

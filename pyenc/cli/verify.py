@@ -14,6 +14,7 @@ import torch
 
 from ..errors import InputError
 from ..text import TextEncoder, TruncationWarning
+from . import verify_card
 from .lines import raw_lines
 from .readers import open_source
 from .rows import Meter
@@ -72,6 +73,8 @@ class Run(NamedTuple):
 
 def run(args: argparse.Namespace) -> int:
     """The command."""
+    if args.model_card is not None:
+        return verify_card.run(args)
     if args.against and not args.texts:
         raise InputError("--against needs --texts: the texts that the stored vectors are of")
     texts = _texts(args)

@@ -7,6 +7,7 @@ imported); where one is missing, the section is skipped, and which one is said.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import pytest
 
 from examples import bundled
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "drop-in.md"
 
 
@@ -50,6 +51,9 @@ def test_snippets_run(section: Section, tmp_path: Path, monkeypatch: pytest.Monk
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed (the extra `integrations` brings it)")
     monkeypatch.chdir(tmp_path)
+    # Processes that a snippet starts find this tree wherever they are.
+    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     golden = ROOT / "tests" / "golden"
     namespace = {
         "__name__": "drop_in",

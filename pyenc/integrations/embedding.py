@@ -1,0 +1,73 @@
+"""What all embedders share: one encoder, its options, and which prompt is whose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..text import Recipe, TextEncoder, load
+
+PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
+"""What checkpoints call the prompt of each kind, in the order of sentence-transformers."""
+
+BEFORE = ("prompt", "prompt_name", "instruction")
+"""Options of `encode` that say what is put before a text."""
+
+
+def encoder_of(model: TextEncoder | str | Path, options: Mapping[str, Any] | None) -> TextEncoder:
+    """The encoder, loaded where a name or a folder is given.
+
+    Args:
+        model: a `TextEncoder`, or what `pyenc.load` takes.
+        options: keyword arguments of `pyenc.load`.
+
+    Raises:
+        InputError: options beside a model that is loaded already, or a model of another kind.
+    """
+    if isinstance(model, TextEncoder):
+        if options:
+            raise InputError(
+                f"{', '.join(options)}: of no use beside a model that is loaded; give its name, or "
+                "say it to pyenc.load"
+            )
+        return model
+    if not isinstance(model, str | Path):
+        raise InputError(
+            f"model must be a TextEncoder, a folder or a Hub name, got {type(model).__name__}"
+        )
+    return load(model, **(options or {}))
+
+
+def prompt_of(recipe: Recipe, kind: str) -> dict[str, str]:
+    """The option of `encode` that puts the checkpoint's prompt for queries or documents.
+
+    A checkpoint that has prompts but none for this kind puts nothing, not its default one either,
+    as `encode_query` of sentence-transformers does.
+    """
+    for name in PROMPT_NAMES[kind]:
+        if name in recipe.prompts:
+            return {"prompt_name": name}
+    return {"prompt": ""}
+
+
+def embed(
+    encoder: TextEncoder, kind: str, texts: Sequence[str], options: Mapping[str, Any] | None
+) -> np.ndarray:
+    """(len(texts), dim) float32, with the checkpoint's own prompt for their kind.
+
+    Args:
+        encoder: who embeds.
+        kind: "query" or "document".
+        texts: any number.
+        options: keyword arguments of `TextEncoder.encode`; one that says what is put before a text
+            is put in the place of the checkpoint's.
+    """
+    given = {"progress": False, **(options or {})}
+    if not any(given.get(name) is not None for name in BEFORE):
+        given |= prompt_of(encoder.recipe, kind)
+    vectors: np.ndarray = encoder.encode(list(texts), **given)
+    return vectors

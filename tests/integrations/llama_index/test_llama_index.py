@@ -1,0 +1,97 @@
+"""`PyencEmbedding` in LlamaIndex: its vectors, its prompts, and an index that is queried."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pyenc
+from tests.integrations.texts import DOCUMENTS, PROMPTED, QUERIES, expected
+
+pytest.importorskip("llama_index.core")
+
+from llama_index.core import VectorStoreIndex
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.schema import TextNode
+
+from pyenc.integrations.llama_index import BATCH_TEXTS, PyencEmbedding
+
+
+@pytest.fixture(scope="module")
+def prompted() -> pyenc.TextEncoder:
+    return pyenc.load(PROMPTED, device="cpu")
+
+
+def test_texts_and_queries_get_the_prompts_of_the_checkpoint(prompted: pyenc.TextEncoder) -> None:
+    ours, texts = PyencEmbedding(prompted), list(QUERIES)
+    assert isinstance(ours, BaseEmbedding)
+    passages = expected(prompted, "passage: ", texts)
+    np.testing.assert_allclose(ours.get_text_embedding_batch(texts), passages, atol=1e-6)
+    np.testing.assert_allclose(ours.get_text_embedding(texts[1]), passages[1], atol=1e-6)
+    query = ours.get_query_embedding(texts[1])
+    assert type(query) is list
+    assert type(query[0]) is float
+    np.testing.assert_allclose(query, expected(prompted, "query: ", texts)[1], atol=1e-6)
+    assert np.abs(query - passages[1]).max() > 1e-3, "the prompts make no difference"
+    assert ours.get_text_embedding_batch([]) == []
+
+
+def test_asynchronous_and_by_batches(prompted: pyenc.TextEncoder) -> None:
+    ours, texts = PyencEmbedding(prompted, embed_batch_size=2), list(QUERIES)
+    whole = PyencEmbedding(prompted).get_text_embedding_batch(texts)
+
+    async def all_of_them() -> tuple[list[list[float]], list[float], list[float]]:
+        return (
+            await ours.aget_text_embedding_batch(texts),
+            await ours.aget_text_embedding(texts[0]),
+            await ours.aget_query_embedding(texts[0]),
+        )
+
+    batch, one, query = asyncio.run(all_of_them())
+    np.testing.assert_allclose(batch, whole, atol=1e-6)
+    np.testing.assert_allclose(one, whole[0], atol=1e-6)
+    np.testing.assert_allclose(query, ours.get_query_embedding(texts[0]), atol=1e-6)
+    np.testing.assert_allclose(ours.get_text_embedding_batch(texts), whole, atol=1e-6)
+    assert PyencEmbedding(prompted).embed_batch_size == BATCH_TEXTS
+
+
+def test_it_is_written_down_and_read_again(prompted: pyenc.TextEncoder) -> None:
+    ours = PyencEmbedding(
+        model_name=str(PROMPTED),
+        model_kwargs={"device": "cpu"},
+        encode_kwargs={"truncate_dim": 16},
+        query_encode_kwargs={"prompt": "ask: "},
+    )
+    assert ours.to_dict()["class_name"] == "PyencEmbedding"
+    again = PyencEmbedding.from_dict(ours.to_dict())
+    through = pickle.loads(pickle.dumps(ours))
+    right = prompted.encode("a text", prompt="ask: ", truncate_dim=16)
+    for each in (ours, again, through):
+        assert each.model_name == str(PROMPTED)
+        np.testing.assert_allclose(each.get_query_embedding("a text"), right, atol=1e-6)
+    assert again.encoder.name == str(PROMPTED)
+
+
+def test_bad_input(prompted: pyenc.TextEncoder) -> None:
+    with pytest.raises(pyenc.InputError, match="dtype: of no use beside a model that is loaded"):
+        PyencEmbedding(prompted, model_kwargs={"dtype": "float64"})
+    with pytest.raises(pyenc.InputError, match="text 0 is None"):
+        PyencEmbedding(prompted).get_text_embedding_batch([None])  # type: ignore[list-item]
+    with pytest.raises(pyenc.CheckpointError):
+        PyencEmbedding("no/such/folder/anywhere")
+
+
+def test_an_index_finds_what_answers(minilm: Path) -> None:
+    model = PyencEmbedding(minilm, model_kwargs={"device": "cpu"})
+    nodes = [TextNode(text=text, id_=name) for name, text in DOCUMENTS.items()]
+    index = VectorStoreIndex(nodes, embed_model=model)
+    retriever = index.as_retriever(similarity_top_k=1)
+    for query, name in QUERIES.items():
+        (found,) = retriever.retrieve(query)
+        assert found.node.node_id == name
+    (found,) = asyncio.run(retriever.aretrieve(next(iter(QUERIES))))
+    assert found.node.node_id == "tides"
