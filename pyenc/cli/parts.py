@@ -151,7 +151,7 @@ class Parts:
     def add(self, vectors: np.ndarray, part: Part) -> None:
         """Keep the next part for good."""
         with replacing(self._npy(self.count)) as file:
-            write_header(file, *vectors.shape, dtype=vectors.dtype)
+            write_header(file, len(vectors), vectors.shape[1], vectors.dtype)
             write_values(file, vectors)
         _write(self._json(self.count), json.dumps(asdict(part)).encode())
         self.count += 1

@@ -159,8 +159,9 @@ def _prompt_of(task: str, recipe: Recipe) -> str:
         for name in OTHER_NAMES.get(task, ()):
             if recipe.prompts.get(name):
                 message = (
-                    f"this checkpoint has no prompt {task!r}, so none is put before the texts, "
-                    f"as in sentence-transformers; it has {name!r}: prompt_name={name!r} asks for it"
+                    f"this checkpoint has no prompt {task!r}, so none is put before the texts, as "
+                    f"in sentence-transformers; it has {name!r}, and prompt_name={name!r} asks for "
+                    "that"
                 )
                 warnings.warn(PromptWarning(message), stacklevel=stacklevel())
                 break

@@ -123,8 +123,7 @@ def test_a_worker_that_dies_is_named(bert: pyenc.TextEncoder) -> None:
         pids = processes(pool)
         os.kill(pids[1], signal.SIGKILL)
         with pytest.raises(WorkerError, match=r"worker 2 of 2 \(device cpu\) died: .*SIGKILL"):
-            for _ in range(1000):
-                pool.encode(MANY, **SMALL)
+            list(pool.encode_stream(MANY * 1000, **SMALL))
         assert not any(map(alive, pids))
         with pytest.raises(WorkerError, match="worker 2 of 2"):
             pool.encode("a")

@@ -44,7 +44,7 @@ def test_prompts(
 @pytest.mark.parametrize("name", ["passage", "corpus"])
 def test_a_passage_is_no_document_and_that_is_said(bert: pyenc.TextEncoder, name: str) -> None:
     encoder = prompted(bert, **{name: "p: "})
-    with pytest.warns(pyenc.PromptWarning, match=f"prompt_name='{name}' asks for it") as caught:
+    with pytest.warns(pyenc.PromptWarning, match=f"prompt_name='{name}' asks for that") as caught:
         got = encoder.encode_document("a")
     assert caught[0].filename == __file__
     assert (got == bert.encode("a")).all()

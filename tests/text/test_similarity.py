@@ -73,7 +73,7 @@ def test_by_the_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["maxsim", "dot_score", 3, ["cosine"]])
 def test_unknown_ones_are_refused(tmp_path: Path, name: Any) -> None:
-    with pytest.raises(CheckpointError, match="similarity_fn_name .* is not served; served: cos"):
+    with pytest.raises(CheckpointError, match=r"similarity_fn_name .* is not served; served: cos"):
         pyenc.load(with_similarity(tmp_path, name))
 
 
@@ -84,7 +84,7 @@ def test_bad_input(bert: pyenc.TextEncoder) -> None:
         bert.similarity(np.ones((1, 3, 4)), np.ones((2, 4)))
     with pytest.raises(InputError, match=r"one shape, .* got \(3, 4\) and \(2, 4\)"):
         bert.similarity_pairwise(np.ones((3, 4)), np.ones((2, 4)))
-    with pytest.raises(InputTypeError, match="floating point, got torch.int8"):
+    with pytest.raises(InputTypeError, match=r"floating point, got torch\.int8"):
         bert.similarity(np.ones((3, 4), dtype=np.int8), np.ones((2, 4), dtype=np.int8))
     with pytest.raises(InputTypeError, match="arrays of numbers"):
         bert.similarity("ab", ["c"])

@@ -1,4 +1,4 @@
-"""The verbs of a `TextEncoder` beside sentence-transformers' own, on the same folders and vectors."""
+"""The verbs of a `TextEncoder` beside sentence-transformers' own, on the same folders."""
 
 from __future__ import annotations
 
