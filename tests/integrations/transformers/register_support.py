@@ -16,9 +16,6 @@ from torch import Tensor
 
 from tests.conftest import GOLDEN, ROOT
 
-# By a module of it: a folder of these tests has its name.
-pytest.importorskip("transformers.modeling_utils")
-
 SERVED = (
     "gte_base_like_h4", "gte_large_like_h2", "gte_multilingual_like_h4", "jina_geglu_h2_d64",
     "jina_geglu_h4", "jina_geglu_h6", "jina_mlm_prefix_h4", "jina_original_h4", "jina_qk_h4",

@@ -8,14 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModel, BertConfig, BertModel, MPNetConfig, T5Config, masking_utils
 
 import pyenc
 from pyenc.errors import InputError
-from tests.integrations.transformers.register_support import registered as registered
 
-from pyenc.integrations.transformers.attention import attention_forward  # isort: skip
-from pyenc.integrations.transformers.mask import padding_mask  # isort: skip
+# By a module of it: a folder of tests has its name.
+pytest.importorskip("transformers.modeling_utils")
+
+from transformers import AutoModel, BertConfig, BertModel, MPNetConfig, T5Config, masking_utils
+
+from pyenc.integrations.transformers.attention import attention_forward
+from pyenc.integrations.transformers.mask import padding_mask
+from tests.integrations.transformers.register_support import registered as registered
 
 B, H, N, D = 3, 4, 21, 8
 SMALL: dict[str, Any] = {

@@ -11,11 +11,16 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, BertConfig, NomicBertConfig
 
 import pyenc
-from pyenc.integrations.transformers import naming
 from tests.conftest import GOLDEN, read_golden
+
+# By a module of it: a folder of tests has its name.
+pytest.importorskip("transformers.modeling_utils")
+
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, BertConfig, NomicBertConfig
+
+from pyenc.integrations.transformers import naming
 from tests.integrations.transformers.register_support import copied, hidden
 from tests.integrations.transformers.register_support import registered as registered
 

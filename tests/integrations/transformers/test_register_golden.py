@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 import pyenc
 from tests.conftest import CHECKPOINTS, GOLDEN, Golden, read_golden
+
+# By a module of it: a folder of tests has its name.
+pytest.importorskip("transformers.modeling_utils")
+
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
+
 from tests.integrations.transformers.register_support import LEFT, SERVED, copied, hidden
 from tests.integrations.transformers.register_support import registered as registered
 

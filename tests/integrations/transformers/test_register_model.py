@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 import pyenc
 from pyenc.errors import InputError
 from tests.conftest import GOLDEN, read_golden
+
+# By a module of it: a folder of tests has its name.
+pytest.importorskip("transformers.modeling_utils")
+
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
 from tests.integrations.transformers.register_support import copied
 from tests.integrations.transformers.register_support import registered as registered
 

@@ -10,11 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForMaskedLM
 
 import pyenc
 from pyenc.errors import CheckpointError, InputError
 from tests.conftest import GOLDEN, read_golden
+
+# By a module of it: a folder of tests has its name.
+pytest.importorskip("transformers.modeling_utils")
+
+from transformers import AutoModel, AutoModelForMaskedLM
+
+from pyenc.integrations.transformers.state import is_registered
 from tests.integrations.transformers.register_support import SERVED, fresh, hidden
 from tests.integrations.transformers.register_support import registered as registered
 
@@ -128,8 +134,6 @@ UNPICKLE = """
 import pickle, sys, torch
 model, ids = pickle.load(open(sys.argv[1], 'rb'))
 import pyenc
-from pyenc.integrations.transformers.state import is_registered
-from transformers import AutoModel
 print(is_registered(), type(AutoModel.from_pretrained(sys.argv[2])).__name__)
 torch.save(model(ids)[0], sys.argv[3])
 """
@@ -146,7 +150,6 @@ def test_unpickled_in_another_process(tmp_path: Path) -> None:
 
 
 def test_a_copy_does_not_register_again() -> None:
-    from pyenc.integrations.transformers.state import is_registered
 
     model = AutoModel.from_pretrained(JINA)
     pyenc.unregister()

@@ -7,6 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+import pyenc
+from tests.conftest import GOLDEN
+
+# By a module of it: a folder of tests has its name.
+pytest.importorskip("transformers.modeling_utils")
+
 from transformers import (
     CONFIG_MAPPING,
     AttentionInterface,
@@ -17,9 +24,7 @@ from transformers import (
     BertConfig,
 )
 
-import pyenc
 from pyenc.integrations.transformers.state import is_registered
-from tests.conftest import GOLDEN
 from tests.integrations.transformers.register_support import fresh
 
 JINA = GOLDEN / "jina_geglu_h4"
