@@ -19,6 +19,7 @@ from .errors import (
 from .forking import ForkWarning
 
 if TYPE_CHECKING:
+    from .integrations.sentence_transformers import AccelerationWarning, accelerate
     from .models import Encoder, EncoderConfig
     from .ops import use_backend
     from .text import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccelerationWarning",
     "AssumptionWarning",
     "BackendError",
     "CheckpointError",
@@ -47,12 +49,14 @@ __all__ = [
     "TruncationWarning",
     "UnknownArchitectureError",
     "__version__",
+    "accelerate",
     "load",
     "use_backend",
 ]
 
 # Imported when first asked for: `pyenc --help` and a mistyped option must not wait for torch.
 _LAZY = {
+    "AccelerationWarning": ".integrations.sentence_transformers",
     "AssumptionWarning": ".text",
     "Encoder": ".models",
     "EncoderConfig": ".models",
@@ -60,6 +64,7 @@ _LAZY = {
     "TextEncoder": ".text",
     "TokenVectors": ".text",
     "TruncationWarning": ".text",
+    "accelerate": ".integrations.sentence_transformers",
     "load": ".text",
     "use_backend": ".ops",
 }

@@ -115,7 +115,7 @@ def _check_names(
 ) -> None:
     """Every parameter is one of the family's, and the other way round."""
     used = {name for names in sources.values() for name in names}
-    for name in known.keys() - used:
+    for name in sorted(known.keys() - used):
         first = family.same.get(name.removeprefix(prefix))
         if first is None or prefix + first not in known:
             raise Refused(

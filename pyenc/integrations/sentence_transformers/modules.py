@@ -35,6 +35,11 @@ BATCH_TOKENS = 4096
 """Tokens that a CPU takes through all layers at a time, where no gradient is wanted: what the
 layers make in between stays small, and near."""
 
+SMALL = 2**24
+"""Tokens, and sixteen times the padding beside them, times the square of the channels: below it a
+batch is computed by the model's own code. Around a product of that size the calls cost as much as
+the padding does (bench/accelerate.py: one short text at a time)."""
+
 PACKED = "_pyenc_packed"
 """Attribute of a tensor of token embeddings: (where its rows are, the packed states)."""
 
@@ -78,6 +83,9 @@ class PackedTransformer(Standing):
             found: dict[str, Any] = self.own().forward(features, **kwargs)
             return found
         packed = packed_batch(features, borrowed)
+        if packed is None:
+            found = self.own().forward(features)
+            return found
         hidden_TC = packed_states(borrowed.encoder, packed)
         states_BNC = packed.unpack(hidden_TC)
         setattr(states_BNC, PACKED, (packed, hidden_TC))
@@ -86,8 +94,10 @@ class PackedTransformer(Standing):
 
     def _borrowed(self, features: dict[str, Any]) -> Borrowed | None:
         """The encoder, if it is to serve these features now."""
-        ids = features.get("input_ids")
-        if not features.keys() <= READ | PASSED or not isinstance(ids, Tensor) or ids.ndim != 2:
+        ids, mask = features.get("input_ids"), features.get("attention_mask")
+        if not features.keys() <= READ | PASSED or not (
+            isinstance(ids, Tensor) and isinstance(mask, Tensor) and ids.ndim == mask.ndim == 2
+        ):
             return None
         model = self.model
         settings: Any = getattr(model, "config", None)
@@ -166,15 +176,18 @@ class PackedPooling(Standing):
         return features
 
 
-def packed_batch(features: dict[str, Any], borrowed: Borrowed) -> Packed:
-    """The features' tokens without their padding."""
-    encoder, mask = borrowed.encoder, features.get("attention_mask")
+def packed_batch(features: dict[str, Any], borrowed: Borrowed) -> Packed | None:
+    """The features' tokens without their padding; None: too few to gain by it."""
+    config, ids, mask = borrowed.encoder.config, features["input_ids"], features["attention_mask"]
+    tokens = int(mask.sum())
+    if ids.device.type == "cpu":
+        weighed = tokens + 16 * (ids.numel() - tokens)
+        if weighed * config.hidden_size**2 < SMALL:
+            return None
     types = None
-    if borrowed.token_types and encoder.config.type_vocab_size:
+    if borrowed.token_types and config.type_vocab_size:
         types = features.get("token_type_ids")
-    if mask is not None and bool(mask.all()):
-        mask = None
-    return pack(features["input_ids"], mask, types, encoder.config.padding_id)
+    return pack(ids, None if tokens == ids.numel() else mask, types, config.padding_id)
 
 
 def packed_states(encoder: Encoder, packed: Packed) -> Tensor:
