@@ -29,11 +29,6 @@ class Standing:
         """The object as its own class has it."""
         return super(_subclass(type(self)), self)  # type: ignore[misc]
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """As the object's own class does it, under the reader's class of ours."""
-        _, arguments, *rest = self.own().__reduce_ex__(max(2, int(protocol)))
-        return (_new, (*stands_for(type(self)), *arguments[1:]), *rest)
-
 
 def put(thing: object, ours: type[Standing]) -> None:
     """Make it one of ours, as well as what it is."""
@@ -49,7 +44,9 @@ def take_away(thing: object) -> None:
 def standing(ours: type[Standing], theirs: type) -> type:
     """The class that stands for `theirs`."""
     if (ours, theirs) not in _made:
-        body = {key: getattr(theirs, key) for key in ("__module__", "__qualname__", "__doc__")}
+        # In the subclass alone: through `own` one would come upon it again.
+        body: dict[str, Any] = {"__reduce_ex__": _reduce}
+        body |= {key: getattr(theirs, key) for key in ("__module__", "__qualname__", "__doc__")}
         for base in (Standing, ours):
             body |= {k: v for k, v in vars(base).items() if isinstance(v, FunctionType)}
         _made[ours, theirs] = type(theirs)(theirs.__name__, (theirs, ours), body)
@@ -65,6 +62,12 @@ def stands_for(made: type) -> tuple[type[Standing], type]:
 def _subclass(made: type) -> type:
     known = set(_made.values())
     return next(each for each in made.__mro__ if each in known)
+
+
+def _reduce(thing: Standing, protocol: Any) -> Any:
+    """As the object's own class is pickled, under the reader's class of ours."""
+    _, arguments, *rest = thing.own().__reduce_ex__(max(2, int(protocol)))
+    return (_new, (*stands_for(type(thing)), *arguments[1:]), *rest)
 
 
 def _new(ours: type[Standing], theirs: type, *arguments: Any) -> Any:
