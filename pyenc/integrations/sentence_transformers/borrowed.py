@@ -40,7 +40,7 @@ class Borrowed:
         self.encoder = encoder_on(model)
         check_same(model, self.encoder)
         self.token_types = "token_type_ids" in inspect.signature(model.forward).parameters
-        self._modules = list(model.modules())
+        self._modules = [module for module in model.modules() if module is not model]
         self._parts = parts_of(model)
 
     def changed(self, model: nn.Module) -> bool:
@@ -49,7 +49,7 @@ class Borrowed:
 
     def hooked(self) -> bool:
         """Whether something is to happen when one of the model's own modules is called."""
-        return any(interfered(module) for module in self._modules)
+        return "forward" in self.model.__dict__ or any(map(interfered, self._modules))
 
     @property
     def dropout(self) -> bool:

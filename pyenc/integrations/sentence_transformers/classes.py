@@ -3,12 +3,14 @@
 As torch does it (`torch.nn.utils.parametrize`, FSDP): the object gets a subclass of its class, and
 gets its class back. Nothing of it moves, so that names in a `state_dict`, references that others
 hold, and hooks stay what they were. The subclass carries the name and module of the class that it
-stands for, since sentence-transformers writes them into `modules.json`; pickling goes by the class
-itself, so that a spawned worker has the same.
+stands for, since sentence-transformers writes them into `modules.json`; it is pickled as what it is
+made of, so that a spawned worker has the same.
 """
 
 from __future__ import annotations
 
+import copyreg
+import functools
 from types import FunctionType
 from typing import Any
 
@@ -44,13 +46,23 @@ def take_away(thing: object) -> None:
 def standing(ours: type[Standing], theirs: type) -> type:
     """The class that stands for `theirs`."""
     if (ours, theirs) not in _made:
-        # In the subclass alone: through `own` one would come upon it again.
-        body: dict[str, Any] = {"__reduce_ex__": _reduce}
-        body |= {key: getattr(theirs, key) for key in ("__module__", "__qualname__", "__doc__")}
+        body = {key: getattr(theirs, key) for key in ("__module__", "__qualname__", "__doc__")}
         for base in (Standing, ours):
             body |= {k: v for k, v in vars(base).items() if isinstance(v, FunctionType)}
-        _made[ours, theirs] = type(theirs)(theirs.__name__, (theirs, ours), body)
+        _made[ours, theirs] = _kind_of(type(theirs))(theirs.__name__, (theirs, ours), body)
     return _made[ours, theirs]
+
+
+@functools.cache
+def _kind_of(kind: type) -> type:
+    """The metaclass of a subclass: pickle looks for other classes under their names."""
+    own = type(kind.__name__, (kind,), {})
+    copyreg.pickle(own, _reduce)  # type: ignore[arg-type]
+    return own
+
+
+def _reduce(made: type) -> tuple[Any, ...]:
+    return standing, stands_for(made)
 
 
 def stands_for(made: type) -> tuple[type[Standing], type]:
@@ -62,14 +74,3 @@ def stands_for(made: type) -> tuple[type[Standing], type]:
 def _subclass(made: type) -> type:
     known = set(_made.values())
     return next(each for each in made.__mro__ if each in known)
-
-
-def _reduce(thing: Standing, protocol: Any) -> Any:
-    """As the object's own class is pickled, under the reader's class of ours."""
-    _, arguments, *rest = thing.own().__reduce_ex__(max(2, int(protocol)))
-    return (_new, (*stands_for(type(thing)), *arguments[1:]), *rest)
-
-
-def _new(ours: type[Standing], theirs: type, *arguments: Any) -> Any:
-    made = standing(ours, theirs)
-    return made.__new__(made, *arguments)
