@@ -49,10 +49,14 @@ examples:
 def add_to(parser: argparse.ArgumentParser) -> None:
     """All of them; `refuse` says which a program has not."""
     parser.add_argument(
-        "op", metavar="OP", nargs="?", help="attention, ..., models, accelerate, tune, or all (but tune)"
+        "op",
+        metavar="OP",
+        nargs="?",
+        help="attention, ..., models, accelerate, tune, or all (but tune)",
     )
     parser.add_argument(
-        "--device", help="cpu, cuda, cuda:1, ...; default: cpu (tune: cuda); models, accelerate: cpu alone"
+        "--device",
+        help="cpu, cuda, cuda:1, ...; default: cpu (tune: cuda); models, accelerate: cpu alone",
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, action="append",

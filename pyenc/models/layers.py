@@ -196,9 +196,7 @@ class Attention(nn.Module):
     def __init__(self, config: EncoderConfig, index: int) -> None:
         super().__init__()
         width = config.num_heads * config.head_dim
-        self.qkv: Linear | SplitLinear = Linear(
-            config.hidden_size, 3 * width, bias=config.qkv_bias
-        )
+        self.qkv: Linear | SplitLinear = Linear(config.hidden_size, 3 * width, bias=config.qkv_bias)
         self.q_norm = Norm(config, width) if config.qk_norm else None
         self.k_norm = Norm(config, width) if config.qk_norm else None
         self.out = Linear(width, config.hidden_size, bias=config.out_bias)
@@ -293,6 +291,7 @@ class FeedForward(nn.Module):
                 first_TF, second_TF = second_TF, first_TF
             m_TF = gated_activation(first_TF, second_TF, self.activation, backend=backend)
         elif self.gated:
+            assert isinstance(self.up, Linear)
             m_TF = gated_linear(
                 x_TC, self.up.weight, self.up.bias, self.activation, self.gate_first,
                 backend=backend,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sentence_transformers
 from sentence_transformers import SentenceTransformer
-from torch import nn
 
 from ...errors import InputTypeError
 from .borrowed import Borrowed
@@ -32,7 +31,8 @@ class AcceleratedModel(Standing):
         Returns:
             The model itself.
         """
-        return restore(self)
+        whole: Any = self
+        return restore(whole)  # type: ignore[no-any-return]
 
 
 def accelerate(model: Model) -> Model:
@@ -77,7 +77,7 @@ def accelerate(model: Model) -> Model:
 
         if not len(model):
             raise Refused("it has no modules")
-        first: nn.Module = model[0]
+        first: Any = model[0]
         check_first(first, Transformer)
         borrowed = Borrowed(first.model)
     except Refused as reason:

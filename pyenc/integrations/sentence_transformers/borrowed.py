@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import InputError, UnknownArchitectureError
+from ...errors import CheckpointError, InputError, UnknownArchitectureError
 from ...models import Encoder, EncoderConfig
 from ...models.families import ConfigFile, Family, Parts, recognise
 from ...models.layers import Linear, SplitLinear
@@ -93,9 +93,7 @@ def encoder_on(model: nn.Module) -> Encoder:
     except UnknownArchitectureError as error:
         kind = type(model).__name__
         raise Refused(f"pyenc knows no family of encoders that {kind} is: {error}") from error
-    except InputError as error:
-        raise Refused(str(error)) from error
-    except ValueError as error:  # a CheckpointError
+    except (InputError, CheckpointError) as error:
         raise Refused(str(error)) from error
     if shape.rotary is not None and shape.rotary.dynamic_factor is not None:
         raise Refused("its rotary positions are scaled by the width of a batch")
@@ -123,14 +121,14 @@ def _check_names(
                 "transformers took it for another model than it is (pyenc.load does not)"
             )
         if parameters[name] is not parameters[prefix + first]:
-            raise Refused(f"{name} and {prefix + first} are no longer tied: one weight by two names")
+            raise Refused(
+                f"{name} and {prefix + first} are no longer tied: one weight by two names"
+            )
     if missing := sorted(used - known.keys()):
         raise Refused(f"{type(model).__name__} lacks {missing[0]}, which {family.name} has")
 
 
-def _assembled(
-    shape: EncoderConfig, held: Parts, parameters: dict[str, nn.Parameter]
-) -> Encoder:
+def _assembled(shape: EncoderConfig, held: Parts, parameters: dict[str, nn.Parameter]) -> Encoder:
     with torch.device("meta"):
         encoder = Encoder(shape)
     expected = {name: tuple(p.shape) for name, p in encoder.named_parameters()}

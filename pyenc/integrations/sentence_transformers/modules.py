@@ -84,8 +84,8 @@ class PackedTransformer(Standing):
             return found
         packed = packed_batch(features, borrowed)
         if packed is None:
-            found = self.own().forward(features)
-            return found
+            whole: dict[str, Any] = self.own().forward(features)
+            return whole
         hidden_TC = packed_states(borrowed.encoder, packed)
         states_BNC = packed.unpack(hidden_TC)
         setattr(states_BNC, PACKED, (packed, hidden_TC))

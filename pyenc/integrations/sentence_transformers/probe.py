@@ -1,4 +1,4 @@
-"""Whether a transformers model and an `Encoder` on its parameters are one function: a few tokens."""
+"""Whether a transformers model and an `Encoder` on its parameters are one function."""
 
 from __future__ import annotations
 

@@ -61,7 +61,8 @@ def as_in_files(names: Iterable[str], model_type: object) -> dict[str, tuple[str
     found: dict[str, tuple[str, ...]] = {}
     there = set(names)
     for name in names:
-        stored, parts = name, (name,)
+        stored = name
+        parts: tuple[str, ...] = (name,)
         for whole, pieces in spelling.joined.items():
             piece = next((p for p in pieces if f".{p}." in name), None)
             if piece is not None:

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("sentence_transformers")
 
-from pyenc.integrations.sentence_transformers import accelerate, modules  # noqa: E402
-from tests.integrations.sentence_transformers.models import NAMES, loaded  # noqa: E402
+from pyenc.integrations.sentence_transformers import accelerate, modules
+from tests.integrations.sentence_transformers.models import NAMES, loaded
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def _whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
     """(plain, accelerated), float32, to be left as they are."""
     plain = loaded(request.param)
-    yield plain, accelerate(copy.deepcopy(plain))
+    return plain, accelerate(copy.deepcopy(plain))
 
 
 @pytest.fixture

@@ -32,7 +32,8 @@ def is_accelerated(model: Any) -> bool:
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 def test_vectors(pair: Pair, batch_size: int) -> None:
     plain, ours = pair
-    assert is_accelerated(ours) and not is_accelerated(plain)
+    assert is_accelerated(ours)
+    assert not is_accelerated(plain)
     a, b = (m.encode(TEXTS, batch_size=batch_size) for m in (plain, ours))
     assert a.dtype == b.dtype
     assert off(a, b) <= NEAR
@@ -67,7 +68,9 @@ def test_verbs(pair: Pair) -> None:
     assert off(*(m.encode(TEXTS[3]) for m in pair)) <= NEAR
     assert off(*(m.encode(TEXTS, normalize_embeddings=True, truncate_dim=7) for m in pair)) <= NEAR
     a, b = (m.encode(TEXTS, convert_to_tensor=True) for m in pair)
-    assert isinstance(b, torch.Tensor) and a.device == b.device and a.dtype == b.dtype
+    assert isinstance(b, torch.Tensor)
+    assert a.device == b.device
+    assert a.dtype == b.dtype
     assert ours.encode([]).shape == plain.encode([]).shape
 
 
@@ -112,7 +115,8 @@ def test_precision(precision: str) -> None:
     ours = accelerate(copy.deepcopy(plain))
     texts = [f"{text} {i}" for i in range(20) for text in TEXTS]
     a, b = (m.encode(texts, precision=precision) for m in (plain, ours))
-    assert a.dtype == b.dtype and a.shape == b.shape
+    assert a.dtype == b.dtype
+    assert a.shape == b.shape
     differing = (a != b).mean()
     # A value at the edge of a step may fall on the other side of it.
     assert differing < 0.01, differing
@@ -194,6 +198,17 @@ def test_half(pair: Pair, dtype: torch.dtype) -> None:
         vectors = model.encode(TEXTS, convert_to_tensor=True)
         assert vectors.dtype == dtype
         far.append(off(vectors.float(), truth))
+    assert far[1] <= 2 * far[0] + 1e-6
+
+
+def test_t5_in_halves_of_its_own() -> None:
+    """transformers keeps some weights of a T5 in float32: served as they are."""
+    plain = loaded("t5_mean_relu_h4", dtype=torch.float16)
+    assert len({p.dtype for p in plain.parameters()}) == 2
+    truth = loaded("t5_mean_relu_h4").encode(TEXTS)
+    ours = accelerate(copy.deepcopy(plain))
+    assert is_accelerated(ours)
+    far = [off(m.encode(TEXTS).astype(np.float32), truth) for m in (plain, ours)]
     assert far[1] <= 2 * far[0] + 1e-6
 
 

@@ -24,7 +24,8 @@ def refused(model: Any, why: str) -> None:
     held = [set(vars(module)) for module in model.modules()]
     with pytest.warns(AccelerationWarning, match=why) as told:
         assert pyenc.accelerate(model) is model
-    assert len(told) == 1 and told[0].filename == __file__
+    assert len(told) == 1
+    assert told[0].filename == __file__
     assert [type(module) for module in model.modules()] == kinds
     assert [set(vars(module)) for module in model.modules()] == held
     assert not is_accelerated(model)

@@ -1,4 +1,4 @@
-"""An accelerated model is the same objects with the same weights: saved, copied, trained, undone."""
+"""An accelerated model is the same objects and weights: saved, copied, trained, undone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def test_restore(bert: Any) -> None:
     after = dict(bert.named_modules())
     assert after.keys() == before.keys()
     for name, (module, kind) in before.items():
-        assert after[name] is module and type(module) is kind
+        assert after[name] is module
+        assert type(module) is kind
         assert vars(module).keys() == own[name].keys()
     assert all(parameters[name] is p for name, p in bert.named_parameters())
     assert off(bert.encode(TEXTS), vectors) == 0
@@ -48,7 +49,8 @@ def test_twice_is_once(bert: Any) -> None:
     accelerate(bert)
     slot, kinds = bert[0]._pyenc, [type(m) for m in bert.modules()]
     assert accelerate(bert) is bert
-    assert bert[0]._pyenc is slot and [type(m) for m in bert.modules()] == kinds
+    assert bert[0]._pyenc is slot
+    assert [type(m) for m in bert.modules()] == kinds
     bert.restore()
     assert not is_accelerated(bert)
     assert is_accelerated(accelerate(bert))
@@ -64,7 +66,8 @@ def test_a_subclass_of_ones_own(bert: Any) -> None:
     mine = Mine(modules=list(bert), device="cpu")
     vectors = mine.shout(TEXTS)
     accelerate(mine)
-    assert isinstance(mine, Mine) and type(mine).__name__ == "Mine"
+    assert isinstance(mine, Mine)
+    assert type(mine).__name__ == "Mine"
     assert off(mine.shout(TEXTS), vectors) <= NEAR
     assert type(mine.restore()) is Mine
 
@@ -110,7 +113,8 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 def test_gradients_reach_its_parameters(pair: Pair) -> None:
     plain, ours = (copy.deepcopy(m).eval() for m in pair)
     a, b = gradients(plain), gradients(ours)
-    assert a.keys() == b.keys() and len(a) > 10
+    assert a.keys() == b.keys()
+    assert len(a) > 10
     for name, grad in a.items():
         largest = float(grad.abs().max())
         assert off(grad, b[name]) <= 1e-4 * max(1e-2, largest), name
@@ -149,7 +153,8 @@ def test_training_without_dropout_is_packed(name: str, monkeypatch: pytest.Monke
 def test_copies_are_accelerated(pair: Pair, how: str) -> None:
     _, ours = pair
     other = pickle.loads(pickle.dumps(ours)) if how == "pickle" else copy.deepcopy(ours)
-    assert is_accelerated(other) and type(other) is type(ours)
+    assert is_accelerated(other)
+    assert type(other) is type(ours)
     assert off(ours.encode(TEXTS), other.encode(TEXTS)) == 0
     assert other[0]._pyenc.borrowed is not ours[0]._pyenc.borrowed
     assert {id(p) for p in other[0]._pyenc.borrowed.encoder.parameters()} <= {
@@ -201,9 +206,10 @@ def test_hooks_are_run(bert: Any) -> None:
     seen = []
     handle = ours[0].model.encoder.layer[0].register_forward_hook(lambda *given: seen.append(1))
     with pytest.warns(AccelerationWarning, match="hooks") as told:
-        assert off(ours.encode(TEXTS), vectors) <= NEAR
-        ours.encode(TEXTS)
-    assert len(told) == 1 and len(seen) >= 2
+        again = [ours.encode(TEXTS) for _ in range(2)]
+    assert off(again[0], vectors) <= NEAR
+    assert len(told) == 1
+    assert len(seen) >= 2
     handle.remove()
     ours.encode(TEXTS)
     assert len(seen) == 2
@@ -217,8 +223,8 @@ def test_an_exchanged_layer_counts(bert: Any) -> None:
         torch.manual_seed(0)
         layer.output.dense = torch.nn.Sequential(layer.output.dense, torch.nn.Tanh())
     with pytest.warns(AccelerationWarning) as told:
-        assert off(plain.encode(TEXTS), ours.encode(TEXTS)) == 0
-        ours.encode(TEXTS)
+        again = [ours.encode(TEXTS) for _ in range(2)]
+    assert off(plain.encode(TEXTS), again[0]) == 0
     assert len(told) == 1
     for model in (plain, ours):
         model[0].model.encoder.layer[0].output.dense = layer.output.dense[0]
@@ -260,7 +266,10 @@ def test_spawned_workers(bert: Any) -> None:
 def test_trainer(pair: Pair, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     pytest.importorskip("accelerate")
-    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers import (
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
     data = datasets.Dataset.from_dict({"anchor": TEXTS[:4], "positive": TEXTS[4:8]})
