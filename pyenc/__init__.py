@@ -21,6 +21,7 @@ from .errors import (
 from .forking import ForkWarning
 
 if TYPE_CHECKING:
+    from .integrations.sentence_transformers import AccelerationWarning, accelerate
     from .integrations.transformers import register, unregister
     from .models import Encoder, EncoderConfig
     from .ops import use_backend
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccelerationWarning",
     "AssumptionWarning",
     "BackendError",
     "CalibrationWarning",
@@ -50,8 +52,8 @@ __all__ = [
     "ForkWarning",
     "InputError",
     "LongWordWarning",
-    "PromptWarning",
     "MissingPackageError",
+    "PromptWarning",
     "PyencError",
     "TextEncoder",
     "TokenVectors",
@@ -59,6 +61,7 @@ __all__ = [
     "UnknownArchitectureError",
     "WorkerError",
     "__version__",
+    "accelerate",
     "load",
     "quantize",
     "register",
@@ -68,6 +71,7 @@ __all__ = [
 
 # Imported when first asked for: `pyenc --help` and a mistyped option must not wait for torch.
 _LAZY = {
+    "AccelerationWarning": ".integrations.sentence_transformers",
     "AssumptionWarning": ".text",
     "CalibrationWarning": ".text",
     "Encoder": ".models",
@@ -78,6 +82,7 @@ _LAZY = {
     "TextEncoder": ".text",
     "TokenVectors": ".text",
     "TruncationWarning": ".text",
+    "accelerate": ".integrations.sentence_transformers",
     "load": ".text",
     "quantize": ".text",
     "register": ".integrations.transformers",

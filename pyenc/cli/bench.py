@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from .bench_options import ALL, BESIDES, MODELS, TUNE, refuse, words
+from .bench_options import ACCELERATE, ALL, BESIDES, MODELS, TUNE, refuse, words
 from .nearest import suggestion
 from .streams import printing
 
@@ -63,9 +63,10 @@ def _all(found: list[str], args: argparse.Namespace) -> int:
     args.among_all = True
     cuda = (args.device or "cpu") != "cpu"
     if cuda or args.warm:
-        found.remove(MODELS) if MODELS in found else None
         why = "whole encoders are measured on the CPU" if cuda else "nothing of theirs is kept"
-        print(f"{MODELS}: left out, {why}", flush=True)
+        for whole in (MODELS, ACCELERATE):
+            found.remove(whole) if whole in found else None
+            print(f"{whole}: left out, {why}", flush=True)
     if args.warm:
         return _warm(found, args)
     if cuda and not (args.quick or args.list):

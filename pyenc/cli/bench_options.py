@@ -15,10 +15,12 @@ from ..errors import InputError
 ALL = "all"
 MODELS = "models"
 """Whole encoders, on the CPU alone."""
+ACCELERATE = "accelerate"
+"""sentence-transformers beside itself with `pyenc.accelerate`, on the CPU alone."""
 TUNE = "tune"
 """Tries tile sizes on a GPU, products of linear layers on a CPU; compares with nobody: not among
 all."""
-BESIDES = (MODELS, TUNE)
+BESIDES = (MODELS, ACCELERATE, TUNE)
 """The programs that are not of one op."""
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -47,10 +49,14 @@ examples:
 def add_to(parser: argparse.ArgumentParser) -> None:
     """All of them; `refuse` says which a program has not."""
     parser.add_argument(
-        "op", metavar="OP", nargs="?", help="attention, ..., models, tune, or all (but tune)"
+        "op",
+        metavar="OP",
+        nargs="?",
+        help="attention, ..., models, accelerate, tune, or all (but tune)",
     )
     parser.add_argument(
-        "--device", help="cpu, cuda, cuda:1, ...; default: cpu (tune: cuda); models: cpu alone"
+        "--device",
+        help="cpu, cuda, cuda:1, ...; default: cpu (tune: cuda); models, accelerate: cpu alone",
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, action="append",
@@ -140,15 +146,18 @@ def refuse(options: argparse.Namespace, ops: Iterable[str]) -> None:
             raise InputError(f"{op} has no --{name}: {_these(programs)}")
     if op == ALL and options.out is not None:
         raise InputError("--out names one file: give one OP, or leave out --out")
-    if op == MODELS and (options.device or "cpu") != "cpu":
+    if op in (MODELS, ACCELERATE) and (options.device or "cpu") != "cpu":
         raise InputError(
-            f"models are measured on the CPU alone: --device {options.device} is of "
+            f"{op} {'are' if op == MODELS else 'is'} measured on the CPU alone: --device "
+            f"{options.device} is of "
             f"{', '.join(but_models)}"
         )
     if op == MODELS and options.long:
         _refuse_beside_long(options)
-    if options.plot and op == TUNE:
-        raise InputError(f"tune has no --plot: {_these((*ops, MODELS, ALL))}")
+    if op == ACCELERATE and set(options.dtype or ()) - {"float32"}:
+        raise InputError("accelerate is measured in float32 alone")
+    if options.plot and op in (TUNE, ACCELERATE):
+        raise InputError(f"{op} has no --plot: {_these((*ops, MODELS, ALL))}")
     if options.plot and options.quick and options.out is None:
         raise InputError("--plot draws the JSON file, and --quick writes none without --out")
     if tunes_a_processor(options):

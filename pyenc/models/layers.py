@@ -5,6 +5,7 @@ Shapes as suffixes: T packed tokens, H heads, D head dim, C channels, F feed-for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from ..ops import (
     add_layer_norm,
     add_rms_norm,
     attention,
+    gated_activation,
     gated_linear,
     linear,
     rotary,
@@ -117,6 +119,27 @@ class Linear(nn.Linear):
     ) -> Tensor:
         return linear(x_TC, self.weight, self.bias, activation, backend=backend)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
+
+class SplitLinear(nn.Module):
+    """As `Linear`, where its rows lie in several weights (q, k and v; gate and value): a product
+    each, no copy. For parameters that are another module's and stay there."""
+
+    def __init__(self, parts: Sequence[Linear]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x_TC: Tensor, backend: str | None) -> tuple[Tensor, ...]:
+        """The result's channels, a tensor a part."""
+        return tuple(part(x_TC, backend) for part in self.parts)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
 
 class Layer(nn.Module):
     """x = norm(x + attention(x)); x = norm(x + feed_forward(x))."""
@@ -160,10 +183,10 @@ class PreNormLayer(nn.Module):
         if self.attention_norm is not None:
             y_TC, x_TC = self.attention_norm(x_TC, term_TC, call.backend)
         # Where the sums are wider than the weights, the products are not.
-        y_TC = y_TC.to(self.attention.qkv.weight.dtype)
+        y_TC = y_TC.to(self.attention.qkv.dtype)
         a_TC = F.dropout(self.attention(y_TC, call), self.dropout, self.training)
         y_TC, x_TC = self.feed_forward_norm(x_TC, a_TC, call.backend)
-        y_TC = y_TC.to(self.feed_forward.up.weight.dtype)
+        y_TC = y_TC.to(self.feed_forward.up.dtype)
         return x_TC, self.feed_forward(y_TC, call.backend)
 
 
@@ -173,7 +196,7 @@ class Attention(nn.Module):
     def __init__(self, config: EncoderConfig, index: int) -> None:
         super().__init__()
         width = config.num_heads * config.head_dim
-        self.qkv = Linear(config.hidden_size, 3 * width, bias=config.qkv_bias)
+        self.qkv: Linear | SplitLinear = Linear(config.hidden_size, 3 * width, bias=config.qkv_bias)
         self.q_norm = Norm(config, width) if config.qk_norm else None
         self.k_norm = Norm(config, width) if config.qk_norm else None
         self.out = Linear(width, config.hidden_size, bias=config.out_bias)
@@ -206,22 +229,23 @@ class Attention(nn.Module):
 
     def _heads(self, x_TC: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
         heads, dim = self.heads
-        qkv_TC = self.qkv(x_TC, call.backend)
         turn = call.local_turn if self.window is not None else call.turn
-        if turn is not None:
+
+        def turned(y_THD: Tensor, turn: Turn) -> Tensor:
+            return rotary(y_THD, turn.cos_TD, turn.sin_TD, turn.rows_T, backend=call.backend)
+
+        if turn is not None and isinstance(self.qkv, Linear):
             # One call for both: the heads of k are further heads of q.
+            qkv_TC = self.qkv(x_TC, call.backend)
             qk_TC, v_TC = qkv_TC.split((2 * heads * dim, heads * dim), dim=-1)
-            qk_THD = rotary(
-                qk_TC.unflatten(-1, (2 * heads, dim)),
-                turn.cos_TD,
-                turn.sin_TD,
-                turn.rows_T,
-                backend=call.backend,
-            )
+            qk_THD = turned(qk_TC.unflatten(-1, (2 * heads, dim)), turn)
             q_THD, k_THD = qk_THD.chunk(2, dim=1)
             v_THD = v_TC.unflatten(-1, self.heads)
         else:
-            q_TC, k_TC, v_TC = qkv_TC.chunk(3, dim=-1)
+            if isinstance(self.qkv, SplitLinear):
+                q_TC, k_TC, v_TC = self.qkv(x_TC, call.backend)
+            else:
+                q_TC, k_TC, v_TC = self.qkv(x_TC, call.backend).chunk(3, dim=-1)
             if self.q_norm is not None and self.k_norm is not None:
                 q_TC, _ = self.q_norm(q_TC, None, call.backend)
                 k_TC, _ = self.k_norm(k_TC, None, call.backend)
@@ -229,6 +253,8 @@ class Attention(nn.Module):
             q_THD, k_THD, v_THD = (
                 y.to(v_TC.dtype).unflatten(-1, self.heads) for y in (q_TC, k_TC, v_TC)
             )
+            if turn is not None:
+                q_THD, k_THD = turned(q_THD, turn), turned(k_THD, turn)
         if call.query_scale is not None:
             q_THD = q_THD * call.query_scale.to(q_THD.dtype)
         return q_THD, k_THD, v_THD
@@ -240,7 +266,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         rows = config.intermediate_size * (2 if config.gated else 1)
-        self.up = Linear(config.hidden_size, rows, bias=config.up_bias)
+        self.up: Linear | SplitLinear = Linear(config.hidden_size, rows, bias=config.up_bias)
         self.down = Linear(config.intermediate_size, config.hidden_size, bias=config.down_bias)
         self.activation = config.activation
         self.gated = config.gated
@@ -259,7 +285,13 @@ class FeedForward(nn.Module):
     def rows(self, x_TC: Tensor, backend: str | None) -> Tensor:
         """The arithmetic; each token for itself."""
         inner, outer = (self.dropout if drops else 0.0 for drops in self.drops)
-        if self.gated:
+        if self.gated and isinstance(self.up, SplitLinear):
+            first_TF, second_TF = self.up(x_TC, backend)
+            if not self.gate_first:
+                first_TF, second_TF = second_TF, first_TF
+            m_TF = gated_activation(first_TF, second_TF, self.activation, backend=backend)
+        elif self.gated:
+            assert isinstance(self.up, Linear)
             m_TF = gated_linear(
                 x_TC, self.up.weight, self.up.bias, self.activation, self.gate_first,
                 backend=backend,

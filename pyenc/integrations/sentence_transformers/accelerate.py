@@ -1,0 +1,100 @@
+"""`pyenc.accelerate`: a loaded SentenceTransformer goes on under its own API, its tokens packed."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import sentence_transformers
+from sentence_transformers import SentenceTransformer
+
+from ...errors import InputTypeError
+from .borrowed import Borrowed
+from .classes import Standing, put, take_away
+from .modules import PackedPooling, PackedTransformer, Slot
+from .refusals import Refused, check_first, check_version, warn
+
+TESTED = {"sentence-transformers": ("6.0.0", "6.1.0", "6.2.0"), "transformers": ("5.24.0",)}
+"""Versions that the tests were run with."""
+
+Model = TypeVar("Model", bound=SentenceTransformer)
+
+
+class AcceleratedModel(Standing):
+    """Stands for `SentenceTransformer`: it can be restored."""
+
+    __slots__ = ()
+
+    def restore(self) -> SentenceTransformer:
+        """Undo `pyenc.accelerate`: every object is of its own class again, and all are the same
+        objects that they were.
+
+        Returns:
+            The model itself.
+        """
+        whole: Any = self
+        return restore(whole)  # type: ignore[no-any-return]
+
+
+def accelerate(model: Model) -> Model:
+    """Run the encoder of a SentenceTransformer on pyenc; everything else of it stays as it is.
+
+    The model that is given is changed and returned. It goes on tokenizing, pooling, normalising,
+    saving and training by its own code under its own API; what its first module makes of a padded
+    batch is computed packed, without the padding, on the very parameters that it has: nothing is
+    held twice, and what is done to them later (an optimizer, `load_state_dict`, `.to`, `.half`)
+    counts. A mean is taken over the packed states. `model.restore()` undoes it.
+
+    A copy of the model, and its copies in spawned workers, are accelerated as well. To accelerate
+    it twice is to accelerate it once.
+
+    What is run by the model's own code as before: training with dropout or gradient checkpointing
+    (so that a seeded run draws what it always drew), `output_hidden_states`, features that are not
+    plain token ids, torch.compile, and, with one warning, a model whose modules have hooks or were
+    exchanged for others since.
+
+    Args:
+        model: of sentence-transformers 6.x, with a `Transformer` of one of the families that
+            `pyenc models` lists as its first module.
+
+    Returns:
+        The same object. Where it cannot be accelerated it is left as it was, with one
+        `AccelerationWarning` that says why.
+
+    Raises:
+        InputTypeError: it is no SentenceTransformer.
+    """
+    if not isinstance(model, SentenceTransformer):
+        raise InputTypeError(
+            f"accelerate takes a SentenceTransformer, got {type(model).__module__}."
+            f"{type(model).__qualname__}"
+        )
+    if isinstance(model, AcceleratedModel):
+        return model
+    try:
+        check_version(sentence_transformers.__version__)
+        from sentence_transformers.base.modules import Transformer
+        from sentence_transformers.sentence_transformer.modules import Pooling
+
+        if not len(model):
+            raise Refused("it has no modules")
+        first: Any = model[0]
+        check_first(first, Transformer)
+        borrowed = Borrowed(first.model)
+    except Refused as reason:
+        warn(f"pyenc.accelerate leaves this SentenceTransformer as it is: {reason}")
+        return model
+    first.__dict__["_pyenc"] = Slot(borrowed)
+    put(first, PackedTransformer)
+    if len(model) > 1 and type(model[1]) is Pooling:
+        put(model[1], PackedPooling)
+    put(model, AcceleratedModel)
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Undo `accelerate`; a model that is not accelerated stays as it is. Returns the model."""
+    for module in list(model.modules()):
+        if isinstance(module, PackedTransformer):
+            module.__dict__.pop("_pyenc", None)
+        take_away(module)
+    return model

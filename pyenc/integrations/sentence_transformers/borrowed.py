@@ -1,0 +1,165 @@
+"""An `Encoder` whose parameters are those of a transformers model: the same objects, held once.
+
+What an optimizer, `load_state_dict` or `.to` does to the model's parameters is done to the
+encoder's, and gradients come to the model's. Where a part of the model is exchanged for another,
+`changed` says so.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import CheckpointError, InputError, UnknownArchitectureError
+from ...models import Encoder, EncoderConfig
+from ...models.families import ConfigFile, Family, Parts, recognise
+from ...models.layers import Linear, SplitLinear
+from .probe import check_same
+from .refusals import Refused, check_parameters, hooked, interfered
+from .spelling import as_in_files
+
+
+class Borrowed:
+    """An encoder on a model's parameters, and how to tell that they are still the model's.
+
+    Args:
+        model: of transformers.
+
+    Raises:
+        Refused: pyenc has no encoder that computes the same.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        check_parameters(model)
+        if (why := hooked(model)) is not None:
+            raise Refused(why)
+        self.encoder = encoder_on(model)
+        check_same(model, self.encoder)
+        self.token_types = "token_type_ids" in inspect.signature(model.forward).parameters
+        self._modules = [module for module in model.modules() if module is not model]
+        self._parts = parts_of(model)
+
+    def changed(self, model: nn.Module) -> bool:
+        """Whether the model, a module or a parameter in it is another object than it was."""
+        return model is not self.model or is_changed(self._parts)
+
+    def hooked(self) -> bool:
+        """Whether something is to happen when one of the model's own modules is called."""
+        return "forward" in self.model.__dict__ or any(map(interfered, self._modules))
+
+    @property
+    def dropout(self) -> bool:
+        """Whether it has any, in training."""
+        config = self.encoder.config
+        return config.hidden_dropout > 0 or config.attention_dropout > 0
+
+
+def parts_of(model: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
+    """Where each module and parameter of a model is kept, and which it is."""
+    return [
+        (table, name, part)
+        for module in model.modules()
+        for table in (module._modules, module._parameters)
+        for name, part in table.items()
+    ]
+
+
+def is_changed(parts: list[tuple[dict[str, Any], str, Any]]) -> bool:
+    return any(table.get(name) is not part for table, name, part in parts)
+
+
+def encoder_on(model: nn.Module) -> Encoder:
+    """The encoder that a model's config and parameter names describe, on those parameters.
+
+    Raises:
+        Refused: no family has these names, or it has others besides.
+    """
+    own = [module for module in model.modules() if isinstance(module, Encoder)]
+    if own:  # one of pyenc's own models, as transformers' classes
+        return own[0]
+    settings: Any = model.config
+    config = ConfigFile("its config", settings.to_dict())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    known = as_in_files(parameters, config.values.get("model_type"))
+    try:
+        family, prefix = recognise(known, config)
+        bare = frozenset(name.removeprefix(prefix) for name in known)
+        shape = family.config(config, bare)
+        parts = family.parts(shape, bare)
+    except UnknownArchitectureError as error:
+        kind = type(model).__name__
+        raise Refused(f"pyenc knows no family of encoders that {kind} is: {error}") from error
+    except (InputError, CheckpointError) as error:
+        raise Refused(str(error)) from error
+    if shape.rotary is not None and shape.rotary.dynamic_factor is not None:
+        raise Refused("its rotary positions are scaled by the width of a batch")
+    sources = {p: tuple(prefix + name for name in names) for p, names in parts.items()}
+    _check_names(model, parameters, known, sources, family, prefix)
+    held = {p: tuple(m for name in names for m in known[name]) for p, names in sources.items()}
+    return _assembled(shape, held, parameters)
+
+
+def _check_names(
+    model: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    known: dict[str, tuple[str, ...]],
+    sources: Parts,
+    family: Family,
+    prefix: str,
+) -> None:
+    """Every parameter is one of the family's, and the other way round."""
+    used = {name for names in sources.values() for name in names}
+    for name in sorted(known.keys() - used):
+        first = family.same.get(name.removeprefix(prefix))
+        if first is None or prefix + first not in known:
+            raise Refused(
+                f"{type(model).__name__} has {name}, which {family.name} has not: adapters, or "
+                "transformers took it for another model than it is (pyenc.load does not)"
+            )
+        if parameters[name] is not parameters[prefix + first]:
+            raise Refused(
+                f"{name} and {prefix + first} are no longer tied: one weight by two names"
+            )
+    if missing := sorted(used - known.keys()):
+        raise Refused(f"{type(model).__name__} lacks {missing[0]}, which {family.name} has")
+
+
+def _assembled(shape: EncoderConfig, held: Parts, parameters: dict[str, nn.Parameter]) -> Encoder:
+    with torch.device("meta"):
+        encoder = Encoder(shape)
+    expected = {name: tuple(p.shape) for name, p in encoder.named_parameters()}
+    for ours, theirs in held.items():
+        rows, *rest = expected[ours]
+        right = (rows // len(theirs), *rest)
+        for name in theirs:
+            if tuple(parameters[name].shape) != right:
+                raise Refused(
+                    f"{name} has shape {tuple(parameters[name].shape)}, but its config asks for "
+                    f"{right}"
+                )
+        path, _, leaf = ours.rpartition(".")
+        if len(theirs) == 1:
+            setattr(encoder.get_submodule(path), leaf, parameters[theirs[0]])
+        elif leaf == "weight":
+            biases = held.get(f"{path}.bias", (None,) * len(theirs))
+            linears = [
+                _linear(parameters[w], None if b is None else parameters[b])
+                for w, b in zip(theirs, biases, strict=True)
+            ]
+            encoder.set_submodule(path, SplitLinear(linears))
+    lost = [name for name, p in encoder.named_parameters() if p.device.type == "meta"]
+    assert not lost, lost
+    return encoder.eval()
+
+
+def _linear(weight: nn.Parameter, bias: nn.Parameter | None) -> Linear:
+    with torch.device("meta"):
+        linear = Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    linear.weight = weight
+    if bias is not None:
+        linear.bias = bias
+    return linear

@@ -1,0 +1,76 @@
+"""A class of ours in the place of an object's own: the same object, under the same class name.
+
+As torch does it (`torch.nn.utils.parametrize`, FSDP): the object gets a subclass of its class, and
+gets its class back. Nothing of it moves, so that names in a `state_dict`, references that others
+hold, and hooks stay what they were. The subclass carries the name and module of the class that it
+stands for, since sentence-transformers writes them into `modules.json`; it is pickled as what it is
+made of, so that a spawned worker has the same.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+from types import FunctionType
+from typing import Any
+
+_made: dict[tuple[type, type], type] = {}
+
+
+class Standing:
+    """Base of what stands for a class; its methods come before that class's.
+
+    Their class comes first among the bases of the subclass (Python gives an object only a class
+    that is laid out alike), so methods are put into the subclass itself, and reach what they stand
+    for through `own`.
+    """
+
+    __slots__ = ()
+
+    def own(self) -> Any:
+        """The object as its own class has it."""
+        return super(_subclass(type(self)), self)  # type: ignore[misc]
+
+
+def put(thing: object, ours: type[Standing]) -> None:
+    """Make it one of ours, as well as what it is."""
+    thing.__class__ = standing(ours, type(thing))
+
+
+def take_away(thing: object) -> None:
+    """Give it its own class back, if it has one of ours."""
+    if isinstance(thing, Standing):
+        thing.__class__ = stands_for(type(thing))[1]
+
+
+def standing(ours: type[Standing], theirs: type) -> type:
+    """The class that stands for `theirs`."""
+    if (ours, theirs) not in _made:
+        body = {key: getattr(theirs, key) for key in ("__module__", "__qualname__", "__doc__")}
+        for base in (Standing, ours):
+            body |= {k: v for k, v in vars(base).items() if isinstance(v, FunctionType)}
+        _made[ours, theirs] = _kind_of(type(theirs))(theirs.__name__, (theirs, ours), body)
+    return _made[ours, theirs]
+
+
+@functools.cache
+def _kind_of(kind: type) -> type:
+    """The metaclass of a subclass: pickle looks for other classes under their names."""
+    own = type(kind.__name__, (kind,), {})
+    copyreg.pickle(own, _reduce)  # type: ignore[arg-type]
+    return own
+
+
+def _reduce(made: type) -> tuple[Any, ...]:
+    return standing, stands_for(made)
+
+
+def stands_for(made: type) -> tuple[type[Standing], type]:
+    """(ours, theirs) of a class that `standing` gave, or of a subclass of one."""
+    subclass = _subclass(made)
+    return next(pair for pair, each in _made.items() if each is subclass)  # type: ignore[return-value]
+
+
+def _subclass(made: type) -> type:
+    known = set(_made.values())
+    return next(each for each in made.__mro__ if each in known)

@@ -1,0 +1,239 @@
+"""What modules of sentence-transformers do while a model is accelerated.
+
+Their tokenizer, their padded batch and their features stay as they are, so that whatever reads them
+(trainers, losses, users) finds what it knows. Inside the first module the batch is packed, goes
+through pyenc's encoder, and comes out padded again; the packed states travel with it to the mean.
+
+Shapes: B rows, N padded length, T packed tokens, C channels.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...models import Encoder
+from ...models.packing import Packed, pack, places
+from ...ops import segment_mean
+from .borrowed import Borrowed, is_changed, parts_of
+from .classes import Standing
+from .refusals import Refused, warn
+
+READ = {"input_ids", "attention_mask", "token_type_ids"}
+PASSED = {
+    "modality", "prompt_length", "task", "labels", "special_tokens_mask", "offset_mapping",
+    "overflow_to_sample_mapping", "token_embeddings", "sentence_embedding",
+}  # fmt: skip
+"""Features that change nothing in an encoder: sentence-transformers' own, and what an earlier pass
+left. With any other the model's own code is run."""
+
+BATCH_TOKENS = 4096
+"""Tokens that a CPU takes through all layers at a time, where no gradient is wanted: what the
+layers make in between stays small, and near."""
+
+SMALL = 2**24
+"""Tokens, and sixteen times the padding beside them, times the square of the channels: below it a
+batch is computed by the model's own code. Around a product of that size the calls cost as much as
+the padding does (bench/accelerate.py: one short text at a time)."""
+
+PACKED = "_pyenc_packed"
+"""Attribute of a tensor of token embeddings: (where its rows are, the packed states)."""
+
+_lock = threading.RLock()
+
+
+class Slot:
+    """What an accelerated module knows of its model; in a copy or another process, nothing yet."""
+
+    def __init__(self, borrowed: Borrowed | None = None) -> None:
+        self.borrowed = borrowed
+        self.refused: list[tuple[dict[str, Any], str, Any]] | None = None
+        """The parts of a model that cannot be served any more, so that it is not tried again."""
+        self.told: set[str] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Slot, ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
+        return Slot()
+
+    def tell(self, reason: str) -> None:
+        """Warn, once."""
+        if reason not in self.told:
+            self.told.add(reason)
+            warn(f"not accelerated for now, by pyenc.accelerate's word: {reason}")
+
+
+class PackedTransformer(Standing):
+    """Stands for `Transformer`: the encoder is pyenc's."""
+
+    __slots__ = ()
+
+    model: nn.Module
+    _pyenc: Slot
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """As of `Transformer`; exact zeros where there is padding."""
+        borrowed = None if kwargs else self._borrowed(features)
+        if borrowed is None:
+            found: dict[str, Any] = self.own().forward(features, **kwargs)
+            return found
+        packed = packed_batch(features, borrowed)
+        if packed is None:
+            whole: dict[str, Any] = self.own().forward(features)
+            return whole
+        hidden_TC = packed_states(borrowed.encoder, packed)
+        states_BNC = packed.unpack(hidden_TC)
+        setattr(states_BNC, PACKED, (packed, hidden_TC))
+        features["token_embeddings"] = states_BNC
+        return features
+
+    def _borrowed(self, features: dict[str, Any]) -> Borrowed | None:
+        """The encoder, if it is to serve these features now."""
+        ids, mask = features.get("input_ids"), features.get("attention_mask")
+        if not features.keys() <= READ | PASSED or not (
+            isinstance(ids, Tensor) and isinstance(mask, Tensor) and ids.ndim == mask.ndim == 2
+        ):
+            return None
+        model = self.model
+        settings: Any = getattr(model, "config", None)
+        if (
+            torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or getattr(settings, "output_hidden_states", False)
+            # A replica's weights are no parameters.
+            or getattr(model, "_is_replica", False)
+        ):
+            return None
+        borrowed = self._current()
+        if borrowed is None:
+            return None
+        if model.training and (
+            borrowed.dropout or getattr(model, "is_gradient_checkpointing", False)
+        ):
+            # A seeded run draws what it always drew.
+            return None
+        if borrowed.hooked():
+            self._pyenc.tell("hooks are set on modules of its model, which would not be run")
+            return None
+        return borrowed
+
+    def _current(self) -> Borrowed | None:
+        """The encoder on what the model's parameters are now."""
+        slot, model = self._pyenc, self.model
+        if slot.borrowed is not None and not slot.borrowed.changed(model):
+            return slot.borrowed
+        with _lock:
+            if slot.borrowed is not None and slot.borrowed.changed(model):
+                slot.borrowed = None
+            if slot.borrowed is None and (slot.refused is None or is_changed(slot.refused)):
+                try:
+                    # Nothing that is made here may belong to inference alone.
+                    with torch.inference_mode(False):
+                        slot.borrowed = Borrowed(model)
+                    slot.refused = None
+                except Refused as reason:
+                    slot.refused = parts_of(model)
+                    slot.tell(str(reason))
+            return slot.borrowed
+
+
+class PackedPooling(Standing):
+    """Stands for `Pooling`: a mean is one pass over packed states; other modes are their own."""
+
+    __slots__ = ()
+
+    pooling_mode: Any
+    include_prompt: bool
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """As of `Pooling`."""
+        states = features.get("token_embeddings")
+        found = getattr(states, PACKED, None)
+        if found is not None:
+            delattr(states, PACKED)  # not to be kept for as long as the features are
+        if (
+            found is None
+            or self.pooling_mode != "mean"
+            or "token_weights_sum" in features
+            or (packed := found[0]).has_holes
+        ):
+            whole: dict[str, Any] = self.own().forward(features, **kwargs)
+            return whole
+        hidden_TC = found[1]
+        weights_T = None
+        if not self.include_prompt and "prompt_length" in features:
+            # One number for all rows, by itself or in a tensor of a trainer's.
+            said = features["prompt_length"]
+            prompt = int(said[0].item()) if isinstance(said, Tensor) else int(said)
+            weights_T = (places(packed.cu_seqlens, hidden_TC.shape[0]) >= prompt).float()
+        pooled_BC = segment_mean(hidden_TC, packed.cu_seqlens, weights_T)
+        features["sentence_embedding"] = pooled_BC.to(hidden_TC.dtype)
+        return features
+
+
+def packed_batch(features: dict[str, Any], borrowed: Borrowed) -> Packed | None:
+    """The features' tokens without their padding; None: too few to gain by it."""
+    config, ids, mask = borrowed.encoder.config, features["input_ids"], features["attention_mask"]
+    tokens = int(mask.sum())
+    if ids.device.type == "cpu":
+        weighed = tokens + 16 * (ids.numel() - tokens)
+        if weighed * config.hidden_size**2 < SMALL:
+            return None
+    types = None
+    if borrowed.token_types and config.type_vocab_size:
+        types = features.get("token_type_ids")
+    return pack(ids, None if tokens == ids.numel() else mask, types, config.padding_id)
+
+
+def packed_states(encoder: Encoder, packed: Packed) -> Tensor:
+    """(T, C), some sequences at a time where that saves memory."""
+    tokens = packed.input_ids.shape[0]
+    if torch.is_grad_enabled() or packed.input_ids.device.type != "cpu" or tokens <= BATCH_TOKENS:
+        return _states(encoder, packed)
+    bounds = packed.cu_seqlens.tolist()
+    hidden_TC: Tensor | None = None
+    first = 0
+    while first < len(bounds) - 1:
+        last = first + 1
+        while last < len(bounds) - 1 and bounds[last + 1] - bounds[first] <= BATCH_TOKENS:
+            last += 1
+        part_TC = _states(encoder, _part(packed, first, last, bounds))
+        if hidden_TC is None:
+            hidden_TC = part_TC.new_empty(tokens, part_TC.shape[1])
+        hidden_TC[bounds[first] : bounds[last]] = part_TC
+        first = last
+    assert hidden_TC is not None
+    return hidden_TC
+
+
+def _states(encoder: Encoder, packed: Packed) -> Tensor:
+    return encoder.forward_packed(
+        packed.input_ids,
+        packed.cu_seqlens,
+        positions=packed.positions,
+        position_ids=packed.position_ids,
+        token_type_ids=packed.token_type_ids,
+        contiguous=not packed.has_holes,
+    )
+
+
+def _part(packed: Packed, first: int, last: int, bounds: list[int]) -> Packed:
+    """Some of the sequences."""
+    rows = slice(bounds[first], bounds[last])
+
+    def some(given: Tensor | None) -> Tensor | None:
+        return None if given is None else given[rows]
+
+    return replace(
+        packed,
+        input_ids=packed.input_ids[rows],
+        token_type_ids=some(packed.token_type_ids),
+        cu_seqlens=packed.cu_seqlens[first : last + 1] - bounds[first],
+        positions=packed.positions[rows],
+        position_ids=some(packed.position_ids),
+    )

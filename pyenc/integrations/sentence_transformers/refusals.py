@@ -1,0 +1,127 @@
+"""What cannot be accelerated, and why: one line for the one warning."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...callers import stacklevel
+
+MODALITIES = {"text", "message"}
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class AccelerationWarning(UserWarning):
+    """A model, or what it is asked for, goes through its own code instead of pyenc's."""
+
+
+class Refused(Exception):
+    """A model is left as it is; the message says why."""
+
+
+def warn(reason: str) -> None:
+    warnings.warn(reason, AccelerationWarning, stacklevel=stacklevel())
+
+
+def check_version(version: str) -> None:
+    """Of sentence-transformers.
+
+    Raises:
+        Refused: it is not one whose modules are known.
+    """
+    major = re.match(r"\d+", version)
+    if major is None or int(major[0]) != 6:
+        raise Refused(f"this is sentence-transformers {version}, and its modules are known of 6.x")
+
+
+def check_first(first: nn.Module, plain: type) -> None:
+    """The first module of a SentenceTransformer is one whose tokens can be packed.
+
+    Args:
+        plain: `Transformer` of sentence-transformers.
+
+    Raises:
+        Refused: it is not.
+    """
+    kind = type(first).__name__
+    if kind == "Router":
+        raise Refused("its first module is a Router: which of several encoders serves is not ours")
+    if type(first) is not plain:
+        raise Refused(f"its first module is a {kind}, and not sentence-transformers' Transformer")
+    own: Any = first
+    try:
+        backend, task = own.backend, own.transformer_task
+        modalities, output = own.modality_config, own.module_output_name
+        flat = own.can_flatten_inputs
+    except AttributeError as error:
+        raise Refused(f"its Transformer module is not as known: {error}") from error
+    if backend != "torch":
+        raise Refused(f'its backend is "{backend}", and not "torch"')
+    if task != "feature-extraction":
+        raise Refused(f'its task is "{task}", and not "feature-extraction"')
+    strange = [str(name) for name in modalities if name not in MODALITIES]
+    if strange:
+        raise Refused(f"it is multimodal: it takes {', '.join(strange)}")
+    for name, said in modalities.items():
+        if output != "token_embeddings" or said != {
+            **said, "method": "forward", "method_output_name": "last_hidden_state"
+        }:  # fmt: skip
+            raise Refused(
+                f"its {output} of {name} is {said.get('method_output_name')} of "
+                f"{said.get('method')}, and not the last hidden states"
+            )
+    if flat:
+        raise Refused("flash attention packs its tokens already")
+
+
+def check_parameters(model: nn.Module) -> None:
+    """Parameters of a transformers model that an `Encoder` can compute with.
+
+    Raises:
+        Refused: they are elsewhere, another's, or not what they seem.
+    """
+    adapters = (m for m in model.modules() if type(m).__module__.partition(".")[0] == "peft")
+    if getattr(model, "_hf_peft_config_loaded", False) or next(adapters, None) is not None:
+        raise Refused(
+            "PEFT wraps its weights: merge them first (model[0].model = "
+            "model[0].model.merge_and_unload()) and accelerate it then"
+        )
+    if getattr(model, "is_quantized", False):
+        raise Refused("its weights are quantised")
+    dtypes = set()
+    for name, parameter in model.named_parameters():
+        if parameter.device.type == "meta":
+            raise Refused(f"{name} is on the meta device: there is nothing to compute with")
+        if type(parameter) is not nn.Parameter or type(parameter.data) is not Tensor:
+            raise Refused(f"{name} is a {type(parameter.data).__name__}: quantised or distributed")
+        if parameter.dtype not in FLOATS:
+            raise Refused(f"{name} is {parameter.dtype}: quantised")
+        # T5 in float16 keeps these wider, and pyenc's encoder takes them either way.
+        if not (name.endswith(".DenseReluDense.wo.weight") and parameter.dtype == torch.float32):
+            dtypes.add(parameter.dtype)
+    if len(dtypes) > 1:
+        raise Refused(f"its weights are of several dtypes: {', '.join(sorted(map(str, dtypes)))}")
+
+
+def hooked(model: nn.Module) -> str | None:
+    """What would not be run if the model's own modules were not, or None."""
+    for name, module in model.named_modules():
+        # Its own forward is called, not the module: hooks of that are not run in any case.
+        if interfered(module) if name else "forward" in module.__dict__:
+            return f"a hook, or another forward, is set on {name or type(model).__name__}"
+    return None
+
+
+def interfered(module: nn.Module) -> bool:
+    """Whether something is to happen when a module is called, beside what its class says."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )

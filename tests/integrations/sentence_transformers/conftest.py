@@ -1,0 +1,33 @@
+"""Small published-like checkpoints as SentenceTransformers, each beside an accelerated copy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sentence_transformers")
+
+from pyenc.integrations.sentence_transformers import accelerate, modules
+from tests.integrations.sentence_transformers.models import NAMES, loaded
+
+
+@pytest.fixture(autouse=True)
+def _whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models here are so small that all their batches would be left to their own code."""
+    monkeypatch.setattr(modules, "SMALL", 0)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
+    """(plain, accelerated), float32, to be left as they are."""
+    plain = loaded(request.param)
+    return plain, accelerate(copy.deepcopy(plain))
+
+
+@pytest.fixture
+def bert() -> Any:
+    """A plain one, to be done with as one likes."""
+    return loaded("bert_mean_h4")
