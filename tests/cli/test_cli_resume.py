@@ -102,7 +102,7 @@ def test_interrupted_while_the_output_is_put_together(
 ) -> None:
     out = tmp_path / "out.npy"
 
-    def half(parts: Any, dim: int, with_ids: bool) -> None:
+    def half(parts: Any, dim: int, with_ids: bool, dtype: Any) -> None:
         parts.output.write_bytes(b"half")
         raise KeyboardInterrupt
 
