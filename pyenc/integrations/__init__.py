@@ -4,4 +4,12 @@ A module is named after the library that it stands on, and it alone imports that
 
     transformers            `pyenc.register`, `attn_implementation="pyenc"`
     sentence_transformers   `pyenc.accelerate`
+    langchain               `PyencEmbeddings`
+    llama_index             `PyencEmbedding`
+    haystack                `PyencTextEmbedder`, `PyencDocumentEmbedder`
+    mteb                    `PyencEncoder`; the scores of a model card run again
+    ray                     `Embed`, for `map_batches`
+
+Beside them, for all: `missing` (a library that is not installed) and `embedding` (who embeds, with
+which prompt).
 """
