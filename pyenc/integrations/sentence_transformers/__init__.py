@@ -13,7 +13,10 @@
     probe.py       whether two programs are one function
 """
 
-from .accelerate import TESTED, accelerate, restore
+from ..missing import needs
 from .refusals import AccelerationWarning
+
+with needs("sentence_transformers", "sentence-transformers"):
+    from .accelerate import TESTED, accelerate, restore
 
 __all__ = ["TESTED", "AccelerationWarning", "accelerate", "restore"]

@@ -15,15 +15,9 @@
 Tested with transformers 5.24.
 """
 
-try:
-    import transformers  # noqa: F401
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "pyenc.register needs transformers, which is not installed: pip install "
-        "'pyenc[integrations]'",
-        name=error.name,
-    ) from error
+from ..missing import needs
 
-from .registration import register, unregister
+with needs("transformers"):
+    from .registration import register, unregister
 
 __all__ = ["register", "unregister"]
