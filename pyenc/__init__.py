@@ -19,7 +19,8 @@ from .errors import (
 from .forking import ForkWarning
 
 if TYPE_CHECKING:
-    from .integrations.sentence_transformers import AccelerationWarning, accelerate
+    from .integrations.sentence_transformers import AccelerationWarning as AccelerationWarning
+    from .integrations.sentence_transformers import accelerate as accelerate
     from .models import Encoder, EncoderConfig
     from .ops import use_backend
     from .text import (
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "AccelerationWarning",
     "AssumptionWarning",
     "BackendError",
     "CheckpointError",
@@ -49,11 +49,11 @@ __all__ = [
     "TruncationWarning",
     "UnknownArchitectureError",
     "__version__",
-    "accelerate",
     "load",
     "use_backend",
 ]
 
+# What stands on an optional package is not in __all__: `import *` must not need it.
 # Imported when first asked for: `pyenc --help` and a mistyped option must not wait for torch.
 _LAZY = {
     "AccelerationWarning": ".integrations.sentence_transformers",
@@ -80,4 +80,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_LAZY})
