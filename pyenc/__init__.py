@@ -21,8 +21,10 @@ from .errors import (
 from .forking import ForkWarning
 
 if TYPE_CHECKING:
-    from .integrations.sentence_transformers import AccelerationWarning, accelerate
-    from .integrations.transformers import register, unregister
+    from .integrations.sentence_transformers import AccelerationWarning as AccelerationWarning
+    from .integrations.sentence_transformers import accelerate as accelerate
+    from .integrations.transformers import register as register
+    from .integrations.transformers import unregister as unregister
     from .models import Encoder, EncoderConfig
     from .ops import use_backend
     from .text import (
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "AccelerationWarning",
     "AssumptionWarning",
     "BackendError",
     "CalibrationWarning",
@@ -61,14 +62,12 @@ __all__ = [
     "UnknownArchitectureError",
     "WorkerError",
     "__version__",
-    "accelerate",
     "load",
     "quantize",
-    "register",
-    "unregister",
     "use_backend",
 ]
 
+# What stands on an optional package is not in __all__: `import *` must not need it.
 # Imported when first asked for: `pyenc --help` and a mistyped option must not wait for torch.
 _LAZY = {
     "AccelerationWarning": ".integrations.sentence_transformers",
@@ -101,4 +100,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_LAZY})

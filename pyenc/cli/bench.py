@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from .bench_options import ACCELERATE, ALL, BESIDES, MODELS, TUNE, refuse, words
+from .bench_options import ALL, ALONE, BESIDES, MODELS, refuse, words
 from .nearest import suggestion
 from .streams import printing
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         with printing():
             for op, path in found.items():
                 print(f"{op:<14} {_first_line(path)}")
-            print(f"{ALL:<14} All of them but tune, one after the other.")
+            print(f"{ALL:<14} All of them but accelerate and tune, one after the other.")
         return 0
     if args.op == ALL:
         return _all(list(found), args)
@@ -59,14 +59,13 @@ def programs() -> dict[str, Path]:
 
 def _all(found: list[str], args: argparse.Namespace) -> int:
     """Each in a process of its own, so that none finds memory or threads as another left them."""
-    found = [op for op in found if op != TUNE]
+    found = [op for op in found if op not in ALONE]
     args.among_all = True
     cuda = (args.device or "cpu") != "cpu"
     if cuda or args.warm:
+        found.remove(MODELS) if MODELS in found else None
         why = "whole encoders are measured on the CPU" if cuda else "nothing of theirs is kept"
-        for whole in (MODELS, ACCELERATE):
-            found.remove(whole) if whole in found else None
-            print(f"{whole}: left out, {why}", flush=True)
+        print(f"{MODELS}: left out, {why}", flush=True)
     if args.warm:
         return _warm(found, args)
     if cuda and not (args.quick or args.list):

@@ -16,12 +16,15 @@ ALL = "all"
 MODELS = "models"
 """Whole encoders, on the CPU alone."""
 ACCELERATE = "accelerate"
-"""sentence-transformers beside itself with `pyenc.accelerate`, on the CPU alone."""
+"""sentence-transformers beside itself with `pyenc.accelerate`, on the CPU alone: not among all."""
 TUNE = "tune"
 """Tries tile sizes on a GPU, products of linear layers on a CPU; compares with nobody: not among
 all."""
 BESIDES = (MODELS, ACCELERATE, TUNE)
 """The programs that are not of one op."""
+
+ALONE = (ACCELERATE, TUNE)
+"""Not among all."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -52,7 +55,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         "op",
         metavar="OP",
         nargs="?",
-        help="attention, ..., models, accelerate, tune, or all (but tune)",
+        help="attention, ..., models, accelerate, tune, or all (but those two)",
     )
     parser.add_argument(
         "--device",
@@ -154,8 +157,6 @@ def refuse(options: argparse.Namespace, ops: Iterable[str]) -> None:
         )
     if op == MODELS and options.long:
         _refuse_beside_long(options)
-    if op == ACCELERATE and set(options.dtype or ()) - {"float32"}:
-        raise InputError("accelerate is measured in float32 alone")
     if options.plot and op in (TUNE, ACCELERATE):
         raise InputError(f"{op} has no --plot: {_these((*ops, MODELS, ALL))}")
     if options.plot and options.quick and options.out is None:

@@ -60,7 +60,7 @@ def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: dict[str, int
 def test_without_an_op_they_are_listed(cli: Cli, stubs: object, argv: str) -> None:
     said = cli("bench", *argv.split())
     assert said.status == 0
-    assert [line.split()[0] for line in said.out.splitlines()] == [*EVERY[:3], "tune", "all"]
+    assert [line.split()[0] for line in said.out.splitlines()] == [*EVERY, "all"]
     assert "A stub of norm." in said.out
     assert "More" not in said.out
 
@@ -164,7 +164,7 @@ def test_whole_models_stay_on_the_cpu(cli: Cli, stubs: Calls) -> None:
 def test_mistakes(fails: Callable[..., str], stubs: object) -> None:
     said = fails("bench", "norn")
     assert "did you mean norm?" in said
-    assert "there are: norm, rotary, models, tune, all" in said
+    assert "there are: norm, rotary, models, accelerate, tune, all" in said
     assert "did you mean" not in fails("bench", "zzz")
     assert "--out names one file" in fails("bench", "all", "--out", "x.json")
     said = fails("bench", "models", "--device", "cuda")

@@ -81,7 +81,11 @@ def test_token_embeddings(pair: Pair) -> None:
 
 
 def test_all_features(pair: Pair) -> None:
-    theirs, ours = (m.encode(TEXTS, output_value=None) for m in pair)
+    try:
+        theirs = pair[0].encode(TEXTS, output_value=None)
+    except IndexError as error:  # in 6.0 and 6.1
+        pytest.skip(f"this sentence-transformers cannot, plain: {error}")
+    ours = pair[1].encode(TEXTS, output_value=None)
     for a, b in zip(theirs, ours, strict=True):
         assert a.keys() == b.keys()
         assert off(a["sentence_embedding"], b["sentence_embedding"]) <= NEAR

@@ -231,7 +231,7 @@ def test_peft(bert: Any) -> None:
 
 
 def test_peft_afterwards(bert: Any) -> None:
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", minversion="0.22.0")
     plain, ours = bert, accelerate(copy.deepcopy(bert))
     for model in (plain, ours):
         torch.manual_seed(0)
