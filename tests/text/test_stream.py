@@ -149,9 +149,9 @@ def texts():
         number += 1
 total = 0
 for count, vector in enumerate(encoder.encode_stream(texts(), max_length=32), 1):
-    if count == 4000:
+    if count == 3000:
         begun = peak()
-    if count == 24000:
+    if count == 11000:
         break
 print(peak() - begun)
 """
@@ -159,11 +159,11 @@ print(peak() - begun)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_of_an_endless_stream() -> None:
-    """Texts that went through: 30 MB, of characters alone."""
+    """Texts that went through: 12 MB, of characters alone."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROGRAM, str(GOLDEN / "bert_mean_h4")],
         env={"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PATH": ""},
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 8_000, f"{done.stdout} kB more"
+    assert int(done.stdout) < 5_000, f"{done.stdout} kB more"
