@@ -124,12 +124,7 @@ class Embed:
         return form.added(batch, self.vector, vectors, null)
 
     def _embed(self, texts: list[str]) -> np.ndarray:
-        if self.kind is not None:
-            return embed(self.encoder, self.kind, texts, self.encode_kwargs)
-        vectors: np.ndarray = self.encoder.encode(
-            texts, **{"progress": False, **self.encode_kwargs}
-        )
-        return vectors
+        return embed(self.encoder, self.kind, texts, self.encode_kwargs)
 
 
 class _Arrays:
