@@ -42,6 +42,30 @@ def test_a_missing_package_names_the_extra(
     assert caught.value.name == library
 
 
+@pytest.mark.parametrize("call", ["accelerate(object())", "register()"])
+def test_a_missing_package_is_said_when_a_function_is_called(call: str) -> None:
+    """And not before: the names of pyenc are there, and one may catch its warnings."""
+    program = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "kernels")!r}]
+for library in ("transformers", "sentence_transformers"):
+    sys.modules[library] = None
+import pyenc
+from pyenc import *
+assert issubclass(pyenc.AccelerationWarning, UserWarning)
+pyenc.unregister()
+try:
+    pyenc.{call}
+except pyenc.MissingPackageError as error:
+    print(error)
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert said.returncode == 0, said.stderr
+    assert "transformers is not installed: pip install 'pyenc[integrations]'" in said.stdout
+
+
 def test_a_broken_package_is_told_from_a_missing_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
