@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ..errors import InputError, InputTypeError
 from ..text import Recipe, TextEncoder, load
+from ..text.precision import RANGED
 
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 """What checkpoints call the prompt of each kind, in the order of sentence-transformers."""
@@ -57,7 +59,8 @@ def prompt_of(recipe: Recipe, kind: str) -> dict[str, str]:
 def embed(
     encoder: TextEncoder, kind: str | None, texts: Sequence[str], options: Mapping[str, Any] | None
 ) -> np.ndarray:
-    """(len(texts), dim) float32, with the checkpoint's own prompt for their kind.
+    """(len(texts), dim), float32 if nothing else is said, with the checkpoint's prompt for their
+    kind.
 
     Args:
         encoder: who embeds.
@@ -69,7 +72,7 @@ def embed(
     Raises:
         InputTypeError: one string in the place of many, or something else that is no list of
             strings; the message names what.
-        InputError: `options` asks for token vectors.
+        InputError: `options` asks for token vectors, or for bytes without their ranges.
     """
     given = {"progress": False, **(options or {})}
     if given.get("output", "pooled") != "pooled":
@@ -77,10 +80,16 @@ def embed(
             f"output={given['output']!r}: these are vectors of whole texts; TextEncoder.encode "
             "gives those of tokens"
         )
+    unsaid = all(given.get(name) is None for name in ("ranges", "calibration"))
+    if unsaid and given.get("precision") in RANGED:
+        raise InputError(
+            f"precision={given['precision']!r} needs ranges= or calibration= here: taken from the "
+            "texts of each call, vectors of two calls could not be compared"
+        )
     if kind is not None and not any(given.get(name) is not None for name in BEFORE):
         given |= prompt_of(encoder.recipe, kind)
-    vectors: np.ndarray = encoder.encode(_strings(texts), **given)
-    return vectors
+    vectors: np.ndarray | Tensor = encoder.encode(_strings(texts), **given)
+    return vectors.cpu().numpy() if isinstance(vectors, Tensor) else vectors
 
 
 def _strings(texts: Any) -> list[str]:

@@ -136,7 +136,13 @@ class _Arrays:
 
     @staticmethod
     def values(batch: Any, name: str) -> list[Any]:
-        return list(np.asarray(batch[name], dtype=object))
+        column = np.asarray(batch[name], dtype=object)
+        if column.ndim == 0:
+            raise InputTypeError(
+                f"column {name!r} is one value, {batch[name]!r:.40}, and no array of them: Embed "
+                "is for Dataset.map_batches, and not for map"
+            )
+        return list(column)
 
     @classmethod
     def place(cls, batch: Any, row: int, text: str) -> str:

@@ -181,7 +181,7 @@ class PackedPooling(Standing):
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """As of `Pooling`."""
-        states = features.get("token_embeddings")
+        states: Any = features.get("token_embeddings")
         found: Kept | None = getattr(states, PACKED, None)
         if found is not None:
             delattr(states, PACKED)  # not to be kept for as long as the features are

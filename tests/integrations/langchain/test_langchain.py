@@ -103,6 +103,20 @@ def test_pairs_and_tokens_are_not_for_stores(prompted: pyenc.TextEncoder) -> Non
         PyencEmbeddings(prompted, encode_kwargs={"output": "tokens"}).embed_query("a")
 
 
+@pytest.mark.parametrize("precision", ["int8", "uint8"])
+def test_bytes_of_two_calls_are_of_the_same_ranges(
+    prompted: pyenc.TextEncoder, precision: str
+) -> None:
+    """Documents by the hundred would find ranges of their own in each call, without a word."""
+    texts = [f"text {n}" for n in range(120)]
+    with pytest.raises(pyenc.InputError, match=f"'{precision}' needs ranges= or calibration="):
+        PyencEmbeddings(prompted, encode_kwargs={"precision": precision}).embed_documents(texts)
+    options = {"precision": precision, "calibration": texts}
+    ours = PyencEmbeddings(prompted, encode_kwargs=options)
+    apart = [ours.embed_documents([text])[0] for text in texts[:3]]
+    assert ours.embed_documents(texts)[:3] == apart
+
+
 def test_a_chain_retrieves_what_answers(minilm: Path) -> None:
     """From a vector store, through a retriever, in a chain: the right document for each query."""
     store = InMemoryVectorStore(PyencEmbeddings(minilm, model_kwargs={"device": "cpu"}))
