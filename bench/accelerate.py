@@ -67,7 +67,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "large bert": ("BertModel", _sizes(1024, 16, 1, 4096)),
     "distilbert": ("DistilBertModel", _distilled(768, 12, 1, 3072)),
     "roberta": ("RobertaModel", _sizes(768, 12, 1, 3072, type_vocab_size=1)),
-    "mpnet": ("MPNetModel", _sizes(768, 12, 1, 3072)),
+    "mpnet layer": ("MPNetModel", _sizes(768, 12, 1, 3072)),
     "modernbert": (
         "ModernBertModel", _sizes(768, 12, 2, 1152, global_attn_every_n_layers=2)
     ),
@@ -191,20 +191,11 @@ def measure_memory(task: dict[str, Any]) -> dict[str, Any]:
     """The child's side: one model, one call after a short one."""
     model = load(task["model"], task["peer"])
     encoding(model, task["texts"][:1])()
+    loading = memory.highest_mb()  # the kernel's count begins anew below
     rise = memory.growth_mb(encoding(model, task["texts"]))
-    return {"peak_mb": rise, "all_mb": _all_mb()}
-
-
-def _all_mb() -> float | None:
-    """What the process holds now, weights included."""
-    try:
-        import psutil
-    except ImportError:
-        try:
-            return memory._status_mb("VmRSS")
-        except OSError:
-            return None
-    return float(psutil.Process().memory_info().rss) / 1e6
+    call = memory.highest_mb()
+    whole = None if loading is None or call is None else max(loading, call)
+    return {"peak_mb": rise, "all_mb": whole}
 
 
 def main(options: argparse.Namespace) -> int:

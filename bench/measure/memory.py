@@ -44,6 +44,14 @@ def growth_mb(run: Callable[[], Any]) -> float | None:
     return _sampled(run, psutil.Process())
 
 
+def highest_mb() -> float | None:
+    """The most that this process has held, or since `growth_mb` began; None where it is not told."""
+    try:
+        return _status_mb("VmHWM")
+    except OSError:
+        return None
+
+
 def _reset_peak() -> bool:
     try:
         Path("/proc/self/clear_refs").write_text("5")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, InputTypeError
 from ..text import Recipe, TextEncoder, load
+from ..text.precision import RANGED
 
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 """What checkpoints call the prompt of each kind, in the order of sentence-transformers."""
@@ -55,19 +57,49 @@ def prompt_of(recipe: Recipe, kind: str) -> dict[str, str]:
 
 
 def embed(
-    encoder: TextEncoder, kind: str, texts: Sequence[str], options: Mapping[str, Any] | None
+    encoder: TextEncoder, kind: str | None, texts: Sequence[str], options: Mapping[str, Any] | None
 ) -> np.ndarray:
-    """(len(texts), dim) float32, with the checkpoint's own prompt for their kind.
+    """(len(texts), dim), float32 if nothing else is said, with the checkpoint's prompt for their
+    kind.
 
     Args:
         encoder: who embeds.
-        kind: "query" or "document".
+        kind: "query" or "document"; None: with its default prompt, if it has one.
         texts: any number.
         options: keyword arguments of `TextEncoder.encode`; one that says what is put before a text
             is put in the place of the checkpoint's.
+
+    Raises:
+        InputTypeError: one string in the place of many, or something else that is no list of
+            strings; the message names what.
+        InputError: `options` asks for token vectors, or for bytes without their ranges.
     """
     given = {"progress": False, **(options or {})}
-    if not any(given.get(name) is not None for name in BEFORE):
+    if given.get("output", "pooled") != "pooled":
+        raise InputError(
+            f"output={given['output']!r}: these are vectors of whole texts; TextEncoder.encode "
+            "gives those of tokens"
+        )
+    unsaid = all(given.get(name) is None for name in ("ranges", "calibration"))
+    if unsaid and given.get("precision") in RANGED:
+        raise InputError(
+            f"precision={given['precision']!r} needs ranges= or calibration= here: taken from the "
+            "texts of each call, vectors of two calls could not be compared"
+        )
+    if kind is not None and not any(given.get(name) is not None for name in BEFORE):
         given |= prompt_of(encoder.recipe, kind)
-    vectors: np.ndarray = encoder.encode(list(texts), **given)
-    return vectors
+    vectors: np.ndarray | Tensor = encoder.encode(_strings(texts), **given)
+    return vectors.cpu().numpy() if isinstance(vectors, Tensor) else vectors
+
+
+def _strings(texts: Any) -> list[str]:
+    """As a list: one string would be taken for its characters, and pairs for instructions."""
+    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+        raise InputTypeError(f"texts must be a list of strings, got {texts!r:.40}")
+    listed = list(texts)
+    for index, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise InputTypeError(
+                f"text {index} is {text!r:.40} ({type(text).__name__}), expected a string"
+            )
+    return listed

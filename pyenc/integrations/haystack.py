@@ -165,6 +165,10 @@ class PyencDocumentEmbedder(_Embedder):
             self, model, model_kwargs=model_kwargs, encode_kwargs=encode_kwargs, prefix=prefix,
             suffix=suffix,
         )  # fmt: skip
+        if isinstance(meta_fields_to_embed, str):
+            raise InputTypeError(
+                f"meta_fields_to_embed must be a list of names, got {meta_fields_to_embed!r}"
+            )
         self.progress_bar = progress_bar
         self.meta_fields_to_embed = meta_fields_to_embed or []
         self.embedding_separator = embedding_separator

@@ -124,12 +124,7 @@ class Embed:
         return form.added(batch, self.vector, vectors, null)
 
     def _embed(self, texts: list[str]) -> np.ndarray:
-        if self.kind is not None:
-            return embed(self.encoder, self.kind, texts, self.encode_kwargs)
-        vectors: np.ndarray = self.encoder.encode(
-            texts, **{"progress": False, **self.encode_kwargs}
-        )
-        return vectors
+        return embed(self.encoder, self.kind, texts, self.encode_kwargs)
 
 
 class _Arrays:
@@ -141,7 +136,13 @@ class _Arrays:
 
     @staticmethod
     def values(batch: Any, name: str) -> list[Any]:
-        return list(np.asarray(batch[name], dtype=object))
+        column = np.asarray(batch[name], dtype=object)
+        if column.ndim == 0:
+            raise InputTypeError(
+                f"column {name!r} is one value, {batch[name]!r:.40}, and no array of them: Embed "
+                "is for Dataset.map_batches, and not for map"
+            )
+        return list(column)
 
     @classmethod
     def place(cls, batch: Any, row: int, text: str) -> str:

@@ -55,6 +55,7 @@ def read_card(card: str | Path, revision: str | None = None) -> list[CardResult]
             not as the Hub asks for it; the message says what was found instead.
     """
     name, text = _text(card, revision)
+    text = text.lstrip()  # as the Hub reads it
     if not text.startswith("---"):
         raise InputError(f"{name}: no front matter: a card begins with a line ---")
     ends = re.search(r"^---[ \t]*$", text[3:], re.MULTILINE)
@@ -78,8 +79,17 @@ def read_card(card: str | Path, revision: str | None = None) -> list[CardResult]
 
 
 def in_percent(results: list[CardResult]) -> bool:
-    """Whether a card's scores of mteb are shares of 100: one of them is above 1."""
-    return any(abs(v) > 1 for result in results if result.is_mteb for v in result.metrics.values())
+    """Whether a card's scores of mteb are shares of 100: one of them is above 1.
+
+    Not by nAUC, which compares to chance and has no lower end.
+    """
+    return any(
+        abs(value) > 1
+        for result in results
+        if result.is_mteb
+        for name, value in result.metrics.items()
+        if not name.startswith("nauc_")
+    )
 
 
 def _text(card: str | Path, revision: str | None) -> tuple[str, str]:

@@ -13,10 +13,7 @@
     probe.py       whether two programs are one function
 """
 
-from ..missing import needs
+from .accelerate import TESTED, accelerate, restore
 from .refusals import AccelerationWarning
-
-with needs("sentence_transformers", "sentence-transformers"):
-    from .accelerate import TESTED, accelerate, restore
 
 __all__ = ["TESTED", "AccelerationWarning", "accelerate", "restore"]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
-
-import sentence_transformers
-from sentence_transformers import SentenceTransformer
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import InputTypeError
+from ..missing import needs
 from .borrowed import Borrowed
 from .classes import Standing, put, take_away
 from .modules import PackedPooling, PackedTransformer, Slot
 from .refusals import Refused, check_first, check_version, warn
 
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
 TESTED = {"sentence-transformers": ("6.0.0", "6.1.0", "6.2.0"), "transformers": ("5.24.0",)}
 """Versions that the tests were run with."""
 
-Model = TypeVar("Model", bound=SentenceTransformer)
+Model = TypeVar("Model", bound="SentenceTransformer")
 
 
 class AcceleratedModel(Standing):
@@ -62,7 +63,11 @@ def accelerate(model: Model) -> Model:
 
     Raises:
         InputTypeError: it is no SentenceTransformer.
+        MissingPackageError: sentence-transformers is not installed.
     """
+    with needs("sentence_transformers", "sentence-transformers"):
+        import sentence_transformers
+        from sentence_transformers import SentenceTransformer
     if not isinstance(model, SentenceTransformer):
         raise InputTypeError(
             f"accelerate takes a SentenceTransformer, got {type(model).__module__}."

@@ -10,7 +10,7 @@ Shapes: B rows, N padded length, T packed tokens, C channels.
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,9 +41,37 @@ batch is computed by the model's own code. Around a product of that size the cal
 the padding does (bench/accelerate.py: one short text at a time)."""
 
 PACKED = "_pyenc_packed"
-"""Attribute of a tensor of token embeddings: (where its rows are, the packed states)."""
+"""Attribute of a tensor of token embeddings: the `Kept` of it."""
 
 _lock = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The packed states of padded ones, for as long as those are what they were made of."""
+
+    packed: Packed
+    hidden_TC: Tensor
+    mask: Tensor
+    """(B, N), a copy."""
+    version: int | None
+    """Of the padded states; None where torch counts none (inference mode)."""
+
+    @classmethod
+    def of(cls, packed: Packed, hidden_TC: Tensor, mask: Tensor, states_BNC: Tensor) -> Kept:
+        version = None if states_BNC.is_inference() else states_BNC._version
+        return cls(packed, hidden_TC, mask.clone(), version)
+
+    def holds(self, mask: Any, states_BNC: Tensor) -> bool:
+        """Whether neither was changed since: by a hook, or between two modules called by hand."""
+        if not isinstance(mask, Tensor) or not torch.equal(mask, self.mask):
+            return False
+        if self.version is not None:
+            return states_BNC._version == self.version
+        flat_XC = states_BNC.flatten(0, 1)
+        index = self.packed.index
+        # A pass over memory, beside all the layers.
+        return torch.equal(flat_XC if index is None else flat_XC[index], self.hidden_TC)
 
 
 class Slot:
@@ -88,7 +116,8 @@ class PackedTransformer(Standing):
             return whole
         hidden_TC = packed_states(borrowed.encoder, packed)
         states_BNC = packed.unpack(hidden_TC)
-        setattr(states_BNC, PACKED, (packed, hidden_TC))
+        mask = features["attention_mask"]
+        setattr(states_BNC, PACKED, Kept.of(packed, hidden_TC, mask, states_BNC))
         features["token_embeddings"] = states_BNC
         return features
 
@@ -152,19 +181,20 @@ class PackedPooling(Standing):
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """As of `Pooling`."""
-        states = features.get("token_embeddings")
-        found = getattr(states, PACKED, None)
+        states: Any = features.get("token_embeddings")
+        found: Kept | None = getattr(states, PACKED, None)
         if found is not None:
             delattr(states, PACKED)  # not to be kept for as long as the features are
         if (
             found is None
             or self.pooling_mode != "mean"
             or "token_weights_sum" in features
-            or (packed := found[0]).has_holes
+            or (packed := found.packed).has_holes
+            or not found.holds(features.get("attention_mask"), states)
         ):
             whole: dict[str, Any] = self.own().forward(features, **kwargs)
             return whole
-        hidden_TC = found[1]
+        hidden_TC = found.hidden_TC
         weights_T = None
         if not self.include_prompt and "prompt_length" in features:
             # One number for all rows, by itself or in a tensor of a trainer's.

@@ -16,8 +16,44 @@ Tested with transformers 5.24.
 """
 
 from ..missing import needs
-
-with needs("transformers"):
-    from .registration import register, unregister
+from .state import is_registered
 
 __all__ = ["register", "unregister"]
+
+
+def register() -> None:
+    """Let transformers, and what stands on it, load through pyenc what they load wrongly or not.
+
+    Afterwards `AutoConfig`, `AutoModel`, `AutoModelForMaskedLM` (and so `SentenceTransformer`,
+    pipelines and others) take by folder or Hub name: JinaBert v2, MosaicBERT and those with its
+    code (lodestone, DNABERT-2), GTE as `model_type: new`, and nomic-bert where its config.json is
+    not spelled as transformers reads it. Of a local folder, and of what the Hub's cache holds, the
+    tensor names decide; of the Hub too, where config.json has something that no plain BERT's has.
+    Everything else stays with transformers: the same class, the same bits.
+
+    No remote code is run for them: as with any class registered with transformers, ours stands
+    before a repository's code, under `trust_remote_code=True` too. `unregister` gives it back.
+
+    `attn_implementation="pyenc"` is known from then on, to every model of transformers.
+
+    Twice is once. A model that was loaded so registers in the process that unpickles it.
+
+    Raises:
+        MissingPackageError: transformers is not installed, or cannot be imported.
+    """
+    with needs("transformers"):
+        from . import registration
+    registration.register()
+
+
+def unregister() -> None:
+    """Undo `register`: transformers is as it was. Models that are loaded go on.
+
+    Warns:
+        UserWarning: something else has been put over ours since, or a version of transformers keeps
+            names otherwise; what stays does nothing.
+    """
+    if is_registered():
+        from . import registration
+
+        registration.unregister()

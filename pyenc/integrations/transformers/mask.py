@@ -57,7 +57,8 @@ class PaddingMask(Tensor):
         if func not in _READ:
             raise InputError(
                 f"{ONLY}; this model computes with its mask ({getattr(func, '__name__', func)}), "
-                "so its attention is its own: leave attn_implementation out, or use pyenc.load"
+                "so its attention is its own, or torch.compile is around it: leave "
+                "attn_implementation out, or use pyenc.load"
             )
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))

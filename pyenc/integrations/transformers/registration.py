@@ -47,22 +47,7 @@ _before: Any = None
 
 
 def register() -> None:
-    """Let transformers, and what stands on it, load through pyenc what they load wrongly or not.
-
-    Afterwards `AutoConfig`, `AutoModel`, `AutoModelForMaskedLM` (and so `SentenceTransformer`,
-    pipelines and others) take by folder or Hub name: JinaBert v2, MosaicBERT and those with its
-    code (lodestone, DNABERT-2), GTE as `model_type: new`, and nomic-bert where its config.json is
-    not spelled as transformers reads it. Of a local folder, and of what the Hub's cache holds, the
-    tensor names decide; of the Hub too, where config.json has something that no plain BERT's has.
-    Everything else stays with transformers: the same class, the same bits.
-
-    No remote code is run for them: as with any class registered with transformers, ours stands
-    before a repository's code, under `trust_remote_code=True` too. `unregister` gives it back.
-
-    `attn_implementation="pyenc"` is known from then on, to every model of transformers.
-
-    Twice is once. A model that was loaded so registers in the process that unpickles it.
-    """
+    """As of the package, which explains it."""
     global _before
     with _lock:
         if _before is not None:
@@ -78,12 +63,7 @@ def register() -> None:
 
 
 def unregister() -> None:
-    """Undo `register`: transformers is as it was. Models that are loaded go on.
-
-    Warns:
-        UserWarning: something else has been put over ours since, or a version of transformers keeps
-            names otherwise; what stays does nothing.
-    """
+    """As of the package."""
     global _before
     with _lock:
         if _before is None:

@@ -89,6 +89,8 @@ def test_bad_input(prompted: pyenc.TextEncoder) -> None:
         PyencTextEmbedder(prompted).run(text=["a"])  # type: ignore[arg-type]
     with pytest.raises(pyenc.InputError, match="list of Document, got str"):
         PyencDocumentEmbedder(prompted).run(documents="a")  # type: ignore[arg-type]
+    with pytest.raises(pyenc.InputError, match="must be a list of names, got 'title'"):
+        PyencDocumentEmbedder(prompted, meta_fields_to_embed="title")  # type: ignore[arg-type]
     with pytest.raises(pyenc.InputError, match="document 1 is 'b'"):
         PyencDocumentEmbedder(prompted).run(
             documents=[Document(content="a"), "b"]  # type: ignore[list-item]

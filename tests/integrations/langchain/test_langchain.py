@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,6 +85,36 @@ def test_bad_input(prompted: pyenc.TextEncoder) -> None:
         PyencEmbeddings(prompted).embed_documents(["a", None])  # type: ignore[list-item]
     with pytest.raises(pyenc.InputError, match=r"'batch_size'.*'batch_tokens'"):
         PyencEmbeddings(prompted, encode_kwargs={"batch_size": 3}).embed_query("a")
+
+
+@pytest.mark.parametrize("wrong", ["one string", b"bytes", None, {"a": 1}, 3])
+def test_one_string_is_no_list_of_its_letters(prompted: pyenc.TextEncoder, wrong: Any) -> None:
+    with pytest.raises(pyenc.InputError, match="texts must be a list of strings, got"):
+        PyencEmbeddings(prompted).embed_documents(wrong)
+
+
+def test_pairs_and_tokens_are_not_for_stores(prompted: pyenc.TextEncoder) -> None:
+    pair = ["an instruction", "a text"]
+    with pytest.raises(pyenc.InputError, match=r"text 1 is \['an instruction'"):
+        PyencEmbeddings(prompted).embed_documents(["a", pair])  # type: ignore[list-item]
+    with pytest.raises(pyenc.InputError, match=r"text 0 is \['an instruction'"):
+        PyencEmbeddings(prompted).embed_query(pair)  # type: ignore[arg-type]
+    with pytest.raises(pyenc.InputError, match="output='tokens'"):
+        PyencEmbeddings(prompted, encode_kwargs={"output": "tokens"}).embed_query("a")
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8"])
+def test_bytes_of_two_calls_are_of_the_same_ranges(
+    prompted: pyenc.TextEncoder, precision: str
+) -> None:
+    """Documents by the hundred would find ranges of their own in each call, without a word."""
+    texts = [f"text {n}" for n in range(120)]
+    with pytest.raises(pyenc.InputError, match=f"'{precision}' needs ranges= or calibration="):
+        PyencEmbeddings(prompted, encode_kwargs={"precision": precision}).embed_documents(texts)
+    options = {"precision": precision, "calibration": texts}
+    ours = PyencEmbeddings(prompted, encode_kwargs=options)
+    apart = [ours.embed_documents([text])[0] for text in texts[:3]]
+    assert ours.embed_documents(texts)[:3] == apart
 
 
 def test_a_chain_retrieves_what_answers(minilm: Path) -> None:

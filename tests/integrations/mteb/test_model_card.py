@@ -16,7 +16,7 @@ mteb = pytest.importorskip("mteb")
 
 from pyenc.cli.main import main
 from pyenc.integrations.mteb import NotRun, PyencEncoder, Rerun, read_card, rerun
-from pyenc.integrations.mteb.card import in_percent
+from pyenc.integrations.mteb.card import CardResult, in_percent
 from pyenc.integrations.mteb.rerun import offline
 
 # Spelt in the ways that published cards are; the figures are made up.
@@ -130,10 +130,23 @@ def test_real_front_matter_is_read(tmp_path: Path) -> None:
     assert not in_percent([own])
 
 
+def test_percent_is_not_told_by_areas_that_have_no_lower_end() -> None:
+    """Of chance, nAUC is negative without end; all else of this card is a share of 1."""
+    areas = {"nauc_map_at_1000_diff1": -1.5, "map_at_1000": 0.5}
+    assert not in_percent([CardResult("A", None, None, None, areas)])
+    assert in_percent([CardResult("A", None, None, None, {**areas, "main_score": -3.1})])
+
+
 def test_windows_line_ends_and_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "card.md"
     path.write_bytes(b"\xef\xbb\xbf" + FRONT.replace("\n", "\r\n").encode())
     assert read_card(path) == read_card(write(tmp_path, FRONT))
+
+
+def test_empty_lines_before_the_front_matter(tmp_path: Path) -> None:
+    """As the Hub's own reader has it."""
+    expected = read_card(write(tmp_path, FRONT))
+    assert read_card(write(tmp_path, "\n  \n" + FRONT)) == expected
 
 
 @pytest.mark.parametrize(

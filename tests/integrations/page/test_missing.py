@@ -23,8 +23,6 @@ STANDS_ON = {
     "haystack": "haystack",
     "mteb": "mteb",
     "ray": "ray",
-    "transformers": "transformers",
-    "sentence_transformers": "sentence_transformers",
 }
 
 
@@ -42,6 +40,30 @@ def test_a_missing_package_names_the_extra(
     assert "is not installed" in str(caught.value)
     assert isinstance(caught.value, ImportError)
     assert caught.value.name == library
+
+
+@pytest.mark.parametrize("call", ["accelerate(object())", "register()"])
+def test_a_missing_package_is_said_when_a_function_is_called(call: str) -> None:
+    """And not before: the names of pyenc are there, and one may catch its warnings."""
+    program = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "kernels")!r}]
+for library in ("transformers", "sentence_transformers"):
+    sys.modules[library] = None
+import pyenc
+from pyenc import *
+assert issubclass(pyenc.AccelerationWarning, UserWarning)
+pyenc.unregister()
+try:
+    pyenc.{call}
+except pyenc.MissingPackageError as error:
+    print(error)
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert said.returncode == 0, said.stderr
+    assert "transformers is not installed: pip install 'pyenc[integrations]'" in said.stdout
 
 
 def test_a_broken_package_is_told_from_a_missing_one(
@@ -76,7 +98,7 @@ print(sorted(set({libraries!r}) & set(sys.modules)))
         root=str(ROOT),
         kernels=str(ROOT / "kernels"),
         model=str(GOLDEN / "jina_geglu_h4"),
-        libraries=[*STANDS_ON.values(), "pyspark"],
+        libraries=[*STANDS_ON.values(), "transformers", "sentence_transformers", "pyspark"],
     )
     said = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
@@ -85,7 +107,7 @@ print(sorted(set({libraries!r}) & set(sys.modules)))
     assert said.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("library", STANDS_ON.values())
+@pytest.mark.parametrize("library", [*STANDS_ON.values(), "sentence_transformers", "transformers"])
 def test_no_folder_of_tests_passes_for_a_library(library: str) -> None:
     """pytest puts the folder of a test file on sys.path: one in tests/integrations itself makes
     tests/integrations/ray a package `ray` where Ray is not installed."""

@@ -123,6 +123,16 @@ def test_what_pandas_has_for_null(encoder: pyenc.TextEncoder) -> None:
         Embed(encoder)(given)
 
 
+def test_not_for_single_rows_and_not_for_ranges_of_each_batch(encoder: pyenc.TextEncoder) -> None:
+    with pytest.raises(pyenc.InputError, match=r"is for Dataset\.map_batches, and not for map"):
+        Embed(encoder)({"text": "a row of Dataset.map"})
+    many = pa.table({"text": [f"text {n}" for n in range(120)]})
+    with pytest.raises(pyenc.InputError, match="needs ranges= or calibration="):
+        Embed(encoder, encode_kwargs={"precision": "int8"})(many)
+    as_tensors = Embed(encoder, encode_kwargs={"convert_to_tensor": True})
+    assert as_tensors(many).equals(Embed(encoder)(many))
+
+
 def test_bad_input(encoder: pyenc.TextEncoder) -> None:
     with pytest.raises(pyenc.InputError, match="no column 'body'; the batch has: id, text"):
         Embed(encoder, text="body")(batch_of("pyarrow", TEXTS))

@@ -133,8 +133,8 @@ def test_own_type_without_a_published_config(inner: object, tmp_path: Path) -> N
 UNPICKLE = """
 import pickle, sys, torch
 model, ids = pickle.load(open(sys.argv[1], 'rb'))
-from pyenc.integrations.transformers.state import is_registered
 from transformers import AutoModel
+from pyenc.integrations.transformers.state import is_registered
 print(is_registered(), type(AutoModel.from_pretrained(sys.argv[2])).__name__)
 torch.save(model(ids)[0], sys.argv[3])
 """
