@@ -45,7 +45,7 @@ def growth_mb(run: Callable[[], Any]) -> float | None:
 
 
 def highest_mb() -> float | None:
-    """The most that this process has held, or since `growth_mb` began; None where it is not told."""
+    """The most that this process has held, since `growth_mb` began if it did; None: not known."""
     try:
         return _status_mb("VmHWM")
     except OSError:
