@@ -10,7 +10,7 @@ import pytest
 
 from pyenc.errors import CheckpointError
 from pyenc.loading import load_checkpoint
-from pyenc.loading.checkpoint import read_json
+from pyenc.loading.files import read_json
 from pyenc.models import EncoderConfig
 from pyenc.models.families import FAMILIES, ConfigFile
 from pyenc.models.rotary import Rotary

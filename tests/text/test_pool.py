@@ -138,7 +138,8 @@ def test_how_a_process_ended() -> None:
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started it may ignore it
 import pyenc
 encoder = pyenc.load(sys.argv[1])  # no `if __name__ == "__main__"`: none is needed
 stream = encoder.encode_stream((f"text {i}" for i in range(10**9)), devices=["cpu"])

@@ -64,7 +64,7 @@ def _texts(encoder: Encoder) -> tuple[Tensor, Tensor]:
     config = encoder.config
     longest = LONG if config.window is None else max(LONG, config.window + 8)
     longest = min(longest, config.max_length)
-    lengths = torch.tensor([longest, min(SHORT, longest)], device=encoder.device)
+    lengths = torch.tensor([longest, min(SHORT, longest)], dtype=torch.long, device=encoder.device)
     columns = torch.arange(longest, device=encoder.device)
     mask = (columns < lengths[:, None]).long()
     first = min(5, config.vocab_size - 1)
