@@ -37,8 +37,8 @@ layers make in between stays small, and near."""
 
 SMALL = 2**24
 """Tokens, and sixteen times the padding beside them, times the square of the channels: below it a
-batch is computed by the model's own code. Around a product of that size the calls cost as much as
-the padding does (bench/accelerate.py: one short text at a time)."""
+batch is computed by the model's own code, for the calls cost more there than the padding does. An
+estimate, from runs on a busy machine (bench/accelerate.py: one short text at a time)."""
 
 PACKED = "_pyenc_packed"
 """Attribute of a tensor of token embeddings: the `Kept` of it."""
