@@ -144,14 +144,14 @@ def peak():
 def texts():
     number = 0
     while True:  # each a new string; every tenth long, every other empty
-        long = "word " * 3000 if number % 10 == 0 else ""
+        long = "word " * 30000 if number % 10 == 0 else ""
         yield long + str(number) if number % 2 == 0 else ""
         number += 1
 total = 0
 for count, vector in enumerate(encoder.encode_stream(texts(), max_length=32), 1):
-    if count == 3000:
+    if count == 1000:
         begun = peak()
-    if count == 11000:
+    if count == 5000:
         break
 print(peak() - begun)
 """
@@ -159,11 +159,12 @@ print(peak() - begun)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_of_an_endless_stream() -> None:
-    """Texts that went through: 12 MB, of characters alone."""
+    """Texts that went through: 60 MB, of characters alone. What an allocator keeps for itself
+    differs by some MB from run to run."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROGRAM, str(GOLDEN / "bert_mean_h4")],
         env={"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PATH": ""},
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 5_000, f"{done.stdout} kB more"
+    assert int(done.stdout) < 20_000, f"{done.stdout} kB more"
