@@ -156,6 +156,24 @@ def test_no_result_under_a_bias_of_ones_own_is_subnormal() -> None:
     assert watch.seen > 20
 
 
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
+    reason="torch's exponential is the C library's, whose results may be subnormal",
+)
+@pytest.mark.parametrize("n", [16, 304, 1104])
+def test_no_weight_of_torchs_fused_kernel_is_subnormal(n: int) -> None:
+    """What `blocks` relies on in its forward: its vectors' exponential ends at the normal numbers
+    (not that of the last keys, which fill no vector, as none do here). Seen through values of 1e30; one key is near, the others' scores are `below` its own."""
+    q = torch.zeros(1, 1, n, DIM)
+    v = torch.full_like(q, 1e30)
+    v[:, :, 0] = 0
+    mask = torch.zeros(1, 1, n, n)
+    for below, seen in ((-85.0, True), (-87.5, False), (-95.0, False), (-103.0, False)):
+        mask[..., 1:] = below
+        out, _ = blocks._FLASH_CPU(q, q, v, attn_mask=mask, scale=1.0)
+        assert bool((out != 0).all()) == bool((out != 0).any()) == seen, below
+
+
 @pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
 @pytest.mark.parametrize("threads", [1, 2])
 def test_no_sum_of_the_kernels_is_subnormal(threads: int) -> None:
