@@ -7,7 +7,7 @@
 
 namespace pyenc {
 
-// The codes that the Python side sends (ACTIVATION_CODES in pyenc/ops/gated/cpu.py).
+// The codes that the Python side sends (ACTIVATION_CODES in pyenc/ops/activation.py).
 enum class Activation : int { gelu = 0, gelu_tanh = 1, silu = 2, relu = 3 };
 
 namespace PYENC_ISA {

@@ -21,11 +21,11 @@ void bind_gated(py::module_& module) {
   module.def(
       "gated_forward",
       [](int dtype, int activation, std::int64_t rows, std::int64_t columns, int threads,
-         py::tuple gate, py::tuple value, py::tuple out) {
+         py::tuple gate, Address bias, py::tuple value, py::tuple out) {
         const Gated call = call_of(dtype, activation, rows, columns, threads);
         const Strided g = strided(gate), v = strided(value), o = strided(out);
         py::gil_scoped_release release;
-        gated_forward(call, g, v, o);
+        gated_forward(call, g, at<void>(bias), v, o);
       });
   module.def(
       "gated_backward",

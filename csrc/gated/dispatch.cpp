@@ -9,11 +9,11 @@
 namespace pyenc {
 PYENC_KERNEL_TABLE(GatedKernels, gated_kernels)
 
-void gated_forward(const Gated& call, Strided gate, Strided value, Strided out) {
+void gated_forward(const Gated& call, Strided gate, const void* bias, Strided value, Strided out) {
   const GatedKernels& kernels = gated_kernels();
   parallel_rows(call.rows, call.columns, call.threads,
                 [&](std::int64_t first, std::int64_t last, int) {
-    kernels.forward(call, first, last, gate, value, out);
+    kernels.forward(call, first, last, gate, bias, value, out);
   });
 }
 

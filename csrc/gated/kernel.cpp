@@ -14,17 +14,19 @@ Scalar* row_at(Strided x, std::int64_t row) {
   return static_cast<Scalar*>(x.at) + row * x.row;
 }
 
-void forward(const Gated& call, std::int64_t first, std::int64_t last, Strided gate, Strided value,
-             Strided out) {
+void forward(const Gated& call, std::int64_t first, std::int64_t last, Strided gate,
+             const void* bias, Strided value, Strided out) {
   as_dtype(call.dtype, [&](auto* type) {
     using Scalar = std::remove_pointer_t<decltype(type)>;
+    const Scalar* b = static_cast<const Scalar*>(bias);
     with_activation(call.activation, [&](auto chosen) {
       for (std::int64_t r = first; r < last; ++r) {
         const Scalar* g = row_at<Scalar>(gate, r);
         const Scalar* v = value.at ? row_at<Scalar>(value, r) : nullptr;
         Scalar* to = row_at<Scalar>(out, r);
         for_columns(call.columns, [&](std::int64_t i, auto at) {
-          const Floats activated = activate<decltype(chosen)::value>(at.get(g + i));
+          const Floats x = b ? at.get(g + i) + at.get(b + i) : at.get(g + i);
+          const Floats activated = activate<decltype(chosen)::value>(x);
           at.put(v ? activated * at.get(v + i) : activated, to + i);
         });
       }

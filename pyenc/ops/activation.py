@@ -10,6 +10,9 @@ from ..errors import InputError
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
 """`gelu` is the exact x * Phi(x) (erf); `gelu_tanh` its approximation, never a stand-in for it."""
 
+ACTIVATION_CODES = {"gelu": 0, "gelu_tanh": 1, "silu": 2, "relu": 3}
+"""The codes of csrc/gated/activation.h."""
+
 
 def activate(x: Tensor, activation: str) -> Tensor:
     """The activation by name, elementwise, differentiable."""

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from ..activation import ACTIVATION_CODES
 from ..launch import DTYPE_CODES, as_rows, check_dtype, check_like, check_memory, module_for
 
 OP = "gated_activation"
-
-ACTIVATION_CODES = {"gelu": 0, "gelu_tanh": 1, "silu": 2, "relu": 3}
-"""The codes of csrc/gated/activation.h."""
 
 
 def _rows(name: str, x: Tensor) -> Tensor:
@@ -49,7 +47,7 @@ def forward(gate: Tensor, value: Tensor | None, activation: str) -> Tensor:
         check_like(OP, "value", value, tuple(gate.shape), gate.dtype)
     g, v = _rows("gate", gate), None if value is None else _rows("value", value)
     out = g.new_empty(g.shape)
-    module_for(OP).gated_forward(*_call(g, activation), _place(g), _place(v), _place(out))
+    module_for(OP).gated_forward(*_call(g, activation), _place(g), 0, _place(v), _place(out))
     return out.view(gate.shape)
 
 

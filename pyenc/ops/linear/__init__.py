@@ -16,8 +16,8 @@ from .. import oracle
 from ..activation import activate, check_activation
 from ..backend import WhyNot, always, choose, compiling, requested_backend
 from ..validation import check_float
+from . import activated, packs, wide
 from . import onednn as kernels
-from . import packs, wide
 from .reference import linear_reference
 
 MIN_WORK = 2**24
@@ -46,6 +46,9 @@ def linear(
     Large products of bfloat16 or float16 on a CPU are made in float32 and rounded once where the
     same table has that as faster, as on processors without such instructions; also with
     `backend="torch"`.
+
+    Where no gradient is needed, bias and activation of float32 on a CPU are one pass over torch's
+    product, through the C++ kernels; not with `backend="torch"`, which is torch's own throughout.
 
     Args:
         x: (..., C), float16/32/64 or bfloat16.
@@ -87,6 +90,11 @@ def linear(
             wide_y: Tensor = torch.ops.pyenc.linear_wide(x, weight, bias, activation or "")
             return wide_y
         return _wide_or_not(x, weight, bias, activation)
+    elif activation is not None and requested != "torch" and _in_one_pass(x, weight, bias):
+        if compiling():
+            one_pass: Tensor = torch.ops.pyenc.linear_activated(x, weight, bias, activation)
+            return one_pass
+        return activated.linear(x, weight, bias, activation)
     else:
         y = F.linear(x, weight, bias)
     return y if activation is None else activate(y, activation)
@@ -170,6 +178,11 @@ def _wide_or_not(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str
         return wide.linear(x, weight, bias, activation)
     y = F.linear(x, weight, bias)
     return y if activation is None else activate(y, activation)
+
+
+def _in_one_pass(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether bias and activation go over torch's product together."""
+    return not _needs_gradient(x, weight, bias) and activated.why_not(x, weight, bias) is None
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:

@@ -163,7 +163,8 @@ def test_no_result_under_a_bias_of_ones_own_is_subnormal() -> None:
 @pytest.mark.parametrize("n", [16, 304, 1104])
 def test_no_weight_of_torchs_fused_kernel_is_subnormal(n: int) -> None:
     """What `blocks` relies on in its forward: its vectors' exponential ends at the normal numbers
-    (not that of the last keys, which fill no vector, as none do here). Seen through values of 1e30; one key is near, the others' scores are `below` its own."""
+    (not that of the last keys, which fill no vector, as none do here). Seen through values of 1e30;
+    one key is near, the others' scores are `below` its own."""
     q = torch.zeros(1, 1, n, DIM)
     v = torch.full_like(q, 1e30)
     v[:, :, 0] = 0

@@ -18,7 +18,8 @@ from pyenc.ops.linear.reference import linear_reference
 from tests.ops.linear.linear_support import DTYPES, check, faster, layer, onednn
 from tests.oracle import assert_right
 
-BACKENDS = ["torch", pytest.param("onednn", marks=onednn)]
+# None: as it is chosen; "cpu": where the extension is, bias and activation in one pass.
+BACKENDS = ["torch", None, "cpu", pytest.param("onednn", marks=onednn)]
 ACTIVATIONS = [None, "gelu", "gelu_tanh", "silu", "relu"]
 
 
