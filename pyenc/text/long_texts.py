@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, models
 
+from .long_runs import LongRuns
 from .safe_places import Places
 
 SIZE = 1 << 16
@@ -66,7 +67,7 @@ class Cuts:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._at: re.Pattern[str] | None = None
-        self._runs: re.Pattern[str] | None = None
+        self._runs: LongRuns | None = None
         self._keep = 0
         self._any_end = isinstance(tokenizer.model, models.BPE)
         steps = _steps(tokenizer.normalizer, "normalizers")
@@ -99,11 +100,8 @@ class Cuts:
             return
         longest = max((len(text) for text in added), default=0)
         self._keep = max(model.max_input_chars_per_word, longest) + 1
-        least = 4 * self._keep
-        runs = [rf"[{_WORD}]{{{least},}}", rf"[{_GAP}]{{{least},}}"]
-        if bert["clean_text"]:
-            runs.append(rf"[{_CONTROL}]{{{least},}}")
-        self._runs = re.compile("|".join(runs))
+        runs = [_WORD, _GAP, _CONTROL] if bert["clean_text"] else [_WORD, _GAP]
+        self._runs = LongRuns(runs, 4 * self._keep)
 
     @property
     def can(self) -> bool:
@@ -153,8 +151,8 @@ class Cuts:
             The shorter text, and (n, 2): where in it something is left out, and how much in all.
         """
         parts, removed, at = [], [], 0
-        for run in self._runs.finditer(text) if self._runs else ():
-            head, tail = self._keep_of(text, run.start(), run.end()), run.end() - self._keep
+        for start, end in self._runs(text) if self._runs else ():
+            head, tail = self._keep_of(text, start, end), end - self._keep
             if head < tail:
                 parts.append(text[at:head])
                 at = tail
