@@ -76,8 +76,8 @@ PARALLEL = $$($(RUN) -c "import importlib.util as u; \
 # All of them, whatever fails; what failed is said at the end.
 test: lint
 	@failed=''; \
-	echo '== the tests'; \
-	$(RUN) -m pytest -q $(PARALLEL) $(ARGS) || failed="$$failed, the tests"; \
+	echo '== the tests (the slow ones of tests/integrations: make test-integrations)'; \
+	$(RUN) -m pytest -q $(PARALLEL) -m 'not (integration and slow)' $(ARGS) || failed="$$failed, the tests"; \
 	echo '== the Triton kernels, in the interpreter'; \
 	TRITON_INTERPRET=1 $(RUN) -m pytest -q $(PARALLEL) $(ARGS) tests/kernels \
 	  || failed="$$failed, the Triton kernels"; \

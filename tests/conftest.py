@@ -153,9 +153,11 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first; and a mark on what may come out otherwise on another processor:
-    kernels, products, whole models."""
+    """The longest files first; and marks: on what may come out otherwise on another processor
+    (kernels, products, whole models), and on what stands on other libraries."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
     for item in items:
+        if item.path.is_relative_to(ROOT / "integrations"):
+            item.add_marker("integration")
         if any(item.path.is_relative_to(ROOT / name) for name in ("ops", "models", "csrc")):
             item.add_marker("processor")

@@ -45,6 +45,7 @@ def sections(page: str) -> list[Section]:
 SECTIONS = [s for s in sections(PAGE.read_text("utf-8")) if s.blocks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.title)
 def test_snippets_run(section: Section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in section.needs:

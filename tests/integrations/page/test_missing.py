@@ -42,6 +42,7 @@ def test_a_missing_package_names_the_extra(
     assert caught.value.name == library
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["accelerate(object())", "register()"])
 def test_a_missing_package_is_said_when_a_function_is_called(call: str) -> None:
     """And not before: the names of pyenc are there, and one may catch its warnings."""
@@ -83,6 +84,7 @@ def test_other_errors_pass() -> None:
         1 / 0  # noqa: B018
 
 
+@pytest.mark.slow
 def test_loading_and_encoding_imports_none_of_them() -> None:
     """In a fresh interpreter: `pyenc.load` and `encode` bring no library that is integrated."""
     program = """

@@ -53,6 +53,7 @@ def test_saved_and_loaded(name: str, tmp_path: Path) -> None:
     assert first.keys() == second.keys()
 
 
+@pytest.mark.slow
 def test_transformers_alone_refuses_it(tmp_path: Path) -> None:
     AutoModel.from_pretrained(JINA).save_pretrained(tmp_path)
     ran = fresh(
@@ -140,6 +141,7 @@ torch.save(model(ids)[0], sys.argv[3])
 """
 
 
+@pytest.mark.slow
 def test_unpickled_in_another_process(tmp_path: Path) -> None:
     model = AutoModel.from_pretrained(JINA)
     ids = torch.tensor([[2, 9, 4, 7]])
