@@ -32,6 +32,11 @@ struct Attention {
   const void* bias;
   Dtype bias_dtype;
   std::int64_t reach, saturation;
+  // distance, where far keys may be left out, otherwise null. At the place of each x of `bias`, in base
+  // 2 and rounded up: what all keys from there outward on its side weigh by the bias alone (log2 of the
+  // sum), and what the heaviest of them does. nearby (H,): about how many keys a query meets, 0 where
+  // the head's bias does not fall.
+  const float *tails, *peaks, *nearby;
   std::int64_t window_left, window_right;  // -1: unbounded
   float scale;
   double skip_eps;  // 0 computes everything

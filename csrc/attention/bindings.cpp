@@ -31,6 +31,9 @@ Attention call_of(const py::dict& call) {
   result.bias_dtype = static_cast<Dtype>(integer("bias_dtype"));
   result.reach = integer("reach");
   result.saturation = integer("saturation");
+  result.tails = at<const float>(address("tails"));
+  result.peaks = at<const float>(address("peaks"));
+  result.nearby = at<const float>(address("nearby"));
   result.window_left = integer("window_left");
   result.window_right = integer("window_right");
   result.scale = call["scale"].cast<float>();

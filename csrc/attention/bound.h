@@ -11,6 +11,8 @@
 // The backward goes by the final log-sum-exp over the range of blocks that the forward met, with an
 // account of its own: of a row's mass the sides' eps / 2, what of the forward's other blocks lies
 // outside that range, and eps / 2 again are missing, at most 1.5 eps.
+// A bias that is a line of numbers by distance brings, for each distance, the sum of 2^bias over all
+// from there outward, which stands where ALiBi's geometric series does.
 // Comparisons are written so that a NaN means: compute.
 #pragma once
 
@@ -187,6 +189,7 @@ struct SkipRule {
   Floats q_length[C];  // a |q|
   Floats q_center[C];  // a q.center, and the rounding of it; -1e30 in lanes without a query
   float slope, geometric, side_budget;
+  const float *tails, *peaks;  // of the head, at distance 0; null: ALiBi
 
   // q: (D, strip), scaled by a.
   void start(const AttentionHead& head, const Strip<C>& strip, const float* q) {
@@ -196,8 +199,15 @@ struct SkipRule {
     const std::int64_t depth = call.head_dim;
     const KeyBounds bounds(head);
     ledger.start(head, strip.count);
-    slope = slope_of(head);
-    geometric = -std::log2(-std::expm1(-slope * 0.69314718f)) + 1e-5f;
+    tails = peaks = nullptr;
+    slope = geometric = 0;
+    if (call.kind == BiasKind::distance) {
+      const std::int64_t at = head.head * (2 * call.reach + 1) + call.reach;
+      tails = call.tails + at, peaks = call.peaks + at;
+    } else {
+      slope = slope_of(head);
+      geometric = -std::log2(-std::expm1(-slope * 0.69314718f)) + 1e-5f;
+    }
     side_budget = std::log2(static_cast<float>(call.skip_eps) / 4);
     Floats square[C] = {}, along[C] = {};
     for (std::int64_t d = 0; d < depth; ++d)
@@ -216,28 +226,62 @@ struct SkipRule {
     for (int c = 0; c < C; ++c) q_center[c] += slack * bounds.center_length * q_length[c];
   }
 
+  // line[x] for queries x after `nearest` (a position).
+  Floats along(const AttentionHead& head, const float* line, const Strip<C>& strip, int c,
+               float nearest) const {
+    const Attention& call = *head.call;
+    if (call.contiguous)
+      return load(line + strip.first + c * kLanes - static_cast<std::int64_t>(nearest));
+    const auto reach = static_cast<float>(call.reach);
+    Floats result;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      float x = strip.position[c][lane] - nearest;
+      x = x > reach ? reach : x < -reach ? -reach : x;
+      result[lane] = line[static_cast<std::int64_t>(x)];
+    }
+    return result;
+  }
+
+  // By the bias alone, what all keys from `nearest` outward weigh together.
+  Floats beyond(const AttentionHead& head, const Strip<C>& strip, int c, float nearest) const {
+    if (tails) return along(head, tails, strip, c, nearest);
+    return geometric - slope * magnitude(strip.position[c] - nearest);
+  }
+
+  // The same of `count` of them, `each` being log2 of that.
+  Floats block(const AttentionHead& head, const Strip<C>& strip, int c, float nearest,
+               float each) const {
+    if (!tails)
+      return (each < geometric ? each : geometric) -
+             slope * magnitude(strip.position[c] - nearest);
+    const Floats all = along(head, tails, strip, c, nearest);
+    const Floats some = along(head, peaks, strip, c, nearest) + each;
+    return some < all ? some : all;
+  }
+
   // Whether everything from `nearest` (a position) outward is beyond the rule; `reach` is the
   // largest |k - center| there, `lse` a lower bound of the log-sum-exp so far.
-  bool ends(const Strip<C>& strip, float nearest, float reach, const Floats (&lse)[C]) const {
+  bool ends(const AttentionHead& head, const Strip<C>& strip, float nearest, float reach,
+            const Floats (&lse)[C]) const {
     Ints met = {};
     for (int c = 0; c < C; ++c) {
-      const Floats most = q_length[c] * reach + q_center[c] + geometric -
-                          slope * magnitude(strip.position[c] - nearest);
+      const Floats most = q_length[c] * reach + q_center[c] + beyond(head, strip, c, nearest);
       met |= ~(most <= lse[c] + side_budget);
     }
     return !any(met);
   }
 
   // Whether a block can go without its keys being met: by its centre and radius.
-  bool drops(const Strip<C>& strip, const KeyBounds& bounds, std::int64_t block, std::int64_t count,
-             std::int64_t depth, const float* q, float nearest, const Floats (&lse)[C]) {
-    Floats along[1][C] = {}, top[C];
-    multiply<1, C>({bounds.centroid + block * depth, depth, 1}, q, Strip<C>::kWidth, depth, along);
-    const float spread = bounds.radius[block] + slack_of(depth) * bounds.length[block];
-    const float each = mass_of(count), mass = each < geometric ? each : geometric;
+  bool drops(const AttentionHead& head, const Strip<C>& strip, const KeyBounds& bounds,
+             std::int64_t index, std::int64_t count, const float* q, float nearest,
+             const Floats (&lse)[C]) {
+    const std::int64_t depth = head.call->head_dim;
+    Floats dot[1][C] = {}, top[C];
+    multiply<1, C>({bounds.centroid + index * depth, depth, 1}, q, Strip<C>::kWidth, depth, dot);
+    const float spread = bounds.radius[index] + slack_of(depth) * bounds.length[index];
+    const float each = mass_of(count);
     for (int c = 0; c < C; ++c)
-      top[c] = along[0][c] + q_length[c] * spread -
-               slope * magnitude(strip.position[c] - nearest) + mass;
+      top[c] = dot[0][c] + q_length[c] * spread + block(head, strip, c, nearest, each);
     return ledger.take_power(top, lse);
   }
 

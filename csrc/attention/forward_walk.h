@@ -109,7 +109,6 @@ struct Walk {
                                                  : false)
       return false;
     const Attention& call = *head.call;
-    const std::int64_t depth = call.head_dim;
     const Placement place = placement(head, strip, block.first, block.last);
     if (place.side == Side::none) {
       // Beyond the window on this side, and so is all that follows.
@@ -126,11 +125,11 @@ struct Walk {
           call.positions[head.first + (right ? block.first : block.last - 1)];
       const KeyBounds bounds(head);
       const float reach = right ? bounds.right[block.index] : bounds.left[block.index];
-      if (rule.ends(strip, nearest, reach, floor)) {
+      if (rule.ends(head, strip, nearest, reach, floor)) {
         (right ? right_open : left_open) = false;
         return false;
       }
-      if (rule.drops(strip, bounds, block.index, block.count(), depth, q, nearest, floor))
+      if (rule.drops(head, strip, bounds, block.index, block.count(), q, nearest, floor))
         return false;
     }
     met_first = block.first < met_first ? block.first : met_first;

@@ -26,10 +26,19 @@ inline double plain_slope(const AttentionHead& head) {
   return alibi ? static_cast<const float*>(head.call->bias)[head.head] : 0.0;
 }
 
+// The keys of a far-reaching bias that a query of this head is near to; 0 where all are alike to it. A
+// slope that is negative or not a number never skips.
+inline double nearby_of(const AttentionHead& head) {
+  const Attention& call = *head.call;
+  if (call.kind == BiasKind::distance) return call.nearby ? call.nearby[head.head] : 0.0;
+  const double slope = plain_slope(head);
+  return slope > 0 ? 80 / slope : 0.0;
+}
+
 // The keys that a query of this head meets, more or less; enough to order the work.
 inline double keys_of(const AttentionHead& head) {
   const double n = static_cast<double>(head.n);
-  return head.skips ? std::min(n, 80 / plain_slope(head) + 2 * kKeyBlock) : n;
+  return head.skips ? std::min(n, nearby_of(head) + 2 * kKeyBlock) : n;
 }
 
 inline double work_of(const AttentionHead& head) {
@@ -42,8 +51,7 @@ inline std::vector<AttentionHead> heads_of(const Attention& call) {
     const std::int64_t first = call.cu_seqlens[s], n = call.cu_seqlens[s + 1] - first;
     for (std::int64_t h = 0; h < call.n_heads && n > 0; ++h) {
       AttentionHead head{&call, s, first, n, h, false, nullptr, nullptr};
-      // A slope that is negative or not a number never skips.
-      head.skips = n >= kShortestSkipping && call.skip_eps > 0 && plain_slope(head) > 0;
+      head.skips = n >= kShortestSkipping && call.skip_eps > 0 && nearby_of(head) > 0;
       heads.push_back(head);
     }
   }

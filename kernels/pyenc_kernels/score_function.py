@@ -133,6 +133,44 @@ ASYMMETRIC_ALIBI = ScoreFunction(
 )
 
 
+# ---- a number for each distance: params is made by `line_params` ---------------------------------
+
+_HEAD = tl.constexpr(3)  # of a row: the reach, and the rates of decay to the left and to the right
+
+
+@triton.jit
+def _line_score(s, i, j, head, params):
+    reach = tl.load(params)
+    place = (tl.minimum(tl.maximum(j - i, -reach), reach) + reach).to(tl.int32)
+    return s + tl.load(params + _HEAD + place)
+
+
+@triton.jit
+def _line_decay(head, params, left: tl.constexpr):
+    return tl.load(params + 1) if left else tl.load(params + 2)
+
+
+LINE = ScoreFunction(_line_score, decay=_line_decay)
+
+
+def line_params(line: Tensor) -> Tensor:
+    """Rows (H, 3 + 2 reach + 1) float32 of `LINE`.
+
+    line (H, 2 reach + 1): what is added at key - query from -reach to reach, which is as far as two
+    positions are apart. The rates are the largest that its numbers keep to.
+    """
+    line = line.detach().float()
+    heads, reach = line.shape[0], line.shape[1] // 2
+    away = torch.arange(reach, 0, -1, dtype=torch.float32, device=line.device)
+    sides = (-line[:, :reach] / away, -line[:, reach + 1 :].flip(1) / away)
+    # Less what rounding may have added; without distances there is nothing to leave out.
+    rates = [
+        (side.amin(1, keepdim=True) if reach else line.new_zeros((heads, 1))) for side in sides
+    ]
+    rates = [rate - 1e-6 * rate.abs() for rate in rates]
+    return torch.cat([line.new_full((heads, 1), reach), *rates, line], 1).contiguous()
+
+
 # ---- T5's relative buckets (arXiv 1910.10683): params is made by `relative_position_params` ----
 
 _TABLE = tl.constexpr(128)  # room for buckets at the head of a row

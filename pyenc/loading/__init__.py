@@ -4,7 +4,7 @@ from .checkpoint import Checkpoint, load_checkpoint
 from .files import read_json
 from .hub import resolve
 from .own_type import read_config
-from .save import original_tensors, save_checkpoint
+from .save import original_tensors, own_checkpoint, save_checkpoint
 from .target import check_device
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "check_device",
     "load_checkpoint",
     "original_tensors",
+    "own_checkpoint",
     "read_config",
     "read_json",
     "resolve",

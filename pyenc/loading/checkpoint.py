@@ -14,6 +14,7 @@ from ..errors import CheckpointError, InputError
 from ..forking import check_forked
 from ..models import Encoder
 from ..models.families import ConfigFile, Family, head_parts, recognise, with_head
+from ..models.position import place_buffers
 from .heads import Head, find_head, same
 from .own_type import published, read_config
 from .strict import (
@@ -84,14 +85,14 @@ def load_checkpoint(
     reader = ConfigFile(str(config_path), config)
     family, prefix = recognise(names, reader)
     bare = frozenset(n.removeprefix(prefix) for n in names)
+    layers = count_layers(bare, family)
     try:
         shape = family.config(reader, bare)
+        # One layer too many is enough to be refused, and config.json may speak of a million.
+        some = replace(shape, num_layers=min(shape.num_layers, layers + 1))
+        parts = {p: tuple(prefix + n for n in ns) for p, ns in family.parts(some, bare).items()}
     except InputError as error:
         raise CheckpointError(f"{config_path}: {error}") from error
-    layers = count_layers(bare, family)
-    # One layer too many is enough to be refused, and config.json may speak of a million.
-    some = replace(shape, num_layers=min(shape.num_layers, layers + 1))
-    parts = {p: tuple(prefix + n for n in ns) for p, ns in family.parts(some, bare).items()}
     check_names(files, names, parts, family, prefix, shape, layers)
     # Before anything is built: the product of two absurd sizes is more than torch can count.
     word = names[parts["embeddings.word.weight"][0]]
@@ -113,6 +114,7 @@ def load_checkpoint(
     }
     encoder.load_state_dict(state, strict=True, assign=True)
     encoder.eval()
+    place_buffers(encoder, target_device)
     checkpoint = Checkpoint(
         encoder=encoder,
         family=family,
@@ -138,8 +140,8 @@ def _read(files: WeightFiles, names: list[str], device: torch.device, dtype: tor
         piece = tensor.to(dtype)
         _check_finite(files, name, piece, tensor.dtype)
         pieces.append(piece)
-    # torch.cat copies even one piece: a mapped file may change or vanish under us.
-    return torch.cat(pieces).to(device)
+    # A copy of even one piece: a mapped file may change or vanish under us.
+    return (torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone()).to(device)
 
 
 def _check_finite(files: WeightFiles, name: str, tensor: Tensor, stored: torch.dtype) -> None:

@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..models import Encoder
+from ..models.families import own
 from .checkpoint import Checkpoint
 from .writable import check_writable
 
@@ -33,7 +35,8 @@ def original_tensors(
     state = checkpoint.encoder.state_dict() if state is None else state
     tensors: dict[str, Tensor] = {}
     for parameter, names in checkpoint.sources.items():
-        pieces = state[parameter].detach().cpu().chunk(len(names))
+        whole = state[parameter].detach().cpu()
+        pieces = whole.chunk(len(names)) if whole.ndim else (whole,)
         tensors |= {name: piece.clone() for name, piece in zip(names, pieces, strict=True)}
     for name, tensor in (checkpoint.set_aside | checkpoint.buffers).items():
         # A copy each: tensors that are one in memory are not in a safetensors file.
@@ -41,6 +44,25 @@ def original_tensors(
     for name, parameter in checkpoint.tied.items():
         tensors[name] = state[parameter].detach().cpu().clone()
     return tensors
+
+
+def own_checkpoint(encoder: Encoder) -> Checkpoint:
+    """An encoder as a checkpoint in pyenc's own format, to be saved: its `EncoderConfig` whole in
+    `config.json`, its parameters under their own names.
+
+    >>> save_checkpoint(own_checkpoint(encoder), "folder")   # pyenc.load("folder").model
+    >>> text.checkpoint = own_checkpoint(encoder)            # with the tokenizer of a TextEncoder:
+    >>> text.save("folder")
+    """
+    sources: dict[str, tuple[str, ...]] = {n: (n,) for n, _ in encoder.named_parameters()}
+    return Checkpoint(
+        encoder=encoder,
+        family=own.FAMILY,
+        config=own.config_json(encoder.config),
+        sources=sources,
+        bare=frozenset(sources),
+        stored_dtype=encoder.dtype,
+    )
 
 
 def config_of(checkpoint: Checkpoint) -> dict[str, Any]:

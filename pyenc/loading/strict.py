@@ -109,9 +109,10 @@ def check_shapes(files: WeightFiles, names: dict[str, str], parts: Parts, encode
     if expected.keys() != parts.keys():
         raise AssertionError(f"family and Encoder disagree: {expected.keys() ^ parts.keys()}")
     for parameter, ns in parts.items():
-        rows, *rest = expected[parameter]
+        rows, *rest = expected[parameter] or (None,)
         for name in ns:
-            check_shape(files, names[name], (rows // len(ns), *rest))
+            right = () if rows is None else (rows // len(ns), *rest)
+            check_shape(files, names[name], right)
 
 
 def _listed(files: WeightFiles, what: str, names: Iterable[str], most: int = 5) -> list[str]:

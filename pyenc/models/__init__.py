@@ -2,5 +2,6 @@
 
 from .config import EncoderConfig, HeadConfig
 from .encoder import Encoder
+from .position import register_position
 
-__all__ = ["Encoder", "EncoderConfig", "HeadConfig"]
+__all__ = ["Encoder", "EncoderConfig", "HeadConfig", "register_position"]

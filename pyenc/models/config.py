@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import InputError
 from ..ops import ACTIVATIONS
+from .position import POSITIONS, check_fields, check_position
 from .rotary import Rotary
-
-POSITIONS = ("alibi", "absolute", "rotary", "relative")
 
 
 @dataclass(frozen=True)
@@ -46,14 +45,21 @@ class EncoderConfig:
     num_layers: int
     num_heads: int
     intermediate_size: int
-    position: Literal["alibi", "absolute", "rotary", "relative"]
-    """A bias of the scores by distance (`alibi`, `relative`), a table added to the embeddings, or
-    a turn of queries and keys."""
+    position: str
+    """A bias of the scores by distance ("alibi", "relative"), a table added to the embeddings
+    ("absolute"), a turn of queries and keys ("rotary"), or the name of a bias of one's own
+    (`register_position`)."""
     max_length: int
     """Tokens a text may have by the checkpoint's word; ALiBi itself has no limit."""
     head_size: int | None = None
     """Channels of a head where they are not `hidden_size / num_heads`."""
 
+    position_fields: Any = ()
+    """Arguments of a registered variant, a mapping of names to numbers, strings, and lists of
+    them; kept as pairs in the order of the names."""
+    position_per_layer: bool = False
+    """Whether each layer has a registered variant's parameters of its own; otherwise all share
+    them."""
     num_positions: int = 0
     """Rows of the absolute position table; 0 without one."""
     padding_id: int | None = None
@@ -63,6 +69,7 @@ class EncoderConfig:
     """Rows of a relative position table (T5's buckets) that all layers add to their scores."""
     relative_max_distance: int = 128
     rotary: Rotary | None = None
+    """Of position "rotary"; beside a registered variant, both."""
     local_rotary: Rotary | None = None
     """Of layers with a window, where theirs is another."""
     window: int | None = None
@@ -131,17 +138,22 @@ class EncoderConfig:
                 raise InputError(f"EncoderConfig: {name} must be in [0, 1): {getattr(self, name)}")
 
     def _check_positions(self) -> None:
-        if self.position not in POSITIONS:
+        check_position(self.position)
+        object.__setattr__(self, "position_fields", check_fields(self.position_fields))
+        if not self.own_position and (self.position_fields or self.position_per_layer):
             raise InputError(
-                f"EncoderConfig: unknown position {self.position!r}; known: {', '.join(POSITIONS)}"
+                "EncoderConfig: position_fields and position_per_layer go with a registered "
+                f"variant, not with position {self.position!r}"
             )
         if self.position == "absolute" and self.num_positions < 1:
             raise InputError("EncoderConfig: absolute positions need num_positions")
         if self.padding_id is not None and self.padding_id < 0:
             raise InputError(f"EncoderConfig: padding_id must not be negative: {self.padding_id}")
-        if (self.position == "rotary") != (self.rotary is not None):
-            raise InputError('EncoderConfig: position "rotary" needs the field rotary, others none')
-        if self.position == "rotary" and self.head_dim % 2:
+        if not self.own_position and (self.position == "rotary") != (self.rotary is not None):
+            raise InputError(
+                'EncoderConfig: position "rotary" needs the field rotary, other built-in ones none'
+            )
+        if self.rotary is not None and self.head_dim % 2:
             raise InputError(f"EncoderConfig: rotary needs even heads, not {self.head_dim}")
         if self.rotary is not None and self.rotary.dynamic_factor and self.head_dim < 4:
             raise InputError(
@@ -151,13 +163,14 @@ class EncoderConfig:
             raise InputError("EncoderConfig: relative positions need relative_buckets")
         if self.relative_buckets and (
             self.position == "alibi"
+            or self.own_position
             or self.relative_buckets % 4
             or self.relative_max_distance <= self.relative_buckets // 4
         ):
             raise InputError(
                 f"EncoderConfig: relative_buckets {self.relative_buckets} must be a multiple of 4, "
                 f"with relative_max_distance {self.relative_max_distance} above a quarter of it, "
-                "and not beside alibi"
+                "and not beside alibi or a registered variant"
             )
         if any(self.local) and (self.window is None or self.window < 0):
             raise InputError(f"EncoderConfig: local layers need a window >= 0, not {self.window}")
@@ -175,4 +188,10 @@ class EncoderConfig:
     @property
     def by_distance(self) -> bool:
         """Whether attention depends on how far apart two tokens are, beside what rotary does."""
-        return self.position == "alibi" or self.relative_buckets > 0 or any(self.local)
+        own = self.position == "alibi" or self.own_position
+        return own or self.relative_buckets > 0 or any(self.local)
+
+    @property
+    def own_position(self) -> bool:
+        """Whether the position is a registered variant's."""
+        return self.position not in POSITIONS

@@ -7,7 +7,7 @@ T packed tokens, C channels.
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from ..errors import InputAttributeError, InputError, InputTypeError
 from ..forking import check_forked
 from ..ops import ALiBi, RelativePositionBias, alibi_slopes
+from ..ops.attention.bias import OwnBias
+from ..ops.attention.terms import Bias
 from ..ops.attention.validation import check_skip_eps
 from ..ops.backend import requested_backend
 from .config import EncoderConfig
 from .head import MaskedLMHead
 from .layers import Call, Embeddings, Layer, Norm, PreNormLayer, Turn
 from .packing import Packed, check_packed, check_ranges, count_from_padding, pack, places
+from .position import make_position
 from .rotary import Rotary, log_length_scale
 
 SETTINGS = ("backend", "skip_eps")
@@ -51,6 +54,9 @@ class Encoder(nn.Module):
         self.relative_bias: nn.Embedding | None = None
         if config.relative_buckets:
             self.relative_bias = nn.Embedding(config.relative_buckets, config.num_heads)
+        self.position_bias: nn.Module | None = None
+        if config.own_position and not config.position_per_layer:
+            self.position_bias = make_position(config)
         kind = PreNormLayer if config.norm_first else Layer
         self.layers = nn.ModuleList(kind(config, i) for i in range(config.num_layers))
         self.final_norm = Norm(config) if config.norm_first else None
@@ -120,6 +126,7 @@ class Encoder(nn.Module):
             position_ids=packed.position_ids,
             token_type_ids=packed.token_type_ids,
             contiguous=not packed.has_holes,
+            span=packed.shape[1],
             states=states,
         )
 
@@ -132,6 +139,7 @@ class Encoder(nn.Module):
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         contiguous: bool = False,
+        span: int | None = None,
         checked: bool = False,
         states: list[Tensor] | None = None,
     ) -> Tensor:
@@ -147,6 +155,8 @@ class Encoder(nn.Module):
             token_type_ids: (T,) integers, default zeros.
             contiguous: the caller's word that positions rise by one in each sequence, which lets
                 relative biases take the faster path.
+            span: the caller's word that positions of a sequence are less than this apart; what
+                torch.compile has to know of a registered variant's, where there are any.
             checked: the caller's word that `check` has passed all of these, on the CPU say: to look
                 at values on a GPU waits for it. What is out of range then goes unnoticed, or ends
                 in an error that does not name it.
@@ -166,7 +176,7 @@ class Encoder(nn.Module):
         position_ids = self._position_ids(input_ids, cu_seqlens, positions, position_ids)
         if not checked:
             check_ranges(self.config, input_ids, position_ids, token_type_ids)
-        call = self._call(input_ids, cu_seqlens, positions, contiguous)
+        call = self._call(input_ids, cu_seqlens, positions, contiguous, span)
         x_TC = self.embeddings(input_ids, position_ids, token_type_ids, self.backend)
         if self.final_norm is None:
             for layer in self.layers:
@@ -219,16 +229,23 @@ class Encoder(nn.Module):
         return places(cu_seqlens, input_ids.shape[0]) if positions is None else positions
 
     def _call(
-        self, input_ids: Tensor, cu_seqlens: Tensor, positions: Tensor | None, contiguous: bool
+        self,
+        input_ids: Tensor,
+        cu_seqlens: Tensor,
+        positions: Tensor | None,
+        contiguous: bool,
+        span: int | None,
     ) -> Call:
         """What depends on the lengths and positions alone, made once for all layers."""
         config, tokens, device = self.config, input_ids.shape[0], input_ids.device
-        bias: ALiBi | RelativePositionBias | None = None
+        bias: Bias = None
         if config.position == "alibi":
             # Made here, not kept as a buffer: buffers come back as garbage from meta devices.
             bias = ALiBi(alibi_slopes(config.num_heads).to(device, non_blocking=True))
         elif self.relative_bias is not None:
             bias = RelativePositionBias(self.relative_bias.weight, config.relative_max_distance)
+        elif self.position_bias is not None:
+            bias = cast(OwnBias, self.position_bias)
         turn = local_turn = None
         if config.rotary is not None:
             rows_T = torch.arange(tokens, device=device)
@@ -252,6 +269,7 @@ class Encoder(nn.Module):
             turn=turn,
             local_turn=local_turn,
             query_scale=query_scale,
+            span=span,
             backend=self.backend,
             skip_eps=self.skip_eps,
         )

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import (
-    ALiBi,
-    RelativePositionBias,
     add_layer_norm,
     add_rms_norm,
     attention,
@@ -23,8 +22,12 @@ from ..ops import (
     linear,
     rotary,
 )
+from ..ops.attention.along import line_of
+from ..ops.attention.bias import OwnBias
+from ..ops.attention.terms import Bias, has_line
 from ..ops.backend import compiling
 from .config import EncoderConfig
+from .position import make_position
 
 CPU_ROWS = 1024
 """Tokens that a CPU takes through the feed-forward at a time when no gradient is wanted: the
@@ -45,12 +48,14 @@ class Call:
     """What the layers share in one call."""
 
     cu_seqlens: Tensor
-    bias: ALiBi | RelativePositionBias | None = None
+    bias: Bias = None
     positions: Tensor | None = None
     """(T,), where distances are not differences of places."""
     turn: Turn | None = None
     local_turn: Turn | None = None
     query_scale: Tensor | None = None  # (T, 1, 1)
+    span: int | None = None
+    """What positions of a sequence are less than apart."""
     backend: str | None = None
     skip_eps: float | None = None
 
@@ -207,17 +212,26 @@ class Attention(nn.Module):
             (config.window, config.window) if local and config.window is not None else None
         )
         self.dropout = config.attention_dropout
+        self.position_bias: nn.Module | None = None
+        if config.own_position and config.position_per_layer:
+            self.position_bias = make_position(config)
 
     def forward(self, x_TC: Tensor, call: Call) -> Tensor:
         q_THD, k_THD, v_THD = self._heads(x_TC, call)
+        bias = call.bias
+        if self.position_bias is not None:
+            bias = cast(OwnBias, self.position_bias)
+        # A graph has no values to find the longest distance in.
+        if has_line(bias) and compiling() and call.positions is not None and call.span is not None:
+            bias = line_of(bias, self.heads[0], max(call.span - 1, 0), q_THD.device)
         out_THD = attention(
             q_THD,
             k_THD,
             v_THD,
             call.cu_seqlens,
-            bias=call.bias,
+            bias=bias,
             # Without either, nothing in attention has a distance.
-            positions=call.positions if call.bias is not None or self.window else None,
+            positions=call.positions if bias is not None or self.window else None,
             scale=self.scale,
             window=self.window,
             dropout_p=self.dropout if self.training else 0.0,

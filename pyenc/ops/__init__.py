@@ -5,6 +5,7 @@ from .attention import attention
 from .attention.bias import (
     ALiBi,
     AsymmetricALiBi,
+    DistanceBias,
     RelativePositionBias,
     ScoreBias,
     ScoreMap,
@@ -25,6 +26,7 @@ __all__ = [
     "BACKENDS",
     "ALiBi",
     "AsymmetricALiBi",
+    "DistanceBias",
     "RelativePositionBias",
     "ScoreBias",
     "ScoreMap",

@@ -7,7 +7,20 @@ from collections.abc import Collection
 from difflib import SequenceMatcher
 
 from ...errors import UnknownArchitectureError
-from . import bert, distilbert, gte, jina, jina_qk, modernbert, mosaic, mpnet, nomic, roberta, t5
+from . import (
+    bert,
+    distilbert,
+    gte,
+    jina,
+    jina_qk,
+    modernbert,
+    mosaic,
+    mpnet,
+    nomic,
+    own,
+    roberta,
+    t5,
+)
 from .family import ConfigFile, Family, HeadNames, Names, Parts
 from .heads import head_parts, with_head
 
@@ -42,7 +55,7 @@ __all__ = [
 
 def by_name(name: str) -> Family:
     """The family of that name."""
-    return next(family for family in FAMILIES if family.name == name)
+    return next(family for family in (*FAMILIES, own.FAMILY) if family.name == name)
 
 
 # Pickled by name: a family is code, and the reader has the same code.
@@ -52,12 +65,15 @@ copyreg.pickle(Family, lambda family: (by_name, (family.name,)))
 def recognise(names: Collection[str], config: ConfigFile) -> tuple[Family, str]:
     """The family of these tensor names and the prefix they carry.
 
-    Names decide, since four families call themselves "bert"; `config.json` is the cross-check.
+    Names decide, since four families call themselves "bert"; `config.json` is the cross-check. Only
+    pyenc's own format says what it is: its names are of whatever encoder it holds.
 
     Raises:
         UnknownArchitectureError: no family has these names, or the config contradicts them.
     """
     present = set(names)
+    if own.FAMILY.accepts(config):
+        return own.FAMILY, ""
     for family in FAMILIES:
         for prefix in family.prefixes:
             if all(prefix + name in present for name in family.signature):

@@ -86,6 +86,8 @@ class Family:
     head: Callable[[ConfigFile, Names], HeadNames] | None = None
     """The masked-LM head, where a checkpoint has its tensors (`heads.py`); they then become
     parameters. None: the family has no such head."""
+    own_head: bool = False
+    """Whether `config` says all about the head, which then is of the parameters like any other."""
     tied: Mapping[str, str] = field(
         default_factory=lambda: {"cls.predictions.decoder.weight": "embeddings.word.weight"}
     )

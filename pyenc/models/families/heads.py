@@ -55,6 +55,8 @@ def with_head(
         shape: the encoder without a head.
         names: without prefix; a second name of a tensor is not among them.
     """
+    if family.own_head:
+        return shape
     if family.head is None:
         return replace(shape, no_lm_head=f"pyenc knows no such head of {family.name}")
     try:

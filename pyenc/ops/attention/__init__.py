@@ -17,10 +17,11 @@ from . import cpu as cpu_kernels
 from . import flash_attn
 from . import registration as _registration  # noqa: F401  (it registers the ops)
 from . import triton as triton_kernels
+from .along import Line, line_of, reach_of, too_far, wants_gradient
 from .bias import ALiBi
 from .own_bias import CustomTerms, attention_custom_bias
 from .reference import attention_reference
-from .terms import Arguments, Bias, flatten, is_own, skip_eps_of
+from .terms import Arguments, Bias, flatten, has_line, is_own, skip_eps_of
 from .validation import check_arguments, check_values
 
 
@@ -50,23 +51,24 @@ def attention(
             Triton kernels take its values, and those of positions, on trust: to look at them
             would be to wait for the device.
         bias: `ALiBi(slopes)`, `RelativePositionBias(table)`, a dense (H, Nmax, Nmax) tensor
-            indexed by place in the sequence, or an object of one's own: a `ScoreBias` (such as
-            `AsymmetricALiBi`) or a `ScoreMap`.
+            indexed by place in the sequence, or an object of one's own: a `DistanceBias`, a
+            `ScoreBias` (such as `AsymmetricALiBi`) or a `ScoreMap`.
         positions: (T,) integers, strictly increasing in each sequence; default 0..n-1. They carry
             masks with holes: distances (ALiBi, T5, window) are differences of positions.
         scale: factor of the scores, default D ** -0.5.
         window: (left, right) inclusive distances a query sees, -1 for unbounded.
         dropout_p: probability of dropping an attention weight, in [0, 1).
-        skip_eps: share of a row's softmax mass that a kernel may leave out where ALiBi has made
-            it irrelevant; None takes what the output dtype cannot show, 0 computes everything.
-            The torch backend computes everything and so keeps any bound. The output is off by at
-            most 2 * skip_eps * max|v|, the log-sum-exp by -ln(1 - skip_eps).
+        skip_eps: share of a row's softmax mass that a kernel may leave out where ALiBi (or a bias
+            of one's own that falls with the distance) has made it irrelevant; None takes what the
+            output dtype cannot show, 0 computes everything. The torch backend computes everything
+            and so keeps any bound. The output is off by at most 2 * skip_eps * max|v|, the
+            log-sum-exp by -ln(1 - skip_eps).
         return_lse: also return the log-sum-exp of the scores, (T, H) float32 (float64 for
             float64); differentiable.
-        backend: "triton" (a bias of one's own if it has a `kernel()`), "cpu" (no dropout, no
-            gradient of a dense bias, no bias of one's own), "flash_attn" (that package: half
-            precision, no bias or ALiBi without a gradient of the slopes), "torch" or "reference";
-            None chooses.
+        backend: "triton" (a bias of one's own if it has a `kernel()`, or `along` without a
+            gradient), "cpu" (no dropout, no gradient of a dense bias, of biases of one's own those
+            with `along`), "flash_attn" (that package: half precision, no bias or ALiBi without a
+            gradient of the slopes), "torch" or "reference"; None chooses.
 
     Returns:
         out (T, H, D) in q's dtype, or (out, lse); differentiable once.
@@ -85,8 +87,10 @@ def attention(
     seed = torch.randint(2**62, (), device="cpu") if dropout_p > 0 else None
     table = backend_table(q, k, v, bias, dropout_p, positions, return_lse, scale)
     name = choose("attention", backend, table)
+    bias = as_line(bias, q, cu_seqlens, positions, name)
     if name == "reference":
         check_values(q, cu_seqlens, bias, positions)
+        assert not isinstance(bias, Line)  # the oracle takes the object itself
         with oracle.Widening() if is_own(bias) else nullcontext():
             out, lse = attention_reference(
                 oracle.widen(q), oracle.widen(k), oracle.widen(v), cu_seqlens, bias=bias,
@@ -113,6 +117,20 @@ def attention(
     return (out, lse) if return_lse else out
 
 
+def as_line(
+    bias: Bias, q: Tensor, cu_seqlens: Tensor, positions: Tensor | None, backend: str
+) -> Bias:
+    """A bias as the backend takes it: one by distance as a line of its numbers."""
+    if not has_line(bias) or backend == "reference":
+        return bias
+    if backend == "triton" and hasattr(bias, "kernel"):
+        return bias
+    reach = reach_of(q, cu_seqlens, positions)
+    if positions is not None and too_far(reach, q.shape[0]):
+        return bias
+    return line_of(bias, q.shape[1], reach, q.device)
+
+
 def _as_autocast(x: Tensor) -> Tensor:
     """x in autocast's dtype, where that is on; what is no such tensor is left to the checks."""
     if not isinstance(x, Tensor) or x.device.type not in ("cpu", "cuda"):
@@ -134,18 +152,31 @@ def backend_table(
 ) -> dict[str, WhyNot]:
     """The backends of this op and why each cannot serve, for `choose` and `explain`."""
 
+    def far(known: Tensor | None) -> str | None:
+        if known is None or known.device.type == "meta":
+            return None
+        return too_far(reach_of(q, known, known), q.shape[0])
+
     def cpu() -> str | None:
-        if is_own(bias):
-            return "it has no kernel for a bias of one's own"
+        if is_own(bias) and not has_line(bias):
+            return "of biases of one's own it has kernels for those with along(offsets) alone"
         # A traced graph has no values to look at; the op itself will.
         known = None if compiling() else positions
+        if has_line(bias) and (reason := far(known)):
+            return reason
         return cpu_kernels.why_not(q, bias, dropout_p, known)
 
     def triton() -> str | None:
-        if is_own(bias) and not hasattr(bias, "kernel"):
+        own = is_own(bias) and hasattr(bias, "kernel")
+        if is_own(bias) and not own and not has_line(bias):
             return f"{type(bias).__name__} has no method kernel()"
         reason = triton_kernels.why_not(q, bias)
-        if reason is None and is_own(bias):
+        if reason is None and has_line(bias) and not own:
+            name = type(bias).__name__
+            if wants_gradient(bias, q.shape[1], q.device):
+                return f"{name} has no method kernel(), and a line of distances no gradient there"
+            return far(None if compiling() else positions)
+        if reason is None and own:
             function, params = bias.kernel()  # type: ignore[union-attr]
             if params.requires_grad and torch.is_grad_enabled() and not function.n_learned:
                 name = type(bias).__name__

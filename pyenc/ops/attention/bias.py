@@ -46,11 +46,38 @@ class ScoreMap(Protocol):
         ...
 
 
-def apply_own(bias: ScoreBias | ScoreMap, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
+@runtime_checkable
+class DistanceBias(Protocol):
+    """As `ScoreBias`, for what depends on the distance alone: `score[h, i, j] += f_h(j - i)`.
+
+    The C++ kernels, the torch backend and (where it has no gradient, or the object has `kernel()`)
+    the Triton kernels serve it. Gradients reach whatever `along` made its numbers of, without
+    `parameters()`. Far keys are left out by what the numbers say (`skip_eps`); nothing more is to
+    be stated. An object may have `block` or `score` as well, which `check_score_bias` compares.
+    """
+
+    def along(self, offsets: Tensor) -> Tensor:
+        """What is added at the signed distances j - i in offsets (n,), int64: (H, n) floats.
+
+        Made of differentiable torch operations on offsets' device; float32 whatever the dtype of q.
+        -inf hides keys at a distance, but never all keys of a query. Each number is its offset's
+        alone, and how many are asked for is the library's choice: among them may be distances that
+        no pair of the call has.
+        """
+        ...
+
+
+OwnBias = ScoreBias | ScoreMap | DistanceBias
+
+
+def apply_own(bias: OwnBias, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """Scores s (H, ni, nj) with a bias of one's own, by its torch form."""
     if isinstance(bias, ScoreMap):
         return bias.score(s, i, j)
-    return s + bias.block(i, j).to(s.dtype)
+    if isinstance(bias, ScoreBias):
+        return s + bias.block(i, j).to(s.dtype)
+    offsets, place = (j[None, :] - i[:, None]).unique(return_inverse=True)
+    return s + bias.along(offsets.long())[:, place].to(s.dtype)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,8 @@ from .bias import relative_position_bucket
 from .groups import FAINTEST, Group, groups_of, query_blocks
 from .terms import Terms
 
+BY_DISTANCE = ("alibi", "t5", "line")
+
 # What `scaled_dot_product_attention` itself calls on a CPU. Called directly since it returns the
 # log-sum-exp, and since autograd is out of reach inside a registered op; should a torch come
 # without it, the blocks below serve.
@@ -222,9 +224,9 @@ def _scores(block: slice, group: Group, q_bhnd: Tensor, k_bhnd: Tensor, terms: T
         return score
     if terms.kind == "dense" and terms.tensor is not None:
         score += terms.tensor[:, block, : group.n].to(wide)
-    if terms.kind in ("alibi", "t5") or terms.window_left >= 0 or terms.window_right >= 0:
+    if terms.kind in BY_DISTANCE or terms.window_left >= 0 or terms.window_right >= 0:
         for b, ahead in _ahead(block, group, q_bhnd.device, terms):
-            if terms.kind in ("alibi", "t5"):
+            if terms.kind in BY_DISTANCE:
                 score[b] += _distance_bias(ahead, terms, wide)
             _window(score[b], ahead, terms)
     return score
@@ -256,6 +258,9 @@ def _distance_bias(ahead: Tensor, terms: Terms, dtype: torch.dtype) -> Tensor:
     tensor = terms.tensor.to(dtype)
     if terms.kind == "alibi":
         return -tensor.view(-1, *[1] * ahead.ndim) * ahead.abs()
+    if terms.kind == "line":
+        reach = terms.max_distance
+        return tensor[:, ahead.clamp(-reach, reach) + reach]
     buckets = relative_position_bucket(ahead, tensor.shape[0], terms.max_distance)
     return tensor.t()[:, buckets]
 
@@ -287,6 +292,9 @@ def _add_bias_grad(grad: Tensor, dscore: Tensor, block: slice, group: Group, ter
         ds_hij = dscore[b].sum(0) if isinstance(b, slice) else dscore[b]
         if terms.kind == "alibi":
             grad -= (ds_hij * ahead.abs()).sum((1, 2))
+        elif terms.kind == "line":
+            place = ahead.clamp(-terms.max_distance, terms.max_distance) + terms.max_distance
+            grad.index_add_(1, place.reshape(-1), ds_hij.flatten(1).to(grad.dtype))
         else:
             buckets = relative_position_bucket(ahead, grad.shape[0], terms.max_distance)
             grad.index_add_(0, buckets.reshape(-1), ds_hij.flatten(1).t().to(grad.dtype))

@@ -25,13 +25,14 @@ from ..launch import (
     pointer,
 )
 from ..validation import check_cu_seqlens, check_dense_bias, check_positions, sequence_bounds
+from .along import Falls, falls_of, grad_of_line, spread
 from .bias import relative_position_bucket
 from .terms import Terms
 
 OP = "attention"
 
 # The codes of csrc/attention/arguments.h.
-BIAS_CODES = {"none": 0, "alibi": 1, "t5": 2, "dense": 3}
+BIAS_CODES = {"none": 0, "alibi": 1, "t5": 2, "line": 2, "dense": 3}
 
 MAX_HEAD_DIM = 256
 
@@ -104,7 +105,7 @@ def backward(
     *,
     want_bias: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of q, k, v, and of ALiBi's slopes or T5's table where wanted.
+    """Gradients of q, k, v, and of ALiBi's slopes, T5's table or a line where wanted.
 
     Arguments as given to `forward`; out, lse and ranges as it returned them. With the final
     log-sum-exp known, blocks in the range of keys that the forward met are left out by the same
@@ -124,7 +125,7 @@ def backward(
     if grad_lse is not None:
         grad_lse = grad_lse.contiguous()
         check_like(OP, "grad_lse", grad_lse, shape[:2], torch.float32)
-    if want_bias and terms.kind not in ("alibi", "t5"):
+    if want_bias and terms.kind not in ("alibi", "t5", "line"):
         raise BackendError(f"{OP}: the 'cpu' backend has no gradient of a {terms.kind} bias")
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
@@ -132,7 +133,7 @@ def backward(
     grad_bias, reach = None, 0
     if want_bias:
         sums: tuple[int, ...] = ()
-        if terms.kind == "t5":
+        if terms.kind in ("t5", "line"):
             reach = min(terms.max_distance, int(call.places.max()) if len(q) else 0)
             sums = (2 * reach + 1,)
         grad_bias = torch.zeros((q.shape[1], *sums), dtype=torch.float64, device=q.device)
@@ -156,6 +157,7 @@ class _Call(NamedTuple):
     cu_seqlens: Tensor
     places: Tensor
     bias: Tensor | None
+    falls: Falls | None
 
 
 def _call(
@@ -188,6 +190,10 @@ def _call(
         held = "no tensor" if terms.tensor is None else "a tensor"
         raise InputError(f"{OP}: a bias of kind {terms.kind!r} with {held}")
     tensor, dtype, reach = _bias(terms, q.shape[1], bounds, places)
+    falls = None
+    if terms.kind == "line" and tensor is not None and skip_eps > 0 and len(q):
+        span = int(places.max())
+        falls = falls_of(tensor, span, _longest(bounds), skip_eps)
     fields = {
         "q": _rows(q), "k": _rows(k), "v": _rows(v), "dtype": DTYPE_CODES[q.dtype],
         "cu_seqlens": cu_seqlens.data_ptr(), "n_sequences": len(bounds) - 1,
@@ -195,10 +201,12 @@ def _call(
         "positions": places.data_ptr(), "contiguous": terms.positions is None,
         "kind": BIAS_CODES[terms.kind], "bias": pointer(tensor), "bias_dtype": dtype,
         "reach": reach, "saturation": terms.max_distance,
+        "tails": pointer(falls and falls.tails), "peaks": pointer(falls and falls.peaks),
+        "nearby": pointer(falls and falls.nearby),
         "window_left": terms.window_left, "window_right": terms.window_right,
         "scale": terms.scale, "skip_eps": skip_eps, "threads": torch.get_num_threads(),
     }  # fmt: skip
-    return _Call(fields, cu_seqlens, places, tensor)
+    return _Call(fields, cu_seqlens, places, tensor, falls)
 
 
 def _places(
@@ -249,12 +257,14 @@ def _bias(
     if terms.kind == "alibi":
         check_like(OP, "slopes", tensor, (heads,), tensor.dtype)
         return tensor.to(torch.float32).contiguous(), 0, 0
-    if terms.kind == "t5":
-        check_like(OP, "table", tensor, (tensor.shape[0], heads), tensor.dtype)
-        longest = max((b - a for a, b in itertools.pairwise(bounds)), default=0)
-        reach = longest + LINE_PADDING
+    if terms.kind in ("t5", "line"):
+        reach = _longest(bounds) + LINE_PADDING
         if terms.positions is not None and len(places):
             reach = max(reach, min(terms.max_distance, int(places.max())))
+        if terms.kind == "line":
+            check_like(OP, "line", tensor, (heads, 2 * terms.max_distance + 1), tensor.dtype)
+            return spread(tensor.to(torch.float32), reach).flip(1).contiguous(), 0, reach
+        check_like(OP, "table", tensor, (tensor.shape[0], heads), tensor.dtype)
         return tensor.to(torch.float32).t()[:, _buckets(terms, reach)].contiguous(), 0, reach
     side = tensor.shape[-1]
     check_like(OP, "bias", tensor, (heads, side, side), tensor.dtype)
@@ -262,6 +272,10 @@ def _bias(
     if tensor.dtype not in DTYPE_CODES:
         tensor = tensor.to(torch.float32)
     return tensor.contiguous(), DTYPE_CODES[tensor.dtype], side
+
+
+def _longest(bounds: list[int]) -> int:
+    return max((b - a for a, b in itertools.pairwise(bounds)), default=0)
 
 
 def _buckets(terms: Terms, reach: int) -> Tensor:
@@ -275,6 +289,8 @@ def _grad_of_tensor(grad: Tensor | None, terms: Terms, reach: int) -> Tensor | N
     """From sums by head (H,) or (H, 2 reach + 1) to the shape of the bias's tensor."""
     if grad is None or terms.tensor is None:
         return None
+    if terms.kind == "line":
+        return grad_of_line(grad, terms.tensor)
     if terms.kind == "t5":
         table = grad.new_zeros(terms.tensor.shape)
         grad = table.index_add_(0, _buckets(terms, reach), grad.t())

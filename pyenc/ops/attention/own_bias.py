@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from .bias import ScoreBias, ScoreMap, apply_own
+from .bias import OwnBias, apply_own
 from .blocks import keep_factor
 from .groups import BLOCK_ELEMENTS, FAINTEST
 
@@ -25,7 +25,7 @@ from .groups import BLOCK_ELEMENTS, FAINTEST
 class CustomTerms:
     """What is added to the scores, and what hides some of them."""
 
-    bias: ScoreBias | ScoreMap
+    bias: OwnBias
     bounds: list[int]
     positions: Tensor | None  # (T,)
     scale: float

@@ -13,7 +13,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from .bias import ALiBi, RelativePositionBias, ScoreBias, ScoreMap, apply_own
+from .bias import ALiBi, OwnBias, RelativePositionBias, apply_own
 
 
 def attention_reference(
@@ -22,7 +22,7 @@ def attention_reference(
     v: Tensor,
     cu_seqlens: Tensor,
     *,
-    bias: ALiBi | RelativePositionBias | ScoreBias | ScoreMap | Tensor | None = None,
+    bias: ALiBi | RelativePositionBias | OwnBias | Tensor | None = None,
     positions: Tensor | None = None,
     scale: float | None = None,
     window: tuple[int, int] | None = None,

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...errors import BackendError, InputError
 from .. import triton_launch
-from .bias import ScoreBias, ScoreMap, apply_own
+from .along_check import check_along
+from .bias import DistanceBias, OwnBias, apply_own
 
 _TOLERANCE = 1e-4
 """Of the largest number of its kind; float32 functions of exact positions are off by 1e-6."""
@@ -20,19 +21,21 @@ _ROUNDING = 1e-6
 """Of the numbers that a float32 result was made of."""
 
 
-def check_score_bias(bias: ScoreBias | ScoreMap, *, span: int = 8192, device: str = "cuda") -> str:
-    """Hold everything that `bias.kernel()` promises against the torch form, at random places.
+def check_score_bias(bias: OwnBias, *, span: int = 8192, device: str = "cuda") -> str:
+    """Hold everything that `along` and `kernel()` promise against the torch form, at random places.
 
     Its scores, their slope, and the gradients of the object's `parameters()`, each head and each
     parameter by its own size; that it falls off at least as fast as `decay` says; that it is
     affine, or flat, from `affine_from` on. Places lie on a geometric ladder: as many within 16
-    tokens as within 64, 256 and so on.
+    tokens as within 64, 256 and so on. `along` gives each distance a number of its own, whatever
+    others are asked for with it: what `block` or `score` adds, where the object has one, and with
+    the same gradients.
 
     Args:
-        bias: an object of one's own with `block` or `score`, and `kernel`.
+        bias: an object of one's own, with `kernel`, with `along`, or with both.
         span: tokens of the longest sequence that it will meet, from 96: nothing is checked beyond.
-        device: where the kernels run: "cuda", or "cpu" in Triton's interpreter (TRITON_INTERPRET=1
-            before anything imports Triton).
+        device: where the kernels of `kernel()` run: "cuda", or "cpu" in Triton's interpreter
+            (TRITON_INTERPRET=1 before anything imports Triton). `along` needs none.
 
     Returns:
         What was checked, and up to which distance, in one line to print.
@@ -41,15 +44,24 @@ def check_score_bias(bias: ScoreBias | ScoreMap, *, span: int = 8192, device: st
         InputError: something disagrees; the message names the function, by how much, and where.
         BackendError: the kernels cannot run on the device.
     """
-    if (reason := triton_launch.missing(torch.device(device).type)) is not None:
-        raise BackendError(f"check_score_bias: {reason}")
     if span < 96:
         raise InputError(f"check_score_bias: span must be at least 96, got {span}")
-    name = type(bias).__name__
+    name, checked = type(bias).__name__, []
+    i, j = _places(span)
+    if isinstance(bias, DistanceBias):
+        checked.append(check_along(bias, i, j, span))
+    elif not hasattr(bias, "kernel"):
+        raise InputError(
+            f"check_score_bias: {name} has neither along(offsets) nor kernel(): there is nothing "
+            "to hold against its torch form"
+        )
+    if not hasattr(bias, "kernel"):
+        return _said(name, checked, i, j, span)
+    if (reason := triton_launch.missing(torch.device(device).type)) is not None:
+        raise BackendError(f"check_score_bias: {reason}")
     function, params = bias.kernel()  # type: ignore[union-attr]
     if params.ndim != 2:
         raise InputError(f"{name}.kernel: params must be (H, P), got {tuple(params.shape)}")
-    i, j = _places(span)
     s = 3 * torch.randn(params.shape[0], len(i), len(j), dtype=torch.float64, device="cpu")
     probe = triton_launch.module_for("attention.score_probe")
     narrow = params.detach().float().contiguous().to(device)
@@ -69,7 +81,7 @@ def check_score_bias(bias: ScoreBias | ScoreMap, *, span: int = 8192, device: st
     by_s = torch.autograd.grad(twin.sum(), s, retain_graph=True)[0]
     what = "slope (d score / d s; None says 1)"
     _compare(name, what, slope, by_s, _TOLERANCE * _finite(by_s) + _ROUNDING, (i, j))
-    checked = ["score", "slope"]
+    checked += ["score", "slope"]
     said = "parameter" if function.lookup is None else "lookup"
     narrow_twin = _torch_form(bias, s.detach().float(), i, j, params).masked_fill(hidden, 0)
     leaves = _check_learned(name, said, bias, params, learned, twin, narrow_twin)
@@ -82,6 +94,10 @@ def check_score_bias(bias: ScoreBias | ScoreMap, *, span: int = 8192, device: st
     if function.affine_from is not None:
         _check_affine(name, bias, function, params, span)
         checked.append(f"affine_from={function.affine_from}")
+    return _said(name, checked, i, j, span)
+
+
+def _said(name: str, checked: list[str], i: Tensor, j: Tensor, span: int) -> str:
     return (
         f"{name}: {', '.join(checked)} agree with the torch form on {len(i) * len(j)} pairs a "
         f"head, at distances up to {span - 1}"

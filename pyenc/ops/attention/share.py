@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..backend import choose
-from . import backend_table, cpu, triton
+from . import as_line, backend_table, cpu, triton
 from .terms import Bias, skip_eps_of, terms_of
 from .validation import check_arguments, check_values
 
@@ -43,6 +43,7 @@ def computed_share(
     check_values(q, cu_seqlens, bias, positions)
     if name not in ("cpu", "triton"):
         return 1.0
+    bias = as_line(bias, q, cu_seqlens, positions, name)
     terms, eps = terms_of(q, bias, positions, scale, window), skip_eps_of(q, skip_eps)
     if name == "triton":
         return triton.computed_share(q, k, cu_seqlens, terms, eps)

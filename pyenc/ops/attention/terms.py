@@ -12,9 +12,10 @@ from typing import NamedTuple, TypeGuard
 import torch
 from torch import Tensor
 
-from .bias import ALiBi, RelativePositionBias, ScoreBias, ScoreMap
+from .along import Line
+from .bias import ALiBi, DistanceBias, OwnBias, RelativePositionBias
 
-Bias = ALiBi | RelativePositionBias | ScoreBias | ScoreMap | Tensor | None
+Bias = ALiBi | RelativePositionBias | Line | OwnBias | Tensor | None
 
 SKIP_EPS = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-11, torch.float16: 2.0**-13}
 """What `skip_eps=None` leaves out: less than the output's own rounding shows."""
@@ -24,9 +25,10 @@ SKIP_EPS = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-11, torch.float16: 2.
 class Terms:
     """What is added to the scores, and what hides some of them; tensors are None where absent."""
 
-    kind: str  # "none", "alibi", "t5", "dense", or the key of a ScoreFunction
-    tensor: Tensor | None  # slopes (H,), table (buckets, H), dense (H, N, N), params (H, P)
-    max_distance: int
+    kind: str  # "none", "alibi", "t5", "line", "dense", or the key of a ScoreFunction
+    # slopes (H,), table (buckets, H), line (H, 2 r + 1) by j - i, dense (H, N, N), params (H, P)
+    tensor: Tensor | None
+    max_distance: int  # T5's, or r
     positions: Tensor | None  # (T,)
     window_left: int
     window_right: int
@@ -80,6 +82,8 @@ def flatten(bias: Bias) -> tuple[str, Tensor | None, int]:
         return "alibi", bias.slopes, 0
     if isinstance(bias, RelativePositionBias):
         return "t5", bias.table, bias.max_distance
+    if isinstance(bias, Line):
+        return "line", bias.numbers, bias.reach
     if isinstance(bias, Tensor):
         return "dense", bias, 0
     if bias is not None and hasattr(bias, "kernel"):
@@ -88,9 +92,14 @@ def flatten(bias: Bias) -> tuple[str, Tensor | None, int]:
     return "none", None, 0
 
 
-def is_own(bias: Bias) -> TypeGuard[ScoreBias | ScoreMap]:
+def is_own(bias: Bias) -> TypeGuard[OwnBias]:
     """Whether it is an object of the user's own (or of that form)."""
-    return bias is not None and not isinstance(bias, (ALiBi, RelativePositionBias, Tensor))
+    return bias is not None and not isinstance(bias, (ALiBi, RelativePositionBias, Line, Tensor))
+
+
+def has_line(bias: Bias) -> TypeGuard[DistanceBias]:
+    """Whether it is one whose numbers depend on the distance alone, by its own word."""
+    return is_own(bias) and isinstance(bias, DistanceBias)
 
 
 def terms_of(

@@ -42,7 +42,9 @@ def range_slots(
     """How many grains of queries have a range of keys; 0 where all keys are met."""
     if skip_eps <= 0 or window != (-1, -1) or tokens <= GRAIN:
         return 0
-    if kind in ("none", "t5", "dense") or (kind != "alibi" and _own(kind).decay is None):
+    if kind in ("none", "t5", "dense"):
+        return 0
+    if kind not in ("alibi", "line") and _own(kind).decay is None:
         return 0
     return tokens // GRAIN + n_sequences
 
@@ -151,6 +153,8 @@ def _terms(terms: Terms, heads: int, skip_eps: float) -> Any:
             buckets = buckets.to(tensor.device, non_blocking=True)
             bias = functions.relative_position(tensor.shape[0], terms.max_distance)
             params = functions.relative_position_params(tensor, buckets)
+        elif terms.kind == "line":
+            bias, params = functions.LINE, functions.line_params(tensor)
         elif terms.kind == "dense":
             dense = tensor if tensor.dtype in DTYPE_CODES else tensor.float()
             if dense.stride(-1) != 1:

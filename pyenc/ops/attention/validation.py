@@ -16,7 +16,8 @@ from ..validation import (
     check_positions,
     sequence_bounds,
 )
-from .bias import ALiBi, RelativePositionBias, ScoreBias, ScoreMap
+from .along import Line
+from .bias import ALiBi, DistanceBias, RelativePositionBias, ScoreBias, ScoreMap
 from .terms import Bias
 
 OP = "attention"
@@ -91,12 +92,15 @@ def _check_bias(q: Tensor, bias: Bias) -> None:
     elif isinstance(bias, Tensor):
         square = bias.ndim == 3 and bias.shape[1] == bias.shape[2]
         tensor, heads, right = bias, bias.shape[0] if square else -1, "bias (H, Nmax, Nmax)"
-    elif isinstance(bias, (ScoreBias, ScoreMap)):
+    elif isinstance(bias, Line):
+        tensor, heads, right = bias.numbers, bias.numbers.shape[0], "a line (H, 2 r + 1)"
+    elif isinstance(bias, (ScoreBias, ScoreMap, DistanceBias)):
         return
     else:
         raise InputError(
             "attention: bias must be None, ALiBi, RelativePositionBias, a tensor, or an object "
-            f"with a method block(i, j) or score(s, i, j); got {type(bias).__name__}"
+            "with a method along(offsets), block(i, j) or score(s, i, j); got "
+            f"{type(bias).__name__}"
         )
     check_float("attention", q=q, bias=tensor)
     if heads != q.shape[1]:

@@ -1,0 +1,152 @@
+"""`register_position`: a bias of one's own as an encoder's positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from ..ops.attention.bias import DistanceBias, ScoreBias, ScoreMap
+
+if TYPE_CHECKING:
+    from .config import EncoderConfig
+
+POSITIONS = ("alibi", "absolute", "rotary", "relative")
+"""What encoders have by themselves."""
+
+Scalar = bool | int | float | str | None
+Fields = tuple[tuple[str, Any], ...]
+"""Names and values in the order of the names; values are scalars and tuples of them."""
+
+Variant = Callable[..., nn.Module]
+
+_variants: dict[str, Variant] = {}
+
+
+def register_position(name: str, variant: Variant) -> None:
+    """Make `EncoderConfig(position=name)` build a bias of one's own.
+
+    >>> pyenc.models.register_position("kerple", Kerple)
+    >>> config = EncoderConfig(..., position="kerple", position_fields={"kind": "log"})
+
+    An encoder then calls `variant(num_heads, **position_fields)`, once, or once a layer
+    (`position_per_layer`). It gives a `torch.nn.Module` with `along`, `block` or `score` (see
+    `pyenc.ops.attention`), whose parameters are the encoder's: trained, saved, and loaded again
+    with it. What is no parameter must follow from the fields, and not be saved: buffers with
+    `persistent=False`. Whoever loads the checkpoint registers the variant first.
+
+    Args:
+        name: what `config.json` will say; none of the built-in positions.
+        variant: a class or function; pickling an encoder needs it at the top of a module.
+
+    Raises:
+        InputError: the name is a built-in position's or another variant's, or nothing is callable.
+    """
+    if not isinstance(name, str) or not name or name in POSITIONS:
+        raise InputError(
+            f"register_position: the name must be a string other than {', '.join(POSITIONS)}, got "
+            f"{name!r}"
+        )
+    if not callable(variant):
+        raise InputError(f"register_position: {name!r} must be callable, got {variant!r:.80}")
+    known = _variants.get(name)
+    # The same one defined again, by a cell of a notebook say, takes the place of what it was.
+    if known is not None and known is not variant and _called(known) != _called(variant):
+        raise InputError(
+            f"register_position: {name!r} is {_called(known)} already; {_called(variant)} needs "
+            "another name"
+        )
+    _variants[name] = variant
+
+
+def _called(variant: Variant) -> str:
+    name = getattr(variant, "__qualname__", type(variant).__qualname__)
+    return f"{getattr(variant, '__module__', '?')}.{name}"
+
+
+def is_registered(name: str) -> bool:
+    """Whether a position is a registered variant's."""
+    return name in _variants
+
+
+def check_position(name: Any) -> None:
+    """A position is built in or registered, or an `InputError` says what is known."""
+    if name in POSITIONS or name in _variants:
+        return
+    known = ", ".join((*POSITIONS, *sorted(_variants)))
+    raise InputError(
+        f"EncoderConfig: unknown position {name!r}; known: {known}. A variant of one's own is made "
+        f"known first: pyenc.models.register_position({name!r}, ...)"
+    )
+
+
+def check_fields(fields: Any) -> Fields:
+    """Fields of a variant, a mapping or pairs, as `config.json` can hold them."""
+    try:
+        named = dict(fields)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"EncoderConfig: position_fields must map names to values, got {fields!r:.80}"
+        ) from error
+    for key, value in named.items():
+        if not isinstance(key, str) or not key.isidentifier():
+            raise InputError(f"EncoderConfig: position_fields: {key!r} is no name of an argument")
+        named[key] = _value(key, value)
+    return tuple(sorted(named.items()))
+
+
+def _value(key: str, value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_value(key, x) for x in value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"EncoderConfig: position_fields: {key} must be finite, got {value}")
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise InputError(
+        f"EncoderConfig: position_fields: {key} must be a number, a string, true, false, None or a "
+        f"list of those, got {type(value).__name__}"
+    )
+
+
+def make_position(config: EncoderConfig) -> nn.Module:
+    """The module of a registered variant, with values also where an encoder is built on meta.
+
+    Raises:
+        InputError: the variant refuses its fields, or gives what an encoder cannot use.
+    """
+    check_position(config.position)
+    fields: Mapping[str, Any] = dict(config.position_fields)
+    said = ", ".join([str(config.num_heads), *(f"{k}={v!r}" for k, v in fields.items())])
+    story = f"position {config.position!r}: {_called(_variants[config.position])}({said})"
+    # Shapes alone are not enough: what follows from the fields has values.
+    meta = torch.get_default_device().type == "meta"
+    with torch.random.fork_rng([], enabled=meta), torch.device("cpu") if meta else nullcontext():
+        try:
+            module = _variants[config.position](config.num_heads, **fields)
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{story} failed: {reason:.300}") from error
+    if not isinstance(module, nn.Module):
+        raise InputError(f"{story} must give a torch.nn.Module, got {type(module).__name__}")
+    if not isinstance(module, (DistanceBias, ScoreBias, ScoreMap)):
+        raise InputError(f"{story}: it has no method along(offsets), block(i, j) or score(s, i, j)")
+    kept = set(module.state_dict()) - {name for name, _ in module.named_parameters()}
+    if kept:
+        raise InputError(
+            f"{story}: {', '.join(sorted(kept))} would be saved and is no parameter; what follows "
+            "from the fields is a buffer with persistent=False"
+        )
+    return module
+
+
+def place_buffers(encoder: nn.Module, device: torch.device) -> None:
+    """Buffers of registered variants, made on the CPU for an encoder on meta, to its device."""
+    for module in encoder.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)

@@ -1,0 +1,385 @@
+"""A registered variant as an encoder's positions: in every layout, on every backend, saved and
+loaded again."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import pyenc
+from pyenc.errors import CheckpointError, InputError
+from pyenc.loading import load_checkpoint, own_checkpoint, save_checkpoint
+from pyenc.models import Encoder, EncoderConfig, HeadConfig, position, register_position
+from pyenc.models.rotary import Rotary
+from tests.conftest import GOLDEN
+from tests.oracle import assert_right
+
+
+class Kerple(nn.Module):
+    """A logarithm of the distance, with parameters, a scalar, and what follows from the fields."""
+
+    def __init__(self, heads: int, inner: float = 1.0, signs: tuple[int, ...] = (1,)) -> None:
+        super().__init__()
+        self.outer = nn.Parameter(0.5 + torch.rand(heads))
+        self.shift = nn.Parameter(torch.tensor(0.25))
+        self.register_buffer("inner", torch.full((heads,), inner), persistent=False)
+        self.signs = signs
+
+    def along(self, offsets: Tensor) -> Tensor:
+        inner = self.inner.to(self.outer.dtype)[:, None]
+        lean = self.shift * (offsets > 0)
+        return -self.outer[:, None] * (1 + inner * offsets.abs()).log() + lean
+
+
+class Blocks(Kerple):
+    """The same, pair by pair: what the backends without a line of distances serve."""
+
+    along = None  # type: ignore[assignment]
+
+    def block(self, i: Tensor, j: Tensor) -> Tensor:
+        ahead = j[None, :] - i[:, None]
+        line = Kerple.along(self, ahead.reshape(-1))
+        return line.view(-1, *ahead.shape)
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(position, "_variants", {})
+    register_position("kerple", Kerple)
+
+
+def shape(**more: Any) -> EncoderConfig:
+    given: dict[str, Any] = {
+        "vocab_size": 60, "hidden_size": 24, "num_layers": 2, "num_heads": 3,
+        "intermediate_size": 40, "position": "kerple", "max_length": 500,
+        "position_fields": {"inner": 0.5, "signs": [1, -1]},
+    }  # fmt: skip
+    return EncoderConfig(**given | more)
+
+
+CONFIGS = {
+    "shared": {},
+    "per layer": {"position_per_layer": True},
+    "rotary": {"rotary": Rotary(10_000.0), "norm_first": True, "qk_norm": False},
+    "local": {"window": 3, "local": (True, False), "lm_head": HeadConfig(tied=False)},
+}
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    """Padding right, left, on both sides, and holes."""
+    mask = torch.ones(4, 9, dtype=torch.long)
+    mask[0, 6:] = 0
+    mask[1, :4] = 0
+    mask[2, 0] = mask[2, 8] = 0
+    mask[3, 2] = mask[3, 5] = 0
+    return torch.randint(0, 60, mask.shape), mask
+
+
+@pytest.mark.parametrize("more", CONFIGS.values(), ids=CONFIGS.keys())
+def test_against_the_oracle(more: dict[str, Any]) -> None:
+    """Hidden states and the gradient of every parameter, the variant's own among them."""
+    encoder = Encoder(shape(**more), skip_eps=0)
+    oracle = copy.deepcopy(encoder).double()
+    oracle.backend = "reference"
+    naive = copy.deepcopy(encoder)
+    naive.backend = "torch"
+    ids, mask = batch()
+    weight = torch.randn(*ids.shape, 24)
+    results = []
+    for model in (encoder, naive, oracle):
+        used = {n: p for n, p in model.named_parameters() if not n.startswith("lm_head")}
+        hidden = model(ids, mask)
+        grads = torch.autograd.grad((hidden * weight).sum(), list(used.values()))
+        results.append([hidden, *grads])
+    names = ["hidden", *used]
+    assert sum("position_bias" in name for name in names) == (
+        4 if more.get("position_per_layer") else 2
+    )
+    for name, three in zip(names, zip(*results, strict=True), strict=True):
+        assert_right(*three, gradient=name != "hidden", what=name)
+        if "position_bias" in name:
+            assert three[2].abs().min() > 0, name
+
+
+def test_the_bias_is_what_it_says() -> None:
+    """Without any bias the answer is another; with its numbers as a dense bias it is the same."""
+    encoder = Encoder(shape(num_layers=1), skip_eps=0)
+    module = encoder.position_bias
+    assert isinstance(module, Kerple)
+    seen: list[Any] = []
+    from pyenc.models import layers
+
+    whole = layers.attention
+    place = torch.arange(7)
+
+    def dense(*args: Any, **named: Any) -> Any:
+        seen.append(named["bias"])
+        table = module.along((place[None, :] - place[:, None]).reshape(-1)).view(3, 7, 7)
+        return whole(*args, **named | {"bias": table.detach()})
+
+    ids = torch.randint(0, 60, (2, 7))
+    with torch.no_grad():
+        wanted = encoder(ids)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(layers, "attention", dense)
+            got = encoder(ids)
+        module.outer.mul_(3)
+        other = encoder(ids)
+    assert seen == [module]
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    assert (other - wanted).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("variant", [Kerple, Blocks])
+def test_the_layout_does_not_matter(variant: type[nn.Module]) -> None:
+    """Packed, padded right or left, in another order: the same states of the same tokens."""
+    register_position("other", variant)
+    encoder = Encoder(shape(position="other")).eval()
+    texts = [torch.randint(0, 60, (n,)) for n in (5, 1, 8)]
+    bounds = torch.tensor([0, 5, 6, 14])
+    with torch.no_grad():
+        packed = encoder.forward_packed(torch.cat(texts), bounds).split([5, 1, 8])
+        order = [2, 0, 1]
+        permuted = encoder.forward_packed(
+            torch.cat([texts[i] for i in order]), torch.tensor([0, 8, 13, 14])
+        ).split([8, 5, 1])
+        for left in (False, True):
+            ids, mask = torch.zeros(2, 3, 11, dtype=torch.long)
+            for row, text in enumerate(texts):
+                at = slice(11 - len(text), 11) if left else slice(0, len(text))
+                ids[row, at], mask[row, at] = text, 1
+            rows = encoder(ids, mask)
+            assert not rows[mask == 0].any()
+            for row, wanted in enumerate(packed):
+                torch.testing.assert_close(rows[row][mask[row] == 1], wanted, rtol=1e-5, atol=1e-5)
+    for i, got in zip(order, permuted, strict=True):
+        torch.testing.assert_close(got, packed[i], rtol=1e-5, atol=1e-5)
+
+
+def test_line_and_blocks_agree() -> None:
+    register_position("blocks", Blocks)
+    line = Encoder(shape(), skip_eps=0)
+    blocks = Encoder(shape(position="blocks"))
+    blocks.load_state_dict(line.state_dict())
+    ids, mask = batch()
+    torch.testing.assert_close(blocks(ids, mask), line(ids, mask), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_compiled_whole(masked: bool) -> None:
+    torch._dynamo.reset()
+    encoder = Encoder(shape(position_per_layer=True))
+    ids, mask = batch()
+    given = (ids, mask) if masked else (ids,)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        run = torch.compile(encoder, fullgraph=True, backend="aot_eager")
+        pairs = []
+        for model in (run, encoder):
+            hidden = model(*given)
+            used = [p for n, p in encoder.named_parameters() if "position_bias" in n]
+            pairs.append([hidden, *torch.autograd.grad(hidden.square().sum(), used)])
+    for got, wanted in zip(*pairs, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    torch._dynamo.reset()
+
+
+# ---- saved and loaded -------------------------------------------------------------------------
+
+
+def saved(folder: Path, **more: Any) -> Encoder:
+    encoder = Encoder(shape(**more)).eval()
+    save_checkpoint(own_checkpoint(encoder), folder)
+    return encoder
+
+
+@pytest.mark.parametrize("more", CONFIGS.values(), ids=CONFIGS.keys())
+def test_loads_back_equal(more: dict[str, Any], tmp_path: Path) -> None:
+    encoder = saved(tmp_path, **more)
+    names = set(load_file(tmp_path / "model.safetensors"))
+    assert names == {name for name, _ in encoder.named_parameters()}
+    drawn = torch.random.get_rng_state()
+    again = load_checkpoint(tmp_path)
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert again.encoder.config == encoder.config
+    for name, tensor in encoder.named_parameters():
+        assert torch.equal(dict(again.encoder.named_parameters())[name], tensor), name
+    ids, mask = batch()
+    assert torch.equal(again.encoder(ids, mask), encoder(ids, mask))
+    save_checkpoint(again, tmp_path / "again")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_its_own_model_type(tmp_path: Path) -> None:
+    saved(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    assert said["model_type"] == "pyenc-encoder"
+    assert said["encoder"]["position"] == "kerple"
+    assert said["encoder"]["position_fields"] == {"inner": 0.5, "signs": [1, -1]}
+
+
+def test_not_registered_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path)
+    monkeypatch.setattr(position, "_variants", {})
+    with pytest.raises(CheckpointError, match=r"'kerple'.*register_position\('kerple'"):
+        load_checkpoint(tmp_path)
+    with pytest.raises(InputError, match=r"register_position\('kerple', ...\)"):
+        shape()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["encoder", "num_heads"], "3", "num_heads must be int, got '3'"),
+        (["encoder", "num_heads"], 4, "config.json asks for"),
+        (["encoder", "num_heads"], 5, "is not a multiple of num_heads"),
+        (["encoder", "num_layers"], 3, "missing tensor 'layers.2"),
+        (["encoder", "num_layers"], 1, "unexpected tensor 'layers.1"),
+        (["encoder", "vocab_size"], 2**31 - 1, "has shape"),
+        (["encoder", "hidden_size"], 3 * 2**28, "has shape"),
+        (["encoder", "norm"], "batch", "norm must be 'layer' or 'rms', got 'batch'"),
+        (["encoder", "local"], 3, "local must be tuple"),
+        (["encoder", "rotary"], {"theta": "x"}, "rotary: theta must be float"),
+        (["encoder", "rotary"], {"thet": 1}, "rotary: unknown key 'thet'"),
+        (["encoder", "colour"], 1, "unknown key 'colour'"),
+        (["encoder", "position_fields"], {"outer": 1}, "Kerple.3, outer=1. failed"),
+        (["encoder", "position_fields"], {"a b": 1}, "'a b' is no name of an argument"),
+        (["encoder", "position_per_layer"], True, "missing tensor 'layers.0.attention.position"),
+        (["encoder"], None, "needs an object under 'encoder', got None"),
+    ],
+)
+def test_a_wrong_config_is_named(path: list[str], value: Any, message: str, tmp_path: Path) -> None:
+    saved(tmp_path)
+    file = tmp_path / "config.json"
+    said = json.loads(file.read_text("utf-8"))
+    inner = said
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    file.write_text(json.dumps(said), "utf-8")
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["missing", "more", "shape", "nan"])
+def test_weights_are_held_strictly(change: str, tmp_path: Path) -> None:
+    saved(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    name, message = "position_bias.outer", "position_bias.outer"
+    if change == "missing":
+        del tensors[name]
+    elif change == "more":
+        tensors["position_bias.inner"] = torch.zeros(3)
+        message = "unexpected tensor 'position_bias.inner'"
+    elif change == "shape":
+        tensors[name] = torch.zeros(4)
+    else:
+        tensors[name][1] = float("nan")
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path)
+
+
+def test_what_was_added_is_refused_when_saved(tmp_path: Path) -> None:
+    encoder = Encoder(shape())
+    assert isinstance(encoder.position_bias, Kerple)
+    encoder.position_bias.more = nn.Parameter(torch.ones(2))
+    checkpoint = own_checkpoint(encoder)
+    with pytest.raises(CheckpointError, match=r"position_bias\.more"):
+        save_checkpoint(checkpoint, tmp_path)
+
+
+def test_a_published_encoder_becomes_ones_own(tmp_path: Path) -> None:
+    """Its weights under other positions, with its tokenizer, as text."""
+    text = pyenc.load(GOLDEN / "bert_mean_h4", pooling="mean", normalize=False)
+    old = text.model
+    config = replace(old.config, position="kerple", num_positions=0, max_length=300)
+    encoder = Encoder(config).eval()
+    given = {k: v for k, v in old.state_dict().items() if k != "embeddings.position.weight"}
+    missing, unexpected = encoder.load_state_dict(given, strict=False)
+    assert (sorted(missing), unexpected) == (["position_bias.outer", "position_bias.shift"], [])
+    text.checkpoint = own_checkpoint(encoder)
+    text.save(tmp_path)
+    again = pyenc.load(tmp_path)
+    assert again.model.config == config
+    ids = torch.randint(0, config.vocab_size, (2, 12))
+    assert torch.equal(again.model(ids), encoder(ids))
+    if text.tokenizer is not None:
+        texts = ["a text", "another one, which is longer"]
+        assert (again.encode(texts) == text.encode(texts)).all()
+    copied = pickle.loads(pickle.dumps(again.model))
+    assert torch.equal(copied(ids), encoder(ids))
+
+
+# ---- registration -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["alibi", "", 3, None])
+def test_names_that_are_refused(name: Any) -> None:
+    with pytest.raises(InputError, match="the name must be a string other than alibi"):
+        register_position(name, Kerple)
+
+
+def test_a_name_is_one_variants() -> None:
+    register_position("kerple", Kerple)
+    with pytest.raises(InputError, match=r"'kerple' is .*Kerple already; .*Blocks needs another"):
+        register_position("kerple", Blocks)
+    with pytest.raises(InputError, match="must be callable"):
+        register_position("x", 3)  # type: ignore[arg-type]
+    again = type("Kerple", (Kerple,), {"__module__": Kerple.__module__})
+    register_position("kerple", again)
+    assert type(Encoder(shape()).position_bias) is again
+
+
+class Saved(Kerple):
+    def __init__(self, heads: int) -> None:
+        super().__init__(heads)
+        self.register_buffer("steps", torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        (lambda heads: object(), "must give a torch.nn.Module, got object"),
+        (lambda heads: nn.Linear(2, 2), "it has no method along"),
+        (Saved, "steps would be saved and is no parameter"),
+        (lambda heads: 1 / 0, "failed: division by zero"),
+    ],
+)
+def test_variants_that_are_refused(variant: Any, message: str) -> None:
+    register_position("other", variant)
+    with pytest.raises(InputError, match=message):
+        Encoder(shape(position="other", position_fields=()))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"position": "alibi", "position_fields": {"a": 1}}, "go with a registered variant"),
+        ({"position": "alibi", "position_fields": (), "position_per_layer": True}, "go with a reg"),
+        ({"position_fields": {"a": torch.ones(1)}}, "a must be a number, a string"),
+        ({"position_fields": {"a": float("inf")}}, "a must be finite"),
+        ({"position_fields": 3}, "must map names to values"),
+        ({"relative_buckets": 32}, "not beside alibi or a registered variant"),
+        ({"rotary": Rotary(1e4), "hidden_size": 21}, "rotary needs even heads, not 7"),
+    ],
+)
+def test_configs_that_are_refused(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        shape(**more)
+
+
+def test_fields_may_be_given_in_any_order() -> None:
+    fields = [("signs", (1, -1)), ("inner", 0.5)]
+    assert shape(position_fields=fields) == shape()
+    assert hash(shape(position_fields=fields)) == hash(shape())
