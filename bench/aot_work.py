@@ -22,6 +22,8 @@ from pyenc.ops.attention.terms import terms_of
 from pyenc_kernels import configs, gated, segment_mean
 from pyenc_kernels.score_function import ScoreFunction
 
+SERIALISED = "C7515"
+"""ptxas's warning where wgmma products wait for one another."""
 DTYPES = ("bfloat16", "float16", "float32")
 HEADS, TOKENS = 2, 256
 
@@ -36,6 +38,10 @@ class Variant:
     dropout_p: float = 0.0
     grad_lse: bool = False
     scale: float | None = None
+    skip_eps: float = 2.0**-11
+    learned: bool = True
+    dtype: torch.dtype = torch.int32
+    """Of cu_seqlens."""
 
 
 @triton.jit
@@ -82,11 +88,21 @@ VARIANTS = {
     "alibi-positions": Variant(ALIBI, positions=True),
     "alibi-dropout": Variant(ALIBI, dropout_p=0.1),
     "alibi-lse": Variant(ALIBI, grad_lse=True),
+    "alibi-whole": Variant(ALIBI, skip_eps=0.0),
+    "alibi-fixed": Variant(ALIBI, learned=False),
+    "alibi-fixed-whole": Variant(ALIBI, learned=False, skip_eps=0.0),
+    "alibi-int64": Variant(ALIBI, learned=False, dtype=torch.int64),
+    "t5-fixed": Variant(T5, learned=False),
 }
-"""Attention's; at head dim 64 in bfloat16 but for ALiBi."""
+"""Attention's; at head dim 64 in bfloat16 but for ALiBi. whole: without ranges, as `skip_eps=0` and
+short texts are; fixed: nothing learns the bias."""
 SHAPES = dict.fromkeys(VARIANTS, "64") | {"gated": "3072", "segment_mean": "768"}
-MAIN = ("none", "alibi", "t5", "window", "gated", "segment_mean")
-"""Ops that may not spill at their shape in bfloat16; of the other variants it is written down."""
+MAIN = (
+    "none", "alibi", "alibi-whole", "alibi-fixed", "alibi-fixed-whole", "alibi-int64", "t5",
+    "t5-fixed", "window", "gated", "segment_mean",
+)  # fmt: skip
+"""Ops that at their shape in bfloat16 may neither spill nor have their products serialised; of the
+other variants it is written down."""
 
 LEFT_OUT = {
     "_probe": "compiled for the user's own functions, where a bias is checked",
@@ -194,6 +210,8 @@ def wrong_with(work: Work, kernel: Compiled) -> str | None:
         return f"{name}: {kernel.shared_bytes} bytes of shared memory are more than the card has"
     if work.main and kernel.spilled_bytes:
         return f"{name}: spills {kernel.spilled_bytes} bytes"
+    if work.main and SERIALISED in kernel.warnings:
+        return f"{name}: its matrix products are serialised ({SERIALISED})"
     return None
 
 
@@ -223,15 +241,16 @@ def _call_attention(
     variant: Variant, dtype: torch.dtype, tokens: int, width: int, cu_seqlens: torch.Tensor
 ) -> None:
     q, k, v, g = (torch.zeros(tokens, HEADS, width, dtype=dtype) for _ in range(4))
+    cu_seqlens = cu_seqlens.to(variant.dtype)
     positions = torch.arange(tokens) if variant.positions else None
     bias = variant.bias
     if isinstance(bias, torch.Tensor):  # dense: as long as the sequence
         bias = torch.zeros(HEADS, tokens, tokens)
     terms = terms_of(q, bias, positions, variant.scale, variant.window)
     terms = replace(terms, dropout_p=variant.dropout_p)
-    out, lse, met = attention_triton.forward(q, k, v, cu_seqlens, terms, 2.0**-11)
+    out, lse, met = attention_triton.forward(q, k, v, cu_seqlens, terms, variant.skip_eps)
     grad_lse = torch.zeros_like(lse) if variant.grad_lse else None
     attention_triton.backward(
         g, grad_lse, q, k, v, cu_seqlens, terms, out, lse, met,
-        want_bias=variant.bias is not None,
+        want_bias=variant.learned and variant.bias is not None,
     )  # fmt: skip

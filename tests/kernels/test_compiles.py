@@ -24,7 +24,10 @@ from bench.tunables import TUNABLES
 
 MATRIX = {"sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "v_mfma"}
 MAIN = [at_its_shape(architecture, "alibi") for architecture in reversed(ARCHITECTURES)]
-OTHERS = [at_its_shape("sm_90", op) for op in ("none", "t5", "gated", "segment_mean")]
+OTHERS = [
+    at_its_shape("sm_90", op)
+    for op in ("none", "alibi-whole", "t5", "t5-fixed", "gated", "segment_mean")
+]
 PRODUCTS = {kernel for kernel, tunable in TUNABLES.items() if tunable.op == "alibi"}
 
 Compiling = dict[Work, Future[list[Compiled]]]
@@ -63,6 +66,11 @@ def test_every_shipped_configuration_has_been_compiled() -> None:
         if work.key not in made or made[work.key]["configs"] != shipped(work)
     ]
     assert not missing, f"run `make aot`: {missing}"
+
+
+def test_nothing_in_the_table_is_wrong() -> None:
+    """Spills or serialised products at the main shapes, more shared memory than a card has."""
+    assert not aot.all_wrong(aot.read())
 
 
 def test_a_configuration_that_was_never_compiled_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,10 +158,26 @@ def phases(
 
 
 @triton.constexpr_function
-def stages_of(side, score, has_dense):
-    """A loop that evaluates a bias pair by pair is not pipelined: what the bias gathers would be
-    copied ahead into shared memory, more than some cards have."""
-    return 1 if side == 0 and (score is not None or has_dense) else None
+def stages_of(side, gathers):
+    """Stages of a loop; None: as many as the kernel's others.
+
+    What a bias gathers for a pair is copied ahead into shared memory. One number in two stages is
+    what all cards have room for; of more, or of nobody knows how many (None), the loop that
+    evaluates pairs is not pipelined.
+    """
+    if side != 0 or gathers == 0:
+        return None
+    return 2 if gathers == 1 else 1
+
+
+@triton.jit
+def unforeseen(last, p_cu, PLAIN: tl.constexpr):
+    """The same, by way of cu_seqlens' first number, 0. Where the compiler can foresee a loop's
+    bounds, Triton 3.6's ptxas puts every product of the kernel in series (C7515)."""
+    if PLAIN:
+        return last
+    else:
+        return last + tl.load(p_cu).to(tl.int32)
 
 
 @triton.jit
@@ -170,14 +186,14 @@ def _walk(
     p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
     begin, n, o_i, b_i, i_head, scale, window_left, window_right,
     dropout_p, seed,
-    SIDE: tl.constexpr, SCORE: tl.constexpr, AFFINE_FROM: tl.constexpr, PLAIN: tl.constexpr,
-    HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
-    HAS_DROPOUT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    SIDE: tl.constexpr, SCORE: tl.constexpr, GATHERS: tl.constexpr, AFFINE_FROM: tl.constexpr,
+    PLAIN: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Key tiles [first, last) on one side of the queries: -1 left, 1 right, 0 any."""
     o_d = tl.arange(0, BLOCK_D)
-    for tile in tl.range(first, last, num_stages=stages_of(SIDE, SCORE, HAS_DENSE)):
+    for tile in tl.range(first, last, num_stages=stages_of(SIDE, GATHERS)):
         o_j = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         b_k = load_rows(p_k, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D)
         b_dot = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # (M, N)
@@ -251,7 +267,7 @@ def attention_forward(
     p_q, p_k, p_v, p_out, p_lse, p_cu, p_positions, p_params, p_dense, p_ranges, p_order,
     s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_params, s_dense_h, s_dense,
     n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
-    SCORE: tl.constexpr, AFFINE_FROM: tl.constexpr, PLAIN: tl.constexpr,
+    SCORE: tl.constexpr, GATHERS: tl.constexpr, AFFINE_FROM: tl.constexpr, PLAIN: tl.constexpr,
     HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, HAS_RANGES: tl.constexpr, HAS_ORDER: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -281,6 +297,8 @@ def attention_forward(
         )
         if HAS_RANGES:
             first, last = met_tiles(p_ranges, i_head * n_slots + i_slot, first, last, BLOCK_N)
+        else:
+            last = unforeseen(last, p_cu, PLAIN)
         a, b = phases(first, last, i_first, i_first + BLOCK_M - 1, n, AFFINE_FROM, PLAIN, BLOCK_N)
         b_acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         b_top = tl.full([BLOCK_M], NO_SCORE, tl.float32)
@@ -291,24 +309,24 @@ def attention_forward(
             b_acc, b_top, b_sum, b_q, a, b,
             p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
             begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-            0, SCORE, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT,
-            HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
+            0, SCORE, GATHERS, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
+            HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
         )  # fmt: skip
         if PLAIN or AFFINE_FROM is not None:
             b_acc, b_top, b_sum = _walk(
                 b_acc, b_top, b_sum, b_q, first, a,
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-                -1, SCORE, AFFINE_FROM, PLAIN, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT,
-                HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
+                -1, SCORE, GATHERS, AFFINE_FROM, PLAIN, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
+                HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
         if AFFINE_FROM is not None:
             b_acc, b_top, b_sum = _walk(
                 b_acc, b_top, b_sum, b_q, b, last,
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-                1, SCORE, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT,
-                HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
+                1, SCORE, GATHERS, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
+                HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
         p_out += i_head * HEAD_DIM
         store_rows(

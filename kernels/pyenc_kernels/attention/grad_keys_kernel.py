@@ -17,6 +17,7 @@ from .forward_kernel import (
     places_of,
     stages_of,
     store_rows,
+    unforeseen,
     window_tiles,
 )
 from .grad_queries_kernel import load_lse, weights
@@ -28,7 +29,7 @@ def _walk_queries(
     p_q, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense, p_ranges, s_qt, s_gt, s_dense,
     begin, n, o_j, b_j, nearest_left, nearest_right, i_grain, i_head, n_heads, scale,
     window_left, window_right, dropout_p, seed,
-    SIDE: tl.constexpr, SCORE: tl.constexpr, SLOPE: tl.constexpr,
+    SIDE: tl.constexpr, SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr,
     AFFINE_FROM: tl.constexpr, PLAIN: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HAS_RANGES: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -36,7 +37,7 @@ def _walk_queries(
 ):  # fmt: skip
     """Query tiles [first, last); SIDE is that of the keys as the queries see them."""
     o_d = tl.arange(0, BLOCK_D)
-    for tile in tl.range(first, last, num_stages=stages_of(SIDE, SCORE, HAS_DENSE)):
+    for tile in tl.range(first, last, num_stages=stages_of(SIDE, GATHERS)):
         o_i = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         b_q = load_rows(p_q, begin, o_i, n, o_d, s_qt, HEAD_DIM, BLOCK_D)
         b_g = load_rows(p_grad_out, begin, o_i, n, o_d, s_gt, HEAD_DIM, BLOCK_D)
@@ -78,7 +79,7 @@ def attention_grad_keys(
     p_cu, p_positions, p_params, p_dense, p_ranges, p_hulls, p_order,
     s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_gt, s_gh, s_params, s_dense_h, s_dense,
     n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
-    SCORE: tl.constexpr, SLOPE: tl.constexpr,
+    SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr,
     AFFINE_FROM: tl.constexpr, PLAIN: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HAS_RANGES: tl.constexpr, HAS_ORDER: tl.constexpr, HEAD_DIM: tl.constexpr,
@@ -117,6 +118,8 @@ def attention_grad_keys(
             i_own = i_head * n_slots + i_slot
             first, last = met_tiles(p_hulls, i_own, first, last, BLOCK_M)
             p_ranges += (i_own - i_grain).to(tl.int64) * 2  # of the sequence's first grain
+        else:
+            last = unforeseen(last, p_cu, PLAIN)
         a, b = phases(first, last, j_first, j_first + BLOCK_N - 1, n, AFFINE_FROM, PLAIN, BLOCK_M)
         nearest_left = tl.max(b_j, 0)
         nearest_right = tl.min(b_j, 0)
@@ -127,8 +130,8 @@ def attention_grad_keys(
             p_q, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense, p_ranges,
             s_qt, s_gt, s_dense, begin, n, o_j, b_j, nearest_left, nearest_right, i_grain, i_head,
             n_heads, scale, window_left, window_right, dropout_p, seed,
-            0, SCORE, SLOPE, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT,
-            HAS_RANGES, HEAD_DIM, BLOCK_M, BLOCK_D, PRECISION,
+            0, SCORE, GATHERS, SLOPE, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
+            HAS_DROPOUT, HAS_RANGES, HEAD_DIM, BLOCK_M, BLOCK_D, PRECISION,
         )  # fmt: skip
         if PLAIN or AFFINE_FROM is not None:
             b_dk, b_dv = _walk_queries(
@@ -136,7 +139,7 @@ def attention_grad_keys(
                 p_q, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense, p_ranges,
                 s_qt, s_gt, s_dense, begin, n, o_j, b_j, nearest_left, nearest_right, i_grain,
                 i_head, n_heads, scale, window_left, window_right, dropout_p, seed,
-                1, SCORE, SLOPE, AFFINE_FROM, PLAIN, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
+                1, SCORE, GATHERS, SLOPE, AFFINE_FROM, PLAIN, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
                 HAS_DROPOUT, HAS_RANGES, HEAD_DIM, BLOCK_M, BLOCK_D, PRECISION,
             )  # fmt: skip
         if AFFINE_FROM is not None:
@@ -145,7 +148,7 @@ def attention_grad_keys(
                 p_q, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense, p_ranges,
                 s_qt, s_gt, s_dense, begin, n, o_j, b_j, nearest_left, nearest_right, i_grain,
                 i_head, n_heads, scale, window_left, window_right, dropout_p, seed,
-                -1, SCORE, SLOPE, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
+                -1, SCORE, GATHERS, SLOPE, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
                 HAS_DROPOUT, HAS_RANGES, HEAD_DIM, BLOCK_M, BLOCK_D, PRECISION,
             )  # fmt: skip
         s_out = n_heads * HEAD_DIM

@@ -29,6 +29,7 @@ from .forward_kernel import (
     side_terms,
     stages_of,
     store_rows,
+    unforeseen,
     window_tiles,
 )
 
@@ -95,9 +96,9 @@ def _walk_keys(
     b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, first, last,
     p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
     begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-    SIDE: tl.constexpr, SCORE: tl.constexpr, SLOPE: tl.constexpr, PARAMETER: tl.constexpr,
-    LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr,
-    N_LEARNED: tl.constexpr, BLOCK_L: tl.constexpr, CORRECTED: tl.constexpr,
+    SIDE: tl.constexpr, SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr,
+    PARAMETER: tl.constexpr, LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr, FLAT: tl.constexpr,
+    PLAIN: tl.constexpr, N_LEARNED: tl.constexpr, BLOCK_L: tl.constexpr, CORRECTED: tl.constexpr,
     HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
@@ -107,7 +108,7 @@ def _walk_keys(
     """
     o_d = tl.arange(0, BLOCK_D)
     o_l = tl.arange(0, BLOCK_L)
-    for tile in tl.range(first, last, num_stages=stages_of(SIDE, SCORE, HAS_DENSE)):
+    for tile in tl.range(first, last, num_stages=stages_of(SIDE, GATHERS)):
         o_j = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         b_k = load_rows(p_k, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D)
         b_v = load_rows(p_v, begin, o_j, n, o_d, s_vt, HEAD_DIM, BLOCK_D)
@@ -169,7 +170,7 @@ def attention_grad_queries(
     p_cu, p_positions, p_params, p_dense, p_ranges, p_order,
     s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_gt, s_gh, s_params, s_dense_h, s_dense,
     n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
-    SCORE: tl.constexpr, SLOPE: tl.constexpr, PARAMETER: tl.constexpr,
+    SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr, PARAMETER: tl.constexpr,
     LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr,
     N_LEARNED: tl.constexpr, BLOCK_L: tl.constexpr, CORRECTED: tl.constexpr,
     HAS_GRAD_LSE: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr,
@@ -207,36 +208,40 @@ def attention_grad_queries(
         )
         if HAS_RANGES:
             first, last = met_tiles(p_ranges, i_head * n_slots + i_slot, first, last, BLOCK_N)
+        else:
+            last = unforeseen(last, p_cu, PLAIN)
         a, b = phases(first, last, i_first, i_first + BLOCK_M - 1, n, AFFINE_FROM, PLAIN, BLOCK_N)
         b_dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         b_off = tl.zeros([BLOCK_M], tl.float32)
         b_away = tl.zeros([BLOCK_M, BLOCK_L], tl.float32)
-        b_dq, b_learned, b_off, b_away = _walk_keys(
-            b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, a, b,
-            p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
-            begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-            0, SCORE, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, FLAT, False, N_LEARNED, BLOCK_L,
-            CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N,
-            BLOCK_D, PRECISION,
-        )  # fmt: skip
         if PLAIN or AFFINE_FROM is not None:
             b_dq, b_learned, b_off, b_away = _walk_keys(
                 b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, first, a,
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-                -1, SCORE, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, FLAT, PLAIN, N_LEARNED, BLOCK_L,
-                CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N,
-                BLOCK_D, PRECISION,
+                -1, SCORE, GATHERS, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, FLAT, PLAIN, N_LEARNED,
+                BLOCK_L, CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM,
+                BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
         if AFFINE_FROM is not None:
             b_dq, b_learned, b_off, b_away = _walk_keys(
                 b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, b, last,
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-                1, SCORE, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, FLAT, False, N_LEARNED, BLOCK_L,
-                CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N,
-                BLOCK_D, PRECISION,
+                1, SCORE, GATHERS, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, FLAT, False, N_LEARNED,
+                BLOCK_L, CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM,
+                BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
+        # Last: a table's gradient is a loop in this one, and where it came first ptxas put every
+        # product of the kernel in series (C7515).
+        b_dq, b_learned, b_off, b_away = _walk_keys(
+            b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, a, b,
+            p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
+            begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
+            0, SCORE, GATHERS, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, FLAT, False, N_LEARNED,
+            BLOCK_L, CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM,
+            BLOCK_N, BLOCK_D, PRECISION,
+        )  # fmt: skip
         store_rows(
             p_dq + i_head * HEAD_DIM, b_dq * scale, begin, o_i, n, o_d, n_heads * HEAD_DIM,
             HEAD_DIM, BLOCK_D,

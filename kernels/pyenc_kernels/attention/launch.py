@@ -217,7 +217,7 @@ def _grad_dense(
     grad = torch.empty_like(terms.dense, memory_format=torch.contiguous_format)
     config = _config("attention_grad_keys", q, cu_seqlens)
     tensors, flags, _ = _common(q, cu_seqlens, terms, None, GRAIN.value)
-    for name in ("HAS_RANGES", "HAS_ORDER"):
+    for name in ("GATHERS", "HAS_RANGES", "HAS_ORDER"):
         del flags[name]
     n_sequences, _, *numbers = tensors.numbers
     tiles = triton.cdiv(side, config.block_m), triton.cdiv(side, config.block_n)
@@ -270,6 +270,7 @@ def _common(
     everywhere = not windowed and terms.dense is None
     flags = {
         "SCORE": None if bias is None else bias.score,
+        "GATHERS": _gathers(terms),
         "AFFINE_FROM": bias.affine_from if bias is not None and everywhere else None,
         "PLAIN": bias is None and everywhere and terms.scale >= 0,
         "HAS_POSITIONS": terms.positions is not None,
@@ -283,6 +284,13 @@ def _common(
         "PRECISION": "ieee",
     }
     return tensors, flags, (heads * slots * (GRAIN.value // block),)
+
+
+def _gathers(terms: Terms) -> int | None:
+    """Numbers that a pair's score is made of beside q.k, each read from a place of its own."""
+    if terms.bias is None:
+        return 0 if terms.dense is None else 1
+    return terms.bias.gathers
 
 
 def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
