@@ -20,6 +20,8 @@ affine_from: where |i - j| is at least this, on each side of the query apart, sc
 number of the query's and a number of the key's alone, and stays so when both go on towards each
 other: the kernels then compute it once a row and once a column. None: nowhere.
 flat: beyond affine_from nothing changes any more on either side.
+by_distance: score depends on i and j by j - i alone. Where it is affine, a key's number is then the
+same in every tile, and is computed once.
 gathers: how many numbers `score` reads from places in params that the pair decides; None: not said.
 Where it is 0 or 1, the loop that evaluates pairs is pipelined.
 
@@ -59,6 +61,7 @@ class ScoreFunction:
     decay: Any = None
     affine_from: int | None = None
     flat: bool = False
+    by_distance: bool = False
     gathers: int | None = None
 
     def __post_init__(self) -> None:
@@ -108,6 +111,7 @@ ALIBI = ScoreFunction(
     n_learned=1,
     decay=_alibi_decay,
     affine_from=0,
+    by_distance=True,
     gathers=0,
 )
 
@@ -138,6 +142,7 @@ ASYMMETRIC_ALIBI = ScoreFunction(
     n_learned=2,
     decay=_asymmetric_alibi_decay,
     affine_from=0,
+    by_distance=True,
     gathers=0,
 )
 
@@ -177,6 +182,7 @@ def relative_position(n_buckets: int, reach: int) -> ScoreFunction:
         n_learned=n_buckets,
         affine_from=reach,
         flat=True,
+        by_distance=True,
         gathers=1,
     )
 

@@ -55,9 +55,9 @@ def _walk_queries(
             nearest = nearest_right
         b_dot = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # (N, M)
         b_p = weights(
-            SCORE, AFFINE_FROM, SIDE, PLAIN, b_dot, b_i[None, :], b_j[:, None], b_lse[None, :],
-            o_i[None, :], o_j[:, None], n, nearest, scale, i_head, p_params, p_dense, s_dense,
-            window_left, window_right, HAS_DENSE, HAS_WINDOW,
+            SCORE, AFFINE_FROM, None, SIDE, PLAIN, b_dot, b_i[None, :], b_j[:, None],
+            b_lse[None, :], o_i[None, :], o_j[:, None], n, nearest, scale, i_head, p_params,
+            p_dense, s_dense, window_left, window_right, HAS_DENSE, HAS_WINDOW,
         )  # fmt: skip
         b_dp = tl.dot(b_v, tl.trans(b_g), input_precision=PRECISION)
         b_given = b_p
@@ -80,10 +80,11 @@ def attention_grad_keys(
     s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_gt, s_gh, s_params, s_dense_h, s_dense,
     n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
     SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr,
-    AFFINE_FROM: tl.constexpr, PLAIN: tl.constexpr, HAS_POSITIONS: tl.constexpr,
-    HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
-    HAS_RANGES: tl.constexpr, HAS_ORDER: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    AFFINE_FROM: tl.constexpr, BY_DISTANCE: tl.constexpr, PLAIN: tl.constexpr,
+    HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr, HAS_RANGES: tl.constexpr, HAS_ORDER: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (H S, tiles of a slot): dk, dv (T, H, D) of a tile of keys.
 
@@ -120,7 +121,9 @@ def attention_grad_keys(
             p_ranges += (i_own - i_grain).to(tl.int64) * 2  # of the sequence's first grain
         else:
             last = unforeseen(last, p_cu, PLAIN)
-        a, b = phases(first, last, j_first, j_first + BLOCK_N - 1, n, AFFINE_FROM, PLAIN, BLOCK_M)
+        a, b, _ = phases(
+            first, last, j_first, j_first + BLOCK_N - 1, n, AFFINE_FROM, PLAIN, BLOCK_M
+        )
         nearest_left = tl.max(b_j, 0)
         nearest_right = tl.min(b_j, 0)
         b_dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)

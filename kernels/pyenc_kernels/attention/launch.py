@@ -217,7 +217,7 @@ def _grad_dense(
     grad = torch.empty_like(terms.dense, memory_format=torch.contiguous_format)
     config = _config("attention_grad_keys", q, cu_seqlens)
     tensors, flags, _ = _common(q, cu_seqlens, terms, None, GRAIN.value)
-    for name in ("GATHERS", "HAS_RANGES", "HAS_ORDER"):
+    for name in ("GATHERS", "BY_DISTANCE", "HAS_RANGES", "HAS_ORDER"):
         del flags[name]
     n_sequences, _, *numbers = tensors.numbers
     tiles = triton.cdiv(side, config.block_m), triton.cdiv(side, config.block_n)
@@ -272,6 +272,7 @@ def _common(
         "SCORE": None if bias is None else bias.score,
         "GATHERS": _gathers(terms),
         "AFFINE_FROM": bias.affine_from if bias is not None and everywhere else None,
+        "BY_DISTANCE": bias is not None and bias.by_distance and terms.positions is None,
         "PLAIN": bias is None and everywhere and terms.scale >= 0,
         "HAS_POSITIONS": terms.positions is not None,
         "HAS_DENSE": terms.dense is not None,
