@@ -45,7 +45,11 @@ class Compiled:
     architecture: str
     warps: int
     registers: int
+    maxnreg: int | None
+    """As the configuration says."""
     spilled_bytes: int
+    spills_in_loops: int
+    """Instructions of those that spill, in `loops`."""
     shared_bytes: int
     warnings: tuple[str, ...]
     """The assembler's, by number. C7515: all matrix products of the kernel wait for one another."""
@@ -158,10 +162,13 @@ def _report(kernel: Any, architecture: str, log: str) -> Compiled:
 
     warnings: list[str] = []
     loops: list[int] = []
+    spills = 0
     if architecture.startswith("sm_"):
         code = kernel.asm["ptx"]
         warnings = sorted(set(re.findall(r"\((C\d{4})\)", log)))
-        loops = machine_code.loops(machine_code.disassembled(kernel.asm["cubin"]))
+        found = machine_code.loops(machine_code.disassembled(kernel.asm["cubin"]))
+        loops = [loop.instructions for loop in found]
+        spills = sum(loop.spills for loop in found)
         registers = number(r"Used (\d+) registers", log)
         spilled = number(r"(\d+) bytes spill stores", log)
         pattern = r"wgmma\.mma_async|tcgen05\.mma|mma\.sync"
@@ -171,7 +178,8 @@ def _report(kernel: Any, architecture: str, log: str) -> Compiled:
         spilled = 4 * number(r"\.vgpr_spill_count:\s*(\d+)", code)
         pattern = r"v_mfma_\w+"
     return Compiled(
-        kernel.metadata.name, architecture, kernel.metadata.num_warps, registers, spilled,
+        kernel.metadata.name, architecture, kernel.metadata.num_warps, registers,
+        getattr(kernel.metadata, "maxnreg", None), spilled, spills,
         kernel.metadata.shared, tuple(warnings), tuple(loops),
         tuple(sorted(set(re.findall(pattern, code)))),
     )  # fmt: skip

@@ -10,13 +10,23 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import triton
 
 LABEL = re.compile(r"\s*(\.L_x_\d+):")
 INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(.*?);")
 BRANCH = re.compile(r"\bBRA\b.*`\((\.L_x_\d+)\)")
+SPILL = re.compile(r"\b(STL|LDL)\b")
 MATRIX = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA)\b")
+
+
+class Loop(NamedTuple):
+    """A turn of one."""
+
+    instructions: int
+    spills: int
+    """Of those the ones that write or read a thread's own memory."""
 
 
 def disassembled(cubin: bytes) -> str:
@@ -29,8 +39,8 @@ def disassembled(cubin: bytes) -> str:
     return done.stdout
 
 
-def loops(text: str) -> list[int]:
-    """Instructions in a turn of each innermost loop that multiplies matrices, in order.
+def loops(text: str) -> list[Loop]:
+    """Each innermost loop that multiplies matrices, in order.
 
     A loop is what lies between a label and a branch back to it. One written once may be two here: a
     compiler takes turns out, or unrolls.
@@ -53,7 +63,7 @@ def loops(text: str) -> list[int]:
         if any(MATRIX.search(each) for each in instructions[first : last + 1])
     ]
     return [
-        last - first + 1
+        Loop(last - first + 1, sum(bool(SPILL.search(x)) for x in instructions[first : last + 1]))
         for first, last in sorted(multiplying)
         if not any(first <= a and b <= last and (a, b) != (first, last) for a, b in multiplying)
     ]

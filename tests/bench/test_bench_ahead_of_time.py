@@ -22,7 +22,7 @@ ptxas info    : Used 169 registers, used 1 barriers
 CODE = """
         /*0000*/                   MOV R1, c[0x0][0x28] ;
 .L_x_1:
-        /*0010*/                   IADD3 R2, R2, 0x1, RZ ;
+        /*0010*/                   STL.64 [R1], R2 ;
 .L_x_0:
         /*0020*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24 ;
         /*0030*/              @!P0 MUFU.EX2 R3, R3 ;
@@ -34,7 +34,8 @@ CODE = """
 .L_x_3:
         /*0080*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
         /*0090*/              @P0  BRA `(.L_x_4) ;
-        /*00a0*/                   BRA `(.L_x_3) ;
+        /*00a0*/                   LDL R4, [R1+0x10] ;
+        /*00a8*/                   BRA `(.L_x_3) ;
 .L_x_4:
         /*00b0*/                   EXIT ;
 """
@@ -42,21 +43,31 @@ CODE = """
 
 def test_a_loop_is_what_is_branched_back_over_and_multiplies() -> None:
     """Innermost ones alone, and neither loops without products nor branches ahead."""
-    assert machine_code.loops(CODE) == [3, 3]
+    assert machine_code.loops(CODE) == [(3, 0), (4, 1)]
     assert machine_code.loops("") == []
-    assert machine_code.loops(CODE.replace("HGMMA", "UTCHMMA")) == [3, 3]
-    assert machine_code.loops(CODE.replace("HGMMA", "FFMA")) == [3]
+    assert machine_code.loops(CODE.replace("HGMMA", "UTCHMMA")) == [(3, 0), (4, 1)]
+    assert machine_code.loops(CODE.replace("HGMMA", "FFMA")) == [(4, 1)]
 
 
 def test_the_assemblers_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_code, "disassembled", lambda cubin: CODE)
     kernel = SimpleNamespace(
         asm={"ptx": "wgmma.mma_async.sync", "cubin": b""},
-        metadata=SimpleNamespace(name="attention_forward", num_warps=8, shared=65536),
+        metadata=SimpleNamespace(name="attention_forward", num_warps=8, shared=65536, maxnreg=128),
     )
     found = ahead_of_time._report(kernel, "sm_90", LOG)
     assert found == Compiled(
-        "attention_forward", "sm_90", 8, 169, 12, 65536, ("C7515",), (3, 3), ("wgmma.mma_async",)
+        "attention_forward",
+        "sm_90",
+        8,
+        169,
+        128,
+        12,
+        1,
+        65536,
+        ("C7515",),
+        (3, 4),
+        ("wgmma.mma_async",),
     )
     assert ahead_of_time._report(kernel, "sm_90", LOG.replace("(C7515)", "")).warnings == ()
     with pytest.raises(RuntimeError, match=r"attention_forward for sm_90: no .*registers"):
@@ -64,7 +75,7 @@ def test_the_assemblers_words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_serialised_products_are_wrong_at_the_main_shapes_alone() -> None:
-    good = Compiled("attention_forward", "sm_90", 8, 128, 0, 65536, (), (300,), ("wgmma",))
+    good = Compiled("attention_forward", "sm_90", 8, 128, None, 0, 0, 65536, (), (3,), ("wgmma",))
     serial = replace(good, warnings=("C7515",))
     for op in ("alibi", "alibi-whole", "alibi-fixed", "alibi-int64", "t5-fixed", "none"):
         work = Work("sm_90", op, "bfloat16", "64")
@@ -74,6 +85,17 @@ def test_serialised_products_are_wrong_at_the_main_shapes_alone() -> None:
         assert aot.all_wrong(made) == [aot_work.wrong_with(work, serial)]
     assert aot_work.wrong_with(Work("sm_90", "dense", "bfloat16", "64"), serial) is None
     assert aot_work.wrong_with(Work("sm_90", "alibi", "bfloat16", "128"), serial) is None
+
+
+def test_spills_are_wrong_but_outside_loops_where_registers_are_bounded() -> None:
+    work = Work("sm_90", "alibi", "bfloat16", "64")
+    bounded = Compiled("attention_forward", "sm_90", 8, 128, 128, 60, 0, 9, (), (3,), ("wgmma",))
+    assert aot_work.wrong_with(work, bounded) is None
+    unbounded = replace(bounded, maxnreg=None)
+    assert "spills 60 bytes" in str(aot_work.wrong_with(work, unbounded))
+    in_loop = replace(bounded, spills_in_loops=2)
+    assert "2 instructions spill in its loops" in str(aot_work.wrong_with(work, in_loop))
+    assert aot_work.wrong_with(Work("sm_90", "dense", "bfloat16", "64"), in_loop) is None
 
 
 def test_what_is_specialised_apart_is_compiled_apart() -> None:

@@ -21,6 +21,7 @@ from bench import aot
 from bench.ahead_of_time import ARCHITECTURES, Compiled
 from bench.aot_work import Work, at_its_shape, compile_work, listed, shipped, wrong_with
 from bench.tunables import TUNABLES
+from pyenc_kernels.configs import Config
 
 MATRIX = {"sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "v_mfma"}
 MAIN = [at_its_shape(architecture, "alibi") for architecture in reversed(ARCHITECTURES)]
@@ -55,6 +56,22 @@ def test_the_main_shape(work: Work, compiling: Compiling) -> None:
 def test_the_other_ops(work: Work, compiling: Compiling) -> None:
     for kernel in compiling[work].result():
         assert wrong_with(work, kernel) is None
+
+
+@pytest.mark.parametrize(
+    ("op", "bounds"),
+    [
+        ("alibi", (128, 128)), ("alibi-fixed", (128, None)), ("asymmetric", (128, 128)),
+        ("t5", (None, None)), ("none", (None, None)), ("window", (None, None)),
+        ("alibi-positions", (None, None)), ("alibi-dropout", (None, None)), ("map", (None, None)),
+    ],
+)  # fmt: skip
+def test_who_has_a_bound_on_sm_90(op: str, bounds: tuple[int | None, ...]) -> None:
+    """Forward and dq of what was compiled with it; and never dk, dv, which would spill."""
+    found = shipped(at_its_shape("sm_90", op))
+    kernels = "attention_forward", "attention_grad_queries", "attention_grad_keys"
+    got = [Config(*found[kernel]).maxnreg for kernel in kernels]
+    assert got == [*bounds, None]
 
 
 def test_every_shipped_configuration_has_been_compiled() -> None:

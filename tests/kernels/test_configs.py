@@ -67,6 +67,35 @@ def test_where_blocks_need_not_hold_all_the_widest_serves_what_is_wider() -> Non
     assert entry("k", "float32", 3072, 512, OTHER)[0] == "256"
 
 
+def test_a_variant_has_entries_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its kernel's in the same place, after the kernel's in a better one."""
+    table = {
+        "default": {"k": {"any": {"64": [1, 1, 4, 1]}}, "k/odd": {"any": {"64": [2, 2, 4, 1, 40]}}},
+        "sm_90": {"k/odd": {"bfloat16": {"64": [3, 3, 8, 2, 128]}}},
+        "A Card": {"architecture": "sm_90", "k": {"bfloat16": {"64x512": [4, 4, 4, 1]}}},
+    }
+    monkeypatch.setattr(configs, "table", lambda: table)
+    where = "k", "bfloat16", 64, 512
+    assert entry(*where, CARD, variant="odd")[1] == Config(4, 4, 4, 1)
+    assert entry(*where, OTHER, variant="odd")[1] == Config(3, 3, 8, 2, 128)
+    assert entry(*where, OTHER, variant="even")[1] == Config(1, 1, 4, 1)
+    assert entry(*where, OTHER)[1] == Config(1, 1, 4, 1)
+    assert entry("k", "float16", 64, 512, OTHER, variant="odd")[1] == Config(2, 2, 4, 1, 40)
+
+
+def test_a_bound_of_registers_is_launched_where_there_is_one() -> None:
+    free, bound = Config(128, 64, 8, 3), Config(128, 64, 8, 3, 128)
+    assert free.launch == {"num_warps": 8, "num_stages": 3}
+    assert bound.launch == {"num_warps": 8, "num_stages": 3, "maxnreg": 128}
+    assert (free.numbers, bound.numbers) == ([128, 64, 8, 3], [128, 64, 8, 3, 128])
+    assert Config(*bound.numbers) == bound
+    # AMD's compiler knows no such thing, and the defaults are its too.
+    for key, kernels in configs.table().items():
+        if not key.startswith("sm_") and "architecture" not in kernels:
+            for dtypes in kernels.values():
+                assert all(len(x) == 4 for shapes in dtypes.values() for x in shapes.values()), key
+
+
 @pytest.mark.usefixtures("table")
 def test_what_has_no_entry_is_named() -> None:
     with pytest.raises(KeyError, match="no default for k, float16, width 257"):
