@@ -58,7 +58,7 @@ class Config:
 def table() -> dict[str, Any]:
     """configs.json: card, architecture or "default" -> kernel, or "kernel/variant" -> dtype, or
     "any" -> shape -> [rows, columns, warps, stages] and, on NVIDIA's, perhaps the most registers; a
-    card also says which "architecture" it is of.
+    card also says which "architecture" it is of. "range_length" is `ranges_pay`'s, of any of them.
 
     A shape is "width" or "widthxlength": head dim and tokens of an average sequence for attention,
     channels and the same for the segment mean, columns and rows for the gated activation.
@@ -77,6 +77,19 @@ def keys_of(device: torch.device) -> tuple[str, ...]:
     if torch.version.hip:
         return properties.name, properties.gcnArchName.split(":")[0], "default"
     return properties.name, f"sm_{properties.major}{properties.minor}", "default"
+
+
+def ranges_pay(device: torch.device, n_tokens: int, n_sequences: int) -> bool:
+    """Whether to look for the keys that a decaying bias leaves relevant: where sequences are on
+    average at least as long as the device's "range_length". The passes that find out are a loss for
+    shorter ones. Shapes alone tell, so that the same call is always computed in the same way."""
+    return n_tokens >= _range_length(keys_of(device)) * n_sequences
+
+
+@functools.cache
+def _range_length(keys: tuple[str, ...]) -> int:
+    lengths = (table().get(key, {}).get("range_length") for key in keys)
+    return next(length for length in lengths if length is not None)
 
 
 def config_for(

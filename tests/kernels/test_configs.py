@@ -23,6 +23,8 @@ TABLE: dict[str, Any] = {
         "k": {"bfloat16": {"64x512": [4, 4, 4, 1], "64x8192": [5, 5, 4, 1], "64": [6, 6, 4, 1]}},
     },
 }
+RANGE_LENGTH = configs._range_length
+"""As it is shipped, whatever the fixture in conftest.py puts in its place."""
 CARD, OTHER = ("A Card", "sm_90", "default"), ("Another", "sm_90", "default")
 
 
@@ -92,8 +94,33 @@ def test_a_bound_of_registers_is_launched_where_there_is_one() -> None:
     # AMD's compiler knows no such thing, and the defaults are its too.
     for key, kernels in configs.table().items():
         if not key.startswith("sm_") and "architecture" not in kernels:
-            for dtypes in kernels.values():
+            for dtypes in filter(lambda of: isinstance(of, dict), kernels.values()):
                 assert all(len(x) == 4 for shapes in dtypes.values() for x in shapes.values()), key
+
+
+@pytest.mark.parametrize(
+    ("keys", "least"), [(CARD, 700), (OTHER, 900), (("Third", "sm_80", "default"), 500)]
+)
+def test_from_which_length_on_ranges_pay(
+    keys: tuple[str, ...], least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card's own number, its architecture's, the default; of an average length."""
+    table = {
+        "default": {"range_length": 500}, "sm_90": {"range_length": 900},
+        "A Card": {"architecture": "sm_90", "range_length": 700},
+    }  # fmt: skip
+    monkeypatch.setattr(configs, "table", lambda: table)
+    monkeypatch.setattr(configs, "keys_of", lambda device: keys)
+    monkeypatch.setattr(configs, "_range_length", RANGE_LENGTH.__wrapped__)
+    device = torch.device("cpu")
+    for n_sequences in (1, 3, 200):
+        assert configs.ranges_pay(device, least * n_sequences, n_sequences)
+        assert not configs.ranges_pay(device, least * n_sequences - 1, n_sequences)
+
+
+def test_every_device_has_a_length_from_which_ranges_pay() -> None:
+    for key in configs.table():
+        assert RANGE_LENGTH((key, "default")) > 0
 
 
 @pytest.mark.usefixtures("table")

@@ -115,10 +115,7 @@ def columns_of(
 ):  # fmt: skip
     """b_column of `side_terms` for any full tile, of a score that goes by the distance."""
     b_j = tl.arange(0, BLOCK_N).to(tl.float32)
-    if LEFT:
-        i_near: tl.constexpr = BLOCK_N - 1 + AFFINE_FROM
-    else:
-        i_near: tl.constexpr = -AFFINE_FROM
+    i_near: tl.constexpr = BLOCK_N - 1 + AFFINE_FROM if LEFT else -AFFINE_FROM
     return SCORE(b_j * 0.0, b_j * 0.0 + i_near, b_j, i_head, p_params) * LOG2E
 
 

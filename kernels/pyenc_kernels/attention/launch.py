@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from .. import interpreting
-from ..configs import Config, config_for
+from ..configs import Config, config_for, ranges_pay
 from ..score_function import ScoreFunction
 from ..slots import GRAIN, n_slots
 from .forward_kernel import attention_forward
@@ -58,7 +58,8 @@ class Ranges(NamedTuple):
 
 
 def ranges(q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms) -> Ranges | None:
-    """What a call may leave out; None where that is nothing: no decay of its bias, or eps 0."""
+    """What a call may leave out; None where that is nothing, or is not looked for: no decay of its
+    bias, eps 0, or texts too short for it to pay."""
     bias = terms.bias
     if bias is None or bias.decay is None or terms.skip_eps <= 0 or terms.dense is not None:
         return None
@@ -66,6 +67,8 @@ def ranges(q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms) -> Ranges | N
         return None
     heads, head_dim = q.shape[1:]
     n_sequences = cu_seqlens.numel() - 1
+    if not ranges_pay(q.device, q.shape[0], n_sequences):
+        return None
     slots = n_slots(q.shape[0], n_sequences, GRAIN.value)
     block_d = _block_d(head_dim)
     center = q.new_empty((n_sequences, heads, head_dim), dtype=torch.float32)

@@ -59,6 +59,7 @@ def attention(
         dropout_p: probability of dropping an attention weight, in [0, 1).
         skip_eps: share of a row's softmax mass that a kernel may leave out where ALiBi has made
             it irrelevant; None takes what the output dtype cannot show, 0 computes everything.
+            The Triton kernels look for that in batches whose average length is worth it.
             The torch backend computes everything and so keeps any bound. The output is off by at
             most 2 * skip_eps * max|v|, the log-sum-exp by -ln(1 - skip_eps).
         return_lse: also return the log-sum-exp of the scores, (T, H) float32 (float64 for
