@@ -1,13 +1,15 @@
 """Compiles Triton kernels for GPUs that are not here, and says what they take of one.
 
 The launchers themselves run, on CPU tensors and with a driver that has no device: Triton
-specialises exactly as it would for a call, compiles, and launches nothing. Registers and spills are
-the assembler's own words, so the cache is a fresh one.
+specialises exactly as it would for a call, compiles, and launches nothing. Registers, spills and
+warnings are the assembler's own words, so the cache is a fresh one of this process, which remembers
+what was said of each kernel.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
 import tempfile
@@ -20,6 +22,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
+
+from bench import machine_code
 
 SHARED_LIMIT = {
     "sm_80": 166912,
@@ -41,8 +45,16 @@ class Compiled:
     architecture: str
     warps: int
     registers: int
+    maxnreg: int | None
+    """As the configuration says."""
     spilled_bytes: int
+    spills_in_loops: int
+    """Instructions of those that spill, in `loops`."""
     shared_bytes: int
+    warnings: tuple[str, ...]
+    """The assembler's, by number. C7515: all matrix products of the kernel wait for one another."""
+    loops: tuple[int, ...]
+    """Instructions in a turn of each loop that multiplies matrices; of NVIDIA's cards alone."""
     matrix_instructions: tuple[str, ...]
 
     @property
@@ -85,31 +97,39 @@ def compile_for(
 
     keys: where configurations are looked for (`pyenc_kernels.configs.keys_of`).
     """
-    found: list[Compiled] = []
-    seen: set[str] = set()
+    found: dict[str, Compiled] = {}
     run = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         log = io.StringIO()
         with contextlib.redirect_stdout(log):
             kernel = run(self, *args, grid=(1, 1, 1), warmup=True, **options)
-        if kernel.hash not in seen:  # else it was launched twice and has no log
-            seen.add(kernel.hash)
-            found.append(_report(kernel, architecture, log.getvalue()))
+        if kernel.hash not in _reports:  # else it was compiled before and has no log
+            _reports[kernel.hash] = _report(kernel, architecture, log.getvalue())
+        found[kernel.hash] = _reports[kernel.hash]
         return kernel
 
     with _compiling(architecture, keys), mock.patch.object(JITFunction, "run", compile_only):
         call()
-    return found
+    return list(found.values())
+
+
+_reports: dict[str, Compiled] = {}
+"""By hash, of all that this process has compiled."""
+
+
+@functools.cache
+def _cache() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="pyenc-aot-")
 
 
 @contextlib.contextmanager
 def _compiling(architecture: str, keys: tuple[str, ...]) -> Iterator[None]:
     active = triton.runtime.driver
     before = getattr(active, "_active", None)
-    with tempfile.TemporaryDirectory() as cache, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         stack.enter_context(triton.knobs.cache.scope())
-        triton.knobs.cache.dir = cache
+        triton.knobs.cache.dir = _cache().name
         stack.enter_context(triton.knobs.nvidia.scope())
         triton.knobs.nvidia.dump_ptxas_log = True
         active.set_active(_NoDevice(target_of(architecture)))
@@ -140,8 +160,15 @@ def _report(kernel: Any, architecture: str, log: str) -> Compiled:
             )
         return int(match[1])
 
+    warnings: list[str] = []
+    loops: list[int] = []
+    spills = 0
     if architecture.startswith("sm_"):
         code = kernel.asm["ptx"]
+        warnings = sorted(set(re.findall(r"\((C\d{4})\)", log)))
+        found = machine_code.loops(machine_code.disassembled(kernel.asm["cubin"]))
+        loops = [loop.instructions for loop in found]
+        spills = sum(loop.spills for loop in found)
         registers = number(r"Used (\d+) registers", log)
         spilled = number(r"(\d+) bytes spill stores", log)
         pattern = r"wgmma\.mma_async|tcgen05\.mma|mma\.sync"
@@ -151,6 +178,8 @@ def _report(kernel: Any, architecture: str, log: str) -> Compiled:
         spilled = 4 * number(r"\.vgpr_spill_count:\s*(\d+)", code)
         pattern = r"v_mfma_\w+"
     return Compiled(
-        kernel.metadata.name, architecture, kernel.metadata.num_warps, registers, spilled,
-        kernel.metadata.shared, tuple(sorted(set(re.findall(pattern, code)))),
+        kernel.metadata.name, architecture, kernel.metadata.num_warps, registers,
+        getattr(kernel.metadata, "maxnreg", None), spilled, spills,
+        kernel.metadata.shared, tuple(warnings), tuple(loops),
+        tuple(sorted(set(re.findall(pattern, code)))),
     )  # fmt: skip

@@ -5,7 +5,7 @@ A card is an architecture, or the name of one that configs.json has entries for.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -22,6 +22,8 @@ from pyenc.ops.attention.terms import terms_of
 from pyenc_kernels import configs, gated, segment_mean
 from pyenc_kernels.score_function import ScoreFunction
 
+SERIALISED = "C7515"
+"""ptxas's warning where wgmma products wait for one another."""
 DTYPES = ("bfloat16", "float16", "float32")
 HEADS, TOKENS = 2, 256
 
@@ -36,6 +38,10 @@ class Variant:
     dropout_p: float = 0.0
     grad_lse: bool = False
     scale: float | None = None
+    skip_eps: float = 2.0**-11
+    learned: bool = True
+    dtype: torch.dtype = torch.int32
+    """Of cu_seqlens."""
 
 
 @triton.jit
@@ -82,11 +88,22 @@ VARIANTS = {
     "alibi-positions": Variant(ALIBI, positions=True),
     "alibi-dropout": Variant(ALIBI, dropout_p=0.1),
     "alibi-lse": Variant(ALIBI, grad_lse=True),
+    "alibi-whole": Variant(ALIBI, skip_eps=0.0),
+    "alibi-fixed": Variant(ALIBI, learned=False),
+    "alibi-fixed-whole": Variant(ALIBI, learned=False, skip_eps=0.0),
+    "alibi-int64": Variant(ALIBI, learned=False, dtype=torch.int64),
+    "t5-fixed": Variant(T5, learned=False),
 }
-"""Attention's; at head dim 64 in bfloat16 but for ALiBi."""
+"""Attention's; at head dim 64 in bfloat16 but for ALiBi. whole: without ranges, as `skip_eps=0` and
+short texts are; fixed: nothing learns the bias."""
 SHAPES = dict.fromkeys(VARIANTS, "64") | {"gated": "3072", "segment_mean": "768"}
-MAIN = ("none", "alibi", "t5", "window", "gated", "segment_mean")
-"""Ops that may not spill at their shape in bfloat16; of the other variants it is written down."""
+MAIN = (
+    "none", "alibi", "alibi-whole", "alibi-fixed", "alibi-fixed-whole", "alibi-int64", "t5",
+    "t5-fixed", "window", "gated", "segment_mean",
+)  # fmt: skip
+"""Ops that at their shape in bfloat16 may neither spill (with fewer registers than the compiler
+wants: not in a loop) nor have their products serialised; of the other variants it is written
+down."""
 
 LEFT_OUT = {
     "_probe": "compiled for the user's own functions, where a bias is checked",
@@ -150,24 +167,32 @@ def listed() -> list[Work]:
 
 def _entries(card: str, keys: tuple[str, ...]) -> list[Work]:
     return [
-        Work(card, tunable.op, dtype, shape)
+        Work(card, TUNABLES[name.partition("/")[0]].op, dtype, shape)
         for key in keys
-        for kernel, tunable in TUNABLES.items()
-        for of, shapes in configs.table().get(key, {}).get(kernel, {}).items()
+        for name, dtypes in configs.table().get(key, {}).items()
+        if isinstance(dtypes, dict)
+        for of, shapes in dtypes.items()
         for dtype in (DTYPES if of == "any" else (of,))
         for shape in shapes
     ]
 
 
 def shipped(work: Work) -> dict[str, list[int]]:
-    """The configuration of each tuned kernel of a call."""
-    op = "alibi" if work.op in VARIANTS else work.op
-    found = {}
-    for kernel, tunable in TUNABLES.items():
-        if tunable.op == op:
-            where = *work.size, work.keys
-            _, config = configs.entry(kernel, work.dtype, *where, whole=op == "alibi")
-            found[kernel] = list(asdict(config).values())
+    """The configuration of each kernel that a call asks one for."""
+    found: dict[str, list[int]] = {}
+    ask = configs._config_for
+
+    def note(kernel: str, *where: Any) -> configs.Config:
+        config = ask(kernel, *where)
+        found[kernel] = config.numbers
+        return config
+
+    with (
+        mock.patch.object(configs, "_config_for", note),
+        mock.patch.object(configs, "keys_of", return_value=work.keys),
+        mock.patch.object(JITFunction, "run", return_value=None),
+    ):
+        _call(work)
     return found
 
 
@@ -192,8 +217,12 @@ def wrong_with(work: Work, kernel: Compiled) -> str | None:
     name = f"{kernel.kernel}, {work.key}"
     if not kernel.fits:
         return f"{name}: {kernel.shared_bytes} bytes of shared memory are more than the card has"
-    if work.main and kernel.spilled_bytes:
+    if work.main and kernel.spilled_bytes and kernel.maxnreg is None:
         return f"{name}: spills {kernel.spilled_bytes} bytes"
+    if work.main and kernel.spills_in_loops:
+        return f"{name}: {kernel.spills_in_loops} instructions spill in its loops"
+    if work.main and SERIALISED in kernel.warnings:
+        return f"{name}: its matrix products are serialised ({SERIALISED})"
     return None
 
 
@@ -223,15 +252,17 @@ def _call_attention(
     variant: Variant, dtype: torch.dtype, tokens: int, width: int, cu_seqlens: torch.Tensor
 ) -> None:
     q, k, v, g = (torch.zeros(tokens, HEADS, width, dtype=dtype) for _ in range(4))
+    cu_seqlens = cu_seqlens.to(variant.dtype)
     positions = torch.arange(tokens) if variant.positions else None
     bias = variant.bias
     if isinstance(bias, torch.Tensor):  # dense: as long as the sequence
         bias = torch.zeros(HEADS, tokens, tokens)
     terms = terms_of(q, bias, positions, variant.scale, variant.window)
     terms = replace(terms, dropout_p=variant.dropout_p)
-    out, lse, met = attention_triton.forward(q, k, v, cu_seqlens, terms, 2.0**-11)
+    with mock.patch.object(configs, "_range_length", return_value=0):
+        out, lse, met = attention_triton.forward(q, k, v, cu_seqlens, terms, variant.skip_eps)
     grad_lse = torch.zeros_like(lse) if variant.grad_lse else None
     attention_triton.backward(
         g, grad_lse, q, k, v, cu_seqlens, terms, out, lse, met,
-        want_bias=variant.bias is not None,
+        want_bias=variant.learned and variant.bias is not None,
     )  # fmt: skip

@@ -46,12 +46,19 @@ def numbers(shape: str, otherwise: int = TOKENS) -> tuple[int, int]:
 def _attention_candidates(dtype: str) -> list[Config]:
     """Blocks that divide a grain."""
     sides = (16, 32, 64) if dtype == "float32" else (32, 64, 128)
-    sizes = itertools.product(sides, sides, (4, 8), (1, 2, 3, 4))
+    sizes = itertools.product(sides, sides, (4, 8), (1, 2, 3, 4), registers())
     return [
         Config(*size)
         for size in sizes
-        if size[0] * size[1] >= 1024 and not (size[2] == 8 and size[0] * size[1] < 4096)
+        if size[0] * size[1] >= 1024
+        and not (size[2] == 8 and size[0] * size[1] < 4096)
+        and not (size[4] is not None and size[0] * size[1] < 4096)  # small blocks take fewer
     ]
+
+
+def registers() -> tuple[int | None, ...]:
+    """Bounds of a thread's registers to try: with 128, 16 warps find room on a multiprocessor."""
+    return (None,) if torch.version.hip else (None, 128)
 
 
 def _tiles(areas: Iterable[int], widths: Iterable[int]) -> Callable[[str], list[Config]]:

@@ -78,9 +78,9 @@ def measure(
             call(config)
             torch.cuda.synchronize(device)
         except Exception as error:  # too much shared memory, a layout that Triton has not
-            print(f"  {list(vars(config).values())}: {type(error).__name__}", flush=True)
+            print(f"  {config.numbers}: {type(error).__name__}", flush=True)
             continue
-        runs[str(list(vars(config).values()))] = (config, lambda config=config: call(config))
+        runs[str(config.numbers)] = (config, lambda config=config: call(config))
     timed = clock.in_turns(
         {name: run for name, (_, run) in runs.items()},
         repeats=rounds,
@@ -95,7 +95,7 @@ def write(device: torch.device, kernel: str, dtype: str, shape: str, best: Confi
     card, architecture, *_ = configs.keys_of(device)
     table = json.loads(configs.FILE.read_text("utf-8"))
     of_card = table.setdefault(card, {"architecture": architecture})
-    of_card.setdefault(kernel, {}).setdefault(dtype, {})[shape] = list(vars(best).values())
+    of_card.setdefault(kernel, {}).setdefault(dtype, {})[shape] = best.numbers
     configs.FILE.write_text(as_text(table) + "\n", "utf-8")
 
 
@@ -162,13 +162,13 @@ def main(options: argparse.Namespace) -> int:
         measured = measure(call, candidates_of(kernel, dtype, options.quick), device, rounds)
         timed = sorted(measured.items(), key=lambda item: item[1])
         for config, seconds in timed[:8]:
-            print(f"  {list(vars(config).values())}: {1e3 * seconds:.3f} ms")
+            print(f"  {config.numbers}: {1e3 * seconds:.3f} ms")
         if options.write and timed:
             write(device, kernel, dtype, shape, timed[0][0])
         result["work"].append(
             {
                 "kernel": kernel, "dtype": dtype, "shape": shape,
-                "timed": [[list(vars(config).values()), seconds] for config, seconds in timed],
+                "timed": [[config.numbers, seconds] for config, seconds in timed],
             }
         )  # fmt: skip
         if options.out is not None:

@@ -1,12 +1,15 @@
 """Tile sizes of the kernels: data (configs.json), by card, kernel, dtype and shape.
 
 A card without an entry takes its architecture's, then the defaults; of the shapes that an entry
-has, the nearest serves. Nothing is tuned at a call: `pyenc bench tune` writes entries.
+has, the nearest serves. A kernel may have entries of its own for what it is specialised to,
+"kernel/variant", before those of all its forms. Nothing is tuned at a call: `pyenc bench tune`
+writes entries.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -22,12 +25,14 @@ FILE = Path(__file__).with_name("configs.json")
 
 @dataclass(frozen=True)
 class Config:
-    """Rows and columns of a block, warps of a program, stages of its pipeline."""
+    """Rows and columns of a block, warps of a program, stages of its pipeline; registers that a
+    thread may have at the most, which NVIDIA's compiler alone can be told."""
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    maxnreg: int | None = None
 
     def block(self, width: int, *, whole: bool = False) -> tuple[int, int]:
         """(rows, columns) of a block of as many elements that is no wider than the width needs;
@@ -39,13 +44,21 @@ class Config:
 
     @property
     def launch(self) -> dict[str, int]:
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        launch = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return launch if self.maxnreg is None else launch | {"maxnreg": self.maxnreg}
+
+    @property
+    def numbers(self) -> list[int]:
+        """As configs.json has it."""
+        numbers = [self.block_m, self.block_n, self.num_warps, self.num_stages]
+        return numbers if self.maxnreg is None else [*numbers, self.maxnreg]
 
 
 @functools.cache
 def table() -> dict[str, Any]:
-    """configs.json: card, architecture or "default" -> kernel -> dtype, or "any" -> shape -> [rows,
-    columns, warps, stages]; a card also says which "architecture" it is of.
+    """configs.json: card, architecture or "default" -> kernel, or "kernel/variant" -> dtype, or
+    "any" -> shape -> [rows, columns, warps, stages] and, on NVIDIA's, perhaps the most registers; a
+    card also says which "architecture" it is of. "range_length" is `ranges_pay`'s, of any of them.
 
     A shape is "width" or "widthxlength": head dim and tokens of an average sequence for attention,
     channels and the same for the segment mean, columns and rows for the gated activation.
@@ -66,36 +79,55 @@ def keys_of(device: torch.device) -> tuple[str, ...]:
     return properties.name, f"sm_{properties.major}{properties.minor}", "default"
 
 
+def ranges_pay(device: torch.device, n_tokens: int, n_sequences: int) -> bool:
+    """Whether to look for the keys that a decaying bias leaves relevant: where sequences are on
+    average at least as long as the device's "range_length". The passes that find out are a loss for
+    shorter ones. Shapes alone tell, so that the same call is always computed in the same way."""
+    return n_tokens >= _range_length(keys_of(device)) * n_sequences
+
+
+@functools.cache
+def _range_length(keys: tuple[str, ...]) -> int:
+    lengths = (table().get(key, {}).get("range_length") for key in keys)
+    return next(length for length in lengths if length is not None)
+
+
 def config_for(
-    kernel: str, x: torch.Tensor, width: int, length: int, *, whole: bool = False
-) -> Config:
+    kernel: str, x: torch.Tensor, width: int, length: int, *, whole: bool = False,
+    variant: str | None = None,
+) -> Config:  # fmt: skip
     """Of a kernel for x, by its device, its dtype and a shape as `table` has them.
 
-    whole: a block holds all of the width, so that no entry for a smaller one may serve.
+    whole: a block holds all of the width, so that no entry for a smaller one may serve. variant:
+    what the kernel is specialised to, where that may have entries of its own.
     """
     dtype = str(x.dtype).removeprefix("torch.")
     # Lengths that round to one power of two share an entry, and a place in the cache.
-    return _config_for(kernel, dtype, width, _power(length), keys_of(x.device), whole)
+    return _config_for(kernel, variant, dtype, width, _power(length), keys_of(x.device), whole)
 
 
 @functools.cache
 def _config_for(
-    kernel: str, dtype: str, width: int, power: int, keys: tuple[str, ...], whole: bool
-) -> Config:
-    return entry(kernel, dtype, width, 1 << power, keys, whole=whole)[1]
+    kernel: str, variant: str | None, dtype: str, width: int, power: int, keys: tuple[str, ...],
+    whole: bool,
+) -> Config:  # fmt: skip
+    return entry(kernel, dtype, width, 1 << power, keys, whole=whole, variant=variant)[1]
 
 
 def entry(
-    kernel: str, dtype: str, width: int, length: int, keys: tuple[str, ...], *, whole: bool = False
-) -> tuple[str, Config]:
-    """(its shape, itself): the nearest entry of the first key that has one for kernel and dtype.
+    kernel: str, dtype: str, width: int, length: int, keys: tuple[str, ...], *, whole: bool = False,
+    variant: str | None = None,
+) -> tuple[str, Config]:  # fmt: skip
+    """(its shape, itself): the nearest entry of the first key that has one for kernel and dtype,
+    its variant's before that of all of them.
 
     Of widths the next larger one is the nearest, else, unless `whole`, the largest. Of its lengths
     the nearest, all rounded to powers of two, and of two as near the shorter; an entry without a
     length serves where none has one.
     """
-    for key in keys:
-        of_kernel = table().get(key, {}).get(kernel, {})
+    names = [kernel] if variant is None else [f"{kernel}/{variant}", kernel]
+    for key, name in itertools.product(keys, names):
+        of_kernel = table().get(key, {}).get(name, {})
         shapes = of_kernel.get(dtype) or of_kernel.get("any") or {}
         widths = {_numbers(shape)[0] for shape in shapes}
         larger = [each for each in widths if each >= width]

@@ -20,6 +20,10 @@ affine_from: where |i - j| is at least this, on each side of the query apart, sc
 number of the query's and a number of the key's alone, and stays so when both go on towards each
 other: the kernels then compute it once a row and once a column. None: nowhere.
 flat: beyond affine_from nothing changes any more on either side.
+by_distance: score depends on i and j by j - i alone. Where it is affine, a key's number is then the
+same in every tile, and is computed once.
+gathers: how many numbers `score` reads from places in params that the pair decides; None: not said.
+Where it is 0 or 1, the loop that evaluates pairs is pipelined.
 
 The functions are inlined into kernels of other modules: they may use `tl` and what their own module
 defines. `pyenc.ops.check_score_bias` holds them against their torch twin.
@@ -57,6 +61,8 @@ class ScoreFunction:
     decay: Any = None
     affine_from: int | None = None
     flat: bool = False
+    by_distance: bool = False
+    gathers: int | None = None
 
     def __post_init__(self) -> None:
         if self.slope is not None and self.affine_from is not None:
@@ -100,7 +106,13 @@ def _alibi_decay(head, params, left: tl.constexpr):
 
 
 ALIBI = ScoreFunction(
-    _alibi_score, parameter=_alibi_parameter, n_learned=1, decay=_alibi_decay, affine_from=0
+    _alibi_score,
+    parameter=_alibi_parameter,
+    n_learned=1,
+    decay=_alibi_decay,
+    affine_from=0,
+    by_distance=True,
+    gathers=0,
 )
 
 
@@ -130,6 +142,8 @@ ASYMMETRIC_ALIBI = ScoreFunction(
     n_learned=2,
     decay=_asymmetric_alibi_decay,
     affine_from=0,
+    by_distance=True,
+    gathers=0,
 )
 
 
@@ -201,7 +215,13 @@ def relative_position(n_buckets: int, reach: int) -> ScoreFunction:
     if n_buckets > _TABLE.value:
         raise ValueError(f"relative_position: at most {_TABLE.value} buckets, got {n_buckets}")
     return ScoreFunction(
-        _t5_score, lookup=_t5_lookup, n_learned=n_buckets, affine_from=reach, flat=True
+        _t5_score,
+        lookup=_t5_lookup,
+        n_learned=n_buckets,
+        affine_from=reach,
+        flat=True,
+        by_distance=True,
+        gathers=1,
     )
 
 

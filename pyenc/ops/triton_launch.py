@@ -23,7 +23,7 @@ def why_not(x: Tensor) -> str | None:
 
 @functools.cache
 def module_for(name: str) -> ModuleType:
-    """The launchers of a module of `pyenc_kernels`; imports Triton when it is first asked."""
+    """A module of `pyenc_kernels`, launchers mostly; those import Triton when first asked for."""
     return importlib.import_module(f"pyenc_kernels.{name}")
 
 

@@ -83,7 +83,8 @@ def test_every_kernel_is_tuned() -> None:
 
 
 def test_every_kernel_that_is_tuned_has_a_default_tile() -> None:
-    assert set(configs.table()["default"]) == set(tunables.TUNABLES)
+    defaults = {name for name, of in configs.table()["default"].items() if isinstance(of, dict)}
+    assert defaults == set(tunables.TUNABLES)
     assert {tunable.op for tunable in tunables.TUNABLES.values()} <= set(aot_work.SHAPES)
 
 

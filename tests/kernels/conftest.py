@@ -33,6 +33,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a GPU, or TRITON_INTERPRET=1"))
 
 
+@pytest.fixture(autouse=True)
+def ranges_at_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short sequences have ranges too, else only long ones would test them."""
+    from pyenc_kernels import configs
+
+    monkeypatch.setattr(configs, "_range_length", lambda keys: 0)
+
+
 @pytest.fixture(scope="session")
 def device() -> str:
     return DEVICE

@@ -21,10 +21,14 @@ from bench import aot
 from bench.ahead_of_time import ARCHITECTURES, Compiled
 from bench.aot_work import Work, at_its_shape, compile_work, listed, shipped, wrong_with
 from bench.tunables import TUNABLES
+from pyenc_kernels.configs import Config
 
 MATRIX = {"sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "v_mfma"}
 MAIN = [at_its_shape(architecture, "alibi") for architecture in reversed(ARCHITECTURES)]
-OTHERS = [at_its_shape("sm_90", op) for op in ("none", "t5", "gated", "segment_mean")]
+OTHERS = [
+    at_its_shape("sm_90", op)
+    for op in ("none", "alibi-whole", "t5", "t5-fixed", "gated", "segment_mean")
+]
 PRODUCTS = {kernel for kernel, tunable in TUNABLES.items() if tunable.op == "alibi"}
 
 Compiling = dict[Work, Future[list[Compiled]]]
@@ -54,6 +58,22 @@ def test_the_other_ops(work: Work, compiling: Compiling) -> None:
         assert wrong_with(work, kernel) is None
 
 
+@pytest.mark.parametrize(
+    ("op", "bounds"),
+    [
+        ("alibi", (128, 128)), ("alibi-fixed", (128, None)), ("asymmetric", (128, 128)),
+        ("t5", (None, None)), ("none", (None, None)), ("window", (None, None)),
+        ("alibi-positions", (None, None)), ("alibi-dropout", (None, None)), ("map", (None, None)),
+    ],
+)  # fmt: skip
+def test_who_has_a_bound_on_sm_90(op: str, bounds: tuple[int | None, ...]) -> None:
+    """Forward and dq of what was compiled with it; and never dk, dv, which would spill."""
+    found = shipped(at_its_shape("sm_90", op))
+    kernels = "attention_forward", "attention_grad_queries", "attention_grad_keys"
+    got = [Config(*found[kernel]).maxnreg for kernel in kernels]
+    assert got == [*bounds, None]
+
+
 def test_every_shipped_configuration_has_been_compiled() -> None:
     """`make aot` has been run after configs.json was changed, and its table is in results/."""
     made = aot.read()
@@ -63,6 +83,11 @@ def test_every_shipped_configuration_has_been_compiled() -> None:
         if work.key not in made or made[work.key]["configs"] != shipped(work)
     ]
     assert not missing, f"run `make aot`: {missing}"
+
+
+def test_nothing_in_the_table_is_wrong() -> None:
+    """Spills or serialised products at the main shapes, more shared memory than a card has."""
+    assert not aot.all_wrong(aot.read())
 
 
 def test_a_configuration_that_was_never_compiled_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,8 @@ TABLE: dict[str, Any] = {
         "k": {"bfloat16": {"64x512": [4, 4, 4, 1], "64x8192": [5, 5, 4, 1], "64": [6, 6, 4, 1]}},
     },
 }
+RANGE_LENGTH = configs._range_length
+"""As it is shipped, whatever the fixture in conftest.py puts in its place."""
 CARD, OTHER = ("A Card", "sm_90", "default"), ("Another", "sm_90", "default")
 
 
@@ -65,6 +67,60 @@ def test_where_blocks_need_not_hold_all_the_widest_serves_what_is_wider() -> Non
     assert entry("k", "bfloat16", 3072, 512, CARD)[0] == "64x512"
     assert entry("k", "bfloat16", 3072, 512, OTHER)[1] == Config(3, 3, 4, 1)
     assert entry("k", "float32", 3072, 512, OTHER)[0] == "256"
+
+
+def test_a_variant_has_entries_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its kernel's in the same place, after the kernel's in a better one."""
+    table = {
+        "default": {"k": {"any": {"64": [1, 1, 4, 1]}}, "k/odd": {"any": {"64": [2, 2, 4, 1, 40]}}},
+        "sm_90": {"k/odd": {"bfloat16": {"64": [3, 3, 8, 2, 128]}}},
+        "A Card": {"architecture": "sm_90", "k": {"bfloat16": {"64x512": [4, 4, 4, 1]}}},
+    }
+    monkeypatch.setattr(configs, "table", lambda: table)
+    where = "k", "bfloat16", 64, 512
+    assert entry(*where, CARD, variant="odd")[1] == Config(4, 4, 4, 1)
+    assert entry(*where, OTHER, variant="odd")[1] == Config(3, 3, 8, 2, 128)
+    assert entry(*where, OTHER, variant="even")[1] == Config(1, 1, 4, 1)
+    assert entry(*where, OTHER)[1] == Config(1, 1, 4, 1)
+    assert entry("k", "float16", 64, 512, OTHER, variant="odd")[1] == Config(2, 2, 4, 1, 40)
+
+
+def test_a_bound_of_registers_is_launched_where_there_is_one() -> None:
+    free, bound = Config(128, 64, 8, 3), Config(128, 64, 8, 3, 128)
+    assert free.launch == {"num_warps": 8, "num_stages": 3}
+    assert bound.launch == {"num_warps": 8, "num_stages": 3, "maxnreg": 128}
+    assert (free.numbers, bound.numbers) == ([128, 64, 8, 3], [128, 64, 8, 3, 128])
+    assert Config(*bound.numbers) == bound
+    # AMD's compiler knows no such thing, and the defaults are its too.
+    for key, kernels in configs.table().items():
+        if not key.startswith("sm_") and "architecture" not in kernels:
+            for dtypes in filter(lambda of: isinstance(of, dict), kernels.values()):
+                assert all(len(x) == 4 for shapes in dtypes.values() for x in shapes.values()), key
+
+
+@pytest.mark.parametrize(
+    ("keys", "least"), [(CARD, 700), (OTHER, 900), (("Third", "sm_80", "default"), 500)]
+)
+def test_from_which_length_on_ranges_pay(
+    keys: tuple[str, ...], least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card's own number, its architecture's, the default; of an average length."""
+    table = {
+        "default": {"range_length": 500}, "sm_90": {"range_length": 900},
+        "A Card": {"architecture": "sm_90", "range_length": 700},
+    }  # fmt: skip
+    monkeypatch.setattr(configs, "table", lambda: table)
+    monkeypatch.setattr(configs, "keys_of", lambda device: keys)
+    monkeypatch.setattr(configs, "_range_length", RANGE_LENGTH.__wrapped__)
+    device = torch.device("cpu")
+    for n_sequences in (1, 3, 200):
+        assert configs.ranges_pay(device, least * n_sequences, n_sequences)
+        assert not configs.ranges_pay(device, least * n_sequences - 1, n_sequences)
+
+
+def test_every_device_has_a_length_from_which_ranges_pay() -> None:
+    for key in configs.table():
+        assert RANGE_LENGTH((key, "default")) > 0
 
 
 @pytest.mark.usefixtures("table")

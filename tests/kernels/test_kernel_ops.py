@@ -151,7 +151,7 @@ def test_meta_tensors_have_the_shapes_of_the_real_ones() -> None:
     out, lse, met = torch.ops.pyenc.attention(q, q, q, cu_seqlens, "alibi", slopes, 0, *rest)
     assert (out.shape, out.dtype) == ((N, 2, 8), torch.bfloat16)
     assert (lse.shape, lse.dtype) == ((N, 2), torch.float32)
-    assert met.shape == (2, attention_triton.range_slots("alibi", (-1, -1), N, 3, 0.1), 2)
+    assert met.shape == (2, attention_triton.range_slots("alibi", (-1, -1), N, 3, 0.1, q.device), 2)
 
 
 def test_parameters_without_a_derivative_are_an_error(device: str) -> None:

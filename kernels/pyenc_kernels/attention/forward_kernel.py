@@ -1,8 +1,9 @@
 """Attention forward: one program a tile of queries of one head, an online softmax over its keys.
 
 Dao, arXiv 2307.08691, over packed sequences; scores in base 2. Where a bias is affine on each side
-of the query (ALiBi), a tile off the diagonal needs one number a key and one a query; the latter
-goes into the shift of the running maximum, so that a score costs no more than without a bias.
+of the query (ALiBi), a tile off the diagonal needs one number a key and one a query. The former are
+the same in every tile, the latter go into the shift of the running maximum: a score costs one
+addition more than without a bias.
 
 Shapes: T packed tokens, B sequences, H heads, D head dim, S slots (slots.py).
 Names: p_ pointer, b_ block value, o_ offsets, m_ mask, i_ program index, n_ count, s_ stride.
@@ -108,6 +109,17 @@ def nearest_of(b_j, tile, LEFT: tl.constexpr, HAS_POSITIONS: tl.constexpr, BLOCK
 
 
 @triton.jit
+def columns_of(
+    SCORE: tl.constexpr, AFFINE_FROM: tl.constexpr, LEFT: tl.constexpr, i_head, p_params,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """b_column of `side_terms` for any full tile, of a score that goes by the distance."""
+    b_j = tl.arange(0, BLOCK_N).to(tl.float32)
+    i_near: tl.constexpr = BLOCK_N - 1 + AFFINE_FROM if LEFT else -AFFINE_FROM
+    return SCORE(b_j * 0.0, b_j * 0.0 + i_near, b_j, i_head, p_params) * LOG2E
+
+
+@triton.jit
 def pair_scores(
     SCORE: tl.constexpr, b_dot, b_i, b_j, scale, i_head, p_params, p_dense, s_dense, o_i, o_j, n,
     window_left, window_right, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
@@ -137,10 +149,11 @@ def phases(
     first, last, i_first, i_last, n,
     AFFINE_FROM: tl.constexpr, PLAIN: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Where the affine tiles end and begin again in [first, last): (a, b).
+    """Where the affine tiles end and begin again in [first, last): (a, b, c).
 
     [first, a) lie left of the rows i_first to i_last, [b, last) right of them, [a, b) between. All
-    rows of a block count, also those beyond the sequence, since its extreme positions do.
+    rows of a block count, also those beyond the sequence, since its extreme positions do. Of those
+    on the right [b, c) are full; [c, last) is the sequence's last where that is not, or none.
     PLAIN: no bias at all; [first, a) are then all full tiles, [a, b) the one that is not.
     """
     if PLAIN:
@@ -154,30 +167,55 @@ def phases(
     else:
         a = first
         b = last
-    return a, b
+    c = tl.maximum(tl.minimum(n // BLOCK_N, last), b)
+    return a, b, c
 
 
 @triton.constexpr_function
-def stages_of(side, score, has_dense):
-    """A loop that evaluates a bias pair by pair is not pipelined: what the bias gathers would be
-    copied ahead into shared memory, more than some cards have."""
-    return 1 if side == 0 and (score is not None or has_dense) else None
+def stages_of(side, gathers):
+    """Stages of a loop; None: as many as the kernel's others.
+
+    What a bias gathers for a pair is copied ahead into shared memory. One number in two stages is
+    what all cards have room for; of more, or of nobody knows how many (None), the loop that
+    evaluates pairs is not pipelined.
+    """
+    if side != 0 or gathers == 0:
+        return None
+    return 2 if gathers == 1 else 1
+
+
+@triton.jit
+def unforeseen(last, p_cu, PLAIN: tl.constexpr):
+    """The same, by way of cu_seqlens' first number, 0. Where the compiler can foresee a loop's
+    bounds, Triton 3.6's ptxas puts every product of the kernel in series (C7515)."""
+    if PLAIN:
+        return last
+    else:
+        return last + tl.load(p_cu).to(tl.int32)
 
 
 @triton.jit
 def _walk(
-    b_acc, b_top, b_sum, b_q, first, last,
+    b_acc, b_top, b_sum, b_q, first, last, gap, after,
     p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
     begin, n, o_i, b_i, i_head, scale, window_left, window_right,
     dropout_p, seed,
-    SIDE: tl.constexpr, SCORE: tl.constexpr, AFFINE_FROM: tl.constexpr, PLAIN: tl.constexpr,
-    HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
-    HAS_DROPOUT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    SIDE: tl.constexpr, SCORE: tl.constexpr, GATHERS: tl.constexpr, AFFINE_FROM: tl.constexpr,
+    BY_DISTANCE: tl.constexpr, PLAIN: tl.constexpr, HAS_POSITIONS: tl.constexpr,
+    HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Key tiles [first, last) on one side of the queries: -1 left, 1 right, 0 any."""
+    """Key tiles [first, last) on one side of the queries: -1 left, 1 right, 0 any.
+
+    On a side they are full. Those from `gap` on stand for those from `after` on.
+    """
     o_d = tl.arange(0, BLOCK_D)
-    for tile in tl.range(first, last, num_stages=stages_of(SIDE, SCORE, HAS_DENSE)):
+    if SIDE != 0 and BY_DISTANCE:
+        b_columns = columns_of(SCORE, AFFINE_FROM, SIDE < 0, i_head, p_params, BLOCK_N)
+    for turn in tl.range(first, last, num_stages=stages_of(SIDE, GATHERS)):
+        tile = turn
+        if SIDE == 0 and AFFINE_FROM is not None:
+            tile = tl.where(turn < gap, turn, turn - gap + after)
         o_j = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         b_k = load_rows(p_k, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D)
         b_dot = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # (M, N)
@@ -202,11 +240,11 @@ def _walk(
             b_row, b_column = side_terms(
                 SCORE, AFFINE_FROM, SIDE < 0, b_i, b_j, nearest, i_head, p_params
             )
-            if SIDE > 0:
-                b_column = tl.where(o_j < n, b_column, NO_SCORE)
+            if BY_DISTANCE:
+                b_column = b_columns
             b_s = b_dot * (scale * LOG2E) + b_column[None, :]
             b_higher = tl.maximum(b_top, tl.max(b_s, 1) + b_row)
-            b_shift = tl.where(b_higher == NO_SCORE, 0.0, b_higher)
+            b_shift = b_higher
             b_p = tl.exp2(b_s - (b_shift - b_row)[:, None])
         b_shrink = tl.exp2(b_top - b_shift)
         b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
@@ -251,11 +289,11 @@ def attention_forward(
     p_q, p_k, p_v, p_out, p_lse, p_cu, p_positions, p_params, p_dense, p_ranges, p_order,
     s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_params, s_dense_h, s_dense,
     n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
-    SCORE: tl.constexpr, AFFINE_FROM: tl.constexpr, PLAIN: tl.constexpr,
-    HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
-    HAS_DROPOUT: tl.constexpr, HAS_RANGES: tl.constexpr, HAS_ORDER: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SCORE: tl.constexpr, GATHERS: tl.constexpr, AFFINE_FROM: tl.constexpr,
+    BY_DISTANCE: tl.constexpr, PLAIN: tl.constexpr, HAS_POSITIONS: tl.constexpr,
+    HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    HAS_RANGES: tl.constexpr, HAS_ORDER: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (H S, tiles of a slot): out (T, H, D) of a tile of queries, its log-sum-exp (T, H).
 
@@ -281,34 +319,38 @@ def attention_forward(
         )
         if HAS_RANGES:
             first, last = met_tiles(p_ranges, i_head * n_slots + i_slot, first, last, BLOCK_N)
-        a, b = phases(first, last, i_first, i_first + BLOCK_M - 1, n, AFFINE_FROM, PLAIN, BLOCK_N)
+        else:
+            last = unforeseen(last, p_cu, PLAIN)
+        a, b, c = phases(
+            first, last, i_first, i_first + BLOCK_M - 1, n, AFFINE_FROM, PLAIN, BLOCK_N
+        )
         b_acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         b_top = tl.full([BLOCK_M], NO_SCORE, tl.float32)
         b_sum = tl.zeros([BLOCK_M], tl.float32)
         # The middle first: with a bias that falls off the largest scores are there, and the running
         # maximum moves little afterwards.
         b_acc, b_top, b_sum = _walk(
-            b_acc, b_top, b_sum, b_q, a, b,
+            b_acc, b_top, b_sum, b_q, a, b + last - c, b, c,
             p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
             begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-            0, SCORE, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT,
-            HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
+            0, SCORE, GATHERS, AFFINE_FROM, BY_DISTANCE, False, HAS_POSITIONS, HAS_DENSE,
+            HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
         )  # fmt: skip
         if PLAIN or AFFINE_FROM is not None:
             b_acc, b_top, b_sum = _walk(
-                b_acc, b_top, b_sum, b_q, first, a,
+                b_acc, b_top, b_sum, b_q, first, a, a, a,
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-                -1, SCORE, AFFINE_FROM, PLAIN, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT,
-                HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
+                -1, SCORE, GATHERS, AFFINE_FROM, BY_DISTANCE, PLAIN, HAS_POSITIONS, HAS_DENSE,
+                HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
         if AFFINE_FROM is not None:
             b_acc, b_top, b_sum = _walk(
-                b_acc, b_top, b_sum, b_q, b, last,
+                b_acc, b_top, b_sum, b_q, b, c, c, c,
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-                1, SCORE, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT,
-                HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
+                1, SCORE, GATHERS, AFFINE_FROM, BY_DISTANCE, False, HAS_POSITIONS, HAS_DENSE,
+                HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
         p_out += i_head * HEAD_DIM
         store_rows(

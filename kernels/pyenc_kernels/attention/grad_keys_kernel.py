@@ -17,6 +17,7 @@ from .forward_kernel import (
     places_of,
     stages_of,
     store_rows,
+    unforeseen,
     window_tiles,
 )
 from .grad_queries_kernel import load_lse, weights
@@ -28,7 +29,7 @@ def _walk_queries(
     p_q, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense, p_ranges, s_qt, s_gt, s_dense,
     begin, n, o_j, b_j, nearest_left, nearest_right, i_grain, i_head, n_heads, scale,
     window_left, window_right, dropout_p, seed,
-    SIDE: tl.constexpr, SCORE: tl.constexpr, SLOPE: tl.constexpr,
+    SIDE: tl.constexpr, SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr,
     AFFINE_FROM: tl.constexpr, PLAIN: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HAS_RANGES: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -36,7 +37,7 @@ def _walk_queries(
 ):  # fmt: skip
     """Query tiles [first, last); SIDE is that of the keys as the queries see them."""
     o_d = tl.arange(0, BLOCK_D)
-    for tile in tl.range(first, last, num_stages=stages_of(SIDE, SCORE, HAS_DENSE)):
+    for tile in tl.range(first, last, num_stages=stages_of(SIDE, GATHERS)):
         o_i = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         b_q = load_rows(p_q, begin, o_i, n, o_d, s_qt, HEAD_DIM, BLOCK_D)
         b_g = load_rows(p_grad_out, begin, o_i, n, o_d, s_gt, HEAD_DIM, BLOCK_D)
@@ -54,9 +55,9 @@ def _walk_queries(
             nearest = nearest_right
         b_dot = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # (N, M)
         b_p = weights(
-            SCORE, AFFINE_FROM, SIDE, PLAIN, b_dot, b_i[None, :], b_j[:, None], b_lse[None, :],
-            o_i[None, :], o_j[:, None], n, nearest, scale, i_head, p_params, p_dense, s_dense,
-            window_left, window_right, HAS_DENSE, HAS_WINDOW,
+            SCORE, AFFINE_FROM, None, SIDE, PLAIN, b_dot, b_i[None, :], b_j[:, None],
+            b_lse[None, :], o_i[None, :], o_j[:, None], n, nearest, scale, i_head, p_params,
+            p_dense, s_dense, window_left, window_right, HAS_DENSE, HAS_WINDOW,
         )  # fmt: skip
         b_dp = tl.dot(b_v, tl.trans(b_g), input_precision=PRECISION)
         b_given = b_p
@@ -78,11 +79,12 @@ def attention_grad_keys(
     p_cu, p_positions, p_params, p_dense, p_ranges, p_hulls, p_order,
     s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_gt, s_gh, s_params, s_dense_h, s_dense,
     n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
-    SCORE: tl.constexpr, SLOPE: tl.constexpr,
-    AFFINE_FROM: tl.constexpr, PLAIN: tl.constexpr, HAS_POSITIONS: tl.constexpr,
-    HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
-    HAS_RANGES: tl.constexpr, HAS_ORDER: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr,
+    AFFINE_FROM: tl.constexpr, BY_DISTANCE: tl.constexpr, PLAIN: tl.constexpr,
+    HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr, HAS_RANGES: tl.constexpr, HAS_ORDER: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (H S, tiles of a slot): dk, dv (T, H, D) of a tile of keys.
 
@@ -117,7 +119,11 @@ def attention_grad_keys(
             i_own = i_head * n_slots + i_slot
             first, last = met_tiles(p_hulls, i_own, first, last, BLOCK_M)
             p_ranges += (i_own - i_grain).to(tl.int64) * 2  # of the sequence's first grain
-        a, b = phases(first, last, j_first, j_first + BLOCK_N - 1, n, AFFINE_FROM, PLAIN, BLOCK_M)
+        else:
+            last = unforeseen(last, p_cu, PLAIN)
+        a, b, _ = phases(
+            first, last, j_first, j_first + BLOCK_N - 1, n, AFFINE_FROM, PLAIN, BLOCK_M
+        )
         nearest_left = tl.max(b_j, 0)
         nearest_right = tl.min(b_j, 0)
         b_dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -127,8 +133,8 @@ def attention_grad_keys(
             p_q, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense, p_ranges,
             s_qt, s_gt, s_dense, begin, n, o_j, b_j, nearest_left, nearest_right, i_grain, i_head,
             n_heads, scale, window_left, window_right, dropout_p, seed,
-            0, SCORE, SLOPE, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT,
-            HAS_RANGES, HEAD_DIM, BLOCK_M, BLOCK_D, PRECISION,
+            0, SCORE, GATHERS, SLOPE, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
+            HAS_DROPOUT, HAS_RANGES, HEAD_DIM, BLOCK_M, BLOCK_D, PRECISION,
         )  # fmt: skip
         if PLAIN or AFFINE_FROM is not None:
             b_dk, b_dv = _walk_queries(
@@ -136,7 +142,7 @@ def attention_grad_keys(
                 p_q, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense, p_ranges,
                 s_qt, s_gt, s_dense, begin, n, o_j, b_j, nearest_left, nearest_right, i_grain,
                 i_head, n_heads, scale, window_left, window_right, dropout_p, seed,
-                1, SCORE, SLOPE, AFFINE_FROM, PLAIN, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
+                1, SCORE, GATHERS, SLOPE, AFFINE_FROM, PLAIN, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
                 HAS_DROPOUT, HAS_RANGES, HEAD_DIM, BLOCK_M, BLOCK_D, PRECISION,
             )  # fmt: skip
         if AFFINE_FROM is not None:
@@ -145,7 +151,7 @@ def attention_grad_keys(
                 p_q, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense, p_ranges,
                 s_qt, s_gt, s_dense, begin, n, o_j, b_j, nearest_left, nearest_right, i_grain,
                 i_head, n_heads, scale, window_left, window_right, dropout_p, seed,
-                -1, SCORE, SLOPE, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
+                -1, SCORE, GATHERS, SLOPE, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
                 HAS_DROPOUT, HAS_RANGES, HEAD_DIM, BLOCK_M, BLOCK_D, PRECISION,
             )  # fmt: skip
         s_out = n_heads * HEAD_DIM

@@ -18,7 +18,7 @@ import triton.language as tl
 from ..slots import tile_of_program
 from .forward_kernel import (
     LOG2E,
-    NO_SCORE,
+    columns_of,
     keep_factor,
     load_rows,
     met_tiles,
@@ -29,6 +29,7 @@ from .forward_kernel import (
     side_terms,
     stages_of,
     store_rows,
+    unforeseen,
     window_tiles,
 )
 
@@ -59,13 +60,14 @@ def attention_delta(
 
 @triton.jit
 def weights(
-    SCORE: tl.constexpr, AFFINE_FROM: tl.constexpr, SIDE: tl.constexpr, PLAIN: tl.constexpr,
-    b_dot, b_i, b_j, b_lse, o_i, o_j, n, nearest, scale, i_head, p_params, p_dense, s_dense,
-    window_left, window_right, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
+    SCORE: tl.constexpr, AFFINE_FROM: tl.constexpr, b_columns, SIDE: tl.constexpr,
+    PLAIN: tl.constexpr, b_dot, b_i, b_j, b_lse, o_i, o_j, n, nearest, scale, i_head, p_params,
+    p_dense, s_dense, window_left, window_right, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
 ):  # fmt: skip
     """p = 2^(s - lse) of a block; everything a query's or a key's broadcasts to it.
 
-    b_lse is in base 2, and so large in rows without a query that their p is 0.
+    b_lse is in base 2, and so large in rows without a query that their p is 0. Of columns without a
+    key p is 0 where SIDE is, elsewhere anything. b_columns: the keys' numbers, if they are known.
     """
     if SIDE == 0:
         b_s = pair_scores(
@@ -79,7 +81,8 @@ def weights(
         b_row, b_column = side_terms(
             SCORE, AFFINE_FROM, SIDE < 0, b_i, b_j, nearest, i_head, p_params
         )
-        b_column = tl.where(o_j < n, b_column, NO_SCORE)
+        if b_columns is not None:
+            b_column = b_columns
         return tl.exp2(b_dot * (scale * LOG2E) + b_column - (b_lse - b_row))
 
 
@@ -92,22 +95,29 @@ def load_lse(p_lse, begin, o_i, n, n_heads):
 
 @triton.jit
 def _walk_keys(
-    b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, first, last,
+    b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, first, last, gap, after,
     p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
     begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-    SIDE: tl.constexpr, SCORE: tl.constexpr, SLOPE: tl.constexpr, PARAMETER: tl.constexpr,
-    LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr,
-    N_LEARNED: tl.constexpr, BLOCK_L: tl.constexpr, CORRECTED: tl.constexpr,
-    HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
-    HAS_DROPOUT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    SIDE: tl.constexpr, SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr,
+    PARAMETER: tl.constexpr, LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr,
+    BY_DISTANCE: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr, N_LEARNED: tl.constexpr,
+    BLOCK_L: tl.constexpr, CORRECTED: tl.constexpr, HAS_POSITIONS: tl.constexpr,
+    HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Key tiles [first, last): adds to dq, to the gradients of the bias's parameters (BLOCK_L,),
-    to what the rows of ds add up to and, with CORRECTED, to sum_j p d score / d params.
+    """Key tiles [first, last), as the forward's `_walk` has them: adds to dq, to the gradients
+    of the bias's parameters (BLOCK_L,), to what the rows of ds add up to and, with CORRECTED, to
+    sum_j p d score / d params.
     """
     o_d = tl.arange(0, BLOCK_D)
     o_l = tl.arange(0, BLOCK_L)
-    for tile in tl.range(first, last, num_stages=stages_of(SIDE, SCORE, HAS_DENSE)):
+    b_columns = None
+    if SIDE != 0 and BY_DISTANCE:
+        b_columns = columns_of(SCORE, AFFINE_FROM, SIDE < 0, i_head, p_params, BLOCK_N)[None, :]
+    for turn in tl.range(first, last, num_stages=stages_of(SIDE, GATHERS)):
+        tile = turn
+        if SIDE == 0 and AFFINE_FROM is not None:
+            tile = tl.where(turn < gap, turn, turn - gap + after)
         o_j = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         b_k = load_rows(p_k, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D)
         b_v = load_rows(p_v, begin, o_j, n, o_d, s_vt, HEAD_DIM, BLOCK_D)
@@ -115,9 +125,9 @@ def _walk_keys(
         nearest = nearest_of(b_j, tile, SIDE < 0, HAS_POSITIONS, BLOCK_N)
         b_dot = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # (M, N)
         b_p = weights(
-            SCORE, AFFINE_FROM, SIDE, PLAIN, b_dot, b_i[:, None], b_j[None, :], b_lse[:, None],
-            o_i[:, None], o_j[None, :], n, nearest, scale, i_head, p_params, p_dense, s_dense,
-            window_left, window_right, HAS_DENSE, HAS_WINDOW,
+            SCORE, AFFINE_FROM, b_columns, SIDE, PLAIN, b_dot, b_i[:, None], b_j[None, :],
+            b_lse[:, None], o_i[:, None], o_j[None, :], n, nearest, scale, i_head, p_params,
+            p_dense, s_dense, window_left, window_right, HAS_DENSE, HAS_WINDOW,
         )  # fmt: skip
         b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
         if HAS_DROPOUT:
@@ -169,13 +179,13 @@ def attention_grad_queries(
     p_cu, p_positions, p_params, p_dense, p_ranges, p_order,
     s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_gt, s_gh, s_params, s_dense_h, s_dense,
     n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
-    SCORE: tl.constexpr, SLOPE: tl.constexpr, PARAMETER: tl.constexpr,
-    LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr,
-    N_LEARNED: tl.constexpr, BLOCK_L: tl.constexpr, CORRECTED: tl.constexpr,
-    HAS_GRAD_LSE: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr, HAS_RANGES: tl.constexpr,
-    HAS_ORDER: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr, PARAMETER: tl.constexpr,
+    LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr, BY_DISTANCE: tl.constexpr,
+    FLAT: tl.constexpr, PLAIN: tl.constexpr, N_LEARNED: tl.constexpr, BLOCK_L: tl.constexpr,
+    CORRECTED: tl.constexpr, HAS_GRAD_LSE: tl.constexpr, HAS_POSITIONS: tl.constexpr,
+    HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    HAS_RANGES: tl.constexpr, HAS_ORDER: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (H S, tiles of a slot): dq (T, H, D) of a tile of queries, and its share of the
     gradients of the bias's parameters, p_learned (H, S, tiles of a slot, BLOCK_L)."""
@@ -207,36 +217,42 @@ def attention_grad_queries(
         )
         if HAS_RANGES:
             first, last = met_tiles(p_ranges, i_head * n_slots + i_slot, first, last, BLOCK_N)
-        a, b = phases(first, last, i_first, i_first + BLOCK_M - 1, n, AFFINE_FROM, PLAIN, BLOCK_N)
+        else:
+            last = unforeseen(last, p_cu, PLAIN)
+        a, b, c = phases(
+            first, last, i_first, i_first + BLOCK_M - 1, n, AFFINE_FROM, PLAIN, BLOCK_N
+        )
         b_dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         b_off = tl.zeros([BLOCK_M], tl.float32)
         b_away = tl.zeros([BLOCK_M, BLOCK_L], tl.float32)
-        b_dq, b_learned, b_off, b_away = _walk_keys(
-            b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, a, b,
-            p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
-            begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-            0, SCORE, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, FLAT, False, N_LEARNED, BLOCK_L,
-            CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N,
-            BLOCK_D, PRECISION,
-        )  # fmt: skip
         if PLAIN or AFFINE_FROM is not None:
             b_dq, b_learned, b_off, b_away = _walk_keys(
-                b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, first, a,
+                b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, first, a, a, a,
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-                -1, SCORE, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, FLAT, PLAIN, N_LEARNED, BLOCK_L,
-                CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N,
-                BLOCK_D, PRECISION,
+                -1, SCORE, GATHERS, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, PLAIN,
+                N_LEARNED, BLOCK_L, CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT,
+                HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
         if AFFINE_FROM is not None:
             b_dq, b_learned, b_off, b_away = _walk_keys(
-                b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, b, last,
+                b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, b, c, c, c,
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-                1, SCORE, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, FLAT, False, N_LEARNED, BLOCK_L,
-                CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N,
-                BLOCK_D, PRECISION,
+                1, SCORE, GATHERS, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, False,
+                N_LEARNED, BLOCK_L, CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT,
+                HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
+        # Last: a table's gradient is a loop in this one, and where it came first ptxas put every
+        # product of the kernel in series (C7515).
+        b_dq, b_learned, b_off, b_away = _walk_keys(
+            b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, a, b + last - c, b, c,
+            p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
+            begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
+            0, SCORE, GATHERS, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, False,
+            N_LEARNED, BLOCK_L, CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT,
+            HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
+        )  # fmt: skip
         store_rows(
             p_dq + i_head * HEAD_DIM, b_dq * scale, begin, o_i, n, o_d, n_heads * HEAD_DIM,
             HEAD_DIM, BLOCK_D,

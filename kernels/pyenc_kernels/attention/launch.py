@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from .. import interpreting
-from ..configs import Config, config_for
+from ..configs import Config, config_for, ranges_pay
 from ..score_function import ScoreFunction
 from ..slots import GRAIN, n_slots
 from .forward_kernel import attention_forward
@@ -58,7 +58,8 @@ class Ranges(NamedTuple):
 
 
 def ranges(q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms) -> Ranges | None:
-    """What a call may leave out; None where that is nothing: no decay of its bias, or eps 0."""
+    """What a call may leave out; None where that is nothing, or is not looked for: no decay of its
+    bias, eps 0, or texts too short for it to pay."""
     bias = terms.bias
     if bias is None or bias.decay is None or terms.skip_eps <= 0 or terms.dense is not None:
         return None
@@ -66,6 +67,8 @@ def ranges(q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms) -> Ranges | N
         return None
     heads, head_dim = q.shape[1:]
     n_sequences = cu_seqlens.numel() - 1
+    if not ranges_pay(q.device, q.shape[0], n_sequences):
+        return None
     slots = n_slots(q.shape[0], n_sequences, GRAIN.value)
     block_d = _block_d(head_dim)
     center = q.new_empty((n_sequences, heads, head_dim), dtype=torch.float32)
@@ -129,9 +132,9 @@ def forward(
     lse = q.new_empty((tokens, heads), dtype=torch.float32)
     if tokens == 0:
         return out, lse
-    config = config or _config("attention_forward", q, cu_seqlens)
-    tensors, flags, grid = _common(q, cu_seqlens, terms, met, config.block_m)
-    attention_forward[grid](
+    tensors, flags, programs = _common(q, cu_seqlens, terms, met)
+    config = config or _config("attention_forward", q, cu_seqlens, flags)
+    attention_forward[(programs * (GRAIN.value // config.block_m),)](
         q, k, v, out, lse, cu_seqlens, tensors.positions, tensors.params, tensors.dense,
         q if met is None else met.met, q if met is None else met.order,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *tensors.strides, *tensors.numbers,
@@ -169,14 +172,15 @@ def backward(
     bias = terms.bias
     slope = None if bias is None else bias.slope
 
-    config = _config("attention_grad_queries", q, cu_seqlens, configs)
-    tensors, flags, grid = _common(q, cu_seqlens, terms, met, config.block_m)
+    tensors, flags, programs = _common(q, cu_seqlens, terms, met)
+    config = _config("attention_grad_queries", q, cu_seqlens, flags, configs, n_learned > 0)
+    parts = GRAIN.value // config.block_m
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *grad_out.stride()[:2])
     block_l = max(triton.next_power_of_2(max(n_learned, 1)), 1)
     shares = lse
     if n_learned:
-        shares = q.new_empty((heads, grid[0] // heads, block_l), dtype=torch.float32)
-    attention_grad_queries[grid](
+        shares = q.new_empty((heads, programs // heads * parts, block_l), dtype=torch.float32)
+    attention_grad_queries[(programs * parts,)](
         q, k, v, grad_out, lse, delta, _or(grad_lse, lse), dq, shares,
         cu_seqlens, tensors.positions, tensors.params, tensors.dense,
         q if met is None else met.met, q if met is None else met.order,
@@ -189,10 +193,9 @@ def backward(
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, **flags, **config.launch,
     )  # fmt: skip
 
-    config = _config("attention_grad_keys", q, cu_seqlens, configs)
-    tensors, flags, grid = _common(q, cu_seqlens, terms, met, config.block_n)
+    config = _config("attention_grad_keys", q, cu_seqlens, flags, configs)
     hulls = None if met is None else _hulls(met, cu_seqlens)
-    attention_grad_keys[grid](
+    attention_grad_keys[(programs * (GRAIN.value // config.block_n),)](
         q, k, v, grad_out, lse, delta, dk, dv,
         cu_seqlens, tensors.positions, tensors.params, tensors.dense,
         q if met is None else met.met, q if hulls is None else hulls.met,
@@ -215,9 +218,9 @@ def _grad_dense(
     assert terms.dense is not None
     heads, side, _ = terms.dense.shape
     grad = torch.empty_like(terms.dense, memory_format=torch.contiguous_format)
-    config = _config("attention_grad_keys", q, cu_seqlens)
-    tensors, flags, _ = _common(q, cu_seqlens, terms, None, GRAIN.value)
-    for name in ("HAS_RANGES", "HAS_ORDER"):
+    tensors, flags, _ = _common(q, cu_seqlens, terms, None)
+    config = _config("attention_grad_keys", q, cu_seqlens, flags)
+    for name in ("GATHERS", "BY_DISTANCE", "HAS_RANGES", "HAS_ORDER"):
         del flags[name]
     n_sequences, _, *numbers = tensors.numbers
     tiles = triton.cdiv(side, config.block_m), triton.cdiv(side, config.block_n)
@@ -231,13 +234,24 @@ def _grad_dense(
 
 
 def _config(
-    kernel: str, q: Tensor, cu_seqlens: Tensor, given: dict[str, Config] | None = None
-) -> Config:
+    kernel: str, q: Tensor, cu_seqlens: Tensor, flags: dict[str, Any],
+    given: dict[str, Config] | None = None, learned: bool = False,
+) -> Config:  # fmt: skip
     """By head dim and an average sequence: shapes tell, and nothing waits for the device."""
     if given and (config := given.get(kernel)) is not None:
         return config
     length = q.shape[0] // max(cu_seqlens.numel() - 1, 1)
-    return config_for(kernel, q, q.shape[2], length, whole=True)
+    variant = _variant(flags, learned)
+    return config_for(kernel, q, q.shape[2], length, whole=True, variant=variant)
+
+
+def _variant(flags: dict[str, Any], learned: bool) -> str | None:
+    """The forms whose registers are known: affine by the distance from a number a head (ALiBi)."""
+    if flags["AFFINE_FROM"] is None or flags["GATHERS"] != 0 or not flags["BY_DISTANCE"]:
+        return None
+    if flags["HAS_DROPOUT"]:
+        return None
+    return "affine-learned" if learned else "affine"
 
 
 class _Tensors(NamedTuple):
@@ -249,9 +263,10 @@ class _Tensors(NamedTuple):
 
 
 def _common(
-    q: Tensor, cu_seqlens: Tensor, terms: Terms, met: Ranges | None, block: int
-) -> tuple[_Tensors, dict[str, Any], tuple[int]]:
-    """What every main kernel takes: tensors and numbers, flags known at compilation, the grid."""
+    q: Tensor, cu_seqlens: Tensor, terms: Terms, met: Ranges | None
+) -> tuple[_Tensors, dict[str, Any], int]:
+    """What every main kernel takes: tensors and numbers, flags known at compilation, and its
+    programs if each had a whole grain."""
     tokens, heads, head_dim = q.shape
     n_sequences = cu_seqlens.numel() - 1
     slots = n_slots(tokens, n_sequences, GRAIN.value)
@@ -270,7 +285,9 @@ def _common(
     everywhere = not windowed and terms.dense is None
     flags = {
         "SCORE": None if bias is None else bias.score,
+        "GATHERS": _gathers(terms),
         "AFFINE_FROM": bias.affine_from if bias is not None and everywhere else None,
+        "BY_DISTANCE": bias is not None and bias.by_distance and terms.positions is None,
         "PLAIN": bias is None and everywhere and terms.scale >= 0,
         "HAS_POSITIONS": terms.positions is not None,
         "HAS_DENSE": terms.dense is not None,
@@ -282,7 +299,14 @@ def _common(
         "BLOCK_D": _block_d(head_dim),
         "PRECISION": "ieee",
     }
-    return tensors, flags, (heads * slots * (GRAIN.value // block),)
+    return tensors, flags, heads * slots
+
+
+def _gathers(terms: Terms) -> int | None:
+    """Numbers that a pair's score is made of beside q.k, each read from a place of its own."""
+    if terms.bias is None:
+        return 0 if terms.dense is None else 1
+    return terms.bias.gathers
 
 
 def _or(tensor: Tensor | None, other: Tensor) -> Tensor:

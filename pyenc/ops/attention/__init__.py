@@ -60,9 +60,10 @@ def attention(
         dropout_p: probability of dropping an attention weight, in [0, 1).
         skip_eps: share of a row's softmax mass that a kernel may leave out where ALiBi (or a bias
             of one's own that falls with the distance) has made it irrelevant; None takes what the
-            output dtype cannot show, 0 computes everything. The torch backend computes everything
-            and so keeps any bound. The output is off by at most 2 * skip_eps * max|v|, the
-            log-sum-exp by -ln(1 - skip_eps).
+            output dtype cannot show, 0 computes everything. The Triton kernels look for that in
+            batches whose average length is worth it. The torch backend computes everything and so
+            keeps any bound. The output is off by at most 2 * skip_eps * max|v|, the log-sum-exp
+            by -ln(1 - skip_eps).
         return_lse: also return the log-sum-exp of the scores, (T, H) float32 (float64 for
             float64); differentiable.
         backend: "triton" (a bias of one's own if it has a `kernel()`, or `along` without a

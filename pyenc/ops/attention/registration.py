@@ -66,7 +66,7 @@ def _(*flat: Any) -> tuple[Tensor, Tensor, Tensor]:
     elif call.backend == "triton":
         window = call.window_left, call.window_right
         sequences = call.cu_seqlens.numel() - 1
-        slots = triton.range_slots(call.kind, window, tokens, sequences, call.skip_eps)
+        slots = triton.range_slots(call.kind, window, tokens, sequences, call.skip_eps, q.device)
         met = (heads if slots else 0, slots, 2)
     return (
         q.new_empty(q.shape),

@@ -94,6 +94,9 @@ def check_score_bias(bias: OwnBias, *, span: int = 8192, device: str = "cuda") -
     if function.affine_from is not None:
         _check_affine(name, bias, function, params, span)
         checked.append(f"affine_from={function.affine_from}")
+    if function.by_distance:
+        _check_by_distance(name, bias, params, span)
+        checked.append("by_distance")
     return _said(name, checked, i, j, span)
 
 
@@ -226,6 +229,26 @@ def _check_affine(name: str, bias: Any, function: Any, params: Tensor, span: int
                     f"{name}: affine_from={function.affine_from} promises a bias that is {what} "
                     f"from there on; on the {side} of head {h} it isn't, by "
                     f"{bent[h, a, b].abs():.4g} at i={int(i[a])}, j={int(j[b])}"
+                )
+
+
+def _check_by_distance(name: str, bias: Any, params: Tensor, span: int) -> None:
+    """Query and key moved together, nothing changes."""
+    for rung in _ladder(span):
+        at, on = (torch.randperm(rung // 2, device="cpu")[:8] for _ in range(2))
+        zero = torch.zeros(params.shape[0], 8, 8, dtype=torch.float64, device="cpu")
+        for shift in (1, rung - rung // 2):
+            added, moved = (
+                _torch_form(bias, zero, at + by, on + by, params).detach() for by in (0, shift)
+            )
+            off = torch.where(added == moved, 0, (moved - added).abs())  # a hidden key, in both
+            beyond = off - _TOLERANCE * _finite(added)
+            if not beyond.max().item() <= 0:
+                h, a, b = _where(beyond)
+                raise InputError(
+                    f"{name}: by_distance promises a score that j - i decides; in head {h} it is "
+                    f"{added[h, a, b]:.4g} more than q.k at i={int(at[a])}, j={int(on[b])} and "
+                    f"{moved[h, a, b]:.4g} more {shift} places further on"
                 )
 
 

@@ -32,7 +32,9 @@ def computed_share(
 
     Returns:
         "cpu": (pairs scored + pairs summed) / (2 * all pairs of a query and a key of its sequence);
-        "triton": pairs of grains of 128 met / all of them, which waits for the device; otherwise 1.
+        "triton": pairs of grains of 128 met / all of them, which waits for the device, and 1 where
+        sequences are on average too short for it to look ("range_length" in pyenc_kernels'
+        configs.json); otherwise 1.
 
     Raises:
         InputError: shapes, dtypes, cu_seqlens or positions are wrong; the message says which.

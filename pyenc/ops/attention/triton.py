@@ -37,7 +37,12 @@ def why_not(q: Tensor, bias: Any) -> str | None:
 
 
 def range_slots(
-    kind: str, window: tuple[int, int], tokens: int, n_sequences: int, skip_eps: float
+    kind: str,
+    window: tuple[int, int],
+    tokens: int,
+    n_sequences: int,
+    skip_eps: float,
+    device: torch.device,
 ) -> int:
     """How many grains of queries have a range of keys; 0 where all keys are met."""
     if skip_eps <= 0 or window != (-1, -1) or tokens <= GRAIN:
@@ -45,6 +50,8 @@ def range_slots(
     if kind in ("none", "t5", "dense"):
         return 0
     if kind not in ("alibi", "line") and _own(kind).decay is None:
+        return 0
+    if not triton_launch.module_for("configs").ranges_pay(device, tokens, n_sequences):
         return 0
     return tokens // GRAIN + n_sequences
 

@@ -10,11 +10,12 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from pyenc.ops import ALiBi, AsymmetricALiBi
+from pyenc.ops import ALiBi, AsymmetricALiBi, attention, computed_share
 from pyenc.ops.attention.reference import attention_reference
 from pyenc.ops.attention.terms import terms_of
 from pyenc.ops.attention.triton import backward, forward
 from pyenc_kernels import attention as kernels
+from pyenc_kernels import configs
 from pyenc_kernels.score_function import ALIBI
 from tests.kernels.attention.attention_case import DTYPES
 from tests.ops.attention.skip_inputs import SkipInputs
@@ -103,6 +104,33 @@ def test_each_side_has_its_own_rate(device: str) -> None:
     whole = forward(q, k, v, cu_seqlens, terms, 0.0)
     assert (out - whole[0]).abs().max() < 1e-5
     assert (lse - whole[1]).abs().max() < 1e-5
+
+
+def test_short_texts_are_computed_whole(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below an average length nothing is looked for: the same bits as with eps 0, a share of 1, and
+    the shapes that a graph was promised."""
+    q, k, v = (x.to(device) for x in INPUTS.plain())
+    slopes, more = SLOPES.to(device), {"backend": "triton", "bias": ALiBi(SLOPES.to(device))}
+    rest = "alibi", slopes, 0, None, 0.25, -1, -1, 0.0, None, 2.0**-11, True, True, "triton"
+    for bounds in ([0, N], [0, 1, 200, N]):
+        cu_seqlens = torch.tensor(bounds, device=device)
+        average = N / (len(bounds) - 1)
+        for least in (average, average + 1):
+            monkeypatch.setattr(configs, "_range_length", lambda keys, least=least: least)
+            out, lse, met = torch.ops.pyenc.attention(q, k, v, cu_seqlens, *rest)
+            share = computed_share(q, k, v, cu_seqlens, **more)
+            whole = attention(q, k, v, cu_seqlens, scale=0.25, skip_eps=0, return_lse=True, **more)
+            if least > average:
+                assert met.numel() == 0
+                assert share == 1
+                assert torch.equal(out, whole[0])
+                assert torch.equal(lse, whole[1])
+            else:
+                assert met.shape == (4, N // 128 + len(bounds) - 1, 2)
+                assert share < 1 or len(bounds) > 2
+            fake = [x.to("meta") for x in (q, k, v, cu_seqlens)]
+            promised = torch.ops.pyenc.attention(*fake, rest[0], slopes.to("meta"), *rest[2:])
+            assert promised[2].shape == met.shape
 
 
 @pytest.mark.parametrize("name", ["plain", "level -12", "planted -8", "shifted"])
