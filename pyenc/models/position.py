@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import InputError
 from ..ops.attention.bias import DistanceBias, ScoreBias, ScoreMap
-
-if TYPE_CHECKING:
-    from .config import EncoderConfig
 
 POSITIONS = ("alibi", "absolute", "rotary", "relative")
 """What encoders have by themselves."""
@@ -113,21 +110,20 @@ def _value(key: str, value: Any) -> Any:
     )
 
 
-def make_position(config: EncoderConfig) -> nn.Module:
+def make_position(position: str, num_heads: int, fields: Fields) -> nn.Module:
     """The module of a registered variant, with values also where an encoder is built on meta.
 
     Raises:
         InputError: the variant refuses its fields, or gives what an encoder cannot use.
     """
-    check_position(config.position)
-    fields: Mapping[str, Any] = dict(config.position_fields)
-    said = ", ".join([str(config.num_heads), *(f"{k}={v!r}" for k, v in fields.items())])
-    story = f"position {config.position!r}: {_called(_variants[config.position])}({said})"
+    check_position(position)
+    said = ", ".join([str(num_heads), *(f"{k}={v!r}" for k, v in fields)])
+    story = f"position {position!r}: {_called(_variants[position])}({said})"
     # Shapes alone are not enough: what follows from the fields has values.
     meta = torch.get_default_device().type == "meta"
     with torch.random.fork_rng([], enabled=meta), torch.device("cpu") if meta else nullcontext():
         try:
-            module = _variants[config.position](config.num_heads, **fields)
+            module = _variants[position](num_heads, **dict(fields))
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{story} failed: {reason:.300}") from error
