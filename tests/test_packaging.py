@@ -75,14 +75,19 @@ def quick_compilers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return scripts
 
 
+# Where the result goes, and whether what it was made from is listed, changes nothing of it.
 KEEPING = """#!/bin/sh
-before= made= source=no
+before= made= source=no said=
 for word; do
   if [ "$before" = -o ]; then made=$word; fi
   if [ "$word" = -c ]; then source=yes; fi
+  case "$before $word" in
+    -o\\ *|-MF\\ *|*\\ -o|*\\ -MF|*\\ -MD|*\\ -MMD) ;;
+    *) said="$said $word" ;;
+  esac
   before=$word
 done
-kept={folder}/$(printf '%s ' "$@" | cksum | tr ' ' -).o
+kept={folder}/$(printf '%s' "$said" | cksum | tr ' ' -).o
 if [ $source = yes ] && [ -f "$kept" ]; then exec cp "$kept" "$made"; fi
 {command} "$@" -O0 || exit 1
 if [ $source = yes ] && [ -f "$made" ]; then cp "$made" "$kept"; fi
