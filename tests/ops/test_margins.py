@@ -97,13 +97,13 @@ def check_seeds(first: int, last: int) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_two_seeds(isa: str) -> None:
-    run_on(isa, __file__, "0", "2")
+    run_on(isa, __file__, "0", "2", only_others=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ISAS)
 def test_more_seeds(isa: str) -> None:
-    run_on(isa, __file__, "2", str(SEEDS))
+    run_on(isa, __file__, "2", str(SEEDS), only_others=False)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.csrc.attention import emulated
+from tests.seeds import seed
 
 WIDE = ["-DPYENC_EMULATE_BF16_DOT"]
 TILES = [*WIDE, "-DPYENC_EMULATE_AMX"]
@@ -44,9 +45,9 @@ def test_pairs_and_wide_tiles_agree_with_the_oracle(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
-def test_forward_and_backward_agree_with_the_oracle(extension: Path, seed: int) -> None:
-    emulated.check(extension, "amx", seed)
+def test_forward_and_backward_agree_with_the_oracle(extension: Path) -> None:
+    """On other numbers with PYENC_TEST_SEED; `make test-processors` draws three times."""
+    emulated.check(extension, "amx", seed(1))
 
 
 @pytest.mark.slow

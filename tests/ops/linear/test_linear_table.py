@@ -240,17 +240,15 @@ def test_the_first_entry_that_has_the_dtype(monkeypatch: pytest.MonkeyPatch) -> 
 SCRIPT = """
 import json, os, sys, threading, time
 import torch
-if sys.argv[1] == "disturbed":
-    def multiply(x=torch.ones(500, 500)):
-        while True:
-            x @ x
-    threading.Thread(target=multiply, daemon=True).start()
-    ticks = iter(range(10**9))
-    lie = lambda: next(ticks) ** 2 % 1013  # a clock that is none
-    time.perf_counter = time.monotonic = time.process_time = time.time = lie
+def multiply(x=torch.ones(500, 500)):
+    while True:
+        x @ x
+threading.Thread(target=multiply, daemon=True).start()
+ticks = iter(range(10**9))
+lie = lambda: next(ticks) ** 2 % 1013  # a clock that is none
+time.perf_counter = time.monotonic = time.process_time = time.time = lie
 from tests.ops.linear import test_linear_table as test
-order = test.DTYPES[::-1] if sys.argv[1] == "disturbed" else test.DTYPES
-print(json.dumps({str(dtype): test.answer(dtype) for dtype in order}), flush=True)
+print(json.dumps({str(dtype): test.answer(dtype) for dtype in test.DTYPES[::-1]}), flush=True)
 os._exit(0)  # the thread does not end by itself
 """
 
@@ -286,7 +284,6 @@ def printed(process: subprocess.Popen[str]) -> str:
 
 def test_every_process_gives_the_same_bits() -> None:
     """Whatever else runs, whatever its clock says, in whatever order it meets the dtypes."""
-    others = [start(SCRIPT, word) for word in ("alone", "disturbed")]
+    other = start(SCRIPT)
     here = {str(dtype): answer(dtype) for dtype in DTYPES}
-    for other in others:
-        assert json.loads(printed(other)) == here
+    assert json.loads(printed(other)) == here
