@@ -204,7 +204,14 @@ class Wrong:
         (lambda offsets: torch.zeros(3, len(offsets)), r"Wrong.along must give \(2, 19\).*\(3, 19"),
         (lambda offsets: torch.zeros(2, 1), r"must give \(2, 19\), \(H, n\); got \(2, 1\)"),
         (lambda offsets: 0.0, "got float"),
-        (lambda offsets: torch.zeros(2, len(offsets)).long(), "must give floats, got torch.int64"),
+        (
+            lambda offsets: torch.zeros(2, len(offsets)).long(),
+            r"must give float32 .* got torch.int64",
+        ),
+        (
+            lambda offsets: torch.zeros(2, len(offsets)).half(),
+            r"float32 .* got torch.float16: comp",
+        ),
         (lambda offsets: torch.zeros(2, len(offsets), device="meta"), "numbers on meta, q is on"),
     ],
 )
