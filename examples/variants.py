@@ -22,6 +22,11 @@ from pyenc.models import register_position
 from pyenc.ops import alibi_slopes
 
 
+def wide(x: Tensor) -> Tensor:
+    """x in float32 or wider: an encoder's weights may be half, and no bias should be."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Kerple(nn.Module):
     """KERPLE (Chi et al., arXiv 2205.09921), both forms, with a and b positive and learned.
 
@@ -40,11 +45,12 @@ class Kerple(nn.Module):
         self.inner = nn.Parameter(spread.flip(0).clone())
 
     def along(self, offsets: Tensor) -> Tensor:
-        a, d = self.outer.exp()[:, None], offsets.abs().to(self.outer.dtype)
+        a, y = wide(self.outer).exp()[:, None], wide(self.inner)[:, None]
+        d = offsets.abs().to(a.dtype)
         if self.kind == "log":
-            return -a * (self.inner.exp()[:, None] * d).log1p()
+            return -a * (y.exp() * d).log1p()
         # At least 1, where 0 to the power of b would have no gradient; its own term is nothing.
-        far = d.clamp(min=1) ** (2 * self.inner.sigmoid())[:, None]
+        far = d.clamp(min=1) ** (2 * y.sigmoid())
         return -a * torch.where(d > 0, far, 0.0)
 
 
@@ -82,7 +88,7 @@ class DistanceTable(nn.Module):
         self.table = nn.Parameter(0.02 * torch.randn(num_heads, 2 * reach + 1))
 
     def along(self, offsets: Tensor) -> Tensor:
-        line = self.table[:, offsets.clamp(-self.reach, self.reach) + self.reach]
+        line = wide(self.table)[:, offsets.clamp(-self.reach, self.reach) + self.reach]
         if self.window:
             line = line.masked_fill(offsets.abs() > self.reach, float("-inf"))
         return line
@@ -99,7 +105,7 @@ class LearnedALiBi(nn.Module):
         self.log_slopes = nn.Parameter(alibi_slopes(num_heads).log())
 
     def along(self, offsets: Tensor) -> Tensor:
-        return -self.log_slopes.exp()[:, None] * offsets.abs()
+        return -wide(self.log_slopes).exp()[:, None] * offsets.abs()
 
 
 class SoftCappedALiBi(nn.Module):
@@ -116,7 +122,7 @@ class SoftCappedALiBi(nn.Module):
         self.log_caps = nn.Parameter(torch.full((num_heads,), math.log(cap)))
 
     def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        slope, cap = (x.exp()[:, None, None] for x in (self.log_slopes, self.log_caps))
+        slope, cap = (wide(x).exp()[:, None, None] for x in (self.log_slopes, self.log_caps))
         return cap * ((s - slope * (i[:, None] - j).abs()) / cap).tanh()
 
 

@@ -176,6 +176,8 @@ def test_trained_saved_and_loaded(case: str, rotary: Rotary | None, tmp_path: Pa
     again = load_checkpoint(tmp_path, skip_eps=0).encoder
     with torch.no_grad():
         assert torch.equal(again(ids, mask), encoder(ids, mask))
+        half = again.to(torch.bfloat16)(ids, mask)
+        assert (half.float() - encoder(ids, mask)).abs().max() < 0.2
 
 
 @pytest.mark.parametrize(

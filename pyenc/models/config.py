@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ..errors import InputError
 from ..ops import ACTIVATIONS
-from .position import POSITIONS, check_fields, check_position
+from .position import POSITIONS, Fields, check_fields, check_position
 from .rotary import Rotary
 
 
@@ -190,6 +190,11 @@ class EncoderConfig:
         """Whether attention depends on how far apart two tokens are, beside what rotary does."""
         own = self.position == "alibi" or self.own_position
         return own or self.relative_buckets > 0 or any(self.local)
+
+    @property
+    def position_arguments(self) -> tuple[str, int, Fields]:
+        """What `make_position` makes a registered variant's module of."""
+        return self.position, self.num_heads, self.position_fields
 
     @property
     def own_position(self) -> bool:

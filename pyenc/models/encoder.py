@@ -56,9 +56,7 @@ class Encoder(nn.Module):
             self.relative_bias = nn.Embedding(config.relative_buckets, config.num_heads)
         self.position_bias: nn.Module | None = None
         if config.own_position and not config.position_per_layer:
-            self.position_bias = make_position(
-                config.position, config.num_heads, config.position_fields
-            )
+            self.position_bias = make_position(*config.position_arguments)
         kind = PreNormLayer if config.norm_first else Layer
         self.layers = nn.ModuleList(kind(config, i) for i in range(config.num_layers))
         self.final_norm = Norm(config) if config.norm_first else None

@@ -214,9 +214,7 @@ class Attention(nn.Module):
         self.dropout = config.attention_dropout
         self.position_bias: nn.Module | None = None
         if config.own_position and config.position_per_layer:
-            self.position_bias = make_position(
-                config.position, config.num_heads, config.position_fields
-            )
+            self.position_bias = make_position(*config.position_arguments)
 
     def forward(self, x_TC: Tensor, call: Call) -> Tensor:
         q_THD, k_THD, v_THD = self._heads(x_TC, call)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..ops.attention.bias import DistanceBias, ScoreBias, ScoreMap
 POSITIONS = ("alibi", "absolute", "rotary", "relative")
 """What encoders have by themselves."""
 
+Scalar = bool | int | float | str | None
 Fields = tuple[tuple[str, Any], ...]
 """Names and values in the order of the names; values are scalars and tuples of them."""
 
@@ -109,20 +110,24 @@ def _value(key: str, value: Any) -> Any:
     )
 
 
-def make_position(position: str, num_heads: int, fields: Fields) -> nn.Module:
+def make_position(name: str, num_heads: int, given: Fields) -> nn.Module:
     """The module of a registered variant, with values also where an encoder is built on meta.
+
+    Args:
+        name: `EncoderConfig.position`; num_heads and given, its `position_fields`, as there.
 
     Raises:
         InputError: the variant refuses its fields, or gives what an encoder cannot use.
     """
-    check_position(position)
-    said = ", ".join([str(num_heads), *(f"{k}={v!r}" for k, v in fields)])
-    story = f"position {position!r}: {_called(_variants[position])}({said})"
+    check_position(name)
+    fields: Mapping[str, Any] = dict(given)
+    said = ", ".join([str(num_heads), *(f"{k}={v!r}" for k, v in fields.items())])
+    story = f"position {name!r}: {_called(_variants[name])}({said})"
     # Shapes alone are not enough: what follows from the fields has values.
     meta = torch.get_default_device().type == "meta"
     with torch.random.fork_rng([], enabled=meta), torch.device("cpu") if meta else nullcontext():
         try:
-            module = _variants[position](num_heads, **dict(fields))
+            module = _variants[name](num_heads, **fields)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{story} failed: {reason:.300}") from error
@@ -130,7 +135,7 @@ def make_position(position: str, num_heads: int, fields: Fields) -> nn.Module:
         raise InputError(f"{story} must give a torch.nn.Module, got {type(module).__name__}")
     if not isinstance(module, (DistanceBias, ScoreBias, ScoreMap)):
         raise InputError(f"{story}: it has no method along(offsets), block(i, j) or score(s, i, j)")
-    kept = set(module.state_dict()) - {name for name, _ in module.named_parameters()}
+    kept = set(module.state_dict()) - {key for key, _ in module.named_parameters()}
     if kept:
         raise InputError(
             f"{story}: {', '.join(sorted(kept))} would be saved and is no parameter; what follows "

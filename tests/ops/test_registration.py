@@ -26,13 +26,14 @@ def leaf(*shape: int) -> Tensor:
     return torch.randn(shape, requires_grad=True)
 
 
-@pytest.mark.parametrize("kind", ["none", "alibi", "t5", "dense"])
+@pytest.mark.parametrize("kind", ["none", "alibi", "t5", "line", "dense"])
 @pytest.mark.parametrize("lse", [False, True])
 def test_opcheck_attention(kind: str, lse: bool) -> None:
     bias = {
         "none": None,
         "alibi": alibi_slopes(2).requires_grad_(),
         "t5": leaf(32, 2),
+        "line": leaf(2, 257),
         "dense": leaf(2, 6, 6),
     }[kind]
     q, k, v = (leaf(9, 2, 8) for _ in range(3))
@@ -43,10 +44,15 @@ def test_opcheck_attention(kind: str, lse: bool) -> None:
 
 
 @pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
-@pytest.mark.parametrize("kind", ["none", "alibi", "t5"])
+@pytest.mark.parametrize("kind", ["none", "alibi", "t5", "line"])
 @pytest.mark.parametrize("lse", [False, True])
 def test_opcheck_attention_cpu(kind: str, lse: bool) -> None:
-    bias = {"none": None, "alibi": alibi_slopes(2).requires_grad_(), "t5": leaf(32, 2)}[kind]
+    bias = {
+        "none": None,
+        "alibi": alibi_slopes(2).requires_grad_(),
+        "t5": leaf(32, 2),
+        "line": leaf(2, 257),
+    }[kind]
     q, k, v = (leaf(9, 2, 8) for _ in range(3))
     arguments = (
         q, k, v, BOUNDS, kind, bias, 128, None, 0.35, 2, -1, 0.0, None, 1e-7, lse, True, "cpu",

@@ -40,7 +40,7 @@ def line_of(bias: DistanceBias, heads: int, reach: int, device: torch.device) ->
     """What `bias.along` says of every distance from -reach to reach.
 
     Raises:
-        InputError: it gives something else than floating point numbers (H, 2 reach + 1).
+        InputError: it gives something else than float32 or float64 numbers (H, 2 reach + 1).
     """
     offsets = torch.arange(-reach, reach + 1, dtype=torch.long, device=device)
     return Line(_checked(bias, offsets, heads))
@@ -60,8 +60,11 @@ def _checked(bias: DistanceBias, offsets: Tensor, heads: int) -> Tensor:
     if not isinstance(numbers, Tensor) or numbers.shape != right:
         got = tuple(numbers.shape) if isinstance(numbers, Tensor) else type(numbers).__name__
         raise InputError(f"attention: {name}.along must give {right}, (H, n); got {got}")
-    if not numbers.is_floating_point():
-        raise InputError(f"attention: {name}.along must give floats, got {numbers.dtype}")
+    if numbers.dtype not in (torch.float32, torch.float64):
+        raise InputError(
+            f"attention: {name}.along must give float32 (or float64), got {numbers.dtype}: compute "
+            "it of x.float(), say; rounding a bias to half moves far scores by whole units"
+        )
     if numbers.device != offsets.device:
         raise InputError(
             f"attention: {name}.along gave numbers on {numbers.device}, q is on {offsets.device}"
@@ -78,7 +81,7 @@ def reach_of(q: Tensor, cu_seqlens: Tensor, positions: Tensor | None) -> int:
     tokens = q.shape[0]
     if positions is not None:
         return int(positions.max() - positions.min()) if tokens else 0
-    if compiling() or q.is_cuda:
+    if compiling() or q.device.type != "cpu":
         return max(tokens - 1, 0)
     # Whatever it says: that cu_seqlens is wrong is found where its values are looked at.
     longest = int(cu_seqlens.diff().max()) if cu_seqlens.numel() > 1 else 0

@@ -57,12 +57,12 @@ class DistanceBias(Protocol):
     """
 
     def along(self, offsets: Tensor) -> Tensor:
-        """What is added at the signed distances j - i in offsets (n,), int64: (H, n) floats.
+        """What is added at the signed distances j - i in offsets (n,), int64: (H, n).
 
-        Made of differentiable torch operations on offsets' device; float32 whatever the dtype of q.
-        -inf hides keys at a distance, but never all keys of a query. Each number is its offset's
-        alone, and how many are asked for is the library's choice: among them may be distances that
-        no pair of the call has.
+        Made of differentiable torch operations on offsets' device; float32 (or float64) whatever
+        the dtype of q and of what it is made of. -inf hides keys at a distance, but never all keys
+        of a query. Each number is its offset's alone, and how many are asked for is the library's
+        choice: among them may be distances that no pair of the call has.
         """
         ...
 
