@@ -13,8 +13,10 @@ import json
 import multiprocessing
 import os
 import statistics
-from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,6 +30,8 @@ from pyenc_kernels.configs import Config
 
 Work = tuple[str, str, str]
 """(kernel, dtype, shape)"""
+
+Job = TypeVar("Job")
 
 ROUNDS, QUICK_ROUNDS = 20, 5
 QUICK = 8
@@ -43,10 +47,13 @@ def candidates_of(kernel: str, dtype: str, quick: bool) -> list[Config]:
     return listed[:: -(-len(listed) // QUICK)] if quick else listed
 
 
-def compile_all(work: list[Work], device: torch.device, quick: bool = False) -> None:
+def compile_all(
+    work: list[Work], device: torch.device, quick: bool = False
+) -> set[tuple[str, str, int, Config]]:
     """Fill Triton's cache on disk, every core at it: one after the other takes minutes.
 
-    work: of shapes that differ in length alone one is enough.
+    work: of shapes that differ in length alone one is enough. Returns the candidates (kernel,
+    dtype, width, configuration) that took the compiler's process with them, as its asserts do.
     """
     by_width = {(kernel, dtype, numbers(shape)[0]): shape for kernel, dtype, shape in work}
     jobs = []
@@ -54,9 +61,30 @@ def compile_all(work: list[Work], device: torch.device, quick: bool = False) -> 
         candidates = candidates_of(kernel, dtype, quick)
         parts = [candidates[at : at + AT_ONCE] for at in range(0, len(candidates), AT_ONCE)]
         jobs += [(kernel, dtype, shape, device, part) for part in parts]
+    fatal = set()
     workers = min(os.cpu_count() or 1, len(jobs), MOST_WORKERS)
+    for kernel, dtype, shape, _, part in unfinished(_compile, jobs, workers):
+        for config in part:
+            if unfinished(_compile, [(kernel, dtype, shape, device, [config])], 1):
+                fatal.add((kernel, dtype, numbers(shape)[0], config))
+    return fatal
+
+
+def unfinished(run: Callable[[Job], object], jobs: list[Job], workers: int) -> list[Job]:
+    """Run the jobs in processes; those that didn't come back, because one of them ended its process
+    and so the pool."""
+    lost = []
+    futures: dict[int, Future[object]] = {}
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_compile, jobs))
+        for number, job in enumerate(jobs):
+            with contextlib.suppress(BrokenProcessPool):
+                futures[number] = pool.submit(run, job)
+        for number, job in enumerate(jobs):
+            try:
+                futures[number].result()
+            except (KeyError, BrokenProcessPool):
+                lost.append(job)
+    return lost
 
 
 def _compile(job: tuple[str, str, str, torch.device, list[Config]]) -> None:
@@ -150,7 +178,7 @@ def main(options: argparse.Namespace) -> int:
         )
     device = torch.device("cuda", device.index or 0)
     torch.cuda.set_device(device)
-    compile_all(work, device, options.quick)
+    fatal = compile_all(work, device, options.quick)
     if options.warm:
         return 0
     card = configs.keys_of(device)[0]
@@ -159,7 +187,13 @@ def main(options: argparse.Namespace) -> int:
         print(f"{card}, {kernel}, {dtype}, {shape}", flush=True)
         call = TUNABLES[kernel].call(kernel, dtype, *numbers(shape), device)
         rounds = QUICK_ROUNDS if options.quick else ROUNDS
-        measured = measure(call, candidates_of(kernel, dtype, options.quick), device, rounds)
+        candidates = []
+        for config in candidates_of(kernel, dtype, options.quick):
+            if (kernel, dtype, numbers(shape)[0], config) in fatal:
+                print(f"  {config.numbers}: ends the compiler", flush=True)
+            else:
+                candidates.append(config)
+        measured = measure(call, candidates, device, rounds)
         timed = sorted(measured.items(), key=lambda item: item[1])
         for config, seconds in timed[:8]:
             print(f"  {config.numbers}: {1e3 * seconds:.3f} ms")

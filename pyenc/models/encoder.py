@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import InputAttributeError, InputError, InputTypeError
 from ..forking import check_forked
-from ..ops import ALiBi, RelativePositionBias, alibi_slopes
-from ..ops.attention.bias import OwnBias
+from ..ops import ALiBi, RelativePositionBias
+from ..ops.attention.bias import OwnBias, slopes_on
 from ..ops.attention.terms import Bias
 from ..ops.attention.validation import check_skip_eps
 from ..ops.backend import requested_backend
@@ -241,7 +241,7 @@ class Encoder(nn.Module):
         bias: Bias = None
         if config.position == "alibi":
             # Made here, not kept as a buffer: buffers come back as garbage from meta devices.
-            bias = ALiBi(alibi_slopes(config.num_heads).to(device, non_blocking=True))
+            bias = ALiBi(slopes_on(config.num_heads, device))
         elif self.relative_bias is not None:
             bias = RelativePositionBias(self.relative_bias.weight, config.relative_max_distance)
         elif self.position_bias is not None:

@@ -16,7 +16,6 @@ from ..ops.attention.bias import DistanceBias, ScoreBias, ScoreMap
 POSITIONS = ("alibi", "absolute", "rotary", "relative")
 """What encoders have by themselves."""
 
-Scalar = bool | int | float | str | None
 Fields = tuple[tuple[str, Any], ...]
 """Names and values in the order of the names; values are scalars and tuples of them."""
 

@@ -86,8 +86,10 @@ def test_every_shipped_configuration_has_been_compiled() -> None:
 
 
 def test_nothing_in_the_table_is_wrong() -> None:
-    """Spills or serialised products at the main shapes, more shared memory than a card has."""
-    assert not aot.all_wrong(aot.read())
+    """Spills or serialised products at the main shapes, more shared memory than a card has. Of rows
+    that today's kernels have made: an older one may lack a column."""
+    made = {key: entry for key, entry in aot.read().items() if entry["sources"] == aot.sources()}
+    assert not aot.all_wrong(made)
 
 
 def test_a_configuration_that_was_never_compiled_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,6 +193,28 @@ def alibi_slopes(num_heads: int) -> Tensor:
     return torch.tensor([2.0**-e for e in exponents], dtype=torch.float32, device="cpu")
 
 
+def slopes_on(num_heads: int, device: torch.device) -> Tensor:
+    """`alibi_slopes` on a device; on a card they are computed there.
+
+    Copied from memory that is not pinned, they would make the host wait, and a CUDA graph would
+    copy from the same place again at each replay, when something else lies there.
+    """
+    if device.type != "cuda":
+        return alibi_slopes(num_heads).to(device, non_blocking=True)
+    return _computed_slopes(num_heads, device)
+
+
+def _computed_slopes(num_heads: int, device: torch.device) -> Tensor:
+    """`alibi_slopes` by torch operations on a device, in double: the same float32 numbers."""
+    lower = 2 ** int(math.log2(num_heads))
+    halves = [
+        torch.arange(first, last, 2, dtype=torch.float64, device=device)
+        for first, last in ((2, 2 * lower + 1), (1, 2 * (num_heads - lower)))
+        if first < last
+    ]
+    return torch.exp2(torch.cat(halves) * (-4.0 / lower)).float()
+
+
 def relative_position_bucket(distance: Tensor, num_buckets: int, max_distance: int) -> Tensor:
     """T5's bucket of each signed distance j - i (integer tensor): int64 of the same shape.
 

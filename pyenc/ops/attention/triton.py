@@ -62,7 +62,12 @@ def forward(
     """(out (T, H, D), log-sum-exp (T, H) float32, ranges (H, S, 2) int32 of what was met).
 
     Ranges are empty where everything was.
+
+    Raises:
+        BackendError: a CUDA graph is being captured, and this call would not be replayed as meant.
     """
+    if q.is_cuda and torch.cuda.is_current_stream_capturing():
+        _refuse_capture(terms)
     if not q.is_cuda or terms.kind == "dense":
         # Elsewhere a look at the values would wait for the device; a dense bias is worth it.
         bounds = sequence_bounds(OP, cu_seqlens, q.shape[0])
@@ -77,6 +82,20 @@ def forward(
     out, lse = kernels.forward(q, k, v, cu_seqlens, call, met)
     empty = q.new_empty((0, 0, 2), dtype=torch.int32)
     return out, lse, empty if met is None else met.met
+
+
+def _refuse_capture(terms: Terms) -> None:
+    if terms.dropout_p > 0:
+        raise BackendError(
+            f"{OP}: dropout cannot be captured in a CUDA graph: its seed is drawn on the host, and "
+            "every replay would drop the same weights; capture in eval(), or without dropout"
+        )
+    if terms.kind == "dense":
+        raise BackendError(
+            f"{OP}: a dense bias cannot be captured in a CUDA graph: lengths are read on the host "
+            "to hold it against the longest; capture with ALiBi, RelativePositionBias or a bias of "
+            "one's own with a kernel()"
+        )
 
 
 def backward(
