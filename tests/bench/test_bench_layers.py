@@ -13,7 +13,14 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the floor up: a module imports those of its own layer and of those before it.
 LAYERS = (
     ("bench.measure",),
-    ("bench.compare", "bench.attention_data", "bench.workloads", "bench.show", "bench.subjects"),
+    (
+        "bench.compare",
+        "bench.attention_data",
+        "bench.workloads",
+        "bench.show",
+        "bench.subjects",
+        "bench.machine_code",
+    ),
     ("bench.peers",),
     ("bench.ops",),
     ("bench.check", "bench.chosen", "bench.tunables", "bench.ahead_of_time", "bench.aot_work"),
