@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..models.int8 import quantization
 from .checkpoint import Checkpoint
+from .quantized import KEY, SAID, stored
 from .writable import check_writable
 
 
@@ -34,6 +36,11 @@ def original_tensors(
     tensors: dict[str, Tensor] = {}
     for parameter, names in checkpoint.sources.items():
         pieces = state[parameter].detach().cpu().chunk(len(names))
+        if state[parameter].dtype == torch.int8:
+            scales = state[parameter.removesuffix("weight") + "scale"].cpu().chunk(len(names))
+            for name, piece, scale in zip(names, pieces, scales, strict=True):
+                tensors |= stored(name, piece, scale)
+            continue
         tensors |= {name: piece.clone() for name, piece in zip(names, pieces, strict=True)}
     for name, tensor in (checkpoint.set_aside | checkpoint.buffers).items():
         # A copy each: tensors that are one in memory are not in a safetensors file.
@@ -49,7 +56,7 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
     # Newer files say "dtype", some say both.
     for key in [key for key in ("torch_dtype", "dtype") if key in config] or ["torch_dtype"]:
         config[key] = str(checkpoint.encoder.dtype).removeprefix("torch.")
-    return config
+    return config | ({KEY: SAID} if quantization(checkpoint.encoder) else {})
 
 
 def save_checkpoint(
