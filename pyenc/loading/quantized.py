@@ -24,7 +24,7 @@ KEY = "quantization_config"
 SAID: dict[str, Any] = {
     "quant_method": "pyenc",
     "linear": "int8",
-    "weights": "int8 (1, F, C) in [-63, 63], a float32 scale a channel beside each",
+    "weights": "int8 (1, F, C) in [-85, 85], a float32 scale a channel beside each",
     "activations": "8 bits, a scale and a zero point a token, found as it comes",
 }
 """What `config.json` says of them."""

@@ -110,6 +110,22 @@ def quantize_layers(
     encoder.requires_grad_(False)
 
 
+def dequantize_layers(encoder: Encoder) -> None:
+    """Quantised layers become floating-point ones of the same weights, in the model's dtype; an
+    encoder without any stays as it is."""
+    for name in list(quantized_names(encoder)):
+        outer, _, own = name.rpartition(".")
+        layer = encoder.get_submodule(name)
+        if isinstance(layer, Int8Linear):
+            rows, columns = layer.weight.shape
+            with torch.device("meta"):
+                linear = Linear(columns, rows, bias=layer.bias is not None, dtype=layer.dtype)
+            wide = layer.weight.to(layer.dtype) * layer.scale.to(layer.dtype)[:, None]
+            state = {"weight": wide} | ({} if layer.bias is None else {"bias": layer.bias})
+            linear.load_state_dict(state, assign=True)
+            setattr(encoder.get_submodule(outer), own, linear.eval().requires_grad_(False))
+
+
 def quantization(encoder: nn.Module) -> str | None:
     """What the encoder's linear layers are quantised to, or None."""
     found = any(isinstance(module, Int8Linear) for module in encoder.modules())

@@ -19,7 +19,7 @@ LAYERS = (
     ("bench.check", "bench.chosen", "bench.tunables", "bench.ahead_of_time", "bench.aot_work"),
     ("bench.op", "bench.models", "bench.long_attention", "bench.tune", "bench.tune_linear"),
     ("bench.accelerate",),
-    ("bench.aot", "bench.plots", "bench.range_shares"),
+    ("bench.aot", "bench.plots", "bench.range_shares", "bench.int8_quality"),
     ("bench.__main__", "bench.test_bench_ops"),
 )
 

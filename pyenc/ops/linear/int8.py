@@ -4,17 +4,17 @@ y = s_t (U Q^T - z_t sum_c Q) s_f + b, with unsigned U and zero point z for each
 for each channel. oneDNN makes the product, through torch's op for quantised models; it takes one
 scale and zero point a call, so the tokens' own are put on its result.
 
-Weights keep to [-63, 63], seven bits. Where a processor has no dot product of bytes (AVX2 alone),
-oneDNN adds pairs of products in 16 bits, which saturate at 32,767: two of 255 * 63 fit (32,130),
-two of 255 * 127 do not, and sums were off by a tenth of the largest. So the integers are right, and
-the same, on every processor.
+Neither uses all of its bits: activations keep to [0, 192], weights to [-85, 85]. Where a processor
+has no dot product of bytes (AVX2 alone), oneDNN adds pairs of products in 16 bits, which saturate
+at 32,767: two of 192 * 85 fit (32,640), two of 255 * 127 do not, and sums were off by a tenth of
+the largest. So the integers are right, and the same, on every processor. Of the pairs of ranges
+that fit, a weight's steps are the coarser, since its error was measured as the larger at equal bits.
 
 Shapes: T tokens, C channels in, F channels out.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 from typing import Any
 
@@ -29,17 +29,14 @@ from ..validation import check_float
 from . import packs
 from .reference import int8_linear_reference
 
-LEVELS = 63
+LEVELS = 85
 """The largest weight."""
 
-STEPS = 254
-"""Steps between a token's smallest and largest value: one of 255 is left to rounding."""
+STEPS = 191
+"""Steps between a token's smallest and largest value; rounding may take one more."""
 
 BLOCK = 512
 """Rows at a time: what is between the passes stays in a cache."""
-
-CLIPS = tuple(1 - step / 20 for step in range(9))
-"""Shares of a channel's largest weight that its scale is tried with."""
 
 TINY = 1.2e-38
 """In the place of a scale of zero."""
@@ -51,14 +48,11 @@ _tried: list[str | None] = []
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """The eight bits of a weight, and their scales.
 
-    A channel's scale is, of nine (`CLIPS`), the one that leaves the least squared error: to clip
-    the largest weights a little makes the steps of all others finer.
-
     Args:
         weight: (F, C), floating point.
 
     Returns:
-        int8 (F, C) in [-63, 63] and float32 (F,): their product is close to the weight. A channel
+        int8 (F, C) in [-85, 85] and float32 (F,): their product is close to the weight. A channel
         of zeros has a scale of 0.
 
     Raises:
@@ -72,18 +66,9 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
         raise InputError("quantize_weight: weight must be finite")
     if wide.numel() == 0:
         return wide.to(torch.int8), wide.new_zeros(wide.shape[0])
-    largest = wide.abs().amax(1)
-    best, scale = torch.full_like(largest, math.inf), largest / LEVELS
-    for clip in CLIPS:
-        tried = largest * (clip / LEVELS)
-        error = (_steps(wide, tried) * tried[:, None] - wide).square_().sum(1)
-        better = error < best
-        best, scale = torch.where(better, error, best), torch.where(better, tried, scale)
-    return _steps(wide, scale).to(torch.int8), scale
-
-
-def _steps(wide: Tensor, scale: Tensor) -> Tensor:
-    return (wide / scale.clamp_min(TINY)[:, None]).round_().clamp_(-LEVELS, LEVELS)
+    scale = wide.abs().amax(1) / LEVELS
+    steps = (wide / scale.clamp_min(TINY)[:, None]).round_().clamp_(-LEVELS, LEVELS)
+    return steps.to(torch.int8), scale
 
 
 def int8_linear(
@@ -97,13 +82,13 @@ def int8_linear(
 ) -> Tensor:
     """activation(x W^T + b), x rounded to eight bits a token and W given in eight bits.
 
-    A token's range [min(0, x), max(0, x)] is cut into 254 steps; which step a value is rounded to
+    A token's range [min(0, x), max(0, x)] is cut into 191 steps; which step a value is rounded to
     depends on its own token alone, and the sums are exact, so a row of the result does not depend
     on the others. Not differentiable.
 
     Args:
         x: (..., C), float16/32/64 or bfloat16, on a CPU. A row with an inf or nan gives nan.
-        weight: (F, C) int8 in [-63, 63], as of `quantize_weight`; values beyond are not looked for.
+        weight: (F, C) int8 in [-85, 85], as of `quantize_weight`; values beyond are not looked for.
         scale: (F,) float32.
         bias: (F,), floating point, or None.
         activation: one of `ACTIVATIONS`, or None.
@@ -225,8 +210,8 @@ def _try() -> str | None:
     try:
         for tokens, channels in ((1, 48), (5, 64)):
             count = torch.arange(tokens * channels, device="cpu").view(tokens, channels)
-            steps = (count * 97 % 256).to(torch.uint8)
-            steps[0] = 255
+            steps = (count * 97 % (STEPS + 2)).to(torch.uint8)
+            steps[0] = STEPS + 1
             count = torch.arange(24 * channels, device="cpu").view(24, channels)
             weight = (count * 37 % (2 * LEVELS + 1) - LEVELS).to(torch.int8)
             weight[0], weight[1] = LEVELS, -LEVELS
@@ -246,8 +231,8 @@ def _check(
     check_float("int8_linear", x=x, scale=scale, bias=bias)
     if x.device.type not in ("cpu", "meta"):
         raise InputError(
-            f"int8_linear: x is on {x.device}; weights of eight bits are served on CPUs alone: load "
-            'with device="cpu", or without quantize'
+            f"int8_linear: x is on {x.device}; weights of eight bits are served on CPUs alone: "
+            'load with device="cpu", or without quantize'
         )
     if weight.dtype != torch.int8 or weight.ndim != 2 or x.shape[-1:] != weight.shape[1:]:
         raise InputError(
@@ -260,9 +245,7 @@ def _check(
             f"{scale.dtype}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise InputError(
-            f"int8_linear: bias must be ({weight.shape[0]},), got {tuple(bias.shape)}"
-        )
+        raise InputError(f"int8_linear: bias must be ({weight.shape[0]},), got {tuple(bias.shape)}")
     if activation is not None:
         check_activation("int8_linear", activation)
     asks = (t is not None and t.requires_grad for t in (x, scale, bias))
@@ -271,4 +254,3 @@ def _check(
             "int8_linear: weights of eight bits have no gradient and hand none on; compute under "
             "torch.no_grad(), or load without quantize to train"
         )
-
