@@ -26,10 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if not __package__:
     sys.path[:1] = [str(ROOT), str(ROOT / "kernels")]
 
-import pyenc
-from bench.measure import machine, record
-from bench.subjects import SUBJECTS
-from pyenc.models.int8 import quantize_layers, quantized_names
+import pyenc  # noqa: E402
+from bench.measure import machine, record  # noqa: E402
+from bench.subjects import SUBJECTS  # noqa: E402
+from pyenc.models.int8 import quantize_layers, quantized_names  # noqa: E402
 
 PRECISIONS = ("int8", "bfloat16")
 SENTENCE = re.compile(r"[A-Z][^.!?]{28,300}[.!?]")

@@ -247,8 +247,8 @@ def _model(parser: Parser) -> None:
     )
     group.add_argument(
         "--quantize", choices=QUANTIZE,
-        help="linear layers in eight bits, on a CPU; the vectors' own bits are --precision of embed "
-        "(default: as saved)",
+        help="linear layers in eight bits, on a CPU; default: as saved (the vectors' own bits are "
+        "--precision of embed)",
     )  # fmt: skip
     group.add_argument(
         "--backend", choices=BACKENDS, help="of every op; default: the fastest that can serve"

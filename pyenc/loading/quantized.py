@@ -99,8 +99,8 @@ class QuantizedFiles(WeightFiles):
         ):
             raise CheckpointError(
                 f"{self.file_of(name)}: tensor {name!r} ({weight.dtype}, {tuple(weight.shape)}) "
-                f"with {beside!r} ({scale.dtype}, {tuple(scale.shape)}): expected int8 (1, F, C) in "
-                f"[-{LEVELS}, {LEVELS}] and finite float32 (F,)"
+                f"with {beside!r} ({scale.dtype}, {tuple(scale.shape)}): expected int8 (1, F, C) "
+                f"in [-{LEVELS}, {LEVELS}] and finite float32 (F,)"
             )
         return weight[0], scale
 
@@ -118,7 +118,8 @@ def known_bits(
     Raises:
         CheckpointError: the weight of such a layer is not of eight bits, or another one is.
     """
-    known, met = {}, set()
+    known: dict[str, tuple[Tensor, Tensor]] = {}
+    met: set[str] = set()
     for layer in quantized_names(encoder):
         names = sources[f"{layer}.weight"]
         pieces = [files.bits(name) for name in names]
