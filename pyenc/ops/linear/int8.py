@@ -6,8 +6,8 @@ scale and zero point a call, so the tokens' own are put on its result.
 
 Neither uses all of its bits: activations keep to [0, 192], weights to [-85, 85]. Where a processor
 has no dot product of bytes (AVX2 alone), oneDNN adds pairs of products in 16 bits, which saturate
-at 32,767: two of 192 * 85 fit (32,640), two of 255 * 127 do not, and sums were off by a tenth of
-the largest. So the integers are right, and the same, on every processor. Of the ranges that fit,
+at 32,767: two of 192 * 85 fit (32,640), two of 255 * 127 do not, and sums were off by up to half
+of the largest. So the integers are right, and the same, on every processor. Of the ranges that fit,
 these left the least error of the ones tried on real weights (bench/NOTES.md).
 
 Shapes: T tokens, C channels in, F channels out.
