@@ -57,8 +57,8 @@ class Kerple(nn.Module):
 class Sandwich(nn.Module):
     """Sandwich (Chi et al., arXiv 2212.10356): products of sinusoidal embeddings, nothing learned.
 
-    sum_k cos(d / 10000^(2 k / width)), k = 0 .. width / 2 - 1, divided by 8 h / H for the h-th of H
-    heads, counted from 1.
+    sum_k cos(d / 10000^(2 k / width)), k = 1 .. width / 2, divided by 8 h / H for the h-th of H
+    heads, counted from 1. (A constant a head, which some subtract, changes no softmax.)
     """
 
     def __init__(self, num_heads: int, width: int = 128) -> None:
@@ -71,7 +71,7 @@ class Sandwich(nn.Module):
         def count(n: int) -> Tensor:
             return torch.arange(n, dtype=torch.float64, device=offsets.device)
 
-        frequencies = 10_000.0 ** (-2 * count(self.width // 2) / self.width)
+        frequencies = 10_000.0 ** (-2 * (count(self.width // 2) + 1) / self.width)
         ratio = 8 * (count(self.num_heads) + 1) / self.num_heads
         return (offsets.abs()[:, None] * frequencies).cos().sum(-1) / ratio[:, None]
 

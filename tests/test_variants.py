@@ -47,7 +47,7 @@ def kerple_power(m: nn.Module, s: float, d: int, h: int) -> float:
 def sandwich(m: nn.Module, s: float, d: int, h: int) -> float:
     """By the embeddings themselves, of a query at 40 and a key at 40 + d."""
     total = 0.0
-    for k in range(8):
+    for k in range(1, 9):
         turn = 10_000 ** (-2 * k / 16)
         for wave in (math.sin, math.cos):
             total += wave(40 * turn) * wave((40 + d) * turn)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,14 +46,27 @@ class Peer:
     with_memory: bool = True
 
 
-PRECISION_OF = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16 or less"}
+PRECISION_OF = {
+    "float32": "float32", "bfloat16": "bfloat16", "float16": "float16 or less", "int8": "int8",
+}  # fmt: skip
 """Of the weights, by the dtype that --dtype names."""
 PRECISIONS = tuple(PRECISION_OF.values())
 
 MINILM = 2e-6
 """Between unit vectors."""
+INT8 = 0.05
+"""The same, of linear layers in eight bits."""
 EXACT, HALF = 1e-4, 0.15
 """Between normed hidden states: in float32, and in fewer bits."""
+
+EIGHT_BITS = {
+    "pyenc, int8": Peer(partial(pyenc_encoder.texts, quantize="int8"), "int8", INT8),
+    "sentence-transformers, ONNX, int8": Peer(
+        partial(sentence_transformers.onnx_backend, eight_bits=True), "int8", INT8
+    ),
+    "OpenVINO, int8": Peer(partial(openvino.texts, precision="int8"), "int8", INT8),
+}
+"""From strings to vectors."""
 
 PEERS: dict[str, dict[str, Peer]] = {
     "minilm": {
@@ -61,12 +75,14 @@ PEERS: dict[str, dict[str, Peer]] = {
         "sentence-transformers, ONNX": Peer(sentence_transformers.onnx_backend, tolerance=MINILM),
         "OpenVINO": Peer(openvino.texts, tolerance=MINILM),
         "transformers": Peer(transformers.by_hand, tolerance=MINILM),
+        **EIGHT_BITS,
     },
     "mpnet": {
         "pyenc": Peer(pyenc_encoder.texts, tolerance=MINILM),
         "sentence-transformers": Peer(sentence_transformers.torch_backend, tolerance=MINILM),
         "sentence-transformers, ONNX": Peer(sentence_transformers.onnx_backend, tolerance=MINILM),
         "OpenVINO": Peer(openvino.texts, tolerance=MINILM),
+        **EIGHT_BITS,
     },
     **{
         name: {
@@ -106,6 +122,6 @@ PEERS: dict[str, dict[str, Peer]] = {
 
 
 def subject(model: str, precision: str) -> str:
-    """Our own program that those of a precision are held against: below float32, in bfloat16."""
-    ours = "float32" if precision == "float32" else "bfloat16"
+    """Our own program that those of a precision are held against: of halves, in bfloat16."""
+    ours = "bfloat16" if precision == "float16 or less" else precision
     return next(name for name, peer in PEERS[model].items() if peer.precision == ours)

@@ -27,11 +27,16 @@ def session(
     example: dict[str, Tensor],
     folder: Path,
     axes: dict[str, dict[int, str]] | None = None,
+    *,
+    eight_bits: bool = False,
 ) -> Session:
     """The module's graph, any batch and any length, with torch's number of threads.
 
     module(**example) gives one tensor. The first two axes of every input are "batch" and "length",
-    and free; `axes` says otherwise. ImportError without onnx, onnxscript and onnxruntime.
+    and free; `axes` says otherwise. `eight_bits`: linear layers by its dynamic quantisation,
+    weights by channel, in the range that its documentation advises where a processor has no dot
+    products of bytes, since sums saturate there otherwise. ImportError without onnx, onnxscript and
+    onnxruntime.
     """
     import onnxruntime
     import onnxscript  # noqa: F401  (the exporter's own)
@@ -51,6 +56,8 @@ def session(
         )  # fmt: skip
         assert program is not None
         program.save(str(path))
+    if eight_bits:
+        path = _quantized(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # As much memory as it asks for, not the next power of two: that would not fit at 8,192 tokens.
@@ -65,6 +72,22 @@ def session(
         return torch.from_numpy(run.run(None, given)[0])
 
     return call
+
+
+def _quantized(path: Path) -> Path:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    ready, made = path.with_name("ready.onnx"), path.with_name("int8.onnx")
+    # It tells of every product that is none of a weight. Shapes are known by the export.
+    logging.getLogger().setLevel(logging.ERROR)
+    quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
+    narrow = not torch.cpu._is_vnni_supported()
+    quantize_dynamic(
+        ready, made, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True,
+        reduce_range=narrow, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    return made
 
 
 def ids(encoder: pyenc.Encoder) -> Ids:

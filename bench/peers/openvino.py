@@ -1,27 +1,46 @@
 """OpenVINO on a model of transformers' converted here, with its default settings for a CPU.
 
 Its default precision is the processor's: float32, or bfloat16 where that has matrix units for it;
-`precision="f32"` asks for float32 everywhere.
+`precision="f32"` asks for float32 everywhere, "int8" for nncf's quantisation after training, with
+its settings for transformers, calibrated on the benchmark's own kind of text (ImportError without
+nncf; so far it was not at hand, and this has not run).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import pyenc
+from bench import workloads
 from bench.peers.encoder_call import MAX_LENGTH, Ids, Texts, padded
 from bench.peers.transformers import Hidden, no_bars
 
 
-def _compiled(model: torch.nn.Module, precision: str | None) -> Any:
+def _quantized(converted: Any, calibration: Sequence[dict[str, Tensor]]) -> Any:
+    import nncf
+
+    samples = [{name: each[name].numpy() for name in Hidden.INPUTS} for each in calibration]
+    return nncf.quantize(
+        converted, nncf.Dataset(samples), model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(samples),
+    )  # fmt: skip
+
+
+def _compiled(
+    model: torch.nn.Module, precision: str | None, calibration: Sequence[dict[str, Tensor]] = ()
+) -> Any:
     import openvino
 
     example = {name: torch.ones(2, 7, dtype=torch.int64) for name in Hidden.INPUTS}
     with torch.no_grad():
         converted = openvino.convert_model(Hidden(model), example_input=example)
+    if precision == "int8":
+        converted, precision = _quantized(converted, calibration), None
     settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
     if precision is not None:
         settings["INFERENCE_PRECISION_HINT"] = precision
@@ -62,7 +81,13 @@ def texts(folder: Path, precision: str | None = None) -> Texts:
     encoder = SentenceTransformer(str(folder), device="cpu")
     encoder.max_seq_length = MAX_LENGTH
     model: Any = encoder[0].model
-    run = _compiled(model, precision)
+    calibration: list[dict[str, Tensor]] = []
+    if precision == "int8":
+        import nncf  # noqa: F401  (said before anything is computed)
+
+        words = workloads.texts_of((16, 32, 64, 128, 256) * 20, pyenc.load(folder, device="cpu"))
+        calibration = [encoder.preprocess([text]) for text in words]
+    run = _compiled(model, precision, calibration)
 
     def forward(input_ids: Tensor, attention_mask: Tensor, **_: Any) -> BaseModelOutput:
         return BaseModelOutput(last_hidden_state=run(input_ids, attention_mask))

@@ -44,8 +44,8 @@ def ids_oracle(source: pyenc.Encoder | Path) -> Ids:
     return ids(torch.float64)(wide)
 
 
-def texts(folder: Path) -> Texts:
-    encoder = pyenc.load(folder, device="cpu")
+def texts(folder: Path, quantize: str | None = None) -> Texts:
+    encoder = pyenc.load(folder, device="cpu", quantize=quantize)
     return lambda given: encoder.encode(given, max_length=MAX_LENGTH, progress=False)
 
 

@@ -24,7 +24,7 @@ def torch_backend(folder: Path) -> Texts:
     return lambda texts: model.encode(texts, show_progress_bar=False)
 
 
-def onnx_backend(folder: Path) -> Texts:
+def onnx_backend(folder: Path, *, eight_bits: bool = False) -> Texts:
     """sentence-transformers' ONNX backend: its own steps with ONNX Runtime for the model.
 
     Its package for that wants another transformers than the others here, so the model is exported
@@ -39,7 +39,7 @@ def onnx_backend(folder: Path) -> Texts:
     model: Any = encoder[0].model
     example = {name: torch.ones(2, 7, dtype=torch.int64) for name in Hidden.INPUTS}
     with tempfile.TemporaryDirectory() as made:
-        session = onnx_runtime.session(Hidden(model), example, Path(made))
+        session = onnx_runtime.session(Hidden(model), example, Path(made), eight_bits=eight_bits)
 
     # Token types are all zeros, which the model adds by itself.
     def forward(input_ids: Tensor, attention_mask: Tensor, **_: Any) -> BaseModelOutput:

@@ -14,6 +14,7 @@ BACKENDS = ("auto", "triton", "cpu", "flash_attn", "onednn", "torch", "reference
 """`pyenc.ops.BACKENDS` and "auto", repeated here since importing it would import torch."""
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
+QUANTIZE = ("int8",)
 """The names that `pyenc.load` takes, repeated for the same reason."""
 
 POOLINGS = ("mean", "cls", "max", "lasttoken")
@@ -244,6 +245,11 @@ def _model(parser: Parser) -> None:
         default="float32",
         help="arithmetic and weights; auto: as stored (default: %(default)s)",
     )
+    group.add_argument(
+        "--quantize", choices=QUANTIZE,
+        help="linear layers in eight bits, on a CPU; default: as saved (the vectors' own bits are "
+        "--precision of embed)",
+    )  # fmt: skip
     group.add_argument(
         "--backend", choices=BACKENDS, help="of every op; default: the fastest that can serve"
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import InputError, PyencError
+from ..models.int8 import quantization
 from ..ops.backend import requested_backend
 from ..text import TextEncoder
 from . import quantising, work
@@ -19,7 +20,7 @@ from .files import FULL
 from .parquet import need_pyarrow
 from .parts import Parts
 from .readers import Source, open_source
-from .serving import attention_backend, encode_options, fingerprint, load_encoder
+from .serving import arithmetic, attention_backend, encode_options, fingerprint, load_encoder
 from .writers import WRITERS, ranges_beside, skipped_beside, write
 
 NOTHING_KEPT = "nothing is kept yet; the same command with --resume starts again"
@@ -142,6 +143,7 @@ def _settings(args: argparse.Namespace, encoder: TextEncoder, dim: int) -> dict[
         "options": {**encode_options(args), "on_long": args.on_long},
         "pooling": encoder.recipe.pooling,
         "dtype": str(encoder.model.dtype).removeprefix("torch."),
+        **({"quantize": bits} if (bits := quantization(encoder.model)) else {}),
         "backend": requested_backend(args.backend),
         "dim": dim,
         "shard": "{}/{}".format(*args.shard),
@@ -180,7 +182,7 @@ def _report(
         )
     done = tally.texts - tally.resumed
     resumed = f" and {tally.resumed:,} resumed" if tally.resumed else ""
-    dtype = str(encoder.model.dtype).removeprefix("torch.")
+    dtype = arithmetic(encoder)
     print(
         f"pyenc: {done:,} texts embedded{resumed} in {seconds:.1f} s, "
         f"{done / max(seconds, 1e-9):,.1f} texts/s (attention: {server}, {dtype}, "

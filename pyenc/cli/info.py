@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..loading import check_device, resolve
+from ..models.int8 import quantization
 from ..ops import extension
 from ..ops.linear import choices
 from ..ops.linear.onednn import forced
@@ -72,14 +73,15 @@ def _architecture(encoder: TextEncoder) -> dict[str, Any]:
 
 
 def _parameters(encoder: TextEncoder) -> dict[str, Any]:
-    tensors = list(encoder.model.parameters())
+    # Weights of eight bits, and what goes with them, are buffers; an encoder has no others.
+    tensors = [*encoder.model.parameters(), *encoder.model.buffers()]
     count = sum(tensor.numel() for tensor in tensors)
     head = encoder.model.lm_head
     stored = encoder.checkpoint.stored_dtype
     return {
         "count": count,
         "masked_lm_head": sum(t.numel() for t in head.parameters()) if head is not None else None,
-        "megabytes": round(count * encoder.model.dtype.itemsize / 1e6, 3),
+        "megabytes": round(sum(tensor.nbytes for tensor in tensors) / 1e6, 3),
         "dtype": _plain(encoder.model.dtype),
         "stored_dtype": _plain(stored),
         "stored_megabytes": round(count * stored.itemsize / 1e6, 3),
@@ -149,6 +151,7 @@ def _serving(encoder: TextEncoder, device: torch.device, backend: str | None) ->
     return {
         "device": str(device),
         "dtype": _plain(encoder.model.dtype),
+        "quantized": quantization(encoder.model),
         "ops": {
             op: {"backend": answer.backend, "backends": answer.backends}
             for op, answer in answers.items()
@@ -225,7 +228,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     for file in facts["files"]:
         yield _row("file", f"{file['name']} ({file['bytes']:,} bytes)")
     yield ""
-    yield f"served on {serving['device']} in {serving['dtype']}:"
+    bits = f", linear layers in {serving['quantized']}" if serving["quantized"] else ""
+    yield f"served on {serving['device']} in {serving['dtype']}{bits}:"
     for op, answer in serving["ops"].items():
         yield _row(op, answer["backend"] or "by none that was asked for")
         for name, word in answer["backends"].items():

@@ -25,7 +25,7 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     "--dtype": (
         "torch-dtype", "fp16", "bf16", "half", "float16", "bfloat16", "fp32", "data-type",
     ),
-    "--precision": ("quantize", "quantization", "int8", "uint8", "binary", "embedding-precision"),
+    "--precision": ("quantization", "int8", "uint8", "binary", "embedding-precision"),
     "--calibration": ("calibration-embeddings", "calibration-file", "calibration-texts"),
     "--ranges": ("quantization-ranges", "ranges-file"),
     "--device": ("gpu", "cuda", "cpu", "gpus", "use-gpu"),

@@ -21,6 +21,7 @@ from ..loading import check_device, resolve
 from ..loading.hub import SMALL_FILES
 from ..loading.weights import WeightFiles
 from ..models import Encoder
+from ..models.int8 import quantization
 from ..ops.backend import choose, explain, requested_backend
 from ..text import AssumptionWarning, Recipe, TextEncoder, load
 from ..text.assumed import assumption
@@ -50,7 +51,7 @@ def load_encoder(args: argparse.Namespace, *, quiet: bool = False, **changes: An
     """
     options: dict[str, Any] = {
         "device": args.device, "dtype": args.dtype, "backend": args.backend,
-        "pooling": args.pooling, "normalize": args.normalize, **changes,
+        "pooling": args.pooling, "normalize": args.normalize, "quantize": args.quantize, **changes,
     }  # fmt: skip
     requested_backend(options["backend"])  # a bad PYENC_BACKEND is an error before the weights
     check_device(options["device"])  # and so is a device that is not there
@@ -60,6 +61,12 @@ def load_encoder(args: argparse.Namespace, *, quiet: bool = False, **changes: An
     if encoder.recipe.assumed and not quiet:
         print(f"pyenc: warning: {args.model}: {assumption(encoder.recipe)}", file=sys.stderr)
     return encoder
+
+
+def arithmetic(encoder: TextEncoder) -> str:
+    """In what an encoder computes, in a word or two."""
+    bits = quantization(encoder.model)
+    return str(encoder.model.dtype).removeprefix("torch.") + (f", linear {bits}" if bits else "")
 
 
 def encode_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from ..models.int8 import dequantize_layers, quantization
 from ..text import TextEncoder, TruncationWarning
 from . import verify_card
 from .lines import raw_lines
 from .readers import open_source
 from .rows import Meter
-from .serving import attention_backend, encode_options, load_encoder
+from .serving import arithmetic, attention_backend, encode_options, load_encoder
 from .streams import printing
 from .vectors import read_array
 
@@ -88,13 +89,14 @@ def run(args: argparse.Namespace) -> int:
             f"{args.against}: vectors of {stored.shape[1]} dimensions, the checkpoint gives {dim}"
         )
     tolerance = args.tolerance
-    half = tolerance is None and encoder.model.dtype not in TOLERANCE
+    rounds = encoder.model.dtype not in TOLERANCE or quantization(encoder.model) is not None
+    half = tolerance is None and rounds
     ours = _run(encoder, texts, options)
     oracle: Run | None = None
     if stored is None or half:
-        oracle = _run(_reference(args, "float64"), texts, options)
+        oracle = _run(_unrounded(args), texts, options)
     if half:
-        # What the arithmetic of this dtype costs by itself is not the backend's error.
+        # What the arithmetic of this dtype, or of eight bits, costs is not the backend's error.
         assert oracle is not None
         plain = compare(_run(_reference(args, _name(encoder)), texts, options), oracle)
         assert plain.states is not None
@@ -105,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     assert truth is not None
     outcome = compare(ours if truth.states else Run(ours.pooled, []), truth)
     with printing():
-        print(f"{args.model} on {encoder.device} in {_name(encoder)}, attention by {server}")
+        print(f"{args.model} on {encoder.device} in {arithmetic(encoder)}, attention by {server}")
         print(f"against {args.against or 'the float64 reference'}: {len(texts)} texts")
         for line in _table(texts, outcome):
             print(line)
@@ -141,6 +143,15 @@ def _texts(args: argparse.Namespace) -> list[str]:
 def _reference(args: argparse.Namespace, dtype: str) -> TextEncoder:
     """The same checkpoint by the dense formulas, on the CPU."""
     return load_encoder(args, quiet=True, dtype=dtype, backend="reference", device="cpu")
+
+
+def _unrounded(args: argparse.Namespace) -> TextEncoder:
+    """The reference in float64, with the weights of eight bits alone where there are no others."""
+    encoder = load_encoder(
+        args, quiet=True, dtype="float64", backend="reference", device="cpu", quantize=None
+    )
+    dequantize_layers(encoder.model)
+    return encoder
 
 
 def _run(encoder: TextEncoder, texts: list[str], options: dict[str, Any]) -> Run:

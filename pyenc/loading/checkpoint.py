@@ -14,9 +14,11 @@ from ..errors import CheckpointError, InputError
 from ..forking import check_forked
 from ..models import Encoder
 from ..models.families import ConfigFile, Family, head_parts, recognise, with_head
+from ..models.int8 import check_quantize, quantize_layers
 from ..models.position import place_buffers
 from .heads import Head, find_head, same
 from .own_type import published, read_config
+from .quantized import QuantizedFiles, known_bits, split
 from .strict import (
     check_names,
     check_shape,
@@ -26,7 +28,7 @@ from .strict import (
     is_counter,
     readings,
 )
-from .target import DTYPES, check_device, check_dtype
+from .target import DTYPES, check_device, check_dtype, check_eight_bits
 from .weights import WeightFiles
 from .wrappers import modern_names
 
@@ -62,6 +64,7 @@ def load_checkpoint(
     backend: str | None = None,
     skip_eps: float | None = None,
     config: Mapping[str, Any] | None = None,
+    quantize: str | None = None,
 ) -> Checkpoint:
     """Read a checkpoint folder into an `Encoder`, in eval mode.
 
@@ -72,15 +75,20 @@ def load_checkpoint(
             weights stored in half are cast up.
         backend, skip_eps: handed to `Encoder`.
         config: in the place of the folder's `config.json`, which is then not read.
+        quantize: "int8" for linear layers in eight bits (`pyenc.models.int8`), on a CPU; None as
+            stored, which is in eight bits where a quantised encoder was saved.
 
     Raises:
+        InputError: `quantize` is unknown, or the device serves no eight bits.
         CheckpointError: a file or tensor is missing, damaged, unsafe, misshapen or not finite.
         UnknownArchitectureError: the tensors belong to no known family.
     """
     check_forked()
+    check_quantize(quantize)
     config_path = folder / "config.json"
     config = read_config(folder) if config is None else published(config)
-    files = WeightFiles(folder)
+    config, stored_bits = split(config, config_path)
+    files = QuantizedFiles(folder) if stored_bits else WeightFiles(folder)
     names = modern_names(files.names, folder)
     reader = ConfigFile(str(config_path), config)
     family, prefix = recognise(names, reader)
@@ -108,6 +116,8 @@ def load_checkpoint(
     check_shapes(files, names, parts, encoder)
     stored = files.read(word).dtype
     target_device, target_dtype = check_device(device), check_dtype(dtype, stored)
+    if quantize or stored_bits:
+        check_eight_bits(target_device)
     state = {
         parameter: _read(files, [names[n] for n in ns], target_device, target_dtype)
         for parameter, ns in parts.items()
@@ -124,6 +134,10 @@ def load_checkpoint(
         stored_dtype=stored,
     )
     _set_aside(checkpoint, files, names, prefix, head)
+    if isinstance(files, QuantizedFiles):
+        quantize_layers(encoder, known_bits(files, checkpoint.sources, encoder))
+    elif quantize:
+        quantize_layers(encoder)
     return checkpoint
 
 

@@ -15,7 +15,9 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..models import Encoder
 from ..models.families import own
+from ..models.int8 import quantization
 from .checkpoint import Checkpoint
+from .quantized import KEY, SAID, stored
 from .writable import check_writable
 
 
@@ -37,6 +39,11 @@ def original_tensors(
     for parameter, names in checkpoint.sources.items():
         whole = state[parameter].detach().cpu()
         pieces = whole.chunk(len(names)) if whole.ndim else (whole,)
+        if whole.dtype == torch.int8:
+            scales = state[parameter.removesuffix("weight") + "scale"].cpu().chunk(len(names))
+            for name, piece, scale in zip(names, pieces, scales, strict=True):
+                tensors |= stored(name, piece, scale)
+            continue
         tensors |= {name: piece.clone() for name, piece in zip(names, pieces, strict=True)}
     for name, tensor in (checkpoint.set_aside | checkpoint.buffers).items():
         # A copy each: tensors that are one in memory are not in a safetensors file.
@@ -71,7 +78,7 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
     # Newer files say "dtype", some say both.
     for key in [key for key in ("torch_dtype", "dtype") if key in config] or ["torch_dtype"]:
         config[key] = str(checkpoint.encoder.dtype).removeprefix("torch.")
-    return config
+    return config | ({KEY: SAID} if quantization(checkpoint.encoder) else {})
 
 
 def save_checkpoint(

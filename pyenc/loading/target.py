@@ -52,3 +52,15 @@ def check_dtype(dtype: str | torch.dtype | None, stored: torch.dtype) -> torch.d
     if dtype not in DTYPES.values():
         raise InputError(f"dtype {dtype} is not served; known: {', '.join(DTYPES)}")
     return dtype
+
+
+def check_eight_bits(device: torch.device) -> None:
+    """Refuse a device on which linear layers in eight bits are not served.
+
+    Raises:
+        InputError: it is no CPU.
+    """
+    if device.type != "cpu":
+        raise InputError(
+            f'linear layers in eight bits are served on CPUs alone: device="cpu", not {device}'
+        )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, InputError
 from ..models import Encoder, EncoderConfig
 from ..models.families import ConfigFile, Family, with_head
+from ..models.int8 import quantization, quantize_layers
 
 FREE = frozenset({"backend", "skip_eps", "training", "dropout"})
 """Attributes that say how to run or train, which no checkpoint has to hold."""
@@ -42,6 +43,8 @@ def check_writable(
         said = with_head(family, file, family.config(file, bare), bare)
         with torch.device("meta"):
             plain = Encoder(said)
+            if quantization(encoder):
+                quantize_layers(plain)
     except InputError as error:
         raise CheckpointError(f"config.json: {error}") from error
     faults = list(_faults(encoder, plain))

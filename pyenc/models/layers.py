@@ -248,7 +248,7 @@ class Attention(nn.Module):
         def turned(y_THD: Tensor, turn: Turn) -> Tensor:
             return rotary(y_THD, turn.cos_TD, turn.sin_TD, turn.rows_T, backend=call.backend)
 
-        if turn is not None and isinstance(self.qkv, Linear):
+        if turn is not None and not isinstance(self.qkv, SplitLinear):
             # One call for both: the heads of k are further heads of q.
             qkv_TC = self.qkv(x_TC, call.backend)
             qk_TC, v_TC = qkv_TC.split((2 * heads * dim, heads * dim), dim=-1)
@@ -304,16 +304,22 @@ class FeedForward(nn.Module):
             if not self.gate_first:
                 first_TF, second_TF = second_TF, first_TF
             m_TF = gated_activation(first_TF, second_TF, self.activation, backend=backend)
-        elif self.gated:
-            assert isinstance(self.up, Linear)
+        elif self.gated and isinstance(self.up, Linear):
             m_TF = gated_linear(
                 x_TC, self.up.weight, self.up.bias, self.activation, self.gate_first,
                 backend=backend,
             )  # fmt: skip
+        elif self.gated:
+            gate_TF, value_TF = self.up(x_TC, backend).chunk(2, dim=-1)
+            if not self.gate_first:
+                gate_TF, value_TF = value_TF, gate_TF
+            m_TF = gated_activation(gate_TF, value_TF, self.activation, backend=backend)
         else:
             m_TF = self.up(x_TC, backend, self.activation)
         m_TF = F.dropout(m_TF, inner, self.training)
-        if self.wide and m_TF.dtype == torch.float16:
+        if self.wide and m_TF.dtype == torch.float16 and not isinstance(self.down, Linear):
+            out_TC = self.down(m_TF.float(), backend)
+        elif self.wide and m_TF.dtype == torch.float16:
             bias = None if self.down.bias is None else self.down.bias.float()
             out_TC = linear(m_TF.float(), self.down.weight.float(), bias, backend=backend)
         else:

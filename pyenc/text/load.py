@@ -37,6 +37,7 @@ def load(
     tokenizer: str | Path | None = None,
     pooling: str | None = None,
     normalize: bool | None = None,
+    quantize: str | None = None,
 ) -> TextEncoder:
     """A published checkpoint, by Hub name or from a folder, ready to embed.
 
@@ -55,6 +56,9 @@ def load(
             Without it and without `modules.json` the mean is assumed, as in sentence-transformers.
         normalize: whether vectors have unit length, likewise; assumed not to. A `truncate_dim` of
             the files cuts them afterwards. What is said here is saved too.
+        quantize: "int8" for linear layers in eight bits, on a CPU: weights by channel, activations
+            by token, as they come; everything else in `dtype`. The vectors differ from those of
+            float32 by about what the README's section says. Default: as saved.
 
     Warns:
         AssumptionWarning: once, if something had to be assumed; `recipe.assumed` says what.
@@ -68,7 +72,7 @@ def load(
     folder = resolve(name_or_folder, revision)
     inside = transformer_folder(folder)
     checkpoint = load_checkpoint(
-        inside, device=device, dtype=dtype, backend=backend, skip_eps=skip_eps
+        inside, device=device, dtype=dtype, backend=backend, skip_eps=skip_eps, quantize=quantize
     )
     recipe = told(read_recipe(folder, checkpoint.family.pooling, pooling), pooling, normalize)
     files = _small_files(folder, recipe)

@@ -145,5 +145,5 @@ def test_refused(fails: Callable[..., str], tmp_path: Path, bert: Path, texts_fi
     assert "--calibration -: expected a file" in fails(*int8, "--calibration", "-")
     (tmp_path / "one.txt").write_text(TEXTS[0] + "\n")
     assert "1 texts have no ranges" in fails(*int8, "--calibration", tmp_path / "one.txt")
-    assert "--precision" in fails(*embed, "--quantize", "int8")
+    assert "--precision" in fails(*embed, "--int8")
     assert not out.exists()

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from ...errors import InputError
 from ...loading import Checkpoint, load_checkpoint, resolve, save_checkpoint
 from ...loading.save import config_of
+from ...models.int8 import quantization
 from ...models.packing import Packed, pack
 from . import arguments
 from .config import PUBLISHED_FIELD, PyencConfig, published_of
@@ -96,6 +97,11 @@ class PyencPreTrainedModel(PreTrainedModel):
             dtype=arguments.wanted_dtype(given, config),
             config=published_of(config),
         )
+        if quantization(checkpoint.encoder):
+            raise InputError(
+                f"{pretrained_model_name_or_path}: its linear layers are of eight bits, which are "
+                "not served inside of transformers; pyenc.load takes it"
+            )
         config = copy.deepcopy(config)
         config.dtype = checkpoint.encoder.dtype
         config.name_or_path = str(pretrained_model_name_or_path)

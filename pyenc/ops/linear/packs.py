@@ -28,7 +28,8 @@ class _Entry:
     storage: weakref.ref[torch.UntypedStorage]
     place: tuple[Any, ...]
     sample: Tensor
-    pack: Tensor
+    pack: Any
+    """A tensor, or several."""
 
     def stands_for(self, weight: Tensor) -> bool:
         return (
@@ -55,7 +56,7 @@ def why_not(weight: Tensor) -> str | None:
     return None
 
 
-def packed(weight: Tensor, pack: Callable[[Tensor], Tensor]) -> Tensor:
+def packed(weight: Tensor, pack: Callable[[Tensor], Any]) -> Any:
     """The pack of a weight for which `why_not` is None, made by `pack` when there is none."""
     entry = _entries.get(id(weight))
     if entry is not None and entry.stands_for(weight):
@@ -74,10 +75,11 @@ def forget_all(*_: Any) -> None:
 
 def held() -> int:
     """Bytes of packs held."""
-    return sum(entry.pack.numel() * entry.pack.element_size() for entry in _entries.values())
+    packs = [e.pack if isinstance(e.pack, tuple) else (e.pack,) for e in _entries.values()]
+    return sum(tensor.nbytes for pack in packs for tensor in pack)
 
 
-def _remember(weight: Tensor, pack: Callable[[Tensor], Tensor]) -> _Entry:
+def _remember(weight: Tensor, pack: Callable[[Tensor], Any]) -> _Entry:
     global _hooked
     if not _hooked:
         register_optimizer_step_post_hook(forget_all)

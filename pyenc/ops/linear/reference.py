@@ -31,3 +31,22 @@ def linear_reference(
     if bias is not None:
         y = y + bias
     return y if activation is None else activation_reference(y, activation)
+
+
+def int8_linear_reference(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, activation: str | None
+) -> Tensor:
+    """x (..., C), weight (F, C) int8, scale (F,): the integers' product in float64, as the formula
+    reads; only which integers x is rounded to is decided in float32, which is part of it."""
+    x = x.float()
+    low = x.amin(-1, keepdim=True).clamp(max=0)
+    high = x.amax(-1, keepdim=True).clamp(min=0)
+    step = ((high - low) / 191).clamp(min=1.2e-38)
+    zero = torch.round(-low / step)
+    u = torch.floor(x / step + (zero + 0.5)).clamp(0, 192)
+    step = torch.where(step.isfinite(), step, torch.nan)
+    sums = einsum((u - zero).double(), weight.double(), "... c, f c -> ... f")
+    y = sums * step.double() * scale.double()
+    if bias is not None:
+        y = y + bias.double()
+    return y if activation is None else activation_reference(y, activation)

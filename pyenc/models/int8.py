@@ -1,0 +1,145 @@
+"""Encoders with linear layers in eight bits: the module, and how an encoder comes to have it.
+
+Attention's four products and the feed-forward's are quantised. Embeddings, norms, biases, the
+products of q with k and with v, the pooler and the masked-LM head stay in the model's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..ops.linear.int8 import int8_linear, quantize_weight
+from .encoder import Encoder
+from .layers import Linear
+
+QUANTIZED = ("int8",)
+"""Names that `quantize` may have."""
+
+
+class Int8Linear(nn.Module):
+    """In the place of a `Linear`: weight (F, C) int8 and its scale (F,) float32.
+
+    Its tensors are buffers: they are saved and moved with a model, and nothing trains them. The
+    scale stays float32 whatever dtype the model is brought to.
+
+    Args:
+        linear: what it stands for.
+        weight, scale: the eight bits, where they are known; default `quantize_weight` of its own.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    form: Tensor
+
+    def __init__(
+        self, linear: Linear, weight: Tensor | None = None, scale: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        if linear.weight.device.type == "meta":
+            weight = torch.empty_like(linear.weight, dtype=torch.int8)
+            scale = torch.empty_like(linear.weight[:, 0], dtype=torch.float32)
+        elif weight is None or scale is None:
+            weight, scale = quantize_weight(linear.weight)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        bias = None if linear.bias is None else linear.bias.detach()
+        self.register_buffer("bias", bias)
+        # Of no size: it has the model's dtype, also where there is no bias that has.
+        form = torch.empty(0, dtype=linear.dtype, device=weight.device)
+        self.register_buffer("form", form, persistent=False)
+
+    def forward(self, x_TC: Tensor, backend: str | None, activation: str | None = None) -> Tensor:
+        return int8_linear(x_TC, self.weight, self.scale, self.bias, activation, backend=backend)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.form.dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
+        scale = self.scale
+        super()._apply(fn, recurse)
+        self.scale = self.scale if self.scale.dtype == scale.dtype else scale.to(self.weight.device)
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Torch would cast another dtype's numbers to eight bits, which is no quantising.
+        for name in ("weight", "scale"):
+            given, own = state_dict.get(prefix + name), getattr(self, name)
+            if given is not None and given.dtype != own.dtype:
+                raise InputError(
+                    f"{prefix}{name} is {given.dtype} in the state dict and {own.dtype} in this "
+                    "encoder, whose linear layers are quantised: load the other one's checkpoint "
+                    'with quantize="int8"'
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[arg-type]
+
+    def extra_repr(self) -> str:
+        rows, columns = self.weight.shape
+        return f"in_features={columns}, out_features={rows}, bias={self.bias is not None}"
+
+
+def quantized_names(encoder: Encoder) -> Iterator[str]:
+    """The names of the linear layers that are quantised, or would be."""
+    for name, module in encoder.layers.named_modules():
+        if isinstance(module, (Linear, Int8Linear)):
+            yield f"layers.{name}"
+
+
+def quantize_layers(
+    encoder: Encoder, known: Mapping[str, tuple[Tensor, Tensor]] | None = None
+) -> None:
+    """Quantise an encoder where it is; nothing of it takes a gradient from then on.
+
+    Args:
+        encoder: of floating point; one that is quantised stays as it is.
+        known: name of a layer -> its int8 (F, C) and scale (F,), of a checkpoint that has them.
+    """
+    for name in list(quantized_names(encoder)):
+        outer, _, own = name.rpartition(".")
+        parent, linear = encoder.get_submodule(outer), encoder.get_submodule(name)
+        if isinstance(linear, Linear):
+            setattr(parent, own, Int8Linear(linear, *(known or {}).get(name, ())).train(False))
+    encoder.requires_grad_(False)
+
+
+def dequantize_layers(encoder: Encoder) -> None:
+    """Quantised layers become floating-point ones of the same weights, in the model's dtype; an
+    encoder without any stays as it is."""
+    for name in list(quantized_names(encoder)):
+        outer, _, own = name.rpartition(".")
+        layer = encoder.get_submodule(name)
+        if isinstance(layer, Int8Linear):
+            rows, columns = layer.weight.shape
+            with torch.device("meta"):
+                linear = Linear(columns, rows, bias=layer.bias is not None, dtype=layer.dtype)
+            wide = layer.weight.to(layer.dtype) * layer.scale.to(layer.dtype)[:, None]
+            state = {"weight": wide} | ({} if layer.bias is None else {"bias": layer.bias})
+            linear.load_state_dict(state, assign=True)
+            setattr(encoder.get_submodule(outer), own, linear.eval().requires_grad_(False))
+
+
+def quantization(encoder: nn.Module) -> str | None:
+    """What the encoder's linear layers are quantised to, or None."""
+    found = any(isinstance(module, Int8Linear) for module in encoder.modules())
+    return QUANTIZED[0] if found else None
+
+
+def check_quantize(quantize: str | None) -> None:
+    """Refuse a name that is none.
+
+    Raises:
+        InputError: it names what is right.
+    """
+    if quantize is not None and quantize not in QUANTIZED:
+        raise InputError(
+            f"quantize must be None or {' or '.join(map(repr, QUANTIZED))} (linear layers, on a "
+            f"CPU), got {quantize!r:.80}; the vectors' own bits are `precision` of `encode`"
+        )

@@ -1,0 +1,256 @@
+"""Linear layers in eight bits: weights by channel, activations by token, summed in integers.
+
+y = s_t (U Q^T - z_t sum_c Q) s_f + b, with unsigned U and zero point z for each token and signed Q
+for each channel. oneDNN makes the product, through torch's op for quantised models; it takes one
+scale and zero point a call, so the tokens' own are put on its result.
+
+Neither uses all of its bits: activations keep to [0, 192], weights to [-85, 85]. Where a processor
+has no dot product of bytes (AVX2 alone), oneDNN adds pairs of products in 16 bits, which saturate
+at 32,767: two of 192 * 85 fit (32,640), two of 255 * 127 do not, and sums were off by up to half
+of the largest. So the integers are right, and the same, on every processor. Of the ranges that fit,
+these left the least error of the ones tried on real weights (bench/NOTES.md).
+
+Shapes: T tokens, C channels in, F channels out.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+from .. import oracle
+from ..activation import activate, check_activation
+from ..backend import WhyNot, always, choose
+from ..validation import check_float
+from . import packs
+from .reference import int8_linear_reference
+
+LEVELS = 85
+"""The largest weight."""
+
+STEPS = 191
+"""Steps between a token's smallest and largest value; rounding may take one more."""
+
+BLOCK = 512
+"""Rows at a time: what is between the passes stays in a cache."""
+
+TINY = 1.2e-38
+"""In the place of a scale of zero."""
+
+_lock = threading.Lock()
+_tried: list[str | None] = []
+
+
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The eight bits of a weight, and their scales.
+
+    Args:
+        weight: (F, C), floating point.
+
+    Returns:
+        int8 (F, C) in [-85, 85] and float32 (F,): their product is close to the weight. A channel
+        of zeros has a scale of 0.
+
+    Raises:
+        InputError: it is no matrix, or not finite.
+    """
+    check_float("quantize_weight", weight=weight)
+    if weight.ndim != 2:
+        raise InputError(f"quantize_weight: weight must be (F, C), got {tuple(weight.shape)}")
+    wide = weight.detach().float()
+    if not bool(wide.isfinite().all()):
+        raise InputError("quantize_weight: weight must be finite")
+    if wide.numel() == 0:
+        return wide.to(torch.int8), wide.new_zeros(wide.shape[0])
+    scale = wide.abs().amax(1) / LEVELS
+    steps = (wide / scale.clamp_min(TINY)[:, None]).round_().clamp_(-LEVELS, LEVELS)
+    return steps.to(torch.int8), scale
+
+
+def int8_linear(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """activation(x W^T + b), x rounded to eight bits a token and W given in eight bits.
+
+    A token's range [min(0, x), max(0, x)] is cut into 191 steps; which step a value is rounded to
+    depends on its own token alone, and the sums are exact, so a row of the result does not depend
+    on the others. Not differentiable.
+
+    Args:
+        x: (..., C), float16/32/64 or bfloat16, on a CPU. A row with an inf or nan gives nan.
+        weight: (F, C) int8 in [-85, 85], as of `quantize_weight`; values beyond are not looked for.
+        scale: (F,) float32.
+        bias: (F,), floating point, or None.
+        activation: one of `ACTIVATIONS`, or None.
+        backend: "onednn", "torch" (the same integers, multiplied in float32) or "reference"; None
+            chooses, and so do "cpu" and "triton", the names of kernels that other ops have.
+
+    Returns:
+        (..., F), dtype of x; computed in float32, rounded once before the activation.
+
+    Raises:
+        InputError: shapes, dtypes or the activation's name are wrong, x is not on a CPU, or a
+            gradient is asked for.
+        BackendError: `backend` cannot serve this call.
+    """
+    _check(x, weight, scale, bias, activation)
+    table = backend_table(x)
+    name = choose("int8_linear", backend, table)
+    if name in ("cpu", "triton", "flash_attn"):
+        name = choose("int8_linear", "auto", table)
+    if name == "reference":
+        exact = int8_linear_reference(
+            x, weight, oracle.widen(scale), None if bias is None else oracle.widen(bias), activation
+        )
+        return exact.to(x.dtype)
+    y: Tensor = torch.ops.pyenc.int8_linear(x, weight, scale, bias, name)
+    return y if activation is None else activate(y, activation)
+
+
+def backend_table(x: Tensor) -> dict[str, WhyNot]:
+    """The backends of this op and why each cannot serve x, for `choose` and `explain`."""
+    elsewhere = None if x.device.type == "cpu" else f"the tensors are on {x.device}"
+    return {
+        "onednn": lambda: elsewhere or why_not(),
+        "torch": always,
+        "reference": always,
+        # Asked for by name for all the ops of a model.
+        "cpu": lambda: elsewhere,
+        "triton": always,
+        "flash_attn": always,
+    }
+
+
+@torch.compiler.assume_constant_result
+def why_not() -> str | None:
+    """Why oneDNN cannot serve here, in one line, or None; tried once."""
+    if not torch.backends.mkldnn.enabled:
+        return "torch.backends.mkldnn is disabled"
+    with _lock:
+        if not _tried:
+            _tried.append(_try())
+        return _tried[0]
+
+
+@torch.library.custom_op("pyenc::int8_linear", mutates_args=())
+def _op(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, name: str) -> Tensor:
+    """Opaque: torch.compile cannot carry a packed weight, and must not round otherwise."""
+    rows = x.reshape(-1, x.shape[-1])
+    out = x.new_empty(rows.shape[0], weight.shape[0])
+    if out.numel() == 0:
+        return out.view(*x.shape[:-1], weight.shape[0])
+    wide_bias = None if bias is None else bias.float()
+    packed, sums = _ready(weight, scale, name)
+    zeros = torch.zeros(weight.shape[0], dtype=torch.int64, device=weight.device)
+    for at in range(0, rows.shape[0], BLOCK):
+        steps, step, zero = quantize_rows(rows[at : at + BLOCK])
+        if name == "onednn":
+            y = _product(steps, packed, scale, zeros)
+        else:
+            y = (steps.float() @ packed.t()).mul_(scale)
+        y.addr_(zero, sums, alpha=-1).mul_(step[:, None])
+        out[at : at + BLOCK] = y if wide_bias is None else y.add_(wide_bias)
+    return out.view(*x.shape[:-1], weight.shape[0])
+
+
+@_op.register_fake
+def _(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, name: str) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def quantize_rows(x_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """uint8 (T, C), and the float32 step and zero point of each row: x is about step (u - zero)."""
+    x_TC = x_TC.float()
+    low, high = x_TC.amin(1).clamp_max_(0), x_TC.amax(1).clamp_min_(0)
+    step = high.sub_(low).div_(STEPS).clamp_min_(TINY)
+    # What is not finite becomes nan, which all of the row will be.
+    step += step - step
+    zero = low.neg_().div_(step).round_()
+    # Rounded by cutting off: what is below is no smaller than -0.5, with 0.5 added.
+    steps = torch.div(x_TC, step[:, None]).add_((zero + 0.5)[:, None])
+    return steps.to(torch.uint8), step, zero
+
+
+def _ready(weight: Tensor, scale: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """The weight as the product takes it, and scale times its sums over C."""
+    if name != "onednn":
+        return weight.float(), weight.sum(1, dtype=torch.int32) * scale
+    made = packs.packed(weight, _pack) if packs.why_not(weight) is None else _pack(weight)
+    packed, sums = made
+    return packed, sums * scale
+
+
+def _pack(weight: Tensor) -> tuple[Tensor, Tensor]:
+    ops: Any = torch.ops.onednn
+    return ops.qlinear_prepack(weight, None), weight.sum(1, dtype=torch.int32)
+
+
+def _product(steps: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor) -> Tensor:
+    """(T, F) float32: the integers' product, exact before the channel's scale is put on it."""
+    ops: Any = torch.ops.onednn
+    y: Tensor = ops.qlinear_pointwise(
+        steps, 1.0, 0, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return y
+
+
+@torch.no_grad()
+def _try() -> str | None:
+    """The largest integers there can be, whose sums would show saturation, and mixed ones."""
+    try:
+        for tokens, channels in ((1, 48), (5, 64)):
+            count = torch.arange(tokens * channels, device="cpu").view(tokens, channels)
+            steps = (count * 97 % (STEPS + 2)).to(torch.uint8)
+            steps[0] = STEPS + 1
+            count = torch.arange(24 * channels, device="cpu").view(24, channels)
+            weight = (count * 37 % (2 * LEVELS + 1) - LEVELS).to(torch.int8)
+            weight[0], weight[1] = LEVELS, -LEVELS
+            scale = torch.ones(24, dtype=torch.float32, device="cpu")
+            zeros = torch.zeros(24, dtype=torch.int64, device="cpu")
+            got = _product(steps, _pack(weight)[0], scale, zeros)
+            if not torch.equal(got.long(), steps.long() @ weight.long().t()):
+                return "its answers are wrong here"
+    except (AttributeError, RuntimeError, TypeError, NotImplementedError) as error:
+        return f"this torch or processor cannot: {str(error).splitlines()[0]}"
+    return None
+
+
+def _check(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, activation: str | None
+) -> None:
+    check_float("int8_linear", x=x, scale=scale, bias=bias)
+    if x.device.type not in ("cpu", "meta"):
+        raise InputError(
+            f"int8_linear: x is on {x.device}; weights of eight bits are served on CPUs alone: "
+            'load with device="cpu", or without quantize'
+        )
+    if weight.dtype != torch.int8 or weight.ndim != 2 or x.shape[-1:] != weight.shape[1:]:
+        raise InputError(
+            f"int8_linear: weight must be (F, C) int8 for x (..., C); got {tuple(weight.shape)} "
+            f"{weight.dtype} and {tuple(x.shape)}"
+        )
+    if scale.shape != weight.shape[:1] or scale.dtype != torch.float32:
+        raise InputError(
+            f"int8_linear: scale must be ({weight.shape[0]},) float32, got {tuple(scale.shape)} "
+            f"{scale.dtype}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise InputError(f"int8_linear: bias must be ({weight.shape[0]},), got {tuple(bias.shape)}")
+    if activation is not None:
+        check_activation("int8_linear", activation)
+    asks = (t is not None and t.requires_grad for t in (x, scale, bias))
+    if torch.is_grad_enabled() and any(asks):
+        raise InputError(
+            "int8_linear: weights of eight bits have no gradient and hand none on; compute under "
+            "torch.no_grad(), or load without quantize to train"
+        )

@@ -1,0 +1,204 @@
+"""`int8_linear` against the float64 oracle, in integers where they tell, and what it refuses."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyenc.errors import InputError
+from pyenc.ops.linear import int8, packs
+from pyenc.ops.linear.int8 import int8_linear, quantize_weight
+from pyenc.ops.linear.reference import int8_linear_reference
+from tests.oracle import assert_right
+
+onednn = pytest.mark.skipif(int8.why_not() is not None, reason=str(int8.why_not()))
+BACKENDS = ["torch", pytest.param("onednn", marks=onednn)]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+def layer(c: int = 24, f: int = 40) -> tuple[Tensor, Tensor, Tensor]:
+    weight, scale = quantize_weight(torch.randn(f, c))
+    return weight, scale, torch.randn(f)
+
+
+@pytest.mark.parametrize("backend", [None, "reference", *BACKENDS])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", [None, "gelu", "relu"])
+@pytest.mark.usefixtures("poison")
+def test_against_the_oracle(
+    backend: str | None, dtype: torch.dtype, activation: str | None
+) -> None:
+    for shape, f, biased in (
+        ((7, 24), 40, True),
+        ((1, 1), 1, True),
+        ((2, 3, 5, 17), 33, False),
+        ((65,), 3, True),
+        ((1030, 40), 24, True),
+        ((0, 24), 40, True),
+        ((3, 0, 24), 40, False),
+    ):
+        weight, scale, bias = layer(shape[-1], f)
+        x = (torch.randn(shape) * 3 + 0.5).to(dtype)
+        x = x.transpose(0, -1).contiguous().transpose(0, -1)
+        offset = bias if biased else None
+        got = int8_linear(x, weight, scale, offset, activation, backend=backend)
+        assert got.dtype == dtype
+        oracle = int8_linear_reference(x, weight, scale.double(), offset, activation)
+        plain = int8_linear_reference(x, weight, scale.double(), offset, None).to(dtype)
+        naive = plain if activation is None else getattr(F, activation)(plain)
+        # Of float64 too it is computed in float32.
+        got = got.float() if dtype == torch.float64 else got
+        assert_right(got, naive, oracle.double(), what=f"{shape}")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_more_than_half_a_step_off(backend: str) -> None:
+    """Of a float64 product with the same weights: an oracle that knows nothing of zero points."""
+    for rows, c, f in ((3, 8, 5), (37, 384, 64), (11, 3072, 17)):
+        weight, scale, _ = layer(c, f)
+        x = torch.randn(rows, c) * torch.logspace(-3, 3, rows)[:, None] + torch.randn(rows, 1)
+        wide = weight.double() * scale.double()[:, None]
+        step = (x.amax(1).clamp_min(0) - x.amin(1).clamp_max(0)).double() / 191
+        bound = 0.5 * step[:, None] * wide.abs().sum(1)
+        off = (int8_linear(x, weight, scale, backend=backend) - x.double() @ wide.T).abs()
+        assert (off <= bound * 1.001 + 1e-9).all()
+        assert off.max() > 0, "it rounds"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("c", [1, 2, 31, 64, 383, 3072])
+def test_sums_are_exact_at_the_ends_of_the_range(backend: str, c: int) -> None:
+    """Whole numbers that eight bits hold come out whole: pairs that would saturate among them."""
+    signs = torch.tensor(list(itertools.product((-85, 85), repeat=2))).repeat(1, (c + 1) // 2)
+    weight = torch.cat([signs[:, :c], torch.randint(-85, 86, (9, c))]).to(torch.int8)
+    x = torch.randint(0, 192, (6, c))
+    x[0], x[1, ::2], x[2, 1::2] = 191, 191, 191
+    x[:, 0], x[0, -1] = 191, 191
+    if c > 1:
+        x[1:, -1] = 0
+    got = int8_linear(x.float(), weight, torch.ones(len(weight)), backend=backend)
+    truth = x @ weight.long().T
+    if c > 1:  # with 0 and 191 in a row its steps are ones
+        x = x[1:]
+        got, truth = got[1:], truth[1:]
+    assert (got.double() - truth).abs().max() <= 2e-7 * truth.abs().max() + 1e-3
+    if truth.abs().max() < 2**24 and c > 1:
+        assert torch.equal(got.long(), truth)
+
+
+def test_it_would_be_found_out_if_it_saturated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def saturating(steps: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor) -> Tensor:
+        products = steps.int()[:, None] * packed.int()[None]
+        pairs = products.unflatten(-1, (-1, 2)).sum(-1).clamp(-(2**15), 2**15 - 1)
+        return pairs.sum(-1).float()
+
+    monkeypatch.setattr(int8, "_pack", lambda weight: (weight, weight.sum(1)))
+    monkeypatch.setattr(int8, "_product", saturating)
+    assert int8._try() is None
+    monkeypatch.setattr(int8, "LEVELS", 127)
+    assert "wrong" in str(int8._try())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_row_does_not_depend_on_the_others(backend: str) -> None:
+    weight, scale, bias = layer(96, 130)
+    x = torch.randn(700, 96)
+    x[5] *= 1e4
+    whole = int8_linear(x, weight, scale, bias, backend=backend)
+    for rows in (slice(0, 1), slice(4, 7), slice(130, 700), slice(511, 514)):
+        part = int8_linear(x[rows], weight, scale, bias, backend=backend)
+        assert torch.equal(part, whole[rows])
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_rows_of_zeros_and_of_what_is_not_finite(backend: str) -> None:
+    weight, scale, bias = layer()
+    x = torch.randn(6, 24)
+    clean = int8_linear(x, weight, scale, bias, backend=backend)
+    x[0], x[2, 3], x[4, 5], x[5, 6] = 0, torch.nan, torch.inf, -torch.inf
+    got = int8_linear(x, weight, scale, bias, backend=backend)
+    assert torch.equal(got[0], bias)
+    assert torch.equal(got[[1, 3]], clean[[1, 3]])
+    assert got[[2, 4, 5]].isnan().all()
+
+
+def test_small_numbers_keep_their_share() -> None:
+    weight, scale, _ = layer()
+    x = torch.randn(4, 24) * 1e-30
+    got = int8_linear(x, weight, scale) * 1e30
+    assert torch.allclose(got, int8_linear(x * 1e30, weight, scale), rtol=1e-4, atol=1e-4)
+
+
+def test_a_weight_is_quantised_to_the_nearest() -> None:
+    wide = torch.randn(50, 300) * torch.logspace(-4, 4, 50)[:, None]
+    wide[3], wide[4, 0] = 0, 100.0
+    weight, scale = quantize_weight(wide)
+    assert weight.dtype == torch.int8
+    assert weight.abs().max() == 85
+    assert scale[3] == 0
+    off = (weight.double() * scale.double()[:, None] - wide).abs()
+    assert (off <= wide.abs().amax(1, keepdim=True).double() / 170 * 1.00001).all()
+    exact, one = quantize_weight(torch.tensor([[85.0, -5, 0], [-170, 2, 64]]))
+    assert exact.tolist() == [[85, -5, 0], [-85, 1, 32]]
+    assert one.tolist() == [1, 2]
+    assert quantize_weight(torch.zeros(3, 0))[0].shape == (3, 0)
+
+
+@onednn
+def test_a_changed_weight_is_packed_anew() -> None:
+    weight, scale, _ = layer()
+    x = torch.randn(5, 24)
+    packs.forget_all()
+    int8_linear(x, weight, scale)
+    assert packs.held() >= weight.numel()
+    other, scale, _ = layer()
+    weight.copy_(other)
+    assert torch.equal(int8_linear(x, weight, scale), int8_linear(x, other, scale))
+    del weight, other
+    assert packs.held() == 0
+
+
+def test_a_threads_first_call_may_be_compiled() -> None:
+    weight, scale, bias = layer()
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def compiled(x: Tensor) -> Tensor:
+        return int8_linear(x, weight, scale, bias, "gelu")
+
+    x = torch.randn(9, 24)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), int8_linear(x, weight, scale, bias, "gelu"))
+    arguments = (x, weight, scale, bias, "torch")
+    torch.library.opcheck(torch.ops.pyenc.int8_linear.default, arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"x": torch.ones(2, 25)}, "weight must be"),
+        ({"x": torch.ones(2, 24, dtype=torch.int32)}, "x"),
+        ({"weight": torch.ones(40, 24)}, "int8"),
+        ({"weight": torch.ones(40, dtype=torch.int8)}, "weight must be"),
+        ({"scale": torch.ones(39)}, "scale must be"),
+        ({"scale": torch.ones(40).double()}, "float32"),
+        ({"bias": torch.ones(39)}, "bias must be"),
+        ({"activation": "tanh"}, "tanh"),
+        ({"x": torch.ones(2, 24, requires_grad=True)}, "no gradient"),
+        ({"x": torch.ones(2, 24).requires_grad_(), "backend": "reference"}, "no gradient"),
+    ],
+)
+def test_what_is_refused(changes: dict[str, object], said: str) -> None:
+    weight, scale, bias = layer()
+    arguments = {"x": torch.ones(2, 24), "weight": weight, "scale": scale, "bias": bias}
+    with pytest.raises(InputError, match=said):
+        int8_linear(**(arguments | changes))  # type: ignore[arg-type]
+
+
+def test_weights_that_are_refused() -> None:
+    for bad in (torch.ones(3), torch.tensor([[1.0, torch.nan]]), torch.ones(2, 2).int()):
+        with pytest.raises(InputError, match="quantize_weight"):
+            quantize_weight(bad)
