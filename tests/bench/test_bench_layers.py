@@ -26,13 +26,8 @@ LAYERS = (
     ("bench.check", "bench.chosen", "bench.tunables", "bench.ahead_of_time", "bench.aot_work"),
     ("bench.op", "bench.models", "bench.long_attention", "bench.tune", "bench.tune_linear"),
     ("bench.accelerate",),
-    (
-        "bench.along_ratios",
-        "bench.aot",
-        "bench.int8_quality",
-        "bench.plots",
-        "bench.range_shares",
-    ),  # fmt: skip
+    ("bench.along_ratios", "bench.int8_quality", "bench.range_shares"),
+    ("bench.aot", "bench.plots"),
     ("bench.__main__", "bench.test_bench_ops"),
 )
 

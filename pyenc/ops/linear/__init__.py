@@ -225,9 +225,12 @@ def _linear_op(
 ) -> Tensor:
     """Opaque, with the ordinary weight: torch.compile cannot carry a packed one.
 
-    F.linear serves products of fewer than `least` multiplications, a size that only a call tells.
+    torch's product serves where there are fewer than `least` multiplications, a size that only a
+    call tells; no gradient is needed then.
     """
     if _work(x, weight) < least:
+        if activation and activated.why_not(x, weight, bias) is None:
+            return activated.linear(x, weight, bias, activation)
         y = F.linear(x, weight, bias)
         return F.gelu(y) if activation else y
     return kernels.linear(x, weight, bias, activation)
