@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..models import Encoder
 from ..models.families import own
-from ..models.int8 import quantization
+from ..models.int8 import quantization, quantized_tensors
 from .checkpoint import Checkpoint
 from .quantized import KEY, SAID, stored
 from .writable import check_writable
@@ -61,7 +61,8 @@ def own_checkpoint(encoder: Encoder) -> Checkpoint:
     >>> text.checkpoint = own_checkpoint(encoder)            # with the tokenizer of a TextEncoder:
     >>> text.save("folder")
     """
-    sources: dict[str, tuple[str, ...]] = {n: (n,) for n, _ in encoder.named_parameters()}
+    names = [name for name, _ in encoder.named_parameters()]
+    sources = {name: (name,) for name in (*names, *quantized_tensors(encoder))}
     return Checkpoint(
         encoder=encoder,
         family=own.FAMILY,

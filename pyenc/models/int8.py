@@ -93,6 +93,16 @@ def quantized_names(encoder: Encoder) -> Iterator[str]:
             yield f"layers.{name}"
 
 
+def quantized_tensors(encoder: Encoder) -> Iterator[str]:
+    """The names of weights and biases that are parameters where nothing is quantised."""
+    for name in quantized_names(encoder):
+        layer = encoder.get_submodule(name)
+        if isinstance(layer, Int8Linear):
+            yield f"{name}.weight"
+            if layer.bias is not None:
+                yield f"{name}.bias"
+
+
 def quantize_layers(
     encoder: Encoder, known: Mapping[str, tuple[Tensor, Tensor]] | None = None
 ) -> None:

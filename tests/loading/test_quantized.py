@@ -14,7 +14,7 @@ from torch import Tensor
 
 import pyenc
 from pyenc.errors import CheckpointError, InputError
-from pyenc.loading import load_checkpoint, save_checkpoint
+from pyenc.loading import load_checkpoint, own_checkpoint, save_checkpoint
 from pyenc.loading.target import check_eight_bits
 from pyenc.models.int8 import Int8Linear, quantization
 from tests.conftest import GOLDEN, Golden
@@ -38,6 +38,16 @@ def test_round_trip(golden: Golden, tmp_path: Path) -> None:
     save_checkpoint(again, tmp_path)  # over itself
     first = load_file(tmp_path / "model.safetensors")
     assert sum(tensor.dtype == torch.int8 for tensor in first.values()) >= 4
+
+
+def test_in_pyencs_own_format_too(tmp_path: Path) -> None:
+    encoder = load_checkpoint(SMALL, quantize="int8", device="cpu").encoder
+    save_checkpoint(own_checkpoint(encoder), tmp_path)
+    again = load_checkpoint(tmp_path).encoder
+    assert quantization(again) == "int8"
+    before, after = encoder.state_dict(), again.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_vectors_are_equal_bit_for_bit(tmp_path: Path) -> None:
