@@ -16,6 +16,7 @@ from ..ops import extension
 from ..ops.linear import choices
 from ..ops.linear.onednn import forced
 from ..text import TextEncoder
+from . import precisions
 from .serving import checkpoint_files, load_encoder, served
 from .streams import printing
 
@@ -157,6 +158,9 @@ def _serving(encoder: TextEncoder, device: torch.device, backend: str | None) ->
             for op, answer in answers.items()
         },
         "linear_choice": _linear_choice(device, encoder.model.dtype),
+        "fewer_bits": (
+            precisions.known(encoder.checkpoint.family.name) if device.type == "cpu" else None
+        ),
         "extension": {
             "built": not extension.why_missing(),
             "instruction_set": extension.isa(),
@@ -239,6 +243,11 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
             yield from _choice_words(serving["linear_choice"])
     cpp = serving["extension"]
     yield _row("C++ extension", cpp["why_not"] or f"built, {cpp['instruction_set']}")
+    if serving["fewer_bits"]:
+        yield ""
+        yield "in fewer bits, as far as it was measured:"
+        for name, words in precisions.lines(facts["family"], serving["fewer_bits"]):
+            yield _row(name, words)
 
 
 def _choice_words(choice: dict[str, Any]) -> Iterator[str]:
