@@ -31,7 +31,8 @@ def known(family: str, kind: processor.Processor | None = None) -> dict[str, Any
     kind = kind or processor.here()
     # Not of weaker kinds: theirs say nothing of what a stronger one gains.
     keys = (kind.name, f"{kind.vendor}, {kind.isa}", kind.isa)
-    speeds = next((table["speed"][key] for key in keys if key in table["speed"]), {})
+    entries: dict[str, Any] = table["speed"]
+    speeds: dict[str, Any] = next((entries[key] for key in keys if key in entries), {})
     errors = table["error"].get(family, {})
     return {name: {"speed": _of(speeds, name), "error": _of(errors, name)} for name in PRECISIONS}
 

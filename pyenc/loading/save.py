@@ -62,7 +62,9 @@ def own_checkpoint(encoder: Encoder) -> Checkpoint:
     >>> text.save("folder")
     """
     names = [name for name, _ in encoder.named_parameters()]
-    sources = {name: (name,) for name in (*names, *quantized_tensors(encoder))}
+    sources: dict[str, tuple[str, ...]] = {
+        name: (name,) for name in (*names, *quantized_tensors(encoder))
+    }
     return Checkpoint(
         encoder=encoder,
         family=own.FAMILY,

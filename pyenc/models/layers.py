@@ -22,7 +22,7 @@ from ..ops import (
     linear,
     rotary,
 )
-from ..ops.attention.along import line_of
+from ..ops.attention.along import Within
 from ..ops.attention.bias import OwnBias
 from ..ops.attention.terms import Bias, has_line
 from ..ops.backend import compiling
@@ -223,7 +223,7 @@ class Attention(nn.Module):
             bias = cast(OwnBias, self.position_bias)
         # A graph has no values to find the longest distance in.
         if has_line(bias) and compiling() and call.positions is not None and call.span is not None:
-            bias = line_of(bias, self.heads[0], max(call.span - 1, 0), q_THD.device)
+            bias = cast(Bias, Within(bias, max(call.span - 1, 0)))
         out_THD = attention(
             q_THD,
             k_THD,

@@ -17,7 +17,7 @@ from . import cpu as cpu_kernels
 from . import flash_attn
 from . import registration as _registration  # noqa: F401  (it registers the ops)
 from . import triton as triton_kernels
-from .along import Line, line_of, reach_of, too_far, wants_gradient
+from .along import Line, Within, check_listed, line_of, reach_of, too_far, wants_gradient
 from .bias import ALiBi
 from .own_bias import CustomTerms, attention_custom_bias
 from .reference import attention_reference
@@ -79,6 +79,7 @@ def attention(
         BackendError: `backend` cannot serve this call.
     """
     q, k, v = (_as_autocast(x) for x in (q, k, v))
+    bias, within = (bias.bias, bias.reach) if isinstance(bias, Within) else (bias, None)
     check_arguments(
         q, k, v, cu_seqlens, bias, positions, window, scale, dropout_p, skip_eps
     )  # fmt: skip
@@ -86,9 +87,9 @@ def attention(
     window = (-1, -1) if window is None else window
     # Drawn from torch's own generator, so that torch.manual_seed makes dropout repeatable.
     seed = torch.randint(2**62, (), device="cpu") if dropout_p > 0 else None
-    table = backend_table(q, k, v, bias, dropout_p, positions, return_lse, scale)
+    table = backend_table(q, k, v, bias, dropout_p, positions, return_lse, scale, cu_seqlens)
     name = choose("attention", backend, table)
-    bias = as_line(bias, q, cu_seqlens, positions, name)
+    bias = as_line(bias, q, cu_seqlens, positions, name, within)
     if name == "reference":
         check_values(q, cu_seqlens, bias, positions)
         assert not isinstance(bias, Line)  # the oracle takes the object itself
@@ -103,6 +104,8 @@ def attention(
         out, lse = flash_attn.attention(q, k, v, cu_seqlens, slopes, scale, window, dropout_p)
     elif name == "torch" and is_own(bias):
         bounds = check_values(q, cu_seqlens, bias, positions)
+        if has_line(bias):
+            check_listed(bias, q.shape[1], q.device)
         seed_value = 0 if seed is None else int(seed)
         custom = CustomTerms(bias, bounds, positions, scale, window, dropout_p, seed_value)
         out, lse = attention_custom_bias(q, k, v, custom)
@@ -119,14 +122,22 @@ def attention(
 
 
 def as_line(
-    bias: Bias, q: Tensor, cu_seqlens: Tensor, positions: Tensor | None, backend: str
+    bias: Bias,
+    q: Tensor,
+    cu_seqlens: Tensor,
+    positions: Tensor | None,
+    backend: str,
+    within: int | None = None,
 ) -> Bias:
-    """A bias as the backend takes it: one by distance as a line of its numbers."""
+    """A bias as the backend takes it: one by distance as a line of its numbers.
+
+    within: a bound of the distances that the caller knows of.
+    """
     if not has_line(bias) or backend == "reference":
         return bias
     if backend == "triton" and hasattr(bias, "kernel"):
         return bias
-    reach = reach_of(q, cu_seqlens, positions)
+    reach = reach_of(q, cu_seqlens, positions) if within is None else within
     if positions is not None and too_far(reach, q.shape[0]):
         return bias
     return line_of(bias, q.shape[1], reach, q.device)
@@ -150,13 +161,16 @@ def backend_table(
     positions: Tensor | None = None,
     return_lse: bool = False,
     scale: float = 1.0,
+    cu_seqlens: Tensor | None = None,
 ) -> dict[str, WhyNot]:
     """The backends of this op and why each cannot serve, for `choose` and `explain`."""
 
     def far(known: Tensor | None) -> str | None:
         if known is None or known.device.type == "meta":
             return None
-        return too_far(reach_of(q, known, known), q.shape[0])
+        # Without bounds all tokens are taken for one sequence.
+        bounds = known.new_tensor([0, q.shape[0]]) if cu_seqlens is None else cu_seqlens
+        return too_far(reach_of(q, bounds, known), q.shape[0])
 
     def cpu() -> str | None:
         if is_own(bias) and not has_line(bias):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ..backend import compiling
-from .bias import DistanceBias
+from .bias import DistanceBias, exactly
 
 SHORT = 2**16
 """A line of this reach is made however few tokens there are."""
@@ -34,6 +34,15 @@ class Line:
     @property
     def reach(self) -> int:
         return self.numbers.shape[1] // 2
+
+
+@dataclass(frozen=True, eq=False)
+class Within:
+    """A bias by distance, and its caller's word that no distance is longer than `reach`: what a
+    traced graph has no values for."""
+
+    bias: DistanceBias
+    reach: int
 
 
 def line_of(bias: DistanceBias, heads: int, reach: int, device: torch.device) -> Line:
@@ -54,8 +63,45 @@ def wants_gradient(bias: DistanceBias, heads: int, device: torch.device) -> bool
     return _checked(bias, offsets, heads).requires_grad
 
 
+def check_listed(bias: DistanceBias, heads: int, device: torch.device) -> None:
+    """Refuse what the blocks would lose: they give gradients to what `parameters()` lists alone.
+
+    Raises:
+        InputError: `along` takes a gradient to another tensor.
+    """
+    if compiling() or not wants_gradient(bias, heads, device):
+        return
+    listed: Any = getattr(bias, "parameters", tuple)
+    known = {id(parameter) for parameter in listed()}
+    numbers = _checked(bias, torch.zeros(1, dtype=torch.long, device=device), heads)
+    lost = [leaf for leaf in _leaves(numbers) if id(leaf) not in known]
+    if lost:
+        raise InputError(
+            f"attention: {type(bias).__name__}.along takes a gradient to a tensor of shape "
+            f"{tuple(lost[0].shape)} that parameters() does not list; positions so far apart are "
+            "served block by block, which gives gradients to those alone"
+        )
+
+
+def _leaves(tensor: Tensor) -> list[Tensor]:
+    """What a tensor's gradient ends in."""
+    if tensor.grad_fn is None:
+        return [tensor] if tensor.requires_grad else []
+    found, seen, open_ = [], set(), [tensor.grad_fn]
+    while open_:
+        node: Any = open_.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        open_ += [before for before, _ in node.next_functions]
+    return found
+
+
 def _checked(bias: DistanceBias, offsets: Tensor, heads: int) -> Tensor:
-    numbers: Any = bias.along(offsets)
+    with exactly(offsets.device):
+        numbers: Any = bias.along(offsets)
     name, right = type(bias).__name__, (heads, offsets.shape[0])
     if not isinstance(numbers, Tensor) or numbers.shape != right:
         got = tuple(numbers.shape) if isinstance(numbers, Tensor) else type(numbers).__name__
@@ -76,11 +122,17 @@ def reach_of(q: Tensor, cu_seqlens: Tensor, positions: Tensor | None) -> int:
     """The longest distance of a call, or a bound of it where the values must not be looked at.
 
     Without positions that is where torch.compile traces, and on a GPU, which would be waited for:
-    every sequence is then taken to have all tokens. Of positions the span is looked at.
+    every sequence is then taken to have all tokens. Of positions the span of each sequence is
+    looked at: they rise in it.
     """
     tokens = q.shape[0]
     if positions is not None:
-        return int(positions.max() - positions.min()) if tokens else 0
+        # Whatever is wrong with either is found where all values are looked at.
+        if not tokens or cu_seqlens.numel() < 2 or positions.numel() != tokens:
+            return 0
+        at, bounds = positions.long(), cu_seqlens.long().clamp(0, tokens)
+        first, last = bounds[:-1].clamp(max=tokens - 1), (bounds[1:] - 1).clamp(min=0)
+        return max(0, int((at[last] - at[first]).masked_fill(bounds.diff() < 1, 0).max()))
     if compiling() or q.device.type != "cpu":
         return max(tokens - 1, 0)
     # Whatever it says: that cu_seqlens is wrong is found where its values are looked at.
@@ -140,7 +192,8 @@ def _up(sides: np.ndarray) -> Tensor:
     """(2, H, R + 1), outward in, nats -> (H, 2 R + 1) in base 2, not less by rounding."""
     line = np.concatenate([sides[0], sides[1, :, -2::-1]], 1) / math.log(2)
     line = line + 1e-5 + 1e-6 * np.abs(line, where=np.isfinite(line), out=np.zeros_like(line))
-    return torch.from_numpy(line.astype(np.float32))
+    with np.errstate(over="ignore"):  # to -inf, which of keys so faint is a bound too
+        return torch.from_numpy(line.astype(np.float32))
 
 
 def spread(line: Tensor, reach: int) -> Tensor:

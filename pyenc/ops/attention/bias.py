@@ -6,6 +6,7 @@ Shapes: H heads, n tokens of one sequence; i is the query's position, j the key'
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -72,12 +73,20 @@ OwnBias = ScoreBias | ScoreMap | DistanceBias
 
 def apply_own(bias: OwnBias, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """Scores s (H, ni, nj) with a bias of one's own, by its torch form."""
-    if isinstance(bias, ScoreMap):
-        return bias.score(s, i, j)
-    if isinstance(bias, ScoreBias):
-        return s + bias.block(i, j).to(s.dtype)
-    offsets, place = (j[None, :] - i[:, None]).unique(return_inverse=True)
-    return s + bias.along(offsets.long())[:, place].to(s.dtype)
+    with exactly(s.device):
+        if isinstance(bias, ScoreMap):
+            return bias.score(s, i, j)
+        if isinstance(bias, ScoreBias):
+            return s + bias.block(i, j).to(s.dtype)
+        offsets, place = (j[None, :] - i[:, None]).unique(return_inverse=True)
+        return s + bias.along(offsets.long())[:, place].to(s.dtype)
+
+
+def exactly(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast would round what the layers of a bias give, by whole units where scores are far."""
+    if device.type not in ("cpu", "cuda") or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ Shapes: T packed tokens, B sequences, H heads, D head dim.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -263,15 +264,23 @@ def _bias(
             reach = max(reach, min(terms.max_distance, int(places.max())))
         if terms.kind == "line":
             check_like(OP, "line", tensor, (heads, 2 * terms.max_distance + 1), tensor.dtype)
-            return spread(tensor.to(torch.float32), reach).flip(1).contiguous(), 0, reach
+            line = spread(tensor.to(torch.float32), reach).flip(1).contiguous()
+            return _finite_in_base_2(line), 0, reach
         check_like(OP, "table", tensor, (tensor.shape[0], heads), tensor.dtype)
-        return tensor.to(torch.float32).t()[:, _buckets(terms, reach)].contiguous(), 0, reach
+        line = tensor.to(torch.float32).t()[:, _buckets(terms, reach)].contiguous()
+        return _finite_in_base_2(line), 0, reach
     side = tensor.shape[-1]
     check_like(OP, "bias", tensor, (heads, side, side), tensor.dtype)
     check_dense_bias(OP, tensor, bounds)
     if tensor.dtype not in DTYPE_CODES:
         tensor = tensor.to(torch.float32)
     return tensor.contiguous(), DTYPE_CODES[tensor.dtype], side
+
+
+def _finite_in_base_2(line: Tensor) -> Tensor:
+    """What is so negative that log2(e) of it is no number any more, as csrc/attention/tile.h has a
+    dense bias: it hides a key from others alone. In place."""
+    return line.masked_fill_((line < -2e38) & (line != -math.inf), -2e38)
 
 
 def _longest(bounds: list[int]) -> int:

@@ -41,7 +41,8 @@ def computed_share(
         BackendError: `backend` cannot serve this call.
     """
     check_arguments(q, k, v, cu_seqlens, bias, positions, window, scale, 0.0, skip_eps)
-    name = choose("attention", backend, backend_table(q, k, v, bias, positions=positions))
+    table = backend_table(q, k, v, bias, positions=positions, cu_seqlens=cu_seqlens)
+    name = choose("attention", backend, table)
     check_values(q, cu_seqlens, bias, positions)
     if name not in ("cpu", "triton"):
         return 1.0

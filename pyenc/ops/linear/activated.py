@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from .. import launch
 from ..activation import ACTIVATION_CODES
@@ -23,6 +24,8 @@ def why_not(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
         return "autocast makes another product"
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms what it cannot see into"
+    if forward_ad._current_level >= 0:
+        return "a derivative goes forward through what is computed"
     for tensor in (x, weight, bias):
         if tensor is not None and type(tensor) not in (Tensor, nn.Parameter):
             return f"it takes plain tensors, not {type(tensor).__name__}"
@@ -38,7 +41,7 @@ def activate_(y: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     """activation(y + bias) in the memory of y (..., F), float32 and contiguous; returns y."""
     launch.check_contiguous("linear", y=y)
     rows = launch.as_rows(y)
-    offset = None if bias is None else bias.contiguous()
+    offset = None if bias is None else bias.resolve_neg().contiguous()
     place = (rows.data_ptr(), rows.stride(0))
     launch.module_for("linear").gated_forward(
         launch.DTYPE_CODES[y.dtype], ACTIVATION_CODES[activation], *rows.shape,
