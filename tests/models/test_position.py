@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pyenc.errors import CheckpointError, InputError
 from pyenc.loading import load_checkpoint, own_checkpoint, save_checkpoint
 from pyenc.models import Encoder, EncoderConfig, HeadConfig, position, register_position
 from pyenc.models.rotary import Rotary
+from pyenc.text.recipe import Recipe, read_recipe
 from tests.conftest import GOLDEN
 from tests.oracle import assert_right
 
@@ -319,6 +321,41 @@ def test_a_published_encoder_becomes_ones_own(tmp_path: Path) -> None:
         assert (again.encode(texts) == text.encode(texts)).all()
     copied = pickle.loads(pickle.dumps(again.model))
     assert torch.equal(copied(ids), encoder(ids))
+
+
+@pytest.mark.filterwarnings("ignore::pyenc.AssumptionWarning")
+@pytest.mark.parametrize("lone", [False, True])
+def test_a_familys_own_pooling_comes_along(lone: bool, tmp_path: Path) -> None:
+    """GTE pools by its first token where no file says so; pyenc's own format takes the mean."""
+    folder = tmp_path / "gte"
+    shutil.copytree(GOLDEN / "gte_multilingual_like_h4", folder)
+    (folder / "modules.json").unlink()
+    if not lone:
+        shutil.rmtree(folder / "1_Pooling")
+    text = pyenc.load(folder)
+    assert text.recipe.pooling == "cls"
+    assert not text.recipe.normalize
+    text.checkpoint = own_checkpoint(Encoder(replace(text.model.config, position="kerple")).eval())
+    wanted = text.encode(["a text", "another one, which is longer"])
+    text.save(tmp_path / "own")
+    again = pyenc.load(tmp_path / "own")
+    assert again.recipe.pooling == "cls"
+    assert (again.encode(["a text", "another one, which is longer"]) == wanted).all()
+    assert (tmp_path / "own" / "modules.json").exists() != lone
+
+
+@pytest.mark.filterwarnings("ignore::pyenc.AssumptionWarning")
+def test_a_recipe_that_no_file_says_is_written(tmp_path: Path) -> None:
+    """A `TextEncoder` made by hand, with no files beside the weights."""
+    text = pyenc.load(GOLDEN / "bert_mean_h4")
+    ids = text.tokenizer
+    for recipe in (Recipe(normalize=True), Recipe(pooling="max"), Recipe(include_prompt=False)):
+        made = pyenc.TextEncoder(text.checkpoint, ids, recipe)
+        made.save(tmp_path / "made")
+        read = read_recipe(tmp_path / "made")
+        for key in ("pooling", "normalize", "include_prompt"):
+            assert getattr(read, key) == getattr(recipe, key)
+        shutil.rmtree(tmp_path / "made")
 
 
 # ---- registration -----------------------------------------------------------------------------
