@@ -147,6 +147,12 @@ class EncoderConfig:
             )
         if self.position == "absolute" and self.num_positions < 1:
             raise InputError("EncoderConfig: absolute positions need num_positions")
+        if self.position != "absolute" and self.num_positions:
+            # Left over from another encoder it would cap the length of texts by no table at all.
+            raise InputError(
+                f'EncoderConfig: num_positions {self.num_positions} goes with position "absolute" '
+                f"alone; beside {self.position!r} it must be 0"
+            )
         if self.padding_id is not None and self.padding_id < 0:
             raise InputError(f"EncoderConfig: padding_id must not be negative: {self.padding_id}")
         if not self.own_position and (self.position == "rotary") != (self.rotary is not None):

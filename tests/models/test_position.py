@@ -406,6 +406,7 @@ def test_variants_that_are_refused(variant: Any, message: str) -> None:
         ({"position": "alibi", "position_fields": (), "position_per_layer": True}, "go with a reg"),
         ({"position_fields": {"a": torch.ones(1)}}, "a must be a number, a string"),
         ({"position_fields": {"a": float("inf")}}, "a must be finite"),
+        ({"num_positions": 320}, "num_positions 320 goes with .* beside 'kerple' it must be 0"),
         ({"position_fields": 3}, "must map names to values"),
         ({"relative_buckets": 32}, "not beside alibi or a registered variant"),
         ({"rotary": Rotary(1e4), "hidden_size": 21}, "rotary needs even heads, not 7"),
