@@ -18,6 +18,7 @@ from ..models.families import own
 from ..models.int8 import quantization, quantized_tensors
 from .checkpoint import Checkpoint
 from .quantized import KEY, SAID, stored
+from .target import DTYPES
 from .writable import check_writable
 
 
@@ -31,7 +32,8 @@ def original_tensors(
         state: the encoder's `state_dict`, where another one counts than the one it has.
 
     Raises:
-        CheckpointError: the encoder has what its checkpoint cannot hold; the message names it.
+        CheckpointError: the encoder has what its checkpoint cannot hold, or what would not load
+            again, such as a weight that is not finite; the message names it.
     """
     check_writable(checkpoint.encoder, checkpoint.family, checkpoint.config, checkpoint.bare)
     state = checkpoint.encoder.state_dict() if state is None else state
@@ -44,6 +46,7 @@ def original_tensors(
             for name, piece, scale in zip(names, pieces, scales, strict=True):
                 tensors |= stored(name, piece, scale)
             continue
+        _check_loadable(parameter, whole)
         tensors |= {name: piece.clone() for name, piece in zip(names, pieces, strict=True)}
     for name, tensor in (checkpoint.set_aside | checkpoint.buffers).items():
         # A copy each: tensors that are one in memory are not in a safetensors file.
@@ -51,6 +54,21 @@ def original_tensors(
     for name, parameter in checkpoint.tied.items():
         tensors[name] = state[parameter].detach().cpu().clone()
     return tensors
+
+
+def _check_loadable(parameter: str, tensor: Tensor) -> None:
+    """What loading would refuse is refused while there is an encoder to mend."""
+    if tensor.dtype not in DTYPES.values():
+        raise CheckpointError(
+            f"parameter {parameter} is {tensor.dtype}, which would not load again; expected one of "
+            f"{', '.join(DTYPES)}"
+        )
+    finite = torch.isfinite(tensor)
+    if not bool(finite.all()):
+        at = tuple((~finite).nonzero()[0].tolist())
+        raise CheckpointError(
+            f"parameter {parameter} has {tensor[at].item()} at {at}, which would not load again"
+        )
 
 
 def own_checkpoint(encoder: Encoder) -> Checkpoint:
@@ -62,7 +80,8 @@ def own_checkpoint(encoder: Encoder) -> Checkpoint:
     >>> text.save("folder")
     """
     names = [name for name, _ in encoder.named_parameters()]
-    sources = {name: (name,) for name in (*names, *quantized_tensors(encoder))}
+    held = (*names, *quantized_tensors(encoder))
+    sources: dict[str, tuple[str, ...]] = {name: (name,) for name in held}
     return Checkpoint(
         encoder=encoder,
         family=own.FAMILY,

@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ..errors import InputError
 from ..ops.attention.bias import DistanceBias, ScoreBias, ScoreMap
+from ..ops.validation import FLOATS
 
 POSITIONS = ("alibi", "absolute", "rotary", "relative")
 """What encoders have by themselves."""
@@ -22,6 +25,8 @@ Fields = tuple[tuple[str, Any], ...]
 Variant = Callable[..., nn.Module]
 
 _variants: dict[str, Variant] = {}
+_given: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
+"""What variants have given, by `id`, as long as it is in use."""
 
 
 def register_position(name: str, variant: Variant) -> None:
@@ -33,8 +38,9 @@ def register_position(name: str, variant: Variant) -> None:
     An encoder then calls `variant(num_heads, **position_fields)`, once, or once a layer
     (`position_per_layer`). It gives a `torch.nn.Module` with `along`, `block` or `score` (see
     `pyenc.ops.attention`), whose parameters are the encoder's: trained, saved, and loaded again
-    with it. What is no parameter must follow from the fields, and not be saved: buffers with
-    `persistent=False`. Whoever loads the checkpoint registers the variant first.
+    with it; of floating point, finite, and new at every call. What is no parameter must follow from
+    the fields, and not be saved: buffers with `persistent=False`. Whoever loads the checkpoint
+    registers the variant first.
 
     Args:
         name: what `config.json` will say; none of the built-in positions.
@@ -134,13 +140,58 @@ def make_position(name: str, num_heads: int, given: Fields) -> nn.Module:
         raise InputError(f"{story} must give a torch.nn.Module, got {type(module).__name__}")
     if not isinstance(module, (DistanceBias, ScoreBias, ScoreMap)):
         raise InputError(f"{story}: it has no method along(offsets), block(i, j) or score(s, i, j)")
+    if _given.get(id(module)) is module:
+        raise InputError(
+            f"{story} gave a module that an encoder or a layer has already; every call must make "
+            "one of its own"
+        )
+    _check_parameters(story, module)
     kept = set(module.state_dict()) - {key for key, _ in module.named_parameters()}
     if kept:
         raise InputError(
             f"{story}: {', '.join(sorted(kept))} would be saved and is no parameter; what follows "
             "from the fields is a buffer with persistent=False"
         )
+    _given[id(module)] = module
     return module
+
+
+def _check_parameters(story: str, module: nn.Module) -> None:
+    """Parameters are what a checkpoint holds and loading takes, or an `InputError` names one."""
+    seen: dict[int, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        first = seen.setdefault(id(parameter), name)
+        if first != name:
+            raise InputError(
+                f"{story}: {first} and {name} are one parameter, which a checkpoint would hold "
+                "once; it must have one name"
+            )
+        if is_lazy(parameter):
+            raise InputError(f"{story}: parameter {name} has no shape yet; it must have one")
+        if parameter.dtype not in FLOATS:
+            raise InputError(
+                f"{story}: parameter {name} is {parameter.dtype}, and must be of floating point, "
+                "as weights are; what is no weight is a buffer with persistent=False"
+            )
+        # Nothing is known of what has no values.
+        if parameter.device.type != "meta" and not bool(torch.isfinite(parameter).all()):
+            raise InputError(
+                f"{story}: parameter {name} is not finite, which no checkpoint may be; -inf of a "
+                "mask is put where it is used, by along, block or score"
+            )
+
+
+def check_apart(name: str, modules: list[nn.Module | None]) -> None:
+    """The modules of `position_per_layer` share no parameter, or an `InputError` names it."""
+    owners: dict[int, int] = {}
+    for layer, module in enumerate(modules):
+        for key, parameter in () if module is None else module.named_parameters():
+            first = owners.setdefault(id(parameter), layer)
+            if first != layer:
+                raise InputError(
+                    f"position {name!r}: parameter {key} of layer {layer} is layer {first}'s too; "
+                    "with position_per_layer each must have its own, without it all share one"
+                )
 
 
 def place_buffers(encoder: nn.Module, device: torch.device) -> None:

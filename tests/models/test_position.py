@@ -384,9 +384,31 @@ class Saved(Kerple):
         self.register_buffer("steps", torch.zeros(1))
 
 
+def given(**parameters: Any) -> Any:
+    """A variant with parameters of the test's choosing, new ones at every call."""
+
+    def variant(heads: int) -> nn.Module:
+        module = Kerple(heads)
+        for name, value in parameters.items():
+            tensor = value.clone() if isinstance(value, Tensor) else value(module)
+            needs = tensor.is_floating_point()
+            if not isinstance(tensor, nn.Parameter):
+                tensor = nn.Parameter(tensor, requires_grad=needs)
+            module.register_parameter(name, tensor)
+        return module
+
+    return variant
+
+
 @pytest.mark.parametrize(
     ("variant", "message"),
     [
+        (given(w=torch.tensor([0.0, -torch.inf])), "parameter w is not finite"),
+        (given(w=torch.tensor([torch.nan])), "parameter w is not finite"),
+        (given(w=torch.arange(3)), "parameter w is torch.int64, and must be of floating point"),
+        (given(w=torch.ones(2, dtype=torch.cfloat)), "parameter w is torch.complex64"),
+        (given(w=lambda module: module.outer), "outer and w are one parameter"),
+        (given(w=lambda module: nn.UninitializedParameter()), "parameter w has no shape yet"),
         (lambda heads: object(), "must give a torch.nn.Module, got object"),
         (lambda heads: nn.Linear(2, 2), "it has no method along"),
         (Saved, "steps would be saved and is no parameter"),
@@ -397,6 +419,39 @@ def test_variants_that_are_refused(variant: Any, message: str) -> None:
     register_position("other", variant)
     with pytest.raises(InputError, match=message):
         Encoder(shape(position="other", position_fields=()))
+
+
+def test_each_call_makes_a_module_of_its_own() -> None:
+    """One for two layers, or for two encoders, would load as one parameter under two names."""
+    lone, weight = Kerple(3), nn.Parameter(torch.ones(3))
+    register_position("lone", lambda heads: lone)
+    with pytest.raises(InputError, match="gave a module that an encoder or a layer has already"):
+        Encoder(shape(position="lone", position_fields=(), position_per_layer=True))
+    another = Kerple(3)
+    register_position("another", lambda heads: another)
+    kept = Encoder(shape(position="another", position_fields=()))
+    with pytest.raises(InputError, match=r"'another'.* every call must make one of its own"):
+        Encoder(kept.config)
+    register_position("tied", given(w=lambda module: weight))
+    with pytest.raises(InputError, match="parameter w of layer 1 is layer 0's too"):
+        Encoder(shape(position="tied", position_fields=(), position_per_layer=True))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_what_would_not_load_is_not_written(own: bool, tmp_path: Path) -> None:
+    """Training may have ended in NaN; what was there before stays."""
+    if own:
+        checkpoint = own_checkpoint(Encoder(shape()))
+        name = "position_bias.outer"
+    else:
+        checkpoint = load_checkpoint(GOLDEN / "bert_cls_h2")
+        name = "layers.0.attention.out.weight"
+    tensor = dict(checkpoint.encoder.named_parameters())[name]
+    with torch.no_grad():
+        tensor.view(-1)[1] = torch.nan
+    with pytest.raises(CheckpointError, match=rf"parameter {name} has nan at"):
+        save_checkpoint(checkpoint, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
