@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -28,6 +29,8 @@ _variants: dict[str, Variant] = {}
 _given: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
 """What variants have given, by `id`, as long as it is in use."""
 
+_shapes_alone: ContextVar[bool] = ContextVar("shapes_alone", default=False)
+
 
 def register_position(name: str, variant: Variant) -> None:
     """Make `EncoderConfig(position=name)` build a bias of one's own.
@@ -39,8 +42,10 @@ def register_position(name: str, variant: Variant) -> None:
     (`position_per_layer`). It gives a `torch.nn.Module` with `along`, `block` or `score` (see
     `pyenc.ops.attention`), whose parameters are the encoder's: trained, saved, and loaded again
     with it; of floating point, finite, and new at every call. What is no parameter must follow from
-    the fields, and not be saved: buffers with `persistent=False`. Whoever loads the checkpoint
-    registers the variant first.
+    the fields, and not be saved: buffers with `persistent=False`. Those are made anew when a
+    checkpoint is loaded, in float32 where the variant says no dtype, whatever dtype the parameters
+    are loaded in; an encoder that was cast, by `encoder.bfloat16()` say, has them cast. Whoever
+    loads the checkpoint registers the variant first.
 
     Args:
         name: what `config.json` will say; none of the built-in positions.
@@ -116,7 +121,8 @@ def _value(key: str, value: Any) -> Any:
 
 
 def make_position(name: str, num_heads: int, given: Fields) -> nn.Module:
-    """The module of a registered variant, with values also where an encoder is built on meta.
+    """The module of a registered variant, with values also where an encoder is built on meta
+    (`shapes_alone`: without).
 
     Args:
         name: `EncoderConfig.position`; num_heads and given, its `position_fields`, as there.
@@ -128,12 +134,16 @@ def make_position(name: str, num_heads: int, given: Fields) -> nn.Module:
     fields: Mapping[str, Any] = dict(given)
     said = ", ".join([str(num_heads), *(f"{k}={v!r}" for k, v in fields.items())])
     story = f"position {name!r}: {_called(_variants[name])}({said})"
-    # Shapes alone are not enough: what follows from the fields has values.
     meta = torch.get_default_device().type == "meta"
-    with torch.random.fork_rng([], enabled=meta), torch.device("cpu") if meta else nullcontext():
+    tried = [False, True] if meta and _shapes_alone.get() else [meta]
+    for valued in tried:
         try:
-            module = _variants[name](num_heads, **fields)
+            with _making(meta, valued):
+                module = _variants[name](num_heads, **fields)
+            break
         except Exception as error:
+            if valued is not tried[-1]:
+                continue  # it reads the values of what it makes
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{story} failed: {reason:.300}") from error
     if not isinstance(module, nn.Module):
@@ -154,6 +164,37 @@ def make_position(name: str, num_heads: int, given: Fields) -> nn.Module:
         )
     _given[id(module)] = module
     return module
+
+
+@contextmanager
+def _making(meta: bool, valued: bool) -> Iterator[None]:
+    """How a module is made for an encoder on meta: without drawing random numbers, in float32
+    whatever torch's default is, and `valued`, on the CPU: what follows from the fields has values,
+    and nothing in a checkpoint gives them again."""
+    if not meta:
+        yield
+        return
+    default = torch.get_default_dtype()
+    with torch.random.fork_rng([]), torch.device("cpu" if valued else "meta"):
+        if default == torch.float32:
+            yield
+            return
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Encoders on meta are made wholly so, their positions too: nothing that a file says takes
+    memory before the sizes are compared. A variant that cannot be made there is made on the CPU."""
+    token = _shapes_alone.set(True)
+    try:
+        yield
+    finally:
+        _shapes_alone.reset(token)
 
 
 def _check_parameters(story: str, module: nn.Module) -> None:

@@ -9,7 +9,7 @@ import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -250,9 +250,20 @@ def test_not_registered_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.M
         (["encoder", "hidden_size"], 3 * 2**28, "has shape"),
         (["encoder", "norm"], "batch", "norm must be 'layer' or 'rms', got 'batch'"),
         (["encoder", "local"], 3, "local must be tuple"),
-        (["encoder", "rotary"], {"theta": "x"}, "rotary: theta must be float"),
+        (["encoder", "rotary"], {"theta": "x"}, "rotary: theta must be a finite number"),
         (["encoder", "rotary"], {"thet": 1}, "rotary: unknown key 'thet'"),
         (["encoder", "colour"], 1, "unknown key 'colour'"),
+        (["encoder", "norm_eps"], -1e-5, "norm_eps must be finite and not negative: -1e-05"),
+        (["encoder", "norm_eps"], float("nan"), "norm_eps must be a finite number, got nan"),
+        (["encoder", "norm_eps"], 10**400, "norm_eps must be a finite number, got 1000"),
+        (["encoder", "scale"], float("inf"), "scale must be a finite number, got inf"),
+        (["encoder", "head_size"], -1, "head_size must be positive: -1"),
+        (["encoder", "head_size"], 0, "head_size must be positive: 0"),
+        (["encoder", "max_length"], 0, "max_length must be positive: 0"),
+        (["encoder", "type_vocab_size"], -1, "type_vocab_size must not be negative: -1"),
+        (["encoder", "num_positions"], -1, "num_positions must not be negative: -1"),
+        (["encoder", "rotary"], {"theta": 1e999}, "rotary: theta must be a finite number"),
+        (["encoder", "lm_head"], {"norm_eps": -1}, "lm_head: HeadConfig: norm_eps must be finite"),
         (["encoder", "position_fields"], {"outer": 1}, "Kerple.3, outer=1. failed"),
         (["encoder", "position_fields"], {"a b": 1}, "'a b' is no name of an argument"),
         (["encoder", "position_per_layer"], True, "missing tensor 'layers.0.attention.position"),
@@ -270,6 +281,58 @@ def test_a_wrong_config_is_named(path: list[str], value: Any, message: str, tmp_
     file.write_text(json.dumps(said), "utf-8")
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path)
+
+
+class Table(nn.Module):
+    """A number for each distance; keeps on which devices it was ever made."""
+
+    made: ClassVar[list[str]] = []
+
+    def __init__(self, heads: int, reach: int, read: bool = False) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.rand(heads, reach))
+        rates = torch.linspace(0.1, 0.9, heads)
+        self.register_buffer("rates", rates, persistent=False)
+        if read:
+            self.most = float(rates.max())
+        Table.made.append(str(self.table.device))
+
+    def along(self, offsets: Tensor) -> Tensor:
+        far = offsets.abs().clamp(max=self.table.shape[1] - 1)
+        return self.table[:, far] - self.rates[:, None] * offsets.abs()
+
+
+def test_sizes_are_compared_before_anything_is_made(tmp_path: Path) -> None:
+    """A field that asks for 2^50 numbers is refused by the shape of the tensor, not by memory."""
+    register_position("table", Table)
+    saved(tmp_path, position="table", position_fields={"reach": 7})
+    file = tmp_path / "config.json"
+    said = file.read_text("utf-8")
+    file.write_text(said.replace('"reach": 7', f'"reach": {2**50}'), "utf-8")
+    Table.made.clear()
+    with pytest.raises(CheckpointError, match=rf"table' has shape \(3, 7\), .* \(3, {2**50}\)"):
+        load_checkpoint(tmp_path)
+    assert set(Table.made) == {"meta"}
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_torchs_default_dtype_changes_no_buffer(read: bool, tmp_path: Path) -> None:
+    """Nor does it matter whether the variant can be made without values."""
+    register_position("table", Table)
+    encoder = saved(tmp_path, position="table", position_fields={"reach": 7, "read": read})
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        again = load_checkpoint(tmp_path).encoder
+        assert torch.get_default_dtype() == torch.bfloat16
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert again.position_bias is not None
+    assert torch.equal(again.position_bias.rates, torch.linspace(0.1, 0.9, 3))  # type: ignore[arg-type]
+    ids, mask = batch()
+    assert torch.equal(again(ids, mask), encoder(ids, mask))
+    half = load_checkpoint(tmp_path, dtype="bfloat16").encoder
+    assert half.position_bias is not None
+    assert half.position_bias.rates.dtype == torch.float32
 
 
 @pytest.mark.parametrize("change", ["missing", "more", "shape", "nan"])
@@ -461,6 +524,8 @@ def test_what_would_not_load_is_not_written(own: bool, tmp_path: Path) -> None:
         ({"position": "alibi", "position_fields": (), "position_per_layer": True}, "go with a reg"),
         ({"position_fields": {"a": torch.ones(1)}}, "a must be a number, a string"),
         ({"position_fields": {"a": float("inf")}}, "a must be finite"),
+        ({"norm_eps": float("nan")}, "norm_eps must be finite and not negative: nan"),
+        ({"scale": float("nan")}, "scale must be finite: nan"),
         ({"num_positions": 320}, "num_positions 320 goes with .* beside 'kerple' it must be 0"),
         ({"position_fields": 3}, "must map names to values"),
         ({"relative_buckets": 32}, "not beside alibi or a registered variant"),
