@@ -78,14 +78,21 @@ def own_checkpoint(encoder: Encoder) -> Checkpoint:
     >>> save_checkpoint(own_checkpoint(encoder), "folder")   # pyenc.load("folder").model
     >>> text.checkpoint = own_checkpoint(encoder)            # with the tokenizer of a TextEncoder:
     >>> text.save("folder")
+
+    Called before training too, it says whether what is trained could be saved.
+
+    Raises:
+        CheckpointError: the encoder has what such a checkpoint cannot hold; the message names it.
     """
     names = [name for name, _ in encoder.named_parameters()]
     held = (*names, *quantized_tensors(encoder))
     sources: dict[str, tuple[str, ...]] = {name: (name,) for name in held}
+    config = own.config_json(encoder.config)
+    check_writable(encoder, own.FAMILY, config, frozenset(sources))
     return Checkpoint(
         encoder=encoder,
         family=own.FAMILY,
-        config=own.config_json(encoder.config),
+        config=config,
         sources=sources,
         bare=frozenset(sources),
         stored_dtype=encoder.dtype,

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -359,9 +360,82 @@ def test_what_was_added_is_refused_when_saved(tmp_path: Path) -> None:
     encoder = Encoder(shape())
     assert isinstance(encoder.position_bias, Kerple)
     encoder.position_bias.more = nn.Parameter(torch.ones(2))
+    with pytest.raises(CheckpointError, match=r"position_bias\.more"):
+        own_checkpoint(encoder)
+    del encoder.position_bias.more
     checkpoint = own_checkpoint(encoder)
+    encoder.position_bias.more = nn.Parameter(torch.ones(2))
     with pytest.raises(CheckpointError, match=r"position_bias\.more"):
         save_checkpoint(checkpoint, tmp_path)
+
+
+class Rich(Kerple):
+    """What modules have beside tensors, all of which the fields make again."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__(heads)
+        self.rates = np.array([1.0, np.nan, 3.0])
+        self.names = {"a": [np.arange(3), "x"]}
+        self.turn = lambda x: x
+        self.lock = object()
+        self.method = self.along
+        self.count = 0
+        self.nothing = float("nan")
+        self._seen = 0
+
+    def along(self, offsets: Tensor) -> Tensor:
+        self._seen += 1
+        return self.turn(super().along(offsets))
+
+
+def test_what_a_variant_has_beside_its_tensors_is_no_fault(tmp_path: Path) -> None:
+    register_position("rich", Rich)
+    encoder = Encoder(shape(position="rich", position_fields=(), position_per_layer=True)).eval()
+    ids, mask = batch()
+    wanted = encoder(ids, mask)
+    save_checkpoint(own_checkpoint(encoder), tmp_path)
+    assert torch.equal(load_checkpoint(tmp_path).encoder(ids, mask), wanted)
+
+
+def test_a_class_made_by_every_call(tmp_path: Path) -> None:
+    def variant(heads: int) -> nn.Module:
+        class Local(Kerple):
+            pass
+
+        return Local(heads)
+
+    register_position("local", variant)
+    save_checkpoint(own_checkpoint(Encoder(shape(position="local", position_fields=()))), tmp_path)
+    load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: setattr(m, "rates", np.ones(3)), "position_bias.rates is array"),
+        (lambda m: setattr(m, "rates", 3), "position_bias.rates is 3"),
+        (lambda m: m.names["a"].append(1), "position_bias.names is "),
+        (lambda m: setattr(m, "count", 2), "count is 2, but .* it is 0; .* an underscore"),
+        (lambda m: setattr(m, "turn", 2), "position_bias.turn is 2, but"),
+        (lambda m: setattr(m, "names", torch.ones(2)), "names .* is a buffer with persistent=Fal"),
+        (
+            lambda m: nn.utils.parametrizations.weight_norm(m.add, dim=0),
+            r"position_bias\.add \(.*Linear\) is parametrized, .*remove_parametrizations",
+        ),
+    ],
+)
+def test_what_was_set_in_a_variant_is_named(change: Any, message: str) -> None:
+    class More(Rich):
+        def __init__(self, heads: int) -> None:
+            super().__init__(heads)
+            self.add = nn.Linear(1, heads)
+
+    register_position("more", More)
+    encoder = Encoder(shape(position="more", position_fields=()))
+    own_checkpoint(encoder)
+    change(encoder.position_bias)
+    with pytest.raises(CheckpointError, match=message):
+        own_checkpoint(encoder)
 
 
 def test_a_published_encoder_becomes_ones_own(tmp_path: Path) -> None:
