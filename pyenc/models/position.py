@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -16,14 +16,13 @@ from torch.nn.parameter import is_lazy
 from ..errors import InputError
 from ..ops.attention.bias import DistanceBias, ScoreBias, ScoreMap
 from ..ops.validation import FLOATS
+from .variant import Variant, called, same_variant
 
 POSITIONS = ("alibi", "absolute", "rotary", "relative")
 """What encoders have by themselves."""
 
 Fields = tuple[tuple[str, Any], ...]
 """Names and values in the order of the names; values are scalars and tuples of them."""
-
-Variant = Callable[..., nn.Module]
 
 _variants: dict[str, Variant] = {}
 _given: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
@@ -44,8 +43,8 @@ def register_position(name: str, variant: Variant) -> None:
     with it; of floating point, finite, and new at every call. What is no parameter must follow from
     the fields, and not be saved: buffers with `persistent=False`. Those are made anew when a
     checkpoint is loaded, in float32 where the variant says no dtype, whatever dtype the parameters
-    are loaded in; an encoder that was cast, by `encoder.bfloat16()` say, has them cast. What `along` sets to keep
-    it for itself is named with an underscore. Whoever loads the checkpoint registers the variant
+    are loaded in; an encoder that was cast, by `encoder.bfloat16()` say, has them cast. What `along`
+    keeps for itself is named with an underscore. Whoever loads the checkpoint registers the variant
     first.
 
     Args:
@@ -54,6 +53,8 @@ def register_position(name: str, variant: Variant) -> None:
 
     Raises:
         InputError: the name is a built-in position's or another variant's, or nothing is callable.
+            The same one defined again takes the place of what it was; of a lambda, a partial or
+            what a function defines, that is one with the same code and values.
     """
     if not isinstance(name, str) or not name or name in POSITIONS:
         raise InputError(
@@ -64,17 +65,12 @@ def register_position(name: str, variant: Variant) -> None:
         raise InputError(f"register_position: {name!r} must be callable, got {variant!r:.80}")
     known = _variants.get(name)
     # The same one defined again, by a cell of a notebook say, takes the place of what it was.
-    if known is not None and known is not variant and _called(known) != _called(variant):
+    if known is not None and not same_variant(known, variant):
         raise InputError(
-            f"register_position: {name!r} is {_called(known)} already; {_called(variant)} needs "
+            f"register_position: {name!r} is {called(known)} already; {called(variant)} needs "
             "another name"
         )
     _variants[name] = variant
-
-
-def _called(variant: Variant) -> str:
-    name = getattr(variant, "__qualname__", type(variant).__qualname__)
-    return f"{getattr(variant, '__module__', '?')}.{name}"
 
 
 def is_registered(name: str) -> bool:
@@ -134,7 +130,7 @@ def make_position(name: str, num_heads: int, given: Fields) -> nn.Module:
     check_position(name)
     fields: Mapping[str, Any] = dict(given)
     said = ", ".join([str(num_heads), *(f"{k}={v!r}" for k, v in fields.items())])
-    story = f"position {name!r}: {_called(_variants[name])}({said})"
+    story = f"position {name!r}: {called(_variants[name])}({said})"
     meta = torch.get_default_device().type == "meta"
     tried = [False, True] if meta and _shapes_alone.get() else [meta]
     for valued in tried:

@@ -8,6 +8,7 @@ import json
 import pickle
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -513,6 +514,57 @@ def test_a_name_is_one_variants() -> None:
     again = type("Kerple", (Kerple,), {"__module__": Kerple.__module__})
     register_position("kerple", again)
     assert type(Encoder(shape()).position_bias) is again
+
+
+def made(kind: str, value: Any) -> Any:
+    """A variant of each kind that has no name of its own."""
+
+    def inner(heads: int) -> nn.Module:
+        return Kerple(heads, value)
+
+    class Inner(Kerple):
+        def __init__(self, heads: int) -> None:
+            super().__init__(heads, value)
+
+    return {
+        "partial": partial(Kerple, inner=value),
+        "partial of a partial": partial(partial(Kerple, inner=value)),
+        "partial of a lambda": partial(lambda heads: Kerple(heads, value)),
+        "lambda": lambda heads: Kerple(heads, value),
+        "default": lambda heads, inner=value: Kerple(heads, inner),
+        "keyword": lambda heads, *, inner=value: Kerple(heads, inner),
+        "function": inner,
+        "class": Inner,
+    }[kind]
+
+
+KINDS = (
+    "partial", "partial of a partial", "partial of a lambda", "lambda", "default", "keyword",
+    "function", "class",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_variant_without_a_name(kind: str) -> None:
+    """The same one made again takes its place; one that does something else is refused."""
+    register_position("x", made(kind, 1.0))
+    again = made(kind, 1.0)
+    register_position("x", again)
+    assert position._variants["x"] is again
+    with pytest.raises(InputError, match=r"'x' is .* already; .* needs another name"):
+        register_position("x", made(kind, 2.0))
+    assert position._variants["x"] is again
+
+
+def test_two_lambdas_are_not_one() -> None:
+    register_position("x", lambda heads: Kerple(heads))
+    with pytest.raises(InputError, match=r"'x' is .*<lambda> already"):
+        register_position("x", lambda heads: Blocks(heads))
+    with pytest.raises(InputError, match=r"partial\(.*Kerple, inner=2\) needs another name"):
+        register_position("x", partial(Kerple, inner=2))
+    register_position("y", partial(Kerple, inner=2))
+    with pytest.raises(InputError, match=r"'y' is partial\(.*Kerple, inner=2\) already"):
+        register_position("y", partial(Blocks, inner=2))
 
 
 class Saved(Kerple):
