@@ -43,9 +43,9 @@ def register_position(name: str, variant: Variant) -> None:
     with it; of floating point, finite, and new at every call. What is no parameter must follow from
     the fields, and not be saved: buffers with `persistent=False`. Those are made anew when a
     checkpoint is loaded, in float32 where the variant says no dtype, whatever dtype the parameters
-    are loaded in; an encoder that was cast, by `encoder.bfloat16()` say, has them cast. What `along`
-    keeps for itself is named with an underscore. Whoever loads the checkpoint registers the variant
-    first.
+    are loaded in; an encoder that was cast, by `encoder.bfloat16()` say, has them cast. What a
+    module keeps for itself is named with an underscore. Whoever loads the checkpoint registers the
+    variant first.
 
     Args:
         name: what `config.json` will say; none of the built-in positions.
