@@ -66,9 +66,9 @@ def register_position(name: str, variant: Variant) -> None:
     known = _variants.get(name)
     # The same one defined again, by a cell of a notebook say, takes the place of what it was.
     if known is not None and not same_variant(known, variant):
+        other = "this other one" if called(known) == called(variant) else called(variant)
         raise InputError(
-            f"register_position: {name!r} is {called(known)} already; {called(variant)} needs "
-            "another name"
+            f"register_position: {name!r} is {called(known)} already; {other} needs another name"
         )
     _variants[name] = variant
 
