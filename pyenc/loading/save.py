@@ -84,11 +84,12 @@ def own_checkpoint(encoder: Encoder) -> Checkpoint:
     Raises:
         CheckpointError: the encoder has what such a checkpoint cannot hold; the message names it.
     """
-    names = [name for name, _ in encoder.named_parameters()]
-    held = (*names, *quantized_tensors(encoder))
-    sources: dict[str, tuple[str, ...]] = {name: (name,) for name in held}
     config = own.config_json(encoder.config)
-    check_writable(encoder, own.FAMILY, config, frozenset(sources))
+    check_writable(encoder, own.FAMILY, config, frozenset())
+    names = [name for name, _ in encoder.named_parameters()]
+    sources: dict[str, tuple[str, ...]] = {
+        name: (name,) for name in (*names, *quantized_tensors(encoder))
+    }
     return Checkpoint(
         encoder=encoder,
         family=own.FAMILY,
