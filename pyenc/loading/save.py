@@ -18,6 +18,7 @@ from ..models.families import own
 from ..models.int8 import quantization, quantized_tensors
 from .checkpoint import Checkpoint
 from .quantized import KEY, SAID, stored
+from .target import DTYPES
 from .writable import check_writable
 
 
@@ -31,7 +32,8 @@ def original_tensors(
         state: the encoder's `state_dict`, where another one counts than the one it has.
 
     Raises:
-        CheckpointError: the encoder has what its checkpoint cannot hold; the message names it.
+        CheckpointError: the encoder has what its checkpoint cannot hold, or what would not load
+            again, such as a weight that is not finite; the message names it.
     """
     check_writable(checkpoint.encoder, checkpoint.family, checkpoint.config, checkpoint.bare)
     state = checkpoint.encoder.state_dict() if state is None else state
@@ -44,6 +46,7 @@ def original_tensors(
             for name, piece, scale in zip(names, pieces, scales, strict=True):
                 tensors |= stored(name, piece, scale)
             continue
+        _check_loadable(parameter, whole)
         tensors |= {name: piece.clone() for name, piece in zip(names, pieces, strict=True)}
     for name, tensor in (checkpoint.set_aside | checkpoint.buffers).items():
         # A copy each: tensors that are one in memory are not in a safetensors file.
@@ -53,6 +56,21 @@ def original_tensors(
     return tensors
 
 
+def _check_loadable(parameter: str, tensor: Tensor) -> None:
+    """What loading would refuse is refused while there is an encoder to mend."""
+    if tensor.dtype not in DTYPES.values():
+        raise CheckpointError(
+            f"parameter {parameter} is {tensor.dtype}, which would not load again; expected one of "
+            f"{', '.join(DTYPES)}"
+        )
+    finite = torch.isfinite(tensor)
+    if not bool(finite.all()):
+        at = tuple((~finite).nonzero()[0].tolist())
+        raise CheckpointError(
+            f"parameter {parameter} has {tensor[at].item()} at {at}, which would not load again"
+        )
+
+
 def own_checkpoint(encoder: Encoder) -> Checkpoint:
     """An encoder as a checkpoint in pyenc's own format, to be saved: its `EncoderConfig` whole in
     `config.json`, its parameters under their own names.
@@ -60,7 +78,14 @@ def own_checkpoint(encoder: Encoder) -> Checkpoint:
     >>> save_checkpoint(own_checkpoint(encoder), "folder")   # pyenc.load("folder").model
     >>> text.checkpoint = own_checkpoint(encoder)            # with the tokenizer of a TextEncoder:
     >>> text.save("folder")
+
+    Called before training too, it says whether what is trained could be saved.
+
+    Raises:
+        CheckpointError: the encoder has what such a checkpoint cannot hold; the message names it.
     """
+    config = own.config_json(encoder.config)
+    check_writable(encoder, own.FAMILY, config, frozenset())
     names = [name for name, _ in encoder.named_parameters()]
     sources: dict[str, tuple[str, ...]] = {
         name: (name,) for name in (*names, *quantized_tensors(encoder))
@@ -68,7 +93,7 @@ def own_checkpoint(encoder: Encoder) -> Checkpoint:
     return Checkpoint(
         encoder=encoder,
         family=own.FAMILY,
-        config=own.config_json(encoder.config),
+        config=config,
         sources=sources,
         bare=frozenset(sources),
         stored_dtype=encoder.dtype,

@@ -6,22 +6,30 @@ and arithmetic. What was added, replaced or set otherwise since would be lost wi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..errors import CheckpointError, InputError
 from ..models import Encoder, EncoderConfig
 from ..models.families import ConfigFile, Family, with_head
 from ..models.int8 import quantization, quantize_layers
+from .alike import alike
 
 FREE = frozenset({"backend", "skip_eps", "training", "dropout"})
 """Attributes that say how to run or train, which no checkpoint has to hold."""
 
 NOT_HELD = frozenset({"hidden_dropout", "attention_dropout", "no_lm_head"})
 """Fields of `EncoderConfig` that change nothing that is written."""
+
+REGISTERED = re.compile(r"(layers\.\d+\.attention\.)?position_bias(\.|$)")
+"""Modules of a registered position: whatever their fields make of them is theirs."""
+
+BUFFERS = "; what follows from the fields is a buffer with persistent=False"
 
 
 def check_writable(
@@ -67,7 +75,14 @@ def _faults(encoder: Encoder, plain: Encoder) -> Iterator[str]:
         if name not in right:
             strange.append(name)
             yield f"{name} ({type(module).__name__}) is no part of the family's encoder"
-        elif type(module) is not type(right[name]):
+        elif is_parametrized(module):
+            strange.append(name)
+            yield (
+                f"{_called(name)} ({type(module).__name__}) is parametrized, which no checkpoint "
+                "holds: parametrize.remove_parametrizations makes a plain parameter of it, or the "
+                "module computes it itself"
+            )
+        elif not _same_type(name, module, right[name]):
             strange.append(name)
             yield f"{_called(name)} is a {_kind(module)}, and should be a {_kind(right[name])}"
         else:
@@ -79,6 +94,14 @@ def _faults(encoder: Encoder, plain: Encoder) -> Iterator[str]:
         ):
             missing.append(name)
             yield f"{name} ({type(right[name]).__name__}) is missing"
+
+
+def _same_type(name: str, module: nn.Module, right: nn.Module) -> bool:
+    if type(module) is type(right):
+        return True
+    # A function that is a variant may define the class anew at every call.
+    local = REGISTERED.match(name) and "<locals>" in type(module).__qualname__
+    return bool(local) and _kind(module) == _kind(right)
 
 
 def _own_faults(name: str, module: nn.Module, right: nn.Module) -> Iterator[str]:
@@ -95,15 +118,19 @@ def _own_faults(name: str, module: nn.Module, right: nn.Module) -> Iterator[str]
                 f"{before}{key} has shape {tuple(ours[key].shape)}, but config.json asks for "
                 f"{tuple(theirs[key].shape)}"
             )
-    known = vars(right)
+    known, registered = vars(right), bool(REGISTERED.match(name))
     for key, value in vars(module).items():
         if key not in known or (not key.startswith("_") and _holds_tensors(value)):
             if _holds_tensors(value):
-                yield f"{before}{key} ({_kind(value)}) holds tensors that have no place in it"
+                hint = BUFFERS if registered else ""
+                yield f"{before}{key} ({_kind(value)}) holds tensors that have no place in it{hint}"
         elif isinstance(value, EncoderConfig):
             yield from _config_faults(value, known[key])
-        elif not key.startswith("_") and key not in FREE and value != known[key]:
-            yield f"{before}{key} is {value!r}, but by config.json it is {known[key]!r}"
+        elif not (key.startswith("_") or key in FREE or alike(value, known[key], registered)):
+            hint = "; what it keeps for itself is named with an underscore" if registered else ""
+            yield (
+                f"{before}{key} is {value!r:.80}, but by config.json it is {known[key]!r:.80}{hint}"
+            )
 
 
 def _config_faults(ours: EncoderConfig, said: EncoderConfig) -> Iterator[str]:

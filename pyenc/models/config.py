@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +10,12 @@ from ..errors import InputError
 from ..ops import ACTIVATIONS
 from .position import POSITIONS, Fields, check_fields, check_position
 from .rotary import Rotary
+
+
+def check_eps(where: str, value: float) -> None:
+    """What is added to a variance before its root is taken is a number and not negative."""
+    if not 0 <= value < math.inf:
+        raise InputError(f"{where}: norm_eps must be finite and not negative: {value}")
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class HeadConfig:
     """Whether W is the word embeddings, one parameter with them, or a parameter of its own."""
 
     def __post_init__(self) -> None:
+        check_eps("HeadConfig", self.norm_eps)
         if self.activation not in ACTIVATIONS:
             raise InputError(
                 f"HeadConfig: unknown activation {self.activation!r}; known: {ACTIVATIONS}"
@@ -132,10 +140,25 @@ class EncoderConfig:
             raise InputError(
                 f"EncoderConfig: unknown activation {self.activation!r}; known: {ACTIVATIONS}"
             )
+        self._check_numbers()
         self._check_positions()
         for name in ("hidden_dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"EncoderConfig: {name} must be in [0, 1): {getattr(self, name)}")
+
+    def _check_numbers(self) -> None:
+        for name in ("type_vocab_size", "num_positions", "relative_buckets"):
+            if getattr(self, name) < 0:
+                raise InputError(
+                    f"EncoderConfig: {name} must not be negative: {getattr(self, name)}"
+                )
+        for name in ("head_size", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"EncoderConfig: {name} must be positive: {value}")
+        check_eps("EncoderConfig", self.norm_eps)
+        if self.scale is not None and not math.isfinite(self.scale):
+            raise InputError(f"EncoderConfig: scale must be finite: {self.scale}")
 
     def _check_positions(self) -> None:
         check_position(self.position)
@@ -147,6 +170,12 @@ class EncoderConfig:
             )
         if self.position == "absolute" and self.num_positions < 1:
             raise InputError("EncoderConfig: absolute positions need num_positions")
+        if self.position != "absolute" and self.num_positions:
+            # Left over from another encoder it would cap the length of texts by no table at all.
+            raise InputError(
+                f'EncoderConfig: num_positions {self.num_positions} goes with position "absolute" '
+                f"alone; beside {self.position!r} it must be 0"
+            )
         if self.padding_id is not None and self.padding_id < 0:
             raise InputError(f"EncoderConfig: padding_id must not be negative: {self.padding_id}")
         if not self.own_position and (self.position == "rotary") != (self.rotary is not None):

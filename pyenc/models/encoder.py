@@ -24,7 +24,7 @@ from .config import EncoderConfig
 from .head import MaskedLMHead
 from .layers import Call, Embeddings, Layer, Norm, PreNormLayer, Turn
 from .packing import Packed, check_packed, check_ranges, count_from_padding, pack, places
-from .position import make_position
+from .position import check_apart, make_position
 from .rotary import Rotary, log_length_scale
 
 SETTINGS = ("backend", "skip_eps")
@@ -59,6 +59,10 @@ class Encoder(nn.Module):
             self.position_bias = make_position(*config.position_arguments)
         kind = PreNormLayer if config.norm_first else Layer
         self.layers = nn.ModuleList(kind(config, i) for i in range(config.num_layers))
+        if config.position_per_layer:
+            check_apart(
+                config.position, [cast(Any, layer).attention.position_bias for layer in self.layers]
+            )
         self.final_norm = Norm(config) if config.norm_first else None
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.pooler else None
         self.lm_head = MaskedLMHead(config, config.lm_head) if config.lm_head else None

@@ -5,6 +5,7 @@ Su et al., RoFormer, arXiv 2104.09864. Shapes: B sequences, T packed tokens, D h
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,15 +32,15 @@ class Rotary:
     trained_length: int = 0
 
     def __post_init__(self) -> None:
-        if not self.theta > 0 or not self.factor > 0:
+        if not 0 < self.theta < math.inf or not 0 < self.factor < math.inf:
             raise InputError(
-                f"Rotary: theta and factor must be positive: {self.theta}, {self.factor}"
+                f"Rotary: theta and factor must be positive and finite: {self.theta}, {self.factor}"
             )
         if self.dynamic_factor is not None and (
-            not self.dynamic_factor >= 1 or self.trained_length < 1
+            not 1 <= self.dynamic_factor < math.inf or self.trained_length < 1
         ):
             raise InputError(
-                "Rotary: dynamic_factor must be at least 1, and needs trained_length: "
+                "Rotary: dynamic_factor must be finite and at least 1, and needs trained_length: "
                 f"{self.dynamic_factor}, {self.trained_length}"
             )
 

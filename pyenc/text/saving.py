@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import CheckpointError
 from ..loading import Checkpoint, save_checkpoint
 from .assumed import limit_file, recipe_files, told
-from .recipe import Recipe
+from .recipe import LONE_POOLING, Recipe
 
 
 def said_files(
@@ -19,6 +19,7 @@ def said_files(
     *,
     max_length: int | None,
     width: int,
+    family_pooling: str,
     name: str,
 ) -> dict[str, bytes]:
     """The files to save, relative path -> content: as they came, and what has been set since.
@@ -29,6 +30,8 @@ def said_files(
         recipe: what they are to say.
         max_length: the limit that was set since, in tokens.
         width: of the token states.
+        family_pooling: what is read where no file names a pooling, by the checkpoint's family as it
+            is now; an encoder in pyenc's own format may have been of another one.
         name: of the checkpoint, for messages.
 
     Raises:
@@ -42,10 +45,19 @@ def said_files(
                 f"{name}: its recipe was changed beyond pooling and normalize, which a "
                 "saved folder would not hold"
             )
+    if recipe != loaded or not _says(said, recipe, family_pooling):
         said |= recipe_files(said, recipe, width)
     if max_length is not None:
         said |= limit_file(said, recipe, max_length)
     return said
+
+
+def _says(files: Mapping[str, bytes], recipe: Recipe, family_pooling: str) -> bool:
+    """Whether a recipe that the files left open would be read from them again."""
+    if "modules.json" in files:
+        return True
+    pooled = recipe.pooling == family_pooling and recipe.include_prompt
+    return not recipe.normalize and (pooled or LONE_POOLING in files)
 
 
 def write_folder(

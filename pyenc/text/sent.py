@@ -13,6 +13,7 @@ import mmap
 import os
 import pickle
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from torch import Tensor
 from ..errors import InputError
 
 ALIGNMENT = 64
+
+PROGRAMS = ("__main__", "__mp_main__")
+"""What the program that was started is called as a module; other processes do not import it."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Sent:
         body: the tensors' bytes then, else nothing.
 
     Raises:
-        InputError: it cannot be pickled.
+        InputError: it cannot be pickled, or is of a class or function of the program itself, which
+            the other processes do not import.
     """
 
     def __init__(self, thing: Any) -> None:
@@ -82,13 +87,22 @@ class Sent:
 
 
 def received(head: bytes, file: int | None, body: bytes) -> Any:
-    """The object, in the other process."""
+    """The object, in the other process.
+
+    Raises:
+        InputError: it is of a class that cannot be imported here.
+    """
     content, places, size = pickle.loads(head)
     memory: Any = bytearray(body)
     if file is not None:
         memory = mmap.mmap(file, size, access=mmap.ACCESS_COPY)
         os.close(file)
-    return _Unpickler(io.BytesIO(content), memory, places).load()
+    try:
+        return _Unpickler(io.BytesIO(content), memory, places).load()
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"cannot be sent to another process, which imports what it needs anew: {error}"
+        ) from error
 
 
 class _Pickler(pickle.Pickler):
@@ -99,6 +113,15 @@ class _Pickler(pickle.Pickler):
         self.places: list[Place] = []
         self.size = 0
         self._known: dict[int, int] = {}
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, (type, FunctionType)) and obj.__module__ in PROGRAMS:
+            raise InputError(
+                f"cannot be sent to another process: {obj.__qualname__} is defined in the program "
+                f"that was started ({obj.__module__}), which others do not import; it must be in a "
+                "module"
+            )
+        return NotImplemented
 
     def persistent_id(self, obj: Any) -> Any:
         if not isinstance(obj, Tensor):

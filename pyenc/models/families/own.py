@@ -8,6 +8,7 @@ nothing else loads it wrongly, and the whole `EncoderConfig` under "encoder".
 from __future__ import annotations
 
 import json
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
@@ -18,6 +19,7 @@ import torch
 from ...errors import CheckpointError, InputError
 from ..config import EncoderConfig
 from ..encoder import Encoder
+from ..position import shapes_alone
 from .family import LARGEST, ConfigFile, Family, Names, Parts
 
 MODEL_TYPE = "pyenc-encoder"
@@ -53,7 +55,7 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
         config, vocab_size=1, hidden_size=4 * config.num_heads, head_size=4, intermediate_size=1,
         type_vocab_size=min(config.type_vocab_size, 1), num_positions=min(config.num_positions, 1),
     )  # fmt: skip
-    with torch.device("meta"):
+    with torch.device("meta"), shapes_alone():
         encoder = Encoder(small)
     return {name: (name,) for name, _ in encoder.named_parameters()}
 
@@ -95,13 +97,14 @@ def _typed(where: str, value: Any, hint: Any) -> Any:
         if good:
             return _object(where, value, hint)
     elif hint is float:
-        good = type(value) in (int, float)
+        # Python compares exactly: a whole number too large for a float is larger than any.
+        good = type(value) in (int, float) and abs(value) <= sys.float_info.max
     elif hint is int:
         good = type(value) is int and -1 <= value < LARGEST
     else:
         good = type(value) is hint
     if not good:
-        wanted = getattr(hint, "__name__", hint)
+        wanted = "a finite number" if hint is float else getattr(hint, "__name__", hint)
         if origin is Literal:
             wanted = " or ".join(repr(x) for x in inner)
         raise CheckpointError(f"{where} must be {wanted}, got {value!r:.80}")
