@@ -246,11 +246,12 @@ def _config(
 
 
 def _variant(flags: dict[str, Any], learned: bool) -> str | None:
-    """The forms whose registers are known: affine by the distance from a number a head (ALiBi)."""
-    if flags["AFFINE_FROM"] is None or flags["GATHERS"] != 0 or not flags["BY_DISTANCE"]:
+    """The forms whose registers are known: affine by the distance, from a number a head (ALiBi) or
+    from one that a pair near the diagonal looks up (T5)."""
+    if flags["AFFINE_FROM"] is None or not flags["BY_DISTANCE"] or flags["HAS_DROPOUT"]:
         return None
-    if flags["HAS_DROPOUT"]:
-        return None
+    if flags["GATHERS"] != 0:
+        return "gathered" if flags["GATHERS"] == 1 else None
     return "affine-learned" if learned else "affine"
 
 
