@@ -74,8 +74,11 @@ def _architecture(encoder: TextEncoder) -> dict[str, Any]:
 
 
 def _parameters(encoder: TextEncoder) -> dict[str, Any]:
-    # Weights of eight bits, and what goes with them, are buffers; an encoder has no others.
-    tensors = [*encoder.model.parameters(), *encoder.model.buffers()]
+    # Weights of eight bits, and what goes with them, are buffers that are saved; those of a
+    # registered position are not, and made anew.
+    saved = encoder.model.state_dict().keys()
+    buffers = [tensor for name, tensor in encoder.model.named_buffers() if name in saved]
+    tensors = [*encoder.model.parameters(), *buffers]
     count = sum(tensor.numel() for tensor in tensors)
     head = encoder.model.lm_head
     stored = encoder.checkpoint.stored_dtype

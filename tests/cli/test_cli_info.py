@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cli_support import GOLDEN, Cli
 
 import pyenc
+from pyenc.loading import own_checkpoint, save_checkpoint
+from pyenc.models import Encoder, EncoderConfig, register_position
 from pyenc.ops import extension
 from pyenc.ops.linear import choices
 
@@ -229,3 +232,27 @@ def test_where_the_choice_of_linear_layers_comes_from(
     assert (chosen["entry"], chosen["source"], chosen["gains"]) == ("avx9", "a test", gains)
     monkeypatch.setenv("PYENC_LINEAR", "torch")
     assert "by PYENC_LINEAR=torch\n" in cli("info", folder, "--device", "cpu").out
+
+
+def test_parameters_are_what_is_saved(cli: Cli, tmp_path: Path) -> None:
+    """What a registered position makes of its fields is none of them."""
+
+    class Rising(torch.nn.Module):
+        def __init__(self, num_heads: int) -> None:
+            super().__init__()
+            self.slope = torch.nn.Parameter(torch.ones(num_heads))
+            self.register_buffer("table", torch.zeros(1000), persistent=False)
+
+        def along(self, offsets: torch.Tensor) -> torch.Tensor:
+            return -self.slope[:, None].float() * offsets.abs()
+
+    register_position("rising, of a test", Rising)
+    encoder = Encoder(
+        EncoderConfig(
+            vocab_size=9, hidden_size=8, num_layers=1, num_heads=2, intermediate_size=4,
+            position="rising, of a test", max_length=16,
+        )
+    )  # fmt: skip
+    save_checkpoint(own_checkpoint(encoder.eval()), tmp_path)
+    found = facts(cli, tmp_path)["parameters"]
+    assert found["count"] == sum(p.numel() for p in encoder.parameters())

@@ -18,6 +18,7 @@ from pyenc_kernels import attention as kernels
 from pyenc_kernels import configs
 from pyenc_kernels.score_function import ALIBI
 from tests.kernels.attention.attention_case import DTYPES
+from tests.ops.attention.share_rule import check_row_shares
 from tests.ops.attention.skip_inputs import SkipInputs
 from tests.oracle import assert_right
 
@@ -42,20 +43,13 @@ def test_no_row_loses_more_than_its_share(name: str, device: str) -> None:
         cases.append((torch.bfloat16, [2.0**-11]))
     for dtype, all_eps in cases:
         qkv = [x.to(dtype) for x in INPUTS.builders[name]()]
-        oracle_out, oracle_lse = attention_reference(
+        oracle = attention_reference(
             *(x.double() for x in qkv), torch.tensor([0, N]), bias=ALiBi(SLOPES.double())
         )
-        whole_out, whole_lse, _ = run(qkv, 0.0, device)
-        rounding = (whole_lse - oracle_lse).abs().max().item()
-        off = (whole_out - oracle_out).abs().max().item()
-        for eps in all_eps:
-            out, lse, _ = run(qkv, eps, device)
-            lost = oracle_lse - lse
-            assert lost.max().item() <= -math.log1p(-eps) + 2 * rounding + 1e-6, eps
-            assert lost.min().item() >= -2 * rounding - 1e-6, eps
-            most = qkv[2].double().abs().amax((0, 2))
-            wrong = (out - oracle_out).abs().amax((0, 2))
-            assert bool((wrong <= 2 * eps * most + 2 * off + 1e-6).all()), eps
+        check_row_shares(
+            lambda eps, qkv=qkv: run(qkv, eps, device)[:2],  # type: ignore[misc]
+            qkv[2], oracle, all_eps,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from pyenc.errors import BackendError, InputError
 from pyenc.ops import ALiBi, DistanceBias, attention, computed_share, extension
-from pyenc.ops.attention import along, own_bias
+from pyenc.ops.attention import along
+from tests.ops.attention.share_rule import check_row_shares
 from tests.ops.attention.skip_inputs import SkipInputs
 from tests.oracle import assert_right, naively
 
@@ -267,25 +268,16 @@ def test_no_row_loses_more_than_its_share(line: str, data: str, dtype: torch.dty
     qkv = [x.to(dtype) for x in INPUTS.builders[data]()]
     bias, bounds = Numbers(LINES[line]), torch.tensor([0, N])
     wide = Numbers(LINES[line].double())
-    oracle_out, oracle_lse = attention(
+    oracle = attention(
         *(x.double() for x in qkv), bounds, bias=wide, return_lse=True, backend="reference"
     )
 
     def of(eps: float) -> list[Tensor]:
-        both = attention(*qkv, bounds, bias=bias, skip_eps=eps, return_lse=True, backend="cpu")
-        return [x.double() for x in both]
+        return list(
+            attention(*qkv, bounds, bias=bias, skip_eps=eps, return_lse=True, backend="cpu")
+        )
 
-    whole_out, whole_lse = of(0)
-    rounding = (whole_lse - oracle_lse).abs().max().item()
-    off = (whole_out - oracle_out).abs().max().item()
-    for eps in EPS:
-        out, lse = of(eps)
-        lost = oracle_lse - lse
-        assert lost.max().item() <= -math.log1p(-eps) + 2 * rounding + 1e-6, eps
-        assert lost.min().item() >= -2 * rounding - 1e-6, eps
-        most = qkv[2].double().abs().amax((0, 2))
-        wrong = (out - oracle_out).abs().amax((0, 2))
-        assert bool((wrong <= 2 * eps * most + 2 * off + 1e-6).all()), eps
+    check_row_shares(of, qkv[2], list(oracle), EPS)
 
 
 @pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
@@ -384,58 +376,3 @@ def test_compiled_whole(backend: str) -> None:
         for got, wanted in zip(*pairs, strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
     torch._dynamo.reset()
-
-
-# ---- what is no function of the distance: torch's blocks -----------------------------------------
-
-
-class Unchanged:
-    """A map that gives back the very scores it was given."""
-
-    def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return s
-
-
-class Forgetful(nn.Module):
-    """One that does not look at them: q and k get no gradient, what is learned does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.slope = nn.Parameter(torch.tensor([0.3, 0.7]))
-
-    def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return -self.slope[:, None, None] * (i[:, None] - 2 * j).abs()
-
-
-class ForAllHeads(nn.Module):
-    """A bias without a row a head, that also counts from the beginning."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.slope = nn.Parameter(torch.tensor(0.2))
-
-    def block(self, i: Tensor, j: Tensor) -> Tensor:
-        return -self.slope * (i[:, None] - j).abs()[None] * (1 + 0.1 * i[None, :, None])
-
-
-@pytest.mark.parametrize("make", [Unchanged, Forgetful, ForAllHeads])
-def test_blocks_against_the_oracle(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_bias, "BLOCK_ELEMENTS", 2000)
-    lengths, bias = [37, 0, 1, 60], make()
-    given = inputs(lengths) | {"window": (20, 31)}
-
-    def answers(backend: str, dtype: torch.dtype) -> list[Tensor]:
-        inputs_ = [x.to(dtype).requires_grad_() for x in given["qkv"]]
-        learned = list(bias.to(dtype).parameters()) if isinstance(bias, nn.Module) else []
-        out, lse = attention(
-            *inputs_, torch.tensor([0, 37, 37, 38, 98]), bias=bias, window=given["window"],
-            return_lse=True, backend=backend,
-        )  # fmt: skip
-        weighted = (out * given["grad"].to(dtype)).sum() + (lse * given["grad_lse"]).sum()
-        grads = torch.autograd.grad(weighted, [*inputs_, *learned], materialize_grads=True)
-        return [x.detach().clone() for x in (out, lse, *grads)]
-
-    oracle = answers("reference", torch.float64)
-    naive, got = answers("reference", torch.float32), answers("torch", torch.float32)
-    for number, three in enumerate(zip(got, naive, oracle, strict=True)):
-        assert_right(*three, gradient=number > 1, what=str(number))

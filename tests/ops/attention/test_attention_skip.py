@@ -15,6 +15,7 @@ from torch import Tensor
 from pyenc.ops import ALiBi, alibi_slopes, attention, computed_share, extension
 from pyenc.ops.attention.terms import SKIP_EPS
 from tests.instruction_sets import ISAS, run_on
+from tests.ops.attention.share_rule import check_row_shares
 from tests.ops.attention.skip_inputs import SkipInputs
 from tests.oracle import assert_right
 from tests.seeds import seed
@@ -48,18 +49,8 @@ def test_no_row_loses_more_than_its_share(name: str, dtype: torch.dtype) -> None
 
 def check_shares(name: str, dtype: torch.dtype) -> None:
     qkv = [x.to(dtype) for x in BUILDERS[name]()]
-    oracle_out, oracle_lse = run(qkv, "reference", None, wide=True)
-    whole_out, whole_lse = (x.double() for x in run(qkv, "cpu", 0))
-    rounding = (whole_lse - oracle_lse).abs().max().item()
-    off = (whole_out - oracle_out).abs().max().item()
-    for eps in EPS:
-        out, lse = (x.double() for x in run(qkv, "cpu", eps))
-        lost = oracle_lse - lse
-        assert lost.max().item() <= -math.log1p(-eps) + 2 * rounding + 1e-6, eps
-        assert lost.min().item() >= -2 * rounding - 1e-6, eps
-        most = qkv[2].double().abs().amax((0, 2))
-        wrong = (out - oracle_out).abs().amax((0, 2))
-        assert bool((wrong <= 2 * eps * most + 2 * off + 1e-6).all()), eps
+    oracle = run(qkv, "reference", None, wide=True)
+    check_row_shares(lambda eps: run(qkv, "cpu", eps), qkv[2], oracle, EPS)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
