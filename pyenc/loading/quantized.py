@@ -58,7 +58,7 @@ class QuantizedFiles(WeightFiles):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         every = super().names
-        self._bits = {name for name in every if super(QuantizedFiles, self).read(name).ndim == 3}
+        self._bits = {name for name in every if len(super(QuantizedFiles, self).shape(name)) == 3}
         scales = {scale_name(name) for name in self._bits}
         self._plain = [name for name in every if name not in scales]
         for name in self._bits:
