@@ -1,8 +1,8 @@
 // activation(gate + bias) * value, elementwise, forward and backward; without a value, the activation
 // alone, without a bias, of the gate as it is.
 //
-// Shapes: T rows, F columns; bias (F,), in the dtype of the rest. Columns are contiguous, rows have strides: gate and value are often the
-// halves of one (T, 2F) tensor.
+// Shapes: T rows, F columns; bias (F,), in the dtype of the rest. Columns are contiguous, rows have
+// strides: gate and value are often the halves of one (T, 2F) tensor.
 #pragma once
 
 #include <cstdint>

@@ -69,7 +69,7 @@ def check_listed(bias: DistanceBias, heads: int, device: torch.device) -> None:
     Raises:
         InputError: `along` takes a gradient to another tensor.
     """
-    if compiling() or not wants_gradient(bias, heads, device):
+    if compiling() or not torch.is_grad_enabled():
         return
     listed: Any = getattr(bias, "parameters", tuple)
     known = {id(parameter) for parameter in listed()}
