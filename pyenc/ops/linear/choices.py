@@ -60,17 +60,22 @@ class Choice:
         return float(gain) if not isinstance(gain, bool) else MARGIN if gain else 0.0
 
 
-def table() -> dict[str, Any]:
+def table(file: Path | None = None) -> dict[str, Any]:
     """choices.json: a kind of processor, a class or "default" (`Processor.keys`) -> "source", and
     dtype -> way -> gain, for the dtypes that it knows of."""
-    loaded: dict[str, Any] = json.loads(FILE.read_text("utf-8"))
+    loaded: dict[str, Any] = json.loads((file or FILE).read_text("utf-8"))
     return loaded
 
 
-@functools.cache
 def choice(dtype: torch.dtype) -> Choice:
     """For this process's processor, by the table that is shipped."""
-    return lookup(table(), processor.here(), dtype)
+    return _kept(FILE, processor.here(), dtype)
+
+
+# What it is kept for is all that it is of: one process may ask of two kinds (tests do).
+@functools.cache
+def _kept(file: Path, kind: processor.Processor, dtype: torch.dtype) -> Choice:
+    return lookup(table(file), kind, dtype)
 
 
 def lookup(entries: Mapping[str, Any], kind: processor.Processor, dtype: torch.dtype) -> Choice:

@@ -237,6 +237,21 @@ def test_the_first_entry_that_has_the_dtype(monkeypatch: pytest.MonkeyPatch) -> 
     assert not any(found[torch.float64].prefers(way) for way in choices.WAYS)
 
 
+def test_what_was_chosen_for_another_processor_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = choices.choice(torch.float16)
+    kind = Processor(INTEL, "6", "1", "avx512_core", "AVX512")
+    monkeypatch.setattr(processor, "here", lambda: kind)
+    assert choices.choice(torch.float16) == choices.lookup(choices.table(), kind, torch.float16)
+    file = tmp_path / "choices.json"
+    file.write_text('{"default": {"source": "another", "float16": {}}}')
+    monkeypatch.setattr(choices, "FILE", file)
+    assert choices.choice(torch.float16).source == "another"
+    monkeypatch.undo()
+    assert choices.choice(torch.float16) == before
+
+
 SCRIPT = """
 import json, os, sys, threading, time
 import torch
