@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ..errors import CheckpointError, InputError
 from ..models import Encoder, EncoderConfig
+from ..models.config import DROPOUTS
 from ..models.families import ConfigFile, Family, with_head
 from ..models.int8 import quantization, quantize_layers
 from .alike import alike
@@ -23,7 +24,7 @@ from .alike import alike
 FREE = frozenset({"backend", "skip_eps", "training", "dropout"})
 """Attributes that say how to run or train, which no checkpoint has to hold."""
 
-NOT_HELD = frozenset({"hidden_dropout", "attention_dropout", "no_lm_head"})
+NOT_HELD = frozenset({*DROPOUTS, "no_lm_head"})
 """Fields of `EncoderConfig` that change nothing that is written."""
 
 REGISTERED = re.compile(r"(layers\.\d+\.attention\.)?position_bias(\.|$)")

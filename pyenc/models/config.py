@@ -11,6 +11,11 @@ from ..ops import ACTIVATIONS
 from .position import POSITIONS, Fields, check_fields, check_position
 from .rotary import Rotary
 
+DROPOUTS = (
+    "hidden_dropout", "attention_dropout", "embedding_dropout", "output_dropout", "final_dropout",
+)  # fmt: skip
+"""Fields of `EncoderConfig` that count in training alone."""
+
 
 def check_eps(where: str, value: float) -> None:
     """What is added to a variance before its root is taken is a number and not negative."""
@@ -123,7 +128,14 @@ class EncoderConfig:
     """Why there is none, for the error of `token_logits`."""
 
     hidden_dropout: float = 0.0
+    """In training, of the embeddings, of what attention and feed-forward add, and of the last
+    norm's result under pre-norm; the three `..._dropout` that are not None say otherwise."""
     attention_dropout: float = 0.0
+    """Of the attention weights."""
+    embedding_dropout: float | None = None
+    output_dropout: float | None = None
+    """Of what attention adds."""
+    final_dropout: float | None = None
     feed_forward_dropout: Literal["inner", "outer", "both"] | None = None
     """Dropout of the activated values, of the result, or of both; None: inner where gated."""
 
@@ -142,9 +154,10 @@ class EncoderConfig:
             )
         self._check_numbers()
         self._check_positions()
-        for name in ("hidden_dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"EncoderConfig: {name} must be in [0, 1): {getattr(self, name)}")
+        for name in DROPOUTS:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise InputError(f"EncoderConfig: {name} must be in [0, 1): {value}")
 
     def _check_numbers(self) -> None:
         for name in ("type_vocab_size", "num_positions", "relative_buckets"):
@@ -213,6 +226,16 @@ class EncoderConfig:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads if self.head_size is None else self.head_size
+
+    @property
+    def drops(self) -> bool:
+        """Whether there is dropout anywhere, in training."""
+        return any(getattr(self, name) for name in DROPOUTS)
+
+    def dropout_of(self, name: str) -> float:
+        """A place's own dropout, or `hidden_dropout` where it has none."""
+        own: float | None = getattr(self, name)
+        return self.hidden_dropout if own is None else own
 
     @property
     def by_distance(self) -> bool:

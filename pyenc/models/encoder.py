@@ -64,6 +64,7 @@ class Encoder(nn.Module):
                 config.position, [cast(Any, layer).attention.position_bias for layer in self.layers]
             )
         self.final_norm = Norm(config) if config.norm_first else None
+        self.dropout = config.dropout_of("final_dropout")
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.pooler else None
         self.lm_head = MaskedLMHead(config, config.lm_head) if config.lm_head else None
 
@@ -196,7 +197,7 @@ class Encoder(nn.Module):
             _put(states, x_TC, term_TC)
             x_TC, term_TC = layer(x_TC, term_TC, call)
         x_TC, _ = self.final_norm(x_TC, term_TC, self.backend)
-        x_TC = F.dropout(x_TC.to(dtype), self.config.hidden_dropout, self.training)
+        x_TC = F.dropout(x_TC.to(dtype), self.dropout, self.training)
         _put(states, x_TC)
         return x_TC
 

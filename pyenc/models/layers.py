@@ -73,7 +73,7 @@ class Embeddings(nn.Module):
         if config.position == "absolute":
             self.position = nn.Embedding(config.num_positions, config.hidden_size)
         self.norm = Norm(config) if config.embedding_norm else None
-        self.dropout = config.hidden_dropout
+        self.dropout = config.dropout_of("embedding_dropout")
 
     def forward(
         self,
@@ -156,7 +156,7 @@ class Layer(nn.Module):
         self.second_norm = Norm(config) if config.second_residual else None
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = Norm(config)
-        self.dropout = config.hidden_dropout
+        self.dropout = config.dropout_of("output_dropout")
 
     def forward(self, x_TC: Tensor, call: Call) -> Tensor:
         a_TC = F.dropout(self.attention(x_TC, call), self.dropout, self.training)
@@ -181,7 +181,7 @@ class PreNormLayer(nn.Module):
         self.attention = Attention(config, index)
         self.feed_forward_norm = Norm(config)
         self.feed_forward = FeedForward(config)
-        self.dropout = config.hidden_dropout
+        self.dropout = config.dropout_of("output_dropout")
 
     def forward(self, x_TC: Tensor, term_TC: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
         y_TC = x_TC

@@ -54,8 +54,7 @@ class Borrowed:
     @property
     def dropout(self) -> bool:
         """Whether it has any, in training."""
-        config = self.encoder.config
-        return config.hidden_dropout > 0 or config.attention_dropout > 0
+        return self.encoder.config.drops
 
 
 def parts_of(model: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:

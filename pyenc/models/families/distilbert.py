@@ -24,6 +24,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         activation=config.activation("activation"),
         hidden_dropout=config.number("dropout", 0.1),
         attention_dropout=config.number("attention_dropout", 0.1),
+        output_dropout=0.0,
     )
 
 

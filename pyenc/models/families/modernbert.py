@@ -105,9 +105,12 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         norm_bias=config.flag("norm_bias", False),
         norm_first=True,
         first_norm=False,
-        # One number for three places; all published files say 0.
         hidden_dropout=config.number("mlp_dropout", 0.0),
         attention_dropout=config.number("attention_dropout", 0.0),
+        embedding_dropout=config.number("embedding_dropout", 0.0),
+        # One number for the weights and for what comes of them.
+        output_dropout=config.number("attention_dropout", 0.0),
+        final_dropout=0.0,
         feed_forward_dropout="inner",
     )
 

@@ -104,6 +104,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     for key in ("activation_function", "hidden_act"):
         config.require(key, ("swiglu", "silu"), "silu", "pyenc serves nomic-bert's SwiGLU")
     hidden = config.integer(config.spelled("hidden_size", "n_embd"), 768)
+    dropout = config.number(config.spelled("resid_pdrop", "hidden_dropout_prob"), 0.0)
     length = "max_trained_positions"
     if config.values.get(length) is None:
         length = "max_position_embeddings"
@@ -126,10 +127,11 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         down_bias=False,
         norm_eps=_norm_eps(config),
         pooler="pooler.dense.weight" in names,
-        hidden_dropout=config.number(config.spelled("resid_pdrop", "hidden_dropout_prob"), 0.0),
+        hidden_dropout=dropout,
         attention_dropout=config.number(
             config.spelled("attn_pdrop", "attention_probs_dropout_prob"), 0.0
         ),
+        embedding_dropout=config.number("embd_pdrop", 0.0) if gpt2 else dropout,
         feed_forward_dropout="outer",
     )
 
