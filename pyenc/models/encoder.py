@@ -6,7 +6,9 @@ T packed tokens, C channels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -25,6 +27,7 @@ from .head import MaskedLMHead
 from .layers import Call, Embeddings, Layer, Norm, PreNormLayer, Turn
 from .packing import Packed, check_packed, check_ranges, count_from_padding, pack, places
 from .position import check_apart, make_position
+from .recompute import Recompute, recompute_of
 from .rotary import Rotary, log_length_scale
 
 SETTINGS = ("backend", "skip_eps")
@@ -50,6 +53,7 @@ class Encoder(nn.Module):
         self.config = config
         self.backend = backend
         self.skip_eps = skip_eps
+        self._recompute: Recompute | None = None
         self.embeddings = Embeddings(config)
         self.relative_bias: nn.Embedding | None = None
         if config.relative_buckets:
@@ -183,19 +187,24 @@ class Encoder(nn.Module):
             check_ranges(self.config, input_ids, position_ids, token_type_ids)
         call = self._call(input_ids, cu_seqlens, positions, contiguous, span)
         x_TC = self.embeddings(input_ids, position_ids, token_type_ids, self.backend)
+        again = self._recompute if self.training and torch.is_grad_enabled() else None
+        layers = [
+            partial(layer, call=call) if again is None else partial(again, i, layer, call=call)
+            for i, layer in enumerate(self.layers)
+        ]
         if self.final_norm is None:
-            for layer in self.layers:
+            for layer in layers:
                 _put(states, x_TC)
-                x_TC = layer(x_TC, call)
+                x_TC = layer(x_TC)
             _put(states, x_TC)
             return x_TC
         dtype = x_TC.dtype
         if self.config.wide_residual and dtype == torch.float16:
             x_TC = x_TC.float()
         term_TC: Tensor | None = None
-        for layer in self.layers:
+        for layer in layers:
             _put(states, x_TC, term_TC)
-            x_TC, term_TC = layer(x_TC, term_TC, call)
+            x_TC, term_TC = layer(x_TC, term_TC)
         x_TC, _ = self.final_norm(x_TC, term_TC, self.backend)
         x_TC = F.dropout(x_TC.to(dtype), self.dropout, self.training)
         _put(states, x_TC)
@@ -278,6 +287,41 @@ class Encoder(nn.Module):
             backend=self.backend,
             skip_eps=self.skip_eps,
         )
+
+    def gradient_checkpointing_enable(
+        self,
+        gradient_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        *,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """From now on, in training, layers keep what they are given alone; the backward computes
+        them a second time.
+
+        The gradients are the same to the bit, dropout too. What is kept of a layer falls to (T, C),
+        under pre-norm twice that, for the time of one more forward. As in transformers, whose name
+        it has, it counts in training mode alone (`train()`).
+
+        Args:
+            gradient_checkpointing_kwargs: options of `torch.utils.checkpoint.checkpoint`;
+                `use_reentrant` is False.
+            every_n_layers: only the first of every so many layers; the others are kept.
+            offload: not served.
+
+        Raises:
+            InputError: an option is unknown or cannot be had.
+        """
+        self._recompute = recompute_of(
+            gradient_checkpointing_kwargs, every_n_layers, offload, self.config.drops
+        )
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Layers keep again what their backward reads."""
+        self._recompute = None
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self._recompute is not None
 
     def pooler_output(self, first_BC: Tensor) -> Tensor:
         """tanh(dense(x)) of first tokens (B, C), for checkpoints that carry a pooler."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ...errors import CheckpointError, InputError, UnknownArchitectureError
 from ...models import Encoder, EncoderConfig
@@ -41,6 +42,7 @@ class Borrowed:
         check_same(model, self.encoder)
         self.token_types = "token_type_ids" in inspect.signature(model.forward).parameters
         self._modules = [module for module in model.modules() if module is not model]
+        self._own = any(module is self.encoder for module in self._modules)
         self._parts = parts_of(model)
 
     def changed(self, model: nn.Module) -> bool:
@@ -51,10 +53,57 @@ class Borrowed:
         """Whether something is to happen when one of the model's own modules is called."""
         return "forward" in self.model.__dict__ or any(map(interfered, self._modules))
 
+    def serves(self) -> bool:
+        """Set the encoder to training or not, as the model is.
+
+        Returns:
+            False where the model's own code is run instead: in training with dropout, so that a
+            seeded run draws what it always drew, or with gradient checkpointing that pyenc's
+            encoder has not.
+        """
+        encoder, training = self.encoder, self.model.training
+        if training and self.dropout:
+            return False
+        if self._own:
+            return True
+        if encoder.training != training:
+            encoder.train(training)
+        if training:
+            try:
+                asked = checkpointing_of(self.model)
+                if asked is None:
+                    encoder.gradient_checkpointing_disable()
+                else:
+                    encoder.gradient_checkpointing_enable(asked)
+            except InputError:
+                return False
+        return True
+
     @property
     def dropout(self) -> bool:
         """Whether it has any, in training."""
         return self.encoder.config.drops
+
+
+def checkpointing_of(model: nn.Module) -> dict[str, Any] | None:
+    """The options of a transformers model's gradient checkpointing, None without it.
+
+    Raises:
+        InputError: it is not the same for all layers, or another function's than torch's.
+    """
+    layers: list[Any] = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
+    if not any(layer.gradient_checkpointing for layer in layers):
+        return None
+    functions = [getattr(layer, "_gradient_checkpointing_func", None) for layer in layers]
+    options = dict(getattr(functions[0], "keywords", {}))
+    for layer, function in zip(layers, functions, strict=True):
+        if (
+            not layer.gradient_checkpointing
+            or getattr(function, "func", function) is not checkpoint
+            or getattr(function, "keywords", {}) != options
+        ):
+            raise InputError("only torch's checkpoint, of every layer alike, is served")
+    return options
 
 
 def parts_of(model: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:

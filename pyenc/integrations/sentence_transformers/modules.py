@@ -141,10 +141,7 @@ class PackedTransformer(Standing):
         borrowed = self._current()
         if borrowed is None:
             return None
-        if model.training and (
-            borrowed.dropout or getattr(model, "is_gradient_checkpointing", False)
-        ):
-            # A seeded run draws what it always drew.
+        if not borrowed.serves():
             return None
         if borrowed.hooked():
             self._pyenc.tell("hooks are set on modules of its model, which would not be run")

@@ -116,10 +116,17 @@ def hooked(model: nn.Module) -> str | None:
     return None
 
 
+def asks_for_gradient(hook: Any) -> bool:
+    """Whether it is what transformers sets on embeddings beside gradient checkpointing, so that
+    what comes of them needs a gradient: pyenc's layers do without."""
+    name = f"{getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', '')}"
+    return name.startswith("transformers.") and ".enable_input_require_grads." in name
+
+
 def interfered(module: nn.Module) -> bool:
     """Whether something is to happen when a module is called, beside what its class says."""
     return bool(
-        module._forward_hooks
+        not all(map(asks_for_gradient, module._forward_hooks.values()))
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks

@@ -6,13 +6,14 @@ Shapes as suffixes: B rows, N padded length, T packed tokens, C channels, V word
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from ...errors import InputError
@@ -32,6 +33,7 @@ class PyencPreTrainedModel(PreTrainedModel):
     config_class = PyencConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
     config: PyencConfig
 
     def __init__(self, config: PyencConfig, checkpoint: Checkpoint | None = None) -> None:
@@ -193,6 +195,35 @@ class PyencPreTrainedModel(PreTrainedModel):
                 if all(n in state_dict for n in names)
             }
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
+        every_n_layers: int = 1,
+    ) -> None:
+        """What `gradient_checkpointing_enable` comes to (`activation_checkpointing_enable` in newer
+        versions): the encoder's own.
+
+        Raises:
+            InputError: as of `Encoder.gradient_checkpointing_enable`.
+        """
+        if not enable:
+            self.encoder.gradient_checkpointing_disable()
+            return
+        function: Any = gradient_checkpointing_func
+        own = getattr(function, "func", function) is checkpoint
+        self.encoder.gradient_checkpointing_enable(
+            getattr(function, "keywords", None), every_n_layers=every_n_layers, offload=not own
+        )
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        return self.encoder.is_gradient_checkpointing
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.encoder.is_gradient_checkpointing
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_registered_by": registered_by()}

@@ -227,9 +227,32 @@ def test_class_by_itself() -> None:
         PyencModel.from_pretrained(GOLDEN / "bert_mean_h4")
 
 
-def test_gradient_checkpointing_is_refused() -> None:
-    model = AutoModel.from_pretrained(JINA)
-    # By the name of this version, and of those before.
-    enable = "activation_checkpointing_enable"
-    with pytest.raises(ValueError, match="checkpointing"):
-        getattr(model, enable, model.gradient_checkpointing_enable)()
+def test_gradient_checkpointing() -> None:
+    """By the names of this version and of those before: the encoder's own, the same gradients."""
+    model = AutoModel.from_pretrained(JINA, dtype=torch.float32, hidden_dropout_prob=0.3).train()
+    name = "activation_checkpointing"
+    name = name if hasattr(model, f"{name}_enable") else "gradient_checkpointing"
+    enable, disable = (getattr(model, f"{name}_{verb}") for verb in ("enable", "disable"))
+
+    def gradients() -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        model.zero_grad()
+        model(**inputs()).last_hidden_state.square().sum().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    plain = gradients()
+    enable()
+    assert model.encoder.is_gradient_checkpointing
+    assert getattr(model, f"is_{name}")
+    assert all(torch.equal(a, b) for a, b in zip(gradients(), plain, strict=True))
+    disable()
+    assert not model.encoder.is_gradient_checkpointing
+    assert not getattr(model, f"is_{name}")
+    options = {f"{name}_kwargs": {"use_reentrant": True}}
+    with pytest.raises(InputError, match="use_reentrant=True is not served"):
+        enable(**options)
+    if name.startswith("activation"):
+        with pytest.raises(InputError, match="offload=True is not served"):
+            enable(offload=True)
+        enable(every_n_layers=2)
+        assert model.encoder.is_gradient_checkpointing

@@ -1,0 +1,74 @@
+"""Gradient checkpointing: what a layer made on its way is not kept, but made again in the backward.
+
+Chen et al., "Training Deep Nets with Sublinear Memory Cost" (arXiv 1604.06174), by
+`torch.utils.checkpoint`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import InputError
+
+STATE = "preserve_rng_state"
+KNOWN = (frozenset(inspect.signature(checkpoint).parameters) | {STATE}) - {
+    "function", "args", "kwargs"
+}  # fmt: skip
+"""Options of `torch.utils.checkpoint.checkpoint`."""
+
+
+@dataclass(frozen=True)
+class Recompute:
+    """Which layers are computed again, and how."""
+
+    options: tuple[tuple[str, Any], ...] = ()
+    every: int = 1
+
+    def __call__(self, index: int, layer: nn.Module, *given: Any, call: Any) -> Any:
+        """What the layer at a place answers."""
+        # What is no tensor is bound, so that a compiled graph has tensors for its arguments alone.
+        bound = partial(layer, call=call)
+        if index % self.every:
+            return bound(*given)
+        return checkpoint(bound, *given, use_reentrant=False, **dict(self.options))
+
+
+def recompute_of(
+    options: Mapping[str, Any] | None, every_n_layers: int, offload: bool, drops: bool
+) -> Recompute:
+    """What `gradient_checkpointing_enable` was asked for, of an encoder with dropout or without.
+
+    Raises:
+        InputError: an option is unknown or cannot be had; the message names it.
+    """
+    said = dict(options or {})
+    if strange := sorted(map(str, said.keys() - KNOWN)):
+        raise InputError(
+            f"gradient_checkpointing_kwargs: unknown {strange[0]!r}; "
+            f"torch.utils.checkpoint.checkpoint has: {', '.join(sorted(KNOWN))}"
+        )
+    if said.pop("use_reentrant", False):
+        raise InputError(
+            "gradient_checkpointing_kwargs: use_reentrant=True is not served (torch.autograd.grad "
+            "and what the layers share are beyond it); use_reentrant=False is"
+        )
+    if drops and not said.get(STATE, True):
+        raise InputError(
+            f"gradient_checkpointing_kwargs: {STATE}=False goes with an encoder without dropout: "
+            "what is computed again would be dropped elsewhere, and the gradients be wrong"
+        )
+    if type(every_n_layers) is not int or every_n_layers < 1:
+        raise InputError(f"every_n_layers must be a positive integer, got {every_n_layers!r}")
+    if offload:
+        raise InputError(
+            "offload=True is not served: torch.autograd.graph.save_on_cpu() around the forward "
+            "moves what is kept"
+        )
+    return Recompute(tuple(sorted(said.items())), every_n_layers)
