@@ -35,8 +35,8 @@ def add_layer_norm(
             makes halves of x alone), the wider of the two is used and returned.
         weight, bias: (C,); bias may be None.
         eps: added to the variance.
-        backend: "cpu" (x and residual of one dtype), "torch" or "reference"; None chooses, for
-            layer norm "cpu" where float32 needs a gradient.
+        backend: "cpu", "torch" or "reference"; None chooses, for layer norm "cpu" where float32
+            needs a gradient.
 
     Returns:
         (normed, sum), both (..., C) in the dtype of the sum, which a pre-norm block carries on.
@@ -94,9 +94,7 @@ def backend_table(x: Tensor, residual: Tensor | None = None) -> dict[str, WhyNot
     """The backends of these ops and why each cannot serve, for `choose` and `explain`."""
 
     def cpu() -> str | None:
-        if residual is not None and residual.dtype != x.dtype:
-            return f"x is {x.dtype} and residual {residual.dtype}"
-        return why_not(x)
+        return why_not(x) or (None if residual is None else why_not(residual))
 
     return {"cpu": cpu, "torch": always, "reference": always}
 
@@ -113,7 +111,10 @@ def _layer_norm_table(x: Tensor, residual: Tensor | None) -> dict[str, WhyNot]:
 def _cpu(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, rms: bool
 ) -> tuple[Tensor, Tensor]:
-    # Cast outside of the op, so that gradients come back in the parameters' own dtypes.
+    # Cast outside of the op, so that gradients come back in the tensors' own dtypes.
+    if residual is not None and residual.dtype != x.dtype:
+        dtype = torch.promote_types(x.dtype, residual.dtype)
+        x, residual = x.to(dtype), residual.to(dtype)
     weight = weight.to(torch.float32)
     bias = None if bias is None else bias.to(torch.float32).contiguous()
     normed, total, _ = torch.ops.pyenc.add_norm_cpu(x, residual, weight, bias, eps, rms)

@@ -6,10 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from pyenc.errors import InputError
-from pyenc.ops import add_layer_norm, add_rms_norm
+from pyenc.ops import add_layer_norm, add_rms_norm, extension
 from tests.ops.elementwise import DTYPES, check
+from tests.oracle import assert_right
+
+BACKENDS = ["torch", *(["cpu"] if extension.load() is not None else [])]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -21,6 +25,30 @@ def test_add_layer_norm(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_add_rms_norm(dtype: torch.dtype) -> None:
     check(add_rms_norm, dtype, [torch.randn(6, 40), torch.randn(6, 40), torch.randn(40)], 1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kinds", [("bfloat16", "float32"), ("float32", "float16")])
+@pytest.mark.parametrize("op", [add_layer_norm, add_rms_norm])
+def test_a_residual_of_another_dtype(
+    op: Callable[..., tuple[Tensor, Tensor]], kinds: tuple[str, str], backend: str
+) -> None:
+    """As autocast makes them: the sum in the wider, each gradient in the dtype it is of."""
+    x, residual = (torch.randn(7, 24).to(getattr(torch, kind)) for kind in kinds)
+    rest = [torch.randn(24) for _ in range(2 if op is add_layer_norm else 1)]
+    shares = torch.randn(2, 7, 24, dtype=torch.float64)
+    found = []
+    for wide, name in ((False, backend), (False, "reference"), (True, "reference")):
+        given = [t.double() if wide else t.clone() for t in (x, residual, *rest)]
+        given = [t.requires_grad_() for t in given]
+        answers = op(*given, 1e-6, backend=name)
+        loss = sum((a * s.to(a.dtype)).sum() for a, s in zip(answers, shares, strict=True))
+        grads = torch.autograd.grad(loss, given)
+        assert {a.dtype for a in answers} == {torch.float64 if wide else torch.float32}
+        assert [g.dtype for g in grads] == [t.dtype for t in given]
+        found.append([*answers, *grads])
+    for i, three in enumerate(zip(*found, strict=True)):
+        assert_right(*three, gradient=i > 1, what=str(i))
 
 
 def test_norms_without_residual() -> None:

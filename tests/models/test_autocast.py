@@ -1,0 +1,103 @@
+"""Mixed precision: under torch.autocast products are made in bfloat16, parameters stay float32."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from pyenc.models import Encoder, EncoderConfig
+from pyenc.ops import extension
+from tests.models.family_losses import EACH_FAMILY, case_of, gradients
+from tests.models.test_encoder import ABSOLUTE, PRE_NORM, SHAPES
+from tests.oracle import assert_right, naively
+
+BACKENDS = (None, "torch", *(("cpu",) if extension.load() is not None else ()))
+
+
+@pytest.mark.parametrize("name", EACH_FAMILY)
+def test_gradients(name: str) -> None:
+    """Off by no more than three times what the dense computation under autocast is off; float32,
+    as the parameters are."""
+    case = case_of(name)
+    encoder = case.checkpoint.encoder
+    found = {}
+    for backend in (*BACKENDS, "reference"):
+        encoder.backend = backend
+        with naively(), torch.autocast("cpu", torch.bfloat16):
+            found[backend] = gradients(encoder, case)
+    exact = copy.deepcopy(encoder).double()
+    for parameter, oracle in gradients(exact, case).items():
+        naive = found["reference"][parameter]
+        for backend in BACKENDS:
+            ours = found[backend][parameter]
+            what = f"{backend}: {parameter}"
+            assert ours.dtype == torch.float32
+            if parameter == "lm_head.bias":
+                # The reference adds it in float32. Here the logits are halves, and so are their
+                # gradients, of which it takes the sum.
+                off = (ours.double() - oracle).abs().max()
+                assert off <= 2**-8 * oracle.abs().max(), what
+            else:
+                assert_right(ours, naive, oracle, gradient=True, what=what)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_dtypes(name: str) -> None:
+    """Sums and norms in float32, what comes of a product in bfloat16; nothing else changes."""
+    torch.manual_seed(1)
+    encoder = Encoder(SHAPES[name])
+    ids, bounds = torch.arange(20) + 3, torch.tensor([0, 7, 20])
+    seen: dict[str, set[torch.dtype]] = {}
+
+    def keep(kind: str) -> None:
+        for module in encoder.modules():
+            if type(module).__name__ == kind:
+                module.register_forward_hook(
+                    lambda _, given, answer: seen.setdefault(kind, set()).add(
+                        (answer[0] if isinstance(answer, tuple) else answer).dtype
+                    )
+                )
+
+    for kind in ("Norm", "Attention", "FeedForward"):
+        keep(kind)
+    plain = encoder.forward_packed(ids, bounds)
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = encoder.forward_packed(ids, bounds)
+    assert seen == {
+        "Norm": {torch.float32},
+        "Attention": {torch.bfloat16},
+        "FeedForward": {torch.bfloat16},
+    }
+    assert hidden.dtype == torch.float32
+    assert 0 < (hidden - plain).abs().max() < 0.1
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("config", [ABSOLUTE, PRE_NORM], ids=["post-norm", "pre-norm"])
+def test_a_curve(config: EncoderConfig) -> None:
+    """A few steps from random weights: that of float32, nearly."""
+    ids = torch.randint(0, 50, (60,))
+    bounds = torch.tensor([0, 1, 9, 30, 60])
+    target = torch.randn(60, 24)
+    torch.manual_seed(3)
+    first = Encoder(config)
+    curves = []
+    for enabled in (False, True):
+        encoder = copy.deepcopy(first).train()
+        optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-3)
+        curve = []
+        for _ in range(12):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                loss = (encoder.forward_packed(ids, bounds) - target).square().mean()
+            loss.backward()
+            optimizer.step()
+            curve.append(loss.detach())
+        assert all(p.dtype == torch.float32 for p in encoder.parameters())
+        curves.append(torch.stack(curve))
+    plain, mixed = curves
+    assert mixed[-1] < 0.97 * mixed[0]
+    assert (mixed - plain).abs().max() < 0.05 * (plain[0] - plain[-1])
