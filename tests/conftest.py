@@ -125,7 +125,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 INTEGRATED = {
-    "faiss": "faiss-cpu", "haystack": "haystack-ai", "langchain_core": "langchain-core",
+    "accelerate": "accelerate", "datasets": "datasets", "faiss": "faiss-cpu",
+    "haystack": "haystack-ai", "langchain_core": "langchain-core",
     "llama_index": "llama-index-core", "mteb": "mteb", "ray": "ray",
     "sentence_transformers": "sentence-transformers", "transformers": "transformers",
 }  # fmt: skip

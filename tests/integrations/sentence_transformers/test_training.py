@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -124,3 +126,112 @@ def test_offloaded_activations_are_left_to_the_model(packed: list[Any]) -> None:
     assert not ours[0]._pyenc.borrowed.serves()
     checkpointing(ours)
     assert ours[0]._pyenc.borrowed.serves()
+
+
+LOSSES: dict[str, Callable[[Any, Any], Any]] = {
+    "ranking": lambda losses, model: losses.MultipleNegativesRankingLoss(model),
+    "cached": lambda losses, model: losses.CachedMultipleNegativesRankingLoss(
+        model, mini_batch_size=2
+    ),
+}
+
+
+def loss_of(kind: str, model: Any) -> Any:
+    from sentence_transformers.sentence_transformer import losses
+
+    return LOSSES[kind](losses, model)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("name", NAMES)
+def test_losses(name: str, kind: str, packed: list[Any]) -> None:
+    """The plain model's value and gradients, from packed states."""
+    plain, ours = pair_of(name)
+    found = gradients(ours, loss_of(kind, ours))
+    # Cached: each part of a batch once without gradients and once with.
+    assert len(packed) == (12 if kind == "cached" else 2)
+    assert_near(found, gradients(plain, loss_of(kind, plain)))
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_cached_gradients_are_the_uncached_ones(checkpointed: bool) -> None:
+    """Parts of a batch at a time change no gradient; with gradient checkpointing neither."""
+    _, ours = pair_of("modernbert_embed_like_h2")
+    whole = gradients(ours, loss_of("ranking", ours))
+    if checkpointed:
+        checkpointing(ours)
+    assert_near(gradients(ours, loss_of("cached", ours)), whole)
+
+
+@pytest.mark.parametrize("kind", ["ranking", "cached"])
+def test_a_curve(kind: str) -> None:
+    """A few steps: the plain model's losses, and weights that have moved as its have."""
+    models = pair_of("bert_mean_h4")
+    curves = []
+    for model in models:
+        loss = loss_of(kind, model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        curve = []
+        for _ in range(5):
+            curve.append(gradients(model, loss)["loss"])
+            optimizer.step()
+        curves.append(torch.stack(curve))
+    assert curves[0][-1] < 0.9 * curves[0][0]
+    assert off(*curves) <= 1e-4 * float(curves[0][0])
+
+
+def test_cached_gradients_under_dropout() -> None:
+    """Drawn again as they were drawn: by the model's own code, to the bit."""
+    plain = loaded("bert_mean_h4").train()
+    ours = accelerate(copy.deepcopy(plain)).train()
+    found = []
+    for model in (plain, ours):
+        torch.manual_seed(9)
+        found.append(gradients(model, loss_of("cached", model)))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_trainer(tmp_path: Path, packed: list[Any]) -> None:
+    """sentence-transformers' own, with gradient checkpointing and cached gradients: the plain
+    model's weights at the end; stopped half-way and resumed, the same ones to the bit."""
+    datasets = pytest.importorskip("datasets")
+    pytest.importorskip("accelerate")
+    from sentence_transformers import (
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+
+    data = datasets.Dataset.from_dict({"anchor": TEXTS[:5], "positive": TEXTS[5:]})
+
+    def trained(model: Any, name: str, steps: int = 4, resume: str | None = None) -> Any:
+        arguments = SentenceTransformerTrainingArguments(
+            output_dir=str(tmp_path / name), max_steps=steps, per_device_train_batch_size=5, seed=1,
+            use_cpu=True, report_to="none", save_strategy="steps", save_steps=2, optim="sgd",
+            learning_rate=0.05, lr_scheduler_type="constant", gradient_checkpointing=True,
+            gradient_checkpointing_kwargs={"use_reentrant": False}, disable_tqdm=True,
+        )  # fmt: skip
+        SentenceTransformerTrainer(
+            model=model, args=arguments, train_dataset=data, loss=loss_of("cached", model)
+        ).train(resume_from_checkpoint=resume)  # fmt: skip
+        return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    plain, ours = pair_of("modernbert_embed_like_h2")
+    again = copy.deepcopy(ours)
+    first = dict(plain.named_parameters())
+    first = {name: p.detach().clone() for name, p in first.items()}
+    expected, found = trained(plain, "plain"), None
+    assert not packed
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AccelerationWarning)
+        found = trained(ours, "ours")
+        assert packed
+        assert all(encoder.is_gradient_checkpointing for encoder in packed if encoder.training)
+        trained(again, "again", steps=2)
+        resumed = trained(again, "again", resume=str(tmp_path / "again" / "checkpoint-2"))
+    for name, right in expected.items():
+        moved = float((right - first[name]).abs().max())
+        assert off(found[name], right) <= 1e-3 * moved + 1e-6, name
+        assert torch.equal(resumed[name], found[name]), name
+    assert max(float((right - first[n]).abs().max()) for n, right in expected.items()) > 1e-3
