@@ -26,7 +26,7 @@ LAYERS = (
     ("bench.check", "bench.chosen", "bench.tunables", "bench.ahead_of_time", "bench.aot_work"),
     ("bench.op", "bench.models", "bench.long_attention", "bench.tune", "bench.tune_linear"),
     ("bench.accelerate",),
-    ("bench.along_ratios", "bench.int8_quality", "bench.range_shares"),
+    ("bench.along_ratios", "bench.int8_quality", "bench.range_shares", "bench.training"),
     ("bench.aot", "bench.plots"),
     ("bench.__main__", "bench.test_bench_ops"),
 )
