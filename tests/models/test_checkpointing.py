@@ -150,10 +150,9 @@ def test_states_and_logits() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "dropout"), [("alibi", 0.2), ("pre_norm", 0.0)])
-def test_compiled(name: str, dropout: float) -> None:
-    """One graph."""
-    encoder = encoder_of(name, hidden_dropout=dropout, attention_dropout=dropout)
+def test_compiled() -> None:
+    """One graph, which draws what it would draw eager."""
+    encoder = encoder_of("pre_norm", hidden_dropout=0.2, attention_dropout=0.2)
     plain = step(encoder)
     encoder.gradient_checkpointing_enable()
     torch._dynamo.reset()

