@@ -151,6 +151,7 @@ HARMLESS: dict[str, Callable[[Checkpoint], object]] = {
     "another backend": lambda c: setattr(c.encoder, "backend", "torch"),
     "skip_eps": lambda c: setattr(c.encoder, "skip_eps", 0.0),
     "no dropout": lambda c: setattr(c.encoder.embeddings, "dropout", 0.0),
+    "gradient checkpointing": lambda c: c.encoder.gradient_checkpointing_enable(),
     "tied layers": lambda c: setattr(
         c.encoder.layers[1], "attention_norm", c.encoder.layers[0].attention_norm
     ),
