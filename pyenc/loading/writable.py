@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -18,6 +17,7 @@ from ..errors import CheckpointError, InputError
 from ..models import Encoder, EncoderConfig
 from ..models.families import ConfigFile, Family, with_head
 from ..models.int8 import quantization, quantize_layers
+from ..models.meta import on_meta
 from .alike import alike
 
 FREE = frozenset({"backend", "skip_eps", "training", "dropout"})
@@ -49,7 +49,7 @@ def check_writable(
     try:
         file = ConfigFile("config.json", config)
         said = with_head(family, file, family.config(file, bare), bare)
-        with torch.device("meta"):
+        with on_meta():
             plain = Encoder(said)
             if quantization(encoder):
                 quantize_layers(plain)
