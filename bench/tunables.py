@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pyenc.ops import alibi_slopes
-from pyenc_kernels import attention, gated, segment_mean
+from pyenc_kernels import attention, gated, norm, segment_mean
 from pyenc_kernels.configs import Config
 from pyenc_kernels.score_function import ALIBI
 
@@ -101,6 +101,19 @@ def _gated_call(kernel: str, dtype: str, width: int, length: int, device: torch.
     return lambda config: gated.backward(grad_out, gate, value, "gelu", *grads, config)
 
 
+def _norm_call(kernel: str, dtype: str, width: int, length: int, device: torch.device) -> Call:
+    def rows() -> Any:
+        return torch.randn(TOKENS, width, device=device).to(getattr(torch, dtype))
+
+    x, residual, weight, bias = rows(), rows(), *rows()[:2]
+    if kernel == "norm_forward":
+        return lambda config: norm.forward(x, residual, weight, bias, 1e-5, False, {kernel: config})
+    normed, total, stats = norm.forward(x, residual, weight, bias, 1e-5, False)
+    return lambda config: norm.backward(
+        normed, residual, total, weight, bias, stats, 1e-5, False, {kernel: config}
+    )
+
+
 def _segment_mean_call(
     kernel: str, dtype: str, width: int, length: int, device: torch.device
 ) -> Call:
@@ -121,6 +134,7 @@ _attention = Tunable("alibi", ("64x512", "64x8192"), _attention_candidates, _att
 _gated = Tunable(
     "gated", ("3072",), _tiles((1024, 2048, 4096, 8192), (256, 512, 1024)), _gated_call
 )
+_norm = Tunable("norm", ("768",), _tiles((1024, 2048, 4096, 8192), (1024,)), _norm_call)
 
 TUNABLES = {
     "attention_forward": _attention,
@@ -128,6 +142,11 @@ TUNABLES = {
     "attention_grad_keys": _attention,
     "gated_forward": _gated,
     "gated_backward": _gated,
+    "norm_forward": _norm,
+    "norm_backward": _norm,
+    "norm_parameters": Tunable(
+        "norm", ("768",), _tiles((1024, 2048, 4096), (16, 32, 64)), _norm_call
+    ),
     "segment_mean_sum": Tunable(
         "segment_mean", ("768x512",), _tiles((2048, 4096, 8192), (64, 128, 256)), _segment_mean_call
     ),

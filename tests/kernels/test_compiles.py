@@ -27,7 +27,7 @@ MATRIX = {"sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "v_mfma"}
 MAIN = [at_its_shape(architecture, "alibi") for architecture in reversed(ARCHITECTURES)]
 OTHERS = [
     at_its_shape("sm_90", op)
-    for op in ("none", "alibi-whole", "t5", "t5-fixed", "gated", "segment_mean")
+    for op in ("none", "alibi-whole", "t5", "t5-fixed", "gated", "norm", "segment_mean")
 ]
 PRODUCTS = {kernel for kernel, tunable in TUNABLES.items() if tunable.op == "alibi"}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import triton_launch
-from ..launch import as_rows
+from ..launch import as_rows, rows_in_place
 from ..registered import kernel_op
 from . import cpu
 
@@ -21,19 +21,13 @@ def _launchers(backend: str) -> Any:
     return cpu if backend == "cpu" else triton_launch.module_for("gated")
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(T, F), its columns contiguous; a view wherever that is what it is."""
-    rows = as_rows(x)
-    return rows if rows.stride(-1) == 1 or rows.shape[-1] <= 1 else rows.contiguous()
-
-
 # ---- gate and value apart ---------------------------------------------------------------------
 
 
 @kernel_op("pyenc::gated_activation")
 def _apart_op(gate: Tensor, value: Tensor, activation: str, backend: str) -> Tensor:
     """gate, value (..., F): (..., F), contiguous."""
-    out = _launchers(backend).forward(_rows(gate), _rows(value), activation)
+    out = _launchers(backend).forward(rows_in_place(gate), rows_in_place(value), activation)
     return out.view(gate.shape)
 
 
@@ -48,7 +42,7 @@ def _apart_backward_op(
 ) -> tuple[Tensor, Tensor]:
     grads = gate.new_empty(gate.shape), value.new_empty(value.shape)
     _launchers(backend).backward(
-        _rows(grad_out), _rows(gate), _rows(value), activation, *map(as_rows, grads)
+        *map(rows_in_place, (grad_out, gate, value)), activation, *map(as_rows, grads)
     )
     return grads
 
@@ -86,7 +80,7 @@ def _halves(x: Tensor, gate_first: bool) -> tuple[Tensor, Tensor]:
 @kernel_op("pyenc::gated_halves")
 def _halves_op(x: Tensor, activation: str, gate_first: bool, backend: str) -> Tensor:
     """x (..., 2F), gate and value side by side: (..., F)."""
-    gate, value = _halves(_rows(x), gate_first)
+    gate, value = _halves(rows_in_place(x), gate_first)
     out = _launchers(backend).forward(gate, value, activation)
     return out.view(*x.shape[:-1], x.shape[-1] // 2)
 
@@ -100,10 +94,10 @@ def _(x: Tensor, activation: str, gate_first: bool, backend: str) -> Tensor:
 def _halves_backward_op(
     grad_out: Tensor, x: Tensor, activation: str, gate_first: bool, backend: str
 ) -> Tensor:
-    rows = _rows(x)
+    rows = rows_in_place(x)
     grad = rows.new_empty(rows.shape)
     _launchers(backend).backward(
-        _rows(grad_out), *_halves(rows, gate_first), activation, *_halves(grad, gate_first)
+        rows_in_place(grad_out), *_halves(rows, gate_first), activation, *_halves(grad, gate_first)
     )
     return grad.view(x.shape)
 
