@@ -99,10 +99,15 @@ short texts are; fixed: nothing learns the bias."""
 ON_SM_90 = ("alibi-whole", "alibi-fixed", "alibi-fixed-whole", "alibi-int64", "t5-fixed")
 """Variants that are compiled for sm_90 alone: they are there for `SERIALISED`, and no other
 architecture has wgmma."""
-SHAPES = dict.fromkeys(VARIANTS, "64") | {"gated": "3072", "norm": "768", "segment_mean": "768"}
+SHAPES = dict.fromkeys(VARIANTS, "64") | {
+    "gated": "3072",
+    "gated_linear": "3072",
+    "norm": "768",
+    "segment_mean": "768",
+}
 MAIN = (
     "none", "alibi", "alibi-whole", "alibi-fixed", "alibi-fixed-whole", "alibi-int64", "t5",
-    "t5-fixed", "window", "gated", "norm", "segment_mean",
+    "t5-fixed", "window", "gated", "gated_linear", "norm", "segment_mean",
 )  # fmt: skip
 """Ops that at their shape in bfloat16 may neither spill (with fewer registers than the compiler
 wants: not in a loop) nor have their products serialised; of the other variants it is written
@@ -246,6 +251,8 @@ def _call(work: Work) -> None:
             gated.backward(gated.forward(*halves, activation), *halves, activation, *grads)
         alone = gated.forward(halves[0], None, "gelu")
         gated.backward(alone, halves[0], None, "gelu", grads[0], None)
+    elif work.op == "gated_linear":
+        _call_gated_linear(work, dtype, tokens, width)
     elif work.op == "norm":
         _call_norm(dtype, tokens, width)
     elif work.op == "segment_mean":
@@ -256,6 +263,19 @@ def _call(work: Work) -> None:
         segment_mean.backward(out, x, cu_seqlens, None, False, out, stats)
     else:
         _call_attention(VARIANTS[work.op], dtype, tokens, width, cu_seqlens)
+
+
+def _call_gated_linear(work: Work, dtype: torch.dtype, tokens: int, width: int) -> None:
+    def both(columns: int, bias: bool, activation: str, gate_first: bool) -> None:
+        x = torch.zeros(tokens, columns, dtype=dtype)
+        weight = torch.zeros(2 * width, columns, dtype=dtype)
+        call = x, weight, weight[:, 0].contiguous() if bias else None, activation, gate_first
+        gated.linear_backward(gated.linear_forward(*call), *call)
+
+    for activation in gated.ACTIVATIONS if work.main else ("gelu",):
+        both(width // 4, False, activation, True)
+    both(width // 4, True, "gelu", False)
+    both(width // 4 + 16, False, "gelu", True)
 
 
 def _call_norm(dtype: torch.dtype, tokens: int, width: int) -> None:

@@ -67,6 +67,8 @@ def test_opcheck_the_others(device: str) -> None:
     check = torch.library.opcheck
     gate, value = leaf(3, 5, device=device), leaf(3, 5, device=device)
     check(torch.ops.pyenc.gated_activation.default, (gate, value, "gelu", "triton"))
+    x, weight = leaf(3, 5, device=device), leaf(4, 5, device=device)
+    check(torch.ops.pyenc.gated_linear.default, (x, weight, leaf(4, device=device), "relu", True))
     x = leaf(3, 10, device=device)
     check(torch.ops.pyenc.gated_halves.default, (x, "silu", False, "triton"))
     for residual, bias, rms in ((x.detach(), None, True), (None, leaf(10, device=device), False)):

@@ -1,10 +1,12 @@
-"""The gated activation as registered ops, through the C++ kernels or Triton's.
+"""The gated activation as registered ops, through the C++ kernels or Triton's, and Triton's of it
+behind its linear layer.
 
-Shapes: T rows, F columns; any leading axes stand for T.
+Shapes: T rows, C channels, F columns; any leading axes stand for T.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -120,3 +122,72 @@ def _halves_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _halves_op.register_autograd(_halves_backward, setup_context=_halves_setup)
+
+
+# ---- behind its linear layer, in one kernel ---------------------------------------------------
+
+
+@kernel_op("pyenc::gated_linear")
+def _linear_op(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, gate_first: bool
+) -> Tensor:
+    """x (..., C), weight (2F, C), bias (2F,): (..., F)."""
+    out: Tensor = _launchers("triton").linear_forward(
+        *_product(x, weight, bias), activation, gate_first
+    )
+    return out.view(*x.shape[:-1], weight.shape[0] // 2)
+
+
+@_linear_op.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, gate_first: bool) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0] // 2))
+
+
+@kernel_op("pyenc::gated_linear_backward")
+def _linear_backward_op(
+    grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str,
+    gate_first: bool,
+) -> Tensor:  # fmt: skip
+    """The gradient of x W^T + b, (T, 2F): the product is made once more, not kept."""
+    grad: Tensor = _launchers("triton").linear_backward(
+        rows_in_place(grad_out), *_product(x, weight, bias), activation, gate_first
+    )
+    return grad
+
+
+@_linear_backward_op.register_fake
+def _(
+    grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str,
+    gate_first: bool,
+) -> Tensor:  # fmt: skip
+    return x.new_empty((math.prod(x.shape[:-1]), weight.shape[0]))
+
+
+def _product(
+    x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As the kernels read it."""
+    return rows_in_place(x), rows_in_place(weight), None if bias is None else bias.contiguous()
+
+
+def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, ctx.activation, ctx.gate_first = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _linear_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias = ctx.saved_tensors
+    need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
+    grad = torch.ops.pyenc.gated_linear_backward(
+        grad_out, x, weight, bias, ctx.activation, ctx.gate_first
+    )
+    return (
+        (grad @ weight).view(x.shape) if need_x else None,
+        grad.t() @ as_rows(x) if need_weight else None,
+        grad.sum(0) if need_bias else None,
+        None,
+        None,
+    )
+
+
+_linear_op.register_autograd(_linear_backward, setup_context=_linear_setup)
