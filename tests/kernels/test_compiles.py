@@ -29,6 +29,7 @@ OTHERS = [
     at_its_shape("sm_90", op)
     for op in ("none", "alibi-whole", "t5", "t5-fixed", "gated", "segment_mean")
 ]
+SLOW = [at_its_shape("sm_90", op) for op in ("gated_linear", "norm")]
 PRODUCTS = {kernel for kernel, tunable in TUNABLES.items() if tunable.op == "alibi"}
 
 Compiling = dict[Work, Future[list[Compiled]]]
@@ -72,6 +73,15 @@ def test_who_has_a_bound_on_sm_90(op: str, bounds: tuple[int | None, ...]) -> No
     kernels = "attention_forward", "attention_grad_queries", "attention_grad_keys"
     got = [Config(*found[kernel]).maxnreg for kernel in kernels]
     assert got == [*bounds, None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", SLOW, ids=lambda work: work.op)
+def test_more_of_the_other_ops(work: Work) -> None:
+    for kernel in compile_work(work):
+        assert wrong_with(work, kernel) is None
+        products = ("wgmma.mma_async",) if work.op == "gated_linear" else ()
+        assert kernel.matrix_instructions == products
 
 
 def test_every_shipped_configuration_has_been_compiled() -> None:
