@@ -27,9 +27,10 @@ MATRIX = {"sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "v_mfma"}
 MAIN = [at_its_shape(architecture, "alibi") for architecture in reversed(ARCHITECTURES)]
 OTHERS = [
     at_its_shape("sm_90", op)
-    for op in ("none", "alibi-whole", "t5", "t5-fixed", "gated", "segment_mean")
-]
-SLOW = [at_its_shape("sm_90", op) for op in ("gated_linear", "norm")]
+    for op in (
+        "none", "alibi-whole", "t5", "t5-fixed", "gated", "gated_linear", "norm", "segment_mean",
+    )
+]  # fmt: skip
 PRODUCTS = {kernel for kernel, tunable in TUNABLES.items() if tunable.op == "alibi"}
 
 Compiling = dict[Work, Future[list[Compiled]]]
@@ -57,6 +58,8 @@ def test_the_main_shape(work: Work, compiling: Compiling) -> None:
 def test_the_other_ops(work: Work, compiling: Compiling) -> None:
     for kernel in compiling[work].result():
         assert wrong_with(work, kernel) is None
+        if work.op == "gated_linear":
+            assert kernel.matrix_instructions == ("wgmma.mma_async",)
 
 
 @pytest.mark.parametrize(
@@ -73,15 +76,6 @@ def test_who_has_a_bound_on_sm_90(op: str, bounds: tuple[int | None, ...]) -> No
     kernels = "attention_forward", "attention_grad_queries", "attention_grad_keys"
     got = [Config(*found[kernel]).maxnreg for kernel in kernels]
     assert got == [*bounds, None]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("work", SLOW, ids=lambda work: work.op)
-def test_more_of_the_other_ops(work: Work) -> None:
-    for kernel in compile_work(work):
-        assert wrong_with(work, kernel) is None
-        products = ("wgmma.mma_async",) if work.op == "gated_linear" else ()
-        assert kernel.matrix_instructions == products
 
 
 def test_every_shipped_configuration_has_been_compiled() -> None:

@@ -14,6 +14,7 @@ from .. import oracle, triton_launch
 from ..activation import ACTIVATIONS as ACTIVATIONS
 from ..activation import activate, check_activation
 from ..backend import WhyNot, always, choose, requested_backend
+from ..constant import constant_result
 from ..launch import DTYPE_CODES, why_not
 from ..linear import linear
 from ..validation import check_float
@@ -141,7 +142,7 @@ def apart_why(
     return None if rows >= least else f"{rows} rows are fewer than {least}"
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _least_rows(device: str) -> int | None:
     least: int | None = triton_launch.module_for("configs").gated_linear_rows(torch.device(device))
     return least
