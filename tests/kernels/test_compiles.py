@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
@@ -18,9 +19,10 @@ from pyenc_kernels import interpreting
 pytestmark = pytest.mark.skipif(interpreting(), reason="the kernels are interpreted")
 
 from bench import aot
-from bench.ahead_of_time import ARCHITECTURES, Compiled
+from bench.ahead_of_time import ARCHITECTURES, Compiled, compile_for
 from bench.aot_work import Work, at_its_shape, compile_work, listed, shipped, wrong_with
 from bench.tunables import TUNABLES
+from pyenc_kernels import gated, norm
 from pyenc_kernels.configs import Config
 
 MATRIX = {"sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "v_mfma"}
@@ -60,6 +62,20 @@ def test_the_other_ops(work: Work, compiling: Compiling) -> None:
         assert wrong_with(work, kernel) is None
         if work.op == "gated_linear":
             assert kernel.matrix_instructions == ("wgmma.mma_async",)
+
+
+def test_sizes_of_one() -> None:
+    """Triton takes a number that is 1 for a constant, which is none of its values."""
+
+    def call() -> None:
+        x, weight = torch.zeros(1, 16), torch.zeros(2, 16)
+        out = gated.linear_forward(x, weight, None, "relu", True)
+        gated.linear_backward(out, x, weight, None, "relu", True)
+        x, one = torch.zeros(1, 1), torch.ones(1)
+        normed, _, stats = norm.forward(x, x, one, one, 1e-5, False)
+        norm.backward(normed, None, x, one, one, stats, 1e-5, False)
+
+    assert len(compile_for("sm_90", call, ("sm_90", "default"))) == 5
 
 
 @pytest.mark.parametrize(

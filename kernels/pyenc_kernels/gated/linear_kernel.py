@@ -46,7 +46,7 @@ def _gate_and_value(
     # What lies outside reads the last row again, and is not written: no mask in the loop.
     o_x = tl.minimum(o_t, n_rows - 1).to(tl.int64)[:, None] * s_x
     o_weight = tl.minimum(o_f, n_columns - 1).to(tl.int64)[None, :] * s_weight
-    o_second = n_columns.to(tl.int64) * s_weight
+    o_second = (tl.zeros([], tl.int64) + n_columns) * s_weight  # F of one is a constant
     o_c = tl.arange(0, BLOCK_C)
     p_x += o_x + o_c[None, :]
     p_first = p_weight + o_weight + o_c[:, None]
