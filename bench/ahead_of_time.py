@@ -166,12 +166,14 @@ def _report(kernel: Any, architecture: str, log: str) -> Compiled:
     if architecture.startswith("sm_"):
         code = kernel.asm["ptx"]
         warnings = sorted(set(re.findall(r"\((C\d{4})\)", log)))
-        found = machine_code.loops(machine_code.disassembled(kernel.asm["cubin"]))
-        loops = [loop.instructions for loop in found]
-        spills = sum(loop.spills for loop in found)
         registers = number(r"Used (\d+) registers", log)
         spilled = number(r"(\d+) bytes spill stores", log)
         pattern = r"wgmma\.mma_async|tcgen05\.mma|mma\.sync"
+        # The loops looked at are those that multiply matrices, and to disassemble takes long.
+        if re.search(pattern, code):
+            found = machine_code.loops(machine_code.disassembled(kernel.asm["cubin"]))
+            loops = [loop.instructions for loop in found]
+            spills = sum(loop.spills for loop in found)
     else:
         code = kernel.asm["amdgcn"]
         registers = number(r"\.vgpr_count:\s*(\d+)", code)

@@ -19,7 +19,7 @@ from bench.tunables import TUNABLES, numbers
 from pyenc.ops import ALiBi, AsymmetricALiBi, RelativePositionBias, alibi_slopes
 from pyenc.ops.attention import triton as attention_triton
 from pyenc.ops.attention.terms import terms_of
-from pyenc_kernels import configs, gated, segment_mean
+from pyenc_kernels import configs, gated, norm, segment_mean
 from pyenc_kernels.score_function import ScoreFunction
 
 SERIALISED = "C7515"
@@ -99,10 +99,15 @@ short texts are; fixed: nothing learns the bias."""
 ON_SM_90 = ("alibi-whole", "alibi-fixed", "alibi-fixed-whole", "alibi-int64", "t5-fixed")
 """Variants that are compiled for sm_90 alone: they are there for `SERIALISED`, and no other
 architecture has wgmma."""
-SHAPES = dict.fromkeys(VARIANTS, "64") | {"gated": "3072", "segment_mean": "768"}
+SHAPES = dict.fromkeys(VARIANTS, "64") | {
+    "gated": "3072",
+    "gated_linear": "3072",
+    "norm": "768",
+    "segment_mean": "768",
+}
 MAIN = (
     "none", "alibi", "alibi-whole", "alibi-fixed", "alibi-fixed-whole", "alibi-int64", "t5",
-    "t5-fixed", "window", "gated", "segment_mean",
+    "t5-fixed", "window", "gated", "gated_linear", "norm", "segment_mean",
 )  # fmt: skip
 """Ops that at their shape in bfloat16 may neither spill (with fewer registers than the compiler
 wants: not in a loop) nor have their products serialised; of the other variants it is written
@@ -246,6 +251,10 @@ def _call(work: Work) -> None:
             gated.backward(gated.forward(*halves, activation), *halves, activation, *grads)
         alone = gated.forward(halves[0], None, "gelu")
         gated.backward(alone, halves[0], None, "gelu", grads[0], None)
+    elif work.op == "gated_linear":
+        _call_gated_linear(dtype, tokens, width)
+    elif work.op == "norm":
+        _call_norm(dtype, tokens, width)
     elif work.op == "segment_mean":
         x, weights = torch.zeros(tokens, width, dtype=dtype), torch.ones(tokens)
         out, stats = segment_mean.forward_saving(x, cu_seqlens, weights, True)
@@ -254,6 +263,29 @@ def _call(work: Work) -> None:
         segment_mean.backward(out, x, cu_seqlens, None, False, out, stats)
     else:
         _call_attention(VARIANTS[work.op], dtype, tokens, width, cu_seqlens)
+
+
+def _call_gated_linear(dtype: torch.dtype, tokens: int, width: int) -> None:
+    """Of the activations the one that takes most registers; "gated" has all of them."""
+
+    def both(columns: int, bias: bool, gate_first: bool) -> None:
+        x = torch.zeros(tokens, columns, dtype=dtype)
+        weight = torch.zeros(2 * width, columns, dtype=dtype)
+        call = x, weight, weight[:, 0].contiguous() if bias else None, "gelu", gate_first
+        gated.linear_backward(gated.linear_forward(*call), *call)
+
+    both(width // 4, False, True)
+    both(width // 4, True, False)
+    both(width // 4 + 16, False, True)
+
+
+def _call_norm(dtype: torch.dtype, tokens: int, width: int) -> None:
+    x, parameter = torch.zeros(tokens, width, dtype=dtype), torch.zeros(width, dtype=dtype)
+    for residual, bias, rms in ((x, parameter, False), (None, None, False), (x, None, True)):
+        normed, total, stats = norm.forward(x, residual, parameter, bias, 1e-5, rms)
+        total = x if total is None else total
+        grad_total = None if residual is None else x
+        norm.backward(normed, grad_total, total, parameter, bias, stats, 1e-5, rms)
 
 
 def _call_attention(

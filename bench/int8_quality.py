@@ -1,12 +1,13 @@
 """What linear layers in eight bits, and bfloat16, cost in vectors and gain in time.
 
 python bench/int8_quality.py [--model minilm] [--count 2000] [--texts FILE] [--wide down]
-                             [--precision int8] [--out FILE]
+                             [--precision int8] [--all-layers] [--out FILE]
 
 Of real weights and real text: sentences of the Python language reference as `pydoc_data` carries
 it, or a file's lines. Each text's vector in float32 against its vector in fewer bits (cosine), and
 whether the nearest of the other texts is the same one, where all vectors are in fewer bits and
-where those searched are and the query is not. --wide leaves out layers by a part of their name.
+those searched are and the query is not. --wide leaves out more layers, by a part of their name,
+and --all-layers leaves out none besides, not even those that `quantize="int8"` does.
 All texts are encoded in each precision in turns, three times: the medians of the turns' ratios to
 float32, text to vector. `pyenc info` says what this measured (pyenc/cli/precisions.json).
 """
@@ -33,7 +34,7 @@ if not __package__:
 import pyenc  # noqa: E402
 from bench.measure import machine, record  # noqa: E402
 from bench.subjects import SUBJECTS  # noqa: E402
-from pyenc.models.int8 import quantize_layers, quantized_names  # noqa: E402
+from pyenc.models.int8 import WIDE, quantize_layers, quantized_names  # noqa: E402
 
 PRECISIONS = ("int8", "bfloat16")
 TURNS = 3
@@ -82,7 +83,9 @@ def measure(options: argparse.Namespace, texts: Sequence[str]) -> dict[str, Any]
     """Precision -> its `agreement`, printed as it comes."""
     precisions = options.precision or PRECISIONS
     exact = loaded(options.model, "float32", ())
-    others = {name: loaded(options.model, name, options.wide) for name in precisions}
+    others = {
+        name: loaded(options.model, name, options.wide, options.all_layers) for name in precisions
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ("float32", *others)}
     vectors: dict[str, np.ndarray] = {}
     for _ in range(TURNS):
@@ -101,20 +104,21 @@ def measure(options: argparse.Namespace, texts: Sequence[str]) -> dict[str, Any]
     return found
 
 
-def loaded(model: str, precision: str, wide: Sequence[str]) -> pyenc.TextEncoder:
+def loaded(
+    model: str, precision: str, wide: Sequence[str], every: bool = False
+) -> pyenc.TextEncoder:
     """The model with its linear layers, or all of it, in fewer bits."""
     dtype = "float32" if precision == "int8" else precision
     encoder = pyenc.load(SUBJECTS[model].source(), device="cpu", dtype=dtype)
     if precision == "int8":
-        kept = {
-            name: encoder.model.get_submodule(name)
-            for name in quantized_names(encoder.model)
+        left = () if every else WIDE
+        kept = [
+            name
+            for name in quantized_names(encoder.model, left)
             if any(part in name for part in wide)
-        }
-        quantize_layers(encoder.model)
-        for name, layer in kept.items():
-            outer, _, own = name.rpartition(".")
-            setattr(encoder.model.get_submodule(outer), own, layer)
+        ]
+        ends = tuple(name.removeprefix("layers.") for name in kept)
+        quantize_layers(encoder.model, wide=(*left, *ends))
     return encoder
 
 
@@ -128,6 +132,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--texts", type=Path)
     parser.add_argument("--wide", action="append", default=[])
+    parser.add_argument("--all-layers", action="store_true")
     parser.add_argument("--precision", choices=PRECISIONS, action="append")
     parser.add_argument("--out")
     options = parser.parse_args()
@@ -141,7 +146,8 @@ def main() -> int:
         texts = options.texts.read_text("utf-8").splitlines()[: options.count]
     result: dict[str, Any] = {
         "op": "int8_quality", "environment": machine.environment(), "model": options.model,
-        "texts": len(texts), "source": source, "wide": options.wide,
+        "texts": len(texts), "source": source,
+        "wide": [*([] if options.all_layers else WIDE), *options.wide],
         "precisions": measure(options, texts),
     }  # fmt: skip
     if options.out:

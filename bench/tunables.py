@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pyenc.ops import alibi_slopes
-from pyenc_kernels import attention, gated, segment_mean
+from pyenc_kernels import attention, gated, norm, segment_mean
 from pyenc_kernels.configs import Config
 from pyenc_kernels.score_function import ALIBI
 
@@ -101,6 +101,40 @@ def _gated_call(kernel: str, dtype: str, width: int, length: int, device: torch.
     return lambda config: gated.backward(grad_out, gate, value, "gelu", *grads, config)
 
 
+def _gated_linear_call(
+    kernel: str, dtype: str, width: int, length: int, device: torch.device
+) -> Call:
+    """Four times as wide as what it reads, as feed-forward layers are."""
+    of = getattr(torch, dtype)
+    x = torch.randn(TOKENS, width // 4, device=device).to(of)
+    weight = (torch.randn(2 * width, width // 4, device=device) * (width // 4) ** -0.5).to(of)
+    call = x, weight, weight[:, 0].contiguous(), "gelu", True
+    if kernel == "gated_linear_forward":
+        return lambda config: gated.linear_forward(*call, config)
+    grad_out = torch.randn(TOKENS, width, device=device).to(of)
+    return lambda config: gated.linear_backward(grad_out, *call, config)
+
+
+def _gated_linear_candidates(dtype: str) -> list[Config]:
+    """Blocks of rows and of each half's columns."""
+    rows, columns = ((32, 64), (16, 32, 64)) if dtype == "float32" else ((64, 128), (32, 64, 128))
+    sizes = itertools.product(rows, columns, (4, 8), (2, 3, 4))
+    return [Config(*size) for size in sizes if not (size[2] == 8 and size[0] * size[1] < 4096)]
+
+
+def _norm_call(kernel: str, dtype: str, width: int, length: int, device: torch.device) -> Call:
+    def rows() -> Any:
+        return torch.randn(TOKENS, width, device=device).to(getattr(torch, dtype))
+
+    x, residual, weight, bias = rows(), rows(), *rows()[:2]
+    if kernel == "norm_forward":
+        return lambda config: norm.forward(x, residual, weight, bias, 1e-5, False, {kernel: config})
+    normed, total, stats = norm.forward(x, residual, weight, bias, 1e-5, False)
+    return lambda config: norm.backward(
+        normed, residual, total, weight, bias, stats, 1e-5, False, {kernel: config}
+    )
+
+
 def _segment_mean_call(
     kernel: str, dtype: str, width: int, length: int, device: torch.device
 ) -> Call:
@@ -121,6 +155,8 @@ _attention = Tunable("alibi", ("64x512", "64x8192"), _attention_candidates, _att
 _gated = Tunable(
     "gated", ("3072",), _tiles((1024, 2048, 4096, 8192), (256, 512, 1024)), _gated_call
 )
+_gated_linear = Tunable("gated_linear", ("3072",), _gated_linear_candidates, _gated_linear_call)
+_norm = Tunable("norm", ("768",), _tiles((1024, 2048, 4096, 8192), (1024,)), _norm_call)
 
 TUNABLES = {
     "attention_forward": _attention,
@@ -128,6 +164,13 @@ TUNABLES = {
     "attention_grad_keys": _attention,
     "gated_forward": _gated,
     "gated_backward": _gated,
+    "gated_linear_forward": _gated_linear,
+    "gated_linear_backward": _gated_linear,
+    "norm_forward": _norm,
+    "norm_backward": _norm,
+    "norm_parameters": Tunable(
+        "norm", ("768",), _tiles((1024, 2048, 4096), (16, 32, 64)), _norm_call
+    ),
     "segment_mean_sum": Tunable(
         "segment_mean", ("768x512",), _tiles((2048, 4096, 8192), (64, 128, 256)), _segment_mean_call
     ),

@@ -16,7 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from examples import bundled
+from tests.allocator import keep_memory
 from tests.seeds import VARIABLE, seed
+
+keep_memory()
+# For the processes that tests start, beside which others run on the same cores: one thread where a
+# test does not say how many, as in this one (`one_thread`), and none that spins while it waits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).parent
 GOLDEN = ROOT / "golden"

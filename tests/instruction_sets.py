@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyenc.ops import extension
+from tests.allocator import KEEPING
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,7 +32,7 @@ def run_on(isa: str, file: str, *arguments: str, only_others: bool = True) -> No
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, file, *arguments],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYENC_CPU_ISA": isa},
+        env=os.environ | KEEPING | {"PYTHONPATH": os.pathsep.join(paths), "PYENC_CPU_ISA": isa},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

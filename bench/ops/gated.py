@@ -75,6 +75,12 @@ def ours(backend: str) -> Function:
     return run
 
 
+def apart(kind: Kind, x: Tensors) -> Tensor:
+    """The product by torch, the activation by Triton's kernel: what one kernel has to beat."""
+    halves = F.linear(x["x"], x["weight"], x["bias"]).chunk(2, dim=-1)
+    return gated_activation(*halves, kind["activation"], backend="triton")
+
+
 def plain(kind: Kind, x: Tensors) -> Tensor:
     """As one would write it in torch."""
     gate, value = x.get("gate"), x.get("value")
@@ -105,6 +111,7 @@ def op(device: torch.device) -> Op:
         "gated", EXPLANATION, cases, inputs,
         (
             SIGNATURE.peer("pyenc triton", ours("triton"), ours=True),
+            SIGNATURE.peer("pyenc triton, two kernels", apart, of="linear", ours=True),
             SIGNATURE.peer("pyenc cpu", ours("cpu"), ours=True),
             SIGNATURE.peer("pyenc torch", ours("torch"), ours=True),
             SIGNATURE.peer("torch, eager", plain),

@@ -58,10 +58,12 @@ class Config:
 def table() -> dict[str, Any]:
     """configs.json: card, architecture or "default" -> kernel, or "kernel/variant" -> dtype, or
     "any" -> shape -> [rows, columns, warps, stages] and, on NVIDIA's, perhaps the most registers; a
-    card also says which "architecture" it is of. "range_length" is `ranges_pay`'s, of any of them.
+    card also says which "architecture" it is of. "range_length" is `ranges_pay`'s, and
+    "gated_linear_rows" that function's, of any of them.
 
     A shape is "width" or "widthxlength": head dim and tokens of an average sequence for attention,
-    channels and the same for the segment mean, columns and rows for the gated activation.
+    channels and the same for the segment mean, columns and rows for the gated activation, alone and
+    behind its linear layer, and the norms.
     """
     loaded: dict[str, Any] = json.loads(FILE.read_text("utf-8"))
     return loaded
@@ -84,6 +86,19 @@ def ranges_pay(device: torch.device, n_tokens: int, n_sequences: int) -> bool:
     average at least as long as the device's "range_length". The passes that find out are a loss for
     shorter ones. Shapes alone tell, so that the same call is always computed in the same way."""
     return n_tokens >= _range_length(keys_of(device)) * n_sequences
+
+
+def gated_linear_rows(device: torch.device) -> int | None:
+    """Rows from which on the gated feed-forward's product and activation are one kernel without
+    being asked for, or None: never, as on every device until it has been measured to pay."""
+    return _gated_linear_rows(keys_of(device))
+
+
+@functools.cache
+def _gated_linear_rows(keys: tuple[str, ...]) -> int | None:
+    of = next(table()[key] for key in keys if "gated_linear_rows" in table().get(key, {}))
+    least: int | None = of["gated_linear_rows"]
+    return least
 
 
 @functools.cache

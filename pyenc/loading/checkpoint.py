@@ -15,6 +15,7 @@ from ..forking import check_forked
 from ..models import Encoder
 from ..models.families import ConfigFile, Family, head_parts, recognise, with_head
 from ..models.int8 import check_quantize, quantize_layers
+from ..models.meta import on_meta
 from ..models.position import place_buffers, shapes_alone
 from .heads import Head, find_head, same
 from .own_type import published, read_config
@@ -111,12 +112,12 @@ def load_checkpoint(
         shape = replace(shape, no_lm_head=head.fault)
     for parameter, ns in head_parts(family, reader, shape, head.bare).items():
         parts[parameter] = tuple(head.modern[name] for name in ns)
-    with torch.device("meta"), shapes_alone():
+    with on_meta(), shapes_alone():
         encoder = Encoder(shape, backend=backend, skip_eps=skip_eps)
     check_shapes(files, names, parts, encoder)
     if shape.own_position:  # again, with the values that follow from its fields
         try:
-            with torch.device("meta"):
+            with on_meta():
                 encoder = Encoder(shape, backend=backend, skip_eps=skip_eps)
         except InputError as error:
             raise CheckpointError(f"{config_path}: {error}") from error

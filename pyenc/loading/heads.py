@@ -17,6 +17,7 @@ from ..models import EncoderConfig
 from ..models.families import ConfigFile, Family, HeadNames, Names, head_parts, with_head
 from ..models.families.heads import tensors, tie_wanted
 from ..models.head import MaskedLMHead
+from ..models.meta import on_meta
 from .strict import readings
 from .target import DTYPES
 from .weights import WeightFiles
@@ -130,7 +131,7 @@ def _check_tensors(
     shape = with_head(family, config, shape, found.bare)
     if shape.lm_head is None:
         return
-    with torch.device("meta"):
+    with on_meta():
         right = {
             f"lm_head.{name}": tuple(parameter.shape)
             for name, parameter in MaskedLMHead(shape, shape.lm_head).named_parameters()

@@ -8,16 +8,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
 from ..errors import CheckpointError, InputError, InputTypeError
 
 TOKENIZER_FILES = (
@@ -72,7 +62,9 @@ def resolve(
     try:
         is_folder, exists = folder.is_dir(), folder.exists()
     except OSError as error:  # a name that no file can have, or a folder that is not ours to see
-        raise CheckpointError(f"{_short(str(folder))}: {error.strerror}") from error
+        name = str(folder)
+        name = name if len(name) <= 200 else name[:200] + "..."
+        raise CheckpointError(f"{name}: {error.strerror}") from error
     if is_folder:
         if revision is not None:
             raise CheckpointError(f"{folder}: revision={revision!r} goes with a Hub name only")
@@ -84,23 +76,15 @@ def resolve(
         raise CheckpointError(f"{name}: no such folder, and not a Hub name (owner/name)")
     # Folders of modules (1_Pooling, 2_Dense, and of old 0_Transformer) begin with a digit.
     patterns = [*SMALL_FILES, *SAFETENSORS, "[0-9]_*/*"] if weights else SMALL_FILES
-    options = options or {}
-
-    def fetch(revision: str | None, patterns: list[str]) -> Path:
-        inside = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=inside, **options))
+    # Not above: it imports the Hub's client, of which a folder needs nothing.
+    from .hub_fetch import fetch, why
 
     try:
-        fetched = fetch(revision, patterns)
-        inside = fetched / subfolder
-        if weights and not [*inside.glob("*.safetensors"), *inside.glob("0_*/*")]:
-            # The folder is called by its commit: a branch may have moved on since.
-            fetch(fetched.name, PICKLES)
+        return fetch(name, revision, subfolder, patterns, PICKLES if weights else [], options or {})
     except Exception as error:
         # The exceptions of three HTTP libraries, by the version of huggingface_hub, come here too.
         at = f" at revision {revision!r}" if revision else ""
-        raise CheckpointError(f"{name}{at}: {_why(error)}") from error
-    return inside
+        raise CheckpointError(f"{name}{at}: {why(error)}") from error
 
 
 def _check_arguments(name_or_folder: object, revision: object) -> None:
@@ -116,35 +100,3 @@ def _check_arguments(name_or_folder: object, revision: object) -> None:
         raise InputTypeError(f"revision must be a string or None, got {type(revision).__name__}")
     if not revision:
         raise InputError("revision must be a branch, tag or commit, or None; got an empty string")
-
-
-def _why(error: Exception) -> str:
-    """What the Hub, or the way to it, has against a name."""
-    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
-        error = error.__cause__  # the Hub did answer
-    reason = f"{type(error).__name__}: {_short((str(error).splitlines() or ['no message'])[0])}"
-    if isinstance(error, GatedRepoError):
-        return (
-            "a gated repository: ask for access on its page at the Hub, then set HF_TOKEN or run "
-            f"`hf auth login` ({reason})"
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        return (
-            "no such folder here, and no such repository on the Hub (a private one needs HF_TOKEN "
-            "or `hf auth login`)"
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return "no such folder here, and the repository on the Hub has no such revision"
-    if isinstance(error, HFValidationError):
-        return "no such folder here, and no such repository on the Hub"
-    if isinstance(error, HfHubHTTPError):
-        return f"no such folder here, and the Hub answered {reason}"
-    if isinstance(error, LocalEntryNotFoundError):
-        return (
-            f"no such folder here, not in the Hub's cache, and the Hub cannot be reached ({reason})"
-        )
-    return f"no such folder here, and fetching it from the Hub failed ({reason})"
-
-
-def _short(text: str, most: int = 200) -> str:
-    return text if len(text) <= most else text[:most] + "..."

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..models.int8 import quantized_names
+from ..models.int8 import WIDE, quantized_names
 from ..ops.linear.int8 import LEVELS
 from .weights import WeightFiles
 
@@ -24,6 +24,7 @@ KEY = "quantization_config"
 SAID: dict[str, Any] = {
     "quant_method": "pyenc",
     "linear": "int8",
+    "wide": list(WIDE),
     "weights": "int8 (1, F, C) in [-85, 85], a float32 scale a channel beside each",
     "activations": "8 bits, a scale and a zero point a token, found as it comes",
 }
@@ -41,10 +42,11 @@ def split(config: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], str | 
     said = config.get(KEY)
     if not isinstance(said, Mapping) or said.get("quant_method") != SAID["quant_method"]:
         return dict(config), None
-    if said.get("linear") != SAID["linear"]:
-        raise CheckpointError(
-            f"{path}: {KEY}.linear is {said.get('linear')!r:.80}; served: {SAID['linear']!r}"
-        )
+    for key in ("linear", "wide"):
+        if said.get(key) != SAID[key]:
+            raise CheckpointError(
+                f"{path}: {KEY}.{key} is {said.get(key)!r:.80}; served: {SAID[key]!r}"
+            )
     return {key: value for key, value in config.items() if key != KEY}, SAID["linear"]
 
 

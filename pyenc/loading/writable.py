@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -19,6 +18,7 @@ from ..models import Encoder, EncoderConfig
 from ..models.config import DROPOUTS
 from ..models.families import ConfigFile, Family, with_head
 from ..models.int8 import quantization, quantize_layers
+from ..models.meta import on_meta
 from .alike import alike
 
 FREE = frozenset({"backend", "skip_eps", "training", "dropout"})
@@ -50,7 +50,7 @@ def check_writable(
     try:
         file = ConfigFile("config.json", config)
         said = with_head(family, file, family.config(file, bare), bare)
-        with torch.device("meta"):
+        with on_meta():
             plain = Encoder(said)
             if quantization(encoder):
                 quantize_layers(plain)

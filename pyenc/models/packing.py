@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..ops.backend import compiling
+from ..ops.constant import constant_result
 from ..ops.validation import check_cu_seqlens, sequence_bounds
 from .config import EncoderConfig
 
@@ -95,7 +96,7 @@ def pack(
     )
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _one_graph() -> bool:
     """Whether torch.compile takes the number of tokens under a mask into its graph."""
     import torch._dynamo.config as dynamo

@@ -23,8 +23,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import torch
-
+from .constant import constant_result
 from .sources import sources_digest
 
 REQUIRE_VARIABLE = "PYENC_REQUIRE_EXTENSION"
@@ -83,7 +82,7 @@ def why_missing() -> str:
     return _attempt()[1]
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def missing() -> str | None:
     """None, or why the extension is missing: one answer a process, which torch.compile takes as it
     is instead of tracing an import."""

@@ -75,6 +75,12 @@ def as_rows(x: Tensor) -> Tensor:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1] if x.ndim else 1)
 
 
+def rows_in_place(x: Tensor) -> Tensor:
+    """`as_rows` with contiguous columns; a view wherever that is what it is."""
+    rows = as_rows(x)
+    return rows if rows.stride(-1) == 1 or rows.shape[-1] <= 1 else rows.contiguous()
+
+
 def check_dtype(op: str, name: str, tensor: Tensor) -> None:
     """One of the dtypes that the kernels read."""
     if tensor.dtype not in DTYPE_CODES:

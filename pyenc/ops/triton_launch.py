@@ -6,11 +6,11 @@ import functools
 import importlib
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 import pyenc_kernels
 
+from .constant import constant_result
 from .launch import DTYPE_CODES
 
 
@@ -27,7 +27,7 @@ def module_for(name: str) -> ModuleType:
     return importlib.import_module(f"pyenc_kernels.{name}")
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def missing(device_type: str) -> str | None:
     """Why no Triton kernel can run on devices of a type, or None."""
     return pyenc_kernels.unavailable_reason(device_type)

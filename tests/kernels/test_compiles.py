@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
@@ -18,17 +19,20 @@ from pyenc_kernels import interpreting
 pytestmark = pytest.mark.skipif(interpreting(), reason="the kernels are interpreted")
 
 from bench import aot
-from bench.ahead_of_time import ARCHITECTURES, Compiled
+from bench.ahead_of_time import ARCHITECTURES, Compiled, compile_for
 from bench.aot_work import Work, at_its_shape, compile_work, listed, shipped, wrong_with
 from bench.tunables import TUNABLES
+from pyenc_kernels import gated, norm
 from pyenc_kernels.configs import Config
 
 MATRIX = {"sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "v_mfma"}
 MAIN = [at_its_shape(architecture, "alibi") for architecture in reversed(ARCHITECTURES)]
 OTHERS = [
     at_its_shape("sm_90", op)
-    for op in ("none", "alibi-whole", "t5", "t5-fixed", "gated", "segment_mean")
-]
+    for op in (
+        "none", "alibi-whole", "t5", "t5-fixed", "gated", "gated_linear", "norm", "segment_mean",
+    )
+]  # fmt: skip
 PRODUCTS = {kernel for kernel, tunable in TUNABLES.items() if tunable.op == "alibi"}
 
 Compiling = dict[Work, Future[list[Compiled]]]
@@ -56,6 +60,22 @@ def test_the_main_shape(work: Work, compiling: Compiling) -> None:
 def test_the_other_ops(work: Work, compiling: Compiling) -> None:
     for kernel in compiling[work].result():
         assert wrong_with(work, kernel) is None
+        if work.op == "gated_linear":
+            assert kernel.matrix_instructions == ("wgmma.mma_async",)
+
+
+def test_sizes_of_one() -> None:
+    """Triton takes a number that is 1 for a constant, which is none of its values."""
+
+    def call() -> None:
+        x, weight = torch.zeros(1, 16), torch.zeros(2, 16)
+        out = gated.linear_forward(x, weight, None, "relu", True)
+        gated.linear_backward(out, x, weight, None, "relu", True)
+        x, one = torch.zeros(1, 1), torch.ones(1)
+        normed, _, stats = norm.forward(x, x, one, one, 1e-5, False)
+        norm.backward(normed, None, x, one, one, stats, 1e-5, False)
+
+    assert len(compile_for("sm_90", call, ("sm_90", "default"))) == 5
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pyenc.ops import (
     ALiBi,
     AsymmetricALiBi,
     RelativePositionBias,
+    add_layer_norm,
     alibi_slopes,
     attention,
     gated_linear,
@@ -66,8 +67,13 @@ def test_opcheck_the_others(device: str) -> None:
     check = torch.library.opcheck
     gate, value = leaf(3, 5, device=device), leaf(3, 5, device=device)
     check(torch.ops.pyenc.gated_activation.default, (gate, value, "gelu", "triton"))
+    x, weight = leaf(3, 5, device=device), leaf(4, 5, device=device)
+    check(torch.ops.pyenc.gated_linear.default, (x, weight, leaf(4, device=device), "relu", True))
     x = leaf(3, 10, device=device)
     check(torch.ops.pyenc.gated_halves.default, (x, "silu", False, "triton"))
+    for residual, bias, rms in ((x.detach(), None, True), (None, leaf(10, device=device), False)):
+        arguments = (x, residual, leaf(10, device=device), bias, 1e-5, rms, "triton")
+        check(torch.ops.pyenc.add_norm.default, arguments)
     weights = torch.rand(N, device=device, requires_grad=True)
     arguments = (leaf(N, 5, device=device), bounds(device), weights, True, "triton")
     check(torch.ops.pyenc.segment_mean.default, arguments)
@@ -83,7 +89,8 @@ def test_compiled_without_a_graph_break(kind: str, device: str) -> None:
         cu_seqlens = bounds(device)
         out = attention(q, k, v, cu_seqlens, bias=make_bias(kind, tensor), backend="triton")
         assert isinstance(out, Tensor)
-        hidden = gated_linear(out.flatten(1), weight, None, "gelu", backend="triton")
+        normed, _ = add_layer_norm(out.flatten(1), x, weight[0], weight[1], 1e-5, backend="triton")
+        hidden = gated_linear(normed, weight, None, "gelu", backend="triton")
         return segment_mean(hidden, cu_seqlens, normalize=True, backend="triton")
 
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")

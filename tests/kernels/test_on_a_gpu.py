@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyenc.errors import BackendError
-from pyenc.ops import ALiBi, alibi_slopes, attention
+from pyenc.ops import ALiBi, add_layer_norm, alibi_slopes, attention
 from tests.oracle import assert_right, naively
 
 pytestmark = [
@@ -26,7 +26,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = """
 import torch
+from pyenc.ops import add_layer_norm, gated_linear
 from tests.kernels.attention.attention_case import Case
+x, weight = (torch.randn(n, 80, device="cuda", requires_grad=True) for n in (37, 66))
+for dtype in (torch.float32, torch.bfloat16):
+    call = x.to(dtype), weight.to(dtype)
+    sums = add_layer_norm(call[0], call[0], *call[1][:2], 1e-5, backend="triton")
+    out = gated_linear(sums[0], call[1], call[1][:, 0], "gelu", backend="triton")
+    (out.square().sum() + sums[1].sum()).backward()
 for kind in ("alibi", "t5", "dense", "asymmetric"):
     Case([1, 130, 77], kind, "cuda", dtype=torch.bfloat16, skip_eps=2.0**-11).by_kernel()
     Case([150], kind, "cuda", window=(40, 7), holes=True).by_kernel()
@@ -41,6 +48,19 @@ def test_a_thousand_times_the_same_bits() -> None:
     first = case.by_kernel()
     for _ in range(1000):
         assert all(torch.equal(a, b) for a, b in zip(first, case.by_kernel(), strict=True))
+
+
+def test_a_thousand_times_the_same_gradients_of_parameters() -> None:
+    x, weight, bias = (torch.randn(n, 768, device="cuda") for n in (3001, 1, 1))
+
+    def gradients() -> list[Tensor]:
+        leaves = [t.bfloat16().requires_grad_() for t in (x, weight[0], bias[0])]
+        normed, _ = add_layer_norm(leaves[0], None, leaves[1], leaves[2], 1e-5, backend="triton")
+        return list(torch.autograd.grad(normed, leaves, x.bfloat16()))
+
+    first = gradients()
+    for _ in range(1000):
+        assert all(torch.equal(a, b) for a, b in zip(first, gradients(), strict=True))
 
 
 @pytest.mark.slow

@@ -6,12 +6,12 @@ import fnmatch
 import shutil
 from pathlib import Path
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 
 import pyenc
 from pyenc.errors import CheckpointError
-from pyenc.loading import hub, resolve
+from pyenc.loading import hub, hub_fetch, resolve
 from tests.conftest import GOLDEN
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -73,7 +73,7 @@ def test_only_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
                 (tmp_path / file).touch()
         return str(tmp_path)
 
-    monkeypatch.setattr(hub, "snapshot_download", fake)
+    monkeypatch.setattr(hub_fetch, "snapshot_download", fake)
     resolve("someone/model")
     assert sorted(asked) == [
         "1_Pooling/config.json", "2_Dense/model.safetensors", "config.json", "model.safetensors",
@@ -120,7 +120,7 @@ def test_only_the_subfolder_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_pa
         asked.append(given)
         return str(tmp_path / COMMIT)
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr(hub_fetch, "snapshot_download", download)
     resolve("someone/model", "v2", subfolder="encoder", options={"token": "hf_x"})
     first, second = asked
     assert all(str(p).startswith("encoder/") for p in first["allow_patterns"])

@@ -11,7 +11,7 @@ from huggingface_hub import errors
 
 import pyenc
 from pyenc.errors import CheckpointError, InputError, InputTypeError
-from pyenc.loading import hub, resolve
+from pyenc.loading import hub_fetch, resolve
 
 NAME = "someone/model"
 
@@ -36,7 +36,7 @@ def said(monkeypatch: pytest.MonkeyPatch, error: BaseException, revision: str | 
     def fail(*args: object, **options: object) -> str:
         raise error
 
-    monkeypatch.setattr(hub, "snapshot_download", fail)
+    monkeypatch.setattr(hub_fetch, "snapshot_download", fail)
     with pytest.raises(CheckpointError) as caught:
         resolve(NAME, revision)
     message = str(caught.value)
@@ -102,7 +102,7 @@ def test_an_interruption_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*args: object, **options: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hub, "snapshot_download", interrupt)
+    monkeypatch.setattr(hub_fetch, "snapshot_download", interrupt)
     with pytest.raises(KeyboardInterrupt):
         resolve(NAME)
 
@@ -115,7 +115,7 @@ def test_both_halves_are_of_one_commit(monkeypatch: pytest.MonkeyPatch, tmp_path
         asked.append((revision, "pytorch_model.bin" in allow_patterns))
         return str(tmp_path / "0123abcd")
 
-    monkeypatch.setattr(hub, "snapshot_download", fake)
+    monkeypatch.setattr(hub_fetch, "snapshot_download", fake)
     assert resolve(NAME, "main") == tmp_path / "0123abcd"
     assert asked == [("main", False), ("0123abcd", True)]
 

@@ -34,9 +34,11 @@ def test_every_family_stays_close(golden: Golden) -> None:
     """To the original code's states: fewer bits, and not another arithmetic."""
     encoder = load_checkpoint(golden.folder, quantize="int8", device="cpu").encoder
     count = encoder.config.num_layers
-    assert len(list(quantized_names(encoder))) == 4 * count
-    assert sum(isinstance(module, Int8Linear) for module in encoder.modules()) == 4 * count
-    assert not any(isinstance(module, Linear) for module in encoder.layers.modules())
+    assert len(list(quantized_names(encoder))) == 2 * count
+    assert sum(isinstance(module, Int8Linear) for module in encoder.modules()) == 2 * count
+    wide = [n for n, m in encoder.layers.named_modules() if isinstance(m, Linear)]
+    assert len(wide) == 2 * count
+    assert all(name.endswith(("attention.qkv", "feed_forward.down")) for name in wide)
     for batch in golden.batches:
         expected = golden.expected(batch, "last_hidden_state")
         if expected is None:
@@ -63,6 +65,17 @@ def test_in_every_dtype(name: str, dtype: str) -> None:
     got = encoder(ids)
     assert got.dtype == getattr(torch, dtype) == encoder.dtype
     assert torch.cosine_similarity(got.double(), expected.double(), dim=-1).min() >= 0.99
+
+
+def test_all_layers_too() -> None:
+    """What benchmarks compare it with; it is never saved."""
+    encoder = load_checkpoint(SMALL, device="cpu").encoder
+    ids = torch.randint(5, 60, (2, 9))
+    with torch.no_grad():
+        expected = encoder(ids)
+    quantize_layers(encoder, wide=())
+    assert not any(isinstance(module, Linear) for module in encoder.layers.modules())
+    assert torch.cosine_similarity(encoder(ids), expected, dim=-1).min() >= 0.99
 
 
 def test_a_text_does_not_depend_on_its_neighbours() -> None:
@@ -97,7 +110,7 @@ def test_copies_and_pickles_are_equal() -> None:
     for other in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
         assert torch.equal(other(ids), encoder(ids))
     other = small()
-    other.layers[0].attention.qkv.weight.zero_()
+    other.layers[0].attention.out.weight.zero_()
     assert not torch.equal(other(ids), encoder(ids))
     other.load_state_dict(encoder.state_dict())
     assert torch.equal(other(ids), encoder(ids))
@@ -105,9 +118,9 @@ def test_copies_and_pickles_are_equal() -> None:
 
 def test_state_dicts_of_the_other_kind_are_refused() -> None:
     plain, bits = load_checkpoint(SMALL, device="cpu").encoder, small()
-    with pytest.raises(InputError, match=r"qkv\.weight is torch\.float32 .* quantised"):
+    with pytest.raises(InputError, match=r"out\.weight is torch\.float32 .* quantised"):
         bits.load_state_dict(plain.state_dict())
-    with pytest.raises(RuntimeError, match=r"attention\.qkv\.scale"):
+    with pytest.raises(RuntimeError, match=r"attention\.out\.scale"):
         plain.load_state_dict(bits.state_dict())
 
 

@@ -1,6 +1,6 @@
 """Gated activation: the launchers of the kernels, tensors in, tensors out.
 
-Shapes: T rows, F columns.
+Shapes: T rows, F columns; of `linear_forward`, x has C columns.
 """
 
 from __future__ import annotations
@@ -12,8 +12,14 @@ from torch import Tensor
 
 from ..configs import Config, config_for
 from .kernel import gated_backward, gated_forward
+from .linear_kernel import gated_linear_backward, gated_linear_forward
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
+TURN_BYTES = 128
+"""Of a row of x and of the weight that a turn of the product's loop takes: what lies side by side
+in shared memory as the matrix units read it."""
+GROUP = 8
+"""Blocks of rows that are gone through before the next columns."""
 
 
 def forward(
@@ -58,6 +64,61 @@ def backward(
         grad_out, gate, *tensors, grad_out.stride(0), gate.stride(0), *strides, *gate.shape,
         ACTIVATION=activation, HAS_VALUE=value is not None, **sizes,
     )  # fmt: skip
+
+
+def linear_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, gate_first: bool,
+    config: Config | None = None,
+) -> Tensor:  # fmt: skip
+    """activation(gate) * value of the halves of x weight^T + bias: (T, F), contiguous.
+
+    x (T, C), weight (2F, C), bias (2F,) or None, of one dtype, float32, bfloat16 or float16, their
+    columns contiguous. Sums are in float32, products of float32 never in TF32; rounded once.
+
+    Nothing is checked here, and nothing waits for the device; pyenc.ops.gated_linear checks.
+    """
+    out = x.new_empty((x.shape[0], weight.shape[0] // 2))
+    if out.numel() == 0:
+        return out
+    grid, sizes = _launch_linear("gated_linear_forward", x, weight, config)
+    gated_linear_forward[grid](
+        x, weight, weight if bias is None else bias, out, x.stride(0), weight.stride(0),
+        *out.shape, x.shape[1],
+        ACTIVATION=activation, GATE_FIRST=gate_first, HAS_BIAS=bias is not None, **sizes,
+    )  # fmt: skip
+    return out
+
+
+def linear_backward(
+    grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str,
+    gate_first: bool, config: Config | None = None,
+) -> Tensor:  # fmt: skip
+    """The gradient of x weight^T + bias, (T, 2F): times weight it is x's, and so on.
+
+    grad_out (T, F), columns contiguous; the rest as `linear_forward` was given it.
+    """
+    grad = x.new_empty((x.shape[0], weight.shape[0]))
+    if grad.numel() == 0:
+        return grad
+    grid, sizes = _launch_linear("gated_linear_backward", x, weight, config)
+    gated_linear_backward[grid](
+        grad_out, x, weight, weight if bias is None else bias, grad,
+        grad_out.stride(0), x.stride(0), weight.stride(0), *grad_out.shape, x.shape[1],
+        ACTIVATION=activation, GATE_FIRST=gate_first, HAS_BIAS=bias is not None, **sizes,
+    )  # fmt: skip
+    return grad
+
+
+def _launch_linear(
+    kernel: str, x: Tensor, weight: Tensor, config: Config | None
+) -> tuple[tuple[int], dict[str, Any]]:
+    """As `_launch`: a block is of rows and of columns of each half."""
+    rows, columns = x.shape[0], weight.shape[0] // 2
+    config = config or config_for(kernel, x, columns, rows)
+    turn = TURN_BYTES // x.element_size()
+    tiles = triton.cdiv(rows, config.block_m) * triton.cdiv(columns, config.block_n)
+    sizes = {"GROUP": GROUP, "BLOCK_T": config.block_m, "BLOCK_F": config.block_n, "BLOCK_C": turn}
+    return (tiles,), {"EVEN": x.shape[1] % turn == 0, **sizes, **config.launch}
 
 
 def _launch(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,6 +17,7 @@ from ...errors import CheckpointError, InputError, UnknownArchitectureError
 from ...models import Encoder, EncoderConfig
 from ...models.families import ConfigFile, Family, Parts, recognise
 from ...models.layers import Linear, SplitLinear
+from ...models.meta import on_meta
 from .probe import check_same
 from .refusals import Refused, check_parameters, hooked, interfered
 from .spelling import as_in_files
@@ -177,7 +177,7 @@ def _check_names(
 
 
 def _assembled(shape: EncoderConfig, held: Parts, parameters: dict[str, nn.Parameter]) -> Encoder:
-    with torch.device("meta"):
+    with on_meta():
         encoder = Encoder(shape)
     expected = {name: tuple(p.shape) for name, p in encoder.named_parameters()}
     for ours, theirs in held.items():
@@ -205,7 +205,7 @@ def _assembled(shape: EncoderConfig, held: Parts, parameters: dict[str, nn.Param
 
 
 def _linear(weight: nn.Parameter, bias: nn.Parameter | None) -> Linear:
-    with torch.device("meta"):
+    with on_meta():
         linear = Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     linear.weight = weight
     if bias is not None:

@@ -14,11 +14,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import torch
-
 from ...errors import CheckpointError, InputError
 from ..config import EncoderConfig
 from ..encoder import Encoder
+from ..meta import on_meta
 from ..position import shapes_alone
 from .family import LARGEST, ConfigFile, Family, Names, Parts
 
@@ -55,7 +54,7 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
         config, vocab_size=1, hidden_size=4 * config.num_heads, head_size=4, intermediate_size=1,
         type_vocab_size=min(config.type_vocab_size, 1), num_positions=min(config.num_positions, 1),
     )  # fmt: skip
-    with torch.device("meta"), shapes_alone():
+    with on_meta(), shapes_alone():
         encoder = Encoder(small)
     return {name: (name,) for name, _ in encoder.named_parameters()}
 

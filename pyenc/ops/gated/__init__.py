@@ -13,7 +13,8 @@ from ...errors import InputError
 from .. import oracle, triton_launch
 from ..activation import ACTIVATIONS as ACTIVATIONS
 from ..activation import activate, check_activation
-from ..backend import WhyNot, always, choose
+from ..backend import WhyNot, always, choose, requested_backend
+from ..constant import constant_result
 from ..launch import DTYPE_CODES, why_not
 from ..linear import linear
 from ..validation import check_float
@@ -76,7 +77,10 @@ def gated_linear(
         activation: one of `ACTIVATIONS`, applied to the gate half alone.
         gate_first: whether the first F rows are the gate (JinaBert v2, MosaicBERT) or the value
             (JinaBert qk-post-norm, GTE).
-        backend: "triton", "cpu", "torch" or "reference"; None chooses.
+        backend: "triton", "cpu", "torch" or "reference"; None chooses. "triton" asked for by name
+            makes product and activation in one kernel, which writes F columns and keeps x alone for
+            the gradient, where `apart_why` has no reason against it. Else, and where None chooses
+            it, the product is `linear`'s and the kernel is the activation's.
 
     Returns:
         (..., F), dtype of x.
@@ -102,6 +106,9 @@ def gated_linear(
             activation, gate_first,
         )  # fmt: skip
         return rows.reshape(*x.shape[:-1], weight.shape[0] // 2).to(x.dtype)
+    if name == "triton" and apart_why(x, weight, bias, backend) is None:
+        fused: Tensor = torch.ops.pyenc.gated_linear(x, weight, bias, activation, gate_first)
+        return fused
     halves = linear(x, weight, bias, backend=backend)
     if name in ("cpu", "triton") and halves.dtype in DTYPE_CODES:
         out: Tensor = torch.ops.pyenc.gated_halves(halves, activation, gate_first, name)
@@ -109,6 +116,36 @@ def gated_linear(
     first, second = halves.chunk(2, dim=-1)
     gate, value = (first, second) if gate_first else (second, first)
     return gated_activation(gate, value, activation, backend=backend)
+
+
+def apart_why(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str | None = None
+) -> str | None:
+    """Why `gated_linear` on Triton makes product and activation in two kernels, or None where one
+    makes both: a call that asks for "triton", and by itself from so many rows on as the device has
+    been measured to gain from ("gated_linear_rows" of configs.json)."""
+    if torch.is_autocast_enabled(x.device.type):
+        return "autocast casts what the product multiplies"
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != x.dtype:
+            return f"x is {x.dtype} and {name} {tensor.dtype}"
+    if (reason := triton_launch.why_not(x)) is not None:
+        return reason
+    if x.shape[-1] % 16:
+        return f"{x.shape[-1]} channels are no multiple of 16, so they would be read one by one"
+    if requested_backend(backend) == "triton":
+        return None
+    least = _least_rows(str(x.device))
+    if least is None:
+        return "no measurement says that one kernel is faster on this device; ask for 'triton'"
+    rows = x.numel() // max(1, x.shape[-1])
+    return None if rows >= least else f"{rows} rows are fewer than {least}"
+
+
+@constant_result
+def _least_rows(device: str) -> int | None:
+    least: int | None = triton_launch.module_for("configs").gated_linear_rows(torch.device(device))
+    return least
 
 
 def backend_table(gate: Tensor) -> dict[str, WhyNot]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ..activation import ACTIVATION_CODES
-from ..launch import DTYPE_CODES, as_rows, check_dtype, check_like, check_memory, module_for
+from ..launch import DTYPE_CODES, check_dtype, check_like, check_memory, module_for, rows_in_place
 
 OP = "gated_activation"
 
@@ -19,8 +19,7 @@ def _rows(name: str, x: Tensor) -> Tensor:
     """(T, F), its columns contiguous; a view wherever that is what it is."""
     check_dtype(OP, name, x)
     check_memory(OP, **{name: x})
-    rows = as_rows(x)
-    return rows if rows.stride(-1) == 1 or rows.shape[-1] <= 1 else rows.contiguous()
+    return rows_in_place(x)
 
 
 def _place(rows: Tensor | None) -> tuple[int, int]:

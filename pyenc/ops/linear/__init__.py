@@ -15,6 +15,7 @@ from ...errors import InputError
 from .. import oracle
 from ..activation import activate, check_activation
 from ..backend import WhyNot, always, choose, compiling, requested_backend
+from ..constant import constant_result
 from ..validation import check_float
 from . import activated, packs, wide
 from . import onednn as kernels
@@ -193,23 +194,23 @@ def _work(x: Tensor, weight: Tensor) -> int:
     return x.numel() // max(1, weight.shape[1]) * weight.numel()
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _unavailable(dtype: str) -> str | None:
     """As known when torch.compile traces; so are the next three."""
     return kernels.why_not(_dtype(dtype))
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _not_preferred(dtype: str) -> str | None:
     return kernels.not_preferred(_dtype(dtype))
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _widening_preferred(dtype: str) -> bool:
     return wide.preferred(_dtype(dtype))
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _any_size() -> bool:
     return kernels.forced() == "onednn"
 

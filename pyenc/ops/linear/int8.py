@@ -25,6 +25,7 @@ from ...errors import InputError
 from .. import oracle
 from ..activation import activate, check_activation
 from ..backend import WhyNot, always, choose
+from ..constant import constant_result
 from ..validation import check_float
 from . import packs
 from .reference import int8_linear_reference
@@ -131,7 +132,7 @@ def backend_table(x: Tensor) -> dict[str, WhyNot]:
     }
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def why_not() -> str | None:
     """Why oneDNN cannot serve here, in one line, or None; tried once."""
     if not torch.backends.mkldnn.enabled:

@@ -10,12 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import InputError
-from .. import oracle
+from .. import oracle, triton_launch
 from ..backend import WhyNot, always, choose
-from ..launch import why_not
+from ..launch import DTYPE_CODES, why_not
 from ..validation import check_float
 from . import registration as _registration  # noqa: F401  (it registers the op)
 from .reference import add_layer_norm_reference, add_rms_norm_reference
+
+WIDEST = 8192
+"""Channels of a row that Triton's kernels hold (`pyenc_kernels.norm.WIDEST`)."""
 
 
 def add_layer_norm(
@@ -35,8 +38,8 @@ def add_layer_norm(
             makes halves of x alone), the wider of the two is used and returned.
         weight, bias: (C,); bias may be None.
         eps: added to the variance.
-        backend: "cpu", "torch" or "reference"; None chooses, for layer norm "cpu" where float32
-            needs a gradient.
+        backend: "cpu", "triton" (up to 8,192 channels), "torch" or "reference"; None chooses, for
+            layer norm "cpu" where float32 needs a gradient and else "torch".
 
     Returns:
         (normed, sum), both (..., C) in the dtype of the sum, which a pre-norm block carries on.
@@ -45,9 +48,8 @@ def add_layer_norm(
         InputError: shapes or dtypes are wrong.
     """
     _check("add_layer_norm", x, residual, weight, bias)
-    name = choose(
-        "add_layer_norm", backend, _layer_norm_table(x, residual), others=("triton", "flash_attn")
-    )
+    table = _layer_norm_table(x, residual)
+    name = choose("add_layer_norm", backend, table, others=("flash_attn",))
     if name == "reference":
         dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
         normed, total = add_layer_norm_reference(
@@ -58,8 +60,8 @@ def add_layer_norm(
             eps,
         )
         return normed.to(dtype), total.to(dtype)
-    if name == "cpu":
-        return _cpu(x, residual, weight, bias, eps, rms=False)
+    if name in ("cpu", "triton"):
+        return _by_kernels(name, x, residual, weight, bias, eps, rms=False)
     total = x if residual is None else x + residual
     weight, bias = weight.to(total.dtype), None if bias is None else bias.to(total.dtype)
     return F.layer_norm(total, weight.shape, weight, bias, eps), total
@@ -70,20 +72,20 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """RMSNorm(x + residual), Zhang & Sennrich, arXiv 1910.07467; no mean, no bias.
 
-    Args and returns as `add_layer_norm`; the mean square is taken in float32 or wider.
+    Args and returns as `add_layer_norm`, but that None chooses a kernel wherever one serves: what
+    torch's form keeps for its gradient are several tensors in float32. The mean square is taken in
+    float32 or wider.
     """
     _check("add_rms_norm", x, residual, weight, None)
-    name = choose(
-        "add_rms_norm", backend, backend_table(x, residual), others=("triton", "flash_attn")
-    )
+    name = choose("add_rms_norm", backend, backend_table(x, residual), others=("flash_attn",))
     if name == "reference":
         dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
         normed, total = add_rms_norm_reference(
             oracle.widen(x), oracle.widen(residual), oracle.widen(weight), eps
         )
         return normed.to(dtype), total.to(dtype)
-    if name == "cpu":
-        return _cpu(x, residual, weight, None, eps, rms=True)
+    if name in ("cpu", "triton"):
+        return _by_kernels(name, x, residual, weight, None, eps, rms=True)
     total = x if residual is None else x + residual
     wide = total.to(torch.promote_types(total.dtype, torch.float32))
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
@@ -96,28 +98,39 @@ def backend_table(x: Tensor, residual: Tensor | None = None) -> dict[str, WhyNot
     def cpu() -> str | None:
         return why_not(x) or (None if residual is None else why_not(residual))
 
-    return {"cpu": cpu, "torch": always, "reference": always}
+    def triton() -> str | None:
+        if x.ndim and x.shape[-1] > WIDEST:
+            return f"rows of {x.shape[-1]} channels are longer than a program holds, {WIDEST}"
+        reasons = (triton_launch.why_not(t) for t in (x, residual) if t is not None)
+        return next((reason for reason in reasons if reason), None)
+
+    return {"cpu": cpu, "triton": triton, "torch": always, "reference": always}
 
 
 def _layer_norm_table(x: Tensor, residual: Tensor | None) -> dict[str, WhyNot]:
-    """As `backend_table`, in the order that bench/NOTES.md's measurements give."""
+    """As `backend_table`, in the order that bench/NOTES.md's measurements give; of Triton's kernel
+    there are none, and as many bytes are moved and kept as by torch's."""
     table = backend_table(x, residual)
     if torch.is_grad_enabled() and x.requires_grad and x.dtype == torch.float32:
-        return table
+        return {"cpu": table["cpu"], "torch": table["torch"], **table}
     # Without a gradient torch's norm is no slower, and cheaper to call on a few tokens.
     return {"torch": table["torch"], **table}
 
 
-def _cpu(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, rms: bool
-) -> tuple[Tensor, Tensor]:
+def _by_kernels(
+    name: str, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float,
+    rms: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     # Cast outside of the op, so that gradients come back in the tensors' own dtypes.
-    if residual is not None and residual.dtype != x.dtype:
+    if name == "cpu" and residual is not None and residual.dtype != x.dtype:
         dtype = torch.promote_types(x.dtype, residual.dtype)
         x, residual = x.to(dtype), residual.to(dtype)
-    weight = weight.to(torch.float32)
-    bias = None if bias is None else bias.to(torch.float32).contiguous()
-    normed, total, _ = torch.ops.pyenc.add_norm_cpu(x, residual, weight, bias, eps, rms)
+    if name == "cpu" or weight.dtype not in DTYPE_CODES:
+        weight = weight.to(torch.float32)
+    if bias is not None:
+        bias = bias.to(torch.float32) if name == "cpu" or bias.dtype not in DTYPE_CODES else bias
+        bias = bias.contiguous()
+    normed, total, _ = torch.ops.pyenc.add_norm(x, residual, weight, bias, eps, rms, name)
     return normed, x if residual is None else total
 
 

@@ -101,11 +101,9 @@ def pushed_down() -> None:
 def the_same_twice() -> None:
     one = case([400, *range(1, 30)], "alibi", heads=3, learned=False)
     answers = []
-    before = torch.get_num_threads()
-    for threads in (1, 2, 2, 3):
-        torch.set_num_threads(threads)
+    for count in (1, 2, 2, 3):
+        one.threads = count
         answers.append((one.run("cpu"), one.run("cpu", gradient=True)))
-    torch.set_num_threads(before)
     for again in answers[1:]:
         assert all(map(torch.equal, answers[0][0], again[0]))
     assert all(map(torch.equal, answers[1][1], answers[2][1]))
@@ -113,10 +111,9 @@ def the_same_twice() -> None:
 
 def cut_into_runs() -> None:
     """One head of the backward on several threads, with sums of their own."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    case([1500], "none", heads=1, dim=16).check(gradient=True)
-    torch.set_num_threads(before)
+    one = case([1500], "none", heads=1, dim=16)
+    one.threads = 4
+    one.check(gradient=True)
 
 
 def strided() -> None:

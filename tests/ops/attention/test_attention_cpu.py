@@ -41,6 +41,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 class Case:
     """Random inputs of one call, and its answers by oracle, naive computation and kernel."""
 
+    threads: int | None = None
+    """Of the kernel alone; None: as many as torch has."""
+
     def __init__(
         self,
         lengths: list[int],
@@ -77,6 +80,18 @@ class Case:
         self, backend: str, dtype: torch.dtype | None = None, gradient: bool = False, **more: Any
     ) -> list[Tensor]:
         """[out, lse] and, if asked for, the gradients of q, k, v and the bias's tensor."""
+        if backend != "cpu" or self.threads is None:
+            return self._run(backend, dtype, gradient, **more)
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            return self._run(backend, dtype, gradient, **more)
+        finally:
+            torch.set_num_threads(before)
+
+    def _run(
+        self, backend: str, dtype: torch.dtype | None, gradient: bool, **more: Any
+    ) -> list[Tensor]:
         dtype = dtype or self.qkv[0].dtype
         inputs = [x.to(dtype).requires_grad_(gradient) for x in self.qkv]
         tensor = self.tensor
@@ -206,15 +221,11 @@ def test_strided_inputs_are_read_as_they_lie() -> None:
 
 def test_the_same_bits_for_any_number_of_threads_and_every_time() -> None:
     case = Case([700, *range(1, 30)], "alibi", heads=3)
-    before = torch.get_num_threads()
     forward, backward = [], []
-    try:
-        for threads in (1, 2, 3, 7, 2):
-            torch.set_num_threads(threads)
-            forward.append(case.run("cpu"))
-            backward.append(case.run("cpu", gradient=True))
-    finally:
-        torch.set_num_threads(before)
+    for count in (1, 2, 3, 7, 2):
+        case.threads = count
+        forward.append(case.run("cpu"))
+        backward.append(case.run("cpu", gradient=True))
     for answers in forward[1:]:
         assert all(map(torch.equal, forward[0], answers))
     assert all(map(torch.equal, backward[1], backward[4]))
@@ -222,13 +233,10 @@ def test_the_same_bits_for_any_number_of_threads_and_every_time() -> None:
 
 def test_fewer_heads_than_threads() -> None:
     """One head is then cut into runs of queries, each with sums of its own."""
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(4)
-        for kind in KINDS[:3]:
-            Case([1500], kind, heads=1, dim=32).check(gradient=True)
-    finally:
-        torch.set_num_threads(before)
+    for kind in KINDS[:3]:
+        case = Case([1500], kind, heads=1, dim=32)
+        case.threads = 4
+        case.check(gradient=True)
 
 
 def test_exp2_is_as_exact_as_it_says() -> None:

@@ -129,8 +129,8 @@ def test_opcheck() -> None:
     for residual, bias, rms in itertools.product(
         (leaf(3, 6), None), (leaf(6), None), (True, False)
     ):
-        arguments = (leaf(3, 6), residual, leaf(6), bias, 1e-5, rms)
-        torch.library.opcheck(torch.ops.pyenc.add_norm_cpu.default, arguments)
+        arguments = (leaf(3, 6), residual, leaf(6), bias, 1e-5, rms, "cpu")
+        torch.library.opcheck(torch.ops.pyenc.add_norm.default, arguments)
 
 
 def test_parameters_of_another_dtype_keep_it_in_their_gradients() -> None:

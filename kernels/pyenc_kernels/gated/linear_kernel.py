@@ -1,0 +1,126 @@
+"""The gated feed-forward's first half in one kernel: x W^T + b, split, activation(gate) * value.
+
+A program multiplies its rows of x by the gate's rows of a weight and by the value's, which lie in
+it as checkpoints store them, and writes the F columns of what is gated: the 2F between are never in
+memory. The backward makes them once more and writes their gradient.
+
+Shapes: T rows, C columns of x, F columns of the result.
+Names: p_ pointer, b_ block value, o_ offsets, m_ mask, s_ stride, i_ program index, n_ count.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .kernel import activate, activate_slope
+
+
+@triton.jit
+def _tile_in_groups(
+    n_rows, n_columns, GROUP: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr
+):
+    """Rows (BLOCK_T,) and columns (BLOCK_F,) of a program's tile.
+
+    Programs go down GROUP blocks of rows before they take the next columns: those that run together
+    share few blocks of x and of the weight, which then stay in the cache.
+    """
+    i_program = tl.program_id(0)
+    n_blocks = tl.cdiv(n_rows, BLOCK_T)
+    n_of_group = GROUP * tl.cdiv(n_columns, BLOCK_F)
+    first = i_program // n_of_group * GROUP
+    height = tl.minimum(n_blocks - first, GROUP)
+    i_in_group = i_program % n_of_group
+    o_t = (first + i_in_group % height) * BLOCK_T + tl.arange(0, BLOCK_T)
+    o_f = i_in_group // height * BLOCK_F + tl.arange(0, BLOCK_F)
+    return o_t, o_f
+
+
+@triton.jit
+def _gate_and_value(
+    p_x, p_weight, p_bias, o_t, o_f, s_x, s_weight, n_rows, n_columns, n_inner,
+    GATE_FIRST: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """x W^T + b of a tile, both halves (BLOCK_T, BLOCK_F) float32; EVEN: BLOCK_C divides C."""
+    # What lies outside reads the last row again, and is not written: no mask in the loop.
+    o_x = tl.minimum(o_t, n_rows - 1).to(tl.int64)[:, None] * s_x
+    o_weight = tl.minimum(o_f, n_columns - 1).to(tl.int64)[None, :] * s_weight
+    o_second = (tl.zeros([], tl.int64) + n_columns) * s_weight  # F of one is a constant
+    o_c = tl.arange(0, BLOCK_C)
+    p_x += o_x + o_c[None, :]
+    p_first = p_weight + o_weight + o_c[:, None]
+    p_second = p_first + o_second
+    b_first = tl.zeros([BLOCK_T, BLOCK_F], tl.float32)
+    b_second = tl.zeros([BLOCK_T, BLOCK_F], tl.float32)
+    for c in range(0, n_inner, BLOCK_C):
+        if EVEN:
+            b_x = tl.load(p_x)
+            b_first_weight = tl.load(p_first)
+            b_second_weight = tl.load(p_second)
+        else:
+            m_c = o_c < n_inner - c
+            b_x = tl.load(p_x, mask=m_c[None, :], other=0.0)
+            b_first_weight = tl.load(p_first, mask=m_c[:, None], other=0.0)
+            b_second_weight = tl.load(p_second, mask=m_c[:, None], other=0.0)
+        b_first = tl.dot(b_x, b_first_weight, b_first, input_precision="ieee")
+        b_second = tl.dot(b_x, b_second_weight, b_second, input_precision="ieee")
+        p_x += BLOCK_C
+        p_first += BLOCK_C
+        p_second += BLOCK_C
+    if HAS_BIAS:
+        m_f = o_f < n_columns
+        b_first += tl.load(p_bias + o_f, mask=m_f, other=0.0).to(tl.float32)[None, :]
+        p_bias += n_columns
+        b_second += tl.load(p_bias + o_f, mask=m_f, other=0.0).to(tl.float32)[None, :]
+    if GATE_FIRST:
+        return b_first, b_second
+    else:
+        return b_second, b_first
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def gated_linear_forward(
+    p_x, p_weight, p_bias, p_out, s_x, s_weight, n_rows, n_columns, n_inner,
+    ACTIVATION: tl.constexpr, GATE_FIRST: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Program (tiles,): out (T, F), contiguous."""
+    o_t, o_f = _tile_in_groups(n_rows, n_columns, GROUP, BLOCK_T, BLOCK_F)
+    b_gate, b_value = _gate_and_value(
+        p_x, p_weight, p_bias, o_t, o_f, s_x, s_weight, n_rows, n_columns, n_inner,
+        GATE_FIRST, HAS_BIAS, EVEN, BLOCK_T, BLOCK_F, BLOCK_C,
+    )  # fmt: skip
+    b_out = activate(b_gate, ACTIVATION) * b_value
+    mask = (o_t < n_rows)[:, None] & (o_f < n_columns)[None, :]
+    p_out += o_t.to(tl.int64)[:, None] * n_columns + o_f[None, :]
+    tl.store(p_out, b_out.to(p_out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def gated_linear_backward(
+    p_grad_out, p_x, p_weight, p_bias, p_grad, s_grad_out, s_x, s_weight,
+    n_rows, n_columns, n_inner,
+    ACTIVATION: tl.constexpr, GATE_FIRST: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Program (tiles,): the gradient of x W^T + b (T, 2F), contiguous, in the weight's order."""
+    o_t, o_f = _tile_in_groups(n_rows, n_columns, GROUP, BLOCK_T, BLOCK_F)
+    b_gate, b_value = _gate_and_value(
+        p_x, p_weight, p_bias, o_t, o_f, s_x, s_weight, n_rows, n_columns, n_inner,
+        GATE_FIRST, HAS_BIAS, EVEN, BLOCK_T, BLOCK_F, BLOCK_C,
+    )  # fmt: skip
+    o_t = o_t.to(tl.int64)[:, None]
+    o_f = o_f[None, :]
+    mask = (o_t < n_rows) & (o_f < n_columns)
+    b_grad = tl.load(p_grad_out + o_t * s_grad_out + o_f, mask=mask, other=0.0).to(tl.float32)
+    b_grad_gate = b_grad * b_value * activate_slope(b_gate, ACTIVATION)
+    b_grad_value = b_grad * activate(b_gate, ACTIVATION)
+    p_first = p_grad + o_t * (2 * n_columns) + o_f
+    dtype = p_grad.dtype.element_ty
+    if GATE_FIRST:
+        tl.store(p_first, b_grad_gate.to(dtype), mask=mask)
+        tl.store(p_first + n_columns, b_grad_value.to(dtype), mask=mask)
+    else:
+        tl.store(p_first, b_grad_value.to(dtype), mask=mask)
+        tl.store(p_first + n_columns, b_grad_gate.to(dtype), mask=mask)

@@ -1,0 +1,5 @@
+"""Residual addition and norm: launchers, tensors in, tensors out; the kernels beside them."""
+
+from .launch import WIDEST, Configs, backward, forward
+
+__all__ = ["WIDEST", "Configs", "backward", "forward"]

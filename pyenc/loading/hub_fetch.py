@@ -1,0 +1,77 @@
+"""Fetching the files of a Hub repository, and what to say where that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+
+def fetch(
+    name: str,
+    revision: str | None,
+    subfolder: str,
+    patterns: Sequence[str],
+    pickles: Sequence[str],
+    options: Mapping[str, Any],
+) -> Path:
+    """A repository's folder in the Hub's cache, or a folder inside of it.
+
+    Args:
+        name, revision, subfolder, options: as of `hub.resolve`.
+        patterns: of the files to fetch.
+        pickles: of those to fetch where no safetensors came.
+    """
+
+    def some(revision: str | None, patterns: Sequence[str]) -> Path:
+        inside = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=inside, **options))
+
+    fetched = some(revision, patterns)
+    inside = fetched / subfolder
+    if pickles and not [*inside.glob("*.safetensors"), *inside.glob("0_*/*")]:
+        # The folder is called by its commit: a branch may have moved on since.
+        some(fetched.name, pickles)
+    return inside
+
+
+def why(error: Exception) -> str:
+    """What the Hub, or the way to it, has against a name."""
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
+        error = error.__cause__  # the Hub did answer
+    reason = f"{type(error).__name__}: {_short((str(error).splitlines() or ['no message'])[0])}"
+    if isinstance(error, GatedRepoError):
+        return (
+            "a gated repository: ask for access on its page at the Hub, then set HF_TOKEN or run "
+            f"`hf auth login` ({reason})"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            "no such folder here, and no such repository on the Hub (a private one needs HF_TOKEN "
+            "or `hf auth login`)"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return "no such folder here, and the repository on the Hub has no such revision"
+    if isinstance(error, HFValidationError):
+        return "no such folder here, and no such repository on the Hub"
+    if isinstance(error, HfHubHTTPError):
+        return f"no such folder here, and the Hub answered {reason}"
+    if isinstance(error, LocalEntryNotFoundError):
+        return (
+            f"no such folder here, not in the Hub's cache, and the Hub cannot be reached ({reason})"
+        )
+    return f"no such folder here, and fetching it from the Hub failed ({reason})"
+
+
+def _short(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else text[:most] + "..."
