@@ -56,9 +56,9 @@ def load(
             Without it and without `modules.json` the mean is assumed, as in sentence-transformers.
         normalize: whether vectors have unit length, likewise; assumed not to. A `truncate_dim` of
             the files cuts them afterwards. What is said here is saved too.
-        quantize: "int8" for linear layers in eight bits, on a CPU: weights by channel, activations
-            by token, as they come; everything else in `dtype`. The vectors differ from those of
-            float32 by about what the README's section says. Default: as saved.
+        quantize: "int8" for two of a layer's four products in eight bits, on a CPU: weights by
+            channel, activations by token, as they come; everything else in `dtype`. The vectors
+            differ from those of float32 by about what the README's section says. Default: as saved.
 
     Warns:
         AssumptionWarning: once, if something had to be assumed; `recipe.assumed` says what.
