@@ -24,8 +24,8 @@ QUANTIZED = ("int8",)
 
 WIDE = ("attention.qkv", "feed_forward.down")
 """Layers that are not quantised: with these in eight bits too, the nearest of 2,000 sentences was
-another one for 5.6% of MiniLM's vectors and 7.5% of MPNet's, without them for 2.9% and 3.8%, and
-the whole gained little more (bench/NOTES.md)."""
+another one for 5.6% of MiniLM's vectors and 7.5% of MPNet's, without them for 2.9% and 3.8%; what
+they would gain in time stands in bench/NOTES.md."""
 
 
 class Int8Linear(nn.Module):

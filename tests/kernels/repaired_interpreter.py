@@ -100,7 +100,7 @@ def _patch_once_a_launch() -> None:
 
 def _remember_types() -> None:
     """Ask once of each type what the interpreter asks at every operation: which numpy has it, and
-    whether it is wrapped in a constant. A sixth of these tests' time."""
+    whether it is wrapped in a constant."""
     numpy_of, unwrap = interpreter._get_np_dtype, tl.core._unwrap_if_constexpr
     known: dict[tuple[type, str], np.dtype[Any]] = {}
     plain = {int, float, bool, str, type(None), tl.tensor, tl.dtype, tl.block_type}

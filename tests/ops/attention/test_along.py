@@ -117,8 +117,12 @@ def inputs(lengths: list[int], heads: int = 2, dim: int = 16) -> dict[str, Any]:
 
 
 def check(lengths: list[int], backend: str, dtype: torch.dtype, **more: Any) -> None:
-    """DESIGN's rule. In halves what is left of a parameter's gradient once thousands of rounded
-    numbers are added up is luck, the naive one's too: there a line's own gradient is held."""
+    """DESIGN's rule; in halves of a line's own gradient, not of what is summed up of it.
+
+    The C++ backward's delta is of the rounded output there, which moves all of a row's gradient one
+    way: summed over a row's distances for one parameter, it may be more than three times what the
+    naive form is off (bench/NOTES.md). Learned ALiBi slopes have a delta of their own for that.
+    """
     given = inputs(lengths) | more
     # The oracle is of the numbers that the others are given, rounded to their dtype.
     given["qkv"] = [x.to(dtype) for x in given["qkv"]]
