@@ -108,17 +108,14 @@ struct TileWalk : BackwardStrip<C> {
     for (std::int64_t i = 0; i < width * kWidth; ++i) dq[i] = 0;
   }
 
-  void meet(const AttentionHead& head, std::int64_t first, std::int64_t last,
-            const TileScratch& scratch, const Sums& sums) {
+  // Into scratch.s: p of keys [first, last), or false where they are left out.
+  bool weigh(const AttentionHead& head, std::int64_t first, std::int64_t last,
+             const TileScratch& scratch) {
     Placement place;
-    if (!this->meets(head, first, last, place)) return;
-    const std::int64_t depth = head.call->head_dim, width = padded(depth), count = last - first;
+    if (!this->meets(head, first, last, place)) return false;
+    const std::int64_t depth = head.call->head_dim, count = last - first;
     const std::int64_t tiles = pair_tiles(depth), groups = (count + kTile - 1) / kTile;
-    const std::int64_t words = row_words(head.n, depth), before = row_words(first, depth);
-    const float *k = head.keys + before, *v = head.keys + words + before;
-    const float* k_columns = head.keys + 2 * words + column_words(first, depth);
-    const auto no_pause = [] {};
-
+    const float* k = head.keys + row_words(first, depth);
     Floats row[C] = {}, top[C];
     if (place.uniform)
       uniform_bias(head, strip, place.side, first, last, scratch.column, row);
@@ -126,14 +123,14 @@ struct TileWalk : BackwardStrip<C> {
       pair_bias(head, strip, first, last, scratch.bias);
     for (int c = 0; c < C; ++c) {
       float* s = scratch.s + c * kLanes;
-      score_column<kWidth>(k, q + c * kLanes, tiles, groups, s, no_pause);
+      score_column<kWidth>(k, q + c * kLanes, tiles, groups, s, [] {});
       top[c] = collect_column<kWidth>(s, count, head.call->scale * kLog2e, place.uniform,
                                       place.uniform ? scratch.column : scratch.bias + c * kLanes);
     }
     forget_tiles();
     const bool may_drop = head.skips && place.side != Side::both;
     for (int c = 0; c < C; ++c) top[c] += row[c] + mass_of(count);
-    if (may_drop && ledger.take_power(top, lse)) return;
+    if (may_drop && ledger.take_power(top, lse)) return false;
     Floats share[C] = {};
     for (std::int64_t j = 0; j < kTileKeys; ++j)
       for (int c = 0; c < C; ++c) {
@@ -142,15 +139,48 @@ struct TileWalk : BackwardStrip<C> {
         store(at, p);
         share[c] += p;
       }
-    if (may_drop && ledger.take(share)) return;
+    return !(may_drop && ledger.take(share));
+  }
 
+  // Into scratch.ds: dp = V g, zero beyond the last key.
+  void multiply_values(const AttentionHead& head, std::int64_t first, std::int64_t count,
+                       const TileScratch& scratch) const {
+    const std::int64_t depth = head.call->head_dim, groups = (count + kTile - 1) / kTile;
+    const float* v = head.keys + row_words(head.n, depth) + row_words(first, depth);
     for (int c = 0; c < C; ++c)
-      score_column<kWidth>(v, g + c * kLanes, tiles, groups, scratch.ds + c * kLanes, no_pause);
+      score_column<kWidth>(v, g + c * kLanes, pair_tiles(depth), groups, scratch.ds + c * kLanes,
+                           [] {});
     for (std::int64_t i = count * kWidth; i < kTileKeys * kWidth; ++i) scratch.ds[i] = 0;
+  }
+
+  void measure(const AttentionHead& head, std::int64_t first, std::int64_t last,
+               const TileScratch& scratch) {
+    if (!weigh(head, first, last, scratch)) return;
+    multiply_values(head, first, last - first, scratch);
+    forget_tiles();
+    for (int c = 0; c < C; ++c) {
+      Floats here{}, due_here{};
+      for (std::int64_t j = 0; j < kTileKeys; ++j) {
+        const Floats p = load(scratch.s + j * kWidth + c * kLanes);
+        here += p;
+        due_here += p * load(scratch.ds + j * kWidth + c * kLanes);
+      }
+      this->mass[c] += here;
+      this->due_mass[c] += due_here;
+    }
+  }
+
+  void meet(const AttentionHead& head, std::int64_t first, std::int64_t last,
+            const TileScratch& scratch, const Sums& sums) {
+    if (!weigh(head, first, last, scratch)) return;
+    const std::int64_t depth = head.call->head_dim, width = padded(depth), count = last - first;
+    const float* k_columns =
+        head.keys + 2 * row_words(head.n, depth) + column_words(first, depth);
+    multiply_values(head, first, count, scratch);
     round_block(head.call->scale, scratch);
     for (int c = 0; c < C; ++c)
       value_column<kWidth>(k_columns, scratch.ds_pairs + c * kLanes, row_tiles(depth),
-                           count > kTilePairs, dq + c * kLanes, no_pause);
+                           count > kTilePairs, dq + c * kLanes, [] {});
     for (std::int64_t r = 0; r < count; r += kTile) {
       const std::int64_t left = count - r, at = (first + r) * width;
       add_rows(scratch.p_rows + r * kPairs, kPairs, g_pairs, width, kTwo, left, sums.values + at);

@@ -4,6 +4,7 @@
 // the forward met (Dao, arXiv 2307.08691, with queries in the lanes as in the forward):
 //   p = 2^(s - lse), dp = V g, ds = p (dp - delta), delta = sum_d g out - grad_lse,
 //   dV += p g, dK += scale ds q, dq = scale ds K; the bias gets ds.
+// Where a bias by distance is learned, delta is the sum of p dp, which takes two products more.
 
 #include "attention/amx.h"
 #include "attention/amx_backward.h"
@@ -94,12 +95,13 @@ struct Walk : BackwardStrip<C> {
     for (std::int64_t i = 0; i < depth * kWidth; ++i) dq[i] = 0;
   }
 
-  void meet(const AttentionHead& head, std::int64_t first, std::int64_t last,
-            const Scratch& scratch, const Sums& sums) {
+  // Into scratch.s: p of keys [first, last), or false where they are left out.
+  bool weigh(const AttentionHead& head, std::int64_t first, std::int64_t last,
+             const Scratch& scratch) {
     Placement place;
-    if (!this->meets(head, first, last, place)) return;
-    const std::int64_t depth = head.call->head_dim, width = padded(depth), count = last - first;
-    const float *k = head.keys + first * depth, *v = head.keys + (head.n + first) * depth;
+    if (!this->meets(head, first, last, place)) return false;
+    const std::int64_t depth = head.call->head_dim, count = last - first;
+    const float* k = head.keys + first * depth;
     Floats row[C] = {}, top[C];
     if (place.uniform) {
       uniform_bias(head, strip, place.side, first, last, scratch.column, row);
@@ -110,7 +112,7 @@ struct Walk : BackwardStrip<C> {
     }
     const bool may_drop = head.skips && place.side != Side::both;
     for (int c = 0; c < C; ++c) top[c] += row[c] + mass_of(count);
-    if (may_drop && ledger.take_power(top, lse)) return;
+    if (may_drop && ledger.take_power(top, lse)) return false;
 
     Floats share[C] = {};
     for (std::int64_t j = 0; j < count; ++j)
@@ -120,20 +122,47 @@ struct Walk : BackwardStrip<C> {
         store(at, p);
         share[c] += p;
       }
-    if (may_drop && ledger.take(share)) return;
+    return !(may_drop && ledger.take(share));
+  }
+
+  void measure(const AttentionHead& head, std::int64_t first, std::int64_t last,
+               const Scratch& scratch) {
+    if (!weigh(head, first, last, scratch)) return;
+    const std::int64_t depth = head.call->head_dim;
+    Floats here[C] = {}, due_here[C] = {};
+    each_dp(head.keys + (head.n + first) * depth, depth, last - first, scratch,
+            [&](std::int64_t at, int c, Floats dp) {
+              const Floats p = load(scratch.s + at);
+              here[c] += p;
+              due_here[c] += p * dp;
+            });
+    for (int c = 0; c < C; ++c) {
+      this->mass[c] += here[c];
+      this->due_mass[c] += due_here[c];
+    }
+  }
+
+  void meet(const AttentionHead& head, std::int64_t first, std::int64_t last,
+            const Scratch& scratch, const Sums& sums) {
+    if (!weigh(head, first, last, scratch)) return;
+    const std::int64_t depth = head.call->head_dim, width = padded(depth), count = last - first;
+    const float *k = head.keys + first * depth, *v = head.keys + (head.n + first) * depth;
     if (sums.bias.slope)
       slope.meet(head, strip, first, count, k, v, q_plain, g, lse, delta, scratch.s, scratch.ds);
     else
-      score_gradients(v, depth, count, scratch);
+      each_dp(v, depth, count, scratch, [&](std::int64_t at, int c, Floats dp) {
+        store(scratch.ds + at, load(scratch.s + at) * (dp - delta[c]));
+      });
     add_product({scratch.s, kWidth, 1}, count, g_rows, strip.count, width, sums.values + first * width);
     add_product({scratch.ds, kWidth, 1}, count, q_rows, strip.count, width, sums.keys + first * width);
     multiply_add<C>({k, 1, depth}, depth, scratch.ds, kWidth, count, dq, kWidth);
     if (sums.bias.line) this->add_line(head, first, count, scratch.ds, sums.bias);
   }
 
-  // ds = p (V g - delta).
-  void score_gradients(const float* v, std::int64_t depth, std::int64_t count,
-                       const Scratch& scratch) {
+  // body(place in scratch.s and scratch.ds, vector, dp = V g there).
+  template <class Body>
+  PYENC_INLINE void each_dp(const float* v, std::int64_t depth, std::int64_t count,
+                            const Scratch& scratch, const Body& body) {
     for_rows(count, [&](std::int64_t row, auto n) {
       constexpr int R = decltype(n)::count;
       Floats acc[R][C] = {};
@@ -142,10 +171,7 @@ struct Walk : BackwardStrip<C> {
 #pragma GCC unroll 6
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int c = 0; c < C; ++c) {
-          const std::int64_t at = (row + r) * kWidth + c * kLanes;
-          store(scratch.ds + at, load(scratch.s + at) * (acc[r][c] - delta[c]));
-        }
+        for (int c = 0; c < C; ++c) body((row + r) * kWidth + c * kLanes, c, acc[r][c]);
     });
   }
 
@@ -173,10 +199,21 @@ void walk_blocks(const AttentionHead& head, Strips& tile, const Memory& scratch,
     last = walk.met.last > last ? walk.met.last : last;
   });
   const std::int64_t block = key_block(*head.call);
-  for (; first < last; first += block) {
-    const std::int64_t end = first + block < head.n ? first + block : head.n;
-    tile.each([&](auto& walk) { walk.meet(head, first, end, scratch, sums); });
+  const auto each_block = [&](const auto& body) {
+    for (std::int64_t at = first; at < last; at += block) {
+      const std::int64_t end = at + block < head.n ? at + block : head.n;
+      tile.each([&](auto& walk) { body(walk, at, end); });
+    }
+  };
+  if (sums.bias.line) {
+    each_block([&](auto& walk, std::int64_t at, std::int64_t end) {
+      walk.measure(head, at, end, scratch);
+    });
+    tile.each([&](auto& walk) { walk.settle(head); });
   }
+  each_block([&](auto& walk, std::int64_t at, std::int64_t end) {
+    walk.meet(head, at, end, scratch, sums);
+  });
 }
 
 void backward_tile(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,

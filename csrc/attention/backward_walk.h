@@ -30,6 +30,10 @@ struct BackwardStrip {
   Floats due[C];  // grad_lse
   KeyRange met;
   Ledger<C> ledger;
+  // Sum of p, and of p dp. Where a bias by distance is learned, a strip is measured first: whatever
+  // made the bias sums ds over all of a row, which leaves what delta is off, once a pair. Taken from
+  // `out` that is what `out` was rounded by; taken from the same p and dp it cancels.
+  Floats mass[C], due_mass[C];
 
   // grad_out, out: (queries of the strip, D).
   void take_rows(const AttentionHead& head, const AttentionBackward& result, const float* grad_out,
@@ -57,6 +61,14 @@ struct BackwardStrip {
     // Whatever it says, nothing beyond the sequence is read.
     if (met.first < 0) met.first = 0;
     if (met.last > head.n) met.last = static_cast<std::int32_t>(head.n);
+    for (int c = 0; c < C; ++c) mass[c] = due_mass[c] = Floats{};
+    if (head.skips) ledger.start(head, strip.count);
+  }
+
+  // Once all blocks are measured: delta = sum p dp / sum p - grad_lse, and the blocks are met anew.
+  void settle(const AttentionHead& head) {
+    for (int c = 0; c < C; ++c)
+      delta[c] = mass[c] > 0 ? due_mass[c] / mass[c] - due[c] : delta[c];
     if (head.skips) ledger.start(head, strip.count);
   }
 
