@@ -64,6 +64,11 @@ class Compiled:
     def row(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Compiled:
+        """From what `row` gave, written as JSON and read again."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+
 
 class _NoDevice:
     """As much of a driver as compiling asks for."""

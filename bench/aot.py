@@ -77,7 +77,7 @@ def all_wrong(made: dict[str, Any]) -> list[str]:
         reason
         for work in listed()
         for row in made.get(work.key, {}).get("kernels", [])
-        if (reason := wrong_with(work, Compiled(**row)))
+        if (reason := wrong_with(work, Compiled.of(row)))
     ]
 
 
