@@ -7,6 +7,7 @@ arithmetic on bfloat16 an error: kernels widen first, as they should.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import Any
 
@@ -51,6 +52,8 @@ def repair() -> None:
 
     _patch_once_a_launch()
     _remember_types()
+    _remember_shapes()
+    _add_without_unread_checks()
     interpreter._convert_float = convert_float
     builder.create_dot, builder.binary_op = create_dot, binary_op
     builder.bfloat16_repaired = True
@@ -118,3 +121,42 @@ def _remember_types() -> None:
     for module in list(sys.modules.values()):
         if getattr(module, "_unwrap_if_constexpr", None) is unwrap:
             module._unwrap_if_constexpr = unwrapped  # type: ignore[attr-defined]
+
+
+def _remember_shapes() -> None:
+    """Make once of each shape what every tensor of it carries, wrapped number by number."""
+    start, known = tl.tensor.__init__, {}
+
+    def init(self: Any, handle: Any, type: Any) -> None:
+        shape = tuple(type.shape) if type.is_block() else ()
+        if shape in known:
+            self.handle, self.type, self.dtype = handle, type, type.scalar
+            self.shape, self.numel = known[shape]
+            return
+        start(self, handle, type)
+        if vars(self).keys() == {"handle", "type", "dtype", "shape", "numel"}:
+            known[shape] = self.shape, self.numel
+
+    tl.tensor.__init__ = init
+
+    begin, sizes = tl.block_type.__init__, {}
+
+    def init_type(self: Any, element_ty: Any, shape: Any) -> None:
+        key = element_ty.name, *(x.value if type(x) is tl.constexpr else x for x in shape)
+        if key in sizes:
+            self.element_ty = element_ty
+            self.shape, self.numel, self.name = sizes[key]
+            return
+        begin(self, element_ty, shape)
+        if vars(self).keys() == {"element_ty", "shape", "numel", "name"}:
+            sizes[key] = self.shape, self.numel, self.name
+
+    tl.block_type.__init__ = init_type
+
+
+def _add_without_unread_checks() -> None:
+    """Sums of integers are computed once more, wider, and compared with what overflows, for an
+    assertion that is made in debugging alone: without it nobody reads the answer."""
+    builder = interpreter.interpreter_builder
+    if not builder.options.debug:
+        builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
