@@ -43,7 +43,8 @@ def accelerate(model: Model) -> Model:
     saving and training by its own code under its own API; what its first module makes of a padded
     batch is computed packed, without the padding, on the very parameters that it has: nothing is
     held twice, and what is done to them later (an optimizer, `load_state_dict`, `.to`, `.half`)
-    counts. A mean is taken over the packed states. `model.restore()` undoes it.
+    counts. A mean is taken over the packed states. `model.restore()` undoes it; `restore(model)` of
+    this module takes a model that was left as it was, too.
 
     A copy of the model, and its copies in spawned workers, are accelerated as well. To accelerate
     it twice is to accelerate it once.
