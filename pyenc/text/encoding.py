@@ -27,6 +27,7 @@ from .packed import Packed, run_packed
 from .precision import Precision
 from .prefixed import Prefixed, prefixed
 from .tokenizer import Tokens, not_unicode
+from .transfer import landed, sent
 
 
 class TokenVectors(NamedTuple):
@@ -207,13 +208,14 @@ def collect(
     call, count = prepared.call, len(prepared)
     pooled = torch.zeros(count, call.finish.dim, dtype=torch.float32, device=place)
     rows: list[Any] = [None] * count
-    for number, values in results:
+    wanted = place if call.output == "pooled" else torch.device("cpu")
+    for number, values in landed(results, wanted):
         batch = prepared.batches[number]
         if call.output == "pooled":
-            pooled[torch.tensor(batch, dtype=torch.long, device=place)] = values.to(place)
+            pooled[sent([np.array(batch)], place)[0]] = values
         else:
             bounds = np.cumsum([0] + [len(prepared.tokens[i].ids) for i in batch])
-            states = values.cpu().numpy()
+            states = values.numpy()
             for i, start, end in zip(batch, bounds[:-1], bounds[1:], strict=True):
                 spans = prepared.tokens[i].spans
                 assert spans is not None

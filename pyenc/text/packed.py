@@ -14,6 +14,7 @@ from ..models import Encoder
 from .finish import Finish
 from .pooling import pool
 from .recipe import Recipe
+from .transfer import sent
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,9 @@ def run_packed(
     ids = torch.from_numpy(batch.ids.astype(np.int64, copy=False))
     cu_seqlens = torch.from_numpy(np.cumsum(np.concatenate([[0], batch.lengths])))
     model.check(ids, cu_seqlens)  # here, where looking at them waits for nobody
-    device = model.device
-    leading: Tensor | int = 0
-    if batch.skip.any():
-        leading = torch.from_numpy(batch.skip).to(device)
-    ids, cu_seqlens = ids.to(device), cu_seqlens.to(device)
+    parts = [ids.numpy(), cu_seqlens.numpy(), *([batch.skip] if batch.skip.any() else [])]
+    ids, cu_seqlens, *skipped = sent(parts, model.device)
+    leading: Tensor | int = skipped[0] if skipped else 0
     with evaluating(model), torch.inference_mode():
         values = model.forward_packed(ids, cu_seqlens, checked=True)
         if output == "pooled":
