@@ -12,7 +12,7 @@ from torch import Tensor
 
 def sent(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     """Integers (n,) each, on the device as int64 (n,) each; parts of one tensor."""
-    # Each begins at a whole number of 16 entries: kernels are compiled for how a pointer is aligned.
+    # Each begins at a multiple of 16 entries: kernels are compiled for how a pointer is aligned.
     firsts = np.cumsum([0] + [-(-len(each) // 16) * 16 for each in arrays])
     joined = np.zeros(firsts[-1], dtype=np.int64)
     for first, each in zip(firsts, arrays, strict=False):
