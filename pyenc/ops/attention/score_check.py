@@ -82,7 +82,8 @@ def check_score_bias(bias: OwnBias, *, span: int = 8192, device: str = "cuda") -
     what = "slope (d score / d s; None says 1)"
     _compare(name, what, slope, by_s, _TOLERANCE * _finite(by_s) + _ROUNDING, (i, j))
     checked += ["score", "slope"]
-    said = "parameter" if function.lookup is None else "lookup"
+    forms = "lookup", "parameter"
+    said = " and ".join(form for form in forms if getattr(function, form)) or "parameter"
     narrow_twin = _torch_form(bias, s.detach().float(), i, j, params).masked_fill(hidden, 0)
     leaves = _check_learned(name, said, bias, params, learned, twin, narrow_twin)
     checked += [f"{said} (gradients of {leaves} tensors)"] if leaves else []
