@@ -15,7 +15,10 @@ says lets them be faster (`affine_from`, `decay`) or gives its parameters gradie
         score, for a bias that has a table of numbers. Without `parameter` all n_learned are the
         table's, and n_looked need not be said.
     decay(head, params, left) -> a rate r so that on that side of the query (left: keys before it;
-        known at compilation) score(s, i, j) <= s - r |i - j|. Far keys may then be left out.
+        known at compilation) score(s, i, j) <= s - r |i - j|. Far keys may then be left out. Of a
+        map (which has a slope): score(s, i, j) <= f(s) - r |i - j|, where f(s) = score(s, i, i)
+        does not fall as s grows; so no key is above f(U) - r |i - j| where no s is above U. s is
+        the score itself, not less a mean: a cap of a difference is no difference of caps.
 
 affine_from: where |i - j| is at least this, on each side of the query apart, score is s plus a
 number of the query's and a number of the key's alone, and stays so when both go on towards each
@@ -69,8 +72,6 @@ class ScoreFunction:
     def __post_init__(self) -> None:
         if self.slope is not None and self.affine_from is not None:
             raise ValueError("ScoreFunction: affine_from is for what is added; slope says it isn't")
-        if self.slope is not None and self.decay is not None:
-            raise ValueError("ScoreFunction: decay is for what is added; slope says it isn't")
         both = self.parameter is not None and self.lookup is not None
         if both and not 0 < self.n_looked < self.n_learned:
             raise ValueError(

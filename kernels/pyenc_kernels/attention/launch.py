@@ -83,9 +83,9 @@ def ranges(q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms) -> Ranges | N
         q, k, center, reach, met, cu_seqlens, positions, params,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), params.stride(0), n_sequences, slots,
         terms.scale, terms.skip_eps,
-        SCORE=bias.score, DECAY=bias.decay, HAS_POSITIONS=terms.positions is not None,
-        HEAD_DIM=head_dim, BLOCK_D=block_d, BLOCK_S=BLOCK_S, PRECISION="ieee",
-        BLOCK=_range_block(q), num_warps=8,
+        SCORE=bias.score, DECAY=bias.decay, MAPPED=bias.slope is not None,
+        HAS_POSITIONS=terms.positions is not None, HEAD_DIM=head_dim, BLOCK_D=block_d,
+        BLOCK_S=BLOCK_S, PRECISION="ieee", BLOCK=_range_block(q), num_warps=8,
     )  # fmt: skip
     return ordered(met)
 
