@@ -43,7 +43,10 @@ class ScoreMap(Protocol):
     """As `ScoreBias`, for what does not merely add to the scores (a soft cap, say)."""
 
     def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """New scores of s (H, ni, nj), those so far, with i (ni,) and j (nj,) as in `block`."""
+        """New scores of s (H, ni, nj), those so far, with i (ni,) and j (nj,) as in `block`.
+
+        s is written over after the call: who keeps it keeps a copy.
+        """
         ...
 
 
