@@ -8,6 +8,7 @@ import importlib
 import sys
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,6 +25,9 @@ FULL: dict[str, Any] = {"repeats": 15, "budget": 2.0, "limit": 8.0}
 QUICK: dict[str, Any] = {"repeats": 5, "budget": 0.3, "limit": 2.0}
 """How often each peer runs; see `clock.in_turns`."""
 
+More = Callable[[Sequence[Case], bool], tuple[dict[str, Any], list[str]]]
+"""Of the cases, and whether it is a quick look: what goes into the result, and what is missed."""
+
 
 def main(options: argparse.Namespace) -> int:
     """Run the benchmark of the op that the options name.
@@ -39,8 +43,8 @@ def main(options: argparse.Namespace) -> int:
     return run(op, options, device)
 
 
-def run(op: Op, options: argparse.Namespace, device: torch.device) -> int:
-    """As `main`, of an op that is there already."""
+def run(op: Op, options: argparse.Namespace, device: torch.device, more: More | None = None) -> int:
+    """As `main`, of an op that is there already; `more` is measured after the cases."""
     warnings.filterwarnings("ignore", module=r"torch\b.*")
     if options.child:
         memory.report(_measure_memory(op, memory.task()))
@@ -53,10 +57,12 @@ def run(op: Op, options: argparse.Namespace, device: torch.device) -> int:
     if options.warm:
         _warm(op, cases, device)
         return 0
-    return _run(op, cases, options, device)
+    return _run(op, cases, options, device, more)
 
 
-def _run(op: Op, cases: list[Case], options: argparse.Namespace, device: torch.device) -> int:
+def _run(
+    op: Op, cases: list[Case], options: argparse.Namespace, device: torch.device, more: More | None
+) -> int:
     start = time.perf_counter()
     clock.keep_freed_memory()
     environment = machine.environment(op.packages, device)
@@ -82,6 +88,10 @@ def _run(op: Op, cases: list[Case], options: argparse.Namespace, device: torch.d
         wrong += [f"{op_table.title(found)}: {name}" for name in bad]
         if path is not None:
             record.write_result(path, result)  # an interrupted run keeps what it has
+    missed: list[str] = []
+    if more is not None:
+        measured, missed = more(cases, options.quick)
+        result |= measured
     if not options.quick:
         result["ceilings_after"] = ceilings.ceilings(device)
         print(f"\nafterwards: {machine_lines.ceiling_line(result['ceilings_after'])}")
@@ -94,7 +104,9 @@ def _run(op: Op, cases: list[Case], options: argparse.Namespace, device: torch.d
             drawing.draw(path)
     for name in wrong:
         print(f"DISAGREES with the float64 oracle: {name}", file=sys.stderr)
-    return int(bool(wrong))
+    for line in missed:
+        print(f"MISSED: {line}", file=sys.stderr)
+    return int(bool(wrong or missed))
 
 
 def _warm(op: Op, cases: list[Case], device: torch.device) -> None:

@@ -10,11 +10,15 @@ says lets them be faster (`affine_from`, `decay`) or gives its parameters gradie
         number. params: pointer to the head's row of float32 numbers.
     slope(s, i, j, head, params) -> d score / d s, where that is not 1.
     parameter(s, i, j, head, params, index) -> d score / d params[index], `index` known at
-        compilation, 0 to n_learned - 1.
-    lookup(i, j, head, params) -> which of params, an int32 from 0 to n_learned - 1, is added to the
-        score: instead of `parameter`, for a bias that is a table of numbers.
+        compilation, n_looked to n_learned - 1.
+    lookup(i, j, head, params) -> which of params, an int32 from 0 to n_looked - 1, is added to the
+        score, for a bias that has a table of numbers. Without `parameter` all n_learned are the
+        table's, and n_looked need not be said.
     decay(head, params, left) -> a rate r so that on that side of the query (left: keys before it;
-        known at compilation) score(s, i, j) <= s - r |i - j|. Far keys may then be left out.
+        known at compilation) score(s, i, j) <= s - r |i - j|. Far keys may then be left out. Of a
+        map (which has a slope): score(s, i, j) <= f(s) - r |i - j|, where f(s) = score(s, i, i)
+        does not fall as s grows; so no key is above f(U) - r |i - j| where no s is above U. s is
+        the score itself, not less a mean: a cap of a difference is no difference of caps.
 
 affine_from: where |i - j| is at least this, on each side of the query apart, score is s plus a
 number of the query's and a number of the key's alone, and stays so when both go on towards each
@@ -58,6 +62,7 @@ class ScoreFunction:
     parameter: Any = None
     lookup: Any = None
     n_learned: int = 0
+    n_looked: int = 0
     decay: Any = None
     affine_from: int | None = None
     flat: bool = False
@@ -67,16 +72,27 @@ class ScoreFunction:
     def __post_init__(self) -> None:
         if self.slope is not None and self.affine_from is not None:
             raise ValueError("ScoreFunction: affine_from is for what is added; slope says it isn't")
-        if self.slope is not None and self.decay is not None:
-            raise ValueError("ScoreFunction: decay is for what is added; slope says it isn't")
-        if self.parameter is not None and self.lookup is not None:
-            raise ValueError("ScoreFunction: parameter or lookup, not both")
+        both = self.parameter is not None and self.lookup is not None
+        if both and not 0 < self.n_looked < self.n_learned:
+            raise ValueError(
+                "ScoreFunction: with lookup and parameter n_looked says how many of the n_learned "
+                f"numbers are the table's, the first; got {self.n_looked} of {self.n_learned}"
+            )
+        if not both and self.n_looked not in (0, self.looked_up):
+            raise ValueError("ScoreFunction: n_looked is for lookup and parameter together")
         if (self.parameter is None and self.lookup is None) != (self.n_learned == 0):
             raise ValueError("ScoreFunction: n_learned goes with parameter or lookup")
         if self.flat and self.affine_from is None:
             raise ValueError("ScoreFunction: flat needs affine_from, from where on it is")
         object.__setattr__(self, "key", f"{self.score.__name__}#{next(_numbers)}")
         _known[self.key] = self
+
+    @property
+    def looked_up(self) -> int:
+        """How many of the learned numbers, the first, are a table's."""
+        if self.lookup is None:
+            return 0
+        return self.n_learned if self.parameter is None else self.n_looked
 
     key: str = ""
     """A name for a registered op to carry; set here."""

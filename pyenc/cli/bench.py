@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         with printing():
             for op, path in found.items():
                 print(f"{op:<14} {_first_line(path)}")
-            print(f"{ALL:<14} All of them but accelerate and tune, one after the other.")
+            print(f"{ALL:<14} All of them but accelerate, variants and tune, one after the other.")
         return 0
     if args.op == ALL:
         return _all(list(found), args)

@@ -20,10 +20,12 @@ ACCELERATE = "accelerate"
 TUNE = "tune"
 """Tries tile sizes on a GPU, products of linear layers on a CPU; compares with nobody: not among
 all."""
-BESIDES = (MODELS, ACCELERATE, TUNE)
+VARIANTS = "variants"
+"""Attention under the example variants, on the CPU alone: not among all."""
+BESIDES = (MODELS, ACCELERATE, VARIANTS, TUNE)
 """The programs that are not of one op."""
 
-ALONE = (ACCELERATE, TUNE)
+ALONE = (ACCELERATE, VARIANTS, TUNE)
 """Not among all."""
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -55,11 +57,11 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         "op",
         metavar="OP",
         nargs="?",
-        help="attention, ..., models, accelerate, tune, or all (but those two)",
+        help="attention, ..., models, or all; accelerate, variants, tune",
     )
     parser.add_argument(
         "--device",
-        help="cpu, cuda, cuda:1, ...; default: cpu (tune: cuda); models, accelerate: cpu alone",
+        help="cpu, cuda, cuda:1, ...; default: cpu (tune: cuda); models, accelerate, variants: cpu",
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, action="append",
@@ -149,16 +151,16 @@ def refuse(options: argparse.Namespace, ops: Iterable[str]) -> None:
             raise InputError(f"{op} has no --{name}: {_these(programs)}")
     if op == ALL and options.out is not None:
         raise InputError("--out names one file: give one OP, or leave out --out")
-    if op in (MODELS, ACCELERATE) and (options.device or "cpu") != "cpu":
+    if op in (MODELS, ACCELERATE, VARIANTS) and (options.device or "cpu") != "cpu":
         raise InputError(
-            f"{op} {'are' if op == MODELS else 'is'} measured on the CPU alone: --device "
+            f"{op} {'is' if op == ACCELERATE else 'are'} measured on the CPU alone: --device "
             f"{options.device} is of "
             f"{', '.join(but_models)}"
         )
     if op == MODELS and options.long:
         _refuse_beside_long(options)
     if options.plot and op in (TUNE, ACCELERATE):
-        raise InputError(f"{op} has no --plot: {_these((*ops, MODELS, ALL))}")
+        raise InputError(f"{op} has no --plot: {_these((*ops, MODELS, VARIANTS, ALL))}")
     if options.plot and options.quick and options.out is None:
         raise InputError("--plot draws the JSON file, and --quick writes none without --out")
     if tunes_a_processor(options):

@@ -16,6 +16,7 @@ LAYERS = (
     (
         "bench.compare",
         "bench.attention_data",
+        "bench.variant_data",
         "bench.workloads",
         "bench.show",
         "bench.subjects",
@@ -25,7 +26,7 @@ LAYERS = (
     ("bench.ops",),
     ("bench.check", "bench.chosen", "bench.tunables", "bench.ahead_of_time", "bench.aot_work"),
     ("bench.op", "bench.models", "bench.long_attention", "bench.tune", "bench.tune_linear"),
-    ("bench.accelerate",),
+    ("bench.accelerate", "bench.variants"),
     ("bench.along_ratios", "bench.int8_quality", "bench.range_shares", "bench.training"),
     ("bench.aot", "bench.plots"),
     ("bench.__main__", "bench.test_bench_ops"),

@@ -74,8 +74,8 @@ OF_ALL = (
 OF_SOME = {
     "--device=cuda": ("norm", "rotary", "tune", "all"), "--device=cpu": (*EVERY, "all"),
     "--device=cpu --write": ("tune",),
-    "--out=x.json": EVERY, "--plot": ("norm", "rotary", "models", "all"),
-    "--plot --quick --out=x.json": ("norm", "rotary", "models"),
+    "--out=x.json": EVERY, "--plot": ("norm", "rotary", "models", "variants", "all"),
+    "--plot --quick --out=x.json": ("norm", "rotary", "models", "variants"),
     "--warm": ("norm", "rotary", "tune", "all"), "--long": ("models",),
     "--kernel=k": ("tune",), "--kernel=k --shape=64x512": ("tune",), "--write": ("tune",),
 }  # fmt: skip
@@ -164,7 +164,7 @@ def test_whole_models_stay_on_the_cpu(cli: Cli, stubs: Calls) -> None:
 def test_mistakes(fails: Callable[..., str], stubs: object) -> None:
     said = fails("bench", "norn")
     assert "did you mean norm?" in said
-    assert "there are: norm, rotary, models, accelerate, tune, all" in said
+    assert "there are: norm, rotary, models, accelerate, variants, tune, all" in said
     assert "did you mean" not in fails("bench", "zzz")
     assert "--out names one file" in fails("bench", "all", "--out", "x.json")
     said = fails("bench", "models", "--device", "cuda")

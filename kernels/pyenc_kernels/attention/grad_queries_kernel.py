@@ -101,9 +101,10 @@ def _walk_keys(
     SIDE: tl.constexpr, SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr,
     PARAMETER: tl.constexpr, LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr,
     BY_DISTANCE: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr, N_LEARNED: tl.constexpr,
-    BLOCK_L: tl.constexpr, CORRECTED: tl.constexpr, HAS_POSITIONS: tl.constexpr,
-    HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    N_LOOKED: tl.constexpr, BLOCK_L: tl.constexpr, CORRECTED: tl.constexpr,
+    HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Key tiles [first, last), as the forward's `_walk` has them: adds to dq, to the gradients
     of the bias's parameters (BLOCK_L,), to what the rows of ds add up to and, with CORRECTED, to
@@ -144,29 +145,30 @@ def _walk_keys(
                 if LOOKUP is not None:
                     b_at = o_l == LOOKUP(i_near, nearest, i_head, p_params)
                     b_learned += tl.where(b_at, b_whole, 0.0)
-                else:
-                    for index in tl.static_range(N_LEARNED):
+                if PARAMETER is not None:
+                    for index in tl.static_range(N_LOOKED, N_LEARNED):
                         slope = PARAMETER(nearest * 0, i_near, nearest, i_head, p_params, index)
                         b_learned += tl.where(o_l == index, b_whole * slope, 0.0)
-            elif LOOKUP is not None:
-                b_which = LOOKUP(b_i[:, None], b_j[None, :], i_head, p_params)
-                b_which += tl.zeros(b_ds.shape, tl.int32)
-                # Those that the tile has, of a table that goes by the distance.
-                least = tl.min(tl.min(b_which, 1), 0)
-                most = tl.max(tl.max(b_which, 1), 0)
-                for index in range(least, most + 1):
-                    b_part = tl.sum(tl.sum(tl.where(b_which == index, b_ds, 0.0), 1), 0)
-                    b_learned += tl.where(o_l == index, b_part, 0.0)
             else:
-                for index in tl.static_range(N_LEARNED):
-                    b_slope = PARAMETER(
-                        b_dot * scale, b_i[:, None], b_j[None, :], i_head, p_params, index
-                    )
-                    b_part = tl.sum(tl.sum(b_ds * b_slope, 1), 0)
-                    b_learned += tl.where(o_l == index, b_part, 0.0)
-                    if CORRECTED:
-                        b_row = tl.sum(b_p * b_slope, 1)
-                        b_away += tl.where(o_l[None, :] == index, b_row[:, None], 0.0)
+                if LOOKUP is not None:
+                    b_which = LOOKUP(b_i[:, None], b_j[None, :], i_head, p_params)
+                    b_which += tl.zeros(b_ds.shape, tl.int32)
+                    # Those that the tile has, of a table that goes by the distance.
+                    least = tl.min(tl.min(b_which, 1), 0)
+                    most = tl.max(tl.max(b_which, 1), 0)
+                    for index in range(least, most + 1):
+                        b_part = tl.sum(tl.sum(tl.where(b_which == index, b_ds, 0.0), 1), 0)
+                        b_learned += tl.where(o_l == index, b_part, 0.0)
+                if PARAMETER is not None:
+                    for index in tl.static_range(N_LOOKED, N_LEARNED):
+                        b_slope = PARAMETER(
+                            b_dot * scale, b_i[:, None], b_j[None, :], i_head, p_params, index
+                        )
+                        b_part = tl.sum(tl.sum(b_ds * b_slope, 1), 0)
+                        b_learned += tl.where(o_l == index, b_part, 0.0)
+                        if CORRECTED:
+                            b_row = tl.sum(b_p * b_slope, 1)
+                            b_away += tl.where(o_l[None, :] == index, b_row[:, None], 0.0)
         if SLOPE is not None:
             b_ds = b_ds * SLOPE(b_dot * scale, b_i[:, None], b_j[None, :], i_head, p_params)
         b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
@@ -181,9 +183,10 @@ def attention_grad_queries(
     n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
     SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr, PARAMETER: tl.constexpr,
     LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr, BY_DISTANCE: tl.constexpr,
-    FLAT: tl.constexpr, PLAIN: tl.constexpr, N_LEARNED: tl.constexpr, BLOCK_L: tl.constexpr,
-    CORRECTED: tl.constexpr, HAS_GRAD_LSE: tl.constexpr, HAS_POSITIONS: tl.constexpr,
-    HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    FLAT: tl.constexpr, PLAIN: tl.constexpr, N_LEARNED: tl.constexpr, N_LOOKED: tl.constexpr,
+    BLOCK_L: tl.constexpr, CORRECTED: tl.constexpr, HAS_GRAD_LSE: tl.constexpr,
+    HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr,
     HAS_RANGES: tl.constexpr, HAS_ORDER: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -231,8 +234,8 @@ def attention_grad_queries(
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
                 -1, SCORE, GATHERS, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, PLAIN,
-                N_LEARNED, BLOCK_L, CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT,
-                HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
+                N_LEARNED, N_LOOKED, BLOCK_L, CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
+                HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
         if AFFINE_FROM is not None:
             b_dq, b_learned, b_off, b_away = _walk_keys(
@@ -240,8 +243,8 @@ def attention_grad_queries(
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
                 1, SCORE, GATHERS, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, False,
-                N_LEARNED, BLOCK_L, CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT,
-                HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
+                N_LEARNED, N_LOOKED, BLOCK_L, CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
+                HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
         # Last: a table's gradient is a loop in this one, and where it came first ptxas put every
         # product of the kernel in series (C7515).
@@ -250,8 +253,8 @@ def attention_grad_queries(
             p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
             begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
             0, SCORE, GATHERS, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, False,
-            N_LEARNED, BLOCK_L, CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT,
-            HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
+            N_LEARNED, N_LOOKED, BLOCK_L, CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
+            HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
         )  # fmt: skip
         store_rows(
             p_dq + i_head * HEAD_DIM, b_dq * scale, begin, o_i, n, o_d, n_heads * HEAD_DIM,

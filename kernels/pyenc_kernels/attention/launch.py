@@ -83,9 +83,9 @@ def ranges(q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms) -> Ranges | N
         q, k, center, reach, met, cu_seqlens, positions, params,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), params.stride(0), n_sequences, slots,
         terms.scale, terms.skip_eps,
-        SCORE=bias.score, DECAY=bias.decay, HAS_POSITIONS=terms.positions is not None,
-        HEAD_DIM=head_dim, BLOCK_D=block_d, BLOCK_S=BLOCK_S, PRECISION="ieee",
-        BLOCK=_range_block(q), num_warps=8,
+        SCORE=bias.score, DECAY=bias.decay, MAPPED=bias.slope is not None,
+        HAS_POSITIONS=terms.positions is not None, HEAD_DIM=head_dim, BLOCK_D=block_d,
+        BLOCK_S=BLOCK_S, PRECISION="ieee", BLOCK=_range_block(q), num_warps=8,
     )  # fmt: skip
     return ordered(met)
 
@@ -187,7 +187,8 @@ def backward(
         *strides, *tensors.strides, *tensors.numbers,
         SLOPE=slope, PARAMETER=bias.parameter if bias is not None and n_learned else None,
         LOOKUP=bias.lookup if bias is not None and n_learned else None,
-        FLAT=bias is not None and bias.flat, N_LEARNED=n_learned, BLOCK_L=block_l,
+        FLAT=bias is not None and bias.flat, N_LEARNED=n_learned,
+        N_LOOKED=bias.looked_up if bias is not None and n_learned else 0, BLOCK_L=block_l,
         CORRECTED=0 < n_learned <= 2 and bias is not None and bias.parameter is not None,
         HAS_GRAD_LSE=grad_lse is not None,
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, **flags, **config.launch,

@@ -8,6 +8,10 @@ where for every query of the grain that is at most 2^lse eps / 2: at most eps of
     |out - out'| <= 2 eps max|v|,  |lse - lse'| <= -ln(1 - eps).
 Comparisons are written so that a NaN means: meet.
 
+A map of scores has, in place of s - mu d, f(s) - mu d with f(s) what it makes of s at no distance,
+which does not fall as s grows: f of a bound of a q.k_j bounds f of that. The bound is of the score
+itself, a q.c in it: a sum could be taken less that, a map not.
+
 Shapes and names: as in forward_kernel.py; grains of slots.py, S slots of them.
 """
 
@@ -64,7 +68,8 @@ SLACK = tl.constexpr(1e-4)
 @triton.jit
 def _side_end(
     b_along, b_length, b_lse, b_i, p_reach, p_positions, begin, n, first_grain, n_grains, mu,
-    budget, LEFT: tl.constexpr, HAS_POSITIONS: tl.constexpr, BLOCK_S: tl.constexpr,
+    budget, i_head, p_params, SCORE: tl.constexpr, MAPPED: tl.constexpr, LEFT: tl.constexpr,
+    HAS_POSITIONS: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """How many grains on one side of `first_grain` must be met, counted outward from it."""
     # 1 / (1 - 2^-mu); where mu is small the difference cancels, and x - x^2/2 <= 1 - e^-x.
@@ -94,7 +99,14 @@ def _side_end(
         outer = tl.maximum(outer, tl.max(b_reach, 0))
         b_near = places_of(p_positions, begin, tl.where(m_out, o_near, 0), n, HAS_POSITIONS)
         b_away = tl.abs(b_i[:, None] - b_near[None, :])  # (M, S)
-        b_bound = b_along[:, None] + b_length[:, None] * b_most[None, :] - mu * b_away + geometric
+        b_bound = b_along[:, None] + b_length[:, None] * b_most[None, :]
+        if MAPPED:
+            b_at = b_i[:, None] + b_bound * 0.0
+            b_mapped = SCORE(b_bound * LN2, b_at, b_at, i_head, p_params) * LOG2E
+            # What is no number stays open; what is no row stays closed.
+            b_mapped += tl.abs(b_mapped) * SLACK
+            b_bound = tl.where(tl.abs(b_bound) < float("inf"), b_mapped, b_bound)
+        b_bound += geometric - mu * b_away
         b_faint = b_bound <= b_lse[:, None] + budget
         b_open = tl.max((~b_faint).to(tl.int32), 0) > 0
         n_met = tl.maximum(n_met, tl.max(tl.where(b_open & m_out, o_out + 1, 0), 0))
@@ -105,7 +117,7 @@ def _side_end(
 def key_ranges(
     p_q, p_k, p_center, p_reach, p_ranges, p_cu, p_positions, p_params,
     s_qt, s_qh, s_kt, s_kh, s_params, n_sequences, n_slots, scale, eps,
-    SCORE: tl.constexpr, DECAY: tl.constexpr, HAS_POSITIONS: tl.constexpr,
+    SCORE: tl.constexpr, DECAY: tl.constexpr, MAPPED: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -163,12 +175,14 @@ def key_ranges(
             budget = tl.log2(eps / 2)
             further = _side_end(
                 b_along, b_length, b_lse, b_i, p_reach, p_positions, begin, n, first, n_grains,
-                DECAY(i_head, p_params, True) * LOG2E, budget, True, HAS_POSITIONS, BLOCK_S,
+                DECAY(i_head, p_params, True) * LOG2E, budget, i_head, p_params, SCORE, MAPPED,
+                True, HAS_POSITIONS, BLOCK_S,
             )  # fmt: skip
             left = tl.maximum(left, further)
             further = _side_end(
                 b_along, b_length, b_lse, b_i, p_reach, p_positions, begin, n, first, n_grains,
-                DECAY(i_head, p_params, False) * LOG2E, budget, False, HAS_POSITIONS, BLOCK_S,
+                DECAY(i_head, p_params, False) * LOG2E, budget, i_head, p_params, SCORE, MAPPED,
+                False, HAS_POSITIONS, BLOCK_S,
             )  # fmt: skip
             right = tl.maximum(right, further)
         last = first + 1 + right

@@ -77,15 +77,17 @@ def values(
         return out
 
     slope = torch.ones_like(s) if function.slope is None else probe(function.slope)
+    learned = []
     if function.lookup is not None:
         which = torch.empty(s.shape, dtype=torch.int32, device=s.device)
         _probe_lookup[(heads, n_i)](
             i, j, params, which, params.stride(0), n_i, n_j, LOOKUP=function.lookup,
             BLOCK_J=triton.next_power_of_2(n_j),
         )  # fmt: skip
-        learned = [(which == index).float() for index in range(function.n_learned)]
-    else:
-        learned = [probe(function.parameter, index) for index in range(function.n_learned)]
+        learned = [(which == index).float() for index in range(function.looked_up)]
+    if function.parameter is not None:
+        by_index = range(function.looked_up, function.n_learned)
+        learned += [probe(function.parameter, index) for index in by_index]
     return probe(function.score), slope, learned
 
 

@@ -20,6 +20,7 @@ from . import triton as triton_kernels
 from .along import Line, Within, check_listed, line_of, reach_of, too_far, wants_gradient
 from .bias import ALiBi
 from .own_bias import CustomTerms, attention_custom_bias
+from .own_op import attention_traced
 from .reference import attention_reference
 from .terms import Arguments, Bias, flatten, has_line, is_own, skip_eps_of
 from .validation import check_arguments, check_values
@@ -102,6 +103,10 @@ def attention(
     elif name == "flash_attn":
         slopes = bias.slopes if isinstance(bias, ALiBi) else None
         out, lse = flash_attn.attention(q, k, v, cu_seqlens, slopes, scale, window, dropout_p)
+    elif name == "torch" and is_own(bias) and compiling():
+        out, lse = attention_traced(
+            q, k, v, cu_seqlens, bias, positions, scale, window, dropout_p, seed
+        )  # fmt: skip
     elif name == "torch" and is_own(bias):
         bounds = check_values(q, cu_seqlens, bias, positions)
         if has_line(bias):

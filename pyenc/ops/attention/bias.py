@@ -43,7 +43,10 @@ class ScoreMap(Protocol):
     """As `ScoreBias`, for what does not merely add to the scores (a soft cap, say)."""
 
     def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """New scores of s (H, ni, nj), those so far, with i (ni,) and j (nj,) as in `block`."""
+        """New scores of s (H, ni, nj), those so far, with i (ni,) and j (nj,) as in `block`.
+
+        s is written over after the call: who keeps it keeps a copy.
+        """
         ...
 
 
@@ -73,13 +76,19 @@ OwnBias = ScoreBias | ScoreMap | DistanceBias
 
 def apply_own(bias: OwnBias, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """Scores s (H, ni, nj) with a bias of one's own, by its torch form."""
-    with exactly(s.device):
-        if isinstance(bias, ScoreMap):
+    if isinstance(bias, ScoreMap):
+        with exactly(s.device):
             return bias.score(s, i, j)
+    return s + added(bias, i, j).to(s.dtype)
+
+
+def added(bias: ScoreBias | DistanceBias, i: Tensor, j: Tensor) -> Tensor:
+    """What a bias adds at i (ni,) and j (nj,): (H, ni, nj)."""
+    with exactly(i.device):
         if isinstance(bias, ScoreBias):
-            return s + bias.block(i, j).to(s.dtype)
+            return bias.block(i, j)
         offsets, place = (j[None, :] - i[:, None]).unique(return_inverse=True)
-        return s + bias.along(offsets.long())[:, place].to(s.dtype)
+        return bias.along(offsets.long())[:, place]
 
 
 def exactly(device: torch.device) -> AbstractContextManager[Any]:

@@ -62,13 +62,14 @@ class Group:
             x[self.rows(x.device)] = rows.flatten(0, 1).to(x.dtype)
 
 
-def groups_of(bounds: list[int]) -> Iterator[Group]:
+def groups_of(bounds: list[int], most_tokens: int = GROUP_TOKENS) -> Iterator[Group]:
+    """Those of one length together, of so many tokens at the most where they are more than one."""
     by_length: dict[int, list[int]] = {}
     for start, end in itertools.pairwise(bounds):
         if end > start:
             by_length.setdefault(end - start, []).append(start)
     for n, starts in by_length.items():
-        most = max(1, GROUP_TOKENS // n)
+        most = max(1, most_tokens // n)
         for first in range(0, len(starts), most):
             yield Group(n, tuple(starts[first : first + most]))
 

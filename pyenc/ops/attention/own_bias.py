@@ -1,12 +1,18 @@
-"""Attention with a user's own `ScoreBias`, in torch: blocks of queries, recomputed in the backward.
+"""Attention with a user's own `ScoreBias`, in torch: tiles of queries and keys, recomputed in the
+backward.
 
-The bias is a Python object, so this is an autograd.Function instead of a registered op. It writes
-into outputs made beforehand and saves its inputs alone: memory stays linear. Only what the object
-does to the scores goes through autograd; with p the weights and g the gradient of out,
-    dp = g v^T, ds = p (dp - sum_j p dp + grad_lse)
+The bias is a Python object, so this is an autograd.Function instead of a registered op (traced, it
+is inside one: own_op.py). It keeps its inputs, its output and two numbers a row: memory stays
+linear. Only what the object does to the scores goes through autograd, once a tile; with w the
+weights before they are divided by their sum t, and g the gradient of out,
+    dp = (g / t) v^T, ds = w (dp - (sum_d g out - grad_lse) / t)
 is the gradient of the new scores.
 
-Shapes: T packed tokens, H heads, D head dim; i queries of a block, j keys of its sequence (n).
+What a tile needs is written into buffers that the next one uses again; numbers just made are in a
+cache still, and no page is new.
+
+Shapes: T packed tokens, H heads, D head dim; b sequences of n tokens taken together, B = b H; i
+queries and j keys of a tile.
 """
 
 from __future__ import annotations
@@ -19,11 +25,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ...errors import InputError
-from .bias import OwnBias, ScoreMap, apply_own
-from .blocks import keep_factor
-from .groups import BLOCK_ELEMENTS, FAINTEST
+from .bias import OwnBias, ScoreMap, added, apply_own
+from .blocks import LOG2E, keep_factor, powers
+from .groups import BLOCK_ELEMENTS, Group, groups_of
+
+TILE_ELEMENTS = 2**20
+"""Scores of a tile, which the bias sees at once: 4 MB in float32."""
+TILE_KEYS = 512
 
 
 @dataclass(frozen=True)
@@ -43,33 +54,111 @@ class CustomTerms:
         listed: Iterable[Tensor] = getattr(self.bias, "parameters", tuple)()
         return [p for p in listed if isinstance(p, Tensor) and p.requires_grad]
 
-    def sequences(self) -> Iterator[tuple[slice, Tensor | None]]:
-        """Tokens of each sequence that has any, and their positions from 0 on."""
-        for start, end in itertools.pairwise(self.bounds):
-            if end > start:
-                at = self.positions
-                yield slice(start, end), None if at is None else at[start:end] - at[start]
+    @property
+    def mapped(self) -> bool:
+        """Whether new scores are made of the old ones; else something is added to them."""
+        return isinstance(self.bias, ScoreMap)
 
-    def blocks(self, n: int, heads: int) -> Iterator[slice]:
-        """Blocks of queries of a sequence, in order."""
-        # Smaller than the built-in biases': the bias and its autograd keep copies of a block.
-        rows = max(1, BLOCK_ELEMENTS // (4 * heads * n))
-        for first in range(0, n, rows):
-            yield slice(first, min(first + rows, n))
+    def walks(self, q: Tensor) -> Iterator[_Walk]:
+        """All sequences that have tokens, in order of their groups.
 
-    def scores(self, raw: Tensor, here: slice, at: Tensor | None, gradient: bool = False) -> Tensor:
-        """New scores of a block, (H, i, j), with their gradient where it is asked for."""
-        j = torch.arange(raw.shape[2], device=raw.device) if at is None else at
-        i = j[here]
-        with torch.set_grad_enabled(gradient):
-            score = apply_own(self.bias, raw, i, j).to(raw.dtype)
-            if self.window[0] >= 0 or self.window[1] >= 0:
-                ahead = j[None, :] - i[:, None]
-                if self.window[0] >= 0:
-                    score = score.masked_fill(-ahead > self.window[0], -math.inf)
-                if self.window[1] >= 0:
-                    score = score.masked_fill(ahead > self.window[1], -math.inf)
-        return score
+        Those of one length have one bias where their tokens stand at the same positions.
+        """
+        device, heads = q.device, q.shape[1]
+        if self.positions is not None:
+            for start, end in itertools.pairwise(self.bounds):
+                if end > start:
+                    at = self.positions[start:end] - self.positions[start]
+                    yield _Walk(self, Group(end - start, (start,)), heads, at)
+        else:
+            for group in groups_of(self.bounds, TILE_ELEMENTS // (heads * TILE_KEYS)):
+                yield _Walk(self, group, heads, torch.arange(group.n, device=device))
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """The tiles of sequences of one length, in the order that both directions take."""
+
+    terms: CustomTerms
+    group: Group
+    heads: int
+    at: Tensor  # (n,), positions
+
+    @property
+    def batch(self) -> int:
+        return len(self.group.starts) * self.heads
+
+    def take(self, x: Tensor, wide: torch.dtype) -> Tensor:
+        """(T, H, D) -> (B, n, D), side by side."""
+        return self.group.take(x).to(wide).contiguous().flatten(0, 1)
+
+    def shape(self, here: slice, there: slice) -> tuple[int, int, int]:
+        return self.batch, here.stop - here.start, there.stop - there.start
+
+    def put(self, x: Tensor, values: Tensor) -> None:
+        """(B, n, D) -> its rows of (T, H, D)."""
+        self.group.put(x, values.unflatten(0, (-1, self.heads)))
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Queries and keys of a tile."""
+        n, whole = self.group.n, self.batch * self.group.n
+        if self.at.device.type != "cpu":  # has no cache to keep to, and wants few launches
+            return min(n, max(1, BLOCK_ELEMENTS // (4 * whole))), n
+        keys = min(n, TILE_KEYS)
+        queries = min(TILE_ELEMENTS // (self.batch * keys), BLOCK_ELEMENTS // whole)
+        return min(n, max(1, queries)), keys
+
+    def rows(self) -> Iterator[slice]:
+        step = self.tile[0]
+        for first in range(0, self.group.n, step):
+            yield slice(first, min(first + step, self.group.n))
+
+    def tiles_of_keys(self) -> Iterator[slice]:
+        step, n = self.tile[1], self.group.n
+        for first in range(0, n, step):
+            yield slice(first, min(first + step, n))
+
+    def columns(self, here: slice) -> Iterator[slice]:
+        """Tiles of keys, but for those that the window hides from all these queries."""
+        left, right = self.terms.window
+        for there in self.tiles_of_keys():
+            if self.terms.positions is None and (
+                (0 <= left < here.start - there.stop + 1)
+                or (0 <= right < there.start - here.stop + 1)
+            ):
+                continue
+            yield there
+
+    def outside(self, here: slice, there: slice) -> Tensor | None:
+        """Pairs (i, j) that the window hides; None where it hides none."""
+        left, right = self.terms.window
+        if self.terms.positions is None:  # then positions are places
+            left = -1 if left >= here.stop - 1 - there.start else left
+            right = -1 if right >= there.stop - 1 - here.start else right
+        if left < 0 and right < 0:
+            return None
+        ahead = self.at[None, there] - self.at[here, None]
+        if left < 0:
+            return ahead > right
+        return -ahead > left if right < 0 else (-ahead > left) | (ahead > right)
+
+    def scores(self, raw: Tensor, here: slice, there: slice) -> Tensor:
+        """New scores of a tile (B, i, j): written over raw, or made by the map."""
+        outside = self.outside(here, there)
+        if self.terms.mapped:
+            i, j = self.at[here], self.at[there]
+            # A map is given the scores of one sequence.
+            each = raw.unflatten(0, (-1, self.heads)).unbind(0) if len(raw) > self.heads else [raw]
+            made = [apply_own(self.terms.bias, x, i, j).to(raw.dtype) for x in each]
+            score = torch.cat(made) if len(made) > 1 else made[0]
+            return score if outside is None else score.masked_fill(outside, -math.inf)
+        bias = added(self.terms.bias, self.at[here], self.at[there])  # type: ignore[arg-type]
+        return self.add(raw, bias, outside)
+
+    def add(self, raw: Tensor, bias: Tensor, outside: Tensor | None) -> Tensor:
+        raw.unflatten(0, (-1, self.heads)).add_(bias.detach().to(raw.dtype))
+        return raw if outside is None else raw.masked_fill_(outside, -math.inf)
 
 
 def attention_custom_bias(
@@ -78,15 +167,164 @@ def attention_custom_bias(
     """out (T, H, D) in q's dtype and log-sum-exp (T, H), float32 or wider, both differentiable."""
     parameters = terms.parameters()
     if torch.is_grad_enabled() and not parameters and len(q):
-        place = torch.zeros(1, dtype=torch.long, device=q.device)
-        score = q.detach().new_zeros((q.shape[1], 1, 1))
-        if apply_own(terms.bias, score, place, place).requires_grad:
-            raise InputError(
-                f"attention: {type(terms.bias).__name__} wants a gradient, but the object "
-                "has no method parameters() that lists the tensors it belongs to"
-            )
+        check_listed_somewhere(q, terms.bias)
     out, lse = _Attention.apply(terms, q, k, v, *parameters)
     return out, lse
+
+
+def check_listed_somewhere(q: Tensor, bias: OwnBias) -> None:
+    """Raises:
+    InputError: the bias wants a gradient, and no `parameters()` says whose.
+    """
+    place = torch.zeros(1, dtype=torch.long, device=q.device)
+    score = q.detach().new_zeros((q.shape[1], 1, 1))
+    if apply_own(bias, score, place, place).requires_grad:
+        raise InputError(
+            f"attention: {type(bias).__name__} wants a gradient, but the object "
+            "has no method parameters() that lists the tensors it belongs to"
+        )
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, terms: CustomTerms) -> tuple[Tensor, ...]:
+    """out (T, H, D) in q's dtype, log-sum-exp (T, H) float32 or wider, and what the backward takes.
+
+    That is out unrounded and, of each row, its largest score, negative and in base 2, and the sum
+    of its weights, both (T, H).
+    """
+    wide = torch.promote_types(q.dtype, torch.float32)
+    whole = torch.empty(q.shape, dtype=wide, device=q.device)
+    shifts, totals = (torch.empty(q.shape[:2], dtype=wide, device=q.device) for _ in range(2))
+    generator = torch.Generator(device=q.device).manual_seed(terms.seed)
+    weights, outs, depth = _Buffer(q, wide), _Buffer(q, wide), slice(0, q.shape[2])
+    raws: dict[int, _Buffer] = {}
+    for walk in terms.walks(q):
+        q_bid, k_bjd, v_bjd = (walk.take(x, wide) for x in (q, k, v))
+        q_bid, out_bid = q_bid * terms.scale, torch.empty_like(q_bid)
+        shift_bi1, total_bi1 = q_bid.new_empty(2, walk.batch, walk.group.n, 1)
+        for here in walk.rows():
+            scores, top = [], None
+            for there in walk.columns(here):
+                raw = raws.setdefault(there.start, _Buffer(q, wide)).of(*walk.shape(here, there))
+                torch.bmm(q_bid[:, here], k_bjd[:, there].transpose(1, 2), out=raw)
+                score = walk.scores(raw, here, there)
+                highest = score.amax(-1, keepdim=True)
+                top = highest if top is None else torch.maximum(top, highest)
+                scores.append((there, score))
+            assert top is not None  # a query sees itself
+            top.masked_fill_(top.isinf(), 0.0).mul_(-LOG2E)
+            total, out = torch.zeros_like(top), outs.of(*walk.shape(here, depth))
+            for number, (there, score) in enumerate(scores):
+                weight = powers(score, top, weights.of(*walk.shape(here, there)))
+                total += weight.sum(-1, keepdim=True)
+                if terms.dropout_p > 0:
+                    weight *= keep_factor(weight, terms.dropout_p, generator)
+                if number:
+                    out.baddbmm_(weight, v_bjd[:, there])
+                else:
+                    torch.bmm(weight, v_bjd[:, there], out=out)
+            torch.div(out, total, out=out_bid[:, here])
+            shift_bi1[:, here], total_bi1[:, here] = top, total
+        walk.put(whole, out_bid)
+        walk.put(shifts.unsqueeze(-1), shift_bi1)
+        walk.put(totals.unsqueeze(-1), total_bi1)
+    lse = totals.log() - shifts / LOG2E
+    out = whole if wide == q.dtype else whole.to(q.dtype)
+    return out, lse, whole, shifts, totals
+
+
+def backward(
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    terms: CustomTerms,
+    kept: tuple[Tensor, ...],
+    parameters: list[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Gradients of q, k, v and of the parameters; kept: the last three that `forward` gave."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    sums = [torch.zeros_like(p) for p in parameters]
+    grad_out = torch.zeros_like(kept[0]) if grad_out is None else grad_out.to(wide)
+    whole, shift, total = kept
+    delta = (whole * grad_out).sum(-1)
+    delta = (delta if grad_lse is None else delta - grad_lse) / total
+    grad_out = grad_out / total.unsqueeze(-1)
+    generator = torch.Generator(device=q.device).manual_seed(terms.seed)
+    raws, weights, slopes, dqs = (_Buffer(q, wide) for _ in range(4))
+    depth = slice(0, q.shape[2])
+    for walk in terms.walks(q):
+        q_bid, k_bjd, v_bjd, g_bid, delta_bi1, shift_bi1 = (
+            walk.take(x, wide)
+            for x in (q, k, v, grad_out, delta.unsqueeze(-1), shift.unsqueeze(-1))
+        )
+        q_bid, dq_bid = q_bid * terms.scale, torch.empty_like(q_bid)
+        # Each tile of keys by itself, side by side: torch's batched product adds to no other.
+        dks, dvs = (
+            [x[:, there].new_zeros(x[:, there].shape) for there in walk.tiles_of_keys()]
+            for x in (k_bjd, v_bjd)
+        )
+        for here in walk.rows():
+            g, delta_i1 = g_bid[:, here], delta_bi1[:, here]
+            dq_i = dqs.of(*walk.shape(here, depth)).zero_()
+            for there in walk.columns(here):
+                place = there.start // walk.tile[1]
+                raw = raws.of(*walk.shape(here, there))
+                torch.bmm(q_bid[:, here], k_bjd[:, there].transpose(1, 2), out=raw)
+                score, made, leaves = _made(walk, raw, here, there, parameters)
+                weight = powers(
+                    score.detach(), shift_bi1[:, here], weights.of(*walk.shape(here, there))
+                )
+                ds = slopes.of(*walk.shape(here, there))
+                torch.bmm(g, v_bjd[:, there].transpose(1, 2), out=ds)
+                kept_weight = weight
+                if terms.dropout_p > 0:
+                    keep = keep_factor(weight, terms.dropout_p, generator)
+                    ds *= keep
+                    kept_weight = weight * keep
+                dvs[place].baddbmm_(kept_weight.transpose(1, 2), g)
+                ds.sub_(delta_i1).mul_(weight)
+                if made is not None:
+                    onto = ds if terms.mapped else _summed(ds, walk.heads, made)
+                    parts = list(torch.autograd.grad(made, leaves, onto, allow_unused=True))
+                    if terms.mapped:
+                        by_raw = parts.pop(0)
+                        ds = torch.zeros_like(ds) if by_raw is None else by_raw
+                    for learned, part in zip(sums, parts, strict=True):
+                        if part is not None:
+                            learned += part
+                dq_i.baddbmm_(ds, k_bjd[:, there])
+                dks[place].baddbmm_(ds.transpose(1, 2), q_bid[:, here])
+            torch.mul(dq_i, terms.scale, out=dq_bid[:, here])
+        for grad, part in ((dq, dq_bid), (dk, torch.cat(dks, 1)), (dv, torch.cat(dvs, 1))):
+            walk.put(grad, part)
+    return dq, dk, dv, sums
+
+
+def _made(
+    walk: _Walk, raw: Tensor, here: slice, there: slice, parameters: list[Tensor]
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """New scores of a tile; what of them has a gradient, and in which tensors it is wanted.
+
+    A map's scores have one, by the old scores; of what is added, that alone has one.
+    """
+    terms = walk.terms
+    if terms.mapped:
+        leaf = raw.detach().requires_grad_()
+        with torch.enable_grad():
+            score = walk.scores(leaf, here, there)
+        return score, score if score.requires_grad else None, [leaf, *parameters]
+    with torch.set_grad_enabled(bool(parameters)):
+        bias = added(terms.bias, walk.at[here], walk.at[there])  # type: ignore[arg-type]
+    score = walk.add(raw, bias, walk.outside(here, there))
+    return score, bias if bias.requires_grad else None, parameters
+
+
+def _summed(ds: Tensor, heads: int, bias: Tensor) -> Tensor:
+    """ds (B, i, j) over the sequences and over what the bias was broadcast along: as the bias."""
+    by_head = ds if len(ds) == heads else ds.unflatten(0, (-1, heads)).sum(0)
+    return by_head.sum_to_size(bias.shape).to(bias.dtype)
 
 
 class _Attention(torch.autograd.Function):
@@ -94,86 +332,30 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, terms: CustomTerms, q: Tensor, k: Tensor, v: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
-        wide = torch.promote_types(q.dtype, torch.float32)
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        lse = torch.empty(q.shape[:2], dtype=wide, device=q.device)
-        generator = torch.Generator(device=q.device).manual_seed(terms.seed)
-        for there, at in terms.sequences():
-            q_hid, k_hjd, v_hjd = (_by_head(x[there], wide) for x in (q, k, v))
-            q_hid = q_hid * terms.scale
-            for here in terms.blocks(q_hid.shape[1], q.shape[1]):
-                raw = torch.bmm(q_hid[:, here], k_hjd.transpose(1, 2))
-                weight, top, total = _weights(terms.scores(raw, here, at))
-                place = slice(there.start + here.start, there.start + here.stop)
-                lse[place] = (top + total.log()).squeeze(-1).t()
-                if terms.dropout_p > 0:
-                    weight *= keep_factor(weight, terms.dropout_p, generator)
-                out[place] = torch.bmm(weight, v_hjd).div_(total).transpose(0, 1)
+        out, lse, *kept = forward(q, k, v, terms)
         ctx.terms = terms
-        ctx.save_for_backward(q, k, v, *parameters)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q, k, v, *kept, *parameters)
         return out, lse
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_out, grad_lse = grads
-        q, k, v, *parameters = ctx.saved_tensors
-        terms: CustomTerms = ctx.terms
-        wide = torch.promote_types(q.dtype, torch.float32)
-        # What is added has the slope 1 by the scores so far.
-        mapped = isinstance(terms.bias, ScoreMap)
-        dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-        sums = [torch.zeros_like(p) for p in parameters]
-        generator = torch.Generator(device=q.device).manual_seed(terms.seed)
-        for there, at in terms.sequences():
-            q_hid, k_hjd, v_hjd, g_hid = (_by_head(x[there], wide) for x in (q, k, v, grad_out))
-            q_hid = q_hid * terms.scale
-            dq_hid = torch.empty_like(q_hid)
-            dk_hjd, dv_hjd = torch.zeros_like(k_hjd), torch.zeros_like(v_hjd)
-            for here in terms.blocks(q_hid.shape[1], q.shape[1]):
-                raw = torch.bmm(q_hid[:, here], k_hjd.transpose(1, 2))
-                raw.requires_grad_(mapped)
-                score = terms.scores(raw, here, at, mapped or bool(parameters))
-                prob, _, total = _weights(score.detach())
-                prob /= total
-                g = g_hid[:, here]
-                ds = torch.bmm(g, v_hjd.transpose(1, 2))
-                kept = prob
-                if terms.dropout_p > 0:
-                    keep = keep_factor(prob, terms.dropout_p, generator)
-                    ds *= keep
-                    kept = prob * keep
-                dv_hjd.baddbmm_(kept.transpose(1, 2), g)
-                shift = (prob * ds).sum(-1, keepdim=True)
-                shift -= grad_lse[there][here].t().unsqueeze(-1)
-                ds.sub_(shift).mul_(prob)
-                if score.requires_grad:
-                    wanted = [raw, *parameters] if mapped else parameters
-                    parts = list(torch.autograd.grad(score, wanted, ds, allow_unused=True))
-                    if mapped:
-                        by_raw = parts.pop(0)
-                        ds = torch.zeros_like(ds) if by_raw is None else by_raw
-                    for whole, part in zip(sums, parts, strict=True):
-                        if part is not None:
-                            whole += part
-                dq_hid[:, here] = torch.bmm(ds, k_hjd)
-                dk_hjd.baddbmm_(ds.transpose(1, 2), q_hid[:, here])
-            dq[there] = dq_hid.mul_(terms.scale).transpose(0, 1)
-            dk[there] = dk_hjd.transpose(0, 1)
-            dv[there] = dv_hjd.transpose(0, 1)
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, k, v, whole, shift, total, *parameters = ctx.saved_tensors
+        dq, dk, dv, sums = backward(
+            grads[0], grads[1], q, k, v, ctx.terms, (whole, shift, total), parameters
+        )
         return (None, dq, dk, dv, *sums)
 
 
-def _by_head(x_THD: Tensor, wide: torch.dtype) -> Tensor:
-    return x_THD.transpose(0, 1).to(wide).contiguous()
+class _Buffer:
+    """Room for one tile of numbers after the other, side by side whatever its size."""
 
+    def __init__(self, like: Tensor, wide: torch.dtype) -> None:
+        self.numbers = like.new_empty(0, dtype=wide)
 
-def _weights(score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """e^(score - top), the faint ones 0, as `blocks` has it; top and the sum of each row (H, i, 1).
-
-    Not in place of the scores, which are the bias's or its autograd's.
-    """
-    top = score.amax(-1, keepdim=True)
-    top = top.masked_fill(top.isinf(), 0.0)
-    # Before the exponential, whose results may be subnormal; a NaN is not below and stays one.
-    weight = torch.threshold_(score - top, math.log(FAINTEST), -math.inf).exp_()
-    return weight, top, weight.sum(-1, keepdim=True)
+    def of(self, *shape: int) -> Tensor:
+        wanted = math.prod(shape)
+        if self.numbers.numel() < wanted:
+            self.numbers = self.numbers.new_empty(wanted)
+        return self.numbers[:wanted].view(shape)

@@ -14,6 +14,7 @@ from ...errors import BackendError, InputError
 from .. import triton_launch
 from .along_check import check_along
 from .bias import DistanceBias, OwnBias, apply_own
+from .map_decay_check import check_map_decay
 
 _TOLERANCE = 1e-4
 """Of the largest number of its kind; float32 functions of exact positions are off by 1e-6."""
@@ -25,7 +26,8 @@ def check_score_bias(bias: OwnBias, *, span: int = 8192, device: str = "cuda") -
     """Hold everything that `along` and `kernel()` promise against the torch form, at random places.
 
     Its scores, their slope, and the gradients of the object's `parameters()`, each head and each
-    parameter by its own size; that it falls off at least as fast as `decay` says; that it is
+    parameter by its own size; that it falls off at least as fast as `decay` says (a map: from what
+    it makes of the same score at no distance, which does not fall as that grows); that it is
     affine, or flat, from `affine_from` on. Places lie on a geometric ladder: as many within 16
     tokens as within 64, 256 and so on. `along` gives each distance a number of its own, whatever
     others are asked for with it: what `block` or `score` adds, where the object has one, and with
@@ -82,14 +84,21 @@ def check_score_bias(bias: OwnBias, *, span: int = 8192, device: str = "cuda") -
     what = "slope (d score / d s; None says 1)"
     _compare(name, what, slope, by_s, _TOLERANCE * _finite(by_s) + _ROUNDING, (i, j))
     checked += ["score", "slope"]
-    said = "parameter" if function.lookup is None else "lookup"
+    forms = "lookup", "parameter"
+    said = " and ".join(form for form in forms if getattr(function, form)) or "parameter"
     narrow_twin = _torch_form(bias, s.detach().float(), i, j, params).masked_fill(hidden, 0)
     leaves = _check_learned(name, said, bias, params, learned, twin, narrow_twin)
     checked += [f"{said} (gradients of {leaves} tensors)"] if leaves else []
     rates = probe.decay_rates(function, narrow)
     if rates is not None:
-        added = (twin - s).detach().masked_fill(hidden, float("-inf"))
-        _check_decay(name, added, i, j, rates.cpu().double())
+        if function.slope is None:
+            added = (twin - s).detach().masked_fill(hidden, float("-inf"))
+            _check_decay(name, added, i, j, rates.cpu().double())
+        else:
+            check_map_decay(
+                name, lambda s, i, j: _torch_form(bias, s, i, j, params).detach(), i, j,
+                rates.cpu().double(),
+            )  # fmt: skip
         checked.append("decay")
     if function.affine_from is not None:
         _check_affine(name, bias, function, params, span)

@@ -150,6 +150,44 @@ class Clipped(nn.Module):
 
 
 @triton.jit
+def both_score(s, i, j, head, params):
+    far = tl.load(params + 41) * tl.maximum(i - j, 0.0) + tl.load(params + 42) * tl.abs(i - j)
+    return clipped_score(s, i, j, head, params) - far
+
+
+@triton.jit
+def both_parameter(s, i, j, head, params, index: tl.constexpr):
+    return -tl.maximum(i - j, 0.0) if index == 41 else -tl.abs(i - j)
+
+
+@triton.jit
+def both_swapped(s, i, j, head, params, index: tl.constexpr):
+    return -tl.maximum(i - j, 0.0) if index == 42 else -tl.abs(i - j)
+
+
+BOTH = ScoreFunction(
+    both_score, parameter=both_parameter, lookup=clipped_place, n_learned=43, n_looked=41,
+    affine_from=20, by_distance=True,
+)  # fmt: skip
+
+
+class TableAndSlopes(Clipped):
+    """A table for what is near, and two slopes: looked up, and by formula."""
+
+    def __init__(self, heads: int, function: ScoreFunction = BOTH) -> None:
+        super().__init__(heads, function)
+        self.slopes = nn.Parameter(torch.rand(heads, 2))
+
+    def block(self, i: Tensor, j: Tensor) -> Tensor:
+        back = i[:, None] - j
+        left, all_ = self.slopes[:, 0, None, None], self.slopes[:, 1, None, None]
+        return super().block(i, j) - left * back.clamp(min=0) - all_ * back.abs()
+
+    def kernel(self) -> tuple[ScoreFunction, Tensor]:
+        return self.function, torch.cat([self.table, self.slopes], 1)
+
+
+@triton.jit
 def capped_score(s, i, j, head, params):
     x = s - tl.load(params) * tl.abs(i - j)
     cap = tl.load(params + 1)
@@ -254,6 +292,8 @@ def test_what_is_right_passes(device: str) -> None:
         assert "up to 999" in check_score_bias(CappedALiBi(), span=1000, device=device)
     assert "decay" in check_score_bias(BrokenOff(), span=601, device=device)
     check_score_bias(Clipped(2), device=device)
+    said = check_score_bias(TableAndSlopes(2), device=device)
+    assert "lookup and parameter (gradients of 2 tensors)" in said
     check_score_bias(lopsided(), device=device)
     check_score_bias(AsymmetricALiBi(torch.rand(2, 2, requires_grad=True)), device=device)
 
@@ -266,6 +306,14 @@ def test_what_is_right_passes(device: str) -> None:
         (lopsided(parameter=swapped_parameter), r"parameter: the gradient of parameters\(\)\[0\]"),
         (lopsided(parameter=None, n_learned=0), "has neither parameter nor lookup"),
         (Clipped(2, replace(CLIPPED, lookup=mirrored_place)), "lookup: the gradient of"),
+        (
+            TableAndSlopes(2, replace(BOTH, parameter=both_swapped)),
+            r"lookup and parameter: the gradient of parameters\(\)\[1\]",
+        ),
+        (
+            TableAndSlopes(2, replace(BOTH, lookup=mirrored_place)),
+            r"lookup and parameter: the gradient of parameters\(\)\[0\]",
+        ),
         (lopsided(decay=hasty_decay), "decay promises a rate of .* on the left of head 0"),
         (
             CappedALiBi(too_much),
@@ -297,6 +345,14 @@ def test_without_a_device_that_serves_it_says_why() -> None:
         check_score_bias(SoftCap(2), span=5, device="cpu")
 
 
+def test_how_many_are_looked_up_is_said() -> None:
+    for n_looked in (0, 43):
+        with pytest.raises(ValueError, match=f"how many of the n_learned .* got {n_looked} of 43"):
+            replace(BOTH, n_looked=n_looked)
+    with pytest.raises(ValueError, match="n_looked is for lookup and parameter together"):
+        replace(ASYMMETRIC_ALIBI, n_looked=1)
+
+
 def test_a_lookup_of_floats_is_refused(device: str) -> None:
     """The interpreter would take them; compiled, they would not be understood."""
     with pytest.raises(Exception, match="lookup must return integers"):
@@ -304,8 +360,13 @@ def test_a_lookup_of_floats_is_refused(device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [SoftCap, Clipped, lambda heads: lopsided()], ids=["map", "table", "bias"]
-)
+    "make",
+    [
+        SoftCap, Clipped, lambda heads: lopsided(), TableAndSlopes,
+        lambda heads: TableAndSlopes(heads, replace(BOTH, affine_from=None)),
+    ],
+    ids=["map", "table", "bias", "table and slopes", "table and slopes, pair by pair"],
+)  # fmt: skip
 def test_attention_with_it(make: Any, device: str) -> None:
     bias = make(2)
     qkv = [3 * torch.randn(200, 2, 16), *(torch.randn(200, 2, 16) for _ in range(2))]
@@ -323,14 +384,11 @@ def test_attention_with_it(make: Any, device: str) -> None:
         bias.to(device)
     elif device != "cpu":
         pytest.skip("slopes are made on the CPU")
-    got, naive, oracle = (
-        run(*args, device)
-        for args in (
-            ("triton", torch.float32), ("reference", torch.float32), ("reference", torch.float64),
-        )
-    )  # fmt: skip
-    for i, three in enumerate(zip(got, naive, oracle, strict=True)):
-        assert_right(*three, gradient=i > 0, what=f"{type(bias).__name__} {i}")
+    naive, oracle = (run("reference", dtype, device) for dtype in (torch.float32, torch.float64))
+    for backend in ("triton", "torch"):
+        got = run(backend, torch.float32, device)
+        for i, three in enumerate(zip(got, naive, oracle, strict=True)):
+            assert_right(*three, gradient=i > 0, what=f"{type(bias).__name__} {backend} {i}")
 
 
 def test_a_window_may_be_written_as_a_map(device: str) -> None:

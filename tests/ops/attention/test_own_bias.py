@@ -43,17 +43,26 @@ class ForAllHeads(nn.Module):
         return -self.slope * (i[:, None] - j).abs()[None] * (1 + 0.1 * i[None, :, None])
 
 
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that few tokens have many of them, and whole sequences more than one."""
+    monkeypatch.setattr(own_bias, "TILE_ELEMENTS", 600)
+    monkeypatch.setattr(own_bias, "TILE_KEYS", 16)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("window", [(20, 31), (3, -1), None])
 @pytest.mark.parametrize("make", [Unchanged, Forgetful, ForAllHeads])
-def test_blocks_against_the_oracle(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_bias, "BLOCK_ELEMENTS", 2000)
-    lengths, bias = [37, 0, 1, 60], make()
-    given = inputs(lengths) | {"window": (20, 31)}
+def test_tiles_against_the_oracle(make: Any, window: tuple[int, int] | None) -> None:
+    """Sequences of one length among them, side by side and apart, which are taken together."""
+    lengths, bias = [37, 8, 0, 1, 60, 8, 8], make()
+    given = inputs(lengths)
 
     def answers(backend: str, dtype: torch.dtype) -> list[Tensor]:
         inputs_ = [x.to(dtype).requires_grad_() for x in given["qkv"]]
         learned = list(bias.to(dtype).parameters()) if isinstance(bias, nn.Module) else []
         out, lse = attention(
-            *inputs_, torch.tensor([0, 37, 37, 38, 98]), bias=bias, window=given["window"],
+            *inputs_, torch.tensor([0, *lengths]).cumsum(0), bias=bias, window=window,
             return_lse=True, backend=backend,
         )  # fmt: skip
         weighted = (out * given["grad"].to(dtype)).sum() + (lse * given["grad_lse"]).sum()
@@ -64,3 +73,56 @@ def test_blocks_against_the_oracle(make: Any, monkeypatch: pytest.MonkeyPatch) -
     naive, got = answers("reference", torch.float32), answers("torch", torch.float32)
     for number, three in enumerate(zip(got, naive, oracle, strict=True)):
         assert_right(*three, gradient=number > 1, what=str(number))
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("make", [Unchanged, ForAllHeads])
+def test_dropout_is_the_same_in_both_directions(make: Any) -> None:
+    """The gradient is that of what was dropped: a step along it, in double."""
+    bias, bounds = make(), [0, 20, 45, 65]
+    if isinstance(bias, nn.Module):
+        bias.double()
+    terms = own_bias.CustomTerms(bias, bounds, None, 0.25, (-1, -1), 0.4, 7)
+    qkv = [torch.randn(65, 2, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    weight, weight_lse = torch.randn(65, 2, 8), torch.randn(65, 2)
+
+    def value(*inputs_: Tensor) -> Tensor:
+        out, lse = own_bias.attention_custom_bias(*inputs_, terms)
+        return (out * weight).sum() + (lse * weight_lse).sum()
+
+    for number, grad in enumerate(torch.autograd.grad(value(*qkv), qkv)):
+        step = 1e-5 * torch.randn(65, 2, 8, dtype=torch.float64)
+        up, down = (
+            value(*(x + sign * step if n == number else x for n, x in enumerate(qkv)))
+            for sign in (1, -1)
+        )
+        wanted = float((up - down).detach())
+        assert float(2 * (grad * step).sum()) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_a_weight_is_zero_by_the_largest_of_its_row() -> None:
+    """Wherever in the row that stands: no tile goes by what it has itself."""
+
+    class Rising:
+        def block(self, i: Tensor, j: Tensor) -> Tensor:
+            return (2.0 * j - 200).expand(2, len(i), -1)
+
+    v = torch.zeros(100, 2, 8)
+    v[40] = 1e30  # 118 below the last key: a weight of 2^-170
+    out = attention(torch.zeros_like(v), v * 0, v, torch.tensor([0, 100]), bias=Rising())
+    assert isinstance(out, Tensor)
+    assert (out == 0).all()
+    v[40], v[70] = 0, 1e30  # 58 below: 2^-84
+    out = attention(torch.zeros_like(v), v * 0, v, torch.tensor([0, 100]), bias=Rising())
+    assert isinstance(out, Tensor)
+    assert (out > 1e3).all()
+
+
+def test_a_second_derivative_is_refused() -> None:
+    q = torch.randn(5, 2, 8, requires_grad=True)
+    out = attention(q, q, q, torch.tensor([0, 5]), bias=Unchanged())
+    assert isinstance(out, Tensor)
+    (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
