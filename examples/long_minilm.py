@@ -57,7 +57,7 @@ from pyenc.loading.difference import write_difference
 
 LONG_SHARE = 0.25
 CLS, SEP = 101, 102
-RANKS = (8, 16, 24, 32)
+RANKS = (8, 16, 32)
 """Beside the largest that fits."""
 
 
@@ -191,9 +191,12 @@ def make(work: Work, now: bool) -> tuple[dict[str, Tensor], dict[str, int]] | No
 def judged(work: Work, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """All figures of what the file will have; the teacher's vectors are kept for the next time."""
     low_rank.Factors(work.model, base_state(work.teacher), halved(tensors))
-    path = work.folder / f"judged-{work.digest}.npz"
+    path = work.folder / f"judged-{work.digest}-{work.options.documents}.npz"
     known = dict(np.load(path)) if path.is_file() else {}
-    found = judging.evaluate(work.teacher, work.model, work.texts, (CLS, SEP), known=known)
+    found = judging.evaluate(
+        work.teacher, work.model, work.texts, (CLS, SEP), documents=work.options.documents,
+        known=known,
+    )  # fmt: skip
     np.savez(path.with_suffix(".partial.npz"), **known)
     path.with_suffix(".partial.npz").replace(path)
     return found
@@ -268,6 +271,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rate", type=float, default=5e-4, help="the peak's; %(default)s")
     made.add_argument(
         "--tokens", type=int, default=5_000_000, help="of the windows drawn; default: %(default)s"
+    )
+    made.add_argument(
+        "--documents", type=int, default=300, help="that recall is of, at the most; %(default)s"
     )
     made.add_argument("--threads", type=int, default=torch.get_num_threads())
     made.add_argument("--now", action="store_true", help="of the checkpoints as they are")

@@ -192,23 +192,19 @@ def evaluate(
     long = retrieval_of(corpus, held_out, documents, seed=5)
     lengths = [len(d) for d in long.documents]
     found["documents"] = {
-        "count": len(lengths), "tokens": int(sum(lengths)),
+        "count": len(lengths),
+        "tokens": int(sum(lengths)),
         "median paragraph begins at": float(np.median(long.at)),
-    }  # fmt: skip
+    }
     asked = special(long.paragraphs, *marks)
+    cut = special([row[:CHUNK] for row in long.without], *marks)
     theirs = of_teacher("paragraphs", lambda: vectors_of(teacher, asked))
-    ours = vectors_of(student, asked)
-    for name, rows in (("held out", long.without), ("left in", long.documents)):
-        cut = special([row[:CHUNK] for row in rows], *marks)
-        whole = special(rows, *marks)
-        found["documents"][f"recall@1, paragraph {name}"] = {
-            "MiniLM cut at 256": recall(
-                theirs, of_teacher(f"cut {name}", lambda cut=cut: vectors_of(teacher, cut))
-            ),
-            "MiniLM over chunks": recall(
-                theirs,
-                of_teacher(f"chunks {name}", lambda rows=rows: chunk_means(teacher, rows, *marks)),
-            ),
-            "long-minilm": recall(ours, vectors_of(student, whole)),
-        }
+    by_cut = of_teacher("cut", lambda: vectors_of(teacher, cut))
+    by_chunks = of_teacher("chunks", lambda: chunk_means(teacher, long.without, *marks))
+    ours, whole = (vectors_of(student, rows) for rows in (asked, special(long.without, *marks)))
+    found["documents"] |= {
+        "recall@1, MiniLM cut at 256": recall(theirs, by_cut),
+        "recall@1, MiniLM over chunks": recall(theirs, by_chunks),
+        "recall@1, long-minilm": recall(ours, whole),
+    }
     return found
