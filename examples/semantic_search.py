@@ -282,12 +282,15 @@ def show_found(
     for query, vector, by_short in zip(long_documents.QUERIES, asked, asked_short, strict=True):
         place, score = long_documents.nearest(vector, seen)
         deepest = max(deepest, place.token)
-        place_short = long_documents.rank(by_short, cut, place.module)
-        line = textwrap.shorten(place.text, 60, placeholder=" ...")
+        by_start = long_documents.rank(by_short, cut, place.module)
+        line = textwrap.shorten(place.text, 54, placeholder=" ...")
         print(f'\n  "{query}"')
-        print(f"    {score:.2f}  {named[place.module][0]}, token {place.token:,}: {line}")
-        print(f"          by its first 256 tokens MiniLM ranks that module {place_short} of "
-              f"{len(named)}")  # fmt: skip
+        name = f"{named[place.module][0]}, token {place.token:,}"
+        print(f"    {score:.2f}  {name:34} {line}")
+        unseen = "it has read that far" if place.token < 256 else "the passage it has not read"
+        print(
+            f"          MiniLM, of the first 256 tokens: the module is its no. {by_start}, {unseen}"
+        )
     print(f"\n  the deepest of these passages begins at token {deepest:,}")
 
 
