@@ -287,10 +287,8 @@ def show_found(
         print(f'\n  "{query}"')
         name = f"{named[place.module][0]}, token {place.token:,}"
         print(f"    {score:.2f}  {name:34} {line}")
-        unseen = "it has read that far" if place.token < 256 else "the passage it has not read"
-        print(
-            f"          MiniLM, of the first 256 tokens: the module is its no. {by_start}, {unseen}"
-        )
+        unseen = "read" if place.token < 256 else "not read"
+        print(f"          MiniLM, first 256 tokens: the module is no. {by_start}, this {unseen}")
     print(f"\n  the deepest of these passages begins at token {deepest:,}")
 
 
