@@ -151,7 +151,7 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 def evaluate(
     teacher: Encoder, student: Encoder, corpus: Corpus, marks: tuple[int, int],
-    texts: int = 400, documents: int = 300, pairs: int = 1200,
+    texts: int = 400, documents: int = 300, pairs: int = 1002,
     known: dict[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """All figures, on the part of the corpus that nothing else saw.

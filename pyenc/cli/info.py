@@ -208,7 +208,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     own = "" if head is None else f" ({head:,} of its masked-LM head)"
     yield f"{facts['model']}"
     if facts["shipped"] is not None:
-        yield _row("comes with pyenc", f"a difference from {facts['shipped']['base']}")
+        yield _row("shipped", f"a difference from {facts['shipped']['base']}")
         for key in ("licence", "trained"):
             yield from _wrapped(key, facts["shipped"].get(key, "unknown"))
     yield _row("family", facts["family"])

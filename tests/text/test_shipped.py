@@ -13,7 +13,7 @@ import torch
 
 import pyenc
 from examples import bundled
-from pyenc.loading import load_checkpoint, own_checkpoint, save_checkpoint, shipped
+from pyenc.loading import load_checkpoint, own_checkpoint, resolve, save_checkpoint, shipped
 from pyenc.loading.difference import write_difference
 from tests.loading.test_difference import CHANGED, CONFIG, METADATA, tensors
 from tests.seeds import seed
@@ -116,6 +116,12 @@ def test_a_folder_of_that_name_comes_first(
     save_checkpoint(load_checkpoint(small.base_folder(), device="cpu"), tmp_path / "small")
     encoder = pyenc.load("small", pooling="mean", normalize=True)
     assert encoder.model.config.position == "absolute"
+
+
+def test_it_is_no_folder(small: Small) -> None:
+    """Whoever wants a folder, transformers' classes or `tokenizer=`, would have the base alone."""
+    with pytest.raises(pyenc.CheckpointError, match=r"pyenc\.load\('small'\).*save\(\)"):
+        resolve("small")
 
 
 # The one that is shipped
