@@ -268,7 +268,7 @@ def parser() -> argparse.ArgumentParser:
         "--factor-steps", type=int, default=400, help="of the factors afterwards; %(default)s"
     )
     made.add_argument("--batch-tokens", type=int, default=3072, help="of a step; %(default)s")
-    made.add_argument("--rate", type=float, default=5e-4, help="the peak's; %(default)s")
+    made.add_argument("--rate", type=float, default=2.5e-4, help="the peak's; %(default)s")
     made.add_argument(
         "--tokens", type=int, default=5_000_000, help="of the windows drawn; default: %(default)s"
     )

@@ -35,7 +35,7 @@ class Settings:
 
     steps: int
     batch_tokens: int = 6144
-    rate: float = 5e-4
+    rate: float = 2.5e-4
     warm_up: int = 50
     last_rate: float = 0.02
     """Of the peak, at the end of the cosine."""
