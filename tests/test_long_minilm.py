@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 import pyenc
+from examples import bundled, long_minilm
 from examples.distillation import (
     corpus,
     judging,
@@ -22,6 +25,8 @@ from examples.distillation import (
 )
 from examples.distillation.teacher import Teacher
 from examples.distillation.tokens import Corpus, cached
+from pyenc.loading import own_checkpoint
+from pyenc.loading.difference import apply_difference, read_metadata
 from pyenc.ops import segment_mean
 from tests.seeds import seed
 
@@ -326,3 +331,38 @@ def test_the_cache_is_what_was_made(tmp_path: Path, texts: Corpus) -> None:
     assert read.names == texts.names
     for ours, theirs in zip(read[:3], texts[:3], strict=True):
         assert np.array_equal(ours, theirs)
+
+
+# The script's own
+
+
+def test_what_is_written_is_what_was_judged(
+    tiny: pyenc.Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(seed(7))
+    model = student.without_table(tiny)
+    for parameter in student.trained(model).values():
+        parameter.data += 0.05 * torch.randn_like(parameter) * parameter.requires_grad
+    rows = [np.arange(3, 60), np.arange(5, 50), np.arange(9, 80)]
+    theirs = judging.vectors_of(tiny, rows)
+    said: list[str] = []
+    work: Any = SimpleNamespace(
+        teacher=tiny, model=model, rows=rows, options=SimpleNamespace(batch_tokens=10, steps=4),
+        judge=lambda: judging.agreement(judging.vectors_of(model, rows), theirs),
+    )  # fmt: skip
+    monkeypatch.setattr(long_minilm, "say", said.append)
+    monkeypatch.setattr(long_minilm, "HEADER", 6000)
+    monkeypatch.setattr(low_rank, "LARGEST", 19_000)
+    tensors = long_minilm.cut(work)
+    judged = judging.vectors_of(model, rows)
+    assert [line.partition(",")[0] for line in said[1:]] == ["rank 8", said[-1].partition(",")[0]]
+    path = tmp_path / "d.safetensors"
+    long_minilm.write(work, tensors, {"full": 3}, {"texts": {"count": 2}}, path)
+    assert 14_000 < path.stat().st_size <= 19_000
+    base = own_checkpoint(tiny)
+    made = apply_difference(base, bundled.MINILM_SHA256, path)
+    assert made.encoder.config.position == "alibi"
+    assert np.allclose(judging.vectors_of(made.encoder, rows), judged, atol=1e-6)
+    metadata = read_metadata(path)
+    assert "3 steps (full)" in metadata["trained"]
+    assert metadata["command"].startswith("python examples/long_minilm.py --steps 4")
