@@ -297,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = options.export or options.work / "long-minilm.safetensors"
     write(work, tensors, steps, figures, path)
     (options.work / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-    say(json.dumps(figures, indent=2))
+    say("\n".join(judging.table(figures)))
     plot(options.work)
     say(f"{path}: {path.stat().st_size:,} bytes")
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -208,3 +208,33 @@ def evaluate(
         "recall@1, long-minilm": recall(ours, whole),
     }
     return found
+
+
+def table(found: Mapping[str, Any]) -> list[str]:
+    """The figures of `evaluate` beside what is wanted, as the README has them, in Markdown."""
+    texts, pairs, documents = found["texts"], found["pairs"], found["documents"]
+    cut, chunks, own = (
+        documents[f"recall@1, {name}"]
+        for name in ("MiniLM cut at 256", "MiniLM over chunks", "long-minilm")
+    )
+    theirs, ours = (pairs[f"Spearman, {name}"] for name in ("MiniLM", "long-minilm"))
+
+    def verdict(value: float, wanted: float) -> str:
+        return "reached" if value >= wanted else "**missed**"
+
+    rows = (
+        (f"{texts['count']} texts of at most 256 tokens: mean cosine to MiniLM", "1",
+         f"{texts['cosine']:.3f}", ".97", verdict(texts["cosine"], 0.97)),
+        ("their nearest neighbour is the same", "1",
+         f"{texts['top-1']:.3f}", ".85", verdict(texts["top-1"], 0.85)),
+        (f"{pairs['count']:,} pairs of passages: Spearman with how near they stood",
+         f"{theirs:.3f}", f"{ours:.3f}", f"{theirs - 0.01:.3f}", verdict(ours, theirs - 0.01)),
+        (f"{documents['count']} documents, each found by a paragraph left out of it: recall@1",
+         f"{cut:.3f}, cut at 256 tokens", f"{own:.3f}", f"{1.15 * cut:.3f}",
+         verdict(own, 1.15 * cut)),
+        ("the same", f"{chunks:.3f}, over chunks", f"{own:.3f}", f"{chunks:.3f}",
+         verdict(own, chunks)),
+    )  # fmt: skip
+    head = ("", "MiniLM", "long-minilm", "wanted", "")
+    lines = [head, ("---", "---:", "---:", "---:", "---"), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]

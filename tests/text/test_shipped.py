@@ -13,6 +13,7 @@ import torch
 
 import pyenc
 from examples import bundled
+from examples.distillation import judging
 from pyenc.loading import load_checkpoint, own_checkpoint, resolve, save_checkpoint, shipped
 from pyenc.loading.difference import write_difference
 from tests.loading.test_difference import CHANGED, CONFIG, METADATA, tensors
@@ -137,6 +138,12 @@ def test_the_file_says_what_it_is() -> None:
     assert "trained" in said
     assert "long_minilm.py" in said["command"]
     assert json.loads(said["figures"])["texts"]["count"] >= 400
+
+
+def test_the_readme_has_its_figures() -> None:
+    """The rows that `examples/long_minilm.py` printed as it wrote the file."""
+    rows = judging.table(json.loads(LONG_MINILM.metadata["figures"]))
+    assert "\n".join(rows) + "\n" in (ROOT / "README.md").read_text("utf-8")
 
 
 @needs_weights
