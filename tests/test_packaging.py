@@ -154,7 +154,7 @@ def check_wheel(wheel: Path) -> None:
     wanted = {
         f"{path.relative_to(base).as_posix()}"
         for base, package in ((ROOT, "pyenc"), (ROOT / "kernels", "pyenc_kernels"))
-        for pattern in ("*.py", "py.typed")
+        for pattern in ("*.py", "py.typed", "*.safetensors")
         for path in (base / package).rglob(pattern)
     }
     assert {"pyenc/py.typed", "pyenc_kernels/py.typed"} <= wanted

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..loading import check_device, resolve
+from ..loading import check_device
+from ..loading.shipped import shipped
 from ..models.int8 import quantization
 from ..ops import extension
 from ..ops.linear import choices
 from ..ops.linear.onednn import forced
 from ..text import TextEncoder
 from . import precisions
-from .serving import checkpoint_files, load_encoder, served
+from .serving import load_encoder, model_files, served
 from .streams import printing
 
 
@@ -38,14 +39,17 @@ def gather(args: argparse.Namespace) -> dict[str, Any]:
     device = check_device(args.device)
     # Read strictly, yet on the CPU: looking at a checkpoint takes no memory of an accelerator.
     encoder = load_encoder(args, quiet=True, device="cpu")
-    folder = resolve(args.model, args.revision)
     return {
         "model": args.model,
+        "shipped": _shipped(args.model),
         "family": encoder.checkpoint.family.name,
         "known_checkpoints": encoder.checkpoint.family.known,
         "architecture": _architecture(encoder),
         "parameters": _parameters(encoder),
-        "files": _files(folder, checkpoint_files(folder, encoder.recipe)),
+        "files": [
+            {"name": name, "bytes": path.stat().st_size}
+            for name, path in model_files(args, encoder.recipe).items()
+        ],
         "limits": _limits(encoder),
         "vectors": _vectors(encoder),
         "serving": _serving(encoder, device, args.backend),
@@ -93,11 +97,13 @@ def _parameters(encoder: TextEncoder) -> dict[str, Any]:
     }
 
 
-def _files(folder: Path, paths: list[Path]) -> list[dict[str, Any]]:
-    return [
-        {"name": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size}
-        for path in paths
-    ]
+def _shipped(name: str) -> dict[str, str] | None:
+    """Of an encoder that comes with pyenc, what its difference says of itself."""
+    own = shipped(name)
+    if own is None:
+        return None
+    said = own.metadata
+    return {key: said[key] for key in ("base", "licence", "trained", "command") if key in said}
 
 
 def _limits(encoder: TextEncoder) -> dict[str, Any]:
@@ -201,6 +207,10 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     head = size["masked_lm_head"]
     own = "" if head is None else f" ({head:,} of its masked-LM head)"
     yield f"{facts['model']}"
+    if facts["shipped"] is not None:
+        yield _row("shipped", f"a difference from {facts['shipped']['base']}")
+        for key in ("licence", "trained"):
+            yield from _wrapped(key, facts["shipped"].get(key, "unknown"))
     yield _row("family", facts["family"])
     yield _row(
         "encoder",
@@ -274,6 +284,11 @@ def _recipe_words(vectors: dict[str, Any]) -> str:
         pooling += " without the prompt"
     length = "unit length" if vectors["normalized"] else "not normalised"
     return f"{marked(pooling, 'pooling')}, {marked(length, 'normalize')}"
+
+
+def _wrapped(name: str, value: str) -> Iterator[str]:
+    for i, line in enumerate(textwrap.wrap(value, 80)):
+        yield _row("" if i else name, line)
 
 
 def _row(name: str, value: str) -> str:

@@ -8,13 +8,15 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from ..models.families import FAMILIES
+from ..loading.shipped import SHIPPED
+from ..models.families import FAMILIES, own
 from .streams import printing
 
 WORDS = {
     "real weights": "**verified with its real weights**",
     "golden": "verified on small checkpoints of its original code",
     "unverified": "**unverified**",
+    "ours": "**comes with pyenc, trained by us**",
 }
 """What the README says of a status."""
 
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
 def table() -> list[dict[str, Any]]:
     """A row for what is checked together, by the names of the families."""
-    return [
+    published = [
         {
             "family": family.name,
             "checkpoints": row.names,
@@ -44,6 +46,17 @@ def table() -> list[dict[str, Any]]:
         for family in sorted(FAMILIES, key=lambda family: family.name.lower())
         for row in family.checkpoints
     ]
+    ours = [
+        {
+            "family": own.FAMILY.name,
+            "checkpoints": each.name,
+            "status": "ours",
+            "limit": each.limit,
+            "remark": each.remark,
+        }
+        for each in SHIPPED
+    ]
+    return sorted([*published, *ours], key=lambda row: row["family"].lower())
 
 
 def markdown(rows: list[dict[str, Any]]) -> Iterator[str]:

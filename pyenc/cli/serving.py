@@ -19,6 +19,7 @@ from .. import ops
 from ..errors import BackendError
 from ..loading import check_device, resolve
 from ..loading.hub import SMALL_FILES
+from ..loading.shipped import shipped
 from ..loading.weights import WeightFiles
 from ..models import Encoder
 from ..models.int8 import quantization
@@ -78,8 +79,20 @@ def encode_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
+def model_files(args: argparse.Namespace, recipe: Recipe) -> dict[str, Path]:
+    """Name -> path of the files that loading the model reads, weights first."""
+    own = shipped(args.model)
+    if own is None:
+        folder = resolve(args.model, args.revision)
+        files = checkpoint_files(folder, recipe)
+    else:
+        folder, files = own.base_folder(), checkpoint_files(own.base_folder(), recipe)
+    named = {path.relative_to(folder).as_posix(): path for path in files}
+    return named if own is None else {own.difference.name: own.difference} | named
+
+
 def checkpoint_files(folder: Path, recipe: Recipe) -> list[Path]:
-    """The files that loading reads, weights first."""
+    """The files of a checkpoint's folder that loading reads, weights first."""
     inside = folder / recipe.transformer_path
     found = WeightFiles(inside).paths
     for base in dict.fromkeys((folder, inside)):
@@ -93,8 +106,7 @@ def checkpoint_files(folder: Path, recipe: Recipe) -> list[Path]:
 
 def fingerprint(args: argparse.Namespace, recipe: Recipe) -> dict[str, str]:
     """File of the checkpoint -> sha256: the same checkpoint in another place is the same."""
-    folder = resolve(args.model, args.revision)
-    files = {path.relative_to(folder).as_posix(): path for path in checkpoint_files(folder, recipe)}
+    files = model_files(args, recipe)
     if args.tokenizer is not None:
         words = transformer_folder(resolve(args.tokenizer, weights=False))
         # config.json may say whose rules the tokenizer follows.

@@ -72,6 +72,14 @@ def resolve(
     name = str(name_or_folder)
     if exists:
         raise CheckpointError(f"{folder}: a file; expected the folder that holds config.json")
+    # Not above, as below: it imports what reads weights.
+    from .shipped import shipped
+
+    if shipped(name) is not None:
+        raise CheckpointError(
+            f"{name}: is made as it is loaded, by pyenc.load({name!r}), and no folder or Hub name; "
+            "save() of what that gives writes a folder, which may be named here"
+        )
     if not _REPOSITORY.fullmatch(name):
         raise CheckpointError(f"{name}: no such folder, and not a Hub name (owner/name)")
     # Folders of modules (1_Pooling, 2_Dense, and of old 0_Transformer) begin with a digit.

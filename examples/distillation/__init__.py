@@ -1,0 +1,1 @@
+"""What `examples/long_minilm.py` is made of: texts, the teacher, the student, training, judging."""

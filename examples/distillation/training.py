@@ -1,0 +1,324 @@
+"""The loop: steps, the curve, checkpoints; stopped anywhere, it goes on as if it had not been.
+
+A step's batch follows from the seed and its number, the optimizer's state and the parameters are in
+the checkpoint, so that a run which was stopped has the curve of one which was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyenc import Encoder
+from pyenc.ops import segment_mean
+
+from .teacher import Teacher
+from .windows import batches, packed
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run's curve depends on, beside the texts."""
+
+    steps: int
+    batch_tokens: int = 6144
+    rate: float = 2.5e-4
+    warm_up: int = 50
+    last_rate: float = 0.02
+    """Of the peak, at the end of the cosine."""
+    token_weight: float = 1.0
+    vector_weight: float = 1.0
+    similarity_weight: float = 1.0
+    clip: float = 1.0
+    average: float = 0.995
+    """Of the parameters' running average, which is what is judged and kept: it stands for a smaller
+    rate at any step, so that a run which is stopped early has something to show."""
+    texts: str = ""
+    """A hash of what is read."""
+    seed: int = 0
+
+
+def rate_at(step: int, settings: Settings) -> float:
+    """Linear warm-up, then half a cosine down to `last_rate` of the peak."""
+    if step < settings.warm_up:
+        return settings.rate * (step + 1) / settings.warm_up
+    done = (step - settings.warm_up) / max(1, settings.steps - settings.warm_up)
+    share = settings.last_rate + (1 - settings.last_rate) * (1 + math.cos(math.pi * done)) / 2
+    return settings.rate * share
+
+
+class Between(Protocol):
+    """What stands between the parameters that train and the model's own, such as `Factors`."""
+
+    def pull(self) -> None:
+        """Gradients of the model's parameters to those that train."""
+
+    def push(self) -> None:
+        """Values of those that train to the model's."""
+
+
+class Averages:
+    """Running averages of parameters, and putting them in their place for a while."""
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], decay: float, between: Between | None = None
+    ) -> None:
+        self.parameters, self.decay, self.between = parameters, decay, between
+        self.values = {name: p.detach().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))  # what it began with is soon forgotten
+        for name, value in self.values.items():
+            value.lerp_(self.parameters[name], 1 - decay)
+
+    def put(self, values: Mapping[str, Tensor] | None = None) -> None:
+        """Values, by default the averages, into the parameters."""
+        copy(self.values if values is None else values, self.parameters)
+        if self.between is not None:
+            self.between.push()
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        latest = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.put()
+        try:
+            yield
+        finally:
+            self.put(latest)
+
+
+@torch.no_grad()
+def copy(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])
+
+
+def losses(states_TC: Tensor, targets_TC: Tensor, bounds: Tensor) -> dict[str, Tensor]:
+    """Three distances between a batch and its targets; each 0 where they are equal.
+
+    Returns:
+        tokens: squared error of the states as a share of the targets' squares; vectors: one less
+        the mean cosine of the texts' means; similarities: root of the mean squared error of the
+        cosines among a batch's texts.
+    """
+    ours_BC = F.normalize(segment_mean(states_TC, bounds), dim=-1)
+    theirs_BC = F.normalize(segment_mean(targets_TC, bounds), dim=-1)
+    error_BB = ours_BC @ ours_BC.T - theirs_BC @ theirs_BC.T
+    pairs = max(1, len(error_BB) * (len(error_BB) - 1))
+    return {
+        "tokens": (states_TC - targets_TC).square().sum() / targets_TC.square().sum(),
+        "vectors": 1 - (ours_BC * theirs_BC).sum(-1).mean(),
+        "similarities": ((error_BB.square().sum() + 1e-8) / pairs).sqrt(),
+    }
+
+
+class Stop:
+    """Whether SIGTERM or SIGINT came, while it is entered: the step in hand is finished first."""
+
+    def __enter__(self) -> Stop:
+        self.came = False
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def train(
+    student: Encoder,
+    parameters: Mapping[str, nn.Parameter],
+    teacher: Teacher,
+    settings: Settings,
+    folder: Path,
+    judge: Callable[[], dict[str, float]],
+    *,
+    judge_every: int = 250,
+    save_seconds: float = 240.0,
+    until: int | None = None,
+    between: Between | None = None,
+    say: Callable[[str], object] = print,
+) -> bool:
+    """Take the steps that are left.
+
+    Args:
+        student: in float32, on the CPU.
+        parameters: those that train, by name.
+        teacher: gives the targets, and has the windows and what is read.
+        settings: of the run.
+        folder: `state.pt` (the checkpoint) and `curve.jsonl` are there.
+        judge: figures on held-out texts, for the curve.
+        judge_every: steps.
+        save_seconds: between checkpoints; one is written at the end, and where it is stopped, too.
+        until: stop before this step, as a signal would make it.
+        between: where the parameters are not the student's own.
+
+    Returns:
+        Whether all steps are done. The student has the averages.
+
+    Raises:
+        ValueError: the folder's checkpoint is of a run with other settings.
+        FloatingPointError: the loss is not finite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    optimizer = torch.optim.AdamW(
+        list(parameters.values()), lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+    )
+    path, curve = folder / "state.pt", Curve(folder / "curve.jsonl")
+    averages = Averages(parameters, settings.average, between)
+    step = _resume(path, parameters, averages, optimizer, settings)
+    curve.cut(step)
+    if step:
+        say(f"going on from step {step:,}")
+    epoch, plan = -1, batches(teacher.windows, settings.batch_tokens, settings.seed, 0)
+    if not plan:
+        raise ValueError(f"the windows are no batch of {settings.batch_tokens} tokens")
+    count = len(plan)
+    student.train()
+    started, seen, saved = time.monotonic(), 0, time.monotonic()
+    sums: dict[str, float] = {}
+    summed = 0
+    with Stop() as stop:
+        while step < settings.steps:
+            if step % judge_every == 0:
+                with averages.in_place():
+                    found = judge()
+                curve.add(step, "held out", found)
+                say(f"step {step:,}: " + ", ".join(f"{k} {v:.4f}" for k, v in found.items()))
+            if stop.came or step == until:
+                break
+            # Epochs differ in the number of batches by a few, so each is cut to the first one's.
+            if step // count != epoch:
+                epoch = step // count
+                plan = batches(teacher.windows, settings.batch_tokens, settings.seed, epoch)
+            batch = plan[(step % count) % len(plan)]
+            ids = torch.from_numpy(packed(teacher.corpus, teacher.windows, batch, *teacher.special))
+            lengths = teacher.windows.lengths[batch] + 2
+            bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
+            targets_TC = teacher(batch).float()
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(step, settings)
+            optimizer.zero_grad()
+            parts = losses(student.forward_packed(ids, bounds, contiguous=True), targets_TC, bounds)
+            loss = (
+                settings.token_weight * parts["tokens"]
+                + settings.vector_weight * parts["vectors"]
+                + settings.similarity_weight * parts["similarities"]
+            )
+            if not bool(torch.isfinite(loss)):
+                raise FloatingPointError(f"step {step}: the loss is {loss.item()}")
+            loss.backward()
+            if between is not None:
+                between.pull()
+            nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip)
+            optimizer.step()
+            if between is not None:
+                between.push()
+            step += 1
+            averages.update(step)
+            seen += len(ids)
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + value.item()
+            summed += 1
+            if step % 25 == 0:
+                means = {name: value / summed for name, value in sums.items()}
+                rate = seen / (time.monotonic() - started)
+                curve.add(step, "training", means)
+                say(
+                    f"step {step:,} of {settings.steps:,}, {rate:,.0f} tokens/s: "
+                    + ", ".join(f"{k} {v:.4f}" for k, v in means.items())
+                )
+                sums, summed = {}, 0
+            if time.monotonic() - saved > save_seconds and step % 25 == 0:
+                _save(path, step, parameters, averages, optimizer, settings)
+                saved = time.monotonic()
+        _save(path, step, parameters, averages, optimizer, settings)
+    student.eval()
+    averages.put()
+    if step >= settings.steps:
+        found = judge()
+        curve.add(step, "held out", found)
+        say(f"step {step:,}: " + ", ".join(f"{k} {v:.4f}" for k, v in found.items()))
+    else:
+        say(f"stopped before step {step:,}; the same command goes on from there")
+    return step >= settings.steps
+
+
+class Curve:
+    """A line of JSON a point: step, what it is of, and its figures."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def points(self) -> list[dict[str, Any]]:
+        if not self.path.is_file():
+            return []
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+    def add(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"step": step, "of": kind} | dict(values)) + "\n")
+
+    def cut(self, step: int) -> None:
+        """Forget points that the run will come to again."""
+        kept = [
+            p
+            for p in self.points()
+            if p["step"] < step or (p["step"] == step and p["of"] != "held out")
+        ]
+        self.path.write_text("".join(json.dumps(p) + "\n" for p in kept))
+
+
+def _save(
+    path: Path, step: int, parameters: Mapping[str, nn.Parameter], averages: Averages,
+    optimizer: torch.optim.Optimizer, settings: Settings,
+) -> None:  # fmt: skip
+    partial = path.with_suffix(".partial")
+    torch.save(
+        {
+            "step": step,
+            "settings": asdict(settings),
+            "parameters": {name: p.detach() for name, p in parameters.items()},
+            "averages": averages.values,
+            "optimizer": optimizer.state_dict(),
+        },
+        partial,
+    )
+    partial.replace(path)
+
+
+def _resume(
+    path: Path, parameters: Mapping[str, nn.Parameter], averages: Averages,
+    optimizer: torch.optim.Optimizer, settings: Settings,
+) -> int:  # fmt: skip
+    """The step that comes next; 0 without a checkpoint."""
+    if not path.is_file():
+        return 0
+    state = torch.load(path, weights_only=True)
+    if state["settings"] != asdict(settings):
+        other = [k for k, v in asdict(settings).items() if state["settings"].get(k) != v]
+        raise ValueError(
+            f"{path} is of a run with another {', '.join(other)}; give its settings, or another "
+            "--work"
+        )
+    averages.put(state["parameters"])
+    averages.values = state["averages"]
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
