@@ -292,6 +292,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x_TC: Tensor, backend: str | None) -> Tensor:
         whole = torch.is_grad_enabled() or compiling() or x_TC.device.type != "cpu"
+        # A seed draws what it draws with a gradient: cached losses go through twice, once without.
+        whole = whole or (self.training and self.dropout > 0)
         if whole or x_TC.shape[0] <= CPU_ROWS:
             return self.rows(x_TC, backend)
         return torch.cat([self.rows(part_TC, backend) for part_TC in x_TC.split(CPU_ROWS)])

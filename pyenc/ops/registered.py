@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import BackendError
+
 
 class KernelOp:
     """An op that has been defined and implemented, still without its fake and its gradient."""
@@ -38,10 +40,54 @@ class KernelOp:
         return function
 
     def register_autograd(
-        self, backward: Callable[..., Any], *, setup_context: Callable[..., Any]
+        self,
+        backward: Callable[..., Any],
+        *,
+        setup_context: Callable[..., Any],
+        again: bool = False,
     ) -> None:
-        """As `torch.library.register_autograd`."""
+        """As `torch.library.register_autograd`; the gradient itself is differentiable where `again`
+        says so, and else refuses: torch would warn, and take what the kernels made for constants.
+        """
+        if not again:
+            backward = _once(self.name, backward)
         torch.library.register_autograd(self.name, backward, setup_context=setup_context)
+
+
+class _NoFurther(torch.autograd.Function):
+    """A gradient as it is; its own gradient is an error."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, grad: Tensor, of: Tensor) -> Tensor:
+        ctx.name = name
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise BackendError(
+            f"{ctx.name}: a second derivative (create_graph=True) is not "
+            'served, its gradient is made by a kernel; backend="reference" has one'
+        )
+
+
+def _once(name: str, backward: Callable[..., Any]) -> Callable[..., Any]:
+    """As `torch.autograd.function.once_differentiable`, also where only what the forward was given
+    needs a gradient and the gradient of its result does not."""
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *grads: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return backward(ctx, *grads)
+        known = (t for t in (*grads, *ctx.saved_tensors) if t is not None and t.requires_grad)
+        of = next(known, None)
+        with torch.no_grad():
+            found = backward(ctx, *grads)
+        if of is None:
+            return found
+        found = found if isinstance(found, tuple) else (found,)
+        return tuple(None if x is None else _NoFurther.apply(name, x, of) for x in found)
+
+    return run
 
 
 def cpu_op(name: str) -> Callable[[Callable[..., Any]], KernelOp]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyenc import use_backend
 from pyenc.errors import BackendError, InputError
-from pyenc.models import Encoder, EncoderConfig
+from pyenc.models import Encoder, EncoderConfig, layers
 from pyenc.ops import extension
 from tests.models.test_encoder import ABSOLUTE, ALIBI, PRE_NORM, SHAPES, WINDOWS
 
@@ -49,6 +49,22 @@ def test_a_seed_repeats(config: EncoderConfig) -> None:
     expected = loss_and_gradients(plain.eval(), 5)
     found = loss_and_gradients(encoder.eval(), 6)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("place", ["inner", "outer", "both"])
+def test_a_seed_draws_the_same_without_a_gradient(
+    config: EncoderConfig, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses with cached gradients go through twice; without a gradient a CPU splits the rows."""
+    monkeypatch.setattr(layers, "CPU_ROWS", 7)
+    named = {"hidden_dropout": 0.2, "attention_dropout": 0.2, "feed_forward_dropout": place}
+    encoder = encoder_of(config, **named)
+    first = loss_and_gradients(encoder, 5)[0]
+    with torch.no_grad():
+        torch.manual_seed(5)
+        again = encoder.forward_packed(torch.arange(20) % 7 + 3, torch.tensor([0, 8, 9, 20]))
+    torch.testing.assert_close(again, first, rtol=1e-4, atol=1e-4)
 
 
 def embeddings(encoder: Encoder, p: float) -> None:

@@ -49,10 +49,11 @@ def accelerate(model: Model) -> Model:
     A copy of the model, and its copies in spawned workers, are accelerated as well. To accelerate
     it twice is to accelerate it once.
 
-    What is run by the model's own code as before: training with dropout (so that a seeded run draws
-    what it always drew) or with gradient checkpointing of some layers alone, with offloading or
-    reentrant, `output_hidden_states`, features that are not plain token ids, torch.compile, and,
-    with one warning, a model whose modules have hooks or were exchanged for others since.
+    What is run by the model's own code as before: modules that drop something (so that a seeded run
+    draws what it always drew; in `eval` too, where some are kept in training), training with
+    gradient checkpointing of some layers alone, with offloading or reentrant,
+    `output_hidden_states`, features that are not plain token ids, torch.compile, and, with one
+    warning, a model whose modules have hooks or were exchanged for others since.
 
     Args:
         model: of sentence-transformers 6.x, with a `Transformer` of one of the families that

@@ -44,6 +44,7 @@ class Borrowed:
         self._modules = [module for module in model.modules() if module is not model]
         self._own = any(module is self.encoder for module in self._modules)
         self._parts = parts_of(model)
+        self._drops = drops_of(model)
 
     def changed(self, model: nn.Module) -> bool:
         """Whether the model, a module or a parameter in it is another object than it was."""
@@ -57,12 +58,14 @@ class Borrowed:
         """Set the encoder to training or not, as the model is.
 
         Returns:
-            False where the model's own code is run instead: in training with dropout, so that a
-            seeded run draws what it always drew, or with gradient checkpointing that pyenc's
-            encoder has not.
+            False where the model's own code is run instead: with dropout, so that a seeded run
+            draws what it always drew, or with gradient checkpointing that pyenc's encoder has not.
         """
         encoder, training = self.encoder, self.model.training
         if training and self.dropout:
+            return False
+        # Set by hand since, or kept on in `eval` (Monte Carlo dropout).
+        if any(module.training and getattr(module, name, 0) for module, name in self._drops):
             return False
         if self._own:
             return True
@@ -104,6 +107,21 @@ def checkpointing_of(model: nn.Module) -> dict[str, Any] | None:
         ):
             raise InputError("only torch's checkpoint, of every layer alike, is served")
     return options
+
+
+def drops_of(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The modules of a model that may drop something where they are in training, and what says how
+    much: `p` of torch's own, and numbers that attention hands on."""
+    found: list[tuple[nn.Module, str]] = []
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            found.append((module, "p"))
+        found += [
+            (module, name)
+            for name, value in vars(module).items()
+            if "dropout" in name and isinstance(value, float | int)
+        ]
+    return found
 
 
 def parts_of(model: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:

@@ -36,4 +36,4 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     return grad, None, None, None, None
 
 
-_op.register_autograd(_backward, setup_context=_setup)
+_op.register_autograd(_backward, setup_context=_setup, again=True)

@@ -191,6 +191,51 @@ def test_cached_gradients_under_dropout() -> None:
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
+def set_by_hand(model: Any) -> None:
+    """Where the configuration has none."""
+    for module in model.train().modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+
+
+def kept_on(model: Any) -> None:
+    """Monte Carlo dropout."""
+    set_by_hand(model)
+    for module in model.eval().modules():
+        module.training = isinstance(module, torch.nn.Dropout)
+
+
+def of_attention(model: Any) -> None:
+    """A number that a module in training hands on."""
+    for module in model.eval().modules():
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout, module.training = 0.4, True
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        *((name, change) for name in NAMES for change in (set_by_hand, kept_on)),
+        ("modernbert_embed_like_h2", of_attention),
+    ],
+)
+def test_dropout_of_modules(name: str, change: Callable[[Any], None], packed: list[Any]) -> None:
+    """What the modules are now decides, not what the configuration said: their draws, to the bit;
+    and packed again once they drop nothing."""
+    plain, ours = pair_of(name)
+    answers = []
+    for model in (plain, ours):
+        change(model)
+        torch.manual_seed(4)
+        answers.append(model(model.preprocess(TEXTS))["sentence_embedding"])
+    assert not packed
+    assert torch.equal(*answers)
+    torch.manual_seed(5)
+    assert not torch.equal(plain(plain.preprocess(TEXTS))["sentence_embedding"], answers[0])
+    ours.eval()(ours.preprocess(TEXTS))
+    assert packed
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_trainer(tmp_path: Path, packed: list[Any]) -> None:
