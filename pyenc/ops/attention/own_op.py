@@ -84,8 +84,8 @@ def _op(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, parameters: list[Tensor], *rest: Any
 ) -> tuple[Tensor, ...]:
     """What `forward` gives, the third empty where it is the first."""
-    *rest, want_backward = rest
-    terms = _terms(q, cu_seqlens, *rest)
+    *numbers, want_backward = rest
+    terms = _terms(q, cu_seqlens, *numbers)
     if want_backward and not parameters and len(q):
         _with_autograd(q, lambda: check_listed_somewhere(q, terms.bias))
     out, lse, whole, shift, total = forward(q, k, v, terms)
