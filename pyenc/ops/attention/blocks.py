@@ -236,15 +236,16 @@ def _scores(block: slice, group: Group, q_bhnd: Tensor, k_bhnd: Tensor, terms: T
 def _weights(score: Tensor) -> tuple[Tensor, Tensor]:
     """e^(score - top), in place, the faint ones 0; and top, the largest of each row (..., 1)."""
     top = score.amax(-1, keepdim=True)
-    return powers(score, top * -LOG2E, score), top
+    return powers(score, top, score), top
 
 
-def powers(score: Tensor, shift: Tensor, into: Tensor) -> Tensor:
-    """2^(score log2(e) + shift), the faint ones 0, written into a tensor of the scores' shape.
+def powers(score: Tensor, top: Tensor, into: Tensor) -> Tensor:
+    """e^(score - top), the faint ones 0, written into a tensor of the scores' shape.
 
-    torch's exp2 takes as long for -inf as for a number, its exp four times as long.
+    By powers of two: torch's exp2 takes as long for -inf as for a number, its exp four times as
+    long. Only the difference is scaled, for scores may be as large as numbers are.
     """
-    torch.add(shift, score, alpha=LOG2E, out=into)
+    torch.sub(score, top, out=into).mul_(LOG2E)
     # Before the exponential, whose results may be subnormal; a NaN is not below and stays one.
     return torch.threshold_(into, math.log2(FAINTEST), -math.inf).exp2_()
 

@@ -35,7 +35,8 @@ def check_map_decay(name: str, score: Map, i: Tensor, j: Tensor, rates: Tensor) 
         return
     for spread in SPREADS:
         _check_rising(name, score, i[:8], spread, rates)
-        s = spread * torch.randn(len(rates), len(i), len(j), dtype=torch.float64)
+        shape = len(rates), len(i), len(j)
+        s = spread * torch.randn(shape, dtype=torch.float64, device=rates.device)
         near = torch.cat([score(s[:, a : a + 1], at, at.expand(len(j))) for a, at in _each(i)], 1)
         far = score(s, i, j)
         back = (i[:, None] - j[None, :]).double()
@@ -56,7 +57,8 @@ def check_map_decay(name: str, score: Map, i: Tensor, j: Tensor, rates: Tensor) 
 
 def _check_rising(name: str, score: Map, i: Tensor, spread: float, rates: Tensor) -> None:
     heads = len(rates)
-    s, _ = (3 * spread * (2 * torch.rand(heads, 1, 64, dtype=torch.float64) - 1)).sort(-1)
+    drawn = torch.rand(heads, 1, 64, dtype=torch.float64, device=rates.device)
+    s, _ = (3 * spread * (2 * drawn - 1)).sort(-1)
     for _, at in _each(i):
         near = score(s, at, at.expand(64))
         fall = near[..., :-1] - near[..., 1:]

@@ -29,7 +29,7 @@ from torch.autograd.function import once_differentiable
 
 from ...errors import InputError
 from .bias import OwnBias, ScoreMap, added, apply_own
-from .blocks import LOG2E, keep_factor, powers
+from .blocks import keep_factor, powers
 from .groups import BLOCK_ELEMENTS, Group, groups_of
 
 TILE_ELEMENTS = 2**20
@@ -188,8 +188,7 @@ def check_listed_somewhere(q: Tensor, bias: OwnBias) -> None:
 def forward(q: Tensor, k: Tensor, v: Tensor, terms: CustomTerms) -> tuple[Tensor, ...]:
     """out (T, H, D) in q's dtype, log-sum-exp (T, H) float32 or wider, and what the backward takes.
 
-    That is out unrounded and, of each row, its largest score, negative and in base 2, and the sum
-    of its weights, both (T, H).
+    That is out unrounded and, of each row, its largest score and the sum of its weights, (T, H).
     """
     wide = torch.promote_types(q.dtype, torch.float32)
     whole = torch.empty(q.shape, dtype=wide, device=q.device)
@@ -211,7 +210,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, terms: CustomTerms) -> tuple[Tensor
                 top = highest if top is None else torch.maximum(top, highest)
                 scores.append((there, score))
             assert top is not None  # a query sees itself
-            top.masked_fill_(top.isinf(), 0.0).mul_(-LOG2E)
+            top.masked_fill_(top.isinf(), 0.0)
             total, out = torch.zeros_like(top), outs.of(*walk.shape(here, depth))
             for number, (there, score) in enumerate(scores):
                 weight = powers(score, top, weights.of(*walk.shape(here, there)))
@@ -227,7 +226,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, terms: CustomTerms) -> tuple[Tensor
         walk.put(whole, out_bid)
         walk.put(shifts.unsqueeze(-1), shift_bi1)
         walk.put(totals.unsqueeze(-1), total_bi1)
-    lse = totals.log() - shifts / LOG2E
+    lse = totals.log() + shifts
     out = whole if wide == q.dtype else whole.to(q.dtype)
     return out, lse, whole, shifts, totals
 
