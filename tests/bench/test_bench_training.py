@@ -47,7 +47,8 @@ def test_another_step_is_told(name: str, fault: str, monkeypatch: pytest.MonkeyP
 
 
 def test_profile() -> None:
-    shares = training.profile(made("alibi")["pyenc"])
+    # All rows: which are the longest is for this machine to say.
+    shares = training.profile(made("alibi")["pyenc"], rows=10_000)
     assert any("mm" in op for op, _, _ in shares)
-    assert 0.3 < sum(share for _, share, _ in shares) <= 1
+    assert sum(share for _, share, _ in shares) == pytest.approx(1)
     assert shares == sorted(shares, key=lambda each: -each[1])
