@@ -21,7 +21,7 @@ from pyenc.ops.attention.reference import attention_reference
 from pyenc.ops.attention.terms import terms_of
 from pyenc.ops.attention.triton import forward
 from pyenc_kernels.score_function import ScoreFunction
-from tests.kernels.attention.test_score_check import CAPPED, CappedALiBi
+from tests.kernels.attention.score_biases import CAPPED, CappedALiBi
 from tests.ops.attention.share_rule import check_row_shares
 from tests.ops.attention.skip_inputs import SkipInputs
 from tests.oracle import assert_right

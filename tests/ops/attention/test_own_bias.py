@@ -126,3 +126,26 @@ def test_a_second_derivative_is_refused() -> None:
     (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_scores_as_low_as_numbers_go(mapped: bool) -> None:
+    """A row of them is an average, as in torch: only differences are scaled."""
+    lowest = torch.finfo(torch.float32).min
+
+    class Lowest:
+        if mapped:
+
+            def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
+                return torch.where(i[:, None] == 5, lowest, s + 0 * j)
+        else:
+
+            def block(self, i: Tensor, j: Tensor) -> Tensor:
+                return torch.where(i[:, None] == 5, lowest, 0.0 * j).expand(2, -1, -1)
+
+    q, k, v = (torch.randn(60, 2, 8).requires_grad_() for _ in range(3))
+    bias: Any = Lowest()
+    out = attention(q, k, v, torch.tensor([0, 60]), bias=bias, backend="torch")
+    assert isinstance(out, Tensor)
+    torch.testing.assert_close(out[5], v.mean(0), rtol=1e-5, atol=1e-6)
+    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(out.sum(), (q, k, v)))
