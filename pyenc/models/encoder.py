@@ -25,7 +25,8 @@ from ..ops.backend import requested_backend
 from .config import EncoderConfig
 from .head import MaskedLMHead
 from .layers import Call, Embeddings, Layer, Norm, PreNormLayer, Turn
-from .packing import Packed, check_packed, check_ranges, count_from_padding, pack, places
+from .packing import Packed, check_packed, check_ranges, count_from_padding, pack
+from .places import places
 from .position import check_apart, make_position
 from .recompute import Recompute, recompute_of
 from .rotary import Rotary, log_length_scale

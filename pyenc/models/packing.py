@@ -15,6 +15,7 @@ from ..ops.backend import compiling
 from ..ops.constant import constant_result
 from ..ops.validation import check_cu_seqlens, sequence_bounds
 from .config import EncoderConfig
+from .places import places, sequence_of_token
 
 
 @dataclass(frozen=True)
@@ -198,14 +199,6 @@ def check_ranges(
             )
 
 
-def places(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
-    """0..n-1 in each packed sequence, (T,) int64."""
-    starts = torch.repeat_interleave(
-        cu_seqlens[:-1].long(), cu_seqlens.diff().long(), output_size=num_tokens
-    )
-    return torch.arange(num_tokens, device=cu_seqlens.device) - starts
-
-
 def count_from_padding(input_ids: Tensor, cu_seqlens: Tensor, padding_id: int) -> Tensor:
     """RoBERTa's positions, (T,) int64: the n-th id of a sequence that is not the padding id stands
     at n + padding_id (the first is n = 1), and padding ids at padding_id.
@@ -213,10 +206,8 @@ def count_from_padding(input_ids: Tensor, cu_seqlens: Tensor, padding_id: int) -
     real = input_ids != padding_id
     # One sum over all, less what it was at the beginning of each sequence.
     before = torch.nn.functional.pad(real.cumsum(0), (1, 0))
-    start = torch.repeat_interleave(
-        before[cu_seqlens[:-1].long()], cu_seqlens.diff().long(), output_size=input_ids.shape[0]
-    )
-    return (before[1:] - start) * real + padding_id
+    starts = cu_seqlens.long()[sequence_of_token(cu_seqlens, input_ids.shape[0])]
+    return (before[1:] - before[starts]) * real + padding_id
 
 
 def _has_holes(kept: Tensor, counts: Tensor) -> bool:

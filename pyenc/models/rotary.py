@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .places import sequence_of_token
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,8 @@ class Rotary:
             grown_B = (grown_B - (self.dynamic_factor - 1)) ** (dim / (dim - 2))
             far_B = spans_B > self.trained_length
             theta_B = self.theta * torch.where(far_B, grown_B, torch.ones_like(grown_B))
-            frequencies = torch.repeat_interleave(
-                1.0 / theta_B[:, None] ** exponents,
-                cu_seqlens.diff().long(),
-                dim=0,
-                output_size=positions_T.shape[0],
-            )
+            of_sequence = 1.0 / theta_B[:, None] ** exponents
+            frequencies = of_sequence[sequence_of_token(cu_seqlens, positions_T.shape[0])]
         angles = positions_T.to(torch.float32)[:, None] * frequencies
         return angles.cos(), angles.sin()
 
@@ -102,5 +99,4 @@ def log_length_scale(cu_seqlens: Tensor, length: int, at_least_one: bool, tokens
     )
     if at_least_one:
         scale_B = scale_B.clamp(min=1)
-    scale_T = torch.repeat_interleave(scale_B, counts_B.long(), output_size=tokens)
-    return scale_T[:, None, None]
+    return scale_B[sequence_of_token(cu_seqlens, tokens)][:, None, None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..models.packing import places
+from ..models.places import places, sequence_of_token
 from ..ops import segment_mean
 from .recipe import Recipe
 
@@ -41,7 +41,7 @@ def pool(
     kept: Tensor | None = None
     if recipe.pooling in ("mean", "max") and (isinstance(skip, Tensor) or skip):
         if isinstance(skip, Tensor):
-            skip = torch.repeat_interleave(skip, lengths.long(), output_size=hidden_TC.shape[0])
+            skip = skip[sequence_of_token(cu_seqlens, hidden_TC.shape[0])]
         kept = places(cu_seqlens, hidden_TC.shape[0]) >= skip
     if recipe.pooling == "mean":
         weights = None if kept is None else kept.float()
@@ -59,9 +59,10 @@ def pool(
             place = cu_seqlens[1:] - 1
             if recipe.pooling == "cls":
                 place = cu_seqlens[:-1] + torch.where(lengths > skip, skip, 0)
-            pooled = hidden_TC.new_zeros(len(lengths), hidden_TC.shape[1], dtype=wide)
-            some = lengths > 0
-            pooled[some] = hidden_TC[place[some]].to(wide)
+            # An empty sequence has no place; what it takes instead is left out below.
+            place = place.clamp(0, max(hidden_TC.shape[0] - 1, 0))
+            rows = hidden_TC if len(hidden_TC) else hidden_TC.new_zeros(1, hidden_TC.shape[1])
+            pooled = rows[place].to(wide)
         pooled = torch.where(lengths[:, None] > 0, pooled, 0)
     for dense in recipe.dense:
         pooled = dense(pooled)

@@ -20,7 +20,7 @@ from .forward_kernel import attention_forward
 from .grad_dense_kernel import attention_grad_dense
 from .grad_keys_kernel import attention_grad_keys
 from .grad_queries_kernel import attention_delta, attention_grad_queries
-from .ranges_kernel import key_ranges, key_reach, query_hulls
+from .ranges_kernel import key_outer, key_ranges, key_reach, longest_first, query_hulls
 
 MAX_HEAD_DIM = 256
 UNBOUNDED = 2**30
@@ -51,7 +51,7 @@ class Terms:
 
 class Ranges(NamedTuple):
     """Which grains of the others each grain meets, [first, last) in (H, S, 2) int32, and the slots
-    (H S,) in the order that takes the longest first."""
+    (H S,) int32 in the order that takes the longest first."""
 
     met: Tensor
     order: Tensor
@@ -77,23 +77,27 @@ def ranges(q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms) -> Ranges | N
         k, center, reach, cu_seqlens, k.stride(0), k.stride(1), n_sequences, slots,
         HEAD_DIM=head_dim, BLOCK_D=block_d, num_warps=4 if block_d < 256 else 8,
     )  # fmt: skip
+    outer = q.new_empty((2, heads, slots), dtype=torch.float32)
+    key_outer[(n_sequences, heads)](reach, outer, cu_seqlens, slots, BLOCK_S=32, num_warps=1)
     met = q.new_empty((heads, slots, 2), dtype=torch.int32)
     positions, params = _or(terms.positions, q), _or(terms.params, q)
     key_ranges[(slots * heads,)](
-        q, k, center, reach, met, cu_seqlens, positions, params,
+        q, k, center, reach, outer, met, cu_seqlens, positions, params,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), params.stride(0), n_sequences, slots,
         terms.scale, terms.skip_eps,
         SCORE=bias.score, DECAY=bias.decay, MAPPED=bias.slope is not None,
         HAS_POSITIONS=terms.positions is not None, HEAD_DIM=head_dim, BLOCK_D=block_d,
-        BLOCK_S=BLOCK_S, PRECISION="ieee", BLOCK=_range_block(q), num_warps=8,
+        BLOCK_S=BLOCK_S, PRECISION="ieee", BLOCK=_range_block(q), num_warps=4,
     )  # fmt: skip
     return ordered(met)
 
 
 def ordered(met: Tensor) -> Ranges:
     """Ranges (H, S, 2) of what is met, with their order: falling by length, the same every time."""
-    lengths = (met[..., 1] - met[..., 0]).flatten()
-    return Ranges(met, torch.sort(lengths, descending=True, stable=True).indices)
+    work = met.shape[0] * met.shape[1]
+    order = met.new_empty((work,))
+    longest_first[(triton.cdiv(work, 32),)](met, order, work, BLOCK_W=32, BLOCK_O=256)
+    return Ranges(met, order)
 
 
 def _hulls(keys: Ranges, cu_seqlens: Tensor) -> Ranges:

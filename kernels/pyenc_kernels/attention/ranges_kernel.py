@@ -61,13 +61,40 @@ def key_reach(
     tl.store(p_reach + i_head * n_slots + i_slot, tl.where(broken, float("inf"), reach))
 
 
+@triton.jit
+def key_outer(p_reach, p_outer, p_cu, n_slots, BLOCK_S: tl.constexpr):
+    """Program (B, H): the largest reach of a grain and of all before it in its sequence, and of all
+    after it, p_outer (2, H, S)."""
+    i_sequence = tl.program_id(0)
+    i_head = tl.program_id(1)
+    begin = tl.load(p_cu + i_sequence).to(tl.int64)
+    n = (tl.load(p_cu + i_sequence + 1).to(tl.int64) - begin).to(tl.int32)
+    n_grains = (n + GRAIN - 1) // GRAIN
+    first = i_head * n_slots + (begin // GRAIN).to(tl.int32) + i_sequence
+    n_blocks = (n_grains + BLOCK_S - 1) // BLOCK_S
+    o_own = tl.arange(0, BLOCK_S)
+    for AFTER in tl.static_range(2):
+        most = tl.max(tl.zeros([BLOCK_S], tl.float32), 0)
+        for turn in range(n_blocks):
+            o_in = turn * BLOCK_S + o_own
+            m_in = o_in < n_grains
+            o_grain = first + (n_grains - 1 - o_in if AFTER else o_in)
+            b_reach = tl.load(p_reach + o_grain, mask=m_in, other=0.0)
+            # (S, S): row r has the grains up to r.
+            b_before = tl.where(o_own[None, :] <= o_own[:, None], b_reach[None, :], 0.0)
+            b_most = tl.maximum(tl.max(b_before, 1), most)
+            p_most = p_outer + AFTER * tl.num_programs(1) * n_slots + o_grain
+            tl.store(p_most, b_most, mask=m_in)
+            most = tl.maximum(most, tl.max(b_reach, 0))
+
+
 SLACK = tl.constexpr(1e-4)
 """Of a length: more than 264 roundings of 2^-23, those of a dot product of 256 numbers, twice."""
 
 
 @triton.jit
 def _side_end(
-    b_along, b_length, b_lse, b_i, p_reach, p_positions, begin, n, first_grain, n_grains, mu,
+    b_along, b_length, b_lse, b_i, p_outer, p_positions, begin, n, first_grain, n_grains, mu,
     budget, i_head, p_params, SCORE: tl.constexpr, MAPPED: tl.constexpr, LEFT: tl.constexpr,
     HAS_POSITIONS: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
@@ -79,25 +106,23 @@ def _side_end(
         n_side = first_grain
     else:
         n_side = n_grains - first_grain - 1
+    # Further out the bound falls: distances grow, and the largest reach from there on does not. So
+    # those to be met are the nearest ones, and a search of BLOCK_S places a turn finds how many.
     n_met = n_side * 0
-    outer = tl.max(tl.zeros([BLOCK_S], tl.float32), 0)  # the largest reach of all further out
-    n_blocks = (n_side + BLOCK_S - 1) // BLOCK_S
-    # From the far end towards the queries, so that a running maximum is over all further out.
-    for back in range(n_blocks):
-        o_out = (n_blocks - 1 - back) * BLOCK_S + tl.arange(0, BLOCK_S)  # 0 is the nearest
-        m_out = o_out < n_side
+    n_left = n_side
+    while n_left > 0:
+        step = (n_left + BLOCK_S - 1) // BLOCK_S
+        o_part = tl.arange(0, BLOCK_S)
+        m_part = o_part * step < n_left
+        o_out = n_met + tl.minimum(o_part * step + step, n_left) - 1  # each part's last
         if LEFT:
             o_grain = first_grain - 1 - o_out
             o_near = o_grain * GRAIN + GRAIN - 1
         else:
             o_grain = first_grain + 1 + o_out
             o_near = o_grain * GRAIN
-        b_reach = tl.load(p_reach + o_grain, mask=m_out, other=0.0)
-        # (S, S): row r has the grains from r outward.
-        b_further = tl.where(o_out[None, :] >= o_out[:, None], b_reach[None, :], 0.0)
-        b_most = tl.maximum(tl.max(b_further, 1), outer)
-        outer = tl.maximum(outer, tl.max(b_reach, 0))
-        b_near = places_of(p_positions, begin, tl.where(m_out, o_near, 0), n, HAS_POSITIONS)
+        b_most = tl.load(p_outer + o_grain, mask=m_part, other=0.0)
+        b_near = places_of(p_positions, begin, tl.where(m_part, o_near, 0), n, HAS_POSITIONS)
         b_away = tl.abs(b_i[:, None] - b_near[None, :])  # (M, S)
         b_bound = b_along[:, None] + b_length[:, None] * b_most[None, :]
         if MAPPED:
@@ -109,13 +134,15 @@ def _side_end(
         b_bound += geometric - mu * b_away
         b_faint = b_bound <= b_lse[:, None] + budget
         b_open = tl.max((~b_faint).to(tl.int32), 0) > 0
-        n_met = tl.maximum(n_met, tl.max(tl.where(b_open & m_out, o_out + 1, 0), 0))
+        n_open = tl.max(tl.where(b_open & m_part, o_part + 1, 0), 0) * step
+        n_met += tl.minimum(n_open, n_left)
+        n_left = tl.where(n_open < n_left, tl.minimum(step, n_left - n_open) - 1, 0)
     return tl.where(mu > 0, n_met, n_side)
 
 
 @triton.jit(do_not_specialize=["n_sequences", "n_slots"])
 def key_ranges(
-    p_q, p_k, p_center, p_reach, p_ranges, p_cu, p_positions, p_params,
+    p_q, p_k, p_center, p_reach, p_outer, p_ranges, p_cu, p_positions, p_params,
     s_qt, s_qh, s_kt, s_kh, s_params, n_sequences, n_slots, scale, eps,
     SCORE: tl.constexpr, DECAY: tl.constexpr, MAPPED: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK: tl.constexpr,
@@ -136,8 +163,10 @@ def key_ranges(
         b_center = tl.load(p_row + o_d, mask=o_d < HEAD_DIM, other=0.0)
         center = tl.sqrt(tl.sum(b_center * b_center, 0))
         n_grains = (n + GRAIN - 1) // GRAIN
-        p_reach += i_head * n_slots + i_slot - first
-        own_reach = tl.load(p_reach + first)
+        of_sequence = i_head * n_slots + i_slot - first
+        own_reach = tl.load(p_reach + of_sequence + first)
+        p_outer += of_sequence
+        p_further = p_outer + tl.num_programs(0)
         left = first * 0
         right = first * 0
         n_parts: tl.constexpr = GRAIN // BLOCK
@@ -174,13 +203,13 @@ def key_ranges(
             b_along = tl.where(o_i < n, b_along, NO_SCORE)
             budget = tl.log2(eps / 2)
             further = _side_end(
-                b_along, b_length, b_lse, b_i, p_reach, p_positions, begin, n, first, n_grains,
+                b_along, b_length, b_lse, b_i, p_outer, p_positions, begin, n, first, n_grains,
                 DECAY(i_head, p_params, True) * LOG2E, budget, i_head, p_params, SCORE, MAPPED,
                 True, HAS_POSITIONS, BLOCK_S,
             )  # fmt: skip
             left = tl.maximum(left, further)
             further = _side_end(
-                b_along, b_length, b_lse, b_i, p_reach, p_positions, begin, n, first, n_grains,
+                b_along, b_length, b_lse, b_i, p_further, p_positions, begin, n, first, n_grains,
                 DECAY(i_head, p_params, False) * LOG2E, budget, i_head, p_params, SCORE, MAPPED,
                 False, HAS_POSITIONS, BLOCK_S,
             )  # fmt: skip
@@ -213,3 +242,26 @@ def query_hulls(
             last = tl.maximum(last, tl.max(tl.where(met, o_g + 1, 0), 0))
     tl.store(p_hulls + i_number.to(tl.int64) * 2, first)
     tl.store(p_hulls + i_number.to(tl.int64) * 2 + 1, last)
+
+
+@triton.jit(do_not_specialize=["n_work"])
+def longest_first(p_ranges, p_order, n_work, BLOCK_W: tl.constexpr, BLOCK_O: tl.constexpr):
+    """Program (blocks of H S,): p_order (H S,), the slots falling by the length of their range,
+    those of one length as they lie. Each counts who comes before its own: n_work^2 comparisons are
+    less than the launches of a sort."""
+    o_own = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
+    m_own = o_own < n_work
+    p_own = p_ranges + o_own.to(tl.int64) * 2
+    b_own = tl.load(p_own + 1, mask=m_own, other=0) - tl.load(p_own, mask=m_own, other=0)
+    b_place = tl.zeros([BLOCK_W], tl.int32)
+    for turn in range((n_work + BLOCK_O - 1) // BLOCK_O):
+        o_other = turn * BLOCK_O + tl.arange(0, BLOCK_O)
+        m_other = o_other < n_work
+        p_other = p_ranges + o_other.to(tl.int64) * 2
+        b_end = tl.load(p_other + 1, mask=m_other, other=-1)  # no range is as short as -1
+        b_other = b_end - tl.load(p_other, mask=m_other, other=0)
+        b_before = b_other[None, :] > b_own[:, None]
+        same = b_other[None, :] == b_own[:, None]
+        b_before = b_before | (same & (o_other[None, :] < o_own[:, None]))
+        b_place += tl.sum(b_before.to(tl.int32), 1)
+    tl.store(p_order + b_place, o_own, mask=m_own)

@@ -25,10 +25,35 @@ def _tanh_argument(x):
 
 
 @triton.jit
-def activate(x, ACTIVATION: tl.constexpr):
-    """activation(x), float32."""
+def _normal_share(x, HALF: tl.constexpr):
+    """Of a normal distribution what is not above x: Phi(x) = (1 + erf(x / sqrt 2)) / 2.
+
+    HALF: for results in half precision, to 2^-16.8 of itself above -5.6, to 1e-13 below: the
+    logarithm of the share beyond |x| is nearly a parabola, so a polynomial and one power of two
+    give it, in half the instructions of an erf that is right to float32's last place. Behind a
+    matrix product those are not hidden. Coefficients: least maximum of |error| on 0 to 5.6 by
+    iterated weighted least squares; the last is negative, so that far out nothing is left.
+    """
+    if HALF:
+        z = tl.abs(x)
+        log = -1.6400987536543882e-06 * z + 5.7679329430374826e-05
+        log = log * z - 0.0008992813613623821
+        log = log * z + 0.00838276754506909
+        log = log * z - 0.05369711675980954
+        log = log * z - 0.45873882610071015
+        log = log * z - 1.1511325798807575
+        log = log * z - 1.0000076162718727
+        beyond = tl.exp2(log)
+        return tl.where(x < 0.0, beyond, 1.0 - beyond)
+    else:
+        return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr, HALF: tl.constexpr):
+    """activation(x), float32; HALF: the result will be rounded to half precision."""
     if ACTIVATION == "gelu":
-        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+        return x * _normal_share(x, HALF)
     elif ACTIVATION == "gelu_tanh":
         argument, _ = _tanh_argument(x)
         return x * tl.sigmoid(argument)
@@ -39,11 +64,11 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def activate_slope(x, ACTIVATION: tl.constexpr):
-    """d activation / d x, float32."""
+def activate_slope(x, ACTIVATION: tl.constexpr, HALF: tl.constexpr):
+    """d activation / d x, float32; HALF: as of `activate`."""
     if ACTIVATION == "gelu":
         density = 0.3989422804014327 * tl.exp(-0.5 * x * x)
-        return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * density
+        return _normal_share(x, HALF) + x * density
     elif ACTIVATION == "gelu_tanh":
         argument, slope = _tanh_argument(x)
         share = tl.sigmoid(argument)
@@ -70,9 +95,8 @@ def gated_forward(
 ):  # fmt: skip
     """Program (blocks of T, blocks of F): out (T, F), contiguous."""
     o_t, o_f, mask = _tile(n_rows, n_columns, BLOCK_T, BLOCK_F)
-    b_out = activate(
-        tl.load(p_gate + o_t * s_gate + o_f, mask=mask, other=0.0).to(tl.float32), ACTIVATION
-    )
+    b_gate = tl.load(p_gate + o_t * s_gate + o_f, mask=mask, other=0.0).to(tl.float32)
+    b_out = activate(b_gate, ACTIVATION, p_out.dtype.element_ty != tl.float32)
     if HAS_VALUE:
         b_out *= tl.load(p_value + o_t * s_value + o_f, mask=mask, other=0.0).to(tl.float32)
     tl.store(p_out + o_t * n_columns + o_f, b_out.to(p_out.dtype.element_ty), mask=mask)
@@ -88,11 +112,12 @@ def gated_backward(
     o_t, o_f, mask = _tile(n_rows, n_columns, BLOCK_T, BLOCK_F)
     b_grad = tl.load(p_grad_out + o_t * s_grad_out + o_f, mask=mask, other=0.0).to(tl.float32)
     b_gate = tl.load(p_gate + o_t * s_gate + o_f, mask=mask, other=0.0).to(tl.float32)
-    b_grad_gate = b_grad * activate_slope(b_gate, ACTIVATION)
+    half: tl.constexpr = p_grad_gate.dtype.element_ty != tl.float32
+    b_grad_gate = b_grad * activate_slope(b_gate, ACTIVATION, half)
     if HAS_VALUE:
         b_value = tl.load(p_value + o_t * s_value + o_f, mask=mask, other=0.0).to(tl.float32)
         b_grad_gate *= b_value
-        b_grad_value = b_grad * activate(b_gate, ACTIVATION)
+        b_grad_value = b_grad * activate(b_gate, ACTIVATION, half)
         p_grad_value += o_t * s_grad_value + o_f
         tl.store(p_grad_value, b_grad_value.to(p_grad_value.dtype.element_ty), mask=mask)
     p_grad_gate += o_t * s_grad_gate + o_f

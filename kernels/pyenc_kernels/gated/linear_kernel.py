@@ -42,32 +42,31 @@ def _gate_and_value(
     GATE_FIRST: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """x W^T + b of a tile, both halves (BLOCK_T, BLOCK_F) float32; EVEN: BLOCK_C divides C."""
+    """x W^T + b of a tile, both halves (BLOCK_T, BLOCK_F) float32; EVEN: BLOCK_C divides C.
+
+    One product: rows of the weight's two halves take turns in its tile, so that a column of either
+    half lies beside the other's in the same thread, and taking them apart moves nothing.
+    """
     # What lies outside reads the last row again, and is not written: no mask in the loop.
     o_x = tl.minimum(o_t, n_rows - 1).to(tl.int64)[:, None] * s_x
-    o_weight = tl.minimum(o_f, n_columns - 1).to(tl.int64)[None, :] * s_weight
-    o_second = (tl.zeros([], tl.int64) + n_columns) * s_weight  # F of one is a constant
+    o_first = tl.minimum(o_f, n_columns - 1)
+    o_both = tl.reshape(tl.join(o_first, o_first + n_columns), (2 * BLOCK_F,))
     o_c = tl.arange(0, BLOCK_C)
     p_x += o_x + o_c[None, :]
-    p_first = p_weight + o_weight + o_c[:, None]
-    p_second = p_first + o_second
-    b_first = tl.zeros([BLOCK_T, BLOCK_F], tl.float32)
-    b_second = tl.zeros([BLOCK_T, BLOCK_F], tl.float32)
+    p_weight += o_both.to(tl.int64)[None, :] * s_weight + o_c[:, None]
+    b_both = tl.zeros([BLOCK_T, 2 * BLOCK_F], tl.float32)
     for c in range(0, n_inner, BLOCK_C):
         if EVEN:
             b_x = tl.load(p_x)
-            b_first_weight = tl.load(p_first)
-            b_second_weight = tl.load(p_second)
+            b_weight = tl.load(p_weight)
         else:
             m_c = o_c < n_inner - c
             b_x = tl.load(p_x, mask=m_c[None, :], other=0.0)
-            b_first_weight = tl.load(p_first, mask=m_c[:, None], other=0.0)
-            b_second_weight = tl.load(p_second, mask=m_c[:, None], other=0.0)
-        b_first = tl.dot(b_x, b_first_weight, b_first, input_precision="ieee")
-        b_second = tl.dot(b_x, b_second_weight, b_second, input_precision="ieee")
+            b_weight = tl.load(p_weight, mask=m_c[:, None], other=0.0)
+        b_both = tl.dot(b_x, b_weight, b_both, input_precision="ieee")
         p_x += BLOCK_C
-        p_first += BLOCK_C
-        p_second += BLOCK_C
+        p_weight += BLOCK_C
+    b_first, b_second = tl.split(tl.reshape(b_both, (BLOCK_T, BLOCK_F, 2)))
     if HAS_BIAS:
         m_f = o_f < n_columns
         b_first += tl.load(p_bias + o_f, mask=m_f, other=0.0).to(tl.float32)[None, :]
@@ -91,10 +90,11 @@ def gated_linear_forward(
         p_x, p_weight, p_bias, o_t, o_f, s_x, s_weight, n_rows, n_columns, n_inner,
         GATE_FIRST, HAS_BIAS, EVEN, BLOCK_T, BLOCK_F, BLOCK_C,
     )  # fmt: skip
-    b_out = activate(b_gate, ACTIVATION) * b_value
+    dtype = p_out.dtype.element_ty
+    b_out = activate(b_gate, ACTIVATION, dtype != tl.float32) * b_value
     mask = (o_t < n_rows)[:, None] & (o_f < n_columns)[None, :]
     p_out += o_t.to(tl.int64)[:, None] * n_columns + o_f[None, :]
-    tl.store(p_out, b_out.to(p_out.dtype.element_ty), mask=mask)
+    tl.store(p_out, b_out.to(dtype), mask=mask)
 
 
 @triton.jit(do_not_specialize=["n_rows"])
@@ -114,8 +114,9 @@ def gated_linear_backward(
     o_f = o_f[None, :]
     mask = (o_t < n_rows) & (o_f < n_columns)
     b_grad = tl.load(p_grad_out + o_t * s_grad_out + o_f, mask=mask, other=0.0).to(tl.float32)
-    b_grad_gate = b_grad * b_value * activate_slope(b_gate, ACTIVATION)
-    b_grad_value = b_grad * activate(b_gate, ACTIVATION)
+    half: tl.constexpr = p_grad.dtype.element_ty != tl.float32
+    b_grad_gate = b_grad * b_value * activate_slope(b_gate, ACTIVATION, half)
+    b_grad_value = b_grad * activate(b_gate, ACTIVATION, half)
     p_first = p_grad + o_t * (2 * n_columns) + o_f
     dtype = p_grad.dtype.element_ty
     if GATE_FIRST:

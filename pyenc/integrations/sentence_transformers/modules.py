@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ...models import Encoder
-from ...models.packing import Packed, pack, places
+from ...models.packing import Packed, pack
+from ...models.places import places
 from ...ops import segment_mean
 from .borrowed import Borrowed, is_changed, parts_of
 from .classes import Standing

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ...models.packing import places
+from ...models.places import places
 from ...ops import attention
 from .mask import NAME, ONLY, PaddingMask
 

@@ -39,7 +39,7 @@ def add_layer_norm(
         weight, bias: (C,); bias may be None.
         eps: added to the variance.
         backend: "cpu", "triton" (up to 8,192 channels), "torch" or "reference"; None chooses, for
-            layer norm "cpu" where float32 needs a gradient and else "torch".
+            layer norm "triton" on a GPU, "cpu" where float32 needs a gradient and else "torch".
 
     Returns:
         (normed, sum), both (..., C) in the dtype of the sum, which a pre-norm block carries on.
@@ -108,9 +108,10 @@ def backend_table(x: Tensor, residual: Tensor | None = None) -> dict[str, WhyNot
 
 
 def _layer_norm_table(x: Tensor, residual: Tensor | None) -> dict[str, WhyNot]:
-    """As `backend_table`, in the order that bench/NOTES.md's measurements give; of Triton's kernel
-    there are none, and as many bytes are moved and kept as by torch's."""
+    """As `backend_table`, in the order that bench/NOTES.md's measurements give."""
     table = backend_table(x, residual)
+    if x.device.type != "cpu":
+        return {"triton": table["triton"], "torch": table["torch"], **table}
     if torch.is_grad_enabled() and x.requires_grad and x.dtype == torch.float32:
         return {"cpu": table["cpu"], "torch": table["torch"], **table}
     # Without a gradient torch's norm is no slower, and cheaper to call on a few tokens.
