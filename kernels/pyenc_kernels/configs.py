@@ -8,10 +8,13 @@ writes entries.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
 import math
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +88,27 @@ def ranges_pay(device: torch.device, n_tokens: int, n_sequences: int) -> bool:
     """Whether to look for the keys that a decaying bias leaves relevant: where sequences are on
     average at least as long as the device's "range_length". The passes that find out are a loss for
     shorter ones. Shapes alone tell, so that the same call is always computed in the same way."""
-    return n_tokens >= _range_length(keys_of(device)) * n_sequences
+    return average_length(n_tokens, n_sequences) >= _range_length(keys_of(device))
+
+
+_AVERAGE: ContextVar[float | None] = ContextVar("average", default=None)
+
+
+@contextlib.contextmanager
+def averaging(length: float) -> Iterator[None]:
+    """For a while all calls have sequences of so many tokens on average, whatever their shapes say:
+    a batch that was filled up to a shape is computed as what is in it would be."""
+    token = _AVERAGE.set(length)
+    try:
+        yield
+    finally:
+        _AVERAGE.reset(token)
+
+
+def average_length(n_tokens: int, n_sequences: int) -> float:
+    """Tokens of a sequence, for choosing: by shapes, where `averaging` says nothing."""
+    told = _AVERAGE.get()
+    return n_tokens / max(n_sequences, 1) if told is None else told
 
 
 def gated_linear_rows(device: torch.device) -> int | None:

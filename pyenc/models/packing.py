@@ -15,7 +15,7 @@ from ..ops.backend import compiling
 from ..ops.constant import constant_result
 from ..ops.validation import check_cu_seqlens, sequence_bounds
 from .config import EncoderConfig
-from .places import places, sequence_of_token
+from .places import sequence_of_token
 
 
 @dataclass(frozen=True)

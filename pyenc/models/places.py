@@ -1,4 +1,4 @@
-"""Where packed tokens stand: in which sequence, and at which place of it, told by the device itself.
+"""Where packed tokens stand: in which sequence, and where in it; told by the device itself.
 
 Shapes: B sequences, T packed tokens.
 """

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..models import Encoder
+from . import graphs
 from .finish import Finish
 from .pooling import pool
 from .recipe import Recipe
@@ -30,14 +31,23 @@ def run_packed(
     model: Encoder, recipe: Recipe, batch: Packed, output: str, finish: Finish
 ) -> Tensor:
     """Pooled (B, dim), or every token's state (T, dim); float32, on the model's device."""
-    ids = torch.from_numpy(batch.ids.astype(np.int64, copy=False))
-    cu_seqlens = torch.from_numpy(np.cumsum(np.concatenate([[0], batch.lengths])))
-    model.check(ids, cu_seqlens)  # here, where looking at them waits for nobody
-    parts = [ids.numpy(), cu_seqlens.numpy(), *([batch.skip] if batch.skip.any() else [])]
+    bounds = np.cumsum(np.concatenate([[0], batch.lengths]))
+    numbers = batch.ids.astype(np.int64, copy=False)
+    # Here, where looking at them waits for nobody.
+    model.check(torch.from_numpy(numbers), torch.from_numpy(bounds))
+    tokens, sequences = len(numbers), len(batch.lengths)
+    shape = graphs.shape_for(model, tokens, sequences)
+    if shape is not None:
+        numbers, bounds = graphs.filled(numbers, bounds, shape, model.config.padding_id)
+    parts = [numbers, bounds, *([batch.skip] if batch.skip.any() else [])]
     ids, cu_seqlens, *skipped = sent(parts, model.device)
     leading: Tensor | int = skipped[0] if skipped else 0
     with evaluating(model), torch.inference_mode():
-        values = model.forward_packed(ids, cu_seqlens, checked=True)
+        if shape is None:
+            values = model.forward_packed(ids, cu_seqlens, checked=True)
+        else:
+            values = graphs.forward(model, ids, cu_seqlens, tokens, sequences)[:tokens]
+            cu_seqlens = cu_seqlens[: sequences + 1]
         if output == "pooled":
             values = pool(values, cu_seqlens, recipe, skip_tokens=leading, backend=model.backend)
         return finish(values)

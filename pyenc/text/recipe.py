@@ -50,10 +50,23 @@ class Dense:
     activation: str
 
     def __call__(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x)
-        y = torch.nn.functional.linear(x, self.weight.to(x), bias)
+        y = torch.nn.functional.linear(x, *self._as(x))
         function = DENSE_ACTIVATIONS[self.activation]
         return y if function is None else function(y)
+
+    def _as(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(weight, bias) where x is and in its dtype; a copy is kept, since the next one would wait
+        for a GPU."""
+        version = 0 if self.weight.is_inference() else self.weight._version
+        key = x.device, x.dtype, version
+        kept = self.__dict__.get("_kept")
+        if kept is None or kept[0] != key:
+            kept = key, self.weight.to(x), None if self.bias is None else self.bias.to(x)
+            object.__setattr__(self, "_kept", kept)  # frozen, but for this
+        return kept[1], kept[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Dense):

@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from .. import interpreting
-from ..configs import Config, config_for, ranges_pay
+from ..configs import Config, average_length, config_for, ranges_pay
 from ..score_function import ScoreFunction
 from ..slots import GRAIN, n_slots
 from .forward_kernel import attention_forward
@@ -245,7 +245,7 @@ def _config(
     """By head dim and an average sequence: shapes tell, and nothing waits for the device."""
     if given and (config := given.get(kernel)) is not None:
         return config
-    length = q.shape[0] // max(cu_seqlens.numel() - 1, 1)
+    length = int(average_length(q.shape[0], cu_seqlens.numel() - 1))
     variant = _variant(flags, learned)
     return config_for(kernel, q, q.shape[2], length, whole=True, variant=variant)
 

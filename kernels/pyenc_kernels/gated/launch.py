@@ -18,6 +18,7 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
 TURN_BYTES = 128
 """Of a row of x and of the weight that a turn of the product's loop takes: what lies side by side
 in shared memory as the matrix units read it."""
+PROGRAMS = 132
 GROUP = 8
 """Blocks of rows that are gone through before the next columns."""
 
@@ -80,8 +81,8 @@ def linear_forward(
     out = x.new_empty((x.shape[0], weight.shape[0] // 2))
     if out.numel() == 0:
         return out
-    grid, sizes = _launch_linear("gated_linear_forward", x, weight, config)
-    gated_linear_forward[grid](
+    (tiles,), sizes = _launch_linear("gated_linear_forward", x, weight, config)
+    gated_linear_forward[(min(tiles, PROGRAMS),)](
         x, weight, weight if bias is None else bias, out, x.stride(0), weight.stride(0),
         *out.shape, x.shape[1],
         ACTIVATION=activation, GATE_FIRST=gate_first, HAS_BIAS=bias is not None, **sizes,

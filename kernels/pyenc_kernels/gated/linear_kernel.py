@@ -18,14 +18,13 @@ from .kernel import activate, activate_slope
 
 @triton.jit
 def _tile_in_groups(
-    n_rows, n_columns, GROUP: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr
+    i_program, n_rows, n_columns, GROUP: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr
 ):
-    """Rows (BLOCK_T,) and columns (BLOCK_F,) of a program's tile.
+    """Rows (BLOCK_T,) and columns (BLOCK_F,) of a tile.
 
-    Programs go down GROUP blocks of rows before they take the next columns: those that run together
-    share few blocks of x and of the weight, which then stay in the cache.
+    Tiles go down GROUP blocks of rows before the next columns: those that run together share few
+    blocks of x and of the weight, which then stay in the cache.
     """
-    i_program = tl.program_id(0)
     n_blocks = tl.cdiv(n_rows, BLOCK_T)
     n_of_group = GROUP * tl.cdiv(n_columns, BLOCK_F)
     first = i_program // n_of_group * GROUP
@@ -84,17 +83,20 @@ def gated_linear_forward(
     ACTIVATION: tl.constexpr, GATE_FIRST: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Program (tiles,): out (T, F), contiguous."""
-    o_t, o_f = _tile_in_groups(n_rows, n_columns, GROUP, BLOCK_T, BLOCK_F)
-    b_gate, b_value = _gate_and_value(
-        p_x, p_weight, p_bias, o_t, o_f, s_x, s_weight, n_rows, n_columns, n_inner,
-        GATE_FIRST, HAS_BIAS, EVEN, BLOCK_T, BLOCK_F, BLOCK_C,
-    )  # fmt: skip
+    """Program (some,): out (T, F), contiguous, a tile after the other, each with the first loads of
+    the next under way."""
     dtype = p_out.dtype.element_ty
-    b_out = activate(b_gate, ACTIVATION, dtype != tl.float32) * b_value
-    mask = (o_t < n_rows)[:, None] & (o_f < n_columns)[None, :]
-    p_out += o_t.to(tl.int64)[:, None] * n_columns + o_f[None, :]
-    tl.store(p_out, b_out.to(dtype), mask=mask)
+    n_tiles = tl.cdiv(n_rows, BLOCK_T) * tl.cdiv(n_columns, BLOCK_F)
+    for i_tile in tl.range(tl.program_id(0), n_tiles, tl.num_programs(0), flatten=True):
+        o_t, o_f = _tile_in_groups(i_tile, n_rows, n_columns, GROUP, BLOCK_T, BLOCK_F)
+        b_gate, b_value = _gate_and_value(
+            p_x, p_weight, p_bias, o_t, o_f, s_x, s_weight, n_rows, n_columns, n_inner,
+            GATE_FIRST, HAS_BIAS, EVEN, BLOCK_T, BLOCK_F, BLOCK_C,
+        )  # fmt: skip
+        b_out = activate(b_gate, ACTIVATION, dtype != tl.float32) * b_value
+        mask = (o_t < n_rows)[:, None] & (o_f < n_columns)[None, :]
+        p_tile = p_out + o_t.to(tl.int64)[:, None] * n_columns + o_f[None, :]
+        tl.store(p_tile, b_out.to(dtype), mask=mask)
 
 
 @triton.jit(do_not_specialize=["n_rows"])
@@ -105,7 +107,7 @@ def gated_linear_backward(
     GROUP: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Program (tiles,): the gradient of x W^T + b (T, 2F), contiguous, in the weight's order."""
-    o_t, o_f = _tile_in_groups(n_rows, n_columns, GROUP, BLOCK_T, BLOCK_F)
+    o_t, o_f = _tile_in_groups(tl.program_id(0), n_rows, n_columns, GROUP, BLOCK_T, BLOCK_F)
     b_gate, b_value = _gate_and_value(
         p_x, p_weight, p_bias, o_t, o_f, s_x, s_weight, n_rows, n_columns, n_inner,
         GATE_FIRST, HAS_BIAS, EVEN, BLOCK_T, BLOCK_F, BLOCK_C,

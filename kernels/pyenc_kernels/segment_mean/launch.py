@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..configs import Config, config_for
+from ..configs import Config, average_length, config_for
 from ..slots import n_slots
 from .kernel import segment_mean_backward, segment_mean_finish, segment_mean_sum
 
@@ -26,7 +26,7 @@ def _tile(
     """(rows, columns) of a tile, and how a program is launched."""
     tokens, channels = x.shape
     config = (configs or {}).get(kernel)
-    config = config or config_for(kernel, x, channels, tokens // max(n_segments, 1))
+    config = config or config_for(kernel, x, channels, int(average_length(tokens, n_segments)))
     rows, columns = config.block(channels, whole=whole)
     return min(rows, CHUNK), columns, config.launch
 

@@ -1,4 +1,4 @@
-"""The passes before the main kernels: what they find in texts of many grains, and in which order."""
+"""The passes before the main kernels: what they find in texts of many grains, in which order."""
 
 from __future__ import annotations
 
@@ -82,9 +82,7 @@ def test_the_bound_is_met_grain_by_grain(device: str) -> None:
 
 
 @pytest.mark.parametrize(("heads", "slots"), [(1, 1), (3, 11), (2, 200), (1, 257)])
-def test_the_longest_come_first_and_equals_as_they_lie(
-    heads: int, slots: int, device: str
-) -> None:
+def test_the_longest_come_first_and_equals_as_they_lie(heads: int, slots: int, device: str) -> None:
     torch.manual_seed(slots)
     first = torch.randint(0, 5, (heads, slots, 1))
     met = torch.cat([first, first + torch.randint(0, 7, (heads, slots, 1))], -1)

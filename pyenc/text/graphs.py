@@ -1,0 +1,222 @@
+"""CUDA graphs of packed batches, by bucket of tokens: what launches from Python cost is paid once.
+
+A layer is some twenty launches, which take the host longer than a short batch takes the card. Their
+grids depend on shapes alone, so a batch is filled up to one of few shapes: tokens behind the last
+sequence's end, which no sequence reads, and empty sequences. A shape that is seen a second time is
+captured, and replayed from then on; the first time it runs as it is, to the same bits.
+
+Shapes: T tokens and B sequences of a batch as it is filled up, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import BackendError
+from ..models import Encoder
+from ..ops import triton_launch
+from ..ops.backend import requested_backend
+
+MOST_TOKENS = 32768
+"""Of a batch. Beyond, the card has more to do than the host (bench/NOTES.md)."""
+KEPT = 64
+"""Graphs of a model; the one that was replayed longest ago goes first."""
+PARTS = 8
+"""Buckets from one power of two to the next: at most an eighth more tokens than there are."""
+FEWEST = 64
+"""Tokens of the smallest bucket."""
+
+
+class Shape(NamedTuple):
+    """What a batch is filled up to."""
+
+    tokens: int
+    sequences: int
+
+
+def shape_for(model: Encoder, tokens: int, sequences: int) -> Shape | None:
+    """What a batch of so many is filled up to; None where it is run as it is."""
+    if why_not(model, tokens, sequences) is not None:
+        return None
+    return bucket(tokens, sequences)
+
+
+def bucket(tokens: int, sequences: int) -> Shape:
+    """The smallest that holds them: B a power of two, T an eighth of one times a whole number."""
+    tokens = max(tokens, FEWEST)
+    unit = (1 << (tokens - 1).bit_length() - 1) // PARTS
+    return Shape(-(-tokens // unit) * unit, 1 << (sequences - 1).bit_length())
+
+
+def filled(
+    ids: np.ndarray, bounds: np.ndarray, shape: Shape, padding_id: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (T,) and cu_seqlens (B + 1,) of a batch, int64, with what it lacks of a shape."""
+    more = np.full(shape.tokens - len(ids), padding_id or 0, dtype=np.int64)
+    empty = np.full(shape.sequences + 1 - len(bounds), bounds[-1], dtype=np.int64)
+    return np.concatenate([ids, more]), np.concatenate([bounds, empty])
+
+
+def why_not(model: Encoder, tokens: int, sequences: int) -> str | None:
+    """Why a batch is run as it is, or None."""
+    if model.device.type != "cuda":
+        return "there are graphs on a GPU alone"
+    if torch.version.hip:
+        return "they have been tried on NVIDIA's cards alone"
+    if tokens < 1 or sequences < 1:
+        return "there is nothing to run"
+    if tokens > MOST_TOKENS:
+        return f"beyond {MOST_TOKENS:,} tokens the card has more to do than the host"
+    if requested_backend(model.backend) not in ("auto", "triton"):
+        return "of other backends it is not known what they do on the host"
+    if torch.is_autocast_enabled("cuda"):
+        return "autocast keeps casts between calls"
+    if model.config.own_position:
+        return "the position's code is not the library's own"
+    return _graphs_of(model).why_not()
+
+
+class _Captured(NamedTuple):
+    """What is written to, what replays, what is read from."""
+
+    ids: Tensor
+    cu_seqlens: Tensor
+    graph: Any
+    output: Tensor
+
+
+@dataclass
+class _Graphs:
+    """Of one model. They read parameters where those lie, and do what its modules did."""
+
+    modules: list[nn.Module]
+    registered: list[tuple[Mapping[str, Any], str, Any, int]]
+    """(where, by what name, what, its address if it is a tensor) of all that is in a module."""
+    foreign: str | None
+    lock: Any = field(default_factory=threading.Lock)
+    by_key: OrderedDict[Any, _Captured | None] = field(default_factory=OrderedDict)
+    """None: has run once, and will be captured the next time."""
+    pool: Any = None
+    """Memory that all of them share: none runs while another does."""
+    last: Any = None
+    """An event after the last replay, for which other streams wait."""
+
+    @classmethod
+    def of(cls, model: Encoder) -> _Graphs:
+        modules, foreign = list(model.modules()), None
+        registered: list[tuple[Mapping[str, Any], str, Any, int]] = []
+        for module in modules:
+            home = type(module).__module__
+            if foreign is None and not home.startswith(("pyenc.models.", "torch.nn.modules.")):
+                foreign = f"a {type(module).__qualname__} of {home} may do things on the host"
+            for where in (module._modules, module._parameters, module._buffers):
+                for name, there in where.items():
+                    address = 0 if not isinstance(there, Tensor) else there.data_ptr()
+                    registered.append((where, name, there, address))
+        return cls(modules, registered, foreign)
+
+    def hold(self) -> bool:
+        """Whether the model is made of what it was."""
+        return all(
+            where.get(name) is there and (not address or address == there.data_ptr())
+            for where, name, there, address in self.registered
+        )
+
+    def why_not(self) -> str | None:
+        if self.foreign is not None:
+            return self.foreign
+        if nn.modules.module._has_any_global_hook():
+            return "there are hooks on all modules"
+        for each in self.modules:
+            if each._forward_hooks or each._forward_pre_hooks or "forward" in each.__dict__:
+                return f"a {type(each).__name__} has a hook, or a forward of its own"
+        return None
+
+
+_OF_MODEL: weakref.WeakKeyDictionary[Encoder, _Graphs] = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+def _graphs_of(model: Encoder) -> _Graphs:
+    with _LOCK:
+        graphs = _OF_MODEL.get(model)
+        if graphs is None or not graphs.hold():
+            graphs = _OF_MODEL[model] = _Graphs.of(model)
+        return graphs
+
+
+def forward(model: Encoder, ids: Tensor, cu_seqlens: Tensor, tokens: int, sequences: int) -> Tensor:
+    """`forward_packed` of a filled batch, of which the first `tokens` and `sequences` are real:
+    (T, C), to be cut to those. In evaluation, under inference mode."""
+    graphs, configs = _graphs_of(model), triton_launch.module_for("configs")
+    average = tokens / sequences
+    key = (
+        ids.shape[0], cu_seqlens.shape[0], round(math.log2(max(average, 1))),
+        configs.ranges_pay(ids.device, tokens, sequences), model.skip_eps, *_settings(model),
+    )  # fmt: skip
+
+    def run(ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+        # Which tiles serve and what is looked for goes by the real tokens, not by those added.
+        with configs.averaging(average):
+            return model.forward_packed(ids, cu_seqlens, checked=True)
+
+    with graphs.lock, torch.cuda.device(ids.device):
+        stream = torch.cuda.current_stream()
+        if key not in graphs.by_key:
+            graphs.by_key[key] = None
+            return run(ids, cu_seqlens)
+        captured = graphs.by_key[key]
+        if graphs.last is not None:
+            stream.wait_event(graphs.last)
+        if captured is None:
+            try:
+                captured = _capture(graphs, run, ids, cu_seqlens)
+            except (RuntimeError, BackendError) as error:
+                graphs.foreign = f"capturing it failed: {error}"
+                warnings.warn(f"no CUDA graphs for this model: {error}", RuntimeWarning, 2)
+                return run(ids, cu_seqlens)
+            graphs.by_key[key] = captured
+            while len(graphs.by_key) > KEPT:
+                graphs.by_key.popitem(last=False)
+        graphs.by_key.move_to_end(key)
+        captured.ids.copy_(ids)
+        captured.cu_seqlens.copy_(cu_seqlens)
+        captured.graph.replay()
+        values = captured.output.clone()
+        graphs.last = torch.cuda.Event()
+        graphs.last.record(stream)
+        return values
+
+
+def _settings(model: Encoder) -> tuple[Any, ...]:
+    """What else decides which kernels run."""
+    matmul = torch.backends.cuda.matmul
+    return (
+        requested_backend(model.backend), matmul.allow_tf32,
+        matmul.allow_bf16_reduced_precision_reduction,
+        matmul.allow_fp16_reduced_precision_reduction,
+        torch.are_deterministic_algorithms_enabled(),
+    )  # fmt: skip
+
+
+def _capture(graphs: _Graphs, run: Any, ids: Tensor, cu_seqlens: Tensor) -> _Captured:
+    """The launches of `run`, on tensors of their own."""
+    ids, cu_seqlens = ids.clone(), cu_seqlens.clone()
+    if graphs.pool is None:
+        graphs.pool = torch.cuda.graph_pool_handle()
+    graph = torch.cuda.CUDAGraph()
+    # Other threads' calls of CUDA are theirs.
+    with torch.cuda.graph(graph, pool=graphs.pool, capture_error_mode="thread_local"):
+        output = run(ids, cu_seqlens)
+    return _Captured(ids, cu_seqlens, graph, output)

@@ -1,0 +1,189 @@
+"""Batches filled up for CUDA graphs: to which shapes, when not, and on a card the same vectors."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyenc.loading import load_checkpoint
+from pyenc.models import Encoder, EncoderConfig
+from pyenc.models.places import places, sequence_of_token
+from pyenc.text import graphs
+from pyenc.text.finish import Finish
+from pyenc.text.packed import Packed, run_packed
+from pyenc.text.recipe import Recipe, read_recipe
+from tests.conftest import CHECKPOINTS, read_golden
+
+on_a_card = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+
+
+def small(**rest: Any) -> Encoder:
+    config = {
+        "vocab_size": 50, "hidden_size": 32, "num_layers": 2, "num_heads": 2,
+        "intermediate_size": 64, "position": "alibi", "max_length": 512,
+    }  # fmt: skip
+    return Encoder(EncoderConfig(**(config | rest))).eval()
+
+
+def test_a_bucket_holds_its_batch_and_little_more() -> None:
+    seen = set()
+    for tokens in range(1, 5000):
+        shape = graphs.bucket(tokens, 1)
+        assert shape.tokens >= tokens
+        assert shape.tokens - tokens <= max(tokens // 8, 64)
+        assert graphs.bucket(shape.tokens, 1).tokens == shape.tokens
+        seen.add(shape.tokens)
+    assert len(seen) < 64
+    assert [graphs.bucket(1, n).sequences for n in (1, 2, 3, 4, 5, 64, 65)] == [
+        1, 2, 4, 4, 8, 64, 128,
+    ]  # fmt: skip
+
+
+def test_filling_adds_padding_ids_and_empty_sequences() -> None:
+    ids, bounds = graphs.filled(
+        np.array([5, 6, 7]), np.array([0, 1, 3]), graphs.Shape(8, 4), padding_id=1
+    )
+    assert ids.tolist() == [5, 6, 7, 1, 1, 1, 1, 1]
+    assert bounds.tolist() == [0, 1, 3, 3, 3]
+
+
+def test_tokens_behind_the_last_end_have_a_place_in_every_table() -> None:
+    cu_seqlens = torch.tensor([0, 3, 3, 5, 5, 5])
+    assert sequence_of_token(cu_seqlens, 7).tolist() == [0, 0, 0, 2, 2, 4, 4]
+    assert places(cu_seqlens, 7).tolist() == [0, 1, 2, 0, 1, 0, 0]
+    assert places(torch.tensor([0]), 0).tolist() == []
+
+
+def graphs_of(model: Encoder) -> Any:
+    return graphs._graphs_of(model)
+
+
+def test_graphs_are_of_the_parameters_that_there_were() -> None:
+    model = small()
+    first = graphs_of(model)
+    assert graphs_of(model) is first
+    with torch.no_grad():
+        model.layers[0].attention.out.weight.mul_(2)
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    assert graphs_of(model) is first  # written in place: a replay reads it
+    model.layers[0].attention.out.weight = nn.Parameter(torch.zeros(32, 32))
+    second = graphs_of(model)
+    assert second is not first
+    model.double()
+    third = graphs_of(model)
+    assert third is not second
+    model.layers[1] = copy.deepcopy(model.layers[1])
+    assert graphs_of(model) is not third
+    assert graphs_of(copy.deepcopy(model)) is not graphs_of(model)
+
+
+class Shouting(nn.Linear):
+    def forward(self, x: Tensor, *rest: Any) -> Tensor:
+        print("called")
+        return super().forward(x)
+
+
+def test_what_a_replay_would_leave_out_is_not_captured() -> None:
+    model = small()
+    assert graphs_of(model).why_not() is None
+    handle = model.layers[1].register_forward_hook(lambda *_: None)
+    assert "a Layer has a hook" in graphs_of(model).why_not()
+    handle.remove()
+    assert graphs_of(model).why_not() is None
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert "hooks on all modules" in graphs_of(model).why_not()
+    handle.remove()
+    model.layers[0].attention.forward = lambda *_: None  # type: ignore[method-assign]
+    assert "a forward of its own" in graphs_of(model).why_not()
+    del model.layers[0].attention.forward
+    model.layers[0].attention.out = Shouting(32, 32)  # type: ignore[assignment]
+    assert "a Shouting of" in graphs_of(model).why_not()
+
+
+def test_a_cpu_has_none() -> None:
+    assert "on a GPU alone" in str(graphs.why_not(small(), 100, 2))
+    assert graphs.shape_for(small(), 100, 2) is None
+
+
+def batch_of(model: Encoder, lengths: list[int], seed: int = 0) -> Packed:
+    numbers = np.random.default_rng(seed).integers(5, model.config.vocab_size, sum(lengths))
+    return Packed(numbers, np.array(lengths), np.zeros(len(lengths), dtype=np.int64))
+
+
+class TestOnACard:
+    pytestmark = on_a_card
+
+    @pytest.mark.parametrize("name", [n for n in CHECKPOINTS if not n.endswith("_real")])
+    def test_every_family(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The first run, the captured one and replays: the same bits, and near the unfilled ones;
+        nothing waits for the card."""
+        golden = read_golden(name)
+        checkpoint = load_checkpoint(golden.folder)
+        model = checkpoint.encoder.cuda()
+        recipe = read_recipe(golden.folder, checkpoint.family.pooling)
+        for output in ("pooled", "tokens"):
+            finish = Finish(10**6, normalize=False)
+            for lengths in ([3], [17, 1, 30, 9, 2]):
+                batch = batch_of(model, lengths)
+                with monkeypatch.context() as without:
+                    without.setattr(graphs, "shape_for", lambda *_: None)
+                    plain = run_packed(model, recipe, batch, output, finish)
+                first = run_packed(model, recipe, batch, output, finish)
+                torch.cuda.set_sync_debug_mode("error")
+                try:
+                    rest = [run_packed(model, recipe, batch, output, finish) for _ in range(3)]
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+                other = run_packed(model, recipe, batch_of(model, lengths, 1), output, finish)
+                again = run_packed(model, recipe, batch, output, finish)
+                assert first.shape == plain.shape
+                assert torch.equal(first, again)
+                assert all(torch.equal(first, each) for each in rest)
+                assert not torch.equal(first, other)
+                assert (first - plain).abs().max() <= 2e-5
+        captured = [each for each in graphs_of(model).by_key.values() if each is not None]
+        assert len(captured) == 2, graphs_of(model).why_not()
+
+    def test_weights_that_change_and_batches_of_other_shapes(self) -> None:
+        torch.manual_seed(0)
+        model = small().cuda().bfloat16()
+        recipe, finish = Recipe(), Finish(32, normalize=True)
+        lengths = [[n % 41 + 1 for n in range(seed, seed + 1 + seed % 7)] for seed in range(60)]
+        wanted = [run_packed(model, recipe, batch_of(model, x), "pooled", finish) for x in lengths]
+        for _ in range(2):
+            got = [run_packed(model, recipe, batch_of(model, x), "pooled", finish) for x in lengths]
+            assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.5)
+        batch = batch_of(model, lengths[5])
+        changed = run_packed(model, recipe, batch, "pooled", finish)
+        assert not torch.equal(changed, wanted[5])
+        fresh = copy.deepcopy(model)
+        assert torch.equal(changed, run_packed(fresh, recipe, batch, "pooled", finish))
+        model.double()
+        assert run_packed(model, recipe, batch, "pooled", finish).dtype == torch.float32
+
+    def test_threads_share_a_model(self) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        model = small().cuda()
+        recipe, finish = Recipe(), Finish(32, normalize=True)
+        batches = [batch_of(model, [7, 9], seed) for seed in range(64)]
+        wanted = [run_packed(model, recipe, batch, "pooled", finish).cpu() for batch in batches]
+
+        def run(batch: Packed) -> Tensor:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                return run_packed(model, recipe, batch, "pooled", finish).cpu()
+
+        with ThreadPoolExecutor(8) as threads:
+            got = list(threads.map(run, batches))
+        assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
