@@ -42,8 +42,12 @@ class Subject:
     """What to install."""
 
     def config(self) -> pyenc.EncoderConfig:
-        source = self.source()
-        return source.config if isinstance(source, pyenc.Encoder) else shape_of(source)
+        return config_of(self.source())
+
+
+def config_of(source: pyenc.Encoder | Path) -> pyenc.EncoderConfig:
+    """Of what a subject's `source` gave."""
+    return source.config if isinstance(source, pyenc.Encoder) else shape_of(source)
 
 
 @functools.cache
@@ -71,7 +75,17 @@ def _packaged(find: Callable[[], Path]) -> Callable[[], Path | None]:
 
 
 def jina_small() -> pyenc.Encoder:
-    """The shape of jina-embeddings-v2-small with random weights, the same at every call.
+    """The shape of jina-embeddings-v2-small with random weights, the same at every call."""
+    return _jina(hidden_size=512, num_layers=4, num_heads=8, intermediate_size=2048)
+
+
+def jina_base() -> pyenc.Encoder:
+    """That of jina-embeddings-v2-base."""
+    return _jina(hidden_size=768, num_layers=12, num_heads=12, intermediate_size=3072)
+
+
+def _jina(**sizes: int) -> pyenc.Encoder:
+    """One of the Jina 2 models.
 
     Query and key weights are drawn so that scores have a standard deviation of about 3, as in
     trained models: with the usual small random weights attention would be ALiBi alone, and
@@ -79,9 +93,8 @@ def jina_small() -> pyenc.Encoder:
     """
     torch.manual_seed(0)
     config = pyenc.EncoderConfig(
-        vocab_size=30528, hidden_size=512, num_layers=4, num_heads=8, intermediate_size=2048,
-        position="alibi", max_length=8192, type_vocab_size=2, gated=True, gate_first=True,
-        up_bias=False,
+        vocab_size=30528, position="alibi", max_length=8192, type_vocab_size=2, gated=True,
+        gate_first=True, up_bias=False, **sizes,  # type: ignore[arg-type]
     )  # fmt: skip
     model = pyenc.Encoder(config).eval()
     width = config.hidden_size
@@ -145,6 +158,10 @@ SUBJECTS = {
     "jina": Subject(
         "shape of jina-embeddings-v2-small, random weights, from token ids to hidden states",
         jina_small, False, (256,), (96, 96),
+    ),
+    "jina-base": Subject(
+        "shape of jina-embeddings-v2-base, random weights, from token ids to hidden states",
+        jina_base, False, (256,), (96, 50),
     ),
     "gte-base": Subject(
         "shape of gte-base-en-v1.5, random weights, from token ids to hidden states",
