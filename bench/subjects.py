@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 import pyenc
+from bench import bert_folder
 from examples import bundled
 from pyenc.loading import load_checkpoint
 
@@ -125,6 +126,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """By name: transformers' class of the model, and its configuration."""
 
+BERT_BASE: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 768, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "intermediate_size": 3072,
+}  # fmt: skip
+
 
 def shape_folder(name: str) -> Path | None:
     """The folder of a shape of transformers', made once a machine; None without transformers."""
@@ -133,16 +139,39 @@ def shape_folder(name: str) -> Path | None:
     except ImportError:
         return None
     kind, values = SHAPES[name]
-    mark = hashlib.sha256(json.dumps([kind, values, transformers.__version__]).encode())
+    model_class = getattr(transformers, kind)
+
+    def write(folder: Path) -> None:
+        torch.manual_seed(0)
+        model_class(model_class.config_class(**values)).save_pretrained(folder)
+
+    return _made_once(name, [kind, values, transformers.__version__], write)
+
+
+def bert_base() -> Path | None:
+    """The folder of `bert_folder`, made once a machine; None without transformers."""
+    try:
+        import transformers
+    except ImportError:
+        return None
+    source = Path(bert_folder.__file__).read_text("utf-8")
+    return _made_once(
+        "bert-base",
+        [source, BERT_BASE, transformers.__version__],
+        functools.partial(bert_folder.write, values=BERT_BASE),
+    )
+
+
+def _made_once(name: str, made_of: Any, write: Callable[[Path], None]) -> Path:
+    mark = hashlib.sha256(json.dumps(made_of).encode())
     folder = Path(tempfile.gettempdir()) / f"pyenc-bench-{name}-{mark.hexdigest()[:12]}"
     if not folder.is_dir():
-        model_class = getattr(transformers, kind)
-        torch.manual_seed(0)
-        model = model_class(model_class.config_class(**values))
         # Made beside its place and moved there whole.
         with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
-            model.save_pretrained(Path(partial) / folder.name)
-            (Path(partial) / folder.name).rename(folder)
+            made = Path(partial) / folder.name
+            made.mkdir()
+            write(made)
+            made.rename(folder)
     return folder
 
 
@@ -162,6 +191,10 @@ SUBJECTS = {
     "jina-base": Subject(
         "shape of jina-embeddings-v2-base, random weights, from token ids to hidden states",
         jina_base, False, (256,), (96, 50),
+    ),
+    "bert-base": Subject(
+        "shape of bert-base-uncased, random weights, from strings to unit vectors",
+        bert_base, True, (64,), (128, 16, 100), "pip install transformers",
     ),
     "gte-base": Subject(
         "shape of gte-base-en-v1.5, random weights, from token ids to hidden states",

@@ -65,8 +65,10 @@ def card_cases(quick: bool) -> list[Case]:
         Case("jina-base", "512", (512,) * (64 // few)),
         Case("jina-base", "2,048", (2048,) * (16 // few)),
         Case("jina-base", "16 to 512", mixed(16, 256, few)),
+        Case("bert-base", "512", (512,) * (256 // few)),
+        Case("bert-base", "16 to 512", mixed(16, 1024, few)),
     ]
-    return listed if quick else [*listed, Case("jina-base", "8,192", (8192,) * 4)]
+    return listed if quick else [Case("jina-base", "8,192", (8192,) * 4), *listed]
 
 
 def mixed(shortest: int, count: int, every: int = 1) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,11 @@ BATCH = 32
 
 MULTIPLE = 8
 """Of which a padded length is one: SDPA's kernels want rows of a bias to begin at 16 bytes."""
+
+
+def vectors_of(out: np.ndarray) -> dict[str, Tensor]:
+    """The results of `encode`."""
+    return {"out": torch.from_numpy(out)}
 
 
 def in_rows(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pyenc
 from bench.compare import CannotServe, Ready
-from bench.peers.card_call import Prepare
+from bench.peers.card_call import Prepare, vectors_of
 from bench.peers.encoder_call import MAX_LENGTH, Ids, Texts
 from pyenc.loading import load_checkpoint
 
@@ -101,6 +101,14 @@ def ids_oracle(source: pyenc.Encoder | Path) -> Ids:
 def texts(folder: Path, quantize: str | None = None) -> Texts:
     encoder = pyenc.load(folder, device="cpu", quantize=quantize)
     return lambda given: encoder.encode(given, max_length=MAX_LENGTH, progress=False)
+
+
+def placed_texts(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Prepare:
+    """On a device, from strings to vectors on the host."""
+    encoder = pyenc.load(folder, device=device, dtype=dtype)
+    return lambda given: Ready(
+        lambda: encoder.encode(given, max_length=MAX_LENGTH, progress=False), vectors_of
+    )
 
 
 def texts_oracle(folder: Path) -> Texts:

@@ -59,13 +59,13 @@ def in_rows(
     A layer alone, since all twelve are one graph then, and compiling takes a twelfth of the time;
     nothing could be fused across its ends but a norm with the layer that comes.
     """
-    import torch._dynamo
-
     model = PlainEncoder(copy.deepcopy(encoder).to(device, dtype), eager=False)
     model.requires_grad_(False)
     layer = model.layer
     if compiled:
-        torch._dynamo.config.recompile_limit = 64
+        import torch._dynamo.config as dynamo
+
+        dynamo.recompile_limit = 64
         layer = torch.compile(layer, dynamic=False)
 
     def bias(ids_BN: Tensor, mask_BN: Tensor | None) -> Tensor:

@@ -45,6 +45,7 @@ examples:
   pyenc bench attention --quick
   pyenc bench attention --dtype bfloat16 --cases 'n=8,192*'
   pyenc bench segment_mean --device cuda
+  pyenc bench models --device cuda --cases jina-base
   pyenc bench all --cases forward+backward --list
   pyenc bench models --long
   pyenc bench tune --kernel attention_forward --shape 64x8192 --write

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import pyenc
-from bench import card_models, subjects, workloads
+from bench import bert_folder, card_models, subjects, workloads
 from bench.compare import Ready
 from bench.peers import card_call, card_encoders, pyenc_encoder, torch_encoder
 from bench.peers.encoders import Peer
@@ -133,6 +133,35 @@ def test_what_disagrees_or_does_not_run_ends_with_1(
     assert result["cases"][0]["best"] == {"bfloat16": None}
 
 
+def test_strings_go_to_vectors_in_both_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a checkpoint that is made here; in float32, where they agree to rounding."""
+    pytest.importorskip("sentence_transformers")
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+    bert_folder.write(folder, {"vocab_size": 1500, "num_hidden_layers": 2, **sizes})
+    small = replace(subjects.SUBJECTS["bert-base"], source=lambda: folder, checked=(64, 9))
+    monkeypatch.setitem(subjects.SUBJECTS, "bert-base", small)
+    monkeypatch.setattr(card_models.ceilings, "ceilings", lambda device: RATES)
+    monkeypatch.setattr(card_encoders, "BF16", torch.float32)
+    case = Case("bert-base", "mixed", (40, 5, 512, 17))
+    options = parse(["bench", "models", "--quick", f"--out={tmp_path / 'out.json'}", "--no-plot"])
+    assert card_models.run([case], options, CPU) == 0
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert list(result["oracle"]["bert-base"]) == ["pyenc", "sentence-transformers"]
+    assert max(result["oracle"]["bert-base"].values()) < 1e-6
+    (found,) = result["cases"]
+    assert found["texts"] == 4
+    assert found["tokens"] == 574
+    assert found["peers"]["sentence-transformers"]["difference"] < 1e-6
+    assert found["best"]["bfloat16"]["peer"] == "sentence-transformers"
+    encoder = subjects.tokenizing(folder)
+    vectors = encoder.encode(workloads.texts_of((9, 64), encoder))
+    assert abs(vectors[0] - vectors[1]).max() > 1e-2, "all texts are one to these weights"
+
+
 @pytest.mark.parametrize("lengths", [(24, 24), (5, 31, 1, 8, 30) * 8])
 def test_rows_are_the_packed_texts_again(tiny: pyenc.Encoder, lengths: tuple[int, ...]) -> None:
     """In float32, so that a text in another's place cannot hide in rounding."""
@@ -162,14 +191,16 @@ def test_padded_rows_begin_at_sixteen_bytes() -> None:
 
 
 def test_the_cases_are_as_long_as_they_say() -> None:
-    cases = {case.name: case for case in workloads.card_cases(quick=False)}
-    assert {case.tokens for name, case in cases.items() if name != "16 to 512"} == {32768}
-    ragged = cases["16 to 512"].lengths
-    assert (len(ragged), min(ragged), max(ragged)) == (256, 16, 512)
-    assert list(ragged) != sorted(ragged)
-    quick = {case.name: case for case in workloads.card_cases(quick=True)}
-    assert "8,192" not in quick
-    assert len(quick["16 to 512"].lengths) == 32
+    cases = {(case.model, case.name): case for case in workloads.card_cases(quick=False)}
+    ids = {name: case.tokens for (model, name), case in cases.items() if model == "jina-base"}
+    assert {tokens for name, tokens in ids.items() if name != "16 to 512"} == {32768}
+    for model, count in (("jina-base", 256), ("bert-base", 1024)):
+        ragged = cases[model, "16 to 512"].lengths
+        assert (len(ragged), min(ragged), max(ragged)) == (count, 16, 512)
+        assert list(ragged) != sorted(ragged)
+    quick = {(case.model, case.name): case for case in workloads.card_cases(quick=True)}
+    assert set(cases) - set(quick) == {("jina-base", "8,192")}
+    assert len(quick["jina-base", "16 to 512"].lengths) == 32
 
 
 def test_a_table_of_a_card_says_so() -> None:

@@ -17,6 +17,7 @@ LAYERS = (
         "bench.compare",
         "bench.attention_data",
         "bench.variant_data",
+        "bench.bert_folder",
         "bench.workloads",
         "bench.show",
         "bench.subjects",

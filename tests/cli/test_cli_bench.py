@@ -151,14 +151,17 @@ def test_all_runs_those_that_have_the_case(cli: Cli, stubs: Calls, status: dict[
     assert [call[0] for call in stubs()] == ["norm", "rotary", "models"] * 3
 
 
-def test_whole_models_stay_on_the_cpu(cli: Cli, stubs: Calls) -> None:
-    said = cli("bench", "all", "--device", "cuda")
-    assert "models: left out" in said.out
+def test_a_card_is_warmed_up_for_the_ops(cli: Cli, stubs: Calls) -> None:
+    assert cli("bench", "all", "--device", "cuda").status == 0
     calls = stubs()
     assert sorted(call[0] for call in calls[:2]) == ["norm", "rotary"]  # both at once
     assert all("--warm" in call for call in calls[:2])
-    assert [call[0] for call in calls[2:]] == ["norm", "rotary"]
+    assert [call[0] for call in calls[2:]] == ["norm", "rotary", "models"]
     assert not any("--warm" in call for call in calls[2:])
+    assert all("--device=cuda" in call for call in calls)
+    said = cli("bench", "all", "--device", "cuda", "--warm")
+    assert "models: left out" in said.out
+    assert sorted(call[0] for call in stubs()[5:]) == ["norm", "rotary"]
 
 
 def test_mistakes(fails: Callable[..., str], stubs: object) -> None:
