@@ -11,7 +11,7 @@
 # make long-minilm  trains long-minilm anew, in hours, into build/long-minilm; stopped, it goes on
 #                 where it was (ARGS=--work=folder and more: examples/long_minilm.py --help)
 # make bench      the benchmarks, beside their peers (ARGS=--quick for a short look)
-# make bench-gpu  those of single ops on a CUDA card, results and plots written
+# make bench-gpu  those of single ops and whole encoders on a CUDA card, results and plots written
 # make setup      sets up and says which kernels serve
 # make clean      removes what was built
 #

@@ -1,4 +1,5 @@
-"""Which of a program's cases are run: by --cases and --dtype, the same way in every program."""
+"""Which of a program's cases are run, and where: by --cases, --dtype and --device, the same way in
+every program."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import argparse
 import fnmatch
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
+
+import torch
 
 from pyenc.errors import InputError
 
@@ -57,3 +60,24 @@ def chosen(
             f"there are: {'; '.join(dict.fromkeys(names))}"
         )
     return found
+
+
+def chosen_device(options: argparse.Namespace) -> torch.device:
+    """The device asked for, the CPU by default; a card is torch's current one from then on.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    name = options.device or "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name!r}: expected cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name!r}: expected cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+            count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            raise InputError(f"--device {name!r}: torch sees {count} CUDA devices here")
+        torch.cuda.set_device(device.index or 0)
+    return device

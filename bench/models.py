@@ -1,4 +1,6 @@
-"""Whole encoders beside what else a user could pick: tokens a second and peak memory, on the CPU.
+"""Whole encoders beside what else a user could pick: tokens a second and peak memory.
+
+On the CPU; --device cuda hands over to `card_models`.
 
 The cases, the peers and how to read the figures: README.md beside this file.
 """
@@ -12,27 +14,17 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-import torch
-
-from bench import long_attention, workloads
-from bench.chosen import chosen
+from bench import card_models, long_attention, workloads
+from bench.chosen import chosen, chosen_device
+from bench.encoder_rows import best_peer, difference, inputs
 from bench.measure import ceilings, clock, machine, memory, record
 from bench.peers import encoders, pyenc_encoder
 from bench.show import drawing, machine_lines, models_table
-from bench.subjects import SUBJECTS, VOCABULARY, tokenizing
+from bench.subjects import SUBJECTS
 from bench.workloads import Case
 
 ONCE_BEYOND = 20.0
 """Seconds after which a program's first run is its only one."""
-
-
-def inputs(model: str, lengths: Sequence[int]) -> Any:
-    """Texts or token ids of these lengths."""
-    subject = SUBJECTS[model]
-    if subject.texts:
-        return workloads.texts_of(lengths, tokenizing(subject.source()))
-    return workloads.token_ids(lengths, VOCABULARY)
 
 
 def peers_of(model: str, dtypes: Sequence[str] | None) -> dict[str, encoders.Peer]:
@@ -77,12 +69,6 @@ def compare_with_oracle(model: str, source: Any, runs: dict[str, Any]) -> dict[s
         for name, run in runs.items()
         if encoders.PEERS[model][name].tolerance is not None
     }
-
-
-def difference(a: Any, b: Any) -> float:
-    """max |a - b|; NaN counts as infinite."""
-    a, b = (np.asarray(torch.as_tensor(x).double()) for x in (a, b))
-    return float(np.nan_to_num(np.abs(a - b), nan=np.inf).max())
 
 
 def run_case(
@@ -138,23 +124,8 @@ def run_case(
         "tokens": case.tokens,
         "gflop": workloads.gflop(config, case.lengths),
         "peers": found,
-        "best": {kind: best_peer(case.model, kind, found) for kind in encoders.PRECISIONS},
+        "best": {kind: best_peer(peers, kind, found) for kind in encoders.PRECISIONS},
     }
-
-
-def best_peer(model: str, precision: str, found: dict[str, Any]) -> dict[str, Any] | None:
-    """The fastest program that computes the same function, ours aside; None without one."""
-    ratios = {
-        name: result["ratio"]
-        for name, result in found.items()
-        if result.get("precision") == precision
-        and encoders.PEERS[model][name].tolerance is not None
-        and name != encoders.subject(model, precision)
-    }
-    if not ratios:
-        return None
-    name = min(ratios, key=lambda name: ratios[name])
-    return {"peer": name, "ratio": ratios[name]}
 
 
 def measure_memory(task: dict[str, Any]) -> dict[str, Any]:
@@ -180,6 +151,9 @@ def main(options: argparse.Namespace) -> int:
         return 0
     if options.long:
         return long_attention.main(options)
+    device = chosen_device(options)
+    if device.type == "cuda":
+        return card_models.main(options, device)
     cases = chosen(
         workloads.cases(options.quick),
         lambda case: (f"{case.model} {case.name}", dtypes_of(case.model)),
@@ -239,7 +213,7 @@ def _run(cases: Sequence[Case], options: argparse.Namespace) -> int:
                     wrong.append(f"{model} at {case.name}: {name}")
     result["ceilings_after"] = ceilings.ceilings()
     result["seconds"] = time.perf_counter() - start
-    print(f"\n{models_table.EXPLANATION}\n{models_table.markdown(result)}")
+    print(f"\n{models_table.explanation(result)}\n{models_table.markdown(result)}")
     after = result["ceilings_after"]["gemm_gflops"]
     print(f"\nfp32 GEMM afterwards: {after:.0f} GFLOP/s; all took {result['seconds']:.0f} s")
     if path is not None:

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 
 from bench.check import Checks, Wrong, why
-from bench.chosen import chosen
+from bench.chosen import chosen, chosen_device
 from bench.compare import Case, Op, Peer, Ready, Tensors
 from bench.measure import ceilings, clock, machine, memory, record
 from bench.show import drawing, machine_lines, op_table
-from pyenc.errors import InputError
 
 FULL: dict[str, Any] = {"repeats": 15, "budget": 2.0, "limit": 8.0}
 QUICK: dict[str, Any] = {"repeats": 5, "budget": 0.3, "limit": 2.0}
@@ -38,7 +37,7 @@ def main(options: argparse.Namespace) -> int:
     Raises:
         InputError: a mistake in the options.
     """
-    device = _device(options.device or "cpu")
+    device = chosen_device(options)
     op: Op = importlib.import_module(f"bench.ops.{options.op}").op(device)
     return run(op, options, device)
 
@@ -120,21 +119,6 @@ def _warm(op: Op, cases: list[Case], device: torch.device) -> None:
                     # Whatever it dies of, memory that others hold too: the timed run says why.
                     with contextlib.suppress(Exception):
                         peer.prepare(each, op.inputs(each, device)).run()
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device {name!r}: expected cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name!r}: expected cpu, cuda or cuda:N")
-    if device.type == "cuda":
-        if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
-            count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-            raise InputError(f"--device {name!r}: torch sees {count} CUDA devices here")
-        torch.cuda.set_device(device.index or 0)
-    return device
 
 
 def _chosen(op: Op, options: argparse.Namespace, device: torch.device) -> list[Case]:

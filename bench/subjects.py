@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 import pyenc
+from bench import bert_folder
 from examples import bundled
 from pyenc.loading import load_checkpoint
 
@@ -42,8 +43,12 @@ class Subject:
     """What to install."""
 
     def config(self) -> pyenc.EncoderConfig:
-        source = self.source()
-        return source.config if isinstance(source, pyenc.Encoder) else shape_of(source)
+        return config_of(self.source())
+
+
+def config_of(source: pyenc.Encoder | Path) -> pyenc.EncoderConfig:
+    """Of what a subject's `source` gave."""
+    return source.config if isinstance(source, pyenc.Encoder) else shape_of(source)
 
 
 @functools.cache
@@ -71,7 +76,17 @@ def _packaged(find: Callable[[], Path]) -> Callable[[], Path | None]:
 
 
 def jina_small() -> pyenc.Encoder:
-    """The shape of jina-embeddings-v2-small with random weights, the same at every call.
+    """The shape of jina-embeddings-v2-small with random weights, the same at every call."""
+    return _jina(hidden_size=512, num_layers=4, num_heads=8, intermediate_size=2048)
+
+
+def jina_base() -> pyenc.Encoder:
+    """That of jina-embeddings-v2-base."""
+    return _jina(hidden_size=768, num_layers=12, num_heads=12, intermediate_size=3072)
+
+
+def _jina(**sizes: int) -> pyenc.Encoder:
+    """One of the Jina 2 models.
 
     Query and key weights are drawn so that scores have a standard deviation of about 3, as in
     trained models: with the usual small random weights attention would be ALiBi alone, and
@@ -79,9 +94,8 @@ def jina_small() -> pyenc.Encoder:
     """
     torch.manual_seed(0)
     config = pyenc.EncoderConfig(
-        vocab_size=30528, hidden_size=512, num_layers=4, num_heads=8, intermediate_size=2048,
-        position="alibi", max_length=8192, type_vocab_size=2, gated=True, gate_first=True,
-        up_bias=False,
+        vocab_size=30528, position="alibi", max_length=8192, type_vocab_size=2, gated=True,
+        gate_first=True, up_bias=False, **sizes,  # type: ignore[arg-type]
     )  # fmt: skip
     model = pyenc.Encoder(config).eval()
     width = config.hidden_size
@@ -112,6 +126,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """By name: transformers' class of the model, and its configuration."""
 
+BERT_BASE: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 768, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "intermediate_size": 3072,
+}  # fmt: skip
+
 
 def shape_folder(name: str) -> Path | None:
     """The folder of a shape of transformers', made once a machine; None without transformers."""
@@ -120,16 +139,39 @@ def shape_folder(name: str) -> Path | None:
     except ImportError:
         return None
     kind, values = SHAPES[name]
-    mark = hashlib.sha256(json.dumps([kind, values, transformers.__version__]).encode())
+    model_class = getattr(transformers, kind)
+
+    def write(folder: Path) -> None:
+        torch.manual_seed(0)
+        model_class(model_class.config_class(**values)).save_pretrained(folder)
+
+    return _made_once(name, [kind, values, transformers.__version__], write)
+
+
+def bert_base() -> Path | None:
+    """The folder of `bert_folder`, made once a machine; None without transformers."""
+    try:
+        import transformers
+    except ImportError:
+        return None
+    source = Path(bert_folder.__file__).read_text("utf-8")
+    return _made_once(
+        "bert-base",
+        [source, BERT_BASE, transformers.__version__],
+        functools.partial(bert_folder.write, values=BERT_BASE),
+    )
+
+
+def _made_once(name: str, made_of: Any, write: Callable[[Path], None]) -> Path:
+    mark = hashlib.sha256(json.dumps(made_of).encode())
     folder = Path(tempfile.gettempdir()) / f"pyenc-bench-{name}-{mark.hexdigest()[:12]}"
     if not folder.is_dir():
-        model_class = getattr(transformers, kind)
-        torch.manual_seed(0)
-        model = model_class(model_class.config_class(**values))
         # Made beside its place and moved there whole.
         with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
-            model.save_pretrained(Path(partial) / folder.name)
-            (Path(partial) / folder.name).rename(folder)
+            made = Path(partial) / folder.name
+            made.mkdir()
+            write(made)
+            made.rename(folder)
     return folder
 
 
@@ -145,6 +187,14 @@ SUBJECTS = {
     "jina": Subject(
         "shape of jina-embeddings-v2-small, random weights, from token ids to hidden states",
         jina_small, False, (256,), (96, 96),
+    ),
+    "jina-base": Subject(
+        "shape of jina-embeddings-v2-base, random weights, from token ids to hidden states",
+        jina_base, False, (256,), (96, 50),
+    ),
+    "bert-base": Subject(
+        "shape of bert-base-uncased, random weights, from strings to unit vectors",
+        bert_base, True, (64,), (128, 16, 100), "pip install transformers",
     ),
     "gte-base": Subject(
         "shape of gte-base-en-v1.5, random weights, from token ids to hidden states",

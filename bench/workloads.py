@@ -35,10 +35,7 @@ def cases(quick: bool) -> list[Case]:
     few = 8 if quick else 1
 
     def ragged(shortest: int) -> tuple[int, ...]:
-        """64 texts of up to 512 tokens, log-uniform, in no order."""
-        spread = [round(shortest * (512 / shortest) ** (i / 63)) for i in range(64)][::few]
-        random.Random(0).shuffle(spread)
-        return tuple(spread)
+        return mixed(shortest, 64, few)
 
     listed = [
         Case("minilm", "128", (128,) * (64 // few)),
@@ -59,6 +56,27 @@ def cases(quick: bool) -> list[Case]:
     ]
     far = [Case(model, "8,192", (8192,)) for model in ("jina", "gte-base", "bge-m3")]
     return listed if quick else [*listed, *far]
+
+
+def card_cases(quick: bool) -> list[Case]:
+    """Those on a GPU, larger by what one does at a time; `quick` as above."""
+    few = 8 if quick else 1
+    listed = [
+        Case("jina-base", "512", (512,) * (64 // few)),
+        Case("jina-base", "2,048", (2048,) * (16 // few)),
+        Case("jina-base", "16 to 512", mixed(16, 256, few)),
+        Case("bert-base", "512", (512,) * (256 // few)),
+        Case("bert-base", "16 to 512", mixed(16, 1024, few)),
+    ]
+    return listed if quick else [Case("jina-base", "8,192", (8192,) * 4), *listed]
+
+
+def mixed(shortest: int, count: int, every: int = 1) -> tuple[int, ...]:
+    """Lengths of up to 512 tokens, log-uniform, in no order; of `count`, one in `every`."""
+    steps = range(0, count, every)
+    spread = [round(shortest * (512 / shortest) ** (i / (count - 1))) for i in steps]
+    random.Random(0).shuffle(spread)
+    return tuple(spread)
 
 
 def texts_of(lengths: Sequence[int], encoder: pyenc.TextEncoder) -> list[str]:

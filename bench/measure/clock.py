@@ -66,6 +66,24 @@ def clock_for(device: torch.device) -> Clock:
     return clock
 
 
+def waiting_clock(device: torch.device) -> Clock:
+    """What a user waits for: the wall clock, on a GPU until the device has done.
+
+    What Python takes to launch the work is in it, where the device has to wait for that.
+    """
+    if device.type != "cuda":
+        return wall_clock
+
+    def clock(run: Callable[[], Any]) -> float:
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        run()
+        torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    return clock
+
+
 def keep_freed_memory() -> None:
     """Make the C library keep what is freed, so that outputs come from memory already touched.
 

@@ -1,4 +1,4 @@
-"""Peak memory of one call, measured in a process of its own.
+"""Peak memory of one call, on a CPU measured in a process of its own.
 
 In one process allocators mix: what one program freed serves the next. So each measurement is a
 child process: it loads, warms up on a small input, notes its resident memory, runs once, and
@@ -16,6 +16,8 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from .machine import ROOT
 
@@ -42,6 +44,24 @@ def growth_mb(run: Callable[[], Any]) -> float | None:
     except ImportError:
         return None
     return _sampled(run, psutil.Process())
+
+
+def card_growth_mb(run: Callable[[], Any], device: torch.device) -> float | None:
+    """The same of a GPU's memory, in this process: its allocator tells what is held from what is
+    kept for the next. None where the device is no GPU.
+    """
+    if device.type != "cuda":
+        return None
+    gc.collect()
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    keep = run()
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    del keep
+    return (peak - before) / 1e6
 
 
 def highest_mb() -> float | None:

@@ -1,4 +1,5 @@
-"""Our own whole encoders and their oracles, from token ids and from strings."""
+"""Our own whole encoders and their oracles, from token ids and from strings; on a card too, where
+what it does may be captured and replayed."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 import pyenc
+from bench.compare import CannotServe, Ready
+from bench.peers.card_call import Prepare, vectors_of
 from bench.peers.encoder_call import MAX_LENGTH, Ids, Texts
 from pyenc.loading import load_checkpoint
 
@@ -31,6 +34,57 @@ def ids(dtype: torch.dtype) -> Callable[[pyenc.Encoder], Ids]:
     return load
 
 
+def packed(encoder: pyenc.Encoder, *, dtype: torch.dtype, device: torch.device) -> Prepare:
+    """On a device, as a user calls it whose ids were looked at before they went there."""
+    encoder = copy.deepcopy(encoder).to(device, dtype)
+
+    def prepare(texts: list[Tensor]) -> Ready:
+        return Ready(_forward(encoder, texts))
+
+    return prepare
+
+
+def replayed(encoder: pyenc.Encoder, *, dtype: torch.dtype, device: torch.device) -> Prepare:
+    """The same forward captured once and replayed: what its work takes a GPU, without what Python
+    takes to launch it."""
+    encoder = copy.deepcopy(encoder).to(device, dtype)
+
+    def prepare(texts: list[Tensor]) -> Ready:
+        if device.type != "cuda":
+            raise CannotServe("graphs are captured and replayed on a GPU")
+        forward = _forward(encoder, texts)
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # what is made at a first call is made before the capture
+                forward()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = forward()
+
+        def run() -> Tensor:
+            graph.replay()
+            return out
+
+        return Ready(run)
+
+    return prepare
+
+
+def _forward(encoder: pyenc.Encoder, texts: list[Tensor]) -> Callable[[], Tensor]:
+    """Packed ids and bounds are made here, once; no call looks at their values."""
+    ids = torch.cat(texts)
+    bounds = torch.tensor([0, *itertools.accumulate(map(len, texts))], dtype=torch.int32)
+    bounds = bounds.to(ids.device)
+
+    def forward() -> Tensor:
+        with torch.inference_mode():
+            return encoder.forward_packed(ids, bounds, checked=True)
+
+    return forward
+
+
 def folder_ids(folder: Path) -> Ids:
     return ids(torch.float32)(load_checkpoint(folder, device="cpu").encoder)
 
@@ -47,6 +101,14 @@ def ids_oracle(source: pyenc.Encoder | Path) -> Ids:
 def texts(folder: Path, quantize: str | None = None) -> Texts:
     encoder = pyenc.load(folder, device="cpu", quantize=quantize)
     return lambda given: encoder.encode(given, max_length=MAX_LENGTH, progress=False)
+
+
+def placed_texts(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Prepare:
+    """On a device, from strings to vectors on the host."""
+    encoder = pyenc.load(folder, device=device, dtype=dtype)
+    return lambda given: Ready(
+        lambda: encoder.encode(given, max_length=MAX_LENGTH, progress=False), vectors_of
+    )
 
 
 def texts_oracle(folder: Path) -> Texts:

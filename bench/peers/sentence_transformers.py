@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.compare import Ready
 from bench.peers import onnx_runtime
+from bench.peers.card_call import Prepare, vectors_of
 from bench.peers.encoder_call import MAX_LENGTH, Texts
 from bench.peers.transformers import Hidden, no_bars
 
@@ -22,6 +24,18 @@ def torch_backend(folder: Path) -> Texts:
     model = SentenceTransformer(str(folder), device="cpu")
     model.max_seq_length = MAX_LENGTH
     return lambda texts: model.encode(texts, show_progress_bar=False)
+
+
+def placed_texts(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Prepare:
+    """Its default on a device: the torch backend with SDPA, weights in a dtype, batches of 32."""
+    from sentence_transformers import SentenceTransformer
+
+    no_bars()
+    model = SentenceTransformer(
+        str(folder), device=str(device), model_kwargs={"dtype": dtype}, local_files_only=True
+    )
+    model.max_seq_length = MAX_LENGTH
+    return lambda texts: Ready(lambda: model.encode(texts, show_progress_bar=False), vectors_of)
 
 
 def onnx_backend(folder: Path, *, eight_bits: bool = False) -> Texts:

@@ -1,4 +1,4 @@
-"""Jina-small's shape in plain torch: with SDPA, eager, compiled, on the CPU.
+"""Jina's shapes in plain torch: with SDPA, eager, compiled; on a card with SDPA and compiled.
 
 Shapes: B rows, N padded length, H heads, D head dim, C channels, T tokens of all texts.
 """
@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pyenc
+from bench.compare import Ready
+from bench.peers import card_call
 from bench.peers.encoder_call import Ids, padded
 from pyenc.ops import alibi_slopes
 
@@ -49,6 +51,38 @@ def compiled(dtype: torch.dtype) -> Callable[[pyenc.Encoder], Ids]:
     return load
 
 
+def in_rows(
+    encoder: pyenc.Encoder, *, dtype: torch.dtype, device: torch.device, compiled: bool = False
+) -> card_call.Prepare:
+    """SDPA with a dense bias on a device; compiled: a layer through torch.compile for each shape.
+
+    A layer alone, since all twelve are one graph then, and compiling takes a twelfth of the time;
+    nothing could be fused across its ends but a norm with the layer that comes.
+    """
+    model = PlainEncoder(copy.deepcopy(encoder).to(device, dtype), eager=False)
+    model.requires_grad_(False)
+    layer = model.layer
+    if compiled:
+        import torch._dynamo.config as dynamo
+
+        dynamo.recompile_limit = 64
+        layer = torch.compile(layer, dynamic=False)
+
+    def bias(ids_BN: Tensor, mask_BN: Tensor | None) -> Tensor:
+        dense = dense_alibi(ids_BN.shape[1], encoder.config.num_heads, dtype, device)
+        return dense if mask_BN is None else dense.masked_fill(~mask_BN[:, None, None], -torch.inf)
+
+    def forward(ids_BN: Tensor, bias: Tensor) -> Tensor:
+        return model.layers(ids_BN, bias, layer)
+
+    mode = torch.no_grad if compiled else torch.inference_mode
+
+    def prepare(texts: list[Tensor]) -> Ready:
+        return card_call.in_rows(texts, bias, forward, mode)
+
+    return prepare
+
+
 class PlainEncoder(nn.Module):
     """The same function with the same weights as its author would write it in plain torch.
 
@@ -64,19 +98,22 @@ class PlainEncoder(nn.Module):
     def forward(self, ids_BN: Tensor, mask_BN: Tensor | None) -> Tensor:
         return self.layers(ids_BN, self.bias(ids_BN.shape[1], mask_BN))
 
-    def layers(self, ids_BN: Tensor, bias: Tensor) -> Tensor:
-        """Under a bias that can be added to (B, H, N, N) scores."""
+    def layers(
+        self, ids_BN: Tensor, bias: Tensor, call: Callable[..., Tensor] | None = None
+    ) -> Tensor:
+        """Under a bias that can be added to (B, H, N, N) scores; call: in place of `layer`."""
         e = self.encoder.embeddings
         assert e.token_type is not None
         x_BNC = _norm(e.norm, e.word(ids_BN) + e.token_type.weight[0])
         for layer in self.encoder.layers:
-            x_BNC = _norm(
-                layer.attention_norm, x_BNC + self.attention(layer.attention, x_BNC, bias)
-            )
-            gate, value = _linear(layer.feed_forward.up, x_BNC).chunk(2, dim=-1)
-            forward = _linear(layer.feed_forward.down, F.gelu(gate) * value)
-            x_BNC = _norm(layer.feed_forward_norm, x_BNC + forward)
+            x_BNC = (call or self.layer)(layer, x_BNC, bias)
         return x_BNC
+
+    def layer(self, layer: Any, x_BNC: Tensor, bias: Tensor) -> Tensor:
+        x_BNC = _norm(layer.attention_norm, x_BNC + self.attention(layer.attention, x_BNC, bias))
+        gate, value = _linear(layer.feed_forward.up, x_BNC).chunk(2, dim=-1)
+        forward = _linear(layer.feed_forward.down, F.gelu(gate) * value)
+        return _norm(layer.feed_forward_norm, x_BNC + forward)
 
     def attention(self, module: Any, x_BNC: Tensor, bias: Tensor) -> Tensor:
         qkv = _linear(module.qkv, x_BNC).unflatten(-1, (3, *module.heads)).permute(2, 0, 3, 1, 4)
@@ -95,11 +132,16 @@ class PlainEncoder(nn.Module):
         return bias if mask_BN is None else bias.masked_fill(~mask_BN[:, None, None], -torch.inf)
 
 
-def dense_alibi(n: int, heads: int) -> Tensor:
-    """(1, H, N, N) float32."""
-    at = torch.arange(n)
+def dense_alibi(
+    n: int, heads: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> Tensor:
+    """(1, H, N, N), head by head: all of them in float32 at once would be the peak of memory."""
+    at = torch.arange(n, device=device)
     distance = (at[None, :] - at[:, None]).abs().float()
-    return distance * -alibi_slopes(heads)[None, :, None, None]
+    bias = torch.empty(1, heads, n, n, dtype=dtype, device=device)
+    for head, slope in enumerate(alibi_slopes(heads).tolist()):
+        bias[0, head] = distance * -slope
+    return bias
 
 
 _KEPT: dict[torch.dtype, Tensor] = {}
@@ -110,7 +152,7 @@ def kept_alibi(n: int, heads: int, dtype: torch.dtype) -> Tensor:
     kept = _KEPT.get(dtype)
     if kept is None or kept.shape[1:3] != (heads, n):
         _KEPT.pop(dtype, None)
-        kept = _KEPT[dtype] = dense_alibi(n, heads).to(dtype)
+        kept = _KEPT[dtype] = dense_alibi(n, heads, dtype)
     return kept
 
 

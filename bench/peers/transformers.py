@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pyenc
+from bench.peers import card_call
 from bench.peers.encoder_call import MAX_LENGTH, Ids, Texts, padded
 
 
@@ -84,6 +85,33 @@ def bert_model(encoder: pyenc.Encoder) -> Ids:
     What plain transformers runs natively at this length, and so a floor for a program that has a
     bias to add. 3,072 wide where the gated encoder has 2,048, for the same arithmetic.
     """
+    model = _bert(encoder)
+
+    def run(ids_BN: Tensor, mask_BN: Tensor | None) -> Tensor:
+        mask = torch.ones_like(ids_BN) if mask_BN is None else mask_BN.long()
+        hidden: Tensor = model(ids_BN, attention_mask=mask)[0]
+        return hidden
+
+    return padded(run)
+
+
+def bert_in_rows(
+    encoder: pyenc.Encoder, *, dtype: torch.dtype, device: torch.device
+) -> card_call.Prepare:
+    """The same on a device."""
+    model = _bert(encoder).to(device, dtype)
+
+    def mask(ids_BN: Tensor, mask_BN: Tensor | None) -> Tensor | None:
+        return None if mask_BN is None else mask_BN.long()
+
+    def forward(ids_BN: Tensor, mask_BN: Tensor | None) -> Tensor:
+        hidden: Tensor = model(ids_BN, attention_mask=mask_BN)[0]
+        return hidden
+
+    return lambda texts: card_call.in_rows(texts, mask, forward)
+
+
+def _bert(encoder: pyenc.Encoder) -> nn.Module:
     from transformers import BertConfig, BertModel
 
     c = encoder.config
@@ -93,11 +121,5 @@ def bert_model(encoder: pyenc.Encoder) -> Ids:
         max_position_embeddings=c.max_length, attn_implementation="sdpa",
     )  # fmt: skip
     torch.manual_seed(0)
-    model = BertModel(config, add_pooling_layer=False).eval()
-
-    def run(ids_BN: Tensor, mask_BN: Tensor | None) -> Tensor:
-        mask = torch.ones_like(ids_BN) if mask_BN is None else mask_BN.long()
-        hidden: Tensor = model(ids_BN, attention_mask=mask)[0]
-        return hidden
-
-    return padded(run)
+    model: nn.Module = BertModel(config, add_pooling_layer=False).eval()
+    return model

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-EXPLANATION = """\
+
+def explanation(result: dict[str, Any]) -> str:
+    """Of the tables of a result, on a CPU or a card."""
+    card = "gpu" in result["environment"]
+    memory, gemm = ("the card's", "bf16") if card else ("resident", "fp32")
+    return f"""\
 x pyenc: how many times faster pyenc, in the same precision, is than this program (above 1: pyenc
 is faster).
-+ MB: how far resident memory rises above the loaded model, at its highest, in one call.
-of GEMM: arithmetic done per second as a share of this machine's own fp32 GEMM rate.
++ MB: how far {memory} memory rises above the loaded model, at its highest, in one call.
+of GEMM: arithmetic done per second as a share of this machine's own {gemm} GEMM rate.
 difference: largest difference of a number from pyenc's."""
 
 
@@ -60,11 +65,13 @@ def markdown(result: dict[str, Any]) -> str:
             cells = [_cell(case, case["peers"][name]) for name in names]
             lines.append(f"| {case['name']} | " + " | ".join(cells) + " |")
     e = result["environment"]
-    where = f"{e['cpu']}, {e['cores']} cores, {e['instruction_set']}"
+    cpu = f"{e['cpu']}, {e['cores']} cores, {e['instruction_set']}"
+    where = e.get("gpu", {}).get("name") or cpu
     versions = ", ".join(f"{k} {v or 'absent'}" for k, v in e["versions"].items())
     lines += [
         "",
-        f"Tokens a second (times pyenc's speed-up), extra peak memory. {where}; {versions}; fp32.",
+        f"Tokens a second (times pyenc's speed-up), extra peak memory. {where}; {versions}; "
+        + ("bf16." if "gpu" in e else "fp32."),
     ]
     return "\n".join(lines)
 

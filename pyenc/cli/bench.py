@@ -61,16 +61,13 @@ def _all(found: list[str], args: argparse.Namespace) -> int:
     """Each in a process of its own, so that none finds memory or threads as another left them."""
     found = [op for op in found if op not in ALONE]
     args.among_all = True
-    cuda = (args.device or "cpu") != "cpu"
-    if cuda or args.warm:
-        found.remove(MODELS) if MODELS in found else None
-        why = "whole encoders are measured on the CPU" if cuda else "nothing of theirs is kept"
-        print(f"{MODELS}: left out, {why}", flush=True)
+    ops = [op for op in found if op != MODELS]
     if args.warm:
-        return _warm(found, args)
-    if cuda and not (args.quick or args.list):
+        print(f"{MODELS}: left out, nothing of theirs is kept", flush=True)
+        return _warm(ops, args)
+    if (args.device or "cpu") != "cpu" and not (args.quick or args.list):
         print("compiling", flush=True)
-        _warm(found, args)
+        _warm(ops, args)
     statuses = []
     for op in found:
         print(f"==== {op}", flush=True)

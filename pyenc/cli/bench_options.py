@@ -14,7 +14,7 @@ from ..errors import InputError
 
 ALL = "all"
 MODELS = "models"
-"""Whole encoders, on the CPU alone."""
+"""Whole encoders."""
 ACCELERATE = "accelerate"
 """sentence-transformers beside itself with `pyenc.accelerate`, on the CPU alone: not among all."""
 TUNE = "tune"
@@ -45,6 +45,7 @@ examples:
   pyenc bench attention --quick
   pyenc bench attention --dtype bfloat16 --cases 'n=8,192*'
   pyenc bench segment_mean --device cuda
+  pyenc bench models --device cuda --cases jina-base
   pyenc bench all --cases forward+backward --list
   pyenc bench models --long
   pyenc bench tune --kernel attention_forward --shape 64x8192 --write
@@ -61,7 +62,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--device",
-        help="cpu, cuda, cuda:1, ...; default: cpu (tune: cuda); models, accelerate, variants: cpu",
+        help="cpu, cuda, cuda:1, ...; default: cpu (tune: cuda); accelerate, variants: cpu",
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, action="append",
@@ -151,11 +152,10 @@ def refuse(options: argparse.Namespace, ops: Iterable[str]) -> None:
             raise InputError(f"{op} has no --{name}: {_these(programs)}")
     if op == ALL and options.out is not None:
         raise InputError("--out names one file: give one OP, or leave out --out")
-    if op in (MODELS, ACCELERATE, VARIANTS) and (options.device or "cpu") != "cpu":
+    if op in (ACCELERATE, VARIANTS) and (options.device or "cpu") != "cpu":
         raise InputError(
             f"{op} {'is' if op == ACCELERATE else 'are'} measured on the CPU alone: --device "
-            f"{options.device} is of "
-            f"{', '.join(but_models)}"
+            f"{options.device} is of {', '.join((*ops, MODELS, TUNE))}"
         )
     if op == MODELS and options.long:
         _refuse_beside_long(options)
@@ -186,6 +186,10 @@ def _refuse_on_a_processor(options: argparse.Namespace) -> None:
 
 
 def _refuse_beside_long(options: argparse.Namespace) -> None:
+    if (options.device or "cpu") != "cpu":
+        raise InputError(
+            f"--long measures memory on the CPU alone: no --device {options.device} beside it"
+        )
     for name in ("dtype", "cases", "no_memory", "list", "plot"):
         if getattr(options, name):
             raise InputError(

@@ -72,7 +72,7 @@ OF_ALL = (
     "--quick --no-memory --list --dtype=float16 --cases=y --no-plot",
 )  # fmt: skip
 OF_SOME = {
-    "--device=cuda": ("norm", "rotary", "tune", "all"), "--device=cpu": (*EVERY, "all"),
+    "--device=cuda": ("norm", "rotary", "models", "tune", "all"), "--device=cpu": (*EVERY, "all"),
     "--device=cpu --write": ("tune",),
     "--out=x.json": EVERY, "--plot": ("norm", "rotary", "models", "variants", "all"),
     "--plot --quick --out=x.json": ("norm", "rotary", "models", "variants"),
@@ -151,14 +151,17 @@ def test_all_runs_those_that_have_the_case(cli: Cli, stubs: Calls, status: dict[
     assert [call[0] for call in stubs()] == ["norm", "rotary", "models"] * 3
 
 
-def test_whole_models_stay_on_the_cpu(cli: Cli, stubs: Calls) -> None:
-    said = cli("bench", "all", "--device", "cuda")
-    assert "models: left out" in said.out
+def test_a_card_is_warmed_up_for_the_ops(cli: Cli, stubs: Calls) -> None:
+    assert cli("bench", "all", "--device", "cuda").status == 0
     calls = stubs()
     assert sorted(call[0] for call in calls[:2]) == ["norm", "rotary"]  # both at once
     assert all("--warm" in call for call in calls[:2])
-    assert [call[0] for call in calls[2:]] == ["norm", "rotary"]
+    assert [call[0] for call in calls[2:]] == ["norm", "rotary", "models"]
     assert not any("--warm" in call for call in calls[2:])
+    assert all("--device=cuda" in call for call in calls)
+    said = cli("bench", "all", "--device", "cuda", "--warm")
+    assert "models: left out" in said.out
+    assert sorted(call[0] for call in stubs()[5:]) == ["norm", "rotary"]
 
 
 def test_mistakes(fails: Callable[..., str], stubs: object) -> None:
@@ -167,9 +170,9 @@ def test_mistakes(fails: Callable[..., str], stubs: object) -> None:
     assert "there are: norm, rotary, models, accelerate, variants, tune, all" in said
     assert "did you mean" not in fails("bench", "zzz")
     assert "--out names one file" in fails("bench", "all", "--out", "x.json")
-    said = fails("bench", "models", "--device", "cuda")
+    said = fails("bench", "variants", "--device", "cuda")
     assert "on the CPU alone" in said
-    assert "norm, rotary, tune" in said
+    assert "norm, rotary, models, tune" in said
     assert "models has it" in fails("bench", "all", "--long")
     assert "models has it" in fails("bench", "norm", "--long")
     assert "tune has it" in fails("bench", "models", "--kernel", "k")
@@ -181,6 +184,7 @@ def test_mistakes(fails: Callable[..., str], stubs: object) -> None:
     assert "give one OP, or all" in fails("bench", "norm", "rotary")
     assert "did you mean rotary?" in fails("bench", "rope")
     assert "no --cases beside it" in fails("bench", "models", "--long", "--cases", "x")
+    assert "no --device cuda beside it" in fails("bench", "models", "--long", "--device", "cuda")
 
 
 def test_without_the_repository(
@@ -217,6 +221,7 @@ REAL = [
     ("rotary --device abc", 2, "expected cpu, cuda or cuda:N"),
     ("models --list --dtype bfloat16", 0, "jina 8,192"),
     ("models --list --cases 'minilm*' --quick --no-plot", 0, "minilm 16 to 512"),
+    ("models --device cuda:99", 2, "--device 'cuda:99'"),
     ("models --list --cases minilm --dtype float16", 2, "models has no case of that name"),
 ]
 REAL += [
