@@ -84,6 +84,14 @@ def keys_of(device: torch.device) -> tuple[str, ...]:
     return properties.name, f"sm_{properties.major}{properties.minor}", "default"
 
 
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """How many a device has; where there is none, few, so that a program has work more than once."""
+    if interpreting() or device.type != "cuda" or not torch.cuda.is_available():
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def ranges_pay(device: torch.device, n_tokens: int, n_sequences: int) -> bool:
     """Whether to look for the keys that a decaying bias leaves relevant: where sequences are on
     average at least as long as the device's "range_length". The passes that find out are a loss for
@@ -113,7 +121,8 @@ def average_length(n_tokens: int, n_sequences: int) -> float:
 
 def gated_linear_rows(device: torch.device) -> int | None:
     """Rows from which on the gated feed-forward's product and activation are one kernel without
-    being asked for, or None: never, as on every device until it has been measured to pay."""
+    being asked for, of halves that need no gradient; None: never, as on every device until it has
+    been measured to pay."""
     return _gated_linear_rows(keys_of(device))
 
 

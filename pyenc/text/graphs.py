@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..errors import BackendError
 from ..models import Encoder
 from ..ops import triton_launch
+from ..ops.attention import triton as attention_kernels
 from ..ops.backend import requested_backend
 
 MOST_TOKENS = 32768
@@ -79,12 +80,22 @@ def why_not(model: Encoder, tokens: int, sequences: int) -> str | None:
     if tokens > MOST_TOKENS:
         return f"beyond {MOST_TOKENS:,} tokens the card has more to do than the host"
     if requested_backend(model.backend) not in ("auto", "triton"):
-        return "of other backends it is not known what they do on the host"
+        return "other backends read lengths on the host"
+    heads = model.embeddings.word.weight.new_empty(0, model.config.num_heads, model.config.head_dim)
+    if (reason := attention_kernels.why_not(heads, _Table(model.relative_bias))) is not None:
+        return reason
     if torch.is_autocast_enabled("cuda"):
         return "autocast keeps casts between calls"
     if model.config.own_position:
         return "the position's code is not the library's own"
     return _graphs_of(model).why_not()
+
+
+class _Table:
+    """As much of a `RelativePositionBias` as decides who serves it."""
+
+    def __init__(self, embedding: nn.Embedding | None) -> None:
+        self.table = None if embedding is None else embedding.weight
 
 
 class _Captured(NamedTuple):

@@ -27,6 +27,8 @@ UNBOUNDED = 2**30
 """A window side no shorter than this hides nothing; it keeps sums with places in 32 bits."""
 BLOCK_S = 16
 """Grains that are looked at together in the passes before the main kernels."""
+PLACES = 8
+"""Of a turn of the search for the furthest grain that is met."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def ranges(q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms) -> Ranges | N
         terms.scale, terms.skip_eps,
         SCORE=bias.score, DECAY=bias.decay, MAPPED=bias.slope is not None,
         HAS_POSITIONS=terms.positions is not None, HEAD_DIM=head_dim, BLOCK_D=block_d,
-        BLOCK_S=BLOCK_S, PRECISION="ieee", BLOCK=_range_block(q), num_warps=4,
+        BLOCK_S=PLACES, PRECISION="ieee", BLOCK=_range_block(q), num_warps=8,
     )  # fmt: skip
     return ordered(met)
 
@@ -96,7 +98,7 @@ def ordered(met: Tensor) -> Ranges:
     """Ranges (H, S, 2) of what is met, with their order: falling by length, the same every time."""
     work = met.shape[0] * met.shape[1]
     order = met.new_empty((work,))
-    longest_first[(triton.cdiv(work, 32),)](met, order, work, BLOCK_W=32, BLOCK_O=256)
+    longest_first[(triton.cdiv(work, 16),)](met, order, work, BLOCK_W=16, BLOCK_O=512)
     return Ranges(met, order)
 
 
@@ -325,7 +327,7 @@ def _range_block(q: Tensor) -> int:
     if interpreting():
         return int(GRAIN.value)
     bytes_a_row = _block_d(q.shape[2]) * q.element_size()
-    return max(16, min(64, 16384 // bytes_a_row))
+    return max(16, min(GRAIN.value, 16384 // bytes_a_row))
 
 
 def _block_d(head_dim: int) -> int:

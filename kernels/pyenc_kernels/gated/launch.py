@@ -10,7 +10,7 @@ from typing import Any
 import triton
 from torch import Tensor
 
-from ..configs import Config, config_for
+from ..configs import Config, config_for, multiprocessors
 from .kernel import gated_backward, gated_forward
 from .linear_kernel import gated_linear_backward, gated_linear_forward
 
@@ -18,7 +18,8 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
 TURN_BYTES = 128
 """Of a row of x and of the weight that a turn of the product's loop takes: what lies side by side
 in shared memory as the matrix units read it."""
-PROGRAMS = 132
+WARPS = 8
+"""Of the programs that a multiprocessor runs of the product at a time, together."""
 GROUP = 8
 """Blocks of rows that are gone through before the next columns."""
 
@@ -82,7 +83,8 @@ def linear_forward(
     if out.numel() == 0:
         return out
     (tiles,), sizes = _launch_linear("gated_linear_forward", x, weight, config)
-    gated_linear_forward[(min(tiles, PROGRAMS),)](
+    at_once = multiprocessors(x.device) * max(1, WARPS // sizes["num_warps"])
+    gated_linear_forward[(min(tiles, at_once),)](
         x, weight, weight if bias is None else bias, out, x.stride(0), weight.stride(0),
         *out.shape, x.shape[1],
         ACTIVATION=activation, GATE_FIRST=gate_first, HAS_BIAS=bias is not None, **sizes,

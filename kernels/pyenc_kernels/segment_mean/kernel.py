@@ -28,9 +28,11 @@ def segment_mean_sum(
     p_x, p_cu, p_weights, p_partial, p_partial_weight, n_segments, n_channels,
     HAS_WEIGHTS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Program (S, blocks of C): the weighted sum of one chunk, p_partial (S, C)."""
-    i_slot = tl.program_id(0)
-    i_block = tl.program_id(1)
+    """Program (S, blocks of C), flat: the weighted sum of one chunk, p_partial (S, C). Programs that
+    run together read whole rows between them."""
+    n_blocks = tl.cdiv(n_channels, BLOCK_C)
+    i_slot = tl.program_id(0) // n_blocks
+    i_block = tl.program_id(0) % n_blocks
     _, first, last = _tokens_of_slot(p_cu, i_slot, n_segments, CHUNK)
     o_c = i_block * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = o_c < n_channels

@@ -48,7 +48,7 @@ def forward_saving(
     partial = x.new_empty((slots, n_channels), dtype=torch.float32)
     partial_weight = x.new_empty((slots,), dtype=torch.float32)
     rows, columns, launch = _tile("segment_mean_sum", x, n_segments, configs, whole=False)
-    segment_mean_sum[(slots, triton.cdiv(n_channels, columns))](
+    segment_mean_sum[(slots * triton.cdiv(n_channels, columns),)](
         x, cu_seqlens, x if weights is None else weights, partial, partial_weight,
         n_segments, n_channels,
         HAS_WEIGHTS=weights is not None, CHUNK=CHUNK, BLOCK_T=rows, BLOCK_C=columns, **launch,

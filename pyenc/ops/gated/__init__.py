@@ -79,8 +79,9 @@ def gated_linear(
             (JinaBert qk-post-norm, GTE).
         backend: "triton", "cpu", "torch" or "reference"; None chooses. "triton" asked for by name
             makes product and activation in one kernel, which writes F columns and keeps x alone for
-            the gradient, where `apart_why` has no reason against it. Else, and where None chooses
-            it, the product is `linear`'s and the kernel is the activation's.
+            the gradient, where `apart_why` has no reason against it; so does None, without a
+            gradient, on cards where that has been measured to be faster. Else the product is
+            `linear`'s and the kernel is the activation's.
 
     Returns:
         (..., F), dtype of x.
@@ -122,8 +123,9 @@ def apart_why(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str | None = None
 ) -> str | None:
     """Why `gated_linear` on Triton makes product and activation in two kernels, or None where one
-    makes both: a call that asks for "triton", and by itself from so many rows on as the device has
-    been measured to gain from ("gated_linear_rows" of configs.json)."""
+    makes both: a call that asks for "triton", and by itself, of halves without a gradient, from so
+    many rows on as the device has been measured to gain from ("gated_linear_rows" of
+    configs.json)."""
     if torch.is_autocast_enabled(x.device.type):
         return "autocast casts what the product multiplies"
     for name, tensor in (("weight", weight), ("bias", bias)):
@@ -135,6 +137,10 @@ def apart_why(
         return f"{x.shape[-1]} channels are no multiple of 16, so they would be read one by one"
     if requested_backend(backend) == "triton":
         return None
+    if x.dtype == torch.float32:
+        return "in float32 no matrix unit multiplies, and the product's own library is faster"
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return "the backward would make the product again: two kernels take less time, one memory"
     least = _least_rows(str(x.device))
     if least is None:
         return "no measurement says that one kernel is faster on this device; ask for 'triton'"

@@ -120,13 +120,19 @@ def test_when_it_is_one_kernel(
     """By name wherever it can be; by itself from the data's number of rows on, which they lack."""
     x, weight = torch.randn(4, 16, device=device), torch.randn(4, 16, device=device)
     assert apart_why(x, weight, None, "triton") is None
-    assert "ask for 'triton'" in str(apart_why(x, weight, None))
     with use_backend("triton"):
         assert apart_why(x, weight) is None
         gated_linear(x, weight, None, "gelu")
+    assert "no matrix unit" in str(apart_why(x, weight))
+    halves = x.bfloat16(), weight.bfloat16()
+    assert "ask for 'triton'" in str(apart_why(*halves))
     monkeypatch.setattr(configs, "_gated_linear_rows", lambda keys: 4)
-    assert apart_why(x, weight) is None
-    assert apart_why(x[:3], weight) == "3 rows are fewer than 4"
+    assert apart_why(*halves) is None
+    assert apart_why(halves[0][:3], halves[1]) == "3 rows are fewer than 4"
+    learned = halves[1].clone().requires_grad_()
+    assert "make the product again" in str(apart_why(halves[0], learned))
+    with torch.no_grad():
+        assert apart_why(halves[0], learned) is None
     assert apart_why(x, weight.half(), None, "triton") == (
         "x is torch.float32 and weight torch.float16"
     )
