@@ -75,7 +75,7 @@ def ranges(q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms) -> Ranges | N
     block_d = _block_d(head_dim)
     center = q.new_empty((n_sequences, heads, head_dim), dtype=torch.float32)
     reach = q.new_empty((heads, slots), dtype=torch.float32)
-    key_reach[(slots, heads)](
+    key_reach[(slots * heads,)](
         k, center, reach, cu_seqlens, k.stride(0), k.stride(1), n_sequences, slots,
         HEAD_DIM=head_dim, BLOCK_D=block_d, num_warps=4 if block_d < 256 else 8,
     )  # fmt: skip

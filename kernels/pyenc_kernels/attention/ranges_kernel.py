@@ -24,29 +24,33 @@ from ..slots import GRAIN, sequence_of_slot, tile_of_program
 from .forward_kernel import LN2, LOG2E, NO_SCORE, load_rows, pair_scores, places_of
 
 
+SPREAD = tl.constexpr(32)
+
+
 @triton.jit(do_not_specialize=["n_sequences", "n_slots"])
 def key_reach(
     p_k, p_center, p_reach, p_cu, s_kt, s_kh, n_sequences, n_slots,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Program (S, H): max |k - c| of a grain, p_reach (H, S), 0 in an unused slot; and c, p_center
-    (B, H, D), by a sequence's first.
+    """Program (S H,): max |k - c| of a grain, p_reach (H, S), 0 in an unused slot; and c, p_center
+    (B, H, D), by a sequence's first. Heads take turns: programs that run together read whole rows.
 
-    c may be any vector. The nearer the keys' mean the better; the mean of GRAIN of them, evenly
-    spread, is within 1/sqrt(GRAIN) of their spread, and each program makes it for itself.
+    c may be any vector. The nearer the keys' mean the better; the mean of SPREAD of them, evenly
+    spread, is within 1/sqrt(SPREAD) of their spread, and each program makes it for itself.
     The norm is rounded up by what its own sum, and the score's, may lose.
     """
-    i_slot = tl.program_id(0)
-    i_head = tl.program_id(1)
+    n_heads = tl.num_programs(0) // n_slots
+    i_head = tl.program_id(0) % n_heads
+    i_slot = tl.program_id(0) // n_heads
     i_sequence, begin, end, i_tile = sequence_of_slot(p_cu, i_slot, n_sequences, GRAIN)
     n = (end - begin).to(tl.int32)
     o_j = i_tile.to(tl.int32) * GRAIN + tl.arange(0, GRAIN)
     o_d = tl.arange(0, BLOCK_D)
     p_k += i_head.to(tl.int64) * s_kh
-    o_spread = (tl.arange(0, GRAIN).to(tl.int64) * n // GRAIN).to(tl.int32)
+    o_spread = (tl.arange(0, SPREAD).to(tl.int64) * n // SPREAD).to(tl.int32)
     b_spread = load_rows(p_k, begin, o_spread, n, o_d, s_kt, HEAD_DIM, BLOCK_D).to(tl.float32)
-    b_center = tl.sum(b_spread, 0) / GRAIN
-    p_row = p_center + (i_sequence.to(tl.int64) * tl.num_programs(1) + i_head) * HEAD_DIM
+    b_center = tl.sum(b_spread, 0) / SPREAD
+    p_row = p_center + (i_sequence.to(tl.int64) * n_heads + i_head) * HEAD_DIM
     if i_tile == 0:
         tl.store(p_row + o_d, b_center, mask=o_d < HEAD_DIM)
     b_k = load_rows(p_k, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D).to(tl.float32)
@@ -148,17 +152,20 @@ def key_ranges(
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Program (S H,): p_ranges (H, S, 2), the grains [first, last) of keys that a grain meets."""
-    i_head, i_slot, i_number, begin, n, i_first = tile_of_program(
-        p_cu, p_cu, n_sequences, n_slots, False, GRAIN
-    )
+    """Program (S H,), heads taking turns: p_ranges (H, S, 2), the grains [first, last) of keys that
+    a grain meets."""
+    n_heads = tl.num_programs(0) // n_slots
+    i_head = tl.program_id(0) % n_heads
+    i_slot = tl.program_id(0) // n_heads
+    i_sequence, begin, end, i_grain = sequence_of_slot(p_cu, i_slot, n_sequences, GRAIN)
+    n = (end - begin).to(tl.int32)
+    i_first = i_grain.to(tl.int32) * GRAIN
+    i_number = i_head * n_slots + i_slot
     first = i_first // GRAIN
     last = first
     if i_first < n:
-        i_sequence, _, _, _ = sequence_of_slot(p_cu, i_slot, n_sequences, GRAIN)
         p_params += i_head * s_params
         o_d = tl.arange(0, BLOCK_D)
-        n_heads = tl.num_programs(0) // n_slots
         p_row = p_center + (i_sequence.to(tl.int64) * n_heads + i_head) * HEAD_DIM
         b_center = tl.load(p_row + o_d, mask=o_d < HEAD_DIM, other=0.0)
         center = tl.sqrt(tl.sum(b_center * b_center, 0))
@@ -166,7 +173,7 @@ def key_ranges(
         of_sequence = i_head * n_slots + i_slot - first
         own_reach = tl.load(p_reach + of_sequence + first)
         p_outer += of_sequence
-        p_further = p_outer + tl.num_programs(0)
+        p_further = p_outer + n_heads * n_slots
         left = first * 0
         right = first * 0
         n_parts: tl.constexpr = GRAIN // BLOCK

@@ -34,27 +34,28 @@ def segment_mean_sum(
     i_slot = tl.program_id(0) // n_blocks
     i_block = tl.program_id(0) % n_blocks
     _, first, last = _tokens_of_slot(p_cu, i_slot, n_segments, CHUNK)
-    o_c = i_block * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_c = o_c < n_channels
-    b_sum = tl.zeros([BLOCK_C], tl.float32)
-    b_weight_sum = tl.zeros([BLOCK_T], tl.float32)
-    for step in range(CHUNK // BLOCK_T):
-        o_t = first + step * BLOCK_T + tl.arange(0, BLOCK_T)
-        m_t = o_t < last
-        b_x = tl.load(
-            p_x + o_t[:, None] * n_channels + o_c[None, :],
-            mask=m_t[:, None] & m_c[None, :],
-            other=0.0,
-        ).to(tl.float32)  # (BLOCK_T, BLOCK_C)
-        if HAS_WEIGHTS:
-            b_weight = tl.load(p_weights + o_t, mask=m_t, other=0.0).to(tl.float32)
-            b_x = b_x * b_weight[:, None]
-        else:
-            b_weight = m_t.to(tl.float32)
-        b_sum += tl.sum(b_x, 0)
-        b_weight_sum += b_weight
-    tl.store(p_partial + i_slot.to(tl.int64) * n_channels + o_c, b_sum, mask=m_c)
-    tl.store(p_partial_weight + i_slot, tl.sum(b_weight_sum, 0), mask=i_block == 0)
+    if first < last:  # nobody reads what an unused slot would hold
+        o_c = i_block * BLOCK_C + tl.arange(0, BLOCK_C)
+        m_c = o_c < n_channels
+        b_sum = tl.zeros([BLOCK_C], tl.float32)
+        b_weight_sum = tl.zeros([BLOCK_T], tl.float32)
+        for step in range(CHUNK // BLOCK_T):
+            o_t = first + step * BLOCK_T + tl.arange(0, BLOCK_T)
+            m_t = o_t < last
+            b_x = tl.load(
+                p_x + o_t[:, None] * n_channels + o_c[None, :],
+                mask=m_t[:, None] & m_c[None, :],
+                other=0.0,
+            ).to(tl.float32)  # (BLOCK_T, BLOCK_C)
+            if HAS_WEIGHTS:
+                b_weight = tl.load(p_weights + o_t, mask=m_t, other=0.0).to(tl.float32)
+                b_x = b_x * b_weight[:, None]
+            else:
+                b_weight = m_t.to(tl.float32)
+            b_sum += tl.sum(b_x, 0)
+            b_weight_sum += b_weight
+        tl.store(p_partial + i_slot.to(tl.int64) * n_channels + o_c, b_sum, mask=m_c)
+        tl.store(p_partial_weight + i_slot, tl.sum(b_weight_sum, 0), mask=i_block == 0)
 
 
 @triton.jit

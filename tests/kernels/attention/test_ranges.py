@@ -27,7 +27,7 @@ def counted(q: Tensor, k: Tensor, slope: float, shift: float) -> list[list[int]]
     grains by pair, in float64; `shift` is added to what may be left out."""
     n, dim = k.shape
     grains = -(-n // GRAIN)
-    spread = (torch.arange(GRAIN) * n) // GRAIN
+    spread = (torch.arange(32) * n) // 32
     center = k[spread].mean(0)
     apart = (k - center).norm(dim=1)
     reach = [float(apart[g * GRAIN : (g + 1) * GRAIN].max()) for g in range(grains)]
