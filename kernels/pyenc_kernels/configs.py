@@ -86,7 +86,7 @@ def keys_of(device: torch.device) -> tuple[str, ...]:
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """How many a device has; where there is none, few, so that a program has work more than once."""
+    """How many a device has; where there is none, two, so that programs have more than one tile."""
     if interpreting() or device.type != "cuda" or not torch.cuda.is_available():
         return 2
     return torch.cuda.get_device_properties(device).multi_processor_count

@@ -23,7 +23,6 @@ import triton.language as tl
 from ..slots import GRAIN, sequence_of_slot, tile_of_program
 from .forward_kernel import LN2, LOG2E, NO_SCORE, load_rows, pair_scores, places_of
 
-
 SPREAD = tl.constexpr(32)
 
 

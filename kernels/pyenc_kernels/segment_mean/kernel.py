@@ -28,8 +28,8 @@ def segment_mean_sum(
     p_x, p_cu, p_weights, p_partial, p_partial_weight, n_segments, n_channels,
     HAS_WEIGHTS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Program (S, blocks of C), flat: the weighted sum of one chunk, p_partial (S, C). Programs that
-    run together read whole rows between them."""
+    """Program (S blocks of C,): the weighted sum of one chunk, p_partial (S, C). Blocks take turns:
+    programs that run together read whole rows."""
     n_blocks = tl.cdiv(n_channels, BLOCK_C)
     i_slot = tl.program_id(0) // n_blocks
     i_block = tl.program_id(0) % n_blocks

@@ -139,7 +139,9 @@ def apart_why(
         return None
     if x.dtype == torch.float32:
         return "in float32 no matrix unit multiplies, and the product's own library is faster"
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+    if torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, weight, bias)
+    ):
         return "the backward would make the product again: two kernels take less time, one memory"
     least = _least_rows(str(x.device))
     if least is None:
