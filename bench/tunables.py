@@ -35,6 +35,9 @@ class Tunable:
     """What has a chance, for a dtype."""
     call: Callable[[str, str, int, int, torch.device], Call]
     """(kernel, dtype, width, length, device) -> a call of its launcher."""
+    variant: str | None = None
+    """What that call's kernel is specialised to, where this has entries of its own: those of other
+    forms want other tiles."""
 
 
 def numbers(shape: str, otherwise: int = TOKENS) -> tuple[int, int]:
@@ -151,7 +154,11 @@ def _segment_mean_call(
     )
 
 
-_attention = Tunable("alibi", ("64x512", "64x8192"), _attention_candidates, _attention_call)
+def _attention(variant: str) -> Tunable:
+    shapes = "64x512", "64x8192"
+    return Tunable("alibi", shapes, _attention_candidates, _attention_call, variant)
+
+
 _gated = Tunable(
     "gated", ("3072",), _tiles((1024, 2048, 4096, 8192), (256, 512, 1024)), _gated_call
 )
@@ -159,9 +166,9 @@ _gated_linear = Tunable("gated_linear", ("3072",), _gated_linear_candidates, _ga
 _norm = Tunable("norm", ("768",), _tiles((1024, 2048, 4096, 8192), (1024,)), _norm_call)
 
 TUNABLES = {
-    "attention_forward": _attention,
-    "attention_grad_queries": _attention,
-    "attention_grad_keys": _attention,
+    "attention_forward": _attention("affine"),
+    "attention_grad_queries": _attention("affine-learned"),
+    "attention_grad_keys": _attention("affine"),
     "gated_forward": _gated,
     "gated_backward": _gated,
     "gated_linear_forward": _gated_linear,

@@ -123,7 +123,9 @@ def write(device: torch.device, kernel: str, dtype: str, shape: str, best: Confi
     card, architecture, *_ = configs.keys_of(device)
     table = json.loads(configs.FILE.read_text("utf-8"))
     of_card = table.setdefault(card, {"architecture": architecture})
-    of_card.setdefault(kernel, {}).setdefault(dtype, {})[shape] = best.numbers
+    variant = TUNABLES[kernel].variant
+    name = kernel if variant is None else f"{kernel}/{variant}"
+    of_card.setdefault(name, {}).setdefault(dtype, {})[shape] = best.numbers
     configs.FILE.write_text(as_text(table) + "\n", "utf-8")
 
 

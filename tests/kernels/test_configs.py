@@ -165,8 +165,9 @@ def test_a_tuned_entry_is_the_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     tune.write(torch.device("cpu"), "attention_forward", "bfloat16", "64x512", best)
     written = json.loads(file.read_text("utf-8"))
     assert written.pop("A Card") == {
-        "architecture": "sm_90", "attention_forward": {"bfloat16": {"64x512": [32, 32, 4, 1]}},
-    }  # fmt: skip
+        "architecture": "sm_90",
+        "attention_forward/affine": {"bfloat16": {"64x512": [32, 32, 4, 1]}},
+    }
     assert written == json.loads(Path(configs.__file__).with_name("configs.json").read_text())
 
 

@@ -89,7 +89,7 @@ def ranges(q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms) -> Ranges | N
         terms.scale, terms.skip_eps,
         SCORE=bias.score, DECAY=bias.decay, MAPPED=bias.slope is not None,
         HAS_POSITIONS=terms.positions is not None, HEAD_DIM=head_dim, BLOCK_D=block_d,
-        BLOCK_S=PLACES, PRECISION="ieee", BLOCK=_range_block(q), num_warps=8,
+        BLOCK_S=PLACES, PRECISION="ieee", BLOCK=_range_block(q), num_warps=4,
     )  # fmt: skip
     return ordered(met)
 
@@ -327,7 +327,7 @@ def _range_block(q: Tensor) -> int:
     if interpreting():
         return int(GRAIN.value)
     bytes_a_row = _block_d(q.shape[2]) * q.element_size()
-    return max(16, min(GRAIN.value, 16384 // bytes_a_row))
+    return max(16, min(64, 16384 // bytes_a_row))
 
 
 def _block_d(head_dim: int) -> int:
