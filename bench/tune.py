@@ -120,7 +120,7 @@ def measure(
 
 def write(device: torch.device, kernel: str, dtype: str, shape: str, best: Config) -> None:
     """Into configs.json, under the card's name and beside its architecture's."""
-    card, architecture, *_ = configs.keys_of(device)
+    card, *_, architecture, _ = configs.keys_of(device)
     table = json.loads(configs.FILE.read_text("utf-8"))
     of_card = table.setdefault(card, {"architecture": architecture})
     variant = TUNABLES[kernel].variant

@@ -26,6 +26,10 @@ from . import interpreting
 FILE = Path(__file__).with_name("configs.json")
 
 
+FUSED = {"enable_fp_fusion": True}
+"""Of every launch: a product and a sum are one multiply-add, whatever Triton's default is."""
+
+
 @dataclass(frozen=True)
 class Config:
     """Rows and columns of a block, warps of a program, stages of its pipeline; registers that a
@@ -47,7 +51,7 @@ class Config:
 
     @property
     def launch(self) -> dict[str, int]:
-        launch = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        launch = {"num_warps": self.num_warps, "num_stages": self.num_stages, **FUSED}
         return launch if self.maxnreg is None else launch | {"maxnreg": self.maxnreg}
 
     @property
@@ -73,15 +77,32 @@ def table() -> dict[str, Any]:
 
 
 def keys_of(device: torch.device) -> tuple[str, ...]:
-    """Where to look for a device, best first."""
+    """Where to look for a device, best first: its own entries, those of other cards of its
+    architecture, the architecture's, the defaults."""
     if interpreting():
         return "interpreter", "default"  # which takes as long for a large block as for a small one
     if device.type != "cuda" or not torch.cuda.is_available():
         return ("default",)
+    return _keys_of(device)
+
+
+@functools.cache
+def _keys_of(device: torch.device) -> tuple[str, ...]:
     properties = torch.cuda.get_device_properties(device)
+    architecture = f"sm_{properties.major}{properties.minor}"
     if torch.version.hip:
-        return properties.name, properties.gcnArchName.split(":")[0], "default"
-    return properties.name, f"sm_{properties.major}{properties.minor}", "default"
+        architecture = properties.gcnArchName.split(":")[0]
+    return of_card(properties.name, architecture)
+
+
+def of_card(name: str, architecture: str) -> tuple[str, ...]:
+    """`keys_of` a card."""
+    alike = (
+        card
+        for card, entries in table().items()
+        if card != name and entries.get("architecture") == architecture
+    )
+    return (name, *sorted(alike), architecture, "default")
 
 
 @functools.cache

@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 
 from bench import aot_work, tunables, tune
 from pyenc_kernels import attention, configs, gated, norm, segment_mean
+from pyenc_kernels.attention import launch as attention_launch
 from pyenc_kernels.configs import Config, entry
 
 TABLE: dict[str, Any] = {
@@ -154,6 +155,43 @@ def test_what_is_shipped_serves_every_kernel_dtype_and_width() -> None:
                     keys = (key, "default")
                     _, config = entry(kernel, dtype, width, 300, keys, whole=whole)
                     assert config.block_m * config.block_n >= 256
+
+
+def test_a_card_without_entries_takes_those_of_one_of_its_architecture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = {"64": [32, 32, 4, 1]}
+    table = {
+        "default": {"attention_forward": {"bfloat16": {"64": [64, 64, 4, 2]}}},
+        "sm_90": {"attention_forward": {"bfloat16": {"64": [128, 64, 8, 3]}}},
+        "A Card": {"architecture": "sm_90", "attention_forward": {"bfloat16": there}},
+        "Its Elder": {"architecture": "sm_80", "attention_forward": {"bfloat16": there}},
+    }
+    monkeypatch.setattr(configs, "table", lambda: table)
+    keys = configs.of_card("Another", "sm_90")
+    assert keys == ("Another", "A Card", "sm_90", "default")
+    assert entry("attention_forward", "bfloat16", 64, 300, keys)[1] == Config(32, 32, 4, 1)
+    assert configs.of_card("A Card", "sm_90") == ("A Card", "sm_90", "default")
+    assert configs.of_card("Another", "sm_86") == ("Another", "sm_86", "default")
+
+
+@pytest.mark.parametrize("kernel", [k for k in tunables.TUNABLES if k.startswith("attention")])
+def test_the_form_that_is_tuned_is_the_one_that_is_written(
+    kernel: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunables, "TOKENS", 16)
+    monkeypatch.setattr(tunables, "HEADS", 1)
+    seen: dict[str, str | None] = {}
+    real = attention_launch.config_for
+
+    def noting(asked: str, *rest: Any, variant: str | None = None, **named: Any) -> Config:
+        seen[asked] = variant
+        return real(asked, *rest, variant=variant, **named)
+
+    monkeypatch.setattr(attention_launch, "config_for", noting)
+    call = tunables.TUNABLES[kernel].call(kernel, "float32", 16, 16, torch.device(device))
+    call(None)  # type: ignore[arg-type]
+    assert seen[kernel] == tunables.TUNABLES[kernel].variant
 
 
 def test_a_tuned_entry_is_the_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

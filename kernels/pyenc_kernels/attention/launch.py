@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from .. import interpreting
-from ..configs import Config, average_length, config_for, ranges_pay
+from ..configs import FUSED, Config, average_length, config_for, ranges_pay
 from ..score_function import ScoreFunction
 from ..slots import GRAIN, n_slots
 from .forward_kernel import attention_forward
@@ -77,10 +77,12 @@ def ranges(q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms) -> Ranges | N
     reach = q.new_empty((heads, slots), dtype=torch.float32)
     key_reach[(slots * heads,)](
         k, center, reach, cu_seqlens, k.stride(0), k.stride(1), n_sequences, slots,
-        HEAD_DIM=head_dim, BLOCK_D=block_d, num_warps=4 if block_d < 256 else 8,
+        HEAD_DIM=head_dim, BLOCK_D=block_d, num_warps=4 if block_d < 256 else 8, **FUSED,
     )  # fmt: skip
     outer = q.new_empty((2, heads, slots), dtype=torch.float32)
-    key_outer[(n_sequences, heads)](reach, outer, cu_seqlens, slots, BLOCK_S=32, num_warps=1)
+    key_outer[(n_sequences, heads)](
+        reach, outer, cu_seqlens, slots, BLOCK_S=32, num_warps=1, **FUSED
+    )
     met = q.new_empty((heads, slots, 2), dtype=torch.int32)
     positions, params = _or(terms.positions, q), _or(terms.params, q)
     key_ranges[(slots * heads,)](
@@ -89,7 +91,7 @@ def ranges(q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms) -> Ranges | N
         terms.scale, terms.skip_eps,
         SCORE=bias.score, DECAY=bias.decay, MAPPED=bias.slope is not None,
         HAS_POSITIONS=terms.positions is not None, HEAD_DIM=head_dim, BLOCK_D=block_d,
-        BLOCK_S=PLACES, PRECISION="ieee", BLOCK=_range_block(q), num_warps=4,
+        BLOCK_S=PLACES, PRECISION="ieee", BLOCK=_range_block(q), num_warps=4, **FUSED,
     )  # fmt: skip
     return ordered(met)
 
@@ -98,7 +100,7 @@ def ordered(met: Tensor) -> Ranges:
     """Ranges (H, S, 2) of what is met, with their order: falling by length, the same every time."""
     work = met.shape[0] * met.shape[1]
     order = met.new_empty((work,))
-    longest_first[(triton.cdiv(work, 16),)](met, order, work, BLOCK_W=16, BLOCK_O=512)
+    longest_first[(triton.cdiv(work, 16),)](met, order, work, BLOCK_W=16, BLOCK_O=512, **FUSED)
     return Ranges(met, order)
 
 
@@ -107,7 +109,14 @@ def _hulls(keys: Ranges, cu_seqlens: Tensor) -> Ranges:
     heads, slots, _ = keys.met.shape
     hulls = torch.empty_like(keys.met)
     query_hulls[(slots * heads,)](
-        keys.met, hulls, cu_seqlens, cu_seqlens.numel() - 1, slots, BLOCK_S=BLOCK_S, num_warps=1
+        keys.met,
+        hulls,
+        cu_seqlens,
+        cu_seqlens.numel() - 1,
+        slots,
+        BLOCK_S=BLOCK_S,
+        num_warps=1,
+        **FUSED,
     )
     return ordered(hulls)
 
@@ -173,7 +182,7 @@ def backward(
     block_d = _block_d(head_dim)
     attention_delta[(triton.cdiv(tokens, 64), heads)](
         out, grad_out, _or(grad_lse, lse), delta, *grad_out.stride()[:2], tokens, heads,
-        HAS_GRAD_LSE=grad_lse is not None, HEAD_DIM=head_dim, BLOCK_T=64, BLOCK_D=block_d,
+        HAS_GRAD_LSE=grad_lse is not None, HEAD_DIM=head_dim, BLOCK_T=64, BLOCK_D=block_d, **FUSED,
     )  # fmt: skip
     bias = terms.bias
     slope = None if bias is None else bias.slope
