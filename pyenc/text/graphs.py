@@ -33,6 +33,8 @@ MOST_TOKENS = 32768
 """Of a batch. Beyond, the card has more to do than the host (bench/NOTES.md)."""
 KEPT = 64
 """Graphs of a model; the one that was replayed longest ago goes first."""
+MOST_SEEN = 1024
+"""Shapes of a model that are remembered to have run once."""
 PARTS = 8
 """Buckets from one power of two to the next: at most an eighth more tokens than there are."""
 FEWEST = 64
@@ -116,8 +118,9 @@ class _Graphs:
     """(where, by what name, what, its address if it is a tensor) of all that is in a module."""
     foreign: str | None
     lock: Any = field(default_factory=threading.Lock)
-    by_key: OrderedDict[Any, _Captured | None] = field(default_factory=OrderedDict)
-    """None: has run once, and will be captured the next time."""
+    by_key: OrderedDict[Any, _Captured] = field(default_factory=OrderedDict)
+    seen: OrderedDict[Any, None] = field(default_factory=OrderedDict)
+    """What has run once, and will be captured the next time."""
     pool: Any = None
     """Memory that all of them share: none runs while another does."""
     last: Any = None
@@ -125,9 +128,11 @@ class _Graphs:
 
     @classmethod
     def of(cls, model: Encoder) -> _Graphs:
-        modules, foreign = list(model.modules()), None
+        # Not the model itself, which would then live as long as they do; nobody calls it here.
+        modules = [each for each in model.modules() if each is not model]
+        foreign = None
         registered: list[tuple[Mapping[str, Any], str, Any, int]] = []
-        for module in modules:
+        for module in model.modules():
             home = type(module).__module__
             if foreign is None and not home.startswith(("pyenc.models.", "torch.nn.modules.")):
                 foreign = f"a {type(module).__qualname__} of {home} may do things on the host"
@@ -140,7 +145,8 @@ class _Graphs:
     def hold(self) -> bool:
         """Whether the model is made of what it was."""
         return all(
-            where.get(name) is there and (not address or address == there.data_ptr())
+            where.get(name) is there
+            and (there is None or not address or there.data_ptr() == address)
             for where, name, there, address in self.registered
         )
 
@@ -157,6 +163,7 @@ class _Graphs:
 
 _OF_MODEL: weakref.WeakKeyDictionary[Encoder, _Graphs] = weakref.WeakKeyDictionary()
 _LOCK = threading.Lock()
+_CAPTURING = threading.Lock()
 
 
 def _graphs_of(model: Encoder) -> _Graphs:
@@ -184,12 +191,14 @@ def forward(model: Encoder, ids: Tensor, cu_seqlens: Tensor, tokens: int, sequen
 
     with graphs.lock, torch.cuda.device(ids.device):
         stream = torch.cuda.current_stream()
-        if key not in graphs.by_key:
-            graphs.by_key[key] = None
-            return run(ids, cu_seqlens)
-        captured = graphs.by_key[key]
         if graphs.last is not None:
             stream.wait_event(graphs.last)
+        captured = graphs.by_key.get(key)
+        if captured is None and key not in graphs.seen:
+            graphs.seen[key] = None
+            if len(graphs.seen) > MOST_SEEN:
+                graphs.seen.popitem(last=False)
+            return run(ids, cu_seqlens)
         if captured is None:
             try:
                 captured = _capture(graphs, run, ids, cu_seqlens)
@@ -227,7 +236,7 @@ def _capture(graphs: _Graphs, run: Any, ids: Tensor, cu_seqlens: Tensor) -> _Cap
     if graphs.pool is None:
         graphs.pool = torch.cuda.graph_pool_handle()
     graph = torch.cuda.CUDAGraph()
-    # Other threads' calls of CUDA are theirs.
-    with torch.cuda.graph(graph, pool=graphs.pool, capture_error_mode="thread_local"):
+    # Captures share a stream of torch's; what other threads ask of CUDA meanwhile is theirs.
+    with _CAPTURING, torch.cuda.graph(graph, pool=graphs.pool, capture_error_mode="thread_local"):
         output = run(ids, cu_seqlens)
     return _Captured(ids, cu_seqlens, graph, output)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -113,6 +116,116 @@ def test_a_cpu_has_none() -> None:
     assert graphs.shape_for(small(), 100, 2) is None
 
 
+def test_a_model_is_let_go_with_its_graphs() -> None:
+    model = small()
+    graphs_of(model)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+class Recorded:
+    """Stands for a card: what is captured is computed again at each replay."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+
+        def capture(graphs_: Any, run: Any, ids: Tensor, cu_seqlens: Tensor) -> Any:
+            self.log.append("captured")
+            ids, cu_seqlens = ids.clone(), cu_seqlens.clone()
+            output = run(ids, cu_seqlens)
+
+            class Graph:
+                def replay(graph) -> None:
+                    self.log.append("replayed")
+                    output.copy_(run(ids, cu_seqlens))
+
+            return graphs._Captured(ids, cu_seqlens, Graph(), output)
+
+        def forward_packed(model: Encoder, ids: Tensor, cu_seqlens: Tensor, **rest: Any) -> Tensor:
+            self.log.append("ran")
+            return model.embeddings.word(ids) + cu_seqlens[-1]
+
+        monkeypatch.setattr(graphs, "_capture", capture)
+        monkeypatch.setattr(Encoder, "forward_packed", forward_packed)
+        for name in ("device", "current_stream", "Event"):
+            monkeypatch.setattr(torch.cuda, name, lambda *_: mock.MagicMock())
+
+    def take(self) -> list[str]:
+        log, self.log = self.log, []
+        return log
+
+
+def test_a_shape_runs_is_captured_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, card = small(), Recorded(monkeypatch)
+
+    def run(tokens: int, last: int, seed: int = 0) -> Tensor:
+        ids = torch.arange(seed, seed + 64) % 50
+        with torch.inference_mode():
+            return graphs.forward(model, ids, torch.tensor([0, last]), tokens, 1)
+
+    first = run(60, 60)
+    assert card.take() == ["ran"]
+    second = run(60, 60)
+    assert card.take() == ["captured", "ran", "replayed", "ran"]
+    other = run(58, 58, seed=7)  # as many tokens a sequence, as they are rounded
+    assert card.take() == ["replayed", "ran"]
+    again = run(60, 60)
+    assert torch.equal(first, second)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    card.take()
+    run(5, 5)  # another average is another choice of tiles
+    assert card.take() == ["ran"]
+    model.skip_eps = 0.5
+    run(60, 60)
+    assert card.take() == ["ran"]
+
+
+def test_many_shapes_drop_the_graph_that_was_not_used_longest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, card = small(), Recorded(monkeypatch)
+    monkeypatch.setattr(graphs, "KEPT", 2)
+
+    def run(tokens: int) -> list[str]:
+        with torch.inference_mode():
+            ids = torch.zeros(tokens, dtype=torch.long)
+            graphs.forward(model, ids, torch.tensor([0, tokens]), tokens, 1)
+        return [each for each in card.take() if each != "ran"]
+
+    for tokens in (8, 16):
+        run(tokens)
+        assert run(tokens) == ["captured", "replayed"]
+    for tokens in range(100, 2000):
+        assert run(tokens) == []  # seen once each: they take no graph's place
+    assert run(8) == ["replayed"]
+    run(32)
+    assert run(32) == ["captured", "replayed"]
+    assert run(8) == ["replayed"]
+    assert len(graphs_of(model).by_key) == 2
+    assert len(graphs_of(model).seen) <= graphs.MOST_SEEN
+    assert "captured" in run(16) + run(16)
+
+
+def test_what_cannot_be_captured_is_said_and_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, card = small(), Recorded(monkeypatch)
+
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphs, "_capture", refuse)
+    ids, cu_seqlens = torch.zeros(64, dtype=torch.long), torch.tensor([0, 64])
+    with torch.inference_mode():
+        first = graphs.forward(model, ids, cu_seqlens, 64, 1)
+        with pytest.warns(RuntimeWarning, match="no CUDA graphs for this model: operation not"):
+            second = graphs.forward(model, ids, cu_seqlens, 64, 1)
+    assert torch.equal(first, second)
+    assert card.take() == ["ran", "ran"]
+    assert "capturing it failed" in graphs_of(model).why_not()
+
+
 def batch_of(model: Encoder, lengths: list[int], seed: int = 0) -> Packed:
     numbers = np.random.default_rng(seed).integers(5, model.config.vocab_size, sum(lengths))
     return Packed(numbers, np.array(lengths), np.zeros(len(lengths), dtype=np.int64))
@@ -149,8 +262,7 @@ class TestOnACard:
                 assert all(torch.equal(first, each) for each in rest)
                 assert not torch.equal(first, other)
                 assert (first - plain).abs().max() <= 2e-5
-        captured = [each for each in graphs_of(model).by_key.values() if each is not None]
-        assert len(captured) == 2, graphs_of(model).why_not()
+        assert len(graphs_of(model).by_key) == 2, graphs_of(model).why_not()
 
     def test_weights_that_change_and_batches_of_other_shapes(self) -> None:
         torch.manual_seed(0)
