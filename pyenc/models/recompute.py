@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import InputError
+from ..errors import InputError, InputTypeError
 
 STATE = "preserve_rng_state"
 KNOWN = (frozenset(inspect.signature(checkpoint).parameters) | {STATE}) - {
@@ -47,7 +47,13 @@ def recompute_of(
 
     Raises:
         InputError: an option is unknown or cannot be had; the message names it.
+        InputTypeError: what should hold the options is no mapping.
     """
+    if options is not None and not isinstance(options, Mapping):
+        raise InputTypeError(
+            "gradient_checkpointing_kwargs must be a mapping of options or None, got "
+            f"{type(options).__name__} {options!r:.80}"
+        )
     said = dict(options or {})
     if strange := sorted(map(str, said.keys() - KNOWN)):
         raise InputError(

@@ -174,6 +174,7 @@ def test_copies_have_it_too() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ((True,), "must be a mapping of options or None, got bool True"),
         (({"use_reentrant": True},), "use_reentrant=True is not served"),
         (({"reentrant": False},), "unknown 'reentrant'; .* has: context_fn"),
         (({"function": print},), "unknown 'function'"),

@@ -15,7 +15,7 @@ from ..activation import ACTIVATIONS as ACTIVATIONS
 from ..activation import activate, check_activation
 from ..backend import WhyNot, always, choose, requested_backend
 from ..constant import constant_result
-from ..launch import DTYPE_CODES, why_not
+from ..launch import DTYPE_CODES, as_rows, why_not
 from ..linear import linear
 from ..validation import check_float
 from . import registration as _registration  # noqa: F401  (it registers the ops)
@@ -103,7 +103,7 @@ def gated_linear(
     name = choose("gated_linear", backend, backend_table(x), others=("flash_attn",))
     if name == "reference":
         rows = gated_linear_reference(
-            oracle.widen(x.reshape(-1, x.shape[-1])), oracle.widen(weight), oracle.widen(bias),
+            oracle.widen(as_rows(x)), oracle.widen(weight), oracle.widen(bias),
             activation, gate_first,
         )  # fmt: skip
         return rows.reshape(*x.shape[:-1], weight.shape[0] // 2).to(x.dtype)

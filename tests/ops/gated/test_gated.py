@@ -60,3 +60,14 @@ def test_exact_gelu_is_not_its_approximation() -> None:
 def test_bad_input_is_named(call: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (2, 3, 0), (0, 5)])
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_no_channels_and_no_rows(shape: tuple[int, ...], backend: str) -> None:
+    """A product over nothing is the bias."""
+    x, weight = torch.ones(shape), torch.ones(4, shape[-1])
+    out = gated_linear(x, weight, torch.tensor([1.0, 2.0, 3.0, 4.0]), "relu", backend=backend)
+    assert out.shape == (*shape[:-1], 2)
+    if shape[-1] == 0:
+        assert out.reshape(-1, 2).tolist() == [[3.0, 8.0]] * (out.numel() // 2)
