@@ -98,11 +98,7 @@ def run(cases: Sequence[Case], options: argparse.Namespace, device: torch.device
     print(f"\n{models_table.explanation(result)}\n{models_table.markdown(result)}")
     print(f"\nafterwards: {machine_lines.ceiling_line(result['ceilings_after'])}")
     print(f"all took {result['seconds']:.0f} s")
-    if path is not None:
-        record.write_result(path, result)
-        print(f"written: {path.name}")
-        if options.plot is not False:
-            drawing.draw(path)
+    drawing.keep(path, result, plot=options.plot is not False)
     for name in wrong:
         print(f"DISAGREES more than it may, or does not run: {name}", file=sys.stderr)
     return int(bool(wrong))

@@ -216,11 +216,7 @@ def _run(cases: Sequence[Case], options: argparse.Namespace) -> int:
     print(f"\n{models_table.explanation(result)}\n{models_table.markdown(result)}")
     after = result["ceilings_after"]["gemm_gflops"]
     print(f"\nfp32 GEMM afterwards: {after:.0f} GFLOP/s; all took {result['seconds']:.0f} s")
-    if path is not None:
-        record.write_result(path, result)
-        print(f"written: {path.name}")
-        if options.plot is not False:
-            drawing.draw(path)
+    drawing.keep(path, result, plot=options.plot is not False)
     for name in wrong:
         print(f"DISAGREES more than it may: {name}", file=sys.stderr)
     return int(bool(wrong))

@@ -96,11 +96,7 @@ def _run(
         print(f"\nafterwards: {machine_lines.ceiling_line(result['ceilings_after'])}")
     result["seconds"] = time.perf_counter() - start
     print(f"\nall took {result['seconds']:.0f} s")
-    if path is not None:
-        record.write_result(path, result)
-        print(f"written: {path.name}")
-        if options.plot is not False:
-            drawing.draw(path)
+    drawing.keep(path, result, plot=options.plot is not False)
     for name in wrong:
         print(f"DISAGREES with the float64 oracle: {name}", file=sys.stderr)
     for line in missed:
