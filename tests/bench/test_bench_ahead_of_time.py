@@ -93,7 +93,7 @@ def test_spills_are_wrong_but_outside_loops_where_registers_are_bounded() -> Non
     assert aot_work.wrong_with(work, bounded) is None
     unbounded = replace(bounded, maxnreg=None)
     assert "spills 60 bytes" in str(aot_work.wrong_with(work, unbounded))
-    measured = Work("A Card", "alibi", "bfloat16", "64")  # where the tuner has timed it, spills and all
+    measured = Work("A Card", "alibi", "bfloat16", "64")  # the tuner has timed it as it is
     assert aot_work.wrong_with(measured, unbounded) is None
     in_loop = replace(bounded, spills_in_loops=2)
     assert "2 instructions spill in its loops" in str(aot_work.wrong_with(work, in_loop))
