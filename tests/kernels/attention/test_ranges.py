@@ -14,9 +14,9 @@ from pyenc_kernels import attention as kernels
 from pyenc_kernels.score_function import ALIBI
 
 GRAIN = 128
-LENGTHS = [40 * GRAIN + 5, 1, 300, 2500]
-"""On one side of a grain more than 16 others, which are looked at together, and more than 32."""
-SLOPES = [0.7, 0.02, 0.004, 0.0]
+LENGTHS = [34 * GRAIN + 5, 1, 300]
+"""On one side of a grain more others than are looked at in one turn of each pass, 8 and 32."""
+SLOPES = [0.7, 0.02, 0.0]
 EPS = 2.0**-11
 MARGIN = 0.05
 """Of a bound in base 2, for what the kernels' own safety and rounding may add."""
@@ -77,8 +77,8 @@ def test_the_bound_is_met_grain_by_grain(device: str) -> None:
                 assert high[0] <= first <= low[0], (number, head, grain)
                 assert low[1] <= last <= high[1], (number, head, grain)
                 shares.add(last - first)
-    assert {1, 41} <= shares
-    assert len(shares) > 20
+    assert {1, 35} <= shares
+    assert len(shares) > 12
 
 
 @pytest.mark.parametrize(("heads", "slots"), [(1, 1), (3, 11), (2, 200), (1, 257)])
