@@ -177,7 +177,9 @@ def _graphs_of(model: Encoder) -> _Graphs:
 def forward(model: Encoder, ids: Tensor, cu_seqlens: Tensor, tokens: int, sequences: int) -> Tensor:
     """`forward_packed` of a filled batch, of which the first `tokens` and `sequences` are real:
     (T, C), to be cut to those. In evaluation, under inference mode."""
-    graphs, configs = _graphs_of(model), triton_launch.module_for("configs")
+    # `shape_for` has just held them against the model.
+    graphs = _OF_MODEL.get(model) or _graphs_of(model)
+    configs = triton_launch.module_for("configs")
     average = tokens / sequences
     key = (
         ids.shape[0], cu_seqlens.shape[0], round(math.log2(max(average, 1))),

@@ -57,8 +57,9 @@ class Dense:
     def _as(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(weight, bias) where x is and in its dtype; a copy is kept, since the next one would wait
         for a GPU."""
-        version = 0 if self.weight.is_inference() else self.weight._version
-        key = x.device, x.dtype, version
+        own = [each for each in (self.weight, self.bias) if each is not None]
+        versions = (0 if each.is_inference() else each._version for each in own)
+        key = x.device, x.dtype, *versions
         kept = self.__dict__.get("_kept")
         if kept is None or kept[0] != key:
             kept = key, self.weight.to(x), None if self.bias is None else self.bias.to(x)

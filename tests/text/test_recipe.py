@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -322,3 +323,25 @@ def test_a_pooling_that_is_said_and_a_dense_layer_for_another(folder: Path) -> N
     save_file({"linear.weight": torch.eye(64, 128)}, folder / "2_Dense/model.safetensors")
     with pytest.raises(CheckpointError, match="takes 128 features, but is given 64"):
         pyenc.load(folder, pooling="mean")
+
+
+def test_a_dense_layer_keeps_its_copy_in_another_dtype_while_it_holds() -> None:
+    layer = Dense(torch.randn(3, 4), torch.randn(3), "Identity")
+    x = torch.randn(5, 4, dtype=torch.float64)
+
+    def wanted() -> torch.Tensor:
+        assert layer.bias is not None
+        return x @ layer.weight.double().T + layer.bias.double()
+
+    torch.testing.assert_close(layer(x), wanted())
+    kept = layer._as(x)
+    assert layer._as(x)[0] is kept[0]
+    layer.weight.mul_(2)
+    torch.testing.assert_close(layer(x), wanted())
+    assert layer.bias is not None
+    layer.bias.add_(1)
+    torch.testing.assert_close(layer(x), wanted())
+    assert layer(x.float()).dtype == torch.float32
+    copied = pickle.loads(pickle.dumps(layer))
+    assert copied == layer
+    assert "_kept" not in copied.__dict__

@@ -7,9 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pyenc.errors import InputError
 from pyenc.ops import add_layer_norm, add_rms_norm, extension
+from pyenc.ops.norm import _layer_norm_table
 from tests.ops.elementwise import DTYPES, check
 from tests.oracle import assert_right
 
@@ -72,3 +74,13 @@ def test_norms_without_residual() -> None:
 def test_bad_input_is_named(call: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_layer_norm_prefers_its_kernel_on_a_card() -> None:
+    """As bench/NOTES.md's figures have it; what cannot serve says why, and torch's is next."""
+    with FakeTensorMode():
+        on_card = torch.empty(2, 64, device="cuda")
+    assert list(_layer_norm_table(on_card, None))[:2] == ["triton", "torch"]
+    assert next(iter(_layer_norm_table(torch.empty(2, 64), None))) == "torch"
+    wanting = torch.empty(2, 64, requires_grad=True)
+    assert next(iter(_layer_norm_table(wanting, None))) == "cpu"
