@@ -101,8 +101,10 @@ def _compiled(sources: Sequence[Path], folder: Path, flags: Sequence[str]) -> li
         return list(pool.map(compile_one, sources))
 
 
-def check(extension: Path, cases: str, seed: int = 1, **environment: str) -> None:
-    """Run the cases of that name in a process of its own; they must pass."""
+def check(
+    extension: Path, cases: str, seed: int = 1, *, isa: str = "emulated", **environment: str
+) -> None:
+    """Run the cases of that name in a process of its own; they must pass, on that instruction set."""
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, __file__, str(extension), cases, str(seed)],
@@ -110,7 +112,7 @@ def check(extension: Path, cases: str, seed: int = 1, **environment: str) -> Non
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "emulated" in done.stdout.split()
+    assert isa in done.stdout.split()
 
 
 def _install(path: str) -> ModuleType:

@@ -3,8 +3,9 @@
 All have the width and the tiles of AVX-512, in plain C++ (PYENC_EMULATE_BF16_DOT in
 csrc/shared/simd.h). One build has pairs of bfloat16, one the tiles of matrix units (AMX) in plain
 C++ too (PYENC_EMULATE_AMX in csrc/attention/amx.h), the same in `make sanitize` under the
-sanitizers, and one their instructions themselves, which fault here and are carried out by
-amx_trap.cpp. In one file, so that what they share is compiled once.
+sanitizers, and one their instructions themselves, which fault where there are none and are then carried out by
+amx_trap.cpp. In one file, so that what they share is compiled once. A processor that has matrix units
+runs the same cases on them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from pyenc.ops import extension as package
 from tests.csrc.attention import emulated
 from tests.seeds import seed
 
@@ -89,6 +91,18 @@ def test_the_instructions_themselves(tmp_path: Path) -> None:
     flags = [*WIDE, "-mamx-tile", "-mamx-bf16"]
     if not flags_serve(flags, tmp_path):
         pytest.skip("the compiler knows no tiles")
+    if "amx_tile" in Path("/proc/cpuinfo").read_text("utf-8").split():
+        pytest.skip("nothing faults on a processor that has them: see the next test")
     trap = Path(__file__).parent / "amx_trap.cpp"
     extension = emulated.build(tmp_path, flags, openmp=True, trap=trap)
     emulated.check(extension, "amx trapped")
+
+
+@pytest.mark.parametrize("cases", ["amx", "amx skip", "amx others"])
+def test_the_matrix_units_themselves(cases: str) -> None:
+    """The package's own extension, where the processor has what the others stand for."""
+    module, isa = package.load(), "x86-64-v4-amx"
+    if module is None or isa not in module.available_isas():
+        pytest.skip(f"this processor or this build has no {isa}")
+    path = Path(str(module.__file__))
+    emulated.check(path, cases, seed(1), isa=isa, PYENC_CPU_ISA=isa)

@@ -60,13 +60,14 @@ def test_bias_of_another_stride(passes: list[int]) -> None:
 
 
 def test_what_is_not_finite(passes: list[int]) -> None:
-    """Infinite and NaN where torch has them, the rest of the row untouched."""
+    """NaN stays NaN and infinity infinite, which torch's own GELU does on some processors alone."""
     x = torch.tensor([[float("nan")], [float("inf")], [-float("inf")], [1.0]])
     weight, bias = torch.ones(11, 1), torch.randn(11)
     for activation in ("gelu", "silu", "relu"):
         got = linear(x, weight, bias, activation)
-        right = getattr(F, activation)(F.linear(x, weight, bias))
-        torch.testing.assert_close(got[[0, 1, 3]], right[[0, 1, 3]], equal_nan=True)
+        assert bool(got[0].isnan().all())
+        assert bool((got[1] == float("inf")).all())
+        torch.testing.assert_close(got[3], getattr(F, activation)(weight[:, 0] + bias))
         # x Phi(x) at -inf is 0 * inf, which libraries answer by 0 or by NaN.
         assert bool((got[2].nan_to_num() == 0).all())
     assert len(passes) == 3
