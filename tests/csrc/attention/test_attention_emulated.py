@@ -3,9 +3,9 @@
 All have the width and the tiles of AVX-512, in plain C++ (PYENC_EMULATE_BF16_DOT in
 csrc/shared/simd.h). One build has pairs of bfloat16, one the tiles of matrix units (AMX) in plain
 C++ too (PYENC_EMULATE_AMX in csrc/attention/amx.h), the same in `make sanitize` under the
-sanitizers, and one their instructions themselves, which fault where there are none and are then carried out by
-amx_trap.cpp. In one file, so that what they share is compiled once. A processor that has matrix units
-runs the same cases on them.
+sanitizers, and one their instructions themselves, which fault where there are none and are then
+carried out by amx_trap.cpp. In one file, so that what they share is compiled once. A processor that
+has matrix units runs the same cases on them.
 """
 
 from __future__ import annotations
