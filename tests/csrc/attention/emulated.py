@@ -104,7 +104,7 @@ def _compiled(sources: Sequence[Path], folder: Path, flags: Sequence[str]) -> li
 def check(
     extension: Path, cases: str, seed: int = 1, *, isa: str = "emulated", **environment: str
 ) -> None:
-    """Run the cases of that name in a process of its own: they must pass on that instruction set."""
+    """Run the cases of that name in a process of its own; they must pass there."""
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, __file__, str(extension), cases, str(seed)],
