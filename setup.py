@@ -81,7 +81,7 @@ X86_64 = [
     Isa("x86_64_v4_bf16", BF16_FLAGS, knows("avx512bf16")),
     Isa(
         "x86_64_v4_amx",
-        [*BF16_FLAGS, "-mamx-tile", "-mamx-bf16"],
+        [*BF16_FLAGS, "-mamx-tile", "-mamx-bf16", "-mtune=sapphirerapids"],
         '#include <cpuid.h>\nint main() { __asm__ volatile("tdpbf16ps %tmm2, %tmm1, %tmm0"); }',
         op="attention",
     ),

@@ -1,13 +1,17 @@
 // Attention forward on matrix units: TileMath, which AttentionForward takes for bfloat16.
 //
-// s (keys, queries) = K Q^T and o (D, queries) += V^T p, 16 queries at a time. Products and softmax
-// keep different parts of a core busy, so they run side by side, written so in the source: while the
-// weights of one meeting of a strip with a block are made, the scores of the next are computed and the
-// values of the one before are added. Few tile registers are alive at a time: more cost time.
+// s (keys, queries) = K Q^T and o (D, queries) += V^T p, a strip of 16 queries beside a block of 64
+// keys at a time. Products and softmax keep different parts of a core busy, so they run side by side,
+// written so in the source: while the weights of one meeting of a strip with a block are made, the
+// scores of the next are computed and the values of the one before are added.
+//
+// A maximum is looked for where a strip meets its first block alone. From then on only the sums of
+// weights are watched: where they grow beyond what harms no sum, the meeting's weights are made anew.
 // None of it changes a result but the rule's view: when a strip meets two blocks one behind the other,
 // the rule does not count the first one's weights yet for the second, and so leaves out no more.
 #pragma once
 
+#include "attention/amx_bound.h"
 #include "attention/amx_layout.h"
 #include "attention/amx_product.h"
 #include "attention/forward_walk.h"
@@ -18,14 +22,15 @@ namespace pyenc {
 namespace PYENC_ISA {
 namespace {
 
-struct TileMeetings;
+class Pipeline;
 
 struct TileMath {
-  using Meetings = TileMeetings;
+  using Meetings = Pipeline;
+  static constexpr int kStrip = 1;
   static constexpr std::int64_t kKeys = kTileKeys;
-  // Two of the wide strips, and what two of the narrow ones need.
-  static constexpr std::int64_t kScores = 3;
-  static constexpr bool kScaledQueries = false;
+  // Two meetings are under way: scores of both, and the pairs of their weights, which take half.
+  static constexpr std::int64_t kScores = 3, kBiases = 2;
+  static constexpr bool kScaledQueries = false, kCentroids = false;
 
   static std::int64_t keys_size(std::int64_t count, std::int64_t depth) {
     return row_words(count, depth);
@@ -46,153 +51,236 @@ struct TileMath {
                           std::int64_t count, std::int64_t depth, float* to) {
     read_as_columns(x, token, head, count, depth, to);
   }
-  static const float* turn_queries(const float* rows, std::int64_t count, std::int64_t depth,
-                                   std::int64_t lanes, const float*, float* to) {
-    turn_to_pairs(rows, count, depth, lanes, to);
-    return to;
+  static void make_bounds(const AttentionHead& head) { make_tile_bounds(head, head.keys); }
+  static void read_tile(const AttentionHead&, std::int64_t, std::int64_t, float*) {}
+
+  template <int C>
+  struct Queries {
+    float* operand;  // (pairs of D, 16 queries)
+    std::int64_t fetched;  // rows
+
+    void start(const AttentionHead& head, const Strip<C>& strip, const Scratch<TileMath>& scratch,
+               std::int64_t done) {
+      const std::int64_t depth = head.call->head_dim;
+      operand = scratch.operand + operand_size(done, depth);
+      read_queries(head.call->q, head.first + strip.first, head.head, strip.count, depth, operand);
+      fetched = 0;
+    }
+
+    void measure(const AttentionHead& head, Floats (&square)[C], Floats (&along)[C]) const {
+      const KeyBounds bounds(head);
+      Floats squares[2] = {}, alongs[2] = {};
+      for (std::int64_t p = 0; p < centre_size(*head.call); p += 2)
+        for (int i = 0; i < 2; ++i) {
+          const Ints words = load_words(operand + (p + i) * kTile);
+          const Ints centre = static_cast<std::int32_t>(word_at(bounds.center + p + i)) - Ints{};
+          squares[i] = dot_pairs(squares[i], words, words);
+          alongs[i] = dot_pairs(alongs[i], words, centre);
+        }
+      const float scale = head.call->scale * kLog2e;
+      square[0] = (squares[0] + squares[1]) * (scale * scale);
+      along[0] = (alongs[0] + alongs[1]) * scale;
+    }
+  };
+
+  template <int C>
+  static void write_out(const AttentionHead& head, const Strip<C>& strip, const Floats (&factor)[C],
+                        float* o, float*, void* out) {
+    write_queries(head, strip.first, strip.count, o, factor[0], out);
   }
 };
+static_assert(kLanes == kTile, "a strip of one vector is a tile's columns");
 
-// The meetings of strips of one width, three at a time.
-template <int C>
+// The meetings of strips with blocks, three at a time.
 class Pipeline {
- public:
-  static constexpr int kWidth = C * kLanes;
-  static constexpr std::int64_t kSize = 2 * kTileKeys * kWidth;  // of its scores
+  using Strip16 = Walk<1, TileMath>;
 
-  // scores: kSize floats.
-  void meet(Walk<C, TileMath>& walk, const AttentionHead& head, const Block<TileMath>& block,
-            const Scratch<TileMath>& scratch, float* scores, PairCount& count) {
-    Item& next = *free_item();
+ public:
+  explicit Pipeline(const AttentionForward& result) : out_(result.out) {}
+
+  void meet(Strip16& walk, const AttentionHead& head, const Block<TileMath>& block,
+            const Scratch<TileMath>& scratch, PairCount& count) {
+    Item& next = items_[turn_ % 3];
     if (!walk.admit(head, block, next, count)) return;
+    const std::int64_t slot = turn_++ % 2;
     next.walk = &walk;
-    // The other one holds the weights of the meeting before, until their values are added.
-    next.s = scored_ && scored_->s == scores ? scores + kSize / 2 : scores;
-    walk.bias(head, next, scratch);
-    advance(head, &next, &scratch, count);
+    next.s = scratch.s + slot * kBlock;
+    next.p = scratch.s + 2 * kBlock + slot * kBlock / 2;
+    next.bias = scratch.bias + slot * kBlock, next.column = scratch.column + slot * kTileKeys;
+    walk.bias(head, next, next.column, next.bias);
+    hide_beyond(next);
+    fetch_some(walk, head);
+    advance(head, &next, count);
   }
 
   void finish(const AttentionHead& head, PairCount& count) {
-    while (scored_ || weighed_) advance(head, nullptr, nullptr, count);
+    while (scored_ || weighed_) advance(head, nullptr, count);
   }
 
  private:
-  struct Item : Walk<C, TileMath>::Meeting {
-    Walk<C, TileMath>* walk;
-    float* s;  // scores, then the pairs of the weights in its first half
-    bool may_drop;
-    Floats top[C], shift[C], sum[C];
+  static constexpr std::int64_t kBlock = kTileKeys * kTile;
+  // Of a block's weights, of which none is then above it: as far from harming a sum as kHeadroom is.
+  static constexpr float kMostSum = 0x1p14f;
 
-    std::int64_t groups() const { return (this->block.count() + kTile - 1) / kTile; }
+  struct Item : Strip16::Meeting {
+    Strip16* walk;
+    float *s, *p;           // (keys, 16 queries), scores and pairs of weights
+    float *bias, *column;   // (keys, 16 queries), or (keys,)
+
+    std::int64_t groups() const { return (block.count() + kTile - 1) / kTile; }
     // Whether there are more than 32 keys.
-    bool two() const { return this->block.count() > kTilePairs; }
+    bool two() const { return block.count() > kTilePairs; }
   };
 
+  const void* out_;
   Item items_[3];
+  std::int64_t turn_ = 0;
   Item *scored_ = nullptr, *weighed_ = nullptr;  // their weights, and their values, are to come
 
-  Item* free_item() {
-    Item* item = items_;
-    while (item == scored_ || item == weighed_) ++item;
-    return item;
+  // What a strip will write, and the queries of its place in the next tile: a few rows a meeting, for
+  // each lies in a page of its own and all at once would be waited for.
+  void fetch_some(Strip16& walk, const AttentionHead& head) const {
+    const Attention& call = *head.call;
+    for (const std::int64_t end = walk.queries.fetched + 2; walk.queries.fetched < end;) {
+      const std::int64_t row = walk.queries.fetched++, token = head.first + walk.strip.first + row;
+      if (row >= walk.strip.count) return;
+      const BFloat16* place = static_cast<const BFloat16*>(out_) +
+                              (token * call.n_heads + head.head) * call.head_dim;
+      for (std::int64_t d = 0; d < call.head_dim; d += kTilePairs) __builtin_prefetch(place + d, 1);
+      if (walk.strip.first + row + kQueryTile < head.n)
+        fetch(call.q, token + kQueryTile, head.head, call.head_dim);
+    }
+  }
+
+  // Keys beyond the last have scores where a tile has rows for them.
+  static void hide_beyond(Item& item) {
+    const std::int64_t count = item.block.count(), rows = item.groups() * kTile;
+    if (item.place.uniform)
+      for (std::int64_t j = count; j < rows; ++j) item.column[j] = -kInfinity;
+    else
+      for (std::int64_t j = count; j < rows; ++j) store(item.bias + j * kTile, splat(-kInfinity));
   }
 
   // Adds the values of `weighed_`, weighs `scored_`, scores `next`.
-  void advance(const AttentionHead& head, Item* next, const Scratch<TileMath>* scratch,
-               PairCount& count) {
+  void advance(const AttentionHead& head, Item* next, PairCount& count) {
+    Floats sum = {};
+    if (scored_ && !scored_->place.uniform)
+      side_by_side<false>(head, next, sum);
+    else
+      side_by_side<true>(head, next, sum);
+    weighed_ = nullptr;
+    if (Item* item = scored_) {
+      if (any(sum > kMostSum)) weigh_anew(head, *item, sum);
+      Floats sums[1] = {sum};
+      if (item->walk->add(*item, item->walk->may_drop(head, *item), sums, count)) weighed_ = item;
+      scored_ = nullptr;
+    }
+    if (!next) return;
+    if (any(next->walk->m[0] == -kInfinity)) {
+      if (weighed_ && weighed_->walk == next->walk) {
+        // Its weights go by the maximum of before, and so do the sums they belong to.
+        add_values(head, *weighed_, [] {});
+        weighed_ = nullptr;
+      }
+      follow(head, *next);
+    }
+    scored_ = next;
+  }
+
+  template <bool Uniform>
+  void side_by_side(const AttentionHead& head, Item* next, Floats& sum) {
     const std::int64_t depth = head.call->head_dim, tiles = pair_tiles(depth);
-    const std::int64_t pairs = scored_ ? (scored_->two() ? 2 * kTile : kTile) : 0;
+    const std::int64_t eights = scored_ ? 2 * scored_->groups() : 0;
     const std::int64_t pauses = (weighed_ ? row_tiles(depth) : 0) +
                                 (next ? score_pauses(tiles, next->groups()) : 0);
-    const std::int64_t each = pauses ? (pairs + pauses - 1) / pauses : 0;
-    for (int c = 0; c < C; ++c) {
-      float* s = scored_ ? scored_->s + c * kLanes : nullptr;
-      const Floats shift = scored_ ? scored_->shift[c] : Floats{};
-      Floats sum = {};
-      std::int64_t done = 0;
-      // In line, or the sum would go through memory.
-      const auto weigh_until = [&](std::int64_t end) __attribute__((always_inline)) {
-        for (end = end < pairs ? end : pairs; done < end; ++done) weigh_pair(s, done, shift, sum);
-      };
-      const auto pause = [&]() __attribute__((always_inline)) { weigh_until(done + each); };
-      if (weighed_) {
-        add_column(head, *weighed_, c, pause);
-        forget_tiles();
-      }
-      if (next) {
-        score_column<kWidth>(next->block.k, next->walk->operand + c * kLanes, tiles,
-                             next->groups(), next->s + c * kLanes, pause);
-        forget_tiles();
-        const bool uniform = next->place.uniform;
-        next->top[c] = collect_column<kWidth>(
-            next->s + c * kLanes, next->block.count(), head.call->scale * kLog2e, uniform,
-            uniform ? scratch->column : scratch->bias + c * kLanes);
-      }
-      weigh_until(pairs);
-      if (scored_) scored_->sum[c] = sum;
+    const std::int64_t each = pauses ? (eights + pauses - 1) / pauses : 0;
+    const float scale = head.call->scale * kLog2e;
+    const float *s = nullptr, *bias = nullptr;
+    float* p = nullptr;
+    Floats shift = {}, sums[2] = {};
+    if (scored_) {
+      Floats shifts[1];
+      scored_->walk->shift_of(*scored_, shifts);
+      s = scored_->s, p = scored_->p, bias = Uniform ? scored_->column : scored_->bias;
+      shift = shifts[0];
     }
-    Item* weighed = scored_;
-    if (weighed && !weighed->walk->add(*weighed, weighed->may_drop, weighed->sum, count))
-      weighed = nullptr;
-    weighed_ = weighed, scored_ = nullptr;
-    if (next) judge(head, *next);
+    std::int64_t left = eights;
+    // In line, or the sums would go through memory.
+    const auto weigh = [&]() __attribute__((always_inline)) {
+      weigh_eight<Uniform>(s, bias, scale, shift, p, sums);
+      s += 8 * kTile, bias += Uniform ? 8 : 8 * kTile, p += 4 * kTile, --left;
+    };
+    const auto pause = [&]() __attribute__((always_inline)) {
+      for (std::int64_t i = 0; i < each && left > 0; ++i) weigh();
+    };
+    if (next) {
+      score_column<kTile>(next->block.k, next->walk->queries.operand, tiles, next->groups(), next->s, pause);
+      forget_tiles();
+    }
+    if (weighed_) {
+      add_values(head, *weighed_, pause);
+      forget_tiles();
+    }
+    while (left > 0) weigh();
+    // What pads the last tile of pairs.
+    if (scored_ && eights % 4)
+      for (int i = 0; i < 8; ++i) store(p + i * kTile, Floats{});
+    sum = sums[0] + sums[1];
+  }
+
+  // Eight keys' scores become four pairs of weights.
+  template <bool Uniform>
+  static PYENC_INLINE void weigh_eight(const float* s, const float* bias, float scale, Floats shift,
+                                       float* p, Floats (&sums)[2]) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const auto weight = [&](int j) __attribute__((always_inline)) {
+        const Floats more = Uniform ? splat(bias[j]) : load(bias + j * kTile);
+        return power_of_two(load(s + j * kTile) * scale + more - shift);
+      };
+      const Floats low = weight(2 * i), high = weight(2 * i + 1);
+      sums[0] += low, sums[1] += high;
+      *reinterpret_cast<LooseInts*>(p + i * kTile) = pair_of_weights(low, high);
+    }
   }
 
   template <class Pause>
-  PYENC_INLINE void add_column(const AttentionHead& head, const Item& item, int c, const Pause& pause) {
-    value_column<kWidth>(item.block.v, item.s + c * kLanes, row_tiles(head.call->head_dim),
-                         item.two(), item.walk->o + c * kLanes, pause);
+  PYENC_INLINE void add_values(const AttentionHead& head, const Item& item, const Pause& pause) {
+    value_column<kTile>(item.block.v, item.p, row_tiles(head.call->head_dim), item.two(),
+                        item.walk->o, pause);
   }
 
-  // Two keys' scores become a pair of weights; s is a register's column.
-  static PYENC_INLINE void weigh_pair(float* s, std::int64_t pair, Floats shift, Floats& sum) {
-    const float* at = s + 2 * pair * kWidth;
-    const Floats low = brief_weight_of(load(at) - shift);
-    const Floats high = brief_weight_of(load(at + kWidth) - shift);
-    sum += low + high;
-    *reinterpret_cast<LooseInts*>(s + pair * kWidth) = pair_of(low, high);
+  // The running maximum follows the scores.
+  static void follow(const AttentionHead& head, const Item& item) {
+    const float scale = head.call->scale * kLog2e;
+    constexpr int kTops = 4;  // a single one would wait for itself
+    Floats tops[kTops];
+    for (Floats& one : tops) one = splat(-kInfinity);
+    // Keys beyond the last are hidden.
+    for (std::int64_t j = 0; j < item.groups() * kTile; j += kTops)
+#pragma GCC unroll 4
+      for (int i = 0; i < kTops; ++i) {
+        const float* bias = item.bias + (j + i) * kTile;
+        const Floats more = item.place.uniform ? splat(item.column[j + i]) : load(bias);
+        tops[i] = larger(load(item.s + (j + i) * kTile) * scale + more, tops[i]);
+      }
+    Floats top[1] = {larger(larger(tops[0], tops[1]), larger(tops[2], tops[3]))};
+    top[0] += item.row[0];
+    item.walk->raise(top, head.call->head_dim);
   }
 
-  // Whether the scores matter, and whether the maximum has to follow them.
-  void judge(const AttentionHead& head, Item& item) {
-    Walk<C, TileMath>& walk = *item.walk;
-    item.may_drop = walk.may_drop(head, item);
-    if (!walk.keep(item, item.may_drop, item.top)) return;
-    if (weighed_ && weighed_->walk == &walk && walk.is_above(item.top)) {
-      // Its weights go by the maximum of before, and so do the sums they belong to.
-      for (int c = 0; c < C; ++c) add_column(head, *weighed_, c, [] {});
-      forget_tiles();
-      weighed_ = nullptr;
-    }
-    walk.raise(item.top, head.call->head_dim);
-    walk.shift_of(item, item.shift);
-    scored_ = &item;
-  }
-};
-
-struct TileMeetings {
-  Pipeline<kColumns> wide;
-  Pipeline<1> narrow;
-
-  void meet(Walk<kColumns, TileMath>& walk, const AttentionHead& head,
-            const Block<TileMath>& block, const Scratch<TileMath>& scratch, PairCount& count) {
-    wide.meet(walk, head, block, scratch, scratch.s, count);
-  }
-
-  void meet(Walk<1, TileMath>& walk, const AttentionHead& head, const Block<TileMath>& block,
-            const Scratch<TileMath>& scratch, PairCount& count) {
-    narrow.meet(walk, head, block, scratch, scratch.s + Pipeline<kColumns>::kSize, count);
-  }
-
-  void finish(const AttentionHead& head, PairCount& count) {
-    wide.finish(head, count);
-    narrow.finish(head, count);
+  // Its scores have run away from the maximum. All values of before are added.
+  void weigh_anew(const AttentionHead& head, Item& item, Floats& sum) {
+    follow(head, item);
+    Item* const scored = scored_;
+    scored_ = &item, weighed_ = nullptr;
+    if (item.place.uniform)
+      side_by_side<true>(head, nullptr, sum);
+    else
+      side_by_side<false>(head, nullptr, sum);
+    scored_ = scored;
   }
 };
-
-static_assert(Pipeline<kColumns>::kSize + Pipeline<1>::kSize <=
-                  TileMath::kScores * kTileKeys * kColumns * kLanes,
-              "the scratch has room for both");
 
 }  // namespace
 }  // namespace PYENC_ISA

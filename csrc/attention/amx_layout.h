@@ -29,49 +29,177 @@ constexpr std::int64_t column_words(std::int64_t count, std::int64_t depth) {
   return tile_blocks(count) * kPairTiles * row_tiles(depth) * kTileWords;
 }
 
+// A tile's rows of words, in registers. Words are moved, never computed with: as floats many would be
+// subnormal.
+typedef Ints TileRows[kTile];
+
+// Turned round.
+PYENC_INLINE void turn_tile(TileRows& rows) {
+#if defined(__AVX512F__) && !defined(PYENC_EMULATE_BF16_DOT)
+  const auto wide = [](Ints x) { return reinterpret_cast<__m512i>(x); };
+  __m512i twos[kTile], fours[kTile];  // columns of two rows, and of four, by lanes of four words
+#pragma GCC unroll 8
+  for (int i = 0; i < kTile; i += 2) {
+    twos[i] = _mm512_unpacklo_epi32(wide(rows[i]), wide(rows[i + 1]));
+    twos[i + 1] = _mm512_unpackhi_epi32(wide(rows[i]), wide(rows[i + 1]));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kTile; i += 4) {
+    fours[i] = _mm512_unpacklo_epi64(twos[i], twos[i + 2]);
+    fours[i + 1] = _mm512_unpackhi_epi64(twos[i], twos[i + 2]);
+    fours[i + 2] = _mm512_unpacklo_epi64(twos[i + 1], twos[i + 3]);
+    fours[i + 3] = _mm512_unpackhi_epi64(twos[i + 1], twos[i + 3]);
+  }
+  // fours[4 i + c] has in its lane l the column 4 l + c of rows 4 i to 4 i + 3.
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512i upper = _mm512_shuffle_i32x4(fours[c], fours[4 + c], 0x44);
+    const __m512i upper_end = _mm512_shuffle_i32x4(fours[c], fours[4 + c], 0xee);
+    const __m512i lower = _mm512_shuffle_i32x4(fours[8 + c], fours[12 + c], 0x44);
+    const __m512i lower_end = _mm512_shuffle_i32x4(fours[8 + c], fours[12 + c], 0xee);
+    rows[c] = (Ints)_mm512_shuffle_i32x4(upper, lower, 0x88);
+    rows[4 + c] = (Ints)_mm512_shuffle_i32x4(upper, lower, 0xdd);
+    rows[8 + c] = (Ints)_mm512_shuffle_i32x4(upper_end, lower_end, 0x88);
+    rows[12 + c] = (Ints)_mm512_shuffle_i32x4(upper_end, lower_end, 0xdd);
+  }
+#else
+  for (int r = 0; r < kTile; ++r)
+    for (int c = 0; c < r; ++c) {
+      const std::int32_t word = rows[r][c];
+      rows[r][c] = rows[c][r];
+      rows[c][r] = word;
+    }
+#endif
+}
+
+PYENC_INLINE void put_words(Ints words, float* to) { *reinterpret_cast<LooseInts*>(to) = words; }
+
+PYENC_INLINE void put_tile(const TileRows& rows, float* to) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kTile; ++r) put_words(rows[r], to + r * kTile);
+}
+
+// 32 numbers, of which the first `left` are there and the others zero.
+PYENC_INLINE Ints read_numbers(const BFloat16* from, std::int64_t left) {
+  float words[kTile] = {};
+  if (left >= kTilePairs) return load_words(reinterpret_cast<const float*>(from));
+  if (left > 0) __builtin_memcpy(words, from, static_cast<std::size_t>(2 * left));
+  return load_words(words);
+}
+
+PYENC_INLINE void put_numbers(Ints words, std::int64_t left, BFloat16* to) {
+  if (left >= kTilePairs) return put_words(words, reinterpret_cast<float*>(to));
+  float some[kTile];
+  put_words(words, some);
+  if (left > 0) __builtin_memcpy(to, some, static_cast<std::size_t>(2 * left));
+}
+
+// 32 numbers of two rows side by side: the words of the first 16, and of the others.
+PYENC_INLINE void pair_up(Ints low, Ints high, Ints& first, Ints& second) {
+#if defined(__AVX512BW__) && !defined(PYENC_EMULATE_BF16_DOT)
+  const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
+                                         39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i later = _mm512_add_epi16(order, _mm512_set1_epi16(16));
+  first = (Ints)_mm512_permutex2var_epi16((__m512i)low, order, (__m512i)high);
+  second = (Ints)_mm512_permutex2var_epi16((__m512i)low, later, (__m512i)high);
+#else
+  const auto number = [](Ints words, int i) { return words[i / 2] >> (16 * (i % 2)) & 0xffff; };
+  for (int i = 0; i < kTile; ++i) {
+    first[i] = number(low, i) | static_cast<std::int32_t>(
+                                    static_cast<std::uint32_t>(number(high, i)) << 16);
+    second[i] = number(low, kTile + i) |
+                static_cast<std::int32_t>(static_cast<std::uint32_t>(number(high, kTile + i)) << 16);
+  }
+#endif
+}
+
+// As ask_for in attention/tile.h, further ahead and to the second level, which has many more reads
+// under way than the first.
+constexpr std::int64_t kFetchAhead = 48;
+
+PYENC_INLINE void fetch(const Rows3& x, std::int64_t token, std::int64_t head, std::int64_t depth) {
+  const BFloat16* row = row_of<BFloat16>(x, token, head);
+  for (std::int64_t d = 0; d < depth; d += kTilePairs) __builtin_prefetch(row + d, 0, 2);
+}
+
+// The row of token + r, of which `count` are there, or null.
+PYENC_INLINE const BFloat16* row_or_none(const Rows3& x, std::int64_t token, std::int64_t head,
+                                         std::int64_t r, std::int64_t count) {
+  return r < count ? row_of<BFloat16>(x, token + r, head) : nullptr;
+}
+
+PYENC_INLINE Ints numbers_of(const BFloat16* row, std::int64_t at, std::int64_t depth) {
+  return row ? read_numbers(row + at, depth - at) : Ints{};
+}
+
 // to: block by block, tiles of 16 keys, of each the pairs of D.
 inline void read_as_rows(const Rows3& x, std::int64_t token, std::int64_t head, std::int64_t count,
                          std::int64_t depth, float* to) {
   const std::int64_t tiles = pair_tiles(depth);
   for (std::int64_t r = 0; r < tile_blocks(count) * kTileKeys; ++r) {
     float* place = to + r / kTile * tiles * kTileWords + r % kTile * kTile;
-    const BFloat16* row = r < count ? row_of<BFloat16>(x, token + r, head) : nullptr;
-    if (r + kRowsAhead < count) ask_for(row_of<BFloat16>(x, token + r + kRowsAhead, head), depth);
-    for (std::int64_t t = 0; t < tiles; ++t, place += kTileWords) {
-      const std::int64_t left = row ? depth - t * kTilePairs : 0;
-      if (left >= kTilePairs) {
-        __builtin_memcpy(place, row + t * kTilePairs, 4 * kTile);
-      } else {
-        __builtin_memset(place, 0, 4 * kTile);
-        if (left > 0) __builtin_memcpy(place, row + t * kTilePairs, static_cast<std::size_t>(2 * left));
-      }
-    }
+    const BFloat16* row = row_or_none(x, token, head, r, count);
+    if (r + kFetchAhead < count) fetch(x, token + r + kFetchAhead, head, depth);
+    for (std::int64_t t = 0; t < tiles; ++t)
+      put_words(numbers_of(row, t * kTilePairs, depth), place + t * kTileWords);
   }
 }
 
 // to: block by block, tiles of 16 rows of D, of each the pairs of keys.
 inline void read_as_columns(const Rows3& x, std::int64_t token, std::int64_t head,
                             std::int64_t count, std::int64_t depth, float* to) {
-  const std::int64_t tiles = row_tiles(depth), width = tiles * kTile;
-  alignas(64) float pairs[kTile * kMostDepth];  // (pairs of keys, D)
+  const std::int64_t tiles = row_tiles(depth);
   for (std::int64_t first = 0; first < tile_blocks(count) * kTileKeys; first += kTilePairs) {
-    for (std::int64_t p = 0; p < kTile; ++p) {
-      const std::int64_t r = first + 2 * p;
-      float* place = pairs + p * width;
-      const BFloat16* row = r < count ? row_of<BFloat16>(x, token + r, head) : nullptr;
-      const BFloat16* next = r + 1 < count ? row_of<BFloat16>(x, token + r + 1, head) : nullptr;
-      std::int64_t d = 0;
-      if (next)
-        for (; d < depth; ++d) put_word(place + d, row[d].bits, next[d].bits);
-      else if (row)
-        for (; d < depth; ++d) put_word(place + d, row[d].bits, 0);
-      for (; d < width; ++d) place[d] = 0;
-    }
     const std::int64_t part = first % kTileKeys / kTilePairs;
-    float* block = to + first / kTileKeys * kPairTiles * tiles * kTileWords;
-    for (std::int64_t t = 0; t < tiles; ++t)
-      transpose(pairs + t * kTile, kTile, kTile, width, block + (t * kPairTiles + part) * kTileWords,
-                kTile);
+    float* block = to + first / kTileKeys * kPairTiles * tiles * kTileWords + part * kTileWords;
+    for (std::int64_t r = first + kFetchAhead; r < first + kFetchAhead + kTilePairs && r < count; ++r)
+      fetch(x, token + r, head, depth);
+    for (std::int64_t t = 0; t < tiles; t += 2) {
+      TileRows even, odd;
+      for (std::int64_t p = 0; p < kTile; ++p) {
+        const BFloat16* low = row_or_none(x, token, head, first + 2 * p, count);
+        const BFloat16* high = row_or_none(x, token, head, first + 2 * p + 1, count);
+        pair_up(numbers_of(low, t * kTile, depth), numbers_of(high, t * kTile, depth), even[p], odd[p]);
+      }
+      turn_tile(even);
+      put_tile(even, block + t * kPairTiles * kTileWords);
+      if (t + 1 == tiles) break;
+      turn_tile(odd);
+      put_tile(odd, block + (t + 1) * kPairTiles * kTileWords);
+    }
+  }
+}
+
+// to (pairs of D, 16 queries), tile by tile: rows token to token + count, at most 16.
+inline void read_queries(const Rows3& x, std::int64_t token, std::int64_t head, std::int64_t count,
+                         std::int64_t depth, float* to) {
+  for (std::int64_t at = 0; at < depth; at += kTilePairs, to += kTileWords) {
+    TileRows rows;
+#pragma GCC unroll 16
+    for (std::int64_t r = 0; r < kTile; ++r)
+      rows[r] = numbers_of(row_or_none(x, token, head, r, count), at, depth);
+    turn_tile(rows);
+    put_tile(rows, to);
+  }
+}
+
+// Rows of 16 queries, of which `count` are there, of a contiguous (T, H, D) tensor of bfloat16 =
+// factor * from, (D, 16 queries) in whole tiles.
+inline void write_queries(const AttentionHead& head, std::int64_t first, std::int64_t count,
+                          const float* from, Floats factor, void* tensor) {
+  const Attention& call = *head.call;
+  const std::int64_t depth = call.head_dim, row = call.n_heads * depth;
+  const std::int64_t token = head.first + first, live = row_tiles(depth) * kTile;
+  BFloat16* to = static_cast<BFloat16*>(tensor) + token * row + head.head * depth;
+  for (std::int64_t at = 0; at < depth; at += kTilePairs) {
+    TileRows rows;
+#pragma GCC unroll 16
+    for (std::int64_t p = 0; p < kTile; ++p) {
+      const float* pair = from + (at + 2 * p) * kTile;
+      rows[p] = at + 2 * p < live ? pair_of(load(pair) * factor, load(pair + kTile) * factor) : Ints{};
+    }
+    turn_tile(rows);
+    for (std::int64_t r = 0; r < count; ++r) put_numbers(rows[r], depth - at, to + r * row + at);
   }
 }
 
@@ -89,7 +217,6 @@ inline void turn_to_pairs(const float* rows, std::int64_t count, std::int64_t de
     if (2 * p < depth) put_word(place + p, bits_of(row[depth - 1]) >> 16, 0), ++p;
     for (; p < pairs; ++p) place[p] = 0;
   }
-  // Moved, never computed with: as floats many words would be subnormal.
   for (std::int64_t i = 0; count < lanes && i < pairs * lanes; ++i) to[i] = 0;
   transpose(words, count, pairs, pairs, to, lanes);
 }

@@ -57,7 +57,13 @@ struct BackwardStrip {
       const float total = result.lse[place];
       lse[i / kLanes][i % kLanes] = total < kFaintestRow ? 3e38f : total * kLog2e;
     }
-    met = result.ranges[token * call.n_heads + head.head];
+    // The forward's strips may be narrower.
+    met = {static_cast<std::int32_t>(head.n), 0};
+    for (std::int64_t i = 0; i < strip.count; ++i) {
+      const KeyRange range = result.ranges[(token + i) * call.n_heads + head.head];
+      met.first = range.first < met.first ? range.first : met.first;
+      met.last = range.last > met.last ? range.last : met.last;
+    }
     // Whatever it says, nothing beyond the sequence is read.
     if (met.first < 0) met.first = 0;
     if (met.last > head.n) met.last = static_cast<std::int32_t>(head.n);

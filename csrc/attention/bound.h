@@ -18,6 +18,7 @@
 
 #include <cmath>
 
+#include "attention/amx_layout.h"
 #include "attention/tile.h"
 
 namespace pyenc {
@@ -29,6 +30,15 @@ inline std::int64_t blocks_of(const AttentionHead& head) {
   return (head.n + block - 1) / block;
 }
 
+// Floats that a centre of keys takes; on matrix units it is pairs (attention/amx_bound.h).
+#ifdef PYENC_AMX
+inline std::int64_t centre_size(const Attention& call) {
+  return call.dtype == Dtype::bf16 ? pair_tiles(call.head_dim) * kTile : call.head_dim;
+}
+#else
+inline std::int64_t centre_size(const Attention& call) { return call.head_dim; }
+#endif
+
 // The bounds of a head's keys, one array of floats.
 struct KeyBounds {
   float* center;        // (D,) the mean key
@@ -39,17 +49,18 @@ struct KeyBounds {
   float* centroid;      // (blocks, D)
   float center_length;
 
-  // Enough for blocks of any size.
+  // Enough for blocks and centres of any size.
   static std::int64_t size(std::int64_t n, std::int64_t depth) {
-    return 1 + depth + (n + kKeyBlock - 1) / kKeyBlock * (4 + depth);
+    const std::int64_t blocks = (n + kKeyBlock - 1) / kKeyBlock;
+    return 1 + 4 * blocks + blocks * depth + (depth + 31) / 32 * 32;
   }
 
   explicit KeyBounds(const AttentionHead& head) {
-    const std::int64_t blocks = blocks_of(head), depth = head.call->head_dim;
+    const std::int64_t blocks = blocks_of(head);
     float* at = head.bounds;
     center_length = *at;
     center = at + 1;
-    left = center + depth;
+    left = center + centre_size(*head.call);
     right = left + blocks;
     radius = right + blocks;
     length = radius + blocks;
@@ -80,12 +91,21 @@ inline float length_of(const float* x, const float* center, std::int64_t depth) 
 // The larger, and NaN where either is: a key that is NaN must be met.
 inline float wider(float a, float b) { return b > a || b != b ? b : a; }
 
+inline float larger_of(float a, float b) { return a > b ? a : b; }
+
 inline void mean_of(const float* rows, std::int64_t count, std::int64_t depth, float* mean) {
   for (std::int64_t d = 0; d < depth; ++d) mean[d] = 0;
   for (std::int64_t r = 0; r < count; ++r)
     for (std::int64_t d = 0; d < depth; ++d) mean[d] += rows[r * depth + d];
   const float scale = 1.0f / static_cast<float>(count);
   for (std::int64_t d = 0; d < depth; ++d) mean[d] *= scale;
+}
+
+// A side's bounds hold for all blocks from there outward.
+inline void spread_outward(const KeyBounds& bounds, std::int64_t blocks) {
+  for (std::int64_t b = 1; b < blocks; ++b) bounds.left[b] = wider(bounds.left[b], bounds.left[b - 1]);
+  for (std::int64_t b = blocks - 2; b >= 0; --b)
+    bounds.right[b] = wider(bounds.right[b], bounds.right[b + 1]);
 }
 
 // keys: (n, D), or null: they are then read block by block.
@@ -131,9 +151,21 @@ inline void make_key_bounds(const AttentionHead& head, const float* keys) {
     bounds.radius[b] = from_centroid * (1 + slack) + slack * (longest + length);
     bounds.length[b] = length;
   }
-  for (std::int64_t b = 1; b < blocks; ++b) bounds.left[b] = wider(bounds.left[b], bounds.left[b - 1]);
-  for (std::int64_t b = blocks - 2; b >= 0; --b)
-    bounds.right[b] = wider(bounds.right[b], bounds.right[b + 1]);
+  spread_outward(bounds, blocks);
+}
+
+// Of each query in q (D, strip): its square, and its product with the mean key.
+template <int C>
+inline void measure_queries(const AttentionHead& head, const float* q, Floats (&square)[C],
+                            Floats (&along)[C]) {
+  const KeyBounds bounds(head);
+  for (int c = 0; c < C; ++c) square[c] = along[c] = Floats{};
+  for (std::int64_t d = 0; d < head.call->head_dim; ++d)
+    for (int c = 0; c < C; ++c) {
+      const Floats x = load(q + d * Strip<C>::kWidth + c * kLanes);
+      square[c] += x * x;
+      along[c] += x * bounds.center[d];
+    }
 }
 
 // What may still be left out of each query's row, as a share of the row's mass.
@@ -146,6 +178,7 @@ struct Ledger {
   Ints live[C];  // lanes with a query
   Floats spent[C];
   float allotment, pool;
+  float most;  // log2 of what no block may pass
 
   void start(const AttentionHead& head, std::int64_t queries) {
     const auto eps = static_cast<float>(head.call->skip_eps);
@@ -153,8 +186,9 @@ struct Ledger {
     pool = 0.374f * eps;  // 3/8, less what adding up may round away
     for (int c = 0; c < C; ++c) {
       spent[c] = Floats{};
-      for (int lane = 0; lane < kLanes; ++lane) live[c][lane] = c * kLanes + lane < queries ? -1 : 0;
+      live[c] = counting() < static_cast<float>(queries - c * kLanes);
     }
+    most = std::log2(larger_of(pool * 0.5f, allotment)) + 1e-5f;
   }
 
   // Whether `share` may be left out; if so it is.
@@ -169,11 +203,15 @@ struct Ledger {
 
   // The same of 2^(top - lse).
   bool take_power(const Floats (&top)[C], const Floats (&lse)[C]) {
-    Floats share[C];
+    Floats power[C], share[C];
+    Ints met = {};
     for (int c = 0; c < C; ++c) {
-      const Floats power = top[c] - lse[c];
-      share[c] = exp2_of(power > 0 ? Floats{} : power);
+      power[c] = top[c] - lse[c];
+      met |= ~(power[c] <= most) & live[c];
     }
+    // Most blocks matter, and that is seen without an exponential.
+    if (any(met)) return false;
+    for (int c = 0; c < C; ++c) share[c] = exp2_of(power[c] > 0 ? Floats{} : power[c]);
     return take(share);
   }
 };
@@ -189,12 +227,12 @@ struct SkipRule {
   Floats q_length[C];  // a |q|
   Floats q_center[C];  // a q.center, and the rounding of it; -1e30 in lanes without a query
   float slope, geometric, side_budget;
+  float full_mass;  // of a whole block
   const float *tails, *peaks;  // of the head, at distance 0; null: ALiBi
 
-  // q: (D, strip), scaled by a.
-  void start(const AttentionHead& head, const Strip<C>& strip, const float* q) {
-    active = head.skips;
-    if (!active) return;
+  // square, along: |a q|^2 and a q.center.
+  void start(const AttentionHead& head, const Strip<C>& strip, const Floats (&square)[C],
+             const Floats (&along)[C]) {
     const Attention& call = *head.call;
     const std::int64_t depth = call.head_dim;
     const KeyBounds bounds(head);
@@ -209,21 +247,16 @@ struct SkipRule {
       geometric = -std::log2(-std::expm1(-slope * 0.69314718f)) + 1e-5f;
     }
     side_budget = std::log2(static_cast<float>(call.skip_eps) / 4);
-    Floats square[C] = {}, along[C] = {};
-    for (std::int64_t d = 0; d < depth; ++d)
-      for (int c = 0; c < C; ++c) {
-        const Floats x = load(q + d * Strip<C>::kWidth + c * kLanes);
-        square[c] += x * x;
-        along[c] += x * bounds.center[d];
-      }
+    full_mass = mass_of(key_block(call));
     const float slack = slack_of(depth);
-    for (int c = 0; c < C; ++c)
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const bool live = c * kLanes + lane < strip.count;
-        q_length[c][lane] = live ? std::sqrt(square[c][lane]) * (1 + slack) : 0.0f;
-        q_center[c][lane] = live ? along[c][lane] : -1e30f;
-      }
-    for (int c = 0; c < C; ++c) q_center[c] += slack * bounds.center_length * q_length[c];
+    for (int c = 0; c < C; ++c) {
+      float length[kLanes];
+      store(length, square[c]);
+      for (int lane = 0; lane < kLanes; ++lane) length[lane] = std::sqrt(length[lane]);
+      q_length[c] = ledger.live[c] ? load(length) * (1 + slack) : Floats{};
+      q_center[c] = (ledger.live[c] ? along[c] : splat(-1e30f)) +
+                    slack * bounds.center_length * q_length[c];
+    }
   }
 
   // line[x] for queries x after `nearest` (a position).
@@ -271,17 +304,16 @@ struct SkipRule {
     return !any(met);
   }
 
-  // Whether a block can go without its keys being met: by its centre and radius.
+  // Whether a block can go without its keys being met: by its centre and radius. dot: a q.centroid.
   bool drops(const AttentionHead& head, const Strip<C>& strip, const KeyBounds& bounds,
-             std::int64_t index, std::int64_t count, const float* q, float nearest,
+             std::int64_t index, std::int64_t count, const Floats (&dot)[C], float nearest,
              const Floats (&lse)[C]) {
-    const std::int64_t depth = head.call->head_dim;
-    Floats dot[1][C] = {}, top[C];
-    multiply<1, C>({bounds.centroid + index * depth, depth, 1}, q, Strip<C>::kWidth, depth, dot);
-    const float spread = bounds.radius[index] + slack_of(depth) * bounds.length[index];
-    const float each = mass_of(count);
+    const float slack = slack_of(head.call->head_dim) * bounds.length[index];
+    const float spread = bounds.radius[index] + slack;
+    const float each = count == key_block(*head.call) ? full_mass : mass_of(count);
+    Floats top[C];
     for (int c = 0; c < C; ++c)
-      top[c] = dot[0][c] + q_length[c] * spread + block(head, strip, c, nearest, each);
+      top[c] = dot[c] + q_length[c] * spread + block(head, strip, c, nearest, each);
     return ledger.take_power(top, lse);
   }
 

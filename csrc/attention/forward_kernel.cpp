@@ -36,18 +36,16 @@ void copy_keys(const AttentionHead& head) {
 template <class Math>
 void forward_tile_as(AttentionHead head, std::int64_t first_query, std::int64_t last_query,
                      const AttentionForward& result, float* memory, PairCount& count) {
-  const Attention& call = *head.call;
-  const std::int64_t depth = call.head_dim, blocks = blocks_of(head);
+  const std::int64_t depth = head.call->head_dim, blocks = blocks_of(head);
   constexpr std::int64_t kKeys = Math::kKeys;
   const Scratch<Math> scratch(memory, depth);
   if (!head.keys) {
     head.keys = scratch.keys;
     copy_keys<Math>(head);
   }
-  read_rows(call.q, call.dtype, head.first + first_query, head.head, last_query - first_query, depth,
-            scratch.rows);
-  Tile<WalkOf<Math>::template Strip> tile;
-  typename Math::Meetings meetings;
+  Math::read_tile(head, first_query, last_query - first_query, scratch.rows);
+  Tile<WalkOf<Math>::template Strip, Math::kStrip> tile;
+  typename Math::Meetings meetings(result);
   tile.start(first_query, last_query, [&](auto& walk, std::int64_t at) {
     walk.start(head, at, last_query, scratch, at - first_query);
   });
@@ -115,9 +113,7 @@ void prepare(const AttentionHead& head) {
   with_math(*head.call, [&](auto math) {
     using Math = MathOf<decltype(math)>;
     copy_keys<Math>(head);
-    // Where the copy is no rows of floats, the bounds read the keys themselves.
-    const bool plain = std::is_same<Math, FloatMath>::value;
-    if (head.bounds) make_key_bounds(head, plain ? head.keys : nullptr);
+    if (head.bounds) Math::make_bounds(head);
   });
 }
 

@@ -9,16 +9,76 @@ namespace pyenc {
 namespace PYENC_ISA {
 namespace {
 
+// What FloatMath and PairMath share: queries are read as rows of floats first, and also kept as
+// floats where the rule asks for them; results leave as rows.
+template <class Math>
+struct RowMath {
+  static constexpr bool kCentroids = true;  // whether blocks have centres of their own
+
+  static void read_tile(const AttentionHead& head, std::int64_t first, std::int64_t count,
+                        float* rows) {
+    const Attention& call = *head.call;
+    read_rows(call.q, call.dtype, head.first + first, head.head, count, call.head_dim, rows);
+  }
+
+  template <int C>
+  struct Queries {
+    float* q;              // (D, strip), scaled
+    const float* operand;  // as the product wants them
+
+    void start(const AttentionHead& head, const Strip<C>& strip, const Scratch<Math>& scratch,
+               std::int64_t done) {
+      constexpr std::int64_t kWidth = Strip<C>::kWidth;
+      const std::int64_t depth = head.call->head_dim;
+      const float* rows = scratch.rows + done * depth;
+      q = scratch.q + done * depth;
+      if (Math::kScaledQueries || head.skips)
+        turn(rows, strip.count, depth, kWidth, head.call->scale * kLog2e, q);
+      operand = Math::turn_queries(rows, strip.count, depth, kWidth, q,
+                                   scratch.operand + Math::operand_size(done, depth));
+    }
+
+    void measure(const AttentionHead& head, Floats (&square)[C], Floats (&along)[C]) const {
+      measure_queries<C>(head, q, square, along);
+    }
+
+    void along_centroid(const AttentionHead& head, const KeyBounds& bounds, std::int64_t index,
+                        Floats (&dot)[C]) const {
+      const std::int64_t depth = head.call->head_dim;
+      Floats sum[1][C] = {};
+      multiply<1, C>({bounds.centroid + index * depth, depth, 1}, q, Strip<C>::kWidth, depth, sum);
+      for (int c = 0; c < C; ++c) dot[c] = sum[0][c];
+    }
+  };
+
+  template <int C>
+  static void write_out(const AttentionHead& head, const Strip<C>& strip, const Floats (&factor)[C],
+                        float* o, float* rows, void* out) {
+    constexpr std::int64_t kWidth = Strip<C>::kWidth;
+    const std::int64_t depth = head.call->head_dim;
+    for (std::int64_t d = 0; d < depth; ++d)
+      for (int c = 0; c < C; ++c) {
+        float* place = o + d * kWidth + c * kLanes;
+        store(place, load(place) * factor[c]);
+      }
+    transpose(o, depth, strip.count, kWidth, rows, depth);
+    put_rows(head, strip.first, strip.count, rows, depth, out);
+  }
+};
+
 // How keys, values, queries and weights are kept, and the two products over them: as floats.
-struct FloatMath {
+struct FloatMath : RowMath<FloatMath> {
   using Meetings = AtOnce<FloatMath>;
+  static constexpr int kStrip = kColumns;           // vectors of a strip
   static constexpr std::int64_t kKeys = kKeyBlock;  // of a block
   static constexpr std::int64_t kScores = 1;        // blocks of scores that are kept
+  static constexpr std::int64_t kBiases = 1;        // and of their bias
   static constexpr bool kScaledQueries = true;      // whether the product wants Walk::q
   static std::int64_t keys_size(std::int64_t count, std::int64_t depth) { return count * depth; }
   static std::int64_t values_size(std::int64_t count, std::int64_t depth) { return count * depth; }
   static std::int64_t operand_size(std::int64_t, std::int64_t) { return 0; }
   static std::int64_t out_depth(std::int64_t depth) { return depth; }
+  static void make_bounds(const AttentionHead& head) { make_key_bounds(head, head.keys); }
   static constexpr auto read_keys = read_rows;
   static constexpr auto read_values = read_rows;
 
@@ -77,10 +137,12 @@ PYENC_INLINE void multiply_pairs(Matrix a, const float* b, std::int64_t ldb, std
 inline std::int64_t pairs_of(std::int64_t n) { return (n + 1) / 2; }
 
 // The same as pairs of bfloat16 (attention/pairs.h).
-struct PairMath {
+struct PairMath : RowMath<PairMath> {
   using Meetings = AtOnce<PairMath>;
+  static constexpr int kStrip = kColumns;
   static constexpr std::int64_t kKeys = kKeyBlock;
   static constexpr std::int64_t kScores = 1;
+  static constexpr std::int64_t kBiases = 1;
   static constexpr bool kScaledQueries = false;
   static std::int64_t keys_size(std::int64_t count, std::int64_t depth) {
     return count * pairs_of(depth);
@@ -92,6 +154,8 @@ struct PairMath {
   static std::int64_t values_size(std::int64_t count, std::int64_t depth) {
     return pairs_of(count) * depth;
   }
+  // The copy is no rows of floats: the keys themselves are read.
+  static void make_bounds(const AttentionHead& head) { make_key_bounds(head, nullptr); }
 
   static void read_keys(const Rows3& x, Dtype, std::int64_t token, std::int64_t head,
                         std::int64_t count, std::int64_t depth, float* to) {

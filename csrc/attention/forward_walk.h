@@ -21,7 +21,7 @@ template <class Math>
 struct Scratch {
   float *keys, *rows, *s, *bias, *column, *q, *operand, *o;
 
-  static constexpr std::int64_t kWidest = kColumns * kLanes;
+  static constexpr std::int64_t kWidest = Math::kStrip * kLanes;
   // Keys and values of a sequence of one tile.
   static std::int64_t keys_size(std::int64_t depth) {
     return Math::keys_size(kQueryTile, depth) + Math::values_size(kQueryTile, depth);
@@ -30,7 +30,7 @@ struct Scratch {
   static std::int64_t size(std::int64_t depth) {
     return keys_size(depth) + Math::operand_size(kQueryTile, depth) +
            kQueryTile * (2 * depth + Math::out_depth(depth)) +
-           (Math::kScores + 1) * Math::kKeys * kWidest + Math::kKeys;
+           (Math::kScores + Math::kBiases) * Math::kKeys * kWidest + Math::kBiases * Math::kKeys;
   }
 
   Scratch(float* at, std::int64_t depth) {
@@ -40,8 +40,8 @@ struct Scratch {
     o = q + kQueryTile * depth;
     operand = o + kQueryTile * Math::out_depth(depth);
     s = operand + Math::operand_size(kQueryTile, depth);  // kScores of them
-    bias = s + Math::kScores * Math::kKeys * kWidest;
-    column = bias + Math::kKeys * kWidest;
+    bias = s + Math::kScores * Math::kKeys * kWidest;  // kBiases of them, and of columns
+    column = bias + Math::kBiases * Math::kKeys * kWidest;
   }
 };
 
@@ -77,8 +77,8 @@ struct Walk {
   };
 
   Strip<C> strip;
-  float *q, *o;          // (D, strip); q is scaled, and there where the rule or Math wants it
-  const float* operand;  // the queries as the product wants them
+  float* o;  // (D, strip)
+  typename Math::template Queries<C> queries;
   SkipRule<C> rule;
   Floats m[C], l[C];
   std::int64_t met_first, met_last;
@@ -86,17 +86,19 @@ struct Walk {
 
   void start(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
              const Scratch<Math>& scratch, std::int64_t done) {
-    const std::int64_t depth = head.call->head_dim, out_depth = Math::out_depth(depth);
+    const std::int64_t out_depth = Math::out_depth(head.call->head_dim);
     strip.start(head, first_query, last_query);
-    q = scratch.q + done * depth, o = scratch.o + done * out_depth;
-    const float* rows = scratch.rows + done * depth;
-    if (Math::kScaledQueries || head.skips)
-      turn(rows, strip.count, depth, kWidth, head.call->scale * kLog2e, q);
-    operand = Math::turn_queries(rows, strip.count, depth, kWidth, q,
-                                 scratch.operand + Math::operand_size(done, depth));
-    rule.start(head, strip, q);
+    o = scratch.o + done * out_depth;
+    queries.start(head, strip, scratch, done);
+    rule.active = head.skips;
+    if (rule.active) {
+      Floats square[C], along[C];
+      queries.measure(head, square, along);
+      rule.start(head, strip, square, along);
+    }
     for (int c = 0; c < C; ++c) m[c] = splat(-kInfinity), l[c] = Floats{};
-    for (std::int64_t i = 0; i < out_depth * kWidth; ++i) o[i] = 0;
+    float* const to = o;  // so that a compiler sees that no store changes it
+    for (std::int64_t i = 0; i < out_depth * kWidth; i += kLanes) store(to + i, Floats{});
     met_first = head.n, met_last = 0;
     left_open = right_open = true;
   }
@@ -129,8 +131,12 @@ struct Walk {
         (right ? right_open : left_open) = false;
         return false;
       }
-      if (rule.drops(head, strip, bounds, block.index, block.count(), q, nearest, floor))
-        return false;
+      if constexpr (Math::kCentroids) {
+        Floats dot[C];
+        queries.along_centroid(head, bounds, block.index, dot);
+        if (rule.drops(head, strip, bounds, block.index, block.count(), dot, nearest, floor))
+          return false;
+      }
     }
     met_first = block.first < met_first ? block.first : met_first;
     met_last = block.last > met_last ? block.last : met_last;
@@ -140,14 +146,13 @@ struct Walk {
   }
 
   // The bias of a meeting: its column, and row, or all of its pairs.
-  void bias(const AttentionHead& head, Meeting& meeting, const Scratch<Math>& scratch) {
+  void bias(const AttentionHead& head, Meeting& meeting, float* column, float* pairs) {
     const Block<Math>& block = meeting.block;
     for (int c = 0; c < C; ++c) meeting.row[c] = Floats{};
     if (meeting.place.uniform)
-      uniform_bias(head, strip, meeting.place.side, block.first, block.last, scratch.column,
-                   meeting.row);
+      uniform_bias(head, strip, meeting.place.side, block.first, block.last, column, meeting.row);
     else
-      pair_bias(head, strip, block.first, block.last, scratch.bias);
+      pair_bias(head, strip, block.first, block.last, pairs);
   }
 
   // Among the largest scores a NaN does not show; keys that are not finite are met.
@@ -205,18 +210,10 @@ struct Walk {
   }
 
   void finish(const AttentionHead& head, const AttentionForward& result, float* rows) {
-    const Attention& call = *head.call;
-    const std::int64_t depth = call.head_dim, heads = call.n_heads;
+    const std::int64_t token = head.first + strip.first, heads = head.call->n_heads;
     Floats inverse[C];
     for (int c = 0; c < C; ++c) inverse[c] = 1.0f / l[c];
-    for (std::int64_t d = 0; d < depth; ++d)
-      for (int c = 0; c < C; ++c) {
-        float* place = o + d * kWidth + c * kLanes;
-        store(place, load(place) * inverse[c]);
-      }
-    const std::int64_t token = head.first + strip.first;
-    transpose(o, depth, strip.count, kWidth, rows, depth);
-    put_rows(head, strip.first, strip.count, rows, depth, result.out);
+    Math::template write_out<C>(head, strip, inverse, o, rows, result.out);
     if (result.lse)
       for (std::int64_t i = 0; i < strip.count; ++i) {
         const double top = m[i / kLanes][i % kLanes], sum = l[i / kLanes][i % kLanes];
@@ -233,6 +230,8 @@ struct Walk {
 // A meeting from its beginning to its end, for FloatMath and PairMath.
 template <class Math>
 struct AtOnce {
+  explicit AtOnce(const AttentionForward&) {}
+
   template <int C>
   void meet(Walk<C, Math>& walk, const AttentionHead& head, const Block<Math>& block,
             const Scratch<Math>& scratch, PairCount& count) {
@@ -241,12 +240,12 @@ struct AtOnce {
     const std::int64_t depth = head.call->head_dim;
     const float scale = head.call->scale * kLog2e;
     Floats top[C], shift[C], sum[C] = {};
-    walk.bias(head, meeting, scratch);
+    walk.bias(head, meeting, scratch.column, scratch.bias);
     if (meeting.place.uniform)
-      Math::template scores<C, false>(block.k, walk.operand, depth, block.count(), scale,
+      Math::template scores<C, false>(block.k, walk.queries.operand, depth, block.count(), scale,
                                       scratch.column, scratch.s, top);
     else
-      Math::template scores<C, true>(block.k, walk.operand, depth, block.count(), scale,
+      Math::template scores<C, true>(block.k, walk.queries.operand, depth, block.count(), scale,
                                      scratch.bias, scratch.s, top);
     const bool may_drop = walk.may_drop(head, meeting);
     if (!walk.keep(meeting, may_drop, top)) return;

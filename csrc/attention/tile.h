@@ -110,21 +110,25 @@ struct Strip {
   void start(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query) {
     first = first_query;
     count = last_query - first_query < kWidth ? last_query - first_query : kWidth;
-    for (int c = 0; c < C; ++c)
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const std::int64_t i = c * kLanes + lane < count ? c * kLanes + lane : count - 1;
-        position[c][lane] = head.call->positions[head.first + first + i];
+    const float* at = head.call->positions + head.first + first;
+    for (int c = 0; c < C; ++c) {
+      if ((c + 1) * kLanes <= count) {
+        position[c] = load(at + c * kLanes);
+        continue;
       }
+      for (int lane = 0; lane < kLanes; ++lane)
+        position[c][lane] = at[c * kLanes + lane < count ? c * kLanes + lane : count - 1];
+    }
   }
 };
 
-// The strips of a tile of queries: as many as are full, then narrow ones for the rest. `Walk<C>` is
-// what a strip of C vectors carries along.
-template <template <int> class Walk>
+// The strips of a tile of queries: as many of C vectors as are full, then narrow ones for the rest.
+// `Walk<C>` is what a strip of C vectors carries along.
+template <template <int> class Walk, int C = kColumns>
 struct Tile {
-  static constexpr std::int64_t kWide = kColumns * kLanes;
-  Walk<kColumns> full[kQueryTile / kWide];
-  Walk<1> narrow[kColumns];
+  static constexpr std::int64_t kWide = C * kLanes;
+  Walk<C> full[kQueryTile / kWide];
+  Walk<1> narrow[C];
   std::int64_t n_full = 0, n_narrow = 0;
 
   // start(walk, first query of the strip) for each.
