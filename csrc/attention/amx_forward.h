@@ -58,13 +58,14 @@ struct TileMath {
   struct Queries {
     float* operand;  // (pairs of D, 16 queries)
     std::int64_t fetched;  // rows
+    bool faint[2];         // whether a block of a side was left out once it was weighed
 
     void start(const AttentionHead& head, const Strip<C>& strip, const Scratch<TileMath>& scratch,
                std::int64_t done) {
       const std::int64_t depth = head.call->head_dim;
       operand = scratch.operand + operand_size(done, depth);
       read_queries(head.call->q, head.first + strip.first, head.head, strip.count, depth, operand);
-      fetched = 0;
+      fetched = 0, faint[0] = faint[1] = false;
     }
 
     void measure(const AttentionHead& head, Floats (&square)[C], Floats (&along)[C]) const {
@@ -137,18 +138,19 @@ class Pipeline {
   std::int64_t turn_ = 0;
   Item *scored_ = nullptr, *weighed_ = nullptr;  // their weights, and their values, are to come
 
-  // What a strip will write, and the queries of its place in the next tile: a few rows a meeting, for
-  // each lies in a page of its own and all at once would be waited for.
+  // What a strip will write, and the queries of its place in the tile that this thread may well have
+  // next: a few rows a meeting, for each lies in a page of its own and all at once would be waited for.
   void fetch_some(Strip16& walk, const AttentionHead& head) const {
     const Attention& call = *head.call;
+    const std::int64_t ahead = kQueryTile * call.threads;
     for (const std::int64_t end = walk.queries.fetched + 2; walk.queries.fetched < end;) {
       const std::int64_t row = walk.queries.fetched++, token = head.first + walk.strip.first + row;
       if (row >= walk.strip.count) return;
       const BFloat16* place = static_cast<const BFloat16*>(out_) +
                               (token * call.n_heads + head.head) * call.head_dim;
       for (std::int64_t d = 0; d < call.head_dim; d += kTilePairs) __builtin_prefetch(place + d, 1);
-      if (walk.strip.first + row + kQueryTile < head.n)
-        fetch(call.q, token + kQueryTile, head.head, call.head_dim);
+      if (walk.strip.first + row + ahead < head.n)
+        fetch(call.q, token + ahead, head.head, call.head_dim);
     }
   }
 
@@ -163,6 +165,7 @@ class Pipeline {
 
   // Adds the values of `weighed_`, weighs `scored_`, scores `next`.
   void advance(const AttentionHead& head, Item* next, PairCount& count) {
+    if (scored_ && is_faint(head, *scored_)) scored_ = nullptr;
     Floats sum = {};
     if (scored_ && !scored_->place.uniform)
       side_by_side<false>(head, next, sum);
@@ -172,7 +175,9 @@ class Pipeline {
     if (Item* item = scored_) {
       if (any(sum > kMostSum)) weigh_anew(head, *item, sum);
       Floats sums[1] = {sum};
-      if (item->walk->add(*item, item->walk->may_drop(head, *item), sums, count)) weighed_ = item;
+      const bool may_drop = item->walk->may_drop(head, *item);
+      if (item->walk->add(*item, may_drop, sums, count)) weighed_ = item;
+      item->walk->queries.faint[item->place.side == Side::right] |= !weighed_;
       scored_ = nullptr;
     }
     if (!next) return;
@@ -250,8 +255,17 @@ class Pipeline {
                         item.walk->o, pause);
   }
 
-  // The running maximum follows the scores.
-  static void follow(const AttentionHead& head, const Item& item) {
+  // Whether its scores alone tell that it does not matter. They are looked at where the side has had
+  // such a block: before, it takes longer than it saves.
+  static bool is_faint(const AttentionHead& head, const Item& item) {
+    Strip16& walk = *item.walk;
+    if (!walk.queries.faint[item.place.side == Side::right] || !walk.may_drop(head, item)) return false;
+    Floats top[1] = {largest_of(head, item)};
+    return !walk.keep(item, true, top);
+  }
+
+  // The largest scores, without the bias's row.
+  static Floats largest_of(const AttentionHead& head, const Item& item) {
     const float scale = head.call->scale * kLog2e;
     constexpr int kTops = 4;  // a single one would wait for itself
     Floats tops[kTops];
@@ -264,8 +278,12 @@ class Pipeline {
         const Floats more = item.place.uniform ? splat(item.column[j + i]) : load(bias);
         tops[i] = larger(load(item.s + (j + i) * kTile) * scale + more, tops[i]);
       }
-    Floats top[1] = {larger(larger(tops[0], tops[1]), larger(tops[2], tops[3]))};
-    top[0] += item.row[0];
+    return larger(larger(tops[0], tops[1]), larger(tops[2], tops[3]));
+  }
+
+  // The running maximum follows the scores.
+  static void follow(const AttentionHead& head, const Item& item) {
+    Floats top[1] = {largest_of(head, item) + item.row[0]};
     item.walk->raise(top, head.call->head_dim);
   }
 
