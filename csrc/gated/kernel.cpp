@@ -26,7 +26,8 @@ void forward(const Gated& call, std::int64_t first, std::int64_t last, Strided g
         Scalar* to = row_at<Scalar>(out, r);
         for_columns(call.columns, [&](std::int64_t i, auto at) {
           const Floats x = b ? at.get(g + i) + at.get(b + i) : at.get(g + i);
-          const Floats activated = activate<decltype(chosen)::value>(x);
+          constexpr bool kHalf = !std::is_same<Scalar, float>::value;
+          const Floats activated = activate<decltype(chosen)::value, kHalf>(x);
           at.put(v ? activated * at.get(v + i) : activated, to + i);
         });
       }

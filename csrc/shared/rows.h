@@ -32,6 +32,15 @@ PYENC_INLINE void write(Floats values, float* to) { store(to, values); }
 
 // Round to nearest, ties to even, as narrow() in shared/numeric.h.
 PYENC_INLINE void write(Floats values, BFloat16* to) {
+#if defined(__AVX512BF16__) && !defined(PYENC_EMULATE_BF16_DOT)
+  // One instruction, but that it takes subnormal numbers for zero.
+  constexpr int kSubnormal = 0x20;
+  if (_mm512_fpclass_ps_mask(values, kSubnormal) == 0) {
+    const __m256i words = (__m256i)_mm512_cvtneps_pbh(values);
+    *reinterpret_cast<LooseWords*>(to) = reinterpret_cast<Words>(words);
+    return;
+  }
+#endif
   const Bits bits = reinterpret_cast<Bits>(values);
   const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const Bits kept = values == values ? rounded : Bits{} + 0x7fc0u;
