@@ -54,11 +54,20 @@ PRECISIONS = tuple(PRECISION_OF.values())
 
 MINILM = 2e-6
 """Between unit vectors."""
+ROUGH = 0.02
+"""The same, in bfloat16."""
 INT8 = 0.05
 """The same, of linear layers in eight bits."""
 EXACT, HALF = 1e-4, 0.15
 """Between normed hidden states: in float32, and in fewer bits."""
 
+SIXTEEN_BITS = {
+    "pyenc, bf16": Peer(partial(pyenc_encoder.texts, dtype=BF16), "bfloat16", ROUGH),
+    "sentence-transformers, bf16": Peer(
+        partial(sentence_transformers.torch_backend, dtype=BF16), "bfloat16", ROUGH
+    ),
+    "OpenVINO, bf16": Peer(partial(openvino.texts, precision="bf16"), "bfloat16", ROUGH),
+}
 EIGHT_BITS = {
     "pyenc, int8": Peer(partial(pyenc_encoder.texts, quantize="int8"), "int8", INT8),
     "sentence-transformers, ONNX, int8": Peer(
@@ -75,6 +84,7 @@ PEERS: dict[str, dict[str, Peer]] = {
         "sentence-transformers, ONNX": Peer(sentence_transformers.onnx_backend, tolerance=MINILM),
         "OpenVINO": Peer(openvino.texts, tolerance=MINILM),
         "transformers": Peer(transformers.by_hand, tolerance=MINILM),
+        **SIXTEEN_BITS,
         **EIGHT_BITS,
     },
     "mpnet": {
@@ -82,6 +92,7 @@ PEERS: dict[str, dict[str, Peer]] = {
         "sentence-transformers": Peer(sentence_transformers.torch_backend, tolerance=MINILM),
         "sentence-transformers, ONNX": Peer(sentence_transformers.onnx_backend, tolerance=MINILM),
         "OpenVINO": Peer(openvino.texts, tolerance=MINILM),
+        **SIXTEEN_BITS,
         **EIGHT_BITS,
     },
     **{

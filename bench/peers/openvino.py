@@ -1,9 +1,10 @@
 """OpenVINO on a model of transformers' converted here, with its default settings for a CPU.
 
-Its default precision is the processor's: float32, or bfloat16 where that has matrix units for it;
-`precision="f32"` asks for float32 everywhere, "int8" for nncf's quantisation after training, with
-its settings for transformers, calibrated on the benchmark's own kind of text (ImportError without
-nncf; so far it was not at hand, and this has not run).
+Its default precision is the processor's: float32, or bfloat16 where that has instructions for it. So
+`precision` is named: "f32"; "bf16", which is refused where its default would be another (ImportError,
+as of what is not there); or "int8" for nncf's quantisation after training, with its settings for
+transformers, calibrated on the benchmark's own kind of text (ImportError without nncf; so far it was
+not at hand, and this has not run).
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ def _compiled(
         converted = openvino.convert_model(Hidden(model), example_input=example)
     if precision == "int8":
         converted, precision = _quantized(converted, calibration), None
+    if precision == "bf16":
+        can = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if "BF16" not in can:
+            raise ImportError("OpenVINO takes no bfloat16 on this processor")
     settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
     if precision is not None:
         settings["INFERENCE_PRECISION_HINT"] = precision
@@ -53,7 +58,7 @@ def _compiled(
     return run
 
 
-def ids(folder: Path, precision: str | None = None) -> Ids:
+def ids(folder: Path, precision: str = "f32") -> Ids:
     """Token ids to hidden states."""
     from transformers import AutoModel
 
@@ -68,7 +73,7 @@ def ids(folder: Path, precision: str | None = None) -> Ids:
     return padded(call)
 
 
-def texts(folder: Path, precision: str | None = None) -> Texts:
+def texts(folder: Path, precision: str = "f32") -> Texts:
     """sentence-transformers' own steps, with OpenVINO for the model.
 
     Its backend for that wants another transformers than the others here, so the model is converted

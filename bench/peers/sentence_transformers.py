@@ -16,12 +16,12 @@ from bench.peers.encoder_call import MAX_LENGTH, Texts
 from bench.peers.transformers import Hidden, no_bars
 
 
-def torch_backend(folder: Path) -> Texts:
+def torch_backend(folder: Path, dtype: torch.dtype = torch.float32) -> Texts:
     """Its default: the torch backend, batches of 32 texts sorted by length."""
     from sentence_transformers import SentenceTransformer
 
     no_bars()
-    model = SentenceTransformer(str(folder), device="cpu")
+    model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": dtype})
     model.max_seq_length = MAX_LENGTH
     return lambda texts: model.encode(texts, show_progress_bar=False)
 
