@@ -30,8 +30,9 @@ from .config import EncoderConfig
 from .position import make_position
 
 CPU_ROWS = 1024
-"""Tokens that a CPU takes through the feed-forward at a time when no gradient is wanted: the
-(T, 2F) between its products is the largest tensor of all, and stays small at this size."""
+"""Tokens of float32 that a CPU takes through the feed-forward at a time when no gradient is wanted,
+of halves twice as many: the (T, 2F) between its products is the largest tensor of all, and stays
+small at this size."""
 
 
 @dataclass(frozen=True)
@@ -294,9 +295,10 @@ class FeedForward(nn.Module):
         whole = torch.is_grad_enabled() or compiling() or x_TC.device.type != "cpu"
         # A seed draws what it draws with a gradient: cached losses go through twice, once without.
         whole = whole or (self.training and self.dropout > 0)
-        if whole or x_TC.shape[0] <= CPU_ROWS:
+        rows = max(1, CPU_ROWS * 4 // x_TC.element_size())
+        if whole or x_TC.shape[0] <= rows:
             return self.rows(x_TC, backend)
-        return torch.cat([self.rows(part_TC, backend) for part_TC in x_TC.split(CPU_ROWS)])
+        return torch.cat([self.rows(part_TC, backend) for part_TC in x_TC.split(rows)])
 
     def rows(self, x_TC: Tensor, backend: str | None) -> Tensor:
         """The arithmetic; each token for itself."""
