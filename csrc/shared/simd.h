@@ -87,6 +87,9 @@ PYENC_INLINE Floats counting() {
 }
 
 PYENC_INLINE float sum_of(Floats x) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__) && !defined(PYENC_EMULATE_BF16_DOT)
+  return _mm512_reduce_add_ps(x);
+#endif
   float sum = 0;
   for (int lane = 0; lane < kLanes; ++lane) sum += x[lane];
   return sum;
