@@ -1,10 +1,10 @@
 """OpenVINO on a model of transformers' converted here, with its default settings for a CPU.
 
-Its default precision is the processor's: float32, or bfloat16 where that has instructions for it. So
-`precision` is named: "f32"; "bf16", which is refused where its default would be another (ImportError,
-as of what is not there); or "int8" for nncf's quantisation after training, with its settings for
-transformers, calibrated on the benchmark's own kind of text (ImportError without nncf; so far it was
-not at hand, and this has not run).
+Its default precision is the processor's: float32, or bfloat16 where that has instructions for it.
+So `precision` is named: "f32"; "bf16", which is refused where its default would be another
+(ImportError, as of what is not there); or "int8" for nncf's quantisation after training, with its
+settings for transformers, calibrated on the benchmark's own kind of text (ImportError without nncf;
+so far it was not at hand, and this has not run).
 """
 
 from __future__ import annotations

@@ -98,9 +98,7 @@ def ids_oracle(source: pyenc.Encoder | Path) -> Ids:
     return ids(torch.float64)(wide)
 
 
-def texts(
-    folder: Path, quantize: str | None = None, dtype: torch.dtype = torch.float32
-) -> Texts:
+def texts(folder: Path, quantize: str | None = None, dtype: torch.dtype = torch.float32) -> Texts:
     encoder = pyenc.load(folder, device="cpu", dtype=dtype, quantize=quantize)
     return lambda given: encoder.encode(given, max_length=MAX_LENGTH, progress=False)
 

@@ -8,8 +8,7 @@
 #pragma once
 
 #include "attention/amx_layout.h"
-#include "attention/amx_product.h"
-#include "attention/bound.h"
+#include "attention/key_bounds.h"
 
 #ifdef PYENC_AMX
 
