@@ -138,11 +138,11 @@ class Pipeline {
   std::int64_t turn_ = 0;
   Item *scored_ = nullptr, *weighed_ = nullptr;  // their weights, and their values, are to come
 
-  // What a strip will write, and the queries of its place in the tile that this thread may well have
+  // What a strip will write, and the queries of its place in the tile that this thread may have
   // next: a few rows a meeting, for each lies in a page of its own and all at once would be waited for.
   void fetch_some(Strip16& walk, const AttentionHead& head) const {
     const Attention& call = *head.call;
-    const std::int64_t ahead = kQueryTile * call.threads;
+    const std::int64_t ahead = head.next_tile;
     for (const std::int64_t end = walk.queries.fetched + 2; walk.queries.fetched < end;) {
       const std::int64_t row = walk.queries.fetched++, token = head.first + walk.strip.first + row;
       if (row >= walk.strip.count) return;

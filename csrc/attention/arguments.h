@@ -92,6 +92,8 @@ struct AttentionHead {
   bool skips;     // whether far keys may be left out
   float* keys;    // a copy of its keys and then values; null: one tile, which makes it
   float* bounds;  // of the keys, where `skips`; forward alone
+  // From a tile's queries to those that its thread has next, as far as one can tell; forward alone.
+  std::int64_t next_tile;
 };
 
 // Around the tasks of a call on each thread: what the processor keeps for the thread is set up, and

@@ -50,7 +50,7 @@ inline std::vector<AttentionHead> heads_of(const Attention& call) {
   for (std::int64_t s = 0; s < call.n_sequences; ++s) {
     const std::int64_t first = call.cu_seqlens[s], n = call.cu_seqlens[s + 1] - first;
     for (std::int64_t h = 0; h < call.n_heads && n > 0; ++h) {
-      AttentionHead head{&call, s, first, n, h, false, nullptr, nullptr};
+      AttentionHead head{&call, s, first, n, h, false, nullptr, nullptr, kQueryTile * call.threads};
       head.skips = n >= kShortestSkipping && call.skip_eps > 0 && nearby_of(head) > 0;
       heads.push_back(head);
     }
