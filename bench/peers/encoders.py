@@ -54,7 +54,7 @@ PRECISIONS = tuple(PRECISION_OF.values())
 
 MINILM = 2e-6
 """Between unit vectors."""
-ROUGH = 0.02
+ROUGH = 5e-3
 """The same, in bfloat16."""
 INT8 = 0.05
 """The same, of linear layers in eight bits."""

@@ -30,7 +30,7 @@ struct TileMath {
   static constexpr std::int64_t kKeys = kTileKeys;
   // Two meetings are under way: scores of both, and the pairs of their weights, which take half.
   static constexpr std::int64_t kScores = 3, kBiases = 2;
-  static constexpr bool kScaledQueries = false, kCentroids = false;
+  static constexpr bool kCentroids = false;
 
   static std::int64_t keys_size(std::int64_t count, std::int64_t depth) {
     return row_words(count, depth);

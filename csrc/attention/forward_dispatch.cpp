@@ -43,10 +43,9 @@ std::int64_t tiles_of(const AttentionHead& head) { return (head.n + kQueryTile -
 // Whether so many heads wait that each may stay with one thread: its copy is made where it is read, and
 // nobody waits for the others in between. The dearest come first, so that the last are cheap.
 bool by_heads(const std::vector<AttentionHead>& heads, int threads) {
-  double work = 0;
-  for (const AttentionHead& head : heads) work += work_of(head);
-  return heads.size() >= static_cast<std::size_t>(kTilesPerThread * threads) &&
-         work_of(heads[0]) * static_cast<double>(kTilesPerThread * threads) <= work;
+  const std::int64_t least = kTilesPerThread * threads;
+  return heads.size() >= static_cast<std::size_t>(least) &&
+         work_of(heads[0]) * static_cast<double>(least) <= work_of(heads);
 }
 
 struct Team {

@@ -45,6 +45,12 @@ inline double work_of(const AttentionHead& head) {
   return keys_of(head) * static_cast<double>(head.n * head.call->head_dim) * 2;
 }
 
+inline double work_of(const std::vector<AttentionHead>& heads) {
+  double work = 0;
+  for (const AttentionHead& head : heads) work += work_of(head);
+  return work;
+}
+
 inline std::vector<AttentionHead> heads_of(const Attention& call) {
   std::vector<AttentionHead> heads;
   for (std::int64_t s = 0; s < call.n_sequences; ++s) {
@@ -63,10 +69,8 @@ inline std::vector<AttentionHead> heads_of(const Attention& call) {
 
 inline int threads_for(const std::vector<AttentionHead>& heads, std::int64_t tasks) {
   if (heads.empty()) return 1;
-  double work = 0;
-  for (const AttentionHead& head : heads) work += work_of(head);
   const double limit = std::min<double>({static_cast<double>(heads[0].call->threads),
-                                         static_cast<double>(tasks), work / kWorkPerThread});
+                                         static_cast<double>(tasks), work_of(heads) / kWorkPerThread});
   return static_cast<int>(std::max(limit, 1.0));
 }
 

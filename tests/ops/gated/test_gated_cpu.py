@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -104,6 +105,21 @@ def test_gelu_is_exact_also_where_it_is_tiny() -> None:
     assert ((got - exact).abs() <= exact.abs() * (5e-7 + 2e-7 * x.double() ** 2)).all()
 
 
+def test_gelu_of_halves_is_as_exact_as_it_says() -> None:
+    """Of every number: its rounding, 2^-16.8 of itself above -5.6, and x 1e-13 (activation.h)."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    for dtype, digits in ((torch.bfloat16, 8), (torch.float16, 11)):
+        x = every.view(dtype)
+        x = x[x.isfinite()]
+        got = gated_activation(x, torch.ones_like(x), "gelu", backend="cpu").double()
+        wide = x.double()
+        exact = wide * 0.5 * torch.erfc(-wide / math.sqrt(2))
+        least = torch.finfo(dtype).smallest_normal * 2.0 ** (1 - digits)  # between subnormals
+        share = torch.where(wide > -5.6, 2.0**-16.8, 0) + 2.0**-digits
+        allowed = exact.abs() * share * 1.01 + wide.abs() * 1.2e-13 + least
+        assert ((got - exact).abs() <= allowed).all()
+
+
 def test_half_precision_is_rounded_once_and_to_even() -> None:
     # relu(x) * 1 is x: what comes back is what was put in, whatever its bits.
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
@@ -143,4 +159,5 @@ def main() -> None:
         check_halves(3, width, ACTIVATIONS[(i + 1) % 4], i % 2 == 0, dtype)
     test_the_activations_far_out_and_where_nothing_is_a_number()
     test_gelu_is_exact_also_where_it_is_tiny()
+    test_gelu_of_halves_is_as_exact_as_it_says()
     test_half_precision_is_rounded_once_and_to_even()
