@@ -8,6 +8,7 @@ it, or a file's lines. Each text's vector in float32 against its vector in fewer
 whether the nearest of the other texts is the same one, where all vectors are in fewer bits and
 those searched are and the query is not. --wide leaves out more layers, by a part of their name,
 and --all-layers leaves out none besides, not even those that `quantize="int8"` does.
+`--precision openvino-int8` holds OpenVINO's model quantised by nncf against the same vectors.
 All texts are encoded in each precision in turns, three times: the medians of the turns' ratios to
 float32, text to vector. `pyenc info` says what this measured (pyenc/cli/precisions.json).
 """
@@ -33,10 +34,13 @@ if not __package__:
 
 import pyenc  # noqa: E402
 from bench.measure import machine, record  # noqa: E402
+from bench.peers import openvino  # noqa: E402
+from bench.peers.encoder_call import Texts  # noqa: E402
 from bench.subjects import SUBJECTS  # noqa: E402
 from pyenc.models.int8 import WIDE, quantize_layers, quantized_names  # noqa: E402
 
 PRECISIONS = ("int8", "bfloat16")
+PEER = "openvino-int8"
 TURNS = 3
 SENTENCE = re.compile(r"[A-Z][^.!?]{28,300}[.!?]")
 
@@ -84,14 +88,17 @@ def measure(options: argparse.Namespace, texts: Sequence[str]) -> dict[str, Any]
     precisions = options.precision or PRECISIONS
     exact = loaded(options.model, "float32", ())
     others = {
-        name: loaded(options.model, name, options.wide, options.all_layers) for name in precisions
+        name: openvino.texts(SUBJECTS[options.model].source(), precision="int8")
+        if name == PEER
+        else loaded(options.model, name, options.wide, options.all_layers)
+        for name in precisions
     }
     seconds: dict[str, list[float]] = {name: [] for name in ("float32", *others)}
     vectors: dict[str, np.ndarray] = {}
     for _ in range(TURNS):
-        for name, encoder in {"float32": exact, **others}.items():
+        for name, encode in {"float32": exact, **others}.items():
             begun = time.perf_counter()
-            vectors[name] = encoder.encode(list(texts))
+            vectors[name] = encode(list(texts))
             seconds[name].append(time.perf_counter() - begun)
     found = {}
     for name in others:
@@ -104,10 +111,8 @@ def measure(options: argparse.Namespace, texts: Sequence[str]) -> dict[str, Any]
     return found
 
 
-def loaded(
-    model: str, precision: str, wide: Sequence[str], every: bool = False
-) -> pyenc.TextEncoder:
-    """The model with its linear layers, or all of it, in fewer bits."""
+def loaded(model: str, precision: str, wide: Sequence[str], every: bool = False) -> Texts:
+    """The model's `encode`, with its linear layers, or all of it, in fewer bits."""
     dtype = "float32" if precision == "int8" else precision
     encoder = pyenc.load(SUBJECTS[model].source(), device="cpu", dtype=dtype)
     if precision == "int8":
@@ -119,7 +124,7 @@ def loaded(
         ]
         ends = tuple(name.removeprefix("layers.") for name in kept)
         quantize_layers(encoder.model, wide=(*left, *ends))
-    return encoder
+    return encoder.encode
 
 
 def main() -> int:
@@ -133,7 +138,7 @@ def main() -> int:
     parser.add_argument("--texts", type=Path)
     parser.add_argument("--wide", action="append", default=[])
     parser.add_argument("--all-layers", action="store_true")
-    parser.add_argument("--precision", choices=PRECISIONS, action="append")
+    parser.add_argument("--precision", choices=(*PRECISIONS, PEER), action="append")
     parser.add_argument("--out")
     options = parser.parse_args()
     if SUBJECTS[options.model].source() is None:

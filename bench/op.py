@@ -17,7 +17,7 @@ import torch
 from bench.check import Checks, Wrong, why
 from bench.chosen import chosen, chosen_device
 from bench.compare import Case, Op, Peer, Ready, Tensors
-from bench.measure import ceilings, clock, machine, memory, record
+from bench.measure import ceilings, clock, launching, machine, memory, record
 from bench.show import drawing, machine_lines, op_table
 
 FULL: dict[str, Any] = {"repeats": 15, "budget": 2.0, "limit": 8.0}
@@ -147,7 +147,7 @@ def _run_case(op: Op, case: Case, checks: Checks, options: argparse.Namespace) -
     )
     checks.forget()
     for name, times in seconds.items():
-        rows[name] |= clock.summary(times)
+        rows[name] |= clock.summary(times) | _launched(runs[name], device)
     medians = {name: rows[name]["median"] for name in runs}
     subject = next((peer.name for peer in op.peers if peer.ours and peer.name in runs), None)
     for name, ratio in clock.ratios(medians, subject).items():
@@ -161,6 +161,19 @@ def _run_case(op: Op, case: Case, checks: Checks, options: argparse.Namespace) -
                     rows[peer.name]["memory"] = why(error)
     facts = {key: value for key, value in asdict(case).items() if key not in ("small", "memory")}
     return {**facts, "subject": subject, "peers": rows}
+
+
+def _launched(run: Callable[[], Any], device: torch.device) -> dict[str, Any]:
+    """On a GPU "wall" and "replay", seconds a call; "not captured" says why there is no replay."""
+    if device.type != "cuda":
+        return {}
+    found: dict[str, Any] = {"wall": launching.back_to_back(run, device)}
+    try:
+        graph, _out = launching.captured(run, device)  # a replay writes to the results' memory
+        found["replay"] = launching.back_to_back(graph.replay, device)
+    except Exception as error:  # whatever a peer does that no graph takes
+        found["not captured"] = why(error)
+    return found
 
 
 def _memory(

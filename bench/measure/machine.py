@@ -21,7 +21,7 @@ from pyenc.ops import extension
 ROOT = Path(__file__).resolve().parents[2]
 
 PACKAGES = (
-    "transformers", "sentence-transformers", "onnxruntime", "openvino", "llama-cpp-python",
+    "transformers", "sentence-transformers", "onnxruntime", "openvino", "nncf", "llama-cpp-python",
 )  # fmt: skip
 """Whose versions are recorded beside torch's, where a caller names no others."""
 

@@ -77,6 +77,17 @@ EIGHT_BITS = {
 }
 """From strings to vectors."""
 
+IDS_FROM_FOLDER = {
+    "pyenc": Peer(pyenc_encoder.folder_ids, tolerance=EXACT),
+    "transformers": Peer(transformers.padded_ids, tolerance=EXACT),
+    "ONNX Runtime": Peer(onnx_runtime.folder_ids, tolerance=EXACT, longest=4096),
+    "OpenVINO": Peer(openvino.ids, tolerance=EXACT, longest=4096),
+    "pyenc, bf16": Peer(partial(pyenc_encoder.folder_ids, dtype=BF16), "bfloat16", HALF),
+    "transformers, bf16": Peer(partial(transformers.padded_ids, dtype=BF16), "bfloat16", HALF),
+    "OpenVINO, bf16": Peer(partial(openvino.ids, precision="bf16"), "bfloat16", HALF, longest=4096),
+}
+"""From token ids to hidden states, of a checkpoint's folder."""
+
 PEERS: dict[str, dict[str, Peer]] = {
     "minilm": {
         "pyenc": Peer(pyenc_encoder.texts, tolerance=MINILM),
@@ -95,14 +106,13 @@ PEERS: dict[str, dict[str, Peer]] = {
         **SIXTEEN_BITS,
         **EIGHT_BITS,
     },
-    **{
-        name: {
-            "pyenc": Peer(pyenc_encoder.folder_ids, tolerance=EXACT),
-            "transformers": Peer(transformers.padded_ids, tolerance=EXACT),
-            "ONNX Runtime": Peer(onnx_runtime.folder_ids, tolerance=EXACT, longest=4096),
-            "OpenVINO": Peer(openvino.ids, tolerance=EXACT, longest=4096),
-        }
-        for name in ("gte-base", "bge-m3")
+    "gte-base": IDS_FROM_FOLDER,
+    "bge-m3": {
+        **IDS_FROM_FOLDER,
+        "llama.cpp, f16": Peer(llama_cpp.peer("f16", 8192), "float16 or less", HALF),
+        "llama.cpp, q8_0": Peer(
+            llama_cpp.peer("q8_0", 8192), "float16 or less", HALF, longest=4096
+        ),
     },
     "jina": {
         "pyenc": Peer(pyenc_encoder.ids(FP32), tolerance=EXACT),

@@ -3,8 +3,8 @@
 Its default precision is the processor's: float32, or bfloat16 where that has instructions for it.
 So `precision` is named: "f32"; "bf16", which is refused where its default would be another
 (ImportError, as of what is not there); or "int8" for nncf's quantisation after training, with its
-settings for transformers, calibrated on the benchmark's own kind of text (ImportError without nncf;
-so far it was not at hand, and this has not run).
+settings for transformers, calibrated on the benchmark's own kind of text (ImportError without
+nncf).
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import pyenc
 from bench.compare import CannotServe, Ready
+from bench.measure import launching
 from bench.peers.card_call import Prepare, vectors_of
 from bench.peers.encoder_call import MAX_LENGTH, Ids, Texts
 from pyenc.loading import load_checkpoint
@@ -53,15 +54,7 @@ def replayed(encoder: pyenc.Encoder, *, dtype: torch.dtype, device: torch.device
         if device.type != "cuda":
             raise CannotServe("graphs are captured and replayed on a GPU")
         forward = _forward(encoder, texts)
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # what is made at a first call is made before the capture
-                forward()
-        torch.cuda.current_stream(device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = forward()
+        graph, out = launching.captured(forward, device)
 
         def run(reads: Callable[[], Tensor] = forward) -> Tensor:
             graph.replay()  # of the ids that `forward` holds
@@ -85,8 +78,8 @@ def _forward(encoder: pyenc.Encoder, texts: list[Tensor]) -> Callable[[], Tensor
     return forward
 
 
-def folder_ids(folder: Path) -> Ids:
-    return ids(torch.float32)(load_checkpoint(folder, device="cpu").encoder)
+def folder_ids(folder: Path, dtype: torch.dtype = torch.float32) -> Ids:
+    return ids(dtype)(load_checkpoint(folder, device="cpu").encoder)
 
 
 def ids_oracle(source: pyenc.Encoder | Path) -> Ids:

@@ -64,12 +64,12 @@ class Hidden(nn.Module):
         return out
 
 
-def padded_ids(folder: Path) -> Ids:
+def padded_ids(folder: Path, dtype: torch.dtype = torch.float32) -> Ids:
     """AutoModel in padded rows, SDPA where the model has it."""
     from transformers import AutoModel
 
     no_bars()
-    model = Hidden(AutoModel.from_pretrained(str(folder)).eval())
+    model = Hidden(AutoModel.from_pretrained(str(folder), dtype=dtype).eval())
 
     def run(ids_BN: Tensor, mask_BN: Tensor | None) -> Tensor:
         mask = torch.ones_like(ids_BN) if mask_BN is None else mask_BN.long()

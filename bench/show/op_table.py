@@ -13,6 +13,8 @@ of peak: share of what the unit that multiplies allows in this dtype, registers 
 GEMM: of torch's matrix product in it; of copy: of a plain copy's bytes a second; all measured in
 this run.
 + MB: memory beyond inputs and results at its highest, in a process of its own.
+wall, replay: on a GPU, a call in a loop of them, with what Python takes to launch it, and replayed
+as a CUDA graph; "ms" is the card's own time, its second-level cache overwritten before each run.
 error, allowed: largest distance from the float64 oracle on the timed inputs, and the bound."""
 
 WIDTH = 34
@@ -21,6 +23,10 @@ WIDTH = 34
 def case_lines(case: dict[str, Any], ceilings: Ceilings) -> str:
     """The block of one case."""
     columns = ["ms", "spread", "runs", "x pyenc"]
+    launched = [
+        key for key in ("wall", "replay") if any(key in row for row in case["peers"].values())
+    ]
+    columns += [f"{key} ms" for key in launched]
     columns += ["GFLOP/s", "of peak", "of GEMM"] if case["gflop"] else []
     columns += ["GB/s", "of copy"] if case["gigabytes"] else []
     rows = case["peers"].values()
@@ -43,6 +49,7 @@ def case_lines(case: dict[str, Any], ceilings: Ceilings) -> str:
             percent(row["spread"]),
             str(len(row["seconds"])),
             "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
+            *("-" if key not in row else f"{row[key] * 1e3:,.3f}" for key in launched),
         ]
         if case["gflop"]:
             cells += [f"{rates['gflops']:,.1f}", percent(rates["of_peak"])]
