@@ -123,6 +123,12 @@ PEERS: dict[str, dict[str, Peer]] = {
         "torch.compile, frozen": Peer(
             torch_encoder.compiled(FP32), tolerance=EXACT, with_memory=False
         ),
+        "torch.compile, max-autotune": Peer(
+            torch_encoder.compiled(FP32, autotune=True),
+            tolerance=EXACT,
+            with_memory=False,
+            longest=4096,
+        ),
         "ONNX Runtime": Peer(onnx_runtime.ids, tolerance=EXACT),
         "ONNX Runtime, one by one": Peer(
             one_by_one(onnx_runtime.ids), tolerance=EXACT, ragged_only=True
@@ -132,6 +138,13 @@ PEERS: dict[str, dict[str, Peer]] = {
         "torch, SDPA, dense bias, bf16": Peer(torch_encoder.plain(BF16), "bfloat16", HALF),
         "torch.compile, frozen, bf16": Peer(
             torch_encoder.compiled(BF16), "bfloat16", HALF, with_memory=False, longest=4096
+        ),
+        "torch.compile, max-autotune, bf16": Peer(
+            torch_encoder.compiled(BF16, autotune=True),
+            "bfloat16",
+            HALF,
+            with_memory=False,
+            longest=4096,
         ),
         "llama.cpp, f16": Peer(llama_cpp.peer("f16", 8192), "float16 or less", HALF),
         "llama.cpp, q8_0": Peer(

@@ -29,8 +29,12 @@ def plain(dtype: torch.dtype, *, eager: bool = False) -> Callable[[pyenc.Encoder
     return load
 
 
-def compiled(dtype: torch.dtype) -> Callable[[pyenc.Encoder], Ids]:
-    """The same through torch.compile, the weights frozen into it; compiled for each shape."""
+def compiled(dtype: torch.dtype, *, autotune: bool = False) -> Callable[[pyenc.Encoder], Ids]:
+    """The same through torch.compile, the weights frozen into it; compiled for each shape.
+
+    autotune: mode "max-autotune", which on a CPU times matrix products of its own making beside
+    those of the library.
+    """
 
     def load(encoder: pyenc.Encoder) -> Ids:
         import torch._dynamo
@@ -41,7 +45,8 @@ def compiled(dtype: torch.dtype) -> Callable[[pyenc.Encoder], Ids]:
         model = PlainEncoder(copy.deepcopy(encoder).to(dtype), eager=False)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        forward = torch.compile(model.layers, dynamic=False)
+        mode = "max-autotune" if autotune else None
+        forward = torch.compile(model.layers, dynamic=False, mode=mode)
 
         def run(ids_BN: Tensor, mask_BN: Tensor | None) -> Tensor:
             return forward(ids_BN, model.bias(ids_BN.shape[1], mask_BN))
