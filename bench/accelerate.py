@@ -167,7 +167,7 @@ def run_case(case: Case, models: dict[str, Any], with_memory: bool) -> dict[str,
     texts = texts_of(case)
     runs = {name: encoding(model, texts) for name, model in models.items()}
     vectors = {name: run() for name, run in runs.items()}  # they warm up
-    seconds = clock.in_turns(runs, repeats=30 if len(texts) == 1 else 5, budget=6.0, limit=20.0)
+    seconds = clock.in_turns(runs, repeats=30, budget=6.0, limit=20.0)
     found: dict[str, Any] = {
         "model": case.model,
         "name": case.name,

@@ -16,6 +16,7 @@ from typing import Any
 
 from bench import card_models, long_attention, workloads
 from bench.chosen import chosen, chosen_device
+from bench.compare import CannotServe
 from bench.encoder_rows import best_peer, difference, inputs
 from bench.measure import ceilings, clock, machine, memory, record
 from bench.peers import encoders, pyenc_encoder
@@ -55,6 +56,8 @@ def load_peers(
             runs[name] = peer.load(source)
         except ImportError:
             absent[name] = "absent"
+        except CannotServe as error:
+            absent[name] = str(error)
     return runs, absent
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import pyenc
+from bench.compare import CannotServe
 from bench.peers.encoder_call import Ids
 from pyenc.loading import load_checkpoint
 
@@ -24,10 +25,16 @@ from pyenc.loading import load_checkpoint
 def peer(kind: str, max_length: int) -> Callable[[pyenc.Encoder | Path], Ids]:
     """Weights as "f16" or "q8_0", flash attention on: one text a call, for texts that share a batch
     are computed as one long one under a mask. ImportError without the package.
+
+    CannotServe for "q8_0" on a processor with matrix units: it configures the tiles of a thread
+    once, and ends in an illegal instruction where another program of the process has used them.
     """
 
     def load(source: pyenc.Encoder | Path) -> Ids:
         import llama_cpp
+
+        if kind == "q8_0" and torch.cpu._is_amx_tile_supported():
+            raise CannotServe("left out: it does not share the matrix units with other programs")
 
         encoder = source
         if isinstance(encoder, Path):
