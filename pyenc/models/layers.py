@@ -29,10 +29,9 @@ from ..ops.backend import compiling
 from .config import EncoderConfig
 from .position import make_position
 
-CPU_ROWS = 1024
-"""Tokens of float32 that a CPU takes through the feed-forward at a time when no gradient is wanted,
-of halves twice as many: the (T, 2F) between its products is the largest tensor of all, and stays
-small at this size."""
+CPU_BYTES = 16 * 2**20
+"""Of what a feed-forward's first product gives, how much a CPU makes at a time when no gradient is
+wanted: that (T, F) or (T, 2F) is the largest tensor of all, and stays small and near so."""
 
 
 @dataclass(frozen=True)
@@ -280,8 +279,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        rows = config.intermediate_size * (2 if config.gated else 1)
-        self.up: Linear | SplitLinear = Linear(config.hidden_size, rows, bias=config.up_bias)
+        self.width = config.intermediate_size * (2 if config.gated else 1)
+        self.up: Linear | SplitLinear = Linear(config.hidden_size, self.width, bias=config.up_bias)
         self.down = Linear(config.intermediate_size, config.hidden_size, bias=config.down_bias)
         self.activation = config.activation
         self.gated = config.gated
@@ -295,10 +294,13 @@ class FeedForward(nn.Module):
         whole = torch.is_grad_enabled() or compiling() or x_TC.device.type != "cpu"
         # A seed draws what it draws with a gradient: cached losses go through twice, once without.
         whole = whole or (self.training and self.dropout > 0)
-        rows = max(1, CPU_ROWS * 4 // x_TC.element_size())
-        if whole or x_TC.shape[0] <= rows:
+        if whole:
             return self.rows(x_TC, backend)
-        return torch.cat([self.rows(part_TC, backend) for part_TC in x_TC.split(rows)])
+        size = x_TC.shape[0] * self.width * x_TC.element_size()
+        parts = max(1, -(-size // CPU_BYTES))
+        if parts == 1:
+            return self.rows(x_TC, backend)
+        return torch.cat([self.rows(part_TC, backend) for part_TC in x_TC.tensor_split(parts)])
 
     def rows(self, x_TC: Tensor, backend: str | None) -> Tensor:
         """The arithmetic; each token for itself."""

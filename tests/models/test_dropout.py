@@ -57,7 +57,7 @@ def test_a_seed_draws_the_same_without_a_gradient(
     config: EncoderConfig, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Losses with cached gradients go through twice; without a gradient a CPU splits the rows."""
-    monkeypatch.setattr(layers, "CPU_ROWS", 7)
+    monkeypatch.setattr(layers, "CPU_BYTES", 512)
     named = {"hidden_dropout": 0.2, "attention_dropout": 0.2, "feed_forward_dropout": place}
     encoder = encoder_of(config, **named)
     first = loss_and_gradients(encoder, 5)[0]

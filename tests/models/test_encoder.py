@@ -329,9 +329,25 @@ def test_packed_compiles_without_a_graph_break(encoder: Encoder) -> None:
 @torch.no_grad()
 def test_feed_forward_in_parts(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     ids, mask = padded(rows([9, 30, 2]))
+    made: list[int] = []
+    rows_of = layers_module.FeedForward.rows
+
+    def counted(
+        self: layers_module.FeedForward, x_TC: torch.Tensor, backend: str | None
+    ) -> torch.Tensor:
+        made.append(len(x_TC) * self.width * x_TC.element_size())
+        return rows_of(self, x_TC, backend)
+
+    monkeypatch.setattr(layers_module.FeedForward, "rows", counted)
     whole = encoder(ids, mask)
-    monkeypatch.setattr(layers_module, "CPU_ROWS", 7)
+    assert len(made) == len(encoder.layers)
+    most, a_row = made[0] // 5, made[0] // 41
+    monkeypatch.setattr(layers_module, "CPU_BYTES", most)
+    made.clear()
     torch.testing.assert_close(encoder(ids, mask), whole, rtol=0, atol=1e-5)
+    assert len(made) > 4 * len(encoder.layers)
+    assert max(made) - min(made) <= a_row
+    assert max(made) <= most + a_row
 
 
 def test_no_buffers(encoder: Encoder) -> None:
