@@ -25,6 +25,7 @@ from pyenc.ops import (
     alibi_slopes,
     attention,
     computed_share,
+    embedding_norm,
     extension,
     gated_activation,
     gated_linear,
@@ -224,6 +225,9 @@ def other_calls(backend: str) -> list[Callable[[], list[Any]]]:
     return [
         lambda: with_gradients(norm(add_layer_norm), x, y, w, b),
         lambda: with_gradients(norm(add_rms_norm), x, y, w),
+        lambda: with_gradients(
+            lambda t, s: embedding_norm(at, t, s, None, 1e-6, backend=backend), random(99, 16), w
+        ),
         lambda: with_gradients(lambda g, v: gated_activation(g, v, "gelu", backend=backend), x, y),
         lambda: with_gradients(
             lambda a, c: gated_linear(a, c, None, "silu", backend=backend), x, wide
