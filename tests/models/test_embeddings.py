@@ -22,8 +22,13 @@ IDS, PLACES, TYPES = (
 
 def embeddings(**fields: Any) -> Embeddings:
     config = EncoderConfig(
-        vocab_size=8, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16,
-        max_length=5, **fields,
+        vocab_size=8,
+        hidden_size=16,
+        num_layers=1,
+        num_heads=2,
+        intermediate_size=16,
+        max_length=5,
+        **fields,
     )
     made = Embeddings(config)
     for parameter in made.parameters():
