@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyenc.models import layers
+from pyenc.models import embeddings as module
 from pyenc.models.config import EncoderConfig
-from pyenc.models.layers import Embeddings
+from pyenc.models.embeddings import Embeddings
 
 IDS, PLACES, TYPES = (
     torch.tensor([3, 0, 7, 3]),
@@ -65,13 +65,13 @@ def test_the_bits_of_the_modules(form: str, types: Tensor | None) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How often the op was called."""
     found: list[int] = []
-    real = layers.embedding_norm
+    real = module.embedding_norm
 
     def counting(*args: Any, **named: Any) -> Tensor:
         found.append(1)
         return real(*args, **named)
 
-    monkeypatch.setattr(layers, "embedding_norm", counting)
+    monkeypatch.setattr(module, "embedding_norm", counting)
     return found
 
 
