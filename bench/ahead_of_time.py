@@ -2,8 +2,8 @@
 
 The launchers themselves run, on CPU tensors and with a driver that has no device: Triton
 specialises exactly as it would for a call, compiles, and launches nothing. Registers, spills and
-warnings are the assembler's own words, so the cache is a fresh one of this process, which remembers
-what was said of each kernel.
+warnings are the assembler's own words, which a cache does not keep: it is a fresh one of this
+process, which remembers what was said of each kernel.
 """
 
 from __future__ import annotations
@@ -96,16 +96,25 @@ def target_of(architecture: str) -> GPUTarget:
 
 
 def compile_for(
-    architecture: str, call: Callable[[], object], keys: tuple[str, ...]
+    architecture: str,
+    call: Callable[[], object],
+    keys: tuple[str, ...],
+    *,
+    only: str | None = None,
+    keep: bool = False,
 ) -> list[Compiled]:
     """What every kernel that `call` launches takes on that architecture, in order of launch.
 
-    keys: where configurations are looked for (`pyenc_kernels.configs.keys_of`).
+    keys: where configurations are looked for (`pyenc_kernels.configs.keys_of`). only: the name of
+    the one kernel that is compiled. keep: what is compiled goes to Triton's own cache, where a
+    launch of the same on a card finds it.
     """
     found: dict[str, Compiled] = {}
     run = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        if only is not None and self.fn.__name__ != only:
+            return None
         log = io.StringIO()
         with contextlib.redirect_stdout(log):
             kernel = run(self, *args, grid=(1, 1, 1), warmup=True, **options)
@@ -114,7 +123,7 @@ def compile_for(
         found[kernel.hash] = _reports[kernel.hash]
         return kernel
 
-    with _compiling(architecture, keys), mock.patch.object(JITFunction, "run", compile_only):
+    with _compiling(architecture, keys, keep), mock.patch.object(JITFunction, "run", compile_only):
         call()
     return list(found.values())
 
@@ -129,12 +138,16 @@ def _cache() -> tempfile.TemporaryDirectory[str]:
 
 
 @contextlib.contextmanager
-def _compiling(architecture: str, keys: tuple[str, ...]) -> Iterator[None]:
+def _compiling(architecture: str, keys: tuple[str, ...], keep: bool) -> Iterator[None]:
     active = triton.runtime.driver
     before = getattr(active, "_active", None)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(triton.knobs.cache.scope())
-        triton.knobs.cache.dir = _cache().name
+        if keep:  # what is there from another time would be read, and has no log
+            stack.enter_context(triton.knobs.compilation.scope())
+            triton.knobs.compilation.always_compile = True
+        else:
+            stack.enter_context(triton.knobs.cache.scope())
+            triton.knobs.cache.dir = _cache().name
         stack.enter_context(triton.knobs.nvidia.scope())
         triton.knobs.nvidia.dump_ptxas_log = True
         active.set_active(_NoDevice(target_of(architecture)))

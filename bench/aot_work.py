@@ -19,7 +19,7 @@ from bench.tunables import TUNABLES, numbers
 from pyenc.ops import ALiBi, AsymmetricALiBi, RelativePositionBias, alibi_slopes
 from pyenc.ops.attention import triton as attention_triton
 from pyenc.ops.attention.terms import terms_of
-from pyenc_kernels import configs, gated, norm, segment_mean
+from pyenc_kernels import configs, embedding, gated, norm, segment_mean
 from pyenc_kernels.score_function import ScoreFunction
 
 SERIALISED = "C7515"
@@ -100,6 +100,7 @@ ON_SM_90 = ("alibi-whole", "alibi-fixed", "alibi-fixed-whole", "alibi-int64", "t
 """Variants that are compiled for sm_90 alone: they are there for `SERIALISED`, and no other
 architecture has wgmma."""
 SHAPES = dict.fromkeys(VARIANTS, "64") | {
+    "embedding": "768",
     "gated": "3072",
     "gated_linear": "3072",
     "norm": "768",
@@ -107,7 +108,7 @@ SHAPES = dict.fromkeys(VARIANTS, "64") | {
 }
 MAIN = (
     "none", "alibi", "alibi-whole", "alibi-fixed", "alibi-fixed-whole", "alibi-int64", "t5",
-    "t5-fixed", "window", "gated", "gated_linear", "norm", "segment_mean",
+    "t5-fixed", "window", "embedding", "gated", "gated_linear", "norm", "segment_mean",
 )  # fmt: skip
 """Ops that at their shape in bfloat16 may neither spill (with fewer registers than the compiler
 wants: not in a loop) nor have their products serialised; of the other variants it is written
@@ -246,7 +247,9 @@ def _call(work: Work) -> None:
     dtype = getattr(torch, work.dtype)
     width, tokens = work.size
     cu_seqlens = torch.tensor([0, tokens], dtype=torch.int32)
-    if work.op == "gated":
+    if work.op == "embedding":
+        _call_embedding(dtype, tokens, width)
+    elif work.op == "gated":
         halves = torch.zeros(tokens, 2 * width, dtype=dtype).chunk(2, -1)
         grads = torch.zeros(tokens, 2 * width, dtype=dtype).chunk(2, -1)
         for activation in gated.ACTIVATIONS:
@@ -265,6 +268,17 @@ def _call(work: Work) -> None:
         segment_mean.backward(out, x, cu_seqlens, None, False, out, stats)
     else:
         _call_attention(VARIANTS[work.op], dtype, tokens, width, cu_seqlens)
+
+
+def _call_embedding(dtype: torch.dtype, tokens: int, width: int) -> None:
+    def rows(count: int, of: torch.dtype = torch.int64) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(tokens, dtype=of), torch.zeros(count, width, dtype=dtype)
+
+    word, types, positions, none = rows(30528), rows(2), rows(512), (None, None)
+    parameter = torch.zeros(width, dtype=dtype)
+    embedding.forward(*word, *types, *positions, parameter, parameter, 1e-12, False)
+    embedding.forward(*word, None, types[1], *none, parameter, parameter, 1e-12, False)
+    embedding.forward(*rows(30528, torch.int32), *none, *none, parameter, None, 1e-6, True)
 
 
 def _call_gated_linear(dtype: torch.dtype, tokens: int, width: int) -> None:

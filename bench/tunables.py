@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pyenc.ops import alibi_slopes
-from pyenc_kernels import attention, gated, norm, segment_mean
+from pyenc_kernels import attention, embedding, gated, norm, segment_mean
 from pyenc_kernels.configs import Config
 from pyenc_kernels.score_function import ALIBI
 
@@ -138,6 +138,18 @@ def _norm_call(kernel: str, dtype: str, width: int, length: int, device: torch.d
     )
 
 
+def _embedding_call(kernel: str, dtype: str, width: int, length: int, device: torch.device) -> Call:
+    """BERT's tables."""
+
+    def rows(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.randint(count, (TOKENS,), dtype=torch.int64, device=device)
+        return ids, torch.randn(count, width, device=device).to(getattr(torch, dtype))
+
+    tables = *rows(30528), *rows(2), *rows(512)
+    weight, bias = rows(2)[1]
+    return lambda config: embedding.forward(*tables, weight, bias, 1e-12, False, config)
+
+
 def _segment_mean_call(
     kernel: str, dtype: str, width: int, length: int, device: torch.device
 ) -> Call:
@@ -169,6 +181,9 @@ TUNABLES = {
     "attention_forward": _attention("affine"),
     "attention_grad_queries": _attention("affine-learned"),
     "attention_grad_keys": _attention("affine"),
+    "embedding_norm": Tunable(
+        "embedding", ("768",), _tiles((1024, 2048, 4096, 8192), (1024,)), _embedding_call
+    ),
     "gated_forward": _gated,
     "gated_backward": _gated,
     "gated_linear_forward": _gated_linear,

@@ -1,8 +1,10 @@
 """Tile sizes of the Triton kernels, tried on this card and written to configs.json.
 
-Prints the candidates, fastest first; --write puts the best of each kernel, dtype and shape under
-the card's name into kernels/pyenc_kernels/configs.json. Never at a call. What has been written is
-then compiled for the card's architecture by `make aot`, whose table a test holds against it.
+Candidates that the compiler alone rules out are dropped first (pruning.py); --architecture does
+only that, and needs no card. Prints the others, fastest first; --write puts the best of each
+kernel, dtype and shape under the card's name into kernels/pyenc_kernels/configs.json. Never at a
+call. What has been written is then compiled for the card's architecture by `make aot`, whose table
+a test holds against it.
 """
 
 from __future__ import annotations
@@ -10,18 +12,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import multiprocessing
-import os
 import statistics
-from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
+from bench import occupancy, pruning
 from bench.chosen import chosen
 from bench.measure import clock, machine, record
+from bench.processes import over_candidates
+from bench.pruning import Form
 from bench.tunables import TUNABLES, Call, numbers
 from pyenc.cli.nearest import suggestion
 from pyenc.errors import InputError
@@ -31,15 +31,9 @@ from pyenc_kernels.configs import Config
 Work = tuple[str, str, str]
 """(kernel, dtype, shape)"""
 
-Job = TypeVar("Job")
-
 ROUNDS, QUICK_ROUNDS = 20, 5
 QUICK = 8
 """Candidates of each that a quick look tries, evenly out of all."""
-MOST_WORKERS = 16
-"""That compile: each has a context on the card and the inputs of its own."""
-AT_ONCE = 4
-"""Candidates of a job."""
 
 
 def candidates_of(kernel: str, dtype: str, quick: bool) -> list[Config]:
@@ -47,53 +41,69 @@ def candidates_of(kernel: str, dtype: str, quick: bool) -> list[Config]:
     return listed[:: -(-len(listed) // QUICK)] if quick else listed
 
 
+def forms_of(work: list[Work]) -> list[Form]:
+    """What of it is compiled apart."""
+    by_width = {(kernel, dtype, numbers(shape)[0]): shape for kernel, dtype, shape in work}
+    return [Form(*form[:2], *numbers(shape)) for form, shape in by_width.items()]
+
+
 def compile_all(
-    work: list[Work], device: torch.device, quick: bool = False
-) -> set[tuple[str, str, int, Config]]:
+    candidates: dict[Form, list[Config]], device: torch.device
+) -> set[tuple[Form, Config]]:
     """Fill Triton's cache on disk, every core at it: one after the other takes minutes.
 
-    work: of shapes that differ in length alone one is enough. Returns the candidates (kernel,
-    dtype, width, configuration) that took the compiler's process with them, as its asserts do.
+    Returns the candidates that took the compiler's process with them, as its asserts do.
     """
-    by_width = {(kernel, dtype, numbers(shape)[0]): shape for kernel, dtype, shape in work}
-    jobs = []
-    for (kernel, dtype, _), shape in by_width.items():
-        candidates = candidates_of(kernel, dtype, quick)
-        parts = [candidates[at : at + AT_ONCE] for at in range(0, len(candidates), AT_ONCE)]
-        jobs += [(kernel, dtype, shape, device, part) for part in parts]
-    fatal = set()
-    workers = min(os.cpu_count() or 1, len(jobs), MOST_WORKERS)
-    for kernel, dtype, shape, _, part in unfinished(_compile, jobs, workers):
-        for config in part:
-            if unfinished(_compile, [(kernel, dtype, shape, device, [config])], 1):
-                fatal.add((kernel, dtype, numbers(shape)[0], config))
-    return fatal
+    work = {(form, device): listed for form, listed in candidates.items()}
+    return {(form, config) for (form, _), config in over_candidates(_compile, work)[1]}
 
 
-def unfinished(run: Callable[[Job], object], jobs: list[Job], workers: int) -> list[Job]:
-    """Run the jobs in processes; those that didn't come back, because one of them ended its process
-    and so the pool."""
-    lost = []
-    futures: dict[int, Future[object]] = {}
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        for number, job in enumerate(jobs):
-            with contextlib.suppress(BrokenProcessPool):
-                futures[number] = pool.submit(run, job)
-        for number, job in enumerate(jobs):
-            try:
-                futures[number].result()
-            except (KeyError, BrokenProcessPool):
-                lost.append(job)
-    return lost
-
-
-def _compile(job: tuple[str, str, str, torch.device, list[Config]]) -> None:
-    kernel, dtype, shape, device, candidates = job
+def _compile(job: tuple[tuple[Form, torch.device], list[Config]]) -> None:
+    (form, device), candidates = job
     torch.cuda.set_device(device)
-    call = TUNABLES[kernel].call(kernel, dtype, *numbers(shape), device)
+    call = TUNABLES[form.kernel].call(*form, device)
     for config in candidates:
         with contextlib.suppress(Exception):  # `measure` says what it died of
             call(config)
+
+
+def without_a_card(options: argparse.Namespace, work: list[Work]) -> int:
+    """What each candidate takes of a card of `--architecture`, and which a card would time.
+
+    Raises:
+        InputError: an architecture whose multiprocessors are not known.
+    """
+    architecture = options.architecture
+    if not pruning.serves(architecture):
+        there = ", ".join(occupancy.RESIDENT)
+        raise InputError(f"--architecture {architecture}: candidates are compiled for {there}")
+    result: dict[str, Any] = {
+        "environment": machine.environment(("triton",)), "architecture": architecture, "work": [],
+    }  # fmt: skip
+    for form in forms_of(work):
+        candidates = candidates_of(form.kernel, form.dtype, options.quick)
+        of = pruning.judged({form: candidates}, architecture)[form]
+        print("\n".join(pruning.table(of)))
+        print(f"{architecture}, {pruning.summary(form, of)}\n", flush=True)
+        result["work"].append({**form._asdict(), "candidates": [judged.row() for judged in of]})
+        if options.out is not None:
+            record.write_result(record.result_file("tune", options.out), result)
+    return 0
+
+
+def kept_for(
+    candidates: dict[Form, list[Config]], device: torch.device
+) -> dict[Form, list[Config]]:
+    """Those that are timed: where its architecture is known, without those that need no card to be
+    found out. What is compiled for that is in Triton's cache then."""
+    architecture = configs.keys_of(device)[-2]
+    if not pruning.serves(architecture):
+        print(f"{architecture}: nothing is dropped ahead of time, all candidates are timed")
+        return candidates
+    judged = pruning.judged(candidates, architecture, keep=True)
+    for form, of in judged.items():
+        print(pruning.summary(form, of), flush=True)
+    return {form: [one.config for one in of if one.why is None] for form, of in judged.items()}
 
 
 def measure(
@@ -173,6 +183,8 @@ def main(options: argparse.Namespace) -> int:
             count = len(candidates_of(kernel, dtype, options.quick))
             print(f"{kernel} {shape}, {dtype}: {count} candidates")
         return 0
+    if options.architecture is not None:
+        return without_a_card(options, work)
     device = torch.device(options.device or "cuda")
     if device.type != "cuda" or not torch.cuda.is_available():
         raise InputError(
@@ -180,7 +192,12 @@ def main(options: argparse.Namespace) -> int:
         )
     device = torch.device("cuda", device.index or 0)
     torch.cuda.set_device(device)
-    fatal = compile_all(work, device, options.quick)
+    forms = {form[:3]: form for form in forms_of(work)}
+    listed = kept_for(
+        {form: candidates_of(form.kernel, form.dtype, options.quick) for form in forms.values()},
+        device,
+    )
+    fatal = compile_all(listed, device)
     if options.warm:
         return 0
     card = configs.keys_of(device)[0]
@@ -190,8 +207,9 @@ def main(options: argparse.Namespace) -> int:
         call = TUNABLES[kernel].call(kernel, dtype, *numbers(shape), device)
         rounds = QUICK_ROUNDS if options.quick else ROUNDS
         candidates = []
-        for config in candidates_of(kernel, dtype, options.quick):
-            if (kernel, dtype, numbers(shape)[0], config) in fatal:
+        form = forms[kernel, dtype, numbers(shape)[0]]
+        for config in listed[form]:
+            if (form, config) in fatal:
                 print(f"  {config.numbers}: ends the compiler", flush=True)
             else:
                 candidates.append(config)

@@ -25,6 +25,7 @@ from pyenc.ops import (
     alibi_slopes,
     attention,
     computed_share,
+    embedding_norm,
     extension,
     gated_activation,
     gated_linear,
@@ -216,7 +217,7 @@ def other_calls(backend: str) -> list[Callable[[], list[Any]]]:
     at = torch.from_numpy(np.concatenate([np.arange(n) for n in LENGTHS]))
     weights = torch.rand(77, dtype=torch.float32, device="cpu")
     heads = random(77, 2, 8)
-    rows = random(7, 11, 16)
+    rows, table = random(7, 11, 16), random(99, 16)
 
     def norm(f: Any) -> Callable[..., Tensor]:
         return lambda *args: f(*args, 1e-6, backend=backend)[0]
@@ -224,6 +225,9 @@ def other_calls(backend: str) -> list[Callable[[], list[Any]]]:
     return [
         lambda: with_gradients(norm(add_layer_norm), x, y, w, b),
         lambda: with_gradients(norm(add_rms_norm), x, y, w),
+        lambda: with_gradients(
+            lambda t, s: embedding_norm(at, t, s, None, 1e-6, backend=backend), table, w
+        ),
         lambda: with_gradients(lambda g, v: gated_activation(g, v, "gelu", backend=backend), x, y),
         lambda: with_gradients(
             lambda a, c: gated_linear(a, c, None, "silu", backend=backend), x, wide

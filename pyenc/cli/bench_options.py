@@ -49,6 +49,7 @@ examples:
   pyenc bench all --cases forward+backward --list
   pyenc bench models --long
   pyenc bench tune --kernel attention_forward --shape 64x8192 --write
+  pyenc bench tune --kernel attention_forward --architecture sm_90
 """
 
 
@@ -98,6 +99,10 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         help="tune: head dim and tokens of a sequence, or columns; with --kernel",
     )  # fmt: skip
     parser.add_argument(
+        "--architecture", metavar="NAME",
+        help="tune: as sm_90; what candidates take there by the compiler, without a card",
+    )  # fmt: skip
+    parser.add_argument(
         "--write", action="store_true",
         help="tune: the best into configs.json; with --device cpu into choices.json",
     )  # fmt: skip
@@ -116,7 +121,7 @@ def words(options: argparse.Namespace, op: str | None = None) -> list[str]:
     """The arguments that parse into these options, with another OP where one is given."""
     op = options.op if op is None else op
     found = [] if op is None else [op]
-    for name in ("device", "out"):
+    for name in ("device", "out", "architecture"):
         value = getattr(options, name)
         found += [] if value is None else [f"--{name}={value}"]
     for name in ("dtype", "cases", "kernel", "shape"):
@@ -143,6 +148,7 @@ def refuse(options: argparse.Namespace, ops: Iterable[str]) -> None:
     have: dict[str, tuple[str, ...]] = {
         "kernel": of_tune,
         "shape": of_tune,
+        "architecture": of_tune,
         "write": of_tune,
         "long": of_models,
     }
@@ -165,6 +171,12 @@ def refuse(options: argparse.Namespace, ops: Iterable[str]) -> None:
         raise InputError("--plot draws the JSON file, and --quick writes none without --out")
     if tunes_a_processor(options):
         _refuse_on_a_processor(options)
+    if options.architecture is not None:
+        for name in ("device", "warm", "write"):
+            if getattr(options, name):
+                raise InputError(
+                    f"--architecture needs no card and times nothing: no --{name} beside it"
+                )
     if options.shape and not options.kernel:
         raise InputError("--shape is of one kind of kernel: say which with --kernel")
 

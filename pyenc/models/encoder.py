@@ -1,7 +1,7 @@
 """One encoder for every family: embeddings, then layers of attention and feed-forward.
 
-What the layers are made of is in `layers.py`. Shapes as suffixes: B rows, N padded length,
-T packed tokens, C channels.
+They are in `embeddings.py`, and what layers are made of in `layers.py`. Shapes as suffixes: B rows,
+N padded length, T packed tokens, C channels.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from ..ops.attention.terms import Bias
 from ..ops.attention.validation import check_skip_eps
 from ..ops.backend import requested_backend
 from .config import EncoderConfig
+from .embeddings import Embeddings
 from .head import MaskedLMHead
-from .layers import Call, Embeddings, Layer, Norm, PreNormLayer, Turn
+from .layers import Call, Layer, Norm, PreNormLayer, Turn
 from .packing import Packed, check_packed, check_ranges, count_from_padding, pack
 from .places import places
 from .position import check_apart, make_position

@@ -1,4 +1,4 @@
-"""What an encoder is made of: embeddings, norms, attention, feed-forward, and a layer of them.
+"""What an encoder is made of: norms, attention, feed-forward, and a layer of them.
 
 Shapes as suffixes: T packed tokens, H heads, D head dim, C channels, F feed-forward.
 """
@@ -58,41 +58,6 @@ class Call:
     """What positions of a sequence are less than apart."""
     backend: str | None = None
     skip_eps: float | None = None
-
-
-class Embeddings(nn.Module):
-    """norm(word + token type + position)."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.word = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.token_type: nn.Embedding | None = None
-        self.position: nn.Embedding | None = None
-        if config.type_vocab_size:
-            self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        if config.position == "absolute":
-            self.position = nn.Embedding(config.num_positions, config.hidden_size)
-        self.norm = Norm(config) if config.embedding_norm else None
-        self.dropout = config.dropout_of("embedding_dropout")
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor | None,
-        token_type_ids: Tensor | None,
-        backend: str | None,
-    ) -> Tensor:
-        x_TC = self.word(input_ids)
-        if self.token_type is not None:
-            if token_type_ids is None:
-                x_TC = x_TC + self.token_type.weight[0]
-            else:
-                x_TC = x_TC + self.token_type(token_type_ids)
-        if self.position is not None:
-            x_TC = x_TC + self.position(position_ids)
-        if self.norm is not None:
-            x_TC, _ = self.norm(x_TC, None, backend)
-        return F.dropout(x_TC, self.dropout, self.training)
 
 
 class Norm(nn.Module):

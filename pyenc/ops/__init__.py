@@ -15,6 +15,7 @@ from .attention.bias import (
 from .attention.score_check import check_score_bias
 from .attention.share import computed_share
 from .backend import BACKENDS, use_backend
+from .embedding import embedding_norm
 from .gated import gated_activation, gated_linear
 from .linear import linear
 from .norm import add_layer_norm, add_rms_norm
@@ -36,6 +37,7 @@ __all__ = [
     "attention",
     "check_score_bias",
     "computed_share",
+    "embedding_norm",
     "gated_activation",
     "gated_linear",
     "linear",

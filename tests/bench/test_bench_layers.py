@@ -25,7 +25,16 @@ LAYERS = (
     ),
     ("bench.peers",),
     ("bench.ops",),
-    ("bench.check", "bench.chosen", "bench.tunables", "bench.ahead_of_time", "bench.aot_work"),
+    (
+        "bench.check",
+        "bench.chosen",
+        "bench.tunables",
+        "bench.ahead_of_time",
+        "bench.aot_work",
+        "bench.occupancy",
+        "bench.processes",
+        "bench.pruning",
+    ),
     (
         "bench.op",
         "bench.models",

@@ -77,6 +77,7 @@ OF_SOME = {
     "--out=x.json": EVERY, "--plot": ("norm", "rotary", "models", "variants", "all"),
     "--plot --quick --out=x.json": ("norm", "rotary", "models", "variants"),
     "--warm": ("norm", "rotary", "tune", "all"), "--long": ("models",),
+    "--architecture=sm_90": ("tune",),
     "--kernel=k": ("tune",), "--kernel=k --shape=64x512": ("tune",), "--write": ("tune",),
 }  # fmt: skip
 
@@ -229,6 +230,8 @@ REAL += [
     ("tune --device cpu --list --cases zz", 2, "tune has no case of that name; there are: 256"),
     ("tune --device cpu --kernel attention_forward", 2, "--kernel is of Triton kernels"),
     ("tune --device cpu --warm", 2, "--warm is of Triton kernels"),
+    ("tune --architecture sm_90 --write", 2, "times nothing: no --write beside it"),
+    ("tune --device cpu --architecture sm_90", 2, "times nothing: no --device beside it"),
     ("tune --device cpu --write --quick", 2, "an entry of choices.json is of all cases"),
 ]
 if importlib.util.find_spec("triton") is None:
@@ -239,6 +242,7 @@ else:
         ("tune --list --dtype float32 --kernel gated_forward --shape 64", 0, "gated_forward 64, f"),
         ("tune --list --kernel gated_foward", 2, "did you mean gated_forward?"),
         ("tune --list --kernel attention_forward --shape 512", 2, "head dims go to 256"),
+        ("tune --architecture sm_12", 2, "candidates are compiled for sm_80, sm_86, sm_89, sm_90"),
         ("tune", 2, "tuning needs a GPU"),
     ]
 

@@ -71,7 +71,7 @@ def test_every_golden(cli: Cli, name: str) -> None:
     assert "config.json" in names
     assert names & {"model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"}
     ops = found["serving"]["ops"]
-    assert {"attention", "gated", "norm", "rotary", "segment_mean"} <= set(ops)
+    assert {"attention", "embedding", "gated", "norm", "rotary", "segment_mean"} <= set(ops)
     for op in ops.values():
         assert op["backends"][op["backend"]] == "serves"
         assert op["backends"]["torch"] == "serves"

@@ -37,7 +37,8 @@ MAIN = [at_its_shape(architecture, "alibi") for architecture in reversed(ARCHITE
 OTHERS = [
     at_its_shape("sm_90", op)
     for op in (
-        "none", "alibi-whole", "t5", "t5-fixed", "gated", "gated_linear", "norm", "segment_mean",
+        "none", "alibi-whole", "t5", "t5-fixed", "embedding", "gated", "gated_linear", "norm",
+        "segment_mean",
     )
 ]  # fmt: skip
 PRODUCTS = {kernel for kernel, tunable in TUNABLES.items() if tunable.op == "alibi"}

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("triton")
 
 from bench import aot_work, tunables, tune
-from pyenc_kernels import attention, configs, gated, norm, segment_mean
+from pyenc_kernels import attention, configs, embedding, gated, norm, segment_mean
 from pyenc_kernels.attention import launch as attention_launch
 from pyenc_kernels.configs import Config, entry
 
@@ -223,7 +223,13 @@ def test_a_candidate_is_what_is_launched(
         assert asked != kernel, "configs.json was asked, whatever the candidate"
         return real(asked, *rest, **named)
 
-    for module in (attention.launch, gated.launch, norm.launch, segment_mean.launch):
+    for module in (
+        attention.launch,
+        embedding.launch,
+        gated.launch,
+        norm.launch,
+        segment_mean.launch,
+    ):
         monkeypatch.setattr(module, "config_for", not_this_one)
     call(tunable.candidates("float32")[-1])
     with pytest.raises(AssertionError, match="whatever the candidate"):

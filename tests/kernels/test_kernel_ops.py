@@ -74,6 +74,11 @@ def test_opcheck_the_others(device: str) -> None:
     for residual, bias, rms in ((x.detach(), None, True), (None, leaf(10, device=device), False)):
         arguments = (x, residual, leaf(10, device=device), bias, 1e-5, rms, "triton")
         check(torch.ops.pyenc.add_norm.default, arguments)
+    ids, table = torch.arange(6, device=device).view(2, 3), torch.randn(6, 10, device=device)
+    for types, places, bias, rms in (((ids, table), (ids, table), table[0], False),
+                                     ((None, table), (None, None), None, True)):  # fmt: skip
+        arguments = (ids, table, *types, *places, table[1], bias, 1e-5, rms)
+        check(torch.ops.pyenc.embedding_norm.default, arguments)
     weights = torch.rand(N, device=device, requires_grad=True)
     arguments = (leaf(N, 5, device=device), bounds(device), weights, True, "triton")
     check(torch.ops.pyenc.segment_mean.default, arguments)

@@ -13,6 +13,7 @@ from pyenc.ops import (
     add_rms_norm,
     alibi_slopes,
     attention,
+    embedding_norm,
     extension,
     gated_linear,
     rotary,
@@ -80,6 +81,7 @@ def whole(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, table: Tensor, w: Ten
     assert isinstance(b, Tensor)
     x = add_layer_norm(a.flatten(1), b.flatten(1), w[0, :16], None, 1e-5)[0]
     x = add_rms_norm(x, None, w[1, :16], 1e-6)[0]
+    x = x + embedding_norm(positions, x, w[2, :16], None, 1e-6)
     return segment_mean(gated_linear(x, w[:, :16], None, "gelu"), BOUNDS, normalize=True)
 
 

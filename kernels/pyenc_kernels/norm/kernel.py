@@ -15,6 +15,29 @@ import triton
 import triton.language as tl
 
 
+@triton.jit
+def norm_of_rows(
+    b_x, p_weight, p_bias, o_c, m_c, share, eps, RMS: tl.constexpr, HAS_BIAS: tl.constexpr
+):  # fmt: skip
+    """(norm (BLOCK_T, BLOCK_C), mean (BLOCK_T,), one over the deviation) of whole rows in float32,
+    zeros where m_c (1, BLOCK_C) is not."""
+    b_mean = tl.zeros([b_x.shape[0]], tl.float32)
+    if not RMS:
+        b_mean = tl.sum(b_x, 1) * share
+        b_x = tl.where(m_c, b_x - b_mean[:, None], 0.0)
+        # Of numbers far from zero that mean is off by its own rounding: what is left is taken off.
+        b_rest = tl.sum(b_x, 1) * share
+        b_x = tl.where(m_c, b_x - b_rest[:, None], 0.0)
+        b_mean += b_rest
+    b_deviation = tl.sqrt_rn(tl.sum(b_x * b_x, 1) * share + eps)
+    b_scale = tl.div_rn(tl.zeros([b_x.shape[0]], tl.float32) + 1.0, b_deviation)
+    b_out = b_x * b_scale[:, None]
+    b_out *= tl.load(p_weight + o_c, mask=m_c, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        b_out += tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)
+    return b_out, b_mean, b_scale
+
+
 @triton.jit(do_not_specialize=["n_rows"])
 def norm_forward(
     p_x, p_residual, p_weight, p_bias, p_total, p_normed, p_stats, s_x, s_residual,
@@ -37,20 +60,9 @@ def norm_forward(
         b_total = b_x.to(p_total.dtype.element_ty)
         tl.store(p_total + o_out, b_total, mask=mask)
         b_x = b_total.to(tl.float32)  # the norm is of the sum that is kept
-    b_mean = tl.zeros([BLOCK_T], tl.float32)
-    if not RMS:
-        b_mean = tl.sum(b_x, 1) * share
-        b_x = tl.where(m_c, b_x - b_mean[:, None], 0.0)
-        # Of numbers far from zero that mean is off by its own rounding: what is left is taken off.
-        b_rest = tl.sum(b_x, 1) * share
-        b_x = tl.where(m_c, b_x - b_rest[:, None], 0.0)
-        b_mean += b_rest
-    b_deviation = tl.sqrt_rn(tl.sum(b_x * b_x, 1) * share + eps)
-    b_scale = tl.div_rn(tl.zeros([BLOCK_T], tl.float32) + 1.0, b_deviation)
-    b_out = b_x * b_scale[:, None]
-    b_out *= tl.load(p_weight + o_c, mask=m_c, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        b_out += tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)
+    b_out, b_mean, b_scale = norm_of_rows(
+        b_x, p_weight, p_bias, o_c, m_c, share, eps, RMS, HAS_BIAS
+    )
     tl.store(p_normed + o_out, b_out.to(p_normed.dtype.element_ty), mask=mask)
     tl.store(p_stats + 2 * o_t, b_mean, mask=m_t)
     tl.store(p_stats + 2 * o_t + 1, b_scale, mask=m_t)

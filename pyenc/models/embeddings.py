@@ -1,0 +1,91 @@
+"""What an encoder begins with: rows of its tables, summed up and normed.
+
+Shapes as suffixes: T packed tokens, C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import embedding_norm
+from .config import EncoderConfig
+from .layers import Norm
+
+
+class Embeddings(nn.Module):
+    """norm(word + token type + position)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.word = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.token_type: nn.Embedding | None = None
+        self.position: nn.Embedding | None = None
+        if config.type_vocab_size:
+            self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        if config.position == "absolute":
+            self.position = nn.Embedding(config.num_positions, config.hidden_size)
+        self.norm = Norm(config) if config.embedding_norm else None
+        self.dropout = config.dropout_of("embedding_dropout")
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+        backend: str | None,
+    ) -> Tensor:
+        # Gradients, and whatever others make of a table's module, are of the modules' own calls.
+        if self.norm is None or torch.is_grad_enabled() or not self._plain():
+            x_TC = self._apart(input_ids, position_ids, token_type_ids, backend)
+        else:
+            types = self.token_type
+            positions = self.position
+            x_TC = embedding_norm(
+                input_ids,
+                self.word.weight,
+                self.norm.weight,
+                self.norm.bias,
+                self.norm.eps,
+                token_type_ids=None if types is None else token_type_ids,
+                token_type=None if types is None else types.weight,
+                position_ids=None if positions is None else position_ids,
+                position=None if positions is None else positions.weight,
+                rms=self.norm.rms,
+                backend=backend,
+            )
+        return F.dropout(x_TC, self.dropout, self.training)
+
+    def _apart(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+        backend: str | None,
+    ) -> Tensor:
+        x_TC: Tensor = self.word(input_ids)
+        if self.token_type is not None:
+            if token_type_ids is None:
+                x_TC = x_TC + self.token_type.weight[0]
+            else:
+                x_TC = x_TC + self.token_type(token_type_ids)
+        if self.position is not None:
+            x_TC = x_TC + self.position(position_ids)
+        if self.norm is not None:
+            x_TC, _ = self.norm(x_TC, None, backend)
+        return x_TC
+
+    def _plain(self) -> bool:
+        """Whether each module is torch's own or ours, and its call nothing but its formula."""
+        modules = (self.word, self.token_type, self.position, self.norm)
+        return all(_untouched(module) for module in modules if module is not None)
+
+
+def _untouched(module: nn.Module) -> bool:
+    """Not another in its place, without hooks, not given another `forward` or weight."""
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return False  # which is written into the table at a call
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    own = type(module) in (nn.Embedding, Norm) and type(module.weight) is nn.Parameter
+    return own and not hooks and "forward" not in module.__dict__
