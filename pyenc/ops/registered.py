@@ -28,7 +28,7 @@ class KernelOp:
         function: Callable[..., Any],
         schema: str | None = None,
     ) -> None:
-        self.name = name
+        self.name, self.function = name, function
         schema = schema or torch.library.infer_schema(function, mutates_args=())
         torch.library.define(name, schema)
         for key in keys:

@@ -25,7 +25,14 @@ LAYERS = (
     ),
     ("bench.peers",),
     ("bench.ops",),
-    ("bench.check", "bench.chosen", "bench.tunables", "bench.ahead_of_time", "bench.aot_work"),
+    (
+        "bench.check",
+        "bench.chosen",
+        "bench.tunables",
+        "bench.ahead_of_time",
+        "bench.aot_work",
+        "bench.mocked_launch",
+    ),
     (
         "bench.op",
         "bench.models",
@@ -36,7 +43,13 @@ LAYERS = (
         "bench.tune_linear",
     ),
     ("bench.accelerate", "bench.variants"),
-    ("bench.along_ratios", "bench.int8_quality", "bench.range_shares", "bench.training"),
+    (
+        "bench.along_ratios",
+        "bench.host_time",
+        "bench.int8_quality",
+        "bench.range_shares",
+        "bench.training",
+    ),
     ("bench.aot", "bench.plots"),
     ("bench.__main__", "bench.test_bench_ops"),
 )
