@@ -3,15 +3,16 @@
     python bench/host_time.py [--tokens 512] [--texts 1] [--dtype bfloat16] [--architecture 9.0]
 
 One layer of Jina-base's shape (MosaicBERT's but for the bias of its norms), eagerly, in
-inference_mode: linear for q, k and v, attention with ALiBi, linear, add and norm, gated feed-forward,
-add and norm. Nothing is computed. --architecture takes the entries of configs.json of its cards: with
-9.0 product and activation of the gated feed-forward are one kernel, else a linear and a kernel.
+inference_mode: linear for q, k and v, attention with ALiBi, linear, add and norm, gated
+feed-forward, add and norm. Nothing is computed. --architecture takes the entries of configs.json of
+its cards: with 9.0 product and activation of the gated feed-forward are one kernel, else a linear
+and a kernel.
 
 Counted is the host's time up to the driver: every Python function of pyenc and torch, the choice of
 a backend and of tile sizes, the dispatcher, Triton's binding of arguments and its launcher. Not
 counted: the launch itself, in C (mocked_launch.py); torch's matrix products, in place of which what
-they return is allocated; and what CUDA's allocator and device guard take in C. Allocations and views
-are torch's own, of memory that is never touched.
+they return is allocated; and what CUDA's allocator and device guard take in C. Allocations and
+views are torch's own, of memory that is never touched.
 
 Each round times the whole and every part, in turns; medians and spreads are told.
 """

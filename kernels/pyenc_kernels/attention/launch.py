@@ -5,6 +5,7 @@ Shapes: T packed tokens, B sequences, H heads, D head dim, S slots of GRAIN toke
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from .. import interpreting
 from ..configs import FUSED, Config, average_length, config_for, ranges_pay
-from ..score_function import ScoreFunction
+from ..launching import Plans
+from ..score_function import ScoreFunction, by_key
 from ..slots import GRAIN, n_slots
 from .forward_kernel import attention_forward
 from .grad_dense_kernel import attention_grad_dense
@@ -147,15 +149,24 @@ def forward(
     lse = q.new_empty((tokens, heads), dtype=torch.float32)
     if tokens == 0:
         return out, lse
-    tensors, flags, programs = _common(q, cu_seqlens, terms, met)
-    config = config or _config("attention_forward", q, cu_seqlens, flags)
-    attention_forward[(programs * (GRAIN.value // config.block_m),)](
+    tensors, form, programs = _common(q, cu_seqlens, terms, met)
+    config = config or _config("attention_forward", q, cu_seqlens, _flags(*form))
+    plan = _FORWARD.of(config, *form)
+    pointers = (
         q, k, v, out, lse, cu_seqlens, tensors.positions, tensors.params, tensors.dense,
         q if met is None else met.met, q if met is None else met.order,
-        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *tensors.strides, *tensors.numbers,
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, **flags, **config.launch,
     )  # fmt: skip
+    strides = *q.stride()[:2], *k.stride()[:2], *v.stride()[:2]
+    numbers = *strides, *tensors.strides, *tensors.numbers
+    plan((programs * (GRAIN.value // config.block_m),), pointers, numbers)
     return out, lse
+
+
+def _forward_constants(config: Config, *form: Any) -> dict[str, Any]:
+    return {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, **_flags(*form)}
+
+
+_FORWARD = Plans(attention_forward, _forward_constants)
 
 
 def backward(
@@ -187,7 +198,8 @@ def backward(
     bias = terms.bias
     slope = None if bias is None else bias.slope
 
-    tensors, flags, programs = _common(q, cu_seqlens, terms, met)
+    tensors, form, programs = _common(q, cu_seqlens, terms, met)
+    flags = _flags(*form)
     config = _config("attention_grad_queries", q, cu_seqlens, flags, configs, n_learned > 0)
     parts = GRAIN.value // config.block_m
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *grad_out.stride()[:2])
@@ -234,7 +246,8 @@ def _grad_dense(
     assert terms.dense is not None
     heads, side, _ = terms.dense.shape
     grad = torch.empty_like(terms.dense, memory_format=torch.contiguous_format)
-    tensors, flags, _ = _common(q, cu_seqlens, terms, None)
+    tensors, form, _ = _common(q, cu_seqlens, terms, None)
+    flags = dict(_flags(*form))
     config = _config("attention_grad_keys", q, cu_seqlens, flags)
     for name in ("GATHERS", "BY_DISTANCE", "HAS_RANGES", "HAS_ORDER"):
         del flags[name]
@@ -281,49 +294,58 @@ class _Tensors(NamedTuple):
 
 def _common(
     q: Tensor, cu_seqlens: Tensor, terms: Terms, met: Ranges | None
-) -> tuple[_Tensors, dict[str, Any], int]:
-    """What every main kernel takes: tensors and numbers, flags known at compilation, and its
+) -> tuple[_Tensors, tuple[Any, ...], int]:
+    """What every main kernel takes: tensors and numbers, what decides its flags (`_flags`), and its
     programs if each had a whole grain."""
     tokens, heads, head_dim = q.shape
-    n_sequences = cu_seqlens.numel() - 1
+    n_sequences = cu_seqlens.shape[0] - 1
     slots = n_slots(tokens, n_sequences, GRAIN.value)
-    bias = terms.bias
-    left, right = (-1 if side >= UNBOUNDED else side for side in terms.window)
-    windowed = left >= 0 or right >= 0
-    params, dense = _or(terms.params, q), _or(terms.dense, q)
+    bias, params, dense, positions = terms.bias, terms.params, terms.dense, terms.positions
+    left, right = terms.window
+    left, right = -1 if left >= UNBOUNDED else left, -1 if right >= UNBOUNDED else right
     tensors = _Tensors(
-        _or(terms.positions, q), params, dense,
+        _or(positions, q), _or(params, q), _or(dense, q),
         (
-            0 if terms.params is None else params.stride(0),
-            *((0, 0) if terms.dense is None else dense.stride()[:2]),
+            0 if params is None else params.stride(0),
+            *((0, 0) if dense is None else dense.stride()[:2]),
         ),
-        (n_sequences, slots, heads, terms.scale, left, right, terms.dropout_p, terms.seed),
+        (
+            n_sequences, slots, heads, float(terms.scale), left, right, float(terms.dropout_p),
+            terms.seed,
+        ),
     )  # fmt: skip
-    everywhere = not windowed and terms.dense is None
-    flags = {
+    form = (
+        None if bias is None else bias.key, left >= 0 or right >= 0, dense is not None,
+        positions is not None, terms.dropout_p > 0, met is not None, terms.scale >= 0, head_dim,
+    )  # fmt: skip
+    return tensors, form, heads * slots
+
+
+@functools.cache
+def _flags(
+    key: str | None, windowed: bool, has_dense: bool, has_positions: bool, has_dropout: bool,
+    has_ranges: bool, scale_positive: bool, head_dim: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Flags known at compilation, for readers alone; key: of the bias's `ScoreFunction`."""
+    bias = None if key is None else by_key(key)
+    everywhere = not windowed and not has_dense
+    gathers = bias.gathers if bias is not None else int(has_dense)
+    return {
         "SCORE": None if bias is None else bias.score,
-        "GATHERS": _gathers(terms),
+        "GATHERS": gathers,
         "AFFINE_FROM": bias.affine_from if bias is not None and everywhere else None,
-        "BY_DISTANCE": bias is not None and bias.by_distance and terms.positions is None,
-        "PLAIN": bias is None and everywhere and terms.scale >= 0,
-        "HAS_POSITIONS": terms.positions is not None,
-        "HAS_DENSE": terms.dense is not None,
+        "BY_DISTANCE": bias is not None and bias.by_distance and not has_positions,
+        "PLAIN": bias is None and everywhere and scale_positive,
+        "HAS_POSITIONS": has_positions,
+        "HAS_DENSE": has_dense,
         "HAS_WINDOW": windowed,
-        "HAS_DROPOUT": terms.dropout_p > 0,
-        "HAS_RANGES": met is not None,
-        "HAS_ORDER": met is not None,
+        "HAS_DROPOUT": has_dropout,
+        "HAS_RANGES": has_ranges,
+        "HAS_ORDER": has_ranges,
         "HEAD_DIM": head_dim,
         "BLOCK_D": _block_d(head_dim),
         "PRECISION": "ieee",
     }
-    return tensors, flags, heads * slots
-
-
-def _gathers(terms: Terms) -> int | None:
-    """Numbers that a pair's score is made of beside q.k, each read from a place of its own."""
-    if terms.bias is None:
-        return 0 if terms.dense is None else 1
-    return terms.bias.gathers
 
 
 def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
