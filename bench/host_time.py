@@ -35,8 +35,7 @@ import triton  # noqa: E402
 import pyenc  # noqa: E402
 from bench.measure import clock, machine  # noqa: E402
 from bench.mocked_launch import mocked, mocked_card  # noqa: E402
-from pyenc.models.layers import Call  # noqa: E402
-from pyenc.ops import ALiBi, alibi_slopes, attention, gated_linear  # noqa: E402
+from pyenc.ops import attention, gated_linear  # noqa: E402
 
 CALLS = 100
 """Of a run, whose time is divided by them."""
@@ -49,26 +48,29 @@ def runs(texts: int, tokens: int, dtype: torch.dtype) -> dict[str, Callable[[], 
         vocab_size=8, hidden_size=768, num_layers=1, num_heads=12, intermediate_size=3072,
         position="alibi", max_length=8192, gated=True, up_bias=False,
     )  # fmt: skip
-    layer: Any = pyenc.Encoder(config).to(dtype).eval().layers[0]
-    cu_seqlens = torch.arange(texts + 1, dtype=torch.int32) * tokens
-    call = Call(cu_seqlens, ALiBi(alibi_slopes(config.num_heads)))
+    encoder = pyenc.Encoder(config).to(dtype).eval()
+    layer: Any = encoder.layers[0]
+    ids, bounds = torch.zeros(texts * tokens, dtype=torch.int64), torch.arange(texts + 1) * tokens
+    call = encoder._call(ids, bounds, None, True, None)
     x, wide = (torch.empty(texts * tokens, size, dtype=dtype) for size in (768, 3072))
     mixer, up = layer.attention, layer.feed_forward.up
     heads = x.new_empty(3, texts * tokens, *mixer.heads).unbind(0)
 
     def linears() -> None:
-        mixer.qkv(x, None)
-        mixer.out(x, None)
-        layer.feed_forward.down(wide, None)
+        mixer.qkv(x, call.backend)
+        mixer.out(x, call.backend)
+        layer.feed_forward.down(wide, call.backend)
 
     def norms() -> None:
-        layer.attention_norm(x, x, None)
-        layer.feed_forward_norm(x, x, None)
+        layer.attention_norm(x, x, call.backend)
+        layer.feed_forward_norm(x, x, call.backend)
 
     return {
         WHOLE: lambda: layer(x, call),
-        "attention": lambda: attention(*heads, call.cu_seqlens, bias=call.bias, scale=mixer.scale),
-        "gated": lambda: gated_linear(x, up.weight, up.bias, "gelu"),
+        "attention": lambda: attention(
+            *heads, call.cu_seqlens, bias=call.bias, scale=mixer.scale, backend=call.backend
+        ),
+        "gated": lambda: gated_linear(x, up.weight, up.bias, "gelu", backend=call.backend),
         "norms": norms,
         "linears": linears,
     }

@@ -278,14 +278,15 @@ class Encoder(nn.Module):
                 cu_seqlens, config.log_length, config.log_length_at_least_one, tokens
             )
         return Call(
-            cu_seqlens=cu_seqlens,
+            # One dtype for all layers, that of which the kernels are tuned and warmed.
+            cu_seqlens=cu_seqlens.to(torch.int32),
             bias=bias,
             positions=None if contiguous or not config.by_distance else positions,
             turn=turn,
             local_turn=local_turn,
             query_scale=query_scale,
             span=span,
-            backend=self.backend,
+            backend=requested_backend(self.backend),
             skip_eps=self.skip_eps,
         )
 

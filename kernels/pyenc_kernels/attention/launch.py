@@ -6,7 +6,6 @@ Shapes: T packed tokens, B sequences, H heads, D head dim, S slots of GRAIN toke
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -33,8 +32,7 @@ PLACES = 8
 """Of a turn of the search for the furthest grain that is met."""
 
 
-@dataclass(frozen=True)
-class Terms:
+class Terms(NamedTuple):
     """What a call adds to the scores and hides of them.
 
     bias and params (H, row) float32 go together; dense (H, side, side), any float dtype, indexed by
@@ -70,7 +68,7 @@ def ranges(q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms) -> Ranges | N
     if terms.window != (-1, -1) or q.shape[0] <= GRAIN.value:
         return None
     heads, head_dim = q.shape[1:]
-    n_sequences = cu_seqlens.numel() - 1
+    n_sequences = cu_seqlens.shape[0] - 1
     if not ranges_pay(q.device, q.shape[0], n_sequences):
         return None
     slots = n_slots(q.shape[0], n_sequences, GRAIN.value)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from .. import oracle
-from ..activation import activate, check_activation
+from ..activation import ACTIVATIONS, activate, check_activation
 from ..backend import WhyNot, always, choose, compiling, requested_backend
 from ..constant import constant_result
-from ..validation import check_float
+from ..registered import PLAIN
+from ..validation import FLOATS, check_float
 from . import activated, packs, wide
 from . import onednn as kernels
 from .reference import linear_reference
@@ -69,6 +70,9 @@ def linear(
         InputError: shapes, dtypes or the activation's name are wrong.
         BackendError: `backend` cannot serve this call.
     """
+    if _torch_serves(x, weight, bias, activation, backend):
+        y = F.linear(x, weight, bias)
+        return y if activation is None else activate(y, activation)
     _check(x, weight, bias, activation)
     requested = requested_backend(backend)
     table = backend_table(x, weight, bias, requested=requested)
@@ -128,6 +132,28 @@ def backend_table(
         "triton": always,
         "flash_attn": always,
     }
+
+
+def _torch_serves(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, backend: str | None
+) -> bool:
+    """Whether this is a call that `F.linear` is right for on a card, told at little cost; where it
+    is not, the ordinary way says what is wrong or chooses."""
+    if type(x) not in PLAIN or type(weight) not in PLAIN or not x.is_cuda:
+        return False
+    if bias is not None and not (
+        type(bias) in PLAIN and bias.dtype == x.dtype and bias.shape == weight.shape[:1]
+    ):
+        return False
+    return (
+        x.dtype == weight.dtype
+        and x.dtype in FLOATS
+        and weight.ndim == 2
+        and x.shape[-1:] == weight.shape[1:]
+        and (activation is None or activation in ACTIVATIONS)
+        and x.get_device() == weight.get_device()
+        and requested_backend(backend) in ("auto", "triton")
+    )
 
 
 def _cannot(x: Tensor, weight: Tensor | None) -> str | None:
