@@ -14,7 +14,9 @@ somebody listens to launches, each is Triton's own.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -52,15 +54,18 @@ _run = JITFunction.run
 _straight = _known() and torch.version.hip is None and not interpreting()
 
 
+_runtime = knobs.runtime
+_enter, _exit = _runtime.launch_enter_hook, _runtime.launch_exit_hook
+_straight = _straight and hasattr(_enter, "calls") and hasattr(_exit, "calls")
+_dtype_of = operator.attrgetter("dtype")
+
+
 def _listening(kernel: Any) -> bool:
     """Whether somebody is to be told of launches, or they are to be checked."""
-    runtime = knobs.runtime
-    return bool(
-        runtime.debug
-        or kernel.pre_run_hooks
-        or getattr(runtime.launch_enter_hook, "calls", runtime.launch_enter_hook)
-        or getattr(runtime.launch_exit_hook, "calls", runtime.launch_exit_hook)
-    )
+    enter, leave = _runtime.launch_enter_hook, _runtime.launch_exit_hook
+    if enter is not _enter or leave is not _exit or enter.calls or leave.calls:
+        return True
+    return bool(_runtime.debug or kernel.pre_run_hooks)
 
 
 class Plan:
@@ -92,15 +97,15 @@ class Plan:
         if active is not self._driver:
             self._driver, self._exact, self._alike = active, {}, {}
         device = active.get_current_device()
-        together, dtypes = 0, []
-        for tensor in tensors:
-            together |= tensor.data_ptr()
-            dtypes.append(tensor.dtype)
-        aligned = together % 16 == 0 or tuple(tensor.data_ptr() % 16 == 0 for tensor in tensors)
-        key = (device, aligned, numbers, *dtypes)
+        addresses = tuple(map(Tensor.data_ptr, tensors))
+        aligned: object = functools.reduce(operator.or_, addresses) % 16 == 0
+        if not aligned:
+            aligned = tuple(address % 16 == 0 for address in addresses)
+        dtypes = tuple(map(_dtype_of, tensors))
+        key = device, aligned, numbers, dtypes
         found = self._exact.get(key)
         if found is None:
-            alike = (device, aligned, *map(specialised, numbers), *dtypes)
+            alike = device, aligned, tuple(map(specialised, numbers)), dtypes
             found = self._alike.get(alike)
             if found is None:
                 compiled = self.kernel[grid](*tensors, *numbers, **self.constants)

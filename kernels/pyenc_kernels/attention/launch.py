@@ -143,7 +143,7 @@ def forward(
     Nothing is checked here, and nothing waits for the device; pyenc.ops.attention checks.
     """
     tokens, heads, _ = q.shape
-    out = q.new_empty(q.shape)
+    out = torch.empty_like(q) if q.is_contiguous() else q.new_empty(q.shape)
     lse = q.new_empty((tokens, heads), dtype=torch.float32)
     if tokens == 0:
         return out, lse

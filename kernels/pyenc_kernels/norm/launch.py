@@ -41,8 +41,11 @@ def forward(
     if residual is not None and residual.dtype != dtype:
         dtype = torch.promote_types(dtype, residual.dtype)
     rows, columns = shape = x.shape
-    total = None if residual is None else x.new_empty(shape, dtype=dtype)
-    normed = x.new_empty(shape, dtype=dtype)
+    if dtype == x.dtype and x.is_contiguous():  # then this is what costs least
+        normed, total = torch.empty_like(x), None if residual is None else torch.empty_like(x)
+    else:
+        normed = x.new_empty(shape, dtype=dtype)
+        total = None if residual is None else x.new_empty(shape, dtype=dtype)
     stats = x.new_empty((rows, 2), dtype=torch.float32)
     if not (rows and columns):
         return normed, total, stats.zero_()

@@ -52,7 +52,8 @@ def straight(
         return None
     if slopes is not None and not (
         slopes.dtype == torch.float32
-        and slopes.shape == (heads,)
+        and slopes.ndim == 1
+        and slopes.shape[0] == heads
         and slopes.is_contiguous()
         and slopes.get_device() == device
     ):

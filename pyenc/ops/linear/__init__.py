@@ -141,19 +141,25 @@ def _torch_serves(
     is not, the ordinary way says what is wrong or chooses."""
     if type(x) not in PLAIN or type(weight) not in PLAIN or not x.is_cuda:
         return False
-    if bias is not None and not (
-        type(bias) in PLAIN and bias.dtype == x.dtype and bias.shape == weight.shape[:1]
+    dtype, given, rows = x.dtype, x.shape, weight.shape
+    if dtype != weight.dtype or dtype not in FLOATS:
+        return False
+    if len(rows) != 2 or not given or given[-1] != rows[1]:
+        return False
+    if x.get_device() != weight.get_device() or not (
+        bias is None
+        or (
+            type(bias) in PLAIN
+            and bias.dtype == dtype
+            and bias.ndim == 1
+            and bias.shape[0] == rows[0]
+            and bias.get_device() == x.get_device()
+        )
     ):
         return False
-    return (
-        x.dtype == weight.dtype
-        and x.dtype in FLOATS
-        and weight.ndim == 2
-        and x.shape[-1:] == weight.shape[1:]
-        and (activation is None or activation in ACTIVATIONS)
-        and x.get_device() == weight.get_device()
-        and requested_backend(backend) in ("auto", "triton")
-    )
+    if activation is not None and activation not in ACTIVATIONS:
+        return False
+    return backend == "auto" or requested_backend(backend) in ("auto", "triton")
 
 
 def _cannot(x: Tensor, weight: Tensor | None) -> str | None:

@@ -135,7 +135,7 @@ def _straight(
     shape, device = x.shape, x.get_device()
     if len(shape) != 2 or other.shape != shape or not 0 < shape[1] <= WIDEST:
         return None
-    if not weight.shape == shift.shape == shape[1:]:
+    if not weight.ndim == shift.ndim == 1 or not weight.shape[0] == shift.shape[0] == shape[1]:
         return None
     if not (other.dtype in DTYPE_CODES and weight.dtype in DTYPE_CODES):
         return None
