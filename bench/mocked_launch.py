@@ -21,6 +21,8 @@ from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
 from bench.ahead_of_time import NoDevice, kernels, target_of
+from pyenc.models import encoder
+from pyenc.ops import alibi_slopes
 
 ARCHITECTURE = "sm_90"
 
@@ -115,9 +117,9 @@ def mocked(driver: Any = None, noted: list[Launch] | None = None) -> Iterator[No
 def mocked_card(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
     """Within, every tensor says in Python that it lies on a card.
 
-    Torch's own operations go on to find it in memory. Its matrix product only allocates; the
-    dispatcher knows registered ops by their CPU key, whose implementation is the card's but for the
-    guard that makes its card the current one.
+    Torch's own operations go on to find it in memory. Its matrix product and its look-up of rows
+    only allocate, and slopes are made in memory. The dispatcher knows registered ops by their CPU
+    key, whose implementation is the card's but for the guard that makes its card the current one.
     """
     card = torch.device("cuda", 0)
     major, minor = capability
@@ -134,9 +136,15 @@ def mocked_card(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
             (torch.cuda, "_exchange_device", lambda index: index),
             (torch.cuda, "_maybe_exchange_device", lambda index: index),
             (torch.nn.functional, "linear", _allocated_product),
+            (torch.nn.functional, "embedding", _allocated_rows),
+            (encoder, "slopes_on", lambda heads, device: alibi_slopes(heads)),
         ):
             stack.enter_context(mock.patch.object(where, what, value, create=True))
         yield
+
+
+def _allocated_rows(ids: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return weight.new_empty((ids.shape[0], weight.shape[1]))
 
 
 def _allocated_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

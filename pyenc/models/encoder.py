@@ -30,6 +30,7 @@ from .places import places
 from .position import check_apart, make_position
 from .recompute import Recompute, recompute_of
 from .rotary import Rotary, log_length_scale
+from .straight import straight
 
 SETTINGS = ("backend", "skip_eps")
 """What may be set of an encoder that is made."""
@@ -194,9 +195,10 @@ class Encoder(nn.Module):
             for i, layer in enumerate(self.layers)
         ]
         if self.final_norm is None:
-            for layer in layers:
+            for layer, module in zip(layers, self.layers, strict=True):
                 _put(states, x_TC)
-                x_TC = layer(x_TC)
+                found = straight(module, x_TC, call)
+                x_TC = layer(x_TC) if found is None else found
             _put(states, x_TC)
             return x_TC
         dtype = x_TC.dtype

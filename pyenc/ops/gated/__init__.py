@@ -142,19 +142,39 @@ def _straight(
         return None
     if not x.stride(1) == weight.stride(1) == shift.stride(-1) == 1:
         return None
-    kernels = triton_launch.module_for("gated")
-    if apart_why(x, weight, bias, backend) is None:
-        with on_card_of(x):
-            fused: Tensor = kernels.linear_forward(x, weight, bias, activation, gate_first)
-        return fused
-    halves = linear(x, weight, bias, backend=backend)
-    if halves.dtype != x.dtype or not halves.is_contiguous():
-        return None
-    first, second = halves.chunk(2, -1)
-    gate, value = (first, second) if gate_first else (second, first)
     with on_card_of(x):
-        out: Tensor = kernels.forward(gate, value, activation)
+        return launch(x, weight, bias, activation, gate_first, backend)
+
+
+def launch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, gate_first: bool,
+    backend: str | None,
+) -> Tensor:  # fmt: skip
+    """`gated_linear` (T, F) of what the Triton kernels serve, on the current card and without a
+    gradient: x (T, C), weight (2F, C), bias of one dtype, their columns contiguous."""
+    kernels = triton_launch.module_for("gated")
+    out: Tensor
+    if _in_one(x, backend):
+        out = kernels.linear_forward(x, weight, bias, activation, gate_first)
+        return out
+    first, second = linear(x, weight, bias, backend=backend).chunk(2, -1)
+    gate, value = (first, second) if gate_first else (second, first)
+    out = kernels.forward(gate, value, activation)
     return out
+
+
+def _in_one(x: Tensor, backend: str | None) -> bool:
+    """Whether one kernel makes product and activation: `apart_why`, where all else is as `launch`
+    takes it."""
+    rows, channels = x.shape
+    if channels % 16:
+        return False
+    if requested_backend(backend) == "triton":
+        return True
+    if x.dtype == torch.float32:
+        return False
+    least = triton_launch.module_for("configs").gated_linear_rows(x.device)
+    return least is not None and rows >= least
 
 
 def apart_why(

@@ -71,8 +71,8 @@ def linear(
         BackendError: `backend` cannot serve this call.
     """
     if _torch_serves(x, weight, bias, activation, backend):
-        y = F.linear(x, weight, bias)
-        return y if activation is None else activate(y, activation)
+        product = F.linear(x, weight, bias)
+        return product if activation is None else activate(product, activation)
     _check(x, weight, bias, activation)
     requested = requested_backend(backend)
     table = backend_table(x, weight, bias, requested=requested)
