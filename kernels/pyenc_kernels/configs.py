@@ -224,6 +224,7 @@ def _apart(entry: int, length: int) -> tuple[int, int]:
     return abs(_power(entry) - _power(length)), entry
 
 
+@functools.lru_cache(4096)
 def _power(length: int) -> int:
     """The nearest power of two, by its exponent."""
     return round(math.log2(max(length, 1)))

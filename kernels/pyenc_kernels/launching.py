@@ -98,8 +98,8 @@ class Plan:
             self._driver, self._exact, self._alike = active, {}, {}
         device = active.get_current_device()
         addresses = tuple(map(Tensor.data_ptr, tensors))
-        aligned: object = functools.reduce(operator.or_, addresses) % 16 == 0
-        if not aligned:
+        aligned: object = True
+        if functools.reduce(operator.or_, addresses) % 16:
             aligned = tuple(address % 16 == 0 for address in addresses)
         dtypes = tuple(map(_dtype_of, tensors))
         key = device, aligned, numbers, dtypes
@@ -117,7 +117,7 @@ class Plan:
                 self._exact.clear()
             self._exact[key] = found
         run, function, metadata, _ = found
-        x, y, z = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
+        x, y, z = (*grid, 1, 1)[:3]
         run(
             x, y, z, active.get_current_stream(device), function, metadata, None, None, None,
             *tensors, *numbers, *self._values,

@@ -6,8 +6,8 @@ Shapes as suffixes: T packed tokens, H heads, D head dim, C channels, F feed-for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,8 @@ class Call:
     """What positions of a sequence are less than apart."""
     backend: str | None = None
     skip_eps: float | None = None
+    made: dict[Any, Any] = field(default_factory=dict)
+    """What the first layer makes for those after it (straight.py)."""
 
 
 def dropped(x: Tensor, p: float, training: bool) -> Tensor:

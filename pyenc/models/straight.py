@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
@@ -39,24 +40,41 @@ def straight(layer: nn.Module, x_TC: Tensor, call: Call) -> Tensor | None:
     if (parts := parts_of(layer, x_TC)) is None:
         return None
     (heads, dim), cu_seqlens = parts.attention.heads, call.cu_seqlens
-    terms = terms_for(x_TC, cu_seqlens, heads, dim, call.bias, parts.attention.scale, call.skip_eps)
-    if terms is None:
-        return None
+    scale = parts.attention.scale
+    key = heads, dim, scale, x_TC.dtype, x_TC.get_device()
+    if (terms := call.made.get(key)) is None:
+        terms = terms_for(x_TC, cu_seqlens, heads, dim, call.bias, scale, call.skip_eps)
+        if terms is None:
+            return None
+        call.made[key] = terms
     norm = triton_launch.module_for("norm").forward
     one, two, feed_forward = parts.norm, parts.last_norm, parts.feed_forward
     with on_card_of(x_TC):
+        lse_TH, sums = _unread(x_TC, heads, call.made)
         qkv_TC = F.linear(x_TC, *parts.qkv)
         q_THD, k_THD, v_THD = qkv_TC.view(x_TC.shape[0], 3, heads, dim).unbind(1)
-        a_THD, _ = launch_attention(q_THD, k_THD, v_THD, cu_seqlens, terms)
+        a_THD, _ = launch_attention(q_THD, k_THD, v_THD, cu_seqlens, terms, lse_TH)
         a_TC = F.linear(a_THD.flatten(1), *parts.out)
-        h_TC, _, _ = norm(a_TC, x_TC, *parts.normed, one.eps, one.rms)
+        h_TC, _, _ = norm(a_TC, x_TC, *parts.normed, one.eps, one.rms, None, sums)
         m_TF = launch_gated(
             h_TC, *parts.up, feed_forward.activation, feed_forward.gate_first, call.backend
         )
         f_TC = F.linear(m_TF, *parts.down)
         y_TC: Tensor
-        y_TC, _, _ = norm(f_TC, h_TC, *parts.last_normed, two.eps, two.rms)
+        y_TC, _, _ = norm(f_TC, h_TC, *parts.last_normed, two.eps, two.rms, None, sums)
     return y_TC
+
+
+def _unread(x: Tensor, heads: int, made: dict[Any, Any]) -> Any:
+    """(log-sum-exp (T, H), (sum (T, C), stats (T, 2)) of norms): where kernels write what no layer
+    reads."""
+    key = x.shape, x.dtype, x.get_device(), heads
+    if (found := made.get(key)) is None:
+        tokens = x.shape[0]
+        stats = x.new_empty((tokens, 2), dtype=torch.float32)
+        lse = x.new_empty((tokens, heads), dtype=torch.float32)
+        found = made[key] = lse, (torch.empty_like(x), stats)
+    return found
 
 
 class Parts(NamedTuple):
@@ -101,16 +119,19 @@ def parts_of(layer: Any, x: Tensor) -> Parts | None:
     ):
         return None
     linears = of_a["qkv"], of_a["out"], of_f["up"], of_f["down"]
-    if not all(_silent(linear, Linear) for linear in linears):
-        return None
+    for linear in linears:
+        if not _silent(linear, Linear):
+            return None
+    dtype, device = x.dtype, x.get_device()
     channels, width = x.shape[1], attention.heads[0] * attention.heads[1]
-    qkv = _parameters(linears[0], x, 3 * width, channels)
-    out = _parameters(linears[1], x, channels, width)
+    qkv = _parameters(linears[0], dtype, device, 3 * width, channels)
+    out = _parameters(linears[1], dtype, device, channels, width)
     down = linears[3]._parameters.get("weight")
     inner = down.shape[1] if type(down) in PLAIN and down.ndim == 2 else 0
-    up = _parameters(linears[2], x, 2 * inner, channels)
-    down = _parameters(linears[3], x, channels, inner)
-    normed, last_normed = _parameters(one, x, channels, 0), _parameters(two, x, channels, 0)
+    up = _parameters(linears[2], dtype, device, 2 * inner, channels)
+    down = _parameters(linears[3], dtype, device, channels, inner)
+    normed = _parameters(one, dtype, device, channels, 0)
+    last_normed = _parameters(two, dtype, device, channels, 0)
     if not (qkv and out and up and down and normed and last_normed):
         return None
     return Parts(attention, one, feed_forward, two, qkv, out, normed, up, down, last_normed)
@@ -127,22 +148,24 @@ def _silent(module: Any, kind: Any) -> bool:
     )
 
 
-def _parameters(module: Any, x: Tensor, rows: int, columns: int) -> Parameters | None:
+def _parameters(
+    module: Any, dtype: torch.dtype, device: int, rows: int, columns: int
+) -> Parameters | None:
     """(weight, bias or None): (rows, columns), without columns (rows,), and (rows,); plain,
-    contiguous, in x's dtype and on its device; else None."""
+    contiguous, of that dtype and on that device; else None."""
     own: Any = module._parameters
     weight, bias = own.get("weight"), own.get("bias")
-    if type(weight) not in PLAIN or (bias is None and module.__dict__.get("bias") is not None):
+    if type(weight) not in PLAIN or weight.dtype != dtype or weight.get_device() != device:
         return None
-    shape, dtype, device = weight.shape, x.dtype, x.get_device()
+    shape = weight.shape
     if shape[0] != rows or len(shape) != (2 if columns else 1) or (columns and shape[1] != columns):
         return None
-    if weight.dtype != dtype or weight.get_device() != device or not weight.is_contiguous():
+    if not weight.is_contiguous():
         return None
     if bias is None:
-        return weight, None
-    if type(bias) not in PLAIN or bias.ndim != 1 or bias.shape[0] != rows or bias.dtype != dtype:
+        return None if module.__dict__.get("bias") is not None else (weight, None)
+    if type(bias) not in PLAIN or bias.dtype != dtype or bias.get_device() != device:
         return None
-    if bias.get_device() != device or not bias.is_contiguous():
+    if bias.ndim != 1 or bias.shape[0] != rows or not bias.is_contiguous():
         return None
     return weight, bias

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import pyenc_kernels
 
+from ..forking import check_forked
 from .backend import requested_backend
 from .constant import constant_result
 from .launch import DTYPE_CODES
@@ -25,6 +26,7 @@ def why_not(x: Tensor) -> str | None:
 def serves(x: Tensor, explicit: str | None) -> bool:
     """Whether `choose` comes to these kernels for x, by its device and dtype and by who was asked
     for: on a card unless another was, elsewhere (in the interpreter) if they were."""
+    check_forked()
     requested = requested_backend(explicit)
     if requested != "triton" and (requested != "auto" or not x.is_cuda):
         return False

@@ -132,19 +132,21 @@ def computed_share(cu_seqlens: Tensor, met: Ranges | None) -> float:
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, terms: Terms, met: Ranges | None = None,
-    config: Config | None = None,
+    config: Config | None = None, lse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """softmax(scale * q k^T + bias) v, each sequence attending to itself alone.
 
     q, k, v (T, H, D) float32, bfloat16 or float16, D at most 256, last axis contiguous; cu_seqlens
-    (B + 1,) int32 or int64, from 0 to T and not decreasing; met: as `ranges` gave it.
+    (B + 1,) int32 or int64, from 0 to T and not decreasing; met: as `ranges` gave it; lse: where to
+    write that, as it would be made here.
     Returns (out (T, H, D) in q's dtype, log-sum-exp (T, H) float32).
 
     Nothing is checked here, and nothing waits for the device; pyenc.ops.attention checks.
     """
     tokens, heads, _ = q.shape
     out = torch.empty_like(q) if q.is_contiguous() else q.new_empty(q.shape)
-    lse = q.new_empty((tokens, heads), dtype=torch.float32)
+    if lse is None:
+        lse = q.new_empty((tokens, heads), dtype=torch.float32)
     if tokens == 0:
         return out, lse
     tensors, form, programs = _common(q, cu_seqlens, terms, met)

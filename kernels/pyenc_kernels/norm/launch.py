@@ -27,13 +27,14 @@ Configs = dict[str, Config]
 
 def forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, rms: bool,
-    configs: Configs | None = None,
+    configs: Configs | None = None, unread: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
     """(norm(x + residual), x + residual or None without one, stats (T, 2) float32).
 
     x, residual (T, C), C up to WIDEST, float32, bfloat16 or float16, each its own, their columns
     contiguous; weight, bias (C,) contiguous, of any of these dtypes. What is returned is contiguous
-    and of the dtype of x + residual, to which that sum is rounded before its norm is taken.
+    and of the dtype of x + residual, to which that sum is rounded before its norm is taken. unread:
+    where to write the sum and the stats, as they would be made here.
 
     Nothing is checked here, and nothing waits for the device; pyenc.ops.add_layer_norm checks.
     """
@@ -41,12 +42,16 @@ def forward(
     if residual is not None and residual.dtype != dtype:
         dtype = torch.promote_types(dtype, residual.dtype)
     rows, columns = shape = x.shape
-    if dtype == x.dtype and x.is_contiguous():  # then this is what costs least
+    total: Tensor | None
+    if unread is not None:
+        normed, (total, stats) = torch.empty_like(unread[0]), unread
+    elif dtype == x.dtype and x.is_contiguous():  # then this is what costs least
         normed, total = torch.empty_like(x), None if residual is None else torch.empty_like(x)
     else:
         normed = x.new_empty(shape, dtype=dtype)
         total = None if residual is None else x.new_empty(shape, dtype=dtype)
-    stats = x.new_empty((rows, 2), dtype=torch.float32)
+    if unread is None:
+        stats = x.new_empty((rows, 2), dtype=torch.float32)
     if not (rows and columns):
         return normed, total, stats.zero_()
     config = (configs or {}).get("norm_forward")

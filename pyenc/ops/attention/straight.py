@@ -80,13 +80,13 @@ def terms_for(
 
 
 def launch(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, terms: Any
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, terms: Any, lse: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """(out (T, H, D), log-sum-exp (T, H) float32), on the current card; terms as `terms_for` gave
-    them."""
+    them; lse: where to write that."""
     if not q.is_cuda:  # on a card a look at the values would wait for it
         sequence_bounds(OP, cu_seqlens, q.shape[0])
     kernels = triton_launch.module_for("attention")
     met = kernels.ranges(q, k, cu_seqlens, terms)
-    found: tuple[Tensor, Tensor] = kernels.forward(q, k, v, cu_seqlens, terms, met)
+    found: tuple[Tensor, Tensor] = kernels.forward(q, k, v, cu_seqlens, terms, met, lse=lse)
     return found
