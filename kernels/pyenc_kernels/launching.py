@@ -51,7 +51,7 @@ def _known() -> bool:
 
 _run = JITFunction.run
 """Who puts another in its place sees every launch."""
-_straight = _known() and torch.version.hip is None and not interpreting()
+_straight = torch.version.hip is None and not interpreting() and _known()
 
 
 _runtime = knobs.runtime

@@ -280,8 +280,8 @@ class Encoder(nn.Module):
                 cu_seqlens, config.log_length, config.log_length_at_least_one, tokens
             )
         return Call(
-            # One dtype for all layers, that of which the kernels are tuned and warmed.
-            cu_seqlens=cu_seqlens.to(torch.int32),
+            # Of a card in the dtype of which the kernels are tuned and warmed, cast for all layers.
+            cu_seqlens=cu_seqlens if device.type == "cpu" else cu_seqlens.to(torch.int32),
             bias=bias,
             positions=None if contiguous or not config.by_distance else positions,
             turn=turn,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import interpreting
 from ..configs import FUSED, Config, average_length, config_for, ranges_pay
-from ..launching import Plans
+from ..launching import Plan, Plans
 from ..score_function import ScoreFunction, by_key
 from ..slots import GRAIN, n_slots
 from .forward_kernel import attention_forward
@@ -72,35 +72,60 @@ def ranges(q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms) -> Ranges | N
     if not ranges_pay(q.device, q.shape[0], n_sequences):
         return None
     slots = n_slots(q.shape[0], n_sequences, GRAIN.value)
-    block_d = _block_d(head_dim)
     center = q.new_empty((n_sequences, heads, head_dim), dtype=torch.float32)
     reach = q.new_empty((heads, slots), dtype=torch.float32)
-    key_reach[(slots * heads,)](
-        k, center, reach, cu_seqlens, k.stride(0), k.stride(1), n_sequences, slots,
-        HEAD_DIM=head_dim, BLOCK_D=block_d, num_warps=4 if block_d < 256 else 8, **FUSED,
+    _reach(head_dim)(
+        (slots * heads,), (k, center, reach, cu_seqlens),
+        (k.stride(0), k.stride(1), n_sequences, slots),
     )  # fmt: skip
     outer = q.new_empty((2, heads, slots), dtype=torch.float32)
-    key_outer[(n_sequences, heads)](
-        reach, outer, cu_seqlens, slots, BLOCK_S=32, num_warps=1, **FUSED
-    )
+    _outer()((n_sequences, heads), (reach, outer, cu_seqlens), (slots,))
     met = q.new_empty((heads, slots, 2), dtype=torch.int32)
     positions, params = _or(terms.positions, q), _or(terms.params, q)
-    key_ranges[(slots * heads,)](
-        q, k, center, reach, outer, met, cu_seqlens, positions, params,
-        q.stride(0), q.stride(1), k.stride(0), k.stride(1), params.stride(0), n_sequences, slots,
-        terms.scale, terms.skip_eps,
-        SCORE=bias.score, DECAY=bias.decay, MAPPED=bias.slope is not None,
-        HAS_POSITIONS=terms.positions is not None, HEAD_DIM=head_dim, BLOCK_D=block_d,
-        BLOCK_S=PLACES, PRECISION="ieee", BLOCK=_range_block(q), num_warps=4, **FUSED,
+    _key_ranges(bias.key, terms.positions is not None, head_dim, _range_block(q))(
+        (slots * heads,), (q, k, center, reach, outer, met, cu_seqlens, positions, params),
+        (
+            q.stride(0), q.stride(1), k.stride(0), k.stride(1), params.stride(0), n_sequences,
+            slots, float(terms.scale), float(terms.skip_eps),
+        ),
     )  # fmt: skip
     return ordered(met)
+
+
+@functools.cache
+def _reach(head_dim: int) -> Plan:
+    block_d = _block_d(head_dim)
+    sizes = {"HEAD_DIM": head_dim, "BLOCK_D": block_d, "num_warps": 4 if block_d < 256 else 8}
+    return Plan(key_reach, {**sizes, **FUSED})
+
+
+@functools.cache
+def _outer() -> Plan:
+    return Plan(key_outer, {"BLOCK_S": 32, "num_warps": 1, **FUSED})
+
+
+@functools.cache
+def _key_ranges(key: str, has_positions: bool, head_dim: int, block: int) -> Plan:
+    """key: of the bias's `ScoreFunction`."""
+    bias = by_key(key)
+    assert bias is not None
+    return Plan(key_ranges, {
+        "SCORE": bias.score, "DECAY": bias.decay, "MAPPED": bias.slope is not None,
+        "HAS_POSITIONS": has_positions, "HEAD_DIM": head_dim, "BLOCK_D": _block_d(head_dim),
+        "BLOCK_S": PLACES, "PRECISION": "ieee", "BLOCK": block, "num_warps": 4, **FUSED,
+    })  # fmt: skip
+
+
+@functools.cache
+def _longest() -> Plan:
+    return Plan(longest_first, {"BLOCK_W": 16, "BLOCK_O": 512, **FUSED})
 
 
 def ordered(met: Tensor) -> Ranges:
     """Ranges (H, S, 2) of what is met, with their order: falling by length, the same every time."""
     work = met.shape[0] * met.shape[1]
     order = met.new_empty((work,))
-    longest_first[(triton.cdiv(work, 16),)](met, order, work, BLOCK_W=16, BLOCK_O=512, **FUSED)
+    _longest()((triton.cdiv(work, 16),), (met, order), (work,))
     return Ranges(met, order)
 
 
