@@ -23,7 +23,7 @@ PACKAGE = Path(pyenc_kernels.__file__).parent
 def entry_kernels(sources: Iterable[str]) -> set[str]:
     """The @triton.jit functions that the host launches.
 
-    Those that are launched by name, kernel[grid](...), or planned by it, Plan(kernel, ...), wherever
+    Those that are launched or planned by name, kernel[grid](...) and Plan(kernel, ...), wherever
     that stands; and those that ask for their program_id and that no other one calls, however they
     are launched.
     """
