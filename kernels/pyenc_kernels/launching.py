@@ -52,8 +52,6 @@ def _known() -> bool:
 _run = JITFunction.run
 """Who puts another in its place sees every launch."""
 _straight = torch.version.hip is None and not interpreting() and _known()
-
-
 _runtime = knobs.runtime
 _enter, _exit = _runtime.launch_enter_hook, _runtime.launch_exit_hook
 _straight = _straight and hasattr(_enter, "calls") and hasattr(_exit, "calls")
@@ -76,8 +74,11 @@ class Plan:
     """
 
     def __init__(self, kernel: Any, constants: dict[str, Any]) -> None:
+        names = [name for name in kernel.arg_names if name in constants]
+        if not names or names != list(kernel.arg_names[-len(names) :]):
+            raise ValueError(f"{kernel.__name__}: constants must be its last parameters: {names}")
         self.kernel, self.constants = kernel, constants
-        self._values = tuple(constants[name] for name in kernel.arg_names if name in constants)
+        self._values = tuple(constants[name] for name in names)
         self._driver: Any = None
         self._exact: dict[Any, tuple[Any, ...]] = {}
         self._alike: dict[Any, tuple[Any, ...]] = {}

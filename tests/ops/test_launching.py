@@ -209,6 +209,11 @@ def test_who_listens_hears_of_every_launch(
     assert not launching._listening(norm_forward)
 
 
+def test_constants_are_the_last_parameters() -> None:
+    with pytest.raises(ValueError, match="must be its last"):
+        Plan(norm_forward, {**CONSTANTS, "eps": 1e-5, "p_x": None})
+
+
 def test_what_is_remembered_of_numbers_has_a_bound(
     noted: list[Launch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
