@@ -118,7 +118,7 @@ class Plan:
                 self._exact.clear()
             self._exact[key] = found
         run, function, metadata, _ = found
-        x, y, z = (*grid, 1, 1)[:3]
+        x, y, z = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
         run(
             x, y, z, active.get_current_stream(device), function, metadata, None, None, None,
             *tensors, *numbers, *self._values,

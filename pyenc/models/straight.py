@@ -39,21 +39,20 @@ def straight(layer: nn.Module, x_TC: Tensor, call: Call) -> Tensor | None:
         return None
     if (parts := parts_of(layer, x_TC)) is None:
         return None
-    (heads, dim), cu_seqlens = parts.attention.heads, call.cu_seqlens
-    scale = parts.attention.scale
-    key = heads, dim, scale, x_TC.dtype, x_TC.get_device()
-    if (terms := call.made.get(key)) is None:
-        terms = terms_for(x_TC, cu_seqlens, heads, dim, call.bias, scale, call.skip_eps)
+    (heads, dim), scale = parts.attention.heads, parts.attention.scale
+    key = x_TC.shape, x_TC.dtype, x_TC.get_device(), heads, dim, scale
+    if (made := call.made.get(key)) is None:
+        terms = terms_for(x_TC, call.cu_seqlens, heads, dim, call.bias, scale, call.skip_eps)
         if terms is None:
             return None
-        call.made[key] = terms
+        made = call.made[key] = terms, *_unread(x_TC, heads)
+    terms, lse_TH, sums = made
     norm = triton_launch.module_for("norm").forward
     one, two, feed_forward = parts.norm, parts.last_norm, parts.feed_forward
     with on_card_of(x_TC):
-        lse_TH, sums = _unread(x_TC, heads, call.made)
         qkv_TC = F.linear(x_TC, *parts.qkv)
         q_THD, k_THD, v_THD = qkv_TC.view(x_TC.shape[0], 3, heads, dim).unbind(1)
-        a_THD, _ = launch_attention(q_THD, k_THD, v_THD, cu_seqlens, terms, lse_TH)
+        a_THD, _ = launch_attention(q_THD, k_THD, v_THD, call.cu_seqlens, terms, lse_TH)
         a_TC = F.linear(a_THD.flatten(1), *parts.out)
         h_TC, _, _ = norm(a_TC, x_TC, *parts.normed, one.eps, one.rms, None, sums)
         m_TF = launch_gated(
@@ -65,16 +64,13 @@ def straight(layer: nn.Module, x_TC: Tensor, call: Call) -> Tensor | None:
     return y_TC
 
 
-def _unread(x: Tensor, heads: int, made: dict[Any, Any]) -> Any:
+def _unread(x: Tensor, heads: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """(log-sum-exp (T, H), (sum (T, C), stats (T, 2)) of norms): where kernels write what no layer
     reads."""
-    key = x.shape, x.dtype, x.get_device(), heads
-    if (found := made.get(key)) is None:
-        tokens = x.shape[0]
-        stats = x.new_empty((tokens, 2), dtype=torch.float32)
-        lse = x.new_empty((tokens, heads), dtype=torch.float32)
-        found = made[key] = lse, (torch.empty_like(x), stats)
-    return found
+    tokens = x.shape[0]
+    stats = x.new_empty((tokens, 2), dtype=torch.float32)
+    lse = x.new_empty((tokens, heads), dtype=torch.float32)
+    return lse, (torch.empty_like(x), stats)
 
 
 class Parts(NamedTuple):
@@ -138,13 +134,11 @@ def parts_of(layer: Any, x: Tensor) -> Parts | None:
 
 
 def _silent(module: Any, kind: Any) -> bool:
-    """Whether a module is exactly one of ours, and to call its `forward` is to call it."""
+    """Whether a module is exactly one of ours, and to call its `forward` is to call it, where no
+    gradient is taken."""
+    own = module.__dict__
     return type(module) is kind and not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
+        own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own
     )
 
 

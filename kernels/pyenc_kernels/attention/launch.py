@@ -175,7 +175,11 @@ def forward(
     if tokens == 0:
         return out, lse
     tensors, form, programs = _common(q, cu_seqlens, terms, met)
-    config = config or _config("attention_forward", q, cu_seqlens, _flags(*form))
+    if config is None:
+        length = int(average_length(tokens, cu_seqlens.shape[0] - 1))
+        config = config_for(
+            "attention_forward", q, form[-1], length, whole=True, variant=_form_variant(*form)
+        )
     plan = _FORWARD.of(config, *form)
     pointers = (
         q, k, v, out, lse, cu_seqlens, tensors.positions, tensors.params, tensors.dense,
@@ -185,6 +189,11 @@ def forward(
     numbers = *strides, *tensors.strides, *tensors.numbers
     plan((programs * (GRAIN.value // config.block_m),), pointers, numbers)
     return out, lse
+
+
+@functools.cache
+def _form_variant(*form: Any) -> str | None:
+    return _variant(_flags(*form), False)
 
 
 def _forward_constants(config: Config, *form: Any) -> dict[str, Any]:
