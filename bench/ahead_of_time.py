@@ -70,7 +70,7 @@ class Compiled:
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
 
 
-class _NoDevice:
+class NoDevice:
     """As much of a driver as compiling asks for."""
 
     def __init__(self, target: GPUTarget) -> None:
@@ -150,19 +150,19 @@ def _compiling(architecture: str, keys: tuple[str, ...], keep: bool) -> Iterator
             triton.knobs.cache.dir = _cache().name
         stack.enter_context(triton.knobs.nvidia.scope())
         triton.knobs.nvidia.dump_ptxas_log = True
-        active.set_active(_NoDevice(target_of(architecture)))
+        active.set_active(NoDevice(target_of(architecture)))
         stack.enter_context(mock.patch("pyenc_kernels.configs.keys_of", return_value=keys))
-        for kernel in _kernels():
+        for kernel in kernels():
             kernel.device_caches.clear()
         try:
             yield
         finally:
             active._active = before
-            for kernel in _kernels():
+            for kernel in kernels():
                 kernel.device_caches.clear()
 
 
-def _kernels() -> list[Any]:
+def kernels() -> list[Any]:
     """Every kernel that has been imported: each keeps what it compiled, by device alone."""
     import gc
 

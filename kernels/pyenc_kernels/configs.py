@@ -49,6 +49,11 @@ class Config:
             columns = min(columns, self.block_n)
         return max(self.block_m * self.block_n // columns, 1), columns
 
+    @functools.cached_property
+    def key(self) -> tuple[int | None, ...]:
+        """Its numbers, to look things up by."""
+        return self.block_m, self.block_n, self.num_warps, self.num_stages, self.maxnreg
+
     @property
     def launch(self) -> dict[str, int]:
         launch = {"num_warps": self.num_warps, "num_stages": self.num_stages, **FUSED}
@@ -76,6 +81,7 @@ def table() -> dict[str, Any]:
     return loaded
 
 
+@functools.cache
 def keys_of(device: torch.device) -> tuple[str, ...]:
     """Where to look for a device, best first: its own entries, those of other cards of its
     architecture, the architecture's, the defaults."""
@@ -83,11 +89,6 @@ def keys_of(device: torch.device) -> tuple[str, ...]:
         return "interpreter", "default"  # which takes as long for a large block as for a small one
     if device.type != "cuda" or not torch.cuda.is_available():
         return ("default",)
-    return _keys_of(device)
-
-
-@functools.cache
-def _keys_of(device: torch.device) -> tuple[str, ...]:
     properties = torch.cuda.get_device_properties(device)
     architecture = f"sm_{properties.major}{properties.minor}"
     if torch.version.hip:
@@ -169,9 +170,15 @@ def config_for(
     whole: a block holds all of the width, so that no entry for a smaller one may serve. variant:
     what the kernel is specialised to, where that may have entries of its own.
     """
-    dtype = str(x.dtype).removeprefix("torch.")
     # Lengths that round to one power of two share an entry, and a place in the cache.
-    return _config_for(kernel, variant, dtype, width, _power(length), keys_of(x.device), whole)
+    return _config_for(
+        kernel, variant, _name(x.dtype), width, _power(length), keys_of(x.device), whole
+    )
+
+
+@functools.cache
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @functools.cache
@@ -217,6 +224,7 @@ def _apart(entry: int, length: int) -> tuple[int, int]:
     return abs(_power(entry) - _power(length)), entry
 
 
+@functools.lru_cache(4096)
 def _power(length: int) -> int:
     """The nearest power of two, by its exponent."""
     return round(math.log2(max(length, 1)))

@@ -31,6 +31,7 @@ from .places import places
 from .position import check_apart, make_position
 from .recompute import Recompute, recompute_of
 from .rotary import Rotary, log_length_scale
+from .straight import straight
 
 SETTINGS = ("backend", "skip_eps")
 """What may be set of an encoder that is made."""
@@ -195,9 +196,10 @@ class Encoder(nn.Module):
             for i, layer in enumerate(self.layers)
         ]
         if self.final_norm is None:
-            for layer in layers:
+            for layer, module in zip(layers, self.layers, strict=True):
                 _put(states, x_TC)
-                x_TC = layer(x_TC)
+                found = straight(module, x_TC, call)
+                x_TC = layer(x_TC) if found is None else found
             _put(states, x_TC)
             return x_TC
         dtype = x_TC.dtype
@@ -279,14 +281,15 @@ class Encoder(nn.Module):
                 cu_seqlens, config.log_length, config.log_length_at_least_one, tokens
             )
         return Call(
-            cu_seqlens=cu_seqlens,
+            # Of a card in the dtype of which the kernels are tuned and warmed, cast for all layers.
+            cu_seqlens=cu_seqlens if device.type == "cpu" else cu_seqlens.to(torch.int32),
             bias=bias,
             positions=None if contiguous or not config.by_distance else positions,
             turn=turn,
             local_turn=local_turn,
             query_scale=query_scale,
             span=span,
-            backend=self.backend,
+            backend=requested_backend(self.backend),
             skip_eps=self.skip_eps,
         )
 

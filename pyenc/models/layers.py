@@ -6,8 +6,8 @@ Shapes as suffixes: T packed tokens, H heads, D head dim, C channels, F feed-for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,13 @@ class Call:
     """What positions of a sequence are less than apart."""
     backend: str | None = None
     skip_eps: float | None = None
+    made: dict[Any, Any] = field(default_factory=dict)
+    """What the first layer makes for those after it (straight.py)."""
+
+
+def dropped(x: Tensor, p: float, training: bool) -> Tensor:
+    """`F.dropout`, which where it drops nothing need not be asked."""
+    return F.dropout(x, p, training) if training and p > 0 else x
 
 
 class Norm(nn.Module):
@@ -124,7 +131,7 @@ class Layer(nn.Module):
         self.dropout = config.dropout_of("output_dropout")
 
     def forward(self, x_TC: Tensor, call: Call) -> Tensor:
-        a_TC = F.dropout(self.attention(x_TC, call), self.dropout, self.training)
+        a_TC = dropped(self.attention(x_TC, call), self.dropout, self.training)
         h_TC, _ = self.attention_norm(a_TC, x_TC, call.backend)
         if self.second_norm is not None:
             h_TC, _ = self.second_norm(x_TC, h_TC, call.backend)
@@ -154,7 +161,7 @@ class PreNormLayer(nn.Module):
             y_TC, x_TC = self.attention_norm(x_TC, term_TC, call.backend)
         # Where the sums are wider than the weights, the products are not.
         y_TC = y_TC.to(self.attention.qkv.dtype)
-        a_TC = F.dropout(self.attention(y_TC, call), self.dropout, self.training)
+        a_TC = dropped(self.attention(y_TC, call), self.dropout, self.training)
         y_TC, x_TC = self.feed_forward_norm(x_TC, a_TC, call.backend)
         y_TC = y_TC.to(self.feed_forward.up.dtype)
         return x_TC, self.feed_forward(y_TC, call.backend)
@@ -223,6 +230,10 @@ class Attention(nn.Module):
         else:
             if isinstance(self.qkv, SplitLinear):
                 q_TC, k_TC, v_TC = self.qkv(x_TC, call.backend)
+            elif turn is None and self.q_norm is None and call.query_scale is None:
+                qkv_TC = self.qkv(x_TC, call.backend)
+                q_THD, k_THD, v_THD = qkv_TC.view(x_TC.shape[0], 3, heads, dim).unbind(1)
+                return q_THD, k_THD, v_THD
             else:
                 q_TC, k_TC, v_TC = self.qkv(x_TC, call.backend).chunk(3, dim=-1)
             if self.q_norm is not None and self.k_norm is not None:
@@ -287,7 +298,7 @@ class FeedForward(nn.Module):
             m_TF = gated_activation(gate_TF, value_TF, self.activation, backend=backend)
         else:
             m_TF = self.up(x_TC, backend, self.activation)
-        m_TF = F.dropout(m_TF, inner, self.training)
+        m_TF = dropped(m_TF, inner, self.training)
         if self.wide and m_TF.dtype == torch.float16 and not isinstance(self.down, Linear):
             out_TC = self.down(m_TF.float(), backend)
         elif self.wide and m_TF.dtype == torch.float16:
@@ -295,4 +306,4 @@ class FeedForward(nn.Module):
             out_TC = linear(m_TF.float(), self.down.weight.float(), bias, backend=backend)
         else:
             out_TC = self.down(m_TF, backend)
-        return F.dropout(out_TC, outer, self.training)
+        return dropped(out_TC, outer, self.training)

@@ -13,9 +13,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ..errors import BackendError
+from .backend import compiling
 
 
 class KernelOp:
@@ -28,7 +30,7 @@ class KernelOp:
         function: Callable[..., Any],
         schema: str | None = None,
     ) -> None:
-        self.name = name
+        self.name, self.function = name, function
         schema = schema or torch.library.infer_schema(function, mutates_args=())
         torch.library.define(name, schema)
         for key in keys:
@@ -108,9 +110,39 @@ def op_anywhere(name: str, schema: str | None = None) -> Callable[[Callable[...,
     return lambda function: KernelOp(name, ("CompositeExplicitAutograd",), function, schema)
 
 
+PLAIN = frozenset((Tensor, nn.Parameter))
+"""What tensors are that do nothing of their own when an op is called on them."""
+
+
+def plain(*tensors: Tensor) -> bool:
+    """Whether a call on these may go around torch's dispatcher, to an op's implementation itself.
+
+    So it may where nobody would hear of it there: no gradient in either direction, no graph being
+    traced, no mode, transform, autocast or profiler, no subclass, and no sign that is still to be
+    changed.
+    """
+    if torch.is_grad_enabled() or compiling() or forward_ad._current_level >= 0:
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return False
+    if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
+        return False
+    if torch.autograd._profiler_enabled() or torch._C._is_any_autocast_enabled():
+        return False
+    for tensor in tensors:  # noqa: SIM110  (a generator would take twice the time)
+        if type(tensor) not in PLAIN or tensor.is_neg():
+            return False
+    return True
+
+
+_HERE = nullcontext()
+
+
 def on_card_of(x: Tensor) -> AbstractContextManager[Any]:
     """Triton launches on the current card, whichever the tensors are on: make it theirs."""
-    return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
+    if not x.is_cuda or x.get_device() == torch.cuda.current_device():
+        return _HERE
+    return torch.cuda.device(x.device)
 
 
 def _on_its_card(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 import pyenc_kernels
 
+from ..forking import check_forked
+from .backend import requested_backend
 from .constant import constant_result
 from .launch import DTYPE_CODES
 
@@ -19,6 +21,27 @@ def why_not(x: Tensor) -> str | None:
     if x.dtype not in DTYPE_CODES:
         return f"it has no {x.dtype} kernel"
     return missing(x.device.type)
+
+
+def serves(x: Tensor, explicit: str | None) -> bool:
+    """Whether `choose` comes to these kernels for x, by its device and dtype and by who was asked
+    for: on a card unless another was, elsewhere (in the interpreter) if they were."""
+    check_forked()
+    requested = requested_backend(explicit)
+    if requested != "triton" and (requested != "auto" or not x.is_cuda):
+        return False
+    return x.dtype in DTYPE_CODES and _there("cuda" if x.is_cuda else x.device.type)
+
+
+def _there(device_type: str) -> bool:
+    """Whether the kernels can run; that they can is asked once, since tensors of a card are proof
+    enough of it."""
+    if device_type not in _found and missing(device_type) is None:
+        _found.add(device_type)
+    return device_type in _found
+
+
+_found: set[str] = set()
 
 
 @functools.cache

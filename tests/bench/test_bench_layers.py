@@ -34,6 +34,7 @@ LAYERS = (
         "bench.occupancy",
         "bench.processes",
         "bench.pruning",
+        "bench.mocked_launch",
     ),
     (
         "bench.op",
@@ -45,7 +46,13 @@ LAYERS = (
         "bench.tune_linear",
     ),
     ("bench.accelerate", "bench.variants"),
-    ("bench.along_ratios", "bench.int8_quality", "bench.range_shares", "bench.training"),
+    (
+        "bench.along_ratios",
+        "bench.host_time",
+        "bench.int8_quality",
+        "bench.range_shares",
+        "bench.training",
+    ),
     ("bench.aot", "bench.plots"),
     ("bench.__main__", "bench.test_bench_ops"),
 )

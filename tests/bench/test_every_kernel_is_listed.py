@@ -23,8 +23,9 @@ PACKAGE = Path(pyenc_kernels.__file__).parent
 def entry_kernels(sources: Iterable[str]) -> set[str]:
     """The @triton.jit functions that the host launches.
 
-    Those that are launched by name, kernel[grid](...), wherever that stands; and those that ask for
-    their program_id and that no other one calls, however they are launched.
+    Those that are launched or planned by name, kernel[grid](...) and Plan(kernel, ...), wherever
+    that stands; and those that ask for their program_id and that no other one calls, however they
+    are launched.
     """
     trees = [ast.parse(source) for source in sources]
     jitted = {
@@ -39,6 +40,12 @@ def entry_kernels(sources: Iterable[str]) -> set[str]:
         for tree in trees
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript)
+    }
+    launched |= {
+        called(node.args[0])
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and called(node.func) in ("Plan", "Plans") and node.args
     }
     inside = {
         name: {called(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
@@ -110,6 +117,8 @@ def launch(x, kernel={name}):
     [
         ("new[(1,)](x, 1, num_warps=4)", {"new"}),
         ("kernels.new[grid](x, 1)", {"new"}),
+        ("launching.Plan(new, {})((1,), (x,), (1,))", {"new"}),
+        ("kept = Plans(kernels.new, constants)", {"new"}),
         ("if x:\n        new[lambda meta: (1,)](x, 1)", {"new"}),
         ("kernel[(1,)](x, 1)", set()),
     ],

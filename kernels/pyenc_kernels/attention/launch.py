@@ -5,7 +5,7 @@ Shapes: T packed tokens, B sequences, H heads, D head dim, S slots of GRAIN toke
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .. import interpreting
 from ..configs import FUSED, Config, average_length, config_for, ranges_pay
-from ..score_function import ScoreFunction
+from ..launching import Plan, Plans
+from ..score_function import ScoreFunction, by_key
 from ..slots import GRAIN, n_slots
 from .forward_kernel import attention_forward
 from .grad_dense_kernel import attention_grad_dense
@@ -31,8 +32,7 @@ PLACES = 8
 """Of a turn of the search for the furthest grain that is met."""
 
 
-@dataclass(frozen=True)
-class Terms:
+class Terms(NamedTuple):
     """What a call adds to the scores and hides of them.
 
     bias and params (H, row) float32 go together; dense (H, side, side), any float dtype, indexed by
@@ -68,39 +68,64 @@ def ranges(q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms) -> Ranges | N
     if terms.window != (-1, -1) or q.shape[0] <= GRAIN.value:
         return None
     heads, head_dim = q.shape[1:]
-    n_sequences = cu_seqlens.numel() - 1
+    n_sequences = cu_seqlens.shape[0] - 1
     if not ranges_pay(q.device, q.shape[0], n_sequences):
         return None
     slots = n_slots(q.shape[0], n_sequences, GRAIN.value)
-    block_d = _block_d(head_dim)
     center = q.new_empty((n_sequences, heads, head_dim), dtype=torch.float32)
     reach = q.new_empty((heads, slots), dtype=torch.float32)
-    key_reach[(slots * heads,)](
-        k, center, reach, cu_seqlens, k.stride(0), k.stride(1), n_sequences, slots,
-        HEAD_DIM=head_dim, BLOCK_D=block_d, num_warps=4 if block_d < 256 else 8, **FUSED,
+    _reach(head_dim)(
+        (slots * heads,), (k, center, reach, cu_seqlens),
+        (k.stride(0), k.stride(1), n_sequences, slots),
     )  # fmt: skip
     outer = q.new_empty((2, heads, slots), dtype=torch.float32)
-    key_outer[(n_sequences, heads)](
-        reach, outer, cu_seqlens, slots, BLOCK_S=32, num_warps=1, **FUSED
-    )
+    _outer()((n_sequences, heads), (reach, outer, cu_seqlens), (slots,))
     met = q.new_empty((heads, slots, 2), dtype=torch.int32)
     positions, params = _or(terms.positions, q), _or(terms.params, q)
-    key_ranges[(slots * heads,)](
-        q, k, center, reach, outer, met, cu_seqlens, positions, params,
-        q.stride(0), q.stride(1), k.stride(0), k.stride(1), params.stride(0), n_sequences, slots,
-        terms.scale, terms.skip_eps,
-        SCORE=bias.score, DECAY=bias.decay, MAPPED=bias.slope is not None,
-        HAS_POSITIONS=terms.positions is not None, HEAD_DIM=head_dim, BLOCK_D=block_d,
-        BLOCK_S=PLACES, PRECISION="ieee", BLOCK=_range_block(q), num_warps=4, **FUSED,
+    _key_ranges(bias.key, terms.positions is not None, head_dim, _range_block(q))(
+        (slots * heads,), (q, k, center, reach, outer, met, cu_seqlens, positions, params),
+        (
+            q.stride(0), q.stride(1), k.stride(0), k.stride(1), params.stride(0), n_sequences,
+            slots, float(terms.scale), float(terms.skip_eps),
+        ),
     )  # fmt: skip
     return ordered(met)
+
+
+@functools.cache
+def _reach(head_dim: int) -> Plan:
+    block_d = _block_d(head_dim)
+    sizes = {"HEAD_DIM": head_dim, "BLOCK_D": block_d, "num_warps": 4 if block_d < 256 else 8}
+    return Plan(key_reach, {**sizes, **FUSED})
+
+
+@functools.cache
+def _outer() -> Plan:
+    return Plan(key_outer, {"BLOCK_S": 32, "num_warps": 1, **FUSED})
+
+
+@functools.cache
+def _key_ranges(key: str, has_positions: bool, head_dim: int, block: int) -> Plan:
+    """key: of the bias's `ScoreFunction`."""
+    bias = by_key(key)
+    assert bias is not None
+    return Plan(key_ranges, {
+        "SCORE": bias.score, "DECAY": bias.decay, "MAPPED": bias.slope is not None,
+        "HAS_POSITIONS": has_positions, "HEAD_DIM": head_dim, "BLOCK_D": _block_d(head_dim),
+        "BLOCK_S": PLACES, "PRECISION": "ieee", "BLOCK": block, "num_warps": 4, **FUSED,
+    })  # fmt: skip
+
+
+@functools.cache
+def _longest() -> Plan:
+    return Plan(longest_first, {"BLOCK_W": 16, "BLOCK_O": 512, **FUSED})
 
 
 def ordered(met: Tensor) -> Ranges:
     """Ranges (H, S, 2) of what is met, with their order: falling by length, the same every time."""
     work = met.shape[0] * met.shape[1]
     order = met.new_empty((work,))
-    longest_first[(triton.cdiv(work, 16),)](met, order, work, BLOCK_W=16, BLOCK_O=512, **FUSED)
+    _longest()((triton.cdiv(work, 16),), (met, order), (work,))
     return Ranges(met, order)
 
 
@@ -132,30 +157,50 @@ def computed_share(cu_seqlens: Tensor, met: Ranges | None) -> float:
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, terms: Terms, met: Ranges | None = None,
-    config: Config | None = None,
+    config: Config | None = None, lse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """softmax(scale * q k^T + bias) v, each sequence attending to itself alone.
 
     q, k, v (T, H, D) float32, bfloat16 or float16, D at most 256, last axis contiguous; cu_seqlens
-    (B + 1,) int32 or int64, from 0 to T and not decreasing; met: as `ranges` gave it.
+    (B + 1,) int32 or int64, from 0 to T and not decreasing; met: as `ranges` gave it; lse: where to
+    write that, as it would be made here.
     Returns (out (T, H, D) in q's dtype, log-sum-exp (T, H) float32).
 
     Nothing is checked here, and nothing waits for the device; pyenc.ops.attention checks.
     """
     tokens, heads, _ = q.shape
-    out = q.new_empty(q.shape)
-    lse = q.new_empty((tokens, heads), dtype=torch.float32)
+    out = torch.empty_like(q) if q.is_contiguous() else q.new_empty(q.shape)
+    if lse is None:
+        lse = q.new_empty((tokens, heads), dtype=torch.float32)
     if tokens == 0:
         return out, lse
-    tensors, flags, programs = _common(q, cu_seqlens, terms, met)
-    config = config or _config("attention_forward", q, cu_seqlens, flags)
-    attention_forward[(programs * (GRAIN.value // config.block_m),)](
+    tensors, form, programs = _common(q, cu_seqlens, terms, met)
+    if config is None:
+        length = int(average_length(tokens, cu_seqlens.shape[0] - 1))
+        config = config_for(
+            "attention_forward", q, form[-1], length, whole=True, variant=_form_variant(*form)
+        )
+    plan = _FORWARD.of(config, *form)
+    pointers = (
         q, k, v, out, lse, cu_seqlens, tensors.positions, tensors.params, tensors.dense,
         q if met is None else met.met, q if met is None else met.order,
-        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *tensors.strides, *tensors.numbers,
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, **flags, **config.launch,
     )  # fmt: skip
+    strides = *q.stride()[:2], *k.stride()[:2], *v.stride()[:2]
+    numbers = *strides, *tensors.strides, *tensors.numbers
+    plan((programs * (GRAIN.value // config.block_m),), pointers, numbers)
     return out, lse
+
+
+@functools.cache
+def _form_variant(*form: Any) -> str | None:
+    return _variant(_flags(*form), False)
+
+
+def _forward_constants(config: Config, *form: Any) -> dict[str, Any]:
+    return {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, **_flags(*form)}
+
+
+_FORWARD = Plans(attention_forward, _forward_constants)
 
 
 def backward(
@@ -187,7 +232,8 @@ def backward(
     bias = terms.bias
     slope = None if bias is None else bias.slope
 
-    tensors, flags, programs = _common(q, cu_seqlens, terms, met)
+    tensors, form, programs = _common(q, cu_seqlens, terms, met)
+    flags = _flags(*form)
     config = _config("attention_grad_queries", q, cu_seqlens, flags, configs, n_learned > 0)
     parts = GRAIN.value // config.block_m
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *grad_out.stride()[:2])
@@ -234,7 +280,8 @@ def _grad_dense(
     assert terms.dense is not None
     heads, side, _ = terms.dense.shape
     grad = torch.empty_like(terms.dense, memory_format=torch.contiguous_format)
-    tensors, flags, _ = _common(q, cu_seqlens, terms, None)
+    tensors, form, _ = _common(q, cu_seqlens, terms, None)
+    flags = dict(_flags(*form))
     config = _config("attention_grad_keys", q, cu_seqlens, flags)
     for name in ("GATHERS", "BY_DISTANCE", "HAS_RANGES", "HAS_ORDER"):
         del flags[name]
@@ -281,49 +328,58 @@ class _Tensors(NamedTuple):
 
 def _common(
     q: Tensor, cu_seqlens: Tensor, terms: Terms, met: Ranges | None
-) -> tuple[_Tensors, dict[str, Any], int]:
-    """What every main kernel takes: tensors and numbers, flags known at compilation, and its
+) -> tuple[_Tensors, tuple[Any, ...], int]:
+    """What every main kernel takes: tensors and numbers, what decides its flags (`_flags`), and its
     programs if each had a whole grain."""
     tokens, heads, head_dim = q.shape
-    n_sequences = cu_seqlens.numel() - 1
+    n_sequences = cu_seqlens.shape[0] - 1
     slots = n_slots(tokens, n_sequences, GRAIN.value)
-    bias = terms.bias
-    left, right = (-1 if side >= UNBOUNDED else side for side in terms.window)
-    windowed = left >= 0 or right >= 0
-    params, dense = _or(terms.params, q), _or(terms.dense, q)
+    bias, params, dense, positions = terms.bias, terms.params, terms.dense, terms.positions
+    left, right = terms.window
+    left, right = -1 if left >= UNBOUNDED else left, -1 if right >= UNBOUNDED else right
     tensors = _Tensors(
-        _or(terms.positions, q), params, dense,
+        _or(positions, q), _or(params, q), _or(dense, q),
         (
-            0 if terms.params is None else params.stride(0),
-            *((0, 0) if terms.dense is None else dense.stride()[:2]),
+            0 if params is None else params.stride(0),
+            *((0, 0) if dense is None else dense.stride()[:2]),
         ),
-        (n_sequences, slots, heads, terms.scale, left, right, terms.dropout_p, terms.seed),
+        (
+            n_sequences, slots, heads, float(terms.scale), left, right, float(terms.dropout_p),
+            terms.seed,
+        ),
     )  # fmt: skip
-    everywhere = not windowed and terms.dense is None
-    flags = {
+    form = (
+        None if bias is None else bias.key, left >= 0 or right >= 0, dense is not None,
+        positions is not None, terms.dropout_p > 0, met is not None, terms.scale >= 0, head_dim,
+    )  # fmt: skip
+    return tensors, form, heads * slots
+
+
+@functools.cache
+def _flags(
+    key: str | None, windowed: bool, has_dense: bool, has_positions: bool, has_dropout: bool,
+    has_ranges: bool, scale_positive: bool, head_dim: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Flags known at compilation, for readers alone; key: of the bias's `ScoreFunction`."""
+    bias = None if key is None else by_key(key)
+    everywhere = not windowed and not has_dense
+    gathers = bias.gathers if bias is not None else int(has_dense)
+    return {
         "SCORE": None if bias is None else bias.score,
-        "GATHERS": _gathers(terms),
+        "GATHERS": gathers,
         "AFFINE_FROM": bias.affine_from if bias is not None and everywhere else None,
-        "BY_DISTANCE": bias is not None and bias.by_distance and terms.positions is None,
-        "PLAIN": bias is None and everywhere and terms.scale >= 0,
-        "HAS_POSITIONS": terms.positions is not None,
-        "HAS_DENSE": terms.dense is not None,
+        "BY_DISTANCE": bias is not None and bias.by_distance and not has_positions,
+        "PLAIN": bias is None and everywhere and scale_positive,
+        "HAS_POSITIONS": has_positions,
+        "HAS_DENSE": has_dense,
         "HAS_WINDOW": windowed,
-        "HAS_DROPOUT": terms.dropout_p > 0,
-        "HAS_RANGES": met is not None,
-        "HAS_ORDER": met is not None,
+        "HAS_DROPOUT": has_dropout,
+        "HAS_RANGES": has_ranges,
+        "HAS_ORDER": has_ranges,
         "HEAD_DIM": head_dim,
         "BLOCK_D": _block_d(head_dim),
         "PRECISION": "ieee",
     }
-    return tensors, flags, heads * slots
-
-
-def _gathers(terms: Terms) -> int | None:
-    """Numbers that a pair's score is made of beside q.k, each read from a place of its own."""
-    if terms.bias is None:
-        return 0 if terms.dense is None else 1
-    return terms.bias.gathers
 
 
 def _or(tensor: Tensor | None, other: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import triton
 from torch import Tensor
 
 from ..configs import Config, config_for, multiprocessors
+from ..launching import Plans
 from .kernel import gated_backward, gated_forward
 from .linear_kernel import gated_linear_backward, gated_linear_forward
 
@@ -34,16 +35,28 @@ def forward(
 
     Nothing is checked here, and nothing waits for the device; pyenc.ops.gated_activation checks.
     """
-    out = gate.new_empty(gate.shape)
-    if out.numel() == 0:
+    rows, columns = shape = gate.shape
+    out = gate.new_empty(shape)
+    if not (rows and columns):
         return out
-    grid, sizes = _launch("gated_forward", gate, config)
-    gated_forward[grid](
-        gate, gate if value is None else value, out, gate.stride(0),
-        0 if value is None else value.stride(0), *gate.shape,
-        ACTIVATION=activation, HAS_VALUE=value is not None, **sizes,
-    )  # fmt: skip
+    config = config or config_for("gated_forward", gate, columns, rows)
+    plan = _FORWARD.of(config, columns, activation, value is not None)
+    grid = -(-rows // plan.constants["BLOCK_T"]), -(-columns // plan.constants["BLOCK_F"])
+    other, stride = (gate, 0) if value is None else (value, value.stride(0))
+    plan(grid, (gate, other, out), (gate.stride(0), stride, rows, columns))
     return out
+
+
+def _forward_constants(
+    config: Config, columns: int, activation: str, has_value: bool
+) -> dict[str, Any]:
+    block_t, block_f = config.block(columns)
+    return {
+        "ACTIVATION": activation, "HAS_VALUE": has_value, "BLOCK_T": block_t, "BLOCK_F": block_f
+    }  # fmt: skip
+
+
+_FORWARD = Plans(gated_forward, _forward_constants)
 
 
 def backward(
@@ -79,17 +92,33 @@ def linear_forward(
 
     Nothing is checked here, and nothing waits for the device; pyenc.ops.gated_linear checks.
     """
-    out = x.new_empty((x.shape[0], weight.shape[0] // 2))
-    if out.numel() == 0:
+    (rows, inner), columns = x.shape, weight.shape[0] // 2
+    out = x.new_empty((rows, columns))
+    if not (rows and columns):
         return out
-    (tiles,), sizes = _launch_linear("gated_linear_forward", x, weight, config)
-    at_once = multiprocessors(x.device) * max(1, WARPS // sizes["num_warps"])
-    gated_linear_forward[(min(tiles, at_once),)](
-        x, weight, weight if bias is None else bias, out, x.stride(0), weight.stride(0),
-        *out.shape, x.shape[1],
-        ACTIVATION=activation, GATE_FIRST=gate_first, HAS_BIAS=bias is not None, **sizes,
-    )  # fmt: skip
+    config = config or config_for("gated_linear_forward", x, columns, rows)
+    form = inner, x.element_size(), activation, gate_first, bias is not None
+    plan = _LINEAR_FORWARD.of(config, *form)
+    tiles = -(-rows // config.block_m) * -(-columns // config.block_n)
+    at_once = multiprocessors(x.device) * max(1, WARPS // config.num_warps)
+    tensors = x, weight, weight if bias is None else bias, out
+    plan((min(tiles, at_once),), tensors, (x.stride(0), weight.stride(0), rows, columns, inner))
     return out
+
+
+def _linear_constants(
+    config: Config, inner: int, element_size: int, activation: str, gate_first: bool, has_bias: bool
+) -> dict[str, Any]:
+    """A block is of rows and of columns of each half."""
+    turn = TURN_BYTES // element_size
+    return {
+        "ACTIVATION": activation, "GATE_FIRST": gate_first, "HAS_BIAS": has_bias,
+        "EVEN": inner % turn == 0, "GROUP": GROUP,
+        "BLOCK_T": config.block_m, "BLOCK_F": config.block_n, "BLOCK_C": turn,
+    }  # fmt: skip
+
+
+_LINEAR_FORWARD = Plans(gated_linear_forward, _linear_constants)
 
 
 def linear_backward(
@@ -103,25 +132,19 @@ def linear_backward(
     grad = x.new_empty((x.shape[0], weight.shape[0]))
     if grad.numel() == 0:
         return grad
-    grid, sizes = _launch_linear("gated_linear_backward", x, weight, config)
-    gated_linear_backward[grid](
-        grad_out, x, weight, weight if bias is None else bias, grad,
-        grad_out.stride(0), x.stride(0), weight.stride(0), *grad_out.shape, x.shape[1],
-        ACTIVATION=activation, GATE_FIRST=gate_first, HAS_BIAS=bias is not None, **sizes,
+    rows, columns = grad_out.shape
+    config = config or config_for("gated_linear_backward", x, columns, rows)
+    form = x.shape[1], x.element_size(), activation, gate_first, bias is not None
+    plan = _LINEAR_BACKWARD.of(config, *form)
+    tiles = triton.cdiv(rows, config.block_m) * triton.cdiv(columns, config.block_n)
+    plan(
+        (tiles,), (grad_out, x, weight, weight if bias is None else bias, grad),
+        (grad_out.stride(0), x.stride(0), weight.stride(0), rows, columns, x.shape[1]),
     )  # fmt: skip
     return grad
 
 
-def _launch_linear(
-    kernel: str, x: Tensor, weight: Tensor, config: Config | None
-) -> tuple[tuple[int], dict[str, Any]]:
-    """As `_launch`: a block is of rows and of columns of each half."""
-    rows, columns = x.shape[0], weight.shape[0] // 2
-    config = config or config_for(kernel, x, columns, rows)
-    turn = TURN_BYTES // x.element_size()
-    tiles = triton.cdiv(rows, config.block_m) * triton.cdiv(columns, config.block_n)
-    sizes = {"GROUP": GROUP, "BLOCK_T": config.block_m, "BLOCK_F": config.block_n, "BLOCK_C": turn}
-    return (tiles,), {"EVEN": x.shape[1] % turn == 0, **sizes, **config.launch}
+_LINEAR_BACKWARD = Plans(gated_linear_backward, _linear_constants)
 
 
 def _launch(

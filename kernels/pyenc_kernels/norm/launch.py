@@ -12,6 +12,7 @@ import triton
 from torch import Tensor
 
 from ..configs import Config, config_for
+from ..launching import Plans
 from .kernel import norm_backward, norm_forward, norm_parameters
 
 WIDEST = 8192
@@ -26,31 +27,57 @@ Configs = dict[str, Config]
 
 def forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, rms: bool,
-    configs: Configs | None = None,
+    configs: Configs | None = None, unread: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
     """(norm(x + residual), x + residual or None without one, stats (T, 2) float32).
 
     x, residual (T, C), C up to WIDEST, float32, bfloat16 or float16, each its own, their columns
     contiguous; weight, bias (C,) contiguous, of any of these dtypes. What is returned is contiguous
-    and of the dtype of x + residual, to which that sum is rounded before its norm is taken.
+    and of the dtype of x + residual, to which that sum is rounded before its norm is taken. unread:
+    where to write the sum and the stats, as they would be made here.
 
     Nothing is checked here, and nothing waits for the device; pyenc.ops.add_layer_norm checks.
     """
-    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
-    total = None if residual is None else x.new_empty(x.shape, dtype=dtype)
-    normed = x.new_empty(x.shape, dtype=dtype)
-    stats = x.new_empty((x.shape[0], 2), dtype=torch.float32)
-    if normed.numel() == 0:
+    dtype = x.dtype
+    if residual is not None and residual.dtype != dtype:
+        dtype = torch.promote_types(dtype, residual.dtype)
+    rows, columns = shape = x.shape
+    total: Tensor | None
+    if unread is not None:
+        normed, (total, stats) = torch.empty_like(unread[0]), unread
+    elif dtype == x.dtype and x.is_contiguous():  # then this is what costs least
+        normed, total = torch.empty_like(x), None if residual is None else torch.empty_like(x)
+    else:
+        normed = x.new_empty(shape, dtype=dtype)
+        total = None if residual is None else x.new_empty(shape, dtype=dtype)
+    if unread is None:
+        stats = x.new_empty((rows, 2), dtype=torch.float32)
+    if not (rows and columns):
         return normed, total, stats.zero_()
-    rows, columns = x.shape
-    sizes = _tile("norm_forward", x, configs)
-    norm_forward[(triton.cdiv(rows, sizes["BLOCK_T"]),)](
-        x, x if residual is None else residual, weight, weight if bias is None else bias,
-        normed if total is None else total, normed, stats,
-        x.stride(0), 0 if residual is None else residual.stride(0), rows, columns, 1 / columns, eps,
-        RMS=rms, HAS_RESIDUAL=residual is not None, HAS_BIAS=bias is not None, **sizes,
+    config = (configs or {}).get("norm_forward")
+    config = config or config_for("norm_forward", x, columns, rows, whole=True)
+    plan = _FORWARD.of(config, columns, rms, residual is not None, bias is not None)
+    other, stride = (x, 0) if residual is None else (residual, residual.stride(0))
+    tensors = (
+        x, other, weight, weight if bias is None else bias, normed if total is None else total,
+        normed, stats,
     )  # fmt: skip
+    numbers = x.stride(0), stride, rows, columns, 1 / columns, float(eps)
+    plan((-(-rows // plan.constants["BLOCK_T"]),), tensors, numbers)
     return normed, total, stats
+
+
+def _forward_constants(
+    config: Config, columns: int, rms: bool, has_residual: bool, has_bias: bool
+) -> dict[str, Any]:
+    block_t, block_c = config.block(columns, whole=True)
+    return {
+        "RMS": rms, "HAS_RESIDUAL": has_residual, "HAS_BIAS": has_bias,
+        "BLOCK_T": block_t, "BLOCK_C": block_c,
+    }  # fmt: skip
+
+
+_FORWARD = Plans(norm_forward, _forward_constants)
 
 
 def backward(
@@ -68,7 +95,10 @@ def backward(
     if total.numel() == 0:
         return grad_x, grad_weight.zero_(), None if grad_bias is None else grad_bias.zero_()
     rows, columns = total.shape
-    sizes = _tile("norm_backward", total, configs)
+    config = (configs or {}).get("norm_backward")
+    config = config or config_for("norm_backward", total, columns, rows, whole=True)
+    block_t, block_c = config.block(columns, whole=True)
+    sizes = {"BLOCK_T": block_t, "BLOCK_C": block_c, **config.launch}
     programs = min(triton.cdiv(rows, sizes["BLOCK_T"]), PROGRAMS)
     partial = stats.new_empty((1 if bias is None else 2, programs, columns))
     norm_backward[(programs,)](
@@ -78,18 +108,10 @@ def backward(
         RMS=rms, HAS_GRAD_TOTAL=grad_total is not None, HAS_BIAS=bias is not None, **sizes,
     )  # fmt: skip
     config = (configs or {}).get("norm_parameters")
-    config = config or config_for("norm_parameters", partial, columns, programs)
+    config = config or config_for("norm_parameters", total, columns, programs)
     block_p, block_c = config.block(columns)
     norm_parameters[(triton.cdiv(columns, block_c),)](
         partial, grad_weight, grad_weight if grad_bias is None else grad_bias, programs, columns,
         HAS_BIAS=bias is not None, BLOCK_P=block_p, BLOCK_C=block_c, **config.launch,
     )  # fmt: skip
     return grad_x, grad_weight, grad_bias
-
-
-def _tile(kernel: str, x: Tensor, configs: Configs | None) -> dict[str, Any]:
-    """Sizes of a tile that holds whole rows, and how a program is launched."""
-    rows, columns = x.shape
-    config = (configs or {}).get(kernel) or config_for(kernel, x, columns, rows, whole=True)
-    block_t, block_c = config.block(columns, whole=True)
-    return {"BLOCK_T": block_t, "BLOCK_C": block_c, **config.launch}

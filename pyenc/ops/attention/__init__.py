@@ -22,6 +22,7 @@ from .bias import ALiBi
 from .own_bias import CustomTerms, attention_custom_bias
 from .own_op import attention_traced
 from .reference import attention_reference
+from .straight import straight
 from .terms import Arguments, Bias, flatten, has_line, is_own, skip_eps_of
 from .validation import check_arguments, check_values
 
@@ -79,6 +80,10 @@ def attention(
         InputError: shapes, dtypes, cu_seqlens or positions are wrong; the message says which.
         BackendError: `backend` cannot serve this call.
     """
+    if positions is None and window is None and dropout_p == 0:
+        found = straight(q, k, v, cu_seqlens, bias, scale, skip_eps, backend)
+        if found is not None:
+            return found if return_lse else found[0]
     q, k, v = (_as_autocast(x) for x in (q, k, v))
     bias, within = (bias.bias, bias.reach) if isinstance(bias, Within) else (bias, None)
     check_arguments(

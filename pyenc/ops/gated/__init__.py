@@ -17,6 +17,7 @@ from ..backend import WhyNot, always, choose, requested_backend
 from ..constant import constant_result
 from ..launch import DTYPE_CODES, as_rows, why_not
 from ..linear import linear
+from ..registered import on_card_of, plain
 from ..validation import check_float
 from . import registration as _registration  # noqa: F401  (it registers the ops)
 from .reference import gated_activation_reference, gated_linear_reference
@@ -89,6 +90,8 @@ def gated_linear(
     Raises:
         InputError: shapes, dtypes or the activation's name are wrong.
     """
+    if (found := _straight(x, weight, bias, activation, gate_first, backend)) is not None:
+        return found
     check_float("gated_linear", x=x, weight=weight, bias=bias)
     if weight.ndim != 2 or weight.shape[0] % 2 or x.shape[-1:] != weight.shape[1:]:
         raise InputError(
@@ -117,6 +120,61 @@ def gated_linear(
     first, second = halves.chunk(2, dim=-1)
     gate, value = (first, second) if gate_first else (second, first)
     return gated_activation(gate, value, activation, backend=backend)
+
+
+def _straight(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, gate_first: bool,
+    backend: str | None,
+) -> Tensor | None:  # fmt: skip
+    """As encoders on a card call it, straight to the Triton kernels; None: the ordinary way, which
+    also says what is wrong."""
+    shift = weight if bias is None else bias
+    if not plain(x, weight, shift) or not triton_launch.serves(x, backend):
+        return None
+    shape, rows = x.shape, weight.shape
+    if not len(shape) == len(rows) == 2 or shape[1] != rows[1] or rows[0] % 2:
+        return None
+    if activation not in ACTIVATIONS or (bias is not None and bias.shape != rows[:1]):
+        return None
+    if not x.dtype == weight.dtype == shift.dtype:
+        return None
+    if not x.get_device() == weight.get_device() == shift.get_device():
+        return None
+    if not x.stride(1) == weight.stride(1) == shift.stride(-1) == 1:
+        return None
+    with on_card_of(x):
+        return launch(x, weight, bias, activation, gate_first, backend)
+
+
+def launch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, gate_first: bool,
+    backend: str | None,
+) -> Tensor:  # fmt: skip
+    """`gated_linear` (T, F) of what the Triton kernels serve, on the current card and without a
+    gradient: x (T, C), weight (2F, C), bias of one dtype, their columns contiguous."""
+    kernels = triton_launch.module_for("gated")
+    out: Tensor
+    if _in_one(x, backend):
+        out = kernels.linear_forward(x, weight, bias, activation, gate_first)
+        return out
+    first, second = linear(x, weight, bias, backend=backend).chunk(2, -1)
+    gate, value = (first, second) if gate_first else (second, first)
+    out = kernels.forward(gate, value, activation)
+    return out
+
+
+def _in_one(x: Tensor, backend: str | None) -> bool:
+    """Whether one kernel makes product and activation: `apart_why`, where all else is as `launch`
+    takes it."""
+    rows, channels = x.shape
+    if channels % 16:
+        return False
+    if requested_backend(backend) == "triton":
+        return True
+    if x.dtype == torch.float32:
+        return False
+    least = triton_launch.module_for("configs").gated_linear_rows(x.device)
+    return least is not None and rows >= least
 
 
 def apart_why(

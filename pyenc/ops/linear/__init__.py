@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from .. import oracle
-from ..activation import activate, check_activation
+from ..activation import ACTIVATIONS, activate, check_activation
 from ..backend import WhyNot, always, choose, compiling, requested_backend
 from ..constant import constant_result
-from ..validation import check_float
+from ..registered import PLAIN
+from ..validation import FLOATS, check_float
 from . import activated, packs, wide
 from . import onednn as kernels
 from .reference import linear_reference
@@ -69,6 +70,9 @@ def linear(
         InputError: shapes, dtypes or the activation's name are wrong.
         BackendError: `backend` cannot serve this call.
     """
+    if _torch_serves(x, weight, bias, activation, backend):
+        product = F.linear(x, weight, bias)
+        return product if activation is None else activate(product, activation)
     _check(x, weight, bias, activation)
     requested = requested_backend(backend)
     table = backend_table(x, weight, bias, requested=requested)
@@ -128,6 +132,34 @@ def backend_table(
         "triton": always,
         "flash_attn": always,
     }
+
+
+def _torch_serves(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, backend: str | None
+) -> bool:
+    """Whether this is a call that `F.linear` is right for on a card, told at little cost; where it
+    is not, the ordinary way says what is wrong or chooses."""
+    if type(x) not in PLAIN or type(weight) not in PLAIN or not x.is_cuda:
+        return False
+    dtype, given, rows = x.dtype, x.shape, weight.shape
+    if dtype != weight.dtype or dtype not in FLOATS:
+        return False
+    if len(rows) != 2 or not given or given[-1] != rows[1]:
+        return False
+    if x.get_device() != weight.get_device() or not (
+        bias is None
+        or (
+            type(bias) in PLAIN
+            and bias.dtype == dtype
+            and bias.ndim == 1
+            and bias.shape[0] == rows[0]
+            and bias.get_device() == x.get_device()
+        )
+    ):
+        return False
+    if activation is not None and activation not in ACTIVATIONS:
+        return False
+    return backend == "auto" or requested_backend(backend) in ("auto", "triton")
 
 
 def _cannot(x: Tensor, weight: Tensor | None) -> str | None:

@@ -13,6 +13,7 @@ from ...errors import InputError
 from .. import oracle, triton_launch
 from ..backend import WhyNot, always, choose
 from ..launch import DTYPE_CODES, why_not
+from ..registered import on_card_of, plain
 from ..validation import check_float
 from . import registration as _registration  # noqa: F401  (it registers the op)
 from .reference import add_layer_norm_reference, add_rms_norm_reference
@@ -47,6 +48,8 @@ def add_layer_norm(
     Raises:
         InputError: shapes or dtypes are wrong.
     """
+    if (found := _straight(x, residual, weight, bias, eps, False, backend)) is not None:
+        return found
     _check("add_layer_norm", x, residual, weight, bias)
     table = _layer_norm_table(x, residual)
     name = choose("add_layer_norm", backend, table, others=("flash_attn",))
@@ -76,6 +79,8 @@ def add_rms_norm(
     torch's form keeps for its gradient are several tensors in float32. The mean square is taken in
     float32 or wider.
     """
+    if (found := _straight(x, residual, weight, None, eps, True, backend)) is not None:
+        return found
     _check("add_rms_norm", x, residual, weight, None)
     name = choose("add_rms_norm", backend, backend_table(x, residual), others=("flash_attn",))
     if name == "reference":
@@ -116,6 +121,35 @@ def _layer_norm_table(x: Tensor, residual: Tensor | None) -> dict[str, WhyNot]:
         return {"cpu": table["cpu"], "torch": table["torch"], **table}
     # Without a gradient torch's norm is no slower, and cheaper to call on a few tokens.
     return {"torch": table["torch"], **table}
+
+
+def _straight(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, rms: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor] | None:  # fmt: skip
+    """As encoders on a card call it, straight to the Triton kernels; None: the ordinary way, which
+    also says what is wrong."""
+    other, shift = x if residual is None else residual, weight if bias is None else bias
+    if not plain(x, other, weight, shift) or not triton_launch.serves(x, backend):
+        return None
+    shape, device = x.shape, x.get_device()
+    if len(shape) != 2 or other.shape != shape or not 0 < shape[1] <= WIDEST:
+        return None
+    if not weight.ndim == shift.ndim == 1 or not weight.shape[0] == shift.shape[0] == shape[1]:
+        return None
+    if not (other.dtype in DTYPE_CODES and weight.dtype in DTYPE_CODES):
+        return None
+    if shift.dtype not in DTYPE_CODES or not (weight.is_contiguous() and shift.is_contiguous()):
+        return None
+    if not x.stride(1) == other.stride(1) == 1:
+        return None
+    if not device == other.get_device() == weight.get_device() == shift.get_device():
+        return None
+    with on_card_of(x):
+        normed, total, _ = triton_launch.module_for("norm").forward(
+            x, residual, weight, bias, eps, rms
+        )
+    return normed, x if residual is None else total
 
 
 def _by_kernels(

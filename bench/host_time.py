@@ -1,0 +1,147 @@
+"""What Python takes to launch a layer of an encoder, in microseconds, without a card.
+
+    python bench/host_time.py [--tokens 512] [--texts 1] [--dtype bfloat16] [--architecture 9.0]
+
+A layer of Jina-base's shape (MosaicBERT's but for the bias of its norms), a twelfth of an encoder's
+forward of packed ids in inference_mode, op by op: linear for q, k and v, attention with ALiBi,
+linear, add and norm, gated feed-forward, add and norm. Nothing is computed. --architecture takes
+the entries of configs.json of its cards: with 9.0 product and activation of the gated feed-forward
+are one kernel, else a linear and a kernel.
+
+Counted is the host's time up to the driver: every Python function of pyenc and torch, the choice of
+a backend and of tile sizes, the dispatcher, Triton's binding of arguments and its launcher. Not
+counted: the launch itself, in C (mocked_launch.py); torch's matrix products, in place of which what
+they return is allocated; and what CUDA's allocator and device guard take in C. Allocations and
+views are torch's own, of memory that is never touched.
+
+Each round times the whole and every part, in turns; medians and spreads are told. The parts are
+public ops and modules, called one by one with tensors that are there: who calls these alone pays
+that, and an encoder may pay less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+if not __package__:
+    sys.path[:1] = [str(ROOT), str(ROOT / "kernels")]
+
+import torch  # noqa: E402
+import triton  # noqa: E402
+
+import pyenc  # noqa: E402
+from bench.measure import clock, machine  # noqa: E402
+from bench.mocked_launch import mocked, mocked_card  # noqa: E402
+from pyenc.models.meta import on_meta  # noqa: E402
+from pyenc.ops import attention, gated_linear  # noqa: E402
+
+CALLS = 100
+"""Of a run, whose time is divided by them."""
+LAYERS = 12
+WHOLE, PARTS = "a layer", "parts"
+
+
+def runs(texts: int, tokens: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
+    """The whole layer, and its parts on what the layer gives them."""
+    config = pyenc.EncoderConfig(
+        vocab_size=8, hidden_size=768, num_layers=LAYERS, num_heads=12, intermediate_size=3072,
+        position="alibi", max_length=8192, gated=True, up_bias=False,
+    )  # fmt: skip
+    with on_meta():
+        encoder = pyenc.Encoder(config).to(dtype).eval()
+    encoder.to_empty(device="cpu")
+    layer: Any = encoder.layers[0]
+    ids, bounds = torch.zeros(texts * tokens, dtype=torch.int64), torch.arange(texts + 1) * tokens
+    call = encoder._call(ids, bounds, None, True, None)
+
+    def whole() -> None:
+        encoder.forward_packed(ids, bounds, contiguous=True, checked=True)
+
+    x, wide = (torch.empty(texts * tokens, size, dtype=dtype) for size in (768, 3072))
+    mixer, up = layer.attention, layer.feed_forward.up
+    heads = x.new_empty(3, texts * tokens, *mixer.heads).unbind(0)
+
+    def linears() -> None:
+        mixer.qkv(x, call.backend)
+        mixer.out(x, call.backend)
+        layer.feed_forward.down(wide, call.backend)
+
+    def norms() -> None:
+        layer.attention_norm(x, x, call.backend)
+        layer.feed_forward_norm(x, x, call.backend)
+
+    return {
+        WHOLE: whole,
+        "attention": lambda: attention(
+            *heads, call.cu_seqlens, bias=call.bias, scale=mixer.scale, backend=call.backend
+        ),
+        "gated": lambda: gated_linear(x, up.weight, up.bias, "gelu", backend=call.backend),
+        "norms": norms,
+        "linears": linears,
+    }
+
+
+def measure(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, Any]]:
+    """Seconds of a call of each, in turns."""
+
+    def repeated(call: Callable[[], Any]) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(CALLS):
+                call()
+
+        return run
+
+    repeating = {name: repeated(call) for name, call in calls.items()}
+    for run in repeating.values():
+        run()
+    seconds = clock.in_turns(repeating, repeats=rounds)
+    layers = {name: CALLS * (LAYERS if name == WHOLE else 1) for name in seconds}
+    return {
+        name: clock.summary([each / layers[name] for each in times])
+        for name, times in seconds.items()
+    }
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """Microseconds of a layer, and of its parts as ops and modules that are called one by one."""
+    lines = [f"{'':<12}{'us':>10}{'fastest':>10}{'spread':>9}"]
+    for name, each in found.items():
+        fastest, spread = min(each["seconds"]), each["spread"] or 0.0
+        lines.append(f"{name:<12}{each['median'] * 1e6:>10.1f}{fastest * 1e6:>10.1f}{spread:>9.0%}")
+    parts = sum(each["median"] for name, each in found.items() if name != WHOLE)
+    return "\n".join([*lines, f"{PARTS:<12}{parts * 1e6:>10.1f}"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--texts", type=int, default=1)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
+    parser.add_argument("--architecture", metavar="MAJOR.MINOR", default="9.0")
+    parser.add_argument("--rounds", type=int, default=25)
+    options = parser.parse_args()
+    major, minor = map(int, options.architecture.split("."))
+    here = machine.environment(("triton",))
+    print(
+        f"{here['cpu']}, {here['cores']} cores, load {here['load_average']}, {here['system']}, "
+        f"torch {torch.__version__}, Triton {triton.__version__}; commit {here['commit']}"
+    )
+    print(
+        f"{options.texts} of {options.tokens} tokens, {options.dtype}, for {options.architecture}"
+    )
+    clock.keep_freed_memory()
+    calls = runs(options.texts, options.tokens, getattr(torch, options.dtype))
+    with mocked(), mocked_card((major, minor)), torch.inference_mode():
+        found = measure(calls, options.rounds)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""A call of attention as encoders on a card make it, straight to the Triton kernels.
+
+At 512 tokens a card waits for Python: what the ordinary way looks at for every bias, backend and
+graph is here one list of conditions. Who fails any takes that way, which also says what is wrong.
+
+Shapes: T packed tokens, B sequences, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import triton_launch
+from ..registered import PLAIN, on_card_of, plain
+from ..validation import sequence_bounds
+from .bias import ALiBi
+from .terms import Bias, skip_eps_of
+from .triton import MAX_HEAD_DIM, OP
+
+
+def straight(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, bias: Bias, scale: float | None,
+    skip_eps: float | None, backend: str | None,
+) -> tuple[Tensor, Tensor] | None:  # fmt: skip
+    """(out (T, H, D), log-sum-exp (T, H) float32) without positions, window and dropout; None where
+    this is no call for it."""
+    if not plain(q, k, v, cu_seqlens) or not triton_launch.serves(q, backend):
+        return None
+    shape, dtype, device = q.shape, q.dtype, q.get_device()
+    if len(shape) != 3 or not (shape == k.shape == v.shape and dtype == k.dtype == v.dtype):
+        return None
+    if not q.stride(2) == k.stride(2) == v.stride(2) == 1:
+        return None
+    if not device == k.get_device() == v.get_device():
+        return None
+    terms = terms_for(q, cu_seqlens, shape[1], shape[2], bias, scale, skip_eps)
+    if terms is None:
+        return None
+    with on_card_of(q):
+        return launch(q, k, v, cu_seqlens, terms)
+
+
+def terms_for(
+    x: Tensor, cu_seqlens: Tensor, heads: int, head_dim: int, bias: Bias, scale: float | None,
+    skip_eps: float | None,
+) -> Any:  # fmt: skip
+    """The kernels' `Terms` of a call on so many heads in x's dtype and on its device, if these, the
+    cumulative lengths and the bias are as `launch` takes them; else None."""
+    if not 0 < head_dim <= MAX_HEAD_DIM or not heads:
+        return None
+    if cu_seqlens.ndim != 1 or not cu_seqlens.shape[0] or not cu_seqlens.is_contiguous():
+        return None
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        return None
+    device = x.get_device()
+    if cu_seqlens.get_device() != device:
+        return None
+    slopes = function = None
+    if bias is not None:
+        if type(bias) is not ALiBi or type(bias.slopes) not in PLAIN:
+            return None
+        slopes, function = bias.slopes, triton_launch.module_for("score_function").ALIBI
+        if slopes.dtype != torch.float32 or slopes.ndim != 1 or slopes.shape[0] != heads:
+            return None
+        if slopes.get_device() != device or not slopes.is_contiguous():
+            return None
+    if scale is None:
+        scale = head_dim**-0.5
+    elif not math.isfinite(scale):
+        return None
+    if skip_eps is not None and not (isinstance(skip_eps, float | int) and 0 <= skip_eps < 1):
+        return None
+    return triton_launch.module_for("attention").Terms(
+        scale=float(scale), bias=function, params=slopes, skip_eps=skip_eps_of(x, skip_eps)
+    )
+
+
+def launch(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, terms: Any, lse: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(out (T, H, D), log-sum-exp (T, H) float32), on the current card; terms as `terms_for` gave
+    them; lse: where to write that."""
+    if not q.is_cuda:  # on a card a look at the values would wait for it
+        sequence_bounds(OP, cu_seqlens, q.shape[0])
+    kernels = triton_launch.module_for("attention")
+    met = kernels.ranges(q, k, cu_seqlens, terms)
+    found: tuple[Tensor, Tensor] = kernels.forward(q, k, v, cu_seqlens, terms, met, lse=lse)
+    return found

@@ -1,0 +1,93 @@
+"""bench/host_time.py and the card that is not there: what a whole encoder launches on it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+import pyenc
+from bench import host_time
+from bench.mocked_launch import Launch, mocked, mocked_card
+from pyenc.models.meta import on_meta
+from pyenc_kernels import interpreting
+
+pytestmark = pytest.mark.skipif(interpreting(), reason="the kernels are interpreted")
+
+LAYER_9_0 = ["attention_forward", "norm_forward", "gated_linear_forward", "norm_forward"]
+LAYER_8_0 = ["attention_forward", "norm_forward", "gated_forward", "norm_forward"]
+
+
+@pytest.fixture
+def noted() -> Iterator[list[Launch]]:
+    launches: list[Launch] = []
+    with mocked(noted=launches):
+        yield launches
+
+
+def run(dtype: torch.dtype, bounds: Tensor, layers: int = 2, **fields: Any) -> Tensor:
+    config = pyenc.EncoderConfig(
+        vocab_size=8, hidden_size=768, num_layers=layers, num_heads=12, intermediate_size=3072,
+        position="alibi", max_length=8192, gated=True, up_bias=False, **fields,
+    )  # fmt: skip
+    with on_meta():
+        encoder = pyenc.Encoder(config).to(torch.bfloat16).eval()
+    encoder.to_empty(device="cpu")
+    ids = torch.zeros(int(bounds[-1]), dtype=torch.int64)
+    with mocked_card((9, 0)), torch.inference_mode():
+        return encoder.forward_packed(ids, bounds.to(dtype), contiguous=True, checked=True)
+
+
+def told(launch: Launch) -> tuple[Any, ...]:
+    """Of a launch what is the same each time; a kernel sees no shapes, but numbers."""
+    kinds = [
+        (x.dtype, x.numel()) if isinstance(x, Tensor) else (type(x), x) for x in launch.arguments
+    ]
+    return launch.kernel.name, launch.kernel.key, launch.grid, kinds
+
+
+@pytest.mark.parametrize("tokens", [600, 8192])
+def test_straight_or_not_the_same_is_launched(
+    tokens: int, noted: list[Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole encoder, and with --tokens 8192 the passes before attention too."""
+    bounds = torch.tensor([0, tokens])
+    hidden = run(torch.int32, bounds)
+    straight = [told(launch) for launch in noted]
+    assert (hidden.shape, hidden.dtype) == ((tokens, 768), torch.bfloat16)
+    kernels = [name for name, *_ in straight]
+    assert [name for name in kernels if name in LAYER_9_0] == ["norm_forward", *2 * LAYER_9_0]
+    assert ("key_ranges" in kernels) == (tokens == 8192)
+    for name in ("models.straight", "ops.norm", "ops.gated", "ops.attention.straight"):
+        module = importlib.import_module(f"pyenc.{name}")
+        monkeypatch.setattr(module, "plain", lambda *tensors: False)
+    noted.clear()
+    run(torch.int32, bounds)
+    assert [told(launch) for launch in noted] == straight
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_lengths_are_cast_once_a_batch(dtype: torch.dtype, noted: list[Launch]) -> None:
+    """Whatever is given, every layer's kernel is the one that is tuned and warmed."""
+    run(dtype, torch.tensor([0, 300, 600]))
+    launches = [launch for launch in noted if launch.kernel.name == "attention_forward"]
+    at = list(launches[0].kernel.signature).index("p_cu")
+    bounds = [launch.arguments[at] for launch in launches]
+    assert [x.dtype for x in bounds] == [torch.int32] * 2
+    assert bounds[0] is bounds[1]
+
+
+def test_the_program_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(host_time, "CALLS", 1)
+    monkeypatch.setattr(host_time, "LAYERS", 2)
+    monkeypatch.setattr("sys.argv", ["host_time.py", "--rounds", "3", "--tokens", "32"])
+    host_time.main()
+    said = capsys.readouterr().out
+    rows = [line.rsplit(None, 3)[0] for line in said.splitlines()[3:-1]]
+    assert [row.strip() for row in rows] == ["a layer", "attention", "gated", "norms", "linears"]

@@ -1,0 +1,341 @@
+"""The straight way to the launchers, in the interpreter or on a card: the same numbers as the
+ordinary one, and not taken where somebody would miss the ordinary one.
+
+Shapes: T packed tokens, H heads, D head dim, C channels, F feed-forward.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+pytest.importorskip("triton")
+
+import pyenc
+from pyenc.errors import BackendError, InputError
+from pyenc.models import encoder as encoders
+from pyenc.models import straight as layers
+from pyenc.ops import (
+    ALiBi,
+    add_layer_norm,
+    add_rms_norm,
+    alibi_slopes,
+    attention,
+    gated_linear,
+    registered,
+)
+
+T, H, D, C, F = 37, 2, 16, 32, 48
+
+Call = Callable[..., Any]
+
+
+def calls(device: str) -> dict[str, tuple[Call, list[Tensor]]]:
+    """By op: a call, and the tensors that it takes."""
+
+    def made(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device)
+
+    cu_seqlens = torch.tensor([0, 5, 5, T], device=device, dtype=torch.int32)
+    alibi = ALiBi(alibi_slopes(H).to(device))
+    qkv = [made(T, H, D) for _ in range(3)]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        return attention(q, k, v, cu_seqlens, bias=alibi, return_lse=True, backend="triton")
+
+    def norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> Any:
+        return add_layer_norm(x, residual, weight, bias, 1e-5, backend="triton")
+
+    def rms(x: Tensor, weight: Tensor) -> Any:
+        return add_rms_norm(x, None, weight, 1e-5, backend="triton")
+
+    def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Any:
+        return gated_linear(x, weight, bias, "gelu", False, backend="triton")
+
+    return {
+        "attention": (attend, qkv),
+        "layer norm": (norm, [made(T, C), made(T, C), made(C), made(C)]),
+        "rms norm": (rms, [made(T, C), made(C)]),
+        "gated": (gated, [made(T, C), made(2 * F, C), made(2 * F)]),
+        "gated apart": (gated, [made(T, C + 1), made(2 * F, C + 1), made(2 * F)]),
+    }
+
+
+NAMES = ("attention", "layer norm", "rms norm", "gated", "gated apart")
+OPS = {"attention": "attention", "layer norm": "add_norm", "rms norm": "add_norm",
+       "gated": "gated_linear", "gated apart": "gated_halves"}  # fmt: skip
+
+
+def flat(found: Any) -> list[Tensor]:
+    return [found] if isinstance(found, Tensor) else list(found)
+
+
+class Counting(torch.utils._python_dispatch.TorchDispatchMode):
+    """Which ops of ours the dispatcher is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "pyenc":
+            self.seen.append(func._schema.name.partition("::")[2])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def dispatched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of our ops whose implementation was reached through the dispatcher."""
+    seen: list[str] = []
+    for name in set(OPS.values()):
+        op = getattr(torch.ops.pyenc, name)
+
+        def noting(*args: Any, _op: Any = op, _name: str = name) -> Any:
+            seen.append(_name)
+            return _op(*args)
+
+        monkeypatch.setattr(torch.ops.pyenc, name, noting)
+    return seen
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_bits(name: str, device: str, dispatched: list[str]) -> None:
+    call, given = calls(device)[name]
+    with torch.inference_mode():
+        found = flat(call(*given))
+        assert dispatched == []
+        with pytest.MonkeyPatch.context() as patch:
+            for module in ("norm", "gated", "attention.straight"):
+                ops = importlib.import_module(f"pyenc.ops.{module}")
+                patch.setattr(ops, "plain", lambda *tensors: False)
+            wanted = flat(call(*given))
+        assert dispatched == [OPS[name]]
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == other.dtype
+        assert one.stride() == other.stride()
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_gradient_nothing_is_a_view(name: str, device: str) -> None:
+    """A view made under no_grad may not be written to where gradients are on."""
+    call, given = calls(device)[name]
+    with torch.no_grad():
+        for out in flat(call(*given)):
+            assert out is given[0] or not out._is_view()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gradient_goes_through_the_op(name: str, device: str, dispatched: list[str]) -> None:
+    call, given = calls(device)[name]
+    given = [x.requires_grad_() for x in given]
+    out = flat(call(*given))[0]
+    assert dispatched == [OPS[name]]
+    out.sum().backward()
+    assert all(x.grad is not None for x in given)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mode_sees_the_op(name: str, device: str) -> None:
+    call, given = calls(device)[name]
+    with torch.inference_mode(), Counting() as mode:
+        call(*given)
+    assert mode.seen == [OPS[name]]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "attention"])
+def test_fake_tensors_launch_nothing(name: str, device: str) -> None:
+    call, given = calls(device)[name]
+    mode = FakeTensorMode()
+    fakes = [mode.from_tensor(x) for x in given]
+    with torch.inference_mode():
+        real = flat(call(*given))
+    with torch.no_grad(), mode:
+        found = flat(call(*fakes))
+    assert all(isinstance(x, FakeTensor) for x in found)
+    assert [x.shape for x in found] == [x.shape for x in real]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_compiled_graph_has_the_op(name: str, device: str) -> None:
+    call, given = calls(device)[name]
+    graphs = []
+
+    def keep(graph: Any, example: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    with torch.no_grad():
+        found = flat(torch.compile(call, backend=keep, fullgraph=True)(*given))
+        wanted = flat(call(*given))
+    targets = [str(node.target) for graph in graphs for node in graph.graph.nodes]
+    assert sum(target.startswith(f"pyenc.{OPS[name]}") for target in targets) == 1
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_what_plain_is_not(device: str) -> None:
+    x = torch.ones(3, device=device)
+
+    class Own(Tensor):
+        pass
+
+    with torch.no_grad():
+        assert registered.plain(x, nn.Parameter(x))
+        assert not registered.plain(x, x.as_subclass(Own))
+        imaginary = torch.ones(3, dtype=torch.complex64, device=device).conj().imag
+        assert imaginary.is_neg()
+        assert not registered.plain(imaginary)
+        assert not registered.plain(None)  # type: ignore[arg-type]
+        with torch.autograd.forward_ad.dual_level():
+            assert not registered.plain(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert not registered.plain(x)
+        with torch.profiler.profile():
+            assert not registered.plain(x)
+        with FakeTensorMode():
+            assert not registered.plain(x)
+        with torch.device("meta"):
+            assert not registered.plain(x)
+        said = []
+        torch.func.vmap(lambda y: said.append(registered.plain(x)) or y)(x)
+        torch.jit.trace(lambda y: said.append(registered.plain(x)) or y, x, check_trace=False)
+        assert said
+        assert not any(said)
+    assert not registered.plain(x)
+    with torch.inference_mode():
+        assert registered.plain(x)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mistakes_are_told_as_ever(name: str, device: str) -> None:
+    call, given = calls(device)[name]
+    with torch.inference_mode():
+        for wrong in (given[0][..., :-1], given[0].int(), given[0].double(), [1.0]):
+            with pytest.raises((InputError, BackendError), match=r"must|cannot serve|float64"):
+                call(wrong, *given[1:])
+
+
+@pytest.mark.parametrize("bounds", [[0, 5, T + 1], [0, 9, 8, T], [1, T]])
+def test_wrong_lengths_are_told(bounds: list[int], device: str) -> None:
+    """Of a card they are not read."""
+    if device != "cpu":
+        pytest.skip("taken on trust")
+    _, qkv = calls(device)["attention"]
+    with torch.inference_mode(), pytest.raises(InputError, match="cu_seqlens"):
+        attention(*qkv, torch.tensor(bounds), backend="triton")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"scale": float("nan")}, {"skip_eps": 1.0}, {"dropout_p": None}, {"backend": "none"}]
+)
+def test_wrong_options_are_told(wrong: dict[str, Any], device: str) -> None:
+    _, qkv = calls(device)["attention"]
+    cu_seqlens = torch.tensor([0, T], device=device)
+    with torch.inference_mode(), pytest.raises((InputError, BackendError)):
+        attention(*qkv, cu_seqlens, **{"backend": "triton", **wrong})
+
+
+def small(device: str) -> pyenc.Encoder:
+    torch.manual_seed(0)
+    config = pyenc.EncoderConfig(
+        vocab_size=11, hidden_size=C, num_layers=2, num_heads=H, intermediate_size=F,
+        position="alibi", max_length=64, gated=True, up_bias=False,
+    )  # fmt: skip
+    return pyenc.Encoder(config, backend="triton").eval().to(device)
+
+
+def run(encoder: pyenc.Encoder, device: str) -> tuple[Tensor, int]:
+    """Hidden states, and how many layers went straight."""
+    ids = torch.arange(T, device=device) % 11
+    cu_seqlens = torch.tensor([0, 9, T], device=device)
+    went = []
+
+    def noting(*given: Any) -> Any:
+        found = layers.straight(*given)
+        went.append(found is not None)
+        return found
+
+    with torch.inference_mode(), mock.patch.object(encoders, "straight", noting):
+        hidden = encoder.forward_packed(ids, cu_seqlens, contiguous=True)
+    return hidden, sum(went)
+
+
+def test_a_layer_gives_the_same_numbers(device: str) -> None:
+    encoder = small(device)
+    found, went = run(encoder, device)
+    assert went == 2
+    with mock.patch.object(layers, "plain", return_value=False):
+        wanted, went = run(encoder, device)
+    assert went == 0
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+MODULES = ("", "attention", "attention.qkv", "attention.out", "attention_norm", "feed_forward",
+           "feed_forward.up", "feed_forward.down", "feed_forward_norm")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("how", ["hook", "pre-hook", "forward", "class"])
+def test_who_listens_to_a_module_hears(name: str, how: str, device: str) -> None:
+    encoder = small(device)
+    module: Any = encoder.layers[1].get_submodule(name)
+    heard = []
+    if how == "hook":
+        module.register_forward_hook(lambda *given: heard.append(1))
+    elif how == "pre-hook":
+        module.register_forward_pre_hook(lambda *given: heard.append(1))
+    else:
+        real = module.forward
+
+        def forward(*given: Any, **named: Any) -> Any:
+            heard.append(1)
+            return real(*given, **named)
+
+        if how == "forward":
+            module.forward = forward
+        else:
+            kind = type(module)
+            module.__class__ = type("Own", (kind,), {})
+            heard.append(1)
+    _, went = run(encoder, device)
+    assert went == 1
+    # Of this one the ordinary way takes the weight alone, too.
+    assert heard or name == "feed_forward.up"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.attention.qkv.double(),
+        lambda layer: layer.feed_forward_norm.half(),
+        lambda layer: setattr(layer.feed_forward, "gated", False),
+        lambda layer: setattr(layer.feed_forward, "wide", True),
+        lambda layer: setattr(layer.attention, "window", (4, 4)),
+        lambda layer: (layer.train(), setattr(layer, "dropout", 0.1)),
+        lambda layer: (layer.train(), setattr(layer.attention, "dropout", 0.1)),
+        lambda layer: (layer.train(), setattr(layer.feed_forward, "dropout", 0.1)),
+        lambda layer: setattr(layer, "second_norm", layer.attention_norm),
+        lambda layer: setattr(layer.attention, "q_norm", layer.attention_norm),
+        lambda layer: setattr(layer.attention, "position_bias", nn.Identity()),
+        lambda layer: setattr(
+            layer.attention.out, "weight", nn.Parameter(layer.attention.out.weight.t())
+        ),
+        lambda layer: setattr(
+            layer.feed_forward.down, "weight", nn.Parameter(torch.zeros(C, F + 1))
+        ),
+    ],
+)
+def test_another_layer_is_asked_itself(change: Callable[[Any], Any], device: str) -> None:
+    layer = small(device).layers[0]
+    x = torch.zeros(T, C, device=device)
+    with torch.inference_mode():
+        assert layers.parts_of(layer, x) is not None
+        change(layer)
+        assert layers.parts_of(layer, x) is None
