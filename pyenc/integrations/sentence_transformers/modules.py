@@ -107,14 +107,14 @@ class PackedTransformer(Standing):
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """As of `Transformer`; exact zeros where there is padding."""
-        borrowed = None if kwargs else self._borrowed(features)
-        if borrowed is None:
+        borrowed, known = None, self._pyenc.borrowed
+        # Asked first where it can be: to look a model over costs more than a few tokens gain.
+        if not kwargs and (known is None or not is_small(features, known)):
+            borrowed = self._borrowed(features)
+        if borrowed is None or is_small(features, borrowed):
             found: dict[str, Any] = self.own().forward(features, **kwargs)
             return found
         packed = packed_batch(features, borrowed)
-        if packed is None:
-            whole: dict[str, Any] = self.own().forward(features)
-            return whole
         hidden_TC = packed_states(borrowed.encoder, packed)
         states_BNC = packed.unpack(hidden_TC)
         mask = features["attention_mask"]
@@ -204,14 +204,20 @@ class PackedPooling(Standing):
         return features
 
 
-def packed_batch(features: dict[str, Any], borrowed: Borrowed) -> Packed | None:
-    """The features' tokens without their padding; None: too few to gain by it."""
+def is_small(features: dict[str, Any], borrowed: Borrowed) -> bool:
+    """Whether the features' tokens, if they have any, are too few to gain without padding."""
+    ids, mask = features.get("input_ids"), features.get("attention_mask")
+    if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or ids.device.type != "cpu":
+        return False
+    tokens = int(mask.sum())
+    weighed = tokens + 16 * (ids.numel() - tokens)
+    return weighed * borrowed.encoder.config.hidden_size**2 < SMALL
+
+
+def packed_batch(features: dict[str, Any], borrowed: Borrowed) -> Packed:
+    """The features' tokens without their padding."""
     config, ids, mask = borrowed.encoder.config, features["input_ids"], features["attention_mask"]
     tokens = int(mask.sum())
-    if ids.device.type == "cpu":
-        weighed = tokens + 16 * (ids.numel() - tokens)
-        if weighed * config.hidden_size**2 < SMALL:
-            return None
     types = None
     if borrowed.token_types and config.type_vocab_size:
         types = features.get("token_type_ids")
