@@ -1,15 +1,17 @@
-"""Sum of embeddings and its norm as a registered op, through Triton's kernel. It has no gradient:
-`pyenc.ops.embedding` says why.
+"""Sum of embeddings and its norm as a registered op, through Triton's kernel. A gradient is
+refused: `pyenc.ops.embedding` says why, and takes the steps apart for it.
 
 Shapes: C channels; ids of any shape.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ...errors import InputError
+from ...errors import BackendError, InputError
 from .. import triton_launch
 from ..launch import rows_in_place
 from ..registered import kernel_op
@@ -43,6 +45,20 @@ def _(
     eps: float, rms: bool,
 ) -> Tensor:  # fmt: skip
     return word.new_empty((*input_ids.shape, word.shape[1]))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    pass
+
+
+def _backward(ctx: Any, grad_normed: Tensor) -> Any:
+    raise BackendError(
+        "pyenc::embedding_norm has no gradient: pyenc.ops.embedding_norm gathers, sums and norms "
+        "apart where one is wanted"
+    )
+
+
+_embedding_norm_op.register_autograd(_backward, setup_context=_setup)
 
 
 def _check_rows(ids: Tensor, table: Tensor) -> None:

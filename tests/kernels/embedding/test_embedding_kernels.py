@@ -158,3 +158,24 @@ def test_what_it_cannot_serve_is_named(device: str) -> None:
     double = wide[:, :8].double()
     with pytest.raises(BackendError, match=r"no torch\.float64 kernel"):
         embedding_norm(ids, double, double[0], None, 1e-5, backend="triton")
+
+
+def test_a_gradient_of_the_registered_op_is_refused(device: str) -> None:
+    """It would be none, and without a word; `embedding_norm` itself has one, by steps."""
+    given = made("words", 4, 8, device, torch.int64)
+    given["word"].requires_grad_()
+    no_tables = (None,) * 4
+    args = (
+        given["input_ids"],
+        given["word"],
+        *no_tables,
+        given["weight"],
+        given["bias"],
+        1e-6,
+        False,
+    )
+    out = torch.ops.pyenc.embedding_norm(*args)
+    with pytest.raises(BackendError, match="embedding_norm has no gradient"):
+        out.sum().backward()
+    embedding_norm(**given, backend="triton").sum().backward()
+    assert given["word"].grad is not None
