@@ -36,10 +36,10 @@ BATCH_TOKENS = 4096
 """Tokens that a CPU takes through all layers at a time, where no gradient is wanted: what the
 layers make in between stays small, and near."""
 
-SMALL = 2**24
-"""Tokens, and sixteen times the padding beside them, times the square of the channels: below it a
-batch is computed by the model's own code, for the calls cost more there than the padding does. An
-estimate, from runs on a busy machine (bench/accelerate.py: one short text at a time)."""
+SMALL = 2**27
+"""Tokens, and thirty-two times the padding beside them, times the square of the channels: below it
+a batch is computed by the model's own code, for the calls cost more there than the padding does.
+Measured where a batch takes as long either way (bench/NOTES.md)."""
 
 PACKED = "_pyenc_packed"
 """Attribute of a tensor of token embeddings: the `Kept` of it."""
@@ -210,7 +210,7 @@ def is_small(features: dict[str, Any], borrowed: Borrowed) -> bool:
     if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or ids.device.type != "cpu":
         return False
     tokens = int(mask.sum())
-    weighed = tokens + 16 * (ids.numel() - tokens)
+    weighed = tokens + 32 * (ids.numel() - tokens)
     return weighed * borrowed.encoder.config.hidden_size**2 < SMALL
 
 
