@@ -111,7 +111,7 @@ class PackedTransformer(Standing):
         # Asked first where it can be: to look a model over costs more than a few tokens gain.
         if not kwargs and (known is None or not is_small(features, known)):
             borrowed = self._borrowed(features)
-        if borrowed is None or is_small(features, borrowed):
+        if borrowed is None or (borrowed is not known and is_small(features, borrowed)):
             found: dict[str, Any] = self.own().forward(features, **kwargs)
             return found
         packed = packed_batch(features, borrowed)
