@@ -220,3 +220,10 @@ def test_small_batches_are_left_to_it(bert: Any, monkeypatch: pytest.MonkeyPatch
     plain, ours = bert, accelerate(copy.deepcopy(bert))
     monkeypatch.setattr(modules, "SMALL", 10**12)
     assert off(*(m.encode(TEXTS) for m in (plain, ours))) == 0
+    looked: list[str] = []
+    monkeypatch.setattr(modules.Borrowed, "changed", lambda *_: looked.append("changed"))
+    ours.encode(TEXTS)
+    assert not looked  # that would take longer than such a batch gains
+    monkeypatch.setattr(modules, "SMALL", 0)
+    ours.encode(TEXTS)
+    assert looked
