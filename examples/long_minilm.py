@@ -100,16 +100,19 @@ class Work:
 
     def settings(self, stage: str) -> training.Settings:
         if stage == "full":
-            return training.Settings(self.options.steps, self.options.batch_tokens,
-                                     self.options.rate, texts=self.digest)  # fmt: skip
+            return training.Settings(
+                self.options.steps, self.options.batch_tokens, self.options.rate,
+                bfloat16=self.options.bfloat16, texts=self.digest,
+            )  # fmt: skip
         # In another order, at a rate that spoils nothing.
         return training.Settings(
             self.options.factor_steps, self.options.batch_tokens, self.options.rate / 2,
-            texts=self.digest, seed=1,
+            bfloat16=self.options.bfloat16, texts=self.digest, seed=1,
         )  # fmt: skip
 
     def train(self, stage: str, parameters: Any, between: Any = None) -> bool:
-        path = self.folder / f"teacher-{self.digest}.f16"
+        made = "-bfloat16" if self.options.bfloat16 else ""
+        path = self.folder / f"teacher-{self.digest}{made}.f16"
         teacher = Teacher(self.teacher, self.texts, self.drawn, (CLS, SEP), path)
         return training.train(
             self.model, parameters, teacher, self.settings(stage), self.folder / stage, self.judge,
@@ -210,6 +213,7 @@ def write(
     seen = sum(steps.values()) * work.options.batch_tokens
     config = {"position": "alibi", "num_positions": 0, "max_length": student.MAX_LENGTH}
     command = f"python examples/long_minilm.py --steps {work.options.steps}"
+    command += " --bfloat16" * work.options.bfloat16
     write_difference(
         path,
         {name: tensor.half() for name, tensor in tensors.items()},
@@ -275,6 +279,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--documents", type=int, default=300, help="that recall is of, at the most; %(default)s"
     )
+    made.add_argument(
+        "--bfloat16", action="store_true",
+        help="matrix products in bfloat16: twice as fast where a processor has them (AMX)",
+    )  # fmt: skip
     made.add_argument("--threads", type=int, default=torch.get_num_threads())
     made.add_argument("--now", action="store_true", help="of the checkpoints as they are")
     made.add_argument("--export", type=Path, help="the file to write; default: in --work")

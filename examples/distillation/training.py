@@ -43,6 +43,9 @@ class Settings:
     vector_weight: float = 1.0
     similarity_weight: float = 1.0
     clip: float = 1.0
+    bfloat16: bool = False
+    """Whether the matrix products of a step, and of the teacher, are made in bfloat16 by autocast;
+    parameters, norms, losses and the optimizer stay in float32."""
     average: float = 0.995
     """Of the parameters' running average, which is what is judged and kept: it stands for a smaller
     rate at any step, so that a run which is stopped early has something to show."""
@@ -192,6 +195,7 @@ def train(
         raise ValueError(f"the windows are no batch of {settings.batch_tokens} tokens")
     count = len(plan)
     student.train()
+    products = torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16)
     started, seen, saved = time.monotonic(), 0, time.monotonic()
     sums: dict[str, float] = {}
     summed = 0
@@ -212,11 +216,14 @@ def train(
             ids = torch.from_numpy(packed(teacher.corpus, teacher.windows, batch, *teacher.special))
             lengths = teacher.windows.lengths[batch] + 2
             bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
-            targets_TC = teacher(batch).float()
+            with products:
+                targets_TC = teacher(batch).float()
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(step, settings)
             optimizer.zero_grad()
-            parts = losses(student.forward_packed(ids, bounds, contiguous=True), targets_TC, bounds)
+            with products:
+                states_TC = student.forward_packed(ids, bounds, contiguous=True).float()
+            parts = losses(states_TC, targets_TC, bounds)
             loss = (
                 settings.token_weight * parts["tokens"]
                 + settings.vector_weight * parts["vectors"]
