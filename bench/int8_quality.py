@@ -8,7 +8,8 @@ it, or a file's lines. Each text's vector in float32 against its vector in fewer
 whether the nearest of the other texts is the same one, where all vectors are in fewer bits and
 those searched are and the query is not. --wide leaves out more layers, by a part of their name,
 and --all-layers leaves out none besides, not even those that `quantize="int8"` does.
-`--precision openvino-int8` holds OpenVINO's model quantised by nncf against the same vectors.
+`int8` leaves the rest in float32, `int8-bfloat16` in bfloat16. `--precision openvino-int8` and
+`openvino-int8-bfloat16` hold OpenVINO's model quantised by nncf against the same vectors.
 All texts are encoded in each precision in turns, three times: the medians of the turns' ratios to
 float32, text to vector. `pyenc info` says what this measured (pyenc/cli/precisions.json).
 """
@@ -39,8 +40,9 @@ from bench.peers.encoder_call import Texts  # noqa: E402
 from bench.subjects import SUBJECTS  # noqa: E402
 from pyenc.models.int8 import WIDE, quantize_layers, quantized_names  # noqa: E402
 
-PRECISIONS = ("int8", "bfloat16")
-PEER = "openvino-int8"
+PRECISIONS = ("int8", "bfloat16", "int8-bfloat16")
+PEERS = {"openvino-int8": "int8", "openvino-int8-bfloat16": "int8 and bf16"}
+DEFAULT = PRECISIONS[:2]
 TURNS = 3
 SENTENCE = re.compile(r"[A-Z][^.!?]{28,300}[.!?]")
 
@@ -85,11 +87,11 @@ def agreement(exact: np.ndarray, fewer: np.ndarray) -> dict[str, float]:
 
 def measure(options: argparse.Namespace, texts: Sequence[str]) -> dict[str, Any]:
     """Precision -> its `agreement`, printed as it comes."""
-    precisions = options.precision or PRECISIONS
+    precisions = options.precision or DEFAULT
     exact = loaded(options.model, "float32", ())
     others = {
-        name: openvino.texts(SUBJECTS[options.model].source(), precision="int8")
-        if name == PEER
+        name: openvino.texts(SUBJECTS[options.model].source(), precision=PEERS[name])
+        if name in PEERS
         else loaded(options.model, name, options.wide, options.all_layers)
         for name in precisions
     }
@@ -113,9 +115,9 @@ def measure(options: argparse.Namespace, texts: Sequence[str]) -> dict[str, Any]
 
 def loaded(model: str, precision: str, wide: Sequence[str], every: bool = False) -> Texts:
     """The model's `encode`, with its linear layers, or all of it, in fewer bits."""
-    dtype = "float32" if precision == "int8" else precision
+    dtype = "float32" if precision == "int8" else precision.removeprefix("int8-")
     encoder = pyenc.load(SUBJECTS[model].source(), device="cpu", dtype=dtype)
-    if precision == "int8":
+    if precision.startswith("int8"):
         left = () if every else WIDE
         kept = [
             name
@@ -138,7 +140,7 @@ def main() -> int:
     parser.add_argument("--texts", type=Path)
     parser.add_argument("--wide", action="append", default=[])
     parser.add_argument("--all-layers", action="store_true")
-    parser.add_argument("--precision", choices=(*PRECISIONS, PEER), action="append")
+    parser.add_argument("--precision", choices=(*PRECISIONS, *PEERS), action="append")
     parser.add_argument("--out")
     options = parser.parse_args()
     if SUBJECTS[options.model].source() is None:

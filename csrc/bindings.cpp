@@ -42,6 +42,7 @@ PYBIND11_MODULE(_C, module) {
   }, "Whether cu_seqlens runs from 0 to n_tokens without decreasing.");
   pyenc::bind_attention(module);
   pyenc::bind_gated(module);
+  pyenc::bind_linear(module);
   pyenc::bind_norm(module);
   pyenc::bind_peak(module);
   pyenc::bind_rotary(module);

@@ -22,6 +22,7 @@ T* at(Address address) {
 
 void bind_attention(py::module_& module);
 void bind_gated(py::module_& module);
+void bind_linear(py::module_& module);
 void bind_norm(py::module_& module);
 void bind_peak(py::module_& module);
 void bind_rotary(py::module_& module);

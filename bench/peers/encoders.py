@@ -48,8 +48,10 @@ class Peer:
 
 PRECISION_OF = {
     "float32": "float32", "bfloat16": "bfloat16", "float16": "float16 or less", "int8": "int8",
+    "int8 and bfloat16": "int8 and bfloat16",
 }  # fmt: skip
-"""Of the weights, by the dtype that --dtype names."""
+"""Of the weights, by the dtype that --dtype names. int8: of linear layers, what is left in float32
+or in bfloat16."""
 PRECISIONS = tuple(PRECISION_OF.values())
 
 MINILM = 2e-6
@@ -74,6 +76,12 @@ EIGHT_BITS = {
         partial(sentence_transformers.onnx_backend, eight_bits=True), "int8", INT8
     ),
     "OpenVINO, int8": Peer(partial(openvino.texts, precision="int8"), "int8", INT8),
+    "pyenc, int8, bf16": Peer(
+        partial(pyenc_encoder.texts, quantize="int8", dtype=BF16), "int8 and bfloat16", INT8
+    ),
+    "OpenVINO, int8, bf16": Peer(
+        partial(openvino.texts, precision="int8 and bf16"), "int8 and bfloat16", INT8
+    ),
 }
 """From strings to vectors."""
 

@@ -2,9 +2,9 @@
 
 Its default precision is the processor's: float32, or bfloat16 where that has instructions for it.
 So `precision` is named: "f32"; "bf16", which is refused where its default would be another
-(ImportError, as of what is not there); or "int8" for nncf's quantisation after training, with its
+(ImportError, as of what is not there); "int8" for nncf's quantisation after training, with its
 settings for transformers, calibrated on the benchmark's own kind of text (ImportError without
-nncf).
+nncf), and float32 for the rest; or "int8 and bf16".
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from bench import workloads
 from bench.peers.encoder_call import MAX_LENGTH, Ids, Texts, padded
 from bench.peers.transformers import Hidden, no_bars
 
+INT8 = "int8"
+
 
 def _quantized(converted: Any, calibration: Sequence[dict[str, Tensor]]) -> Any:
     import nncf
@@ -33,22 +35,23 @@ def _quantized(converted: Any, calibration: Sequence[dict[str, Tensor]]) -> Any:
 
 
 def _compiled(
-    model: torch.nn.Module, precision: str | None, calibration: Sequence[dict[str, Tensor]] = ()
+    model: torch.nn.Module, precision: str, calibration: Sequence[dict[str, Tensor]] = ()
 ) -> Any:
     import openvino
 
     example = {name: torch.ones(2, 7, dtype=torch.int64) for name in Hidden.INPUTS}
     with torch.no_grad():
         converted = openvino.convert_model(Hidden(model), example_input=example)
-    if precision == "int8":
-        converted, precision = _quantized(converted, calibration), None
+    if precision.startswith(INT8):
+        converted = _quantized(converted, calibration)
+        precision = precision.removeprefix(INT8).removeprefix(" and ") or "f32"
     if precision == "bf16":
         can = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if "BF16" not in can:
             raise ImportError("OpenVINO takes no bfloat16 on this processor")
-    settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    if precision is not None:
-        settings["INFERENCE_PRECISION_HINT"] = precision
+    settings: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": precision,
+    }  # fmt: skip
     compiled = openvino.Core().compile_model(converted, "CPU", settings)
 
     def run(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -87,7 +90,7 @@ def texts(folder: Path, precision: str = "f32") -> Texts:
     encoder.max_seq_length = MAX_LENGTH
     model: Any = encoder[0].model
     calibration: list[dict[str, Tensor]] = []
-    if precision == "int8":
+    if precision.startswith(INT8):
         import nncf  # noqa: F401  (said before anything is computed)
 
         words = workloads.texts_of((16, 32, 64, 128, 256) * 20, pyenc.load(folder, device="cpu"))

@@ -2,7 +2,7 @@
 
 #include "gated/arguments.h"
 
-#include "gated/activation.h"
+#include "shared/activation.h"
 #include "shared/rows.h"
 
 namespace pyenc {

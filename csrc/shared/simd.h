@@ -78,6 +78,19 @@ PYENC_INLINE bool any(Ints mask) {
 #endif
 }
 
+// x, a product, as it is rounded: a sum that it goes into is not fused with it.
+PYENC_INLINE Floats unfused(Floats x) {
+#if defined(PYENC_EMULATE_BF16_DOT)
+  volatile Floats kept = x;
+  x = kept;
+#elif defined(__x86_64__)
+  __asm__("" : "+v"(x));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(x));
+#endif
+  return x;
+}
+
 PYENC_INLINE Floats magnitude(Floats x) { return as_floats(as_ints(x) & 0x7fffffff); }
 
 PYENC_INLINE Floats counting() {

@@ -11,7 +11,7 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
 """`gelu` is the exact x * Phi(x) (erf); `gelu_tanh` its approximation, never a stand-in for it."""
 
 ACTIVATION_CODES = {"gelu": 0, "gelu_tanh": 1, "silu": 2, "relu": 3}
-"""The codes of csrc/gated/activation.h."""
+"""The codes of csrc/shared/activation.h."""
 
 
 def activate(x: Tensor, activation: str) -> Tensor:

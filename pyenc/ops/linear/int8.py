@@ -23,24 +23,19 @@ from torch import Tensor
 
 from ...errors import InputError
 from .. import oracle
-from ..activation import activate, check_activation
+from ..activation import check_activation
 from ..backend import WhyNot, always, choose
 from ..constant import constant_result
 from ..validation import check_float
-from . import packs
+from . import int8_rows, packs
+from .int8_rows import STEPS, TINY
 from .reference import int8_linear_reference
 
 LEVELS = 85
 """The largest weight."""
 
-STEPS = 191
-"""Steps between a token's smallest and largest value; rounding may take one more."""
-
 BLOCK = 512
 """Rows at a time: what is between the passes stays in a cache."""
-
-TINY = 1.2e-38
-"""In the place of a scale of zero."""
 
 _lock = threading.Lock()
 _tried: list[str | None] = []
@@ -97,7 +92,7 @@ def int8_linear(
             chooses, and so do "cpu" and "triton", the names of kernels that other ops have.
 
     Returns:
-        (..., F), dtype of x; computed in float32, rounded once before the activation.
+        (..., F), dtype of x; computed in float32, the activation too, and rounded once.
 
     Raises:
         InputError: shapes, dtypes or the activation's name are wrong, x is not on a CPU, or a
@@ -114,8 +109,8 @@ def int8_linear(
             x, weight, oracle.widen(scale), None if bias is None else oracle.widen(bias), activation
         )
         return exact.to(x.dtype)
-    y: Tensor = torch.ops.pyenc.int8_linear(x, weight, scale, bias, name)
-    return y if activation is None else activate(y, activation)
+    y: Tensor = torch.ops.pyenc.int8_linear(x, weight, scale, bias, activation, name)
+    return y
 
 
 def backend_table(x: Tensor) -> dict[str, WhyNot]:
@@ -144,7 +139,9 @@ def why_not() -> str | None:
 
 
 @torch.library.custom_op("pyenc::int8_linear", mutates_args=())
-def _op(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, name: str) -> Tensor:
+def _op(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, activation: str | None, name: str
+) -> Tensor:
     """Opaque: torch.compile cannot carry a packed weight, and must not round otherwise."""
     rows = x.reshape(-1, x.shape[-1])
     out = x.new_empty(rows.shape[0], weight.shape[0])
@@ -153,33 +150,26 @@ def _op(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, name: str
     wide_bias = None if bias is None else bias.float()
     packed, sums = _ready(weight, scale, name)
     zeros = torch.zeros(weight.shape[0], dtype=torch.int64, device=weight.device)
+    quantize, finish = int8_rows.quantize, int8_rows.finish
+    if name == "onednn" and int8_rows.why_not(x) is None:
+        quantize, finish = int8_rows.quantize_in_one, int8_rows.finish_in_one
+        rows = rows.contiguous()
+        wide_bias = None if wide_bias is None else wide_bias.contiguous()
     for at in range(0, rows.shape[0], BLOCK):
-        steps, step, zero = quantize_rows(rows[at : at + BLOCK])
+        steps, step, zero = quantize(rows[at : at + BLOCK])
         if name == "onednn":
             y = _product(steps, packed, scale, zeros)
         else:
             y = (steps.float() @ packed.t()).mul_(scale)
-        y.addr_(zero, sums, alpha=-1).mul_(step[:, None])
-        out[at : at + BLOCK] = y if wide_bias is None else y.add_(wide_bias)
+        finish(y, step, zero, sums, wide_bias, activation, out[at : at + BLOCK])
     return out.view(*x.shape[:-1], weight.shape[0])
 
 
 @_op.register_fake
-def _(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, name: str) -> Tensor:
+def _(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, activation: str | None, name: str
+) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
-
-
-def quantize_rows(x_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """uint8 (T, C), and the float32 step and zero point of each row: x is about step (u - zero)."""
-    x_TC = x_TC.float()
-    low, high = x_TC.amin(1).clamp_max_(0), x_TC.amax(1).clamp_min_(0)
-    step = high.sub_(low).div_(STEPS).clamp_min_(TINY)
-    # What is not finite becomes nan, which all of the row will be.
-    step += step - step
-    zero = low.neg_().div_(step).round_()
-    # Rounded by cutting off: what is below is no smaller than -0.5, with 0.5 added.
-    steps = torch.div(x_TC, step[:, None]).add_((zero + 0.5)[:, None])
-    return steps.to(torch.uint8), step, zero
 
 
 def _ready(weight: Tensor, scale: Tensor, name: str) -> tuple[Tensor, Tensor]:

@@ -42,8 +42,9 @@ def int8_linear_reference(
     low = x.amin(-1, keepdim=True).clamp(max=0)
     high = x.amax(-1, keepdim=True).clamp(min=0)
     step = ((high - low) / 191).clamp(min=1.2e-38)
-    zero = torch.round(-low / step)
-    u = torch.floor(x / step + (zero + 0.5)).clamp(0, 192)
+    steep = 1 / step
+    zero = torch.round(-low * steep)
+    u = torch.floor(x * steep + (zero + 0.5)).clamp(0, 192)
     step = torch.where(step.isfinite(), step, torch.nan)
     sums = einsum((u - zero).double(), weight.double(), "... c, f c -> ... f")
     y = sums * step.double() * scale.double()

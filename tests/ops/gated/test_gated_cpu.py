@@ -98,7 +98,7 @@ def test_the_activations_far_out_and_where_nothing_is_a_number() -> None:
 
 
 def test_gelu_is_exact_also_where_it_is_tiny() -> None:
-    """Within what csrc/gated/activation.h says of itself, not only of 1."""
+    """Within what csrc/shared/activation.h says of itself, not only of 1."""
     x = torch.linspace(-12.5, 12.5, 400_001)
     got = gated_activation(x, torch.ones_like(x), "gelu", backend="cpu").double()
     exact = x.double() * torch.special.log_ndtr(x.double()).exp()

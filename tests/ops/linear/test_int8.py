@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyenc.errors import InputError
-from pyenc.ops.linear import int8, packs
+from pyenc.ops.linear import int8, int8_rows, packs
 from pyenc.ops.linear.int8 import int8_linear, quantize_weight
 from pyenc.ops.linear.reference import int8_linear_reference
 from tests.oracle import assert_right
@@ -172,7 +172,7 @@ def test_a_threads_first_call_may_be_compiled() -> None:
     x = torch.randn(9, 24)
     with torch.no_grad():
         assert torch.equal(compiled(x), int8_linear(x, weight, scale, bias, "gelu"))
-    arguments = (x, weight, scale, bias, "torch")
+    arguments = (x, weight, scale, bias, "gelu", "torch")
     torch.library.opcheck(torch.ops.pyenc.int8_linear.default, arguments)
 
 
@@ -202,3 +202,36 @@ def test_weights_that_are_refused() -> None:
     for bad in (torch.ones(3), torch.tensor([[1.0, torch.nan]]), torch.ones(2, 2).int()):
         with pytest.raises(InputError, match="quantize_weight"):
             quantize_weight(bad)
+
+
+@pytest.mark.skipif(int8_rows.why_not(torch.ones(1)) is not None, reason="no C++ extension")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("c", [1, 3, 15, 16, 17, 96, 389])
+def test_one_pass_has_the_same_steps(dtype: torch.dtype, c: int) -> None:
+    """The extension's quantising and torch's, to the bit; ties and rows of no finite range too."""
+    x = torch.randn(67, c) * torch.logspace(-20, 4, 67)[:, None] + torch.randn(67, 1)
+    x[0], x[1], x[2, 0], x[3, -1] = 0, 7, torch.nan, torch.inf
+    x[4] = torch.arange(c) * 0.5 % 191
+    x = x.to(dtype)
+    for ours, torchs in zip(int8_rows.quantize_in_one(x), int8_rows.quantize(x), strict=True):
+        assert torch.equal(ours[4:], torchs[4:])
+        assert torch.equal(ours[:2], torchs[:2])
+    assert int8_rows.quantize_in_one(x)[1][2:4].isnan().all()
+
+
+@pytest.mark.skipif(int8_rows.why_not(torch.ones(1)) is not None, reason="no C++ extension")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "silu", "relu"])
+@pytest.mark.usefixtures("poison")
+def test_one_pass_finishes_as_torch_does(dtype: torch.dtype, activation: str | None) -> None:
+    for rows, f, biased in ((1, 1, True), (5, 17, False), (33, 130, True)):
+        y, sums = torch.randn(rows, f) * 40, torch.randn(f) * 3
+        step, zero = torch.rand(rows) * 0.1, torch.randint(0, 192, (rows,)).float()
+        bias = torch.randn(f) if biased else None
+        out, naive = torch.empty(2, rows, f, dtype=dtype)
+        int8_rows.finish_in_one(y, step, zero, sums, bias, activation, out)
+        int8_rows.finish(y.clone(), step, zero, sums, bias, activation, naive)
+        wide = [None if t is None else t.double() for t in (y, step, zero, sums, bias)]
+        exact = torch.empty(rows, f, dtype=torch.float64)
+        int8_rows.finish(*wide, activation, exact)  # type: ignore[arg-type]
+        assert_right(out, naive, exact, what=f"{rows} x {f}")

@@ -1,0 +1,38 @@
+// The Python face of the passes around a product in eight bits; see bindings.h. Called by
+// pyenc/ops/linear/int8_rows.py alone.
+
+#include "bindings.h"
+#include "linear/arguments.h"
+
+namespace pyenc {
+namespace {
+
+Int8Rows call_of(int dtype, std::int64_t rows, std::int64_t columns, int threads) {
+  return {static_cast<Dtype>(dtype), rows, columns, threads};
+}
+
+}  // namespace
+
+void bind_linear(py::module_& module) {
+  module.def(
+      "int8_quantize",
+      [](int dtype, std::int64_t rows, std::int64_t columns, int threads, float steps, float least,
+         Address x, Address u, Address step, Address zero) {
+        int8_quantize(call_of(dtype, rows, columns, threads), steps, least, at<const void>(x),
+                      at<std::uint8_t>(u), at<float>(step), at<float>(zero));
+      },
+      py::call_guard<py::gil_scoped_release>());
+  // activation: a negative number stands for none.
+  module.def(
+      "int8_finish",
+      [](int dtype, std::int64_t rows, std::int64_t columns, int threads, int activation, Address y,
+         Address step, Address zero, Address sums, Address bias, Address out) {
+        int8_finish(call_of(dtype, rows, columns, threads), activation < 0,
+                    static_cast<Activation>(activation), at<const float>(y), at<const float>(step),
+                    at<const float>(zero), at<const float>(sums), at<const float>(bias),
+                    at<void>(out));
+      },
+      py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace pyenc

@@ -1,0 +1,84 @@
+"""The passes around a product in eight bits: rows into steps before it, scales and bias after it.
+
+In the C++ extension each is one pass over memory; without it they are torch's, of the same steps.
+
+Shapes: T tokens, C channels in, F channels out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import launch
+from ..activation import ACTIVATION_CODES, activate
+
+STEPS = 191
+"""Steps between a token's smallest and largest value; rounding may take one more."""
+
+TINY = 1.2e-38
+"""In the place of a step of zero."""
+
+
+def quantize(x_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The steps of rows, by torch.
+
+    Returns:
+        uint8 (T, C), and the float32 step and zero point of each row: x is about step (u - zero).
+    """
+    x_TC = x_TC.float()
+    low, high = x_TC.amin(1).clamp_max_(0), x_TC.amax(1).clamp_min_(0)
+    step = high.sub_(low).div_(STEPS).clamp_min_(TINY)
+    # What is not finite becomes nan, which all of the row will be.
+    step += step - step
+    steep = step.reciprocal()
+    zero = low.neg_().mul_(steep).round_()
+    # Rounded by cutting off: what is below is no smaller than -0.5, with 0.5 added.
+    steps = torch.mul(x_TC, steep[:, None]).add_((zero + 0.5)[:, None])
+    return steps.to(torch.uint8), step, zero
+
+
+def finish(
+    y_TF: Tensor, step: Tensor, zero: Tensor, sums: Tensor, bias: Tensor | None,
+    activation: str | None, out_TF: Tensor,
+) -> None:  # fmt: skip
+    """out = activation((y - zero sums) step + bias), by torch; y (T, F) float32 is written over.
+
+    step, zero (T,), sums and bias (F,) float32; out of any dtype, rounded to once.
+    """
+    y_TF.addr_(zero, sums, alpha=-1).mul_(step[:, None])
+    if bias is not None:
+        y_TF.add_(bias)
+    out_TF.copy_(y_TF if activation is None else activate(y_TF, activation))
+
+
+def why_not(x: Tensor) -> str | None:
+    """Why the extension cannot serve, or None."""
+    return launch.why_not(x)
+
+
+def quantize_in_one(x_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`quantize` by the extension: x contiguous, float32, bfloat16 or float16; the same bits."""
+    launch.check_contiguous("int8_linear", x=x_TC)
+    steps = torch.empty(x_TC.shape, dtype=torch.uint8, device=x_TC.device)
+    step, zero = x_TC.new_empty((2, x_TC.shape[0]), dtype=torch.float32)
+    launch.module_for("int8_linear").int8_quantize(
+        launch.DTYPE_CODES[x_TC.dtype], *x_TC.shape, torch.get_num_threads(), STEPS, TINY,
+        x_TC.data_ptr(), steps.data_ptr(), step.data_ptr(), zero.data_ptr(),
+    )  # fmt: skip
+    return steps, step, zero
+
+
+def finish_in_one(
+    y_TF: Tensor, step: Tensor, zero: Tensor, sums: Tensor, bias: Tensor | None,
+    activation: str | None, out_TF: Tensor,
+) -> None:  # fmt: skip
+    """`finish` by the extension: out contiguous, float32, bfloat16 or float16."""
+    launch.check_contiguous(
+        "int8_linear", y=y_TF, step=step, zero=zero, sums=sums, bias=bias, out=out_TF
+    )
+    launch.module_for("int8_linear").int8_finish(
+        launch.DTYPE_CODES[out_TF.dtype], *y_TF.shape, torch.get_num_threads(),
+        -1 if activation is None else ACTIVATION_CODES[activation], y_TF.data_ptr(),
+        step.data_ptr(), zero.data_ptr(), sums.data_ptr(), launch.pointer(bias), out_TF.data_ptr(),
+    )  # fmt: skip
