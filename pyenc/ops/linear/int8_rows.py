@@ -13,6 +13,8 @@ from torch import Tensor
 from .. import launch
 from ..activation import ACTIVATION_CODES, activate
 
+OP = "int8_linear"
+
 STEPS = 191
 """Steps between a token's smallest and largest value; rounding may take one more."""
 
@@ -59,10 +61,12 @@ def why_not(x: Tensor) -> str | None:
 
 def quantize_in_one(x_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`quantize` by the extension: x contiguous, float32, bfloat16 or float16; the same bits."""
-    launch.check_contiguous("int8_linear", x=x_TC)
+    launch.check_dtype(OP, "x", x_TC)
+    launch.check_like(OP, "x", x_TC, tuple(x_TC.shape[:2]), x_TC.dtype)
+    launch.check_contiguous(OP, x=x_TC)
     steps = torch.empty(x_TC.shape, dtype=torch.uint8, device=x_TC.device)
     step, zero = x_TC.new_empty((2, x_TC.shape[0]), dtype=torch.float32)
-    launch.module_for("int8_linear").int8_quantize(
+    launch.module_for(OP).int8_quantize(
         launch.DTYPE_CODES[x_TC.dtype], *x_TC.shape, torch.get_num_threads(), STEPS, TINY,
         x_TC.data_ptr(), steps.data_ptr(), step.data_ptr(), zero.data_ptr(),
     )  # fmt: skip
@@ -74,10 +78,17 @@ def finish_in_one(
     activation: str | None, out_TF: Tensor,
 ) -> None:  # fmt: skip
     """`finish` by the extension: out contiguous, float32, bfloat16 or float16."""
-    launch.check_contiguous(
-        "int8_linear", y=y_TF, step=step, zero=zero, sums=sums, bias=bias, out=out_TF
-    )
-    launch.module_for("int8_linear").int8_finish(
+    rows, columns = y_TF.shape
+    launch.check_dtype(OP, "out", out_TF)
+    launch.check_like(OP, "y", y_TF, (rows, columns), torch.float32)
+    launch.check_like(OP, "out", out_TF, (rows, columns), out_TF.dtype)
+    for name, tensor, count in (
+        ("step", step, rows), ("zero", zero, rows), ("sums", sums, columns), ("bias", bias, columns)
+    ):  # fmt: skip
+        if tensor is not None:
+            launch.check_like(OP, name, tensor, (count,), torch.float32)
+    launch.check_contiguous(OP, y=y_TF, step=step, zero=zero, sums=sums, bias=bias, out=out_TF)
+    launch.module_for(OP).int8_finish(
         launch.DTYPE_CODES[out_TF.dtype], *y_TF.shape, torch.get_num_threads(),
         -1 if activation is None else ACTIVATION_CODES[activation], y_TF.data_ptr(),
         step.data_ptr(), zero.data_ptr(), sums.data_ptr(), launch.pointer(bias), out_TF.data_ptr(),
