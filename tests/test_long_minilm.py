@@ -112,10 +112,12 @@ def test_a_target_is_the_chunks_states(texts: Corpus, tiny: pyenc.Encoder, tmp_p
 
 def run(
     texts: Corpus, tiny: pyenc.Encoder, folder: Path, stops: tuple[int | None, ...],
-    with_factors: bool = False,
+    with_factors: bool = False, bfloat16: bool = False,
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:  # fmt: skip
     """Parameters and curve of three steps, in as many runs as there are stops."""
-    settings = training.Settings(steps=3, batch_tokens=700, rate=1e-2, warm_up=1, seed=seed(3))
+    settings = training.Settings(
+        steps=3, batch_tokens=700, rate=1e-2, warm_up=1, bfloat16=bfloat16, seed=seed(3)
+    )
     for until in stops:  # each as a process of its own would begin
         model = student.without_table(tiny)
         parameters: dict[str, torch.nn.Parameter] = student.trained(model)
@@ -154,6 +156,18 @@ def test_stopped_and_resumed_it_has_the_same_curve(
     moved = student.without_table(tiny).state_dict()
     assert not torch.equal(whole["layers.0.attention.qkv.weight"],
                            moved["layers.0.attention.qkv.weight"])  # fmt: skip
+
+
+def test_products_in_bfloat16_follow_those_in_float32(
+    texts: Corpus, tiny: pyenc.Encoder, tmp_path: Path
+) -> None:
+    """Parameters stay in float32; losses are near, and not the same."""
+    _, curve = run(texts, tiny, tmp_path / "wide", (None,))
+    halves, again = run(texts, tiny, tmp_path / "halves", (1, None), bfloat16=True)
+    assert all(tensor.dtype == torch.float32 for tensor in halves.values())
+    sums = [point["sum"] for point in curve]
+    assert [point["sum"] for point in again] == pytest.approx(sums, rel=1e-2)
+    assert again[-1] != curve[-1]
 
 
 def test_another_runs_checkpoint_is_refused(
@@ -347,7 +361,7 @@ def test_what_is_written_is_what_was_judged(
     theirs = judging.vectors_of(tiny, rows)
     said: list[str] = []
     work: Any = SimpleNamespace(
-        teacher=tiny, model=model, rows=rows, options=SimpleNamespace(batch_tokens=10, steps=4),
+        teacher=tiny, model=model, rows=rows, options=SimpleNamespace(batch_tokens=10, steps=4, bfloat16=True),
         judge=lambda: judging.agreement(judging.vectors_of(model, rows), theirs),
     )  # fmt: skip
     monkeypatch.setattr(long_minilm, "say", said.append)
