@@ -13,8 +13,8 @@
 
 #include "attention/amx_bound.h"
 #include "attention/amx_layout.h"
+#include "attention/amx_meeting.h"
 #include "attention/amx_product.h"
-#include "attention/forward_walk.h"
 
 #ifdef PYENC_AMX
 
@@ -51,6 +51,7 @@ struct TileMath {
                           std::int64_t count, std::int64_t depth, float* to) {
     read_as_columns(x, token, head, count, depth, to);
   }
+  static float score_scale(const Attention& call) { return call.scale * kLog2e; }
   static void make_bounds(const AttentionHead& head) { make_tile_bounds(head, head.keys); }
   static void read_tile(const AttentionHead&, std::int64_t, std::int64_t, float*) {}
 
@@ -104,12 +105,8 @@ class Pipeline {
     Item& next = items_[turn_ % 3];
     if (!walk.admit(head, block, next, count)) return;
     const std::int64_t slot = turn_++ % 2;
-    next.walk = &walk;
-    next.s = scratch.s + slot * kBlock;
-    next.p = scratch.s + 2 * kBlock + slot * kBlock / 2;
-    next.bias = scratch.bias + slot * kBlock, next.column = scratch.column + slot * kTileKeys;
-    walk.bias(head, next, next.column, next.bias);
-    hide_beyond(next);
+    next.start(walk, head, scratch, slot);
+    next.p = scratch.s + 2 * Item::kBlock + slot * Item::kBlock / 2;
     fetch_some(walk, head);
     advance(head, &next, count);
   }
@@ -119,18 +116,8 @@ class Pipeline {
   }
 
  private:
-  static constexpr std::int64_t kBlock = kTileKeys * kTile;
-  // Of a block's weights, of which none is then above it: as far from harming a sum as kHeadroom is.
-  static constexpr float kMostSum = 0x1p14f;
-
-  struct Item : Strip16::Meeting {
-    Strip16* walk;
-    float *s, *p;           // (keys, 16 queries), scores and pairs of weights
-    float *bias, *column;   // (keys, 16 queries), or (keys,)
-
-    std::int64_t groups() const { return (block.count() + kTile - 1) / kTile; }
-    // Whether there are more than 32 keys.
-    bool two() const { return block.count() > kTilePairs; }
+  struct Item : TileMeeting<TileMath> {
+    float* p;  // (pairs of keys, 16 queries), the weights
   };
 
   const void* out_;
@@ -154,18 +141,9 @@ class Pipeline {
     }
   }
 
-  // Keys beyond the last have scores where a tile has rows for them.
-  static void hide_beyond(Item& item) {
-    const std::int64_t count = item.block.count(), rows = item.groups() * kTile;
-    if (item.place.uniform)
-      for (std::int64_t j = count; j < rows; ++j) item.column[j] = -kInfinity;
-    else
-      for (std::int64_t j = count; j < rows; ++j) store(item.bias + j * kTile, splat(-kInfinity));
-  }
-
   // Adds the values of `weighed_`, weighs `scored_`, scores `next`.
   void advance(const AttentionHead& head, Item* next, PairCount& count) {
-    if (scored_ && is_faint(head, *scored_)) scored_ = nullptr;
+    if (scored_ && scored_->is_faint(head)) scored_ = nullptr;
     Floats sum = {};
     if (scored_ && !scored_->place.uniform)
       side_by_side<false>(head, next, sum);
@@ -174,10 +152,7 @@ class Pipeline {
     weighed_ = nullptr;
     if (Item* item = scored_) {
       if (any(sum > kMostSum)) weigh_anew(head, *item, sum);
-      Floats sums[1] = {sum};
-      const bool may_drop = item->walk->may_drop(head, *item);
-      if (item->walk->add(*item, may_drop, sums, count)) weighed_ = item;
-      item->walk->queries.faint[item->place.side == Side::right] |= !weighed_;
+      if (item->add(head, sum, count)) weighed_ = item;
       scored_ = nullptr;
     }
     if (!next) return;
@@ -187,7 +162,7 @@ class Pipeline {
         add_values(head, *weighed_, [] {});
         weighed_ = nullptr;
       }
-      follow(head, *next);
+      next->follow(head);
     }
     scored_ = next;
   }
@@ -199,15 +174,13 @@ class Pipeline {
     const std::int64_t pauses = (weighed_ ? row_tiles(depth) : 0) +
                                 (next ? score_pauses(tiles, next->groups()) : 0);
     const std::int64_t each = pauses ? (eights + pauses - 1) / pauses : 0;
-    const float scale = head.call->scale * kLog2e;
+    const float scale = TileMath::score_scale(*head.call);
     const float *s = nullptr, *bias = nullptr;
     float* p = nullptr;
     Floats shift = {}, sums[2] = {};
     if (scored_) {
-      Floats shifts[1];
-      scored_->walk->shift_of(*scored_, shifts);
       s = scored_->s, p = scored_->p, bias = Uniform ? scored_->column : scored_->bias;
-      shift = shifts[0];
+      shift = scored_->shift();
     }
     std::int64_t left = eights;
     // In line, or the sums would go through memory.
@@ -255,41 +228,9 @@ class Pipeline {
                         item.walk->o, pause);
   }
 
-  // Whether its scores alone tell that it does not matter. They are looked at where the side has had
-  // such a block: before, it takes longer than it saves.
-  static bool is_faint(const AttentionHead& head, const Item& item) {
-    Strip16& walk = *item.walk;
-    if (!walk.queries.faint[item.place.side == Side::right] || !walk.may_drop(head, item)) return false;
-    Floats top[1] = {largest_of(head, item)};
-    return !walk.keep(item, true, top);
-  }
-
-  // The largest scores, without the bias's row.
-  static Floats largest_of(const AttentionHead& head, const Item& item) {
-    const float scale = head.call->scale * kLog2e;
-    constexpr int kTops = 4;  // a single one would wait for itself
-    Floats tops[kTops];
-    for (Floats& one : tops) one = splat(-kInfinity);
-    // Keys beyond the last are hidden.
-    for (std::int64_t j = 0; j < item.groups() * kTile; j += kTops)
-#pragma GCC unroll 4
-      for (int i = 0; i < kTops; ++i) {
-        const float* bias = item.bias + (j + i) * kTile;
-        const Floats more = item.place.uniform ? splat(item.column[j + i]) : load(bias);
-        tops[i] = larger(load(item.s + (j + i) * kTile) * scale + more, tops[i]);
-      }
-    return larger(larger(tops[0], tops[1]), larger(tops[2], tops[3]));
-  }
-
-  // The running maximum follows the scores.
-  static void follow(const AttentionHead& head, const Item& item) {
-    Floats top[1] = {largest_of(head, item) + item.row[0]};
-    item.walk->raise(top, head.call->head_dim);
-  }
-
   // Its scores have run away from the maximum. All values of before are added.
   void weigh_anew(const AttentionHead& head, Item& item, Floats& sum) {
-    follow(head, item);
+    item.follow(head);
     Item* const scored = scored_;
     scored_ = &item, weighed_ = nullptr;
     if (item.place.uniform)

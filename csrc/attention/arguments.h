@@ -81,7 +81,7 @@ void attention_exp2(const float* from, std::int64_t count, float* to);
 // ---- what is compiled once per instruction set ------------------------------------------------
 
 constexpr std::int64_t kQueryTile = 128;
-// Keys that are met together, but for bfloat16 on matrix units (key_block in attention/tile.h).
+// Keys that are met together, but on matrix units (key_block in attention/tile.h).
 constexpr std::int64_t kKeyBlock = 48;
 constexpr std::int64_t kMostDepth = 256;  // the largest head dim
 
@@ -94,6 +94,8 @@ struct AttentionHead {
   float* bounds;  // of the keys, where `skips`; forward alone
   // From a tile's queries to those that its thread has next, as far as one can tell; forward alone.
   std::int64_t next_tile;
+  // float32 as three parts of bfloat16 (attention/amx_split.h): so its keys are kept; forward alone.
+  bool split = false;
 };
 
 // Around the tasks of a call on each thread: what the processor keeps for the thread is set up, and
@@ -109,11 +111,11 @@ struct AttentionForwardKernels {
   void (*exp2)(const float* from, std::int64_t count, float* to);
   // Floats of scratch that one thread needs.
   std::int64_t (*scratch)(std::int64_t head_dim);
-  // Floats of head.keys, for a sequence of n, and of head.bounds.
-  std::int64_t (*keys_size)(const Attention& call, std::int64_t n);
+  // Floats of head.keys, and of head.bounds.
+  std::int64_t (*keys_size)(const AttentionHead& head);
   std::int64_t (*bounds_size)(std::int64_t n, std::int64_t head_dim);
   // Fills head.keys, as tile() wants them, and head.bounds, where they are not null.
-  void (*prepare)(const AttentionHead& head);
+  void (*prepare)(AttentionHead& head);
   // Queries [first_query, last_query) of the head, at most kQueryTile.
   void (*tile)(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
                const AttentionForward& result, float* scratch, PairCount& count);

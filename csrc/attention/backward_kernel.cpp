@@ -198,7 +198,7 @@ void walk_blocks(const AttentionHead& head, Strips& tile, const Memory& scratch,
     first = walk.met.first < first ? walk.met.first : first;
     last = walk.met.last > last ? walk.met.last : last;
   });
-  const std::int64_t block = key_block(*head.call);
+  const std::int64_t block = key_block(head);
   const auto each_block = [&](const auto& body) {
     for (std::int64_t at = first; at < last; at += block) {
       const std::int64_t end = at + block < head.n ? at + block : head.n;
@@ -281,7 +281,7 @@ std::int64_t scratch_size(std::int64_t head_dim) {
 
 extern const AttentionBackwardKernels attention_backward_kernels;
 const AttentionBackwardKernels attention_backward_kernels{
-    {enter_thread, leave_thread}, scratch_size, padded, keys_size, prepare, backward_tile, write_rows};
+    {enter_thread<false>, leave_thread<false>}, scratch_size, padded, keys_size, prepare, backward_tile, write_rows};
 
 }  // namespace PYENC_ISA
 }  // namespace pyenc

@@ -104,7 +104,7 @@ struct SkipRule {
       geometric = -std::log2(-std::expm1(-slope * 0.69314718f)) + 1e-5f;
     }
     side_budget = std::log2(static_cast<float>(call.skip_eps) / 4);
-    full_mass = mass_of(key_block(call));
+    full_mass = mass_of(key_block(head));
     const float slack = slack_of(depth);
     for (int c = 0; c < C; ++c) {
       float length[kLanes];
@@ -167,7 +167,7 @@ struct SkipRule {
              const Floats (&lse)[C]) {
     const float slack = slack_of(head.call->head_dim) * bounds.length[index];
     const float spread = bounds.radius[index] + slack;
-    const float each = count == key_block(*head.call) ? full_mass : mass_of(count);
+    const float each = count == key_block(head) ? full_mass : mass_of(count);
     Floats top[C];
     for (int c = 0; c < C; ++c)
       top[c] = dot[c] + q_length[c] * spread + block(head, strip, c, nearest, each);

@@ -28,14 +28,14 @@ std::int64_t floats_for(const AttentionHead& head) {
   if (head.n <= kQueryTile) return 0;
   const AttentionForwardKernels& kernels = attention_forward_kernels();
   const std::int64_t bounds = kernels.bounds_size(head.n, head.call->head_dim);
-  return whole_lines(kernels.keys_size(*head.call, head.n)) + (head.skips ? whole_lines(bounds) : 0);
+  return whole_lines(kernels.keys_size(head)) + (head.skips ? whole_lines(bounds) : 0);
 }
 
 void place(AttentionHead& head, float* memory) {
   if (!floats_for(head)) return;
   head.keys = memory;
   if (head.skips)
-    head.bounds = memory + whole_lines(attention_forward_kernels().keys_size(*head.call, head.n));
+    head.bounds = memory + whole_lines(attention_forward_kernels().keys_size(head));
 }
 
 std::int64_t tiles_of(const AttentionHead& head) { return (head.n + kQueryTile - 1) / kQueryTile; }

@@ -7,6 +7,7 @@
 
 #include "attention/amx.h"
 #include "attention/amx_forward.h"
+#include "attention/amx_split_forward.h"
 #include "attention/arguments.h"
 #include "attention/bound.h"
 #include "attention/forward_math.h"
@@ -88,40 +89,60 @@ void forward_tile_as(AttentionHead head, std::int64_t first_query, std::int64_t 
 #define PYENC_BF16_MATH PairMath
 #endif
 
-// body(Math of the call's dtype, null).
+// body(Math of the head, null).
 template <class Body>
-void with_math(const Attention& call, const Body& body) {
+void with_math(const AttentionHead& head, const Body& body) {
 #ifdef PYENC_BF16_MATH
-  if (call.dtype == Dtype::bf16) return body(static_cast<PYENC_BF16_MATH*>(nullptr));
+  if (head.call->dtype == Dtype::bf16) return body(static_cast<PYENC_BF16_MATH*>(nullptr));
 #endif
-  (void)call;
+#ifdef PYENC_AMX
+  if (head.split) return body(static_cast<SplitMath*>(nullptr));
+#endif
+  (void)head;
   body(static_cast<FloatMath*>(nullptr));
 }
 
 template <class Pointer>
 using MathOf = std::remove_const_t<std::remove_pointer_t<Pointer>>;
 
-void forward_tile(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
+// How its keys are kept, before they are read.
+void choose(AttentionHead& head) {
+#ifdef PYENC_AMX
+  head.split = is_split(head);
+#endif
+  (void)head;
+}
+
+void forward_tile(const AttentionHead& given, std::int64_t first_query, std::int64_t last_query,
                   const AttentionForward& result, float* memory, PairCount& count) {
-  with_math(*head.call, [&](auto math) {
+  AttentionHead head = given;
+  if (!head.keys) choose(head);
+  with_math(head, [&](auto math) {
     forward_tile_as<MathOf<decltype(math)>>(head, first_query, last_query, result, memory, count);
   });
 }
 
-void prepare(const AttentionHead& head) {
+void prepare(AttentionHead& head) {
   if (!head.keys) return;
-  with_math(*head.call, [&](auto math) {
+  choose(head);
+  with_math(head, [&](auto math) {
     using Math = MathOf<decltype(math)>;
     copy_keys<Math>(head);
     if (head.bounds) Math::make_bounds(head);
   });
 }
 
-std::int64_t keys_size(const Attention& call, std::int64_t n) {
+// Enough for whatever choose() may find.
+std::int64_t keys_size(const AttentionHead& given) {
+  AttentionHead head = given;
+#ifdef PYENC_AMX
+  head.split = may_split(head);
+#endif
+  const std::int64_t depth = head.call->head_dim;
   std::int64_t size = 0;
-  with_math(call, [&](auto math) {
+  with_math(head, [&](auto math) {
     using Math = MathOf<decltype(math)>;
-    size = Math::keys_size(n, call.head_dim) + Math::values_size(n, call.head_dim);
+    size = Math::keys_size(head.n, depth) + Math::values_size(head.n, depth);
   });
   return size;
 }
@@ -131,6 +152,10 @@ std::int64_t scratch_size(std::int64_t head_dim) {
 #ifdef PYENC_BF16_MATH
   const std::int64_t other = Scratch<PYENC_BF16_MATH>::size(head_dim);
   size = other > size ? other : size;
+#endif
+#ifdef PYENC_AMX
+  const std::int64_t split = Scratch<SplitMath>::size(head_dim);
+  size = split > size ? split : size;
 #endif
   return size;
 }
@@ -147,7 +172,7 @@ std::int64_t bounds_size(std::int64_t n, std::int64_t head_dim) {
 
 extern const AttentionForwardKernels attention_forward_kernels;
 const AttentionForwardKernels attention_forward_kernels{
-    {enter_thread, leave_thread}, exp2_all, scratch_size, keys_size, bounds_size, prepare, forward_tile};
+    {enter_thread<true>, leave_thread<true>}, exp2_all, scratch_size, keys_size, bounds_size, prepare, forward_tile};
 
 }  // namespace PYENC_ISA
 }  // namespace pyenc

@@ -12,7 +12,7 @@ namespace PYENC_ISA {
 namespace {
 
 inline std::int64_t blocks_of(const AttentionHead& head) {
-  const std::int64_t block = key_block(*head.call);
+  const std::int64_t block = key_block(head);
   return (head.n + block - 1) / block;
 }
 
@@ -97,7 +97,7 @@ inline void spread_outward(const KeyBounds& bounds, std::int64_t blocks) {
 // keys: (n, D), or null: they are then read block by block.
 inline void make_key_bounds(const AttentionHead& head, const float* keys) {
   const std::int64_t depth = head.call->head_dim, blocks = blocks_of(head);
-  const std::int64_t block = key_block(*head.call);
+  const std::int64_t block = key_block(head);
   float copy[kMostKeys * kMostDepth];
   const auto block_at = [&](std::int64_t b, std::int64_t count) -> const float* {
     if (keys) return keys + b * block * depth;

@@ -8,7 +8,7 @@
 #include "attention/arguments.h"
 #include "shared/product.h"
 
-// Whether bfloat16 goes by matrix units (attention/amx.h), or by what stands for them in the tests.
+// Whether there are matrix units (attention/amx.h), or by what stands for them in the tests.
 #if defined(PYENC_EMULATE_AMX) || (defined(__AMX_TILE__) && defined(__AMX_BF16__))
 #define PYENC_AMX 1
 #endif
@@ -20,12 +20,12 @@ namespace {
 // Keys of a block. A product of matrix units sums over 32 keys.
 #ifdef PYENC_AMX
 constexpr std::int64_t kTileKeys = 64, kMostKeys = kTileKeys;
-inline std::int64_t key_block(const Attention& call) {
-  return call.dtype == Dtype::bf16 ? kTileKeys : kKeyBlock;
+inline std::int64_t key_block(const AttentionHead& head) {
+  return head.split || head.call->dtype == Dtype::bf16 ? kTileKeys : kKeyBlock;
 }
 #else
 constexpr std::int64_t kMostKeys = kKeyBlock;
-constexpr std::int64_t key_block(const Attention&) { return kKeyBlock; }
+constexpr std::int64_t key_block(const AttentionHead&) { return kKeyBlock; }
 #endif
 
 constexpr float kLog2e = 1.4426950408889634f;

@@ -108,13 +108,31 @@ PYENC_INLINE float sum_of(Floats x) {
   return sum;
 }
 
+// `rest` 2^f for |f| <= 1/2: the minimax polynomial of relative error among those of its degree that are
+// 1 at 0 (9.2e-8, or 2.8e-6 with Degree 4).
+template <int Degree>
+PYENC_INLINE Floats exp2_fraction(Floats f, float rest) {
+  static_assert(Degree == 4 || Degree == 5, "these are known");
+  Floats p;
+  if constexpr (Degree == 5) {
+    p = f * (rest * 0x1.5bba14p-10f) + rest * 0x1.3cea88p-7f;
+    p = p * f + rest * 0x1.c6b752p-5f;
+    p = p * f + rest * 0x1.ebf9bcp-3f;
+    p = p * f + rest * 0x1.62e42ap-1f;
+  } else {
+    p = f * (rest * 0x1.3a02cep-7f) + rest * 0x1.c9fc46p-5f;
+    p = p * f + rest * 0x1.ec0378p-3f;
+    p = p * f + rest * 0x1.62e12cp-1f;
+  }
+  return p * f + rest;
+}
+
 // 2^x for x <= 127, within 2.2 units in the last place, or 2.9e-6 of itself with Degree 4; 0 from where
 // x rounds to Least downward, NaN for NaN, 1 for 0.
 //
 // 2^x = 2^r 2^f with r = round(x): adding 1.5 * 2^23 - Least leaves r - Least in the low bits, which
 // are the exponent of 2^(r - Least - 127), or of zero; the polynomial has the rest of the factor in
-// its coefficients. It is the minimax one of relative error on [-1/2, 1/2] among those of its degree
-// that are 1 at 0 (9.2e-8, or 2.8e-6).
+// its coefficients.
 template <int Least, int Degree = 5>
 PYENC_INLINE Floats exp2_down_to(Floats x) {
   static_assert(-127 <= Least && Least <= -64, "the rest of the factor must be a power of two that fits");
@@ -123,20 +141,7 @@ PYENC_INLINE Floats exp2_down_to(Floats x) {
   x = larger(splat(static_cast<float>(Least)), x);
   const Floats shifted = x + kMagic;
   const Floats f = x - (shifted - kMagic);
-  static_assert(Degree == 4 || Degree == 5, "these are known");
-  Floats p;
-  if constexpr (Degree == 5) {
-    p = f * (kRest * 0x1.5bba14p-10f) + kRest * 0x1.3cea88p-7f;
-    p = p * f + kRest * 0x1.c6b752p-5f;
-    p = p * f + kRest * 0x1.ebf9bcp-3f;
-    p = p * f + kRest * 0x1.62e42ap-1f;
-  } else {
-    p = f * (kRest * 0x1.3a02cep-7f) + kRest * 0x1.c9fc46p-5f;
-    p = p * f + kRest * 0x1.ec0378p-3f;
-    p = p * f + kRest * 0x1.62e12cp-1f;
-  }
-  p = p * f + kRest;
-  return p * as_floats(as_ints(shifted) << 23);
+  return exp2_fraction<Degree>(f, kRest) * as_floats(as_ints(shifted) << 23);
 }
 
 PYENC_INLINE Floats exp2_of(Floats x) { return exp2_down_to<-127>(x); }
