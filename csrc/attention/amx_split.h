@@ -61,11 +61,12 @@ PYENC_INLINE const float* float_row(const Rows3& x, std::int64_t token, std::int
   return r < count ? row_of<float>(x, token + r, head) : nullptr;
 }
 
-// As read_as_rows: block by block, tiles of 16 keys, of each the pairs of D.
+// As read_as_rows: block by block, tiles of 16 keys, of each the pairs of D. Tiles without a key are left
+// as they are: no product reads them.
 inline void split_as_rows(const Rows3& x, std::int64_t token, std::int64_t head, std::int64_t count,
                           std::int64_t depth, float* to) {
   const std::int64_t tiles = pair_tiles(depth);
-  for (std::int64_t r = 0; r < tile_blocks(count) * kTileKeys; ++r) {
+  for (std::int64_t r = 0; r < (count + kTile - 1) / kTile * kTile; ++r) {
     float* place = to + r / kTile * tiles * kPartsWords + r % kTile * kTile;
     const float* row = float_row(x, token, head, r, count);
     if (r + kRowsAhead < count) ask_for(row_of<float>(x, token + r + kRowsAhead, head), depth);
@@ -84,7 +85,7 @@ inline void split_as_rows(const Rows3& x, std::int64_t token, std::int64_t head,
 inline void split_as_columns(const Rows3& x, std::int64_t token, std::int64_t head,
                              std::int64_t count, std::int64_t depth, float* to) {
   const std::int64_t tiles = row_tiles(depth);
-  for (std::int64_t first = 0; first < tile_blocks(count) * kTileKeys; first += kTilePairs) {
+  for (std::int64_t first = 0; first < count; first += kTilePairs) {
     const std::int64_t half = first % kTileKeys / kTilePairs;
     float* place = to + (first / kTileKeys * kPairTiles * tiles + half) * kPartsWords;
     for (std::int64_t r = first + kTilePairs; r < first + 2 * kTilePairs && r < count; ++r)

@@ -160,9 +160,15 @@ def trapped(module: ModuleType) -> None:
             assert count[CONFIGURED] == count[RELEASED] > 0, count
             assert min(count[LOADED], count[STORED], count[MULTIPLIED]) > 0, count
             assert module.trapped(LIVE) == 0
-    # Other dtypes have nothing to do with tiles.
+    # float32 takes them in the forward alone, and other dtypes have nothing to do with tiles.
     before = [module.trapped(i) for i in range(7)]
-    Case([100, 37], "alibi").check(gradient=True)
+    Case([300], "alibi", heads=1, dim=40).check()
+    count = [module.trapped(i) - before[i] for i in range(7)]
+    assert count[CONFIGURED] == count[RELEASED] > 0, count
+    assert min(count[LOADED], count[STORED], count[MULTIPLIED]) > 0, count
+    assert module.trapped(LIVE) == 0
+    before = [module.trapped(i) for i in range(7)]
+    Case([100, 37], "alibi", dtype=torch.float16).check(gradient=True)
     assert before == [module.trapped(i) for i in range(7)]
 
 

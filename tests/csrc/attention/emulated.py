@@ -153,13 +153,13 @@ def main(arguments: Sequence[str]) -> None:
     module = _install(path)
     import torch
 
-    from tests.csrc.attention import amx_cases
+    from tests.csrc.attention import amx_cases, split_cases
     from tests.ops.attention.test_attention_cpu import Case
 
     torch.manual_seed(int(seed))
     torch.set_num_threads(1)  # small matrices wait for a second thread, the oracle's above all
     Case.threads = 2
-    (CASES | amx_cases.CASES)[name](module)
+    (CASES | amx_cases.CASES | split_cases.CASES)[name](module)
     print(module.isa())
 
 

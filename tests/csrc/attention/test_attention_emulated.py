@@ -58,6 +58,12 @@ def test_the_skip_rule_keeps_its_promise(extension: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("cases", ["split", "split others"])
+def test_float32_by_parts(extension: Path, cases: str) -> None:
+    emulated.check(extension, cases, seed(1))
+
+
+@pytest.mark.slow
 def test_whatever_else_holds_of_the_kernels(extension: Path) -> None:
     emulated.check(extension, "amx others")
 
@@ -80,7 +86,8 @@ def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
         pytest.skip("the sanitizers' libraries cannot be loaded into Python")
     extension = emulated.build(tmp_path, [*TILES, *flags], openmp=False)
     environment = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
-    emulated.check(extension, "amx a little", **environment)
+    for cases in ("amx a little", "split a little"):
+        emulated.check(extension, cases, **environment)
 
 
 @pytest.mark.slow
@@ -98,7 +105,7 @@ def test_the_instructions_themselves(tmp_path: Path) -> None:
     emulated.check(extension, "amx trapped")
 
 
-@pytest.mark.parametrize("cases", ["amx", "amx skip", "amx others"])
+@pytest.mark.parametrize("cases", ["amx", "amx skip", "amx others", "split", "split others"])
 def test_the_matrix_units_themselves(cases: str) -> None:
     """The package's own extension, where the processor has what the others stand for."""
     module, isa = package.load(), "x86-64-v4-amx"

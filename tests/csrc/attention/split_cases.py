@@ -1,0 +1,145 @@
+"""What holds of attention on matrix units in float32, by its parts: run by emulated.py."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyenc.ops import attention
+from tests.csrc.attention.amx_cases import HIDDEN
+from tests.ops.attention import test_attention_skip as skip
+from tests.ops.attention.test_attention_cpu import KINDS, Case
+from tests.oracle import naively
+
+# Around what a tile, two of them, a block, and a tile of queries hold; and what is long enough for
+# parts whatever the shortest is.
+LENGTHS = [[1], [15, 16, 17, 0, 31, 32, 33], [63, 64, 65, 48, 49], [127, 128, 129, 3], [500], [257]]
+DIMS = (1, 3, 16, 33, 64, 80, 128, 256)
+
+
+def forward(_: ModuleType) -> None:
+    for lengths, kind in itertools.product(LENGTHS, KINDS):
+        Case(lengths, kind, dim=32).check()
+    for dim, kind in itertools.product(DIMS, ("none", "alibi")):
+        Case([270, 1, 197, 130], kind, dim=dim, heads=1).check()
+    for options, kind in itertools.product(HIDDEN, KINDS):
+        Case([350, 37, 197], kind, dim=24, heads=1, **options).check()
+    Case([300], "alibi", heads=3, std=12.0).check()  # the maximum moves
+    # The backward goes by what the forward met, in blocks of another size.
+    for kind in KINDS:
+        Case([300, 17], kind, dim=40, heads=1).check(gradient=True)
+
+
+def a_little(_: ModuleType) -> None:
+    """For the sanitizers: odd sizes of everything, whatever is read or written."""
+    for kind in KINDS:
+        Case([1, 17, 297], kind, dim=33, heads=1).check()
+        Case([230], kind, dim=7, heads=1, window=(20, 90), holes=True).check()
+    Case([200], "alibi", dim=256, heads=1).check()
+    skip.check_shares("planted -16", torch.float32)
+
+
+def errors(qkv: list[Tensor], lengths: list[int]) -> tuple[float, float]:
+    """Root mean squares: what the kernel is off, and the naive computation in float32."""
+    bounds = torch.tensor([0, *itertools.accumulate(lengths)])
+    out = attention(*qkv, bounds, skip_eps=0, backend="cpu")
+    oracle = attention(*[x.double() for x in qkv], bounds, backend="reference")
+    with naively():
+        naive = attention(*qkv, bounds, backend="reference")
+    assert isinstance(out, Tensor)
+    assert isinstance(oracle, Tensor)
+    assert isinstance(naive, Tensor)
+    assert bool(out.isfinite().all())
+    off, naive_off = ((x.double() - oracle).square().mean().sqrt().item() for x in (out, naive))
+    return off, naive_off
+
+
+def exact(_: ModuleType) -> None:
+    """As float32 itself: no more than twice off what naive code is, whatever the numbers' sizes."""
+    lengths = [2048 - 500, 300, 200]
+
+    def numbers(dim: int = 64) -> list[Tensor]:
+        return [torch.randn(sum(lengths), 1, dim) for _ in range(3)]
+
+    apart = 2.0 ** torch.arange(-32.0, 32.0)
+    changes: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]] = {
+        "plain": lambda q, k, v: (q, k, v),
+        "large scores": lambda q, k, v: (5 * q, k, v),
+        "keys far from zero": lambda q, k, v: (q, k + 1000 * torch.randn(1, 1, 64), v),
+        "values far from zero": lambda q, k, v: (q, k, v + 1000),
+        "exponents apart": lambda q, k, v: (q * apart, k / apart, v),
+        "exponents of values apart": lambda q, k, v: (q, k, v * apart),
+        "large by small": lambda q, k, v: (q * 2.0**100, k * 2.0**-100, v),
+        "small by large": lambda q, k, v: (q * 2.0**-90, k * 2.0**90, v * 2.0**90),
+        "very large values": lambda q, k, v: (q, k, v * 2.0**110),
+        "all keys zero": lambda q, k, v: (q, 0 * k, v),
+        "values of one bit": lambda q, k, v: (q, k, torch.full_like(v, 1 + 2.0**-23)),
+    }
+    for name, change in changes.items():
+        off, naive = errors(list(change(*numbers())), lengths)
+        # A computation may be exact where ours rounds.
+        assert off <= max(2 * naive, 2.0**-22 if name == "values of one bit" else 0), (
+            name,
+            off,
+            naive,
+        )
+    for dim in DIMS:
+        off, naive = errors(numbers(dim), lengths)
+        assert off <= 2 * naive, (dim, off, naive)
+
+
+def not_finite(_: ModuleType) -> None:
+    """NaN and infinity show where they do in the oracle, and nowhere else."""
+    for value, what in itertools.product((math.nan, math.inf, -math.inf), range(3)):
+        one = Case([300, 200], "alibi", heads=1)
+        one.qkv[what][290, 0, 3] = value
+        out, oracle = one.run("cpu")[0], one.run("reference", torch.float64)[0]
+        if what < 2:
+            assert torch.equal(out.isfinite(), oracle.isfinite())
+        else:
+            assert not bool((out.isfinite() < oracle.isfinite()).any())
+        assert bool(out[300:].isfinite().all())
+
+
+def the_same_twice(_: ModuleType) -> None:
+    one = Case([400, 300, *range(1, 30)], "alibi", heads=3)
+    answers = []
+    for count in (1, 2, 2, 3):
+        one.threads = count
+        answers.append(one.run("cpu"))
+    for again in answers[1:]:
+        assert all(map(torch.equal, answers[0], again))
+
+
+def left_out(_: ModuleType) -> None:
+    """The skip rule keeps its promise."""
+    for name in ("plain", "planted -16", "level -12", "shifted"):
+        skip.check_shares(name, torch.float32)
+    skip.test_the_default_cannot_be_seen(torch.float32)
+
+
+def strided(_: ModuleType) -> None:
+    """Inputs are read as they lie."""
+    one = Case([270, 30], "none", dim=40)
+    expected = one.run("cpu")[0]
+    joined = torch.cat([torch.randn(300, 2, 1), *one.qkv], dim=2)
+    parts: Any = joined[..., 1:].split(40, dim=2)
+    assert torch.equal(attention(*parts, one.cu_seqlens, backend="cpu"), expected)
+
+
+def others(module: ModuleType) -> None:
+    for holds in (exact, not_finite, the_same_twice, left_out, strided):
+        holds(module)
+
+
+CASES: dict[str, Callable[[ModuleType], None]] = {
+    "split": forward,
+    "split a little": a_little,
+    "split others": others,
+}
