@@ -26,6 +26,7 @@ class Pipeline;
 
 struct TileMath {
   using Meetings = Pipeline;
+  using Scalar = BFloat16;
   static constexpr int kStrip = 1;
   static constexpr std::int64_t kKeys = kTileKeys;
   // Two meetings are under way: scores of both, and the pairs of their weights, which take half.
@@ -107,7 +108,7 @@ class Pipeline {
     const std::int64_t slot = turn_++ % 2;
     next.start(walk, head, scratch, slot);
     next.p = scratch.s + 2 * Item::kBlock + slot * Item::kBlock / 2;
-    fetch_some(walk, head);
+    next.fetch_some(head, out_);
     advance(head, &next, count);
   }
 
@@ -124,22 +125,6 @@ class Pipeline {
   Item items_[3];
   std::int64_t turn_ = 0;
   Item *scored_ = nullptr, *weighed_ = nullptr;  // their weights, and their values, are to come
-
-  // What a strip will write, and the queries of its place in the tile that this thread may have
-  // next: a few rows a meeting, for each lies in a page of its own and all at once would be waited for.
-  void fetch_some(Strip16& walk, const AttentionHead& head) const {
-    const Attention& call = *head.call;
-    const std::int64_t ahead = head.next_tile;
-    for (const std::int64_t end = walk.queries.fetched + 2; walk.queries.fetched < end;) {
-      const std::int64_t row = walk.queries.fetched++, token = head.first + walk.strip.first + row;
-      if (row >= walk.strip.count) return;
-      const BFloat16* place = static_cast<const BFloat16*>(out_) +
-                              (token * call.n_heads + head.head) * call.head_dim;
-      for (std::int64_t d = 0; d < call.head_dim; d += kTilePairs) __builtin_prefetch(place + d, 1);
-      if (walk.strip.first + row + ahead < head.n)
-        fetch(call.q, token + ahead, head.head, call.head_dim);
-    }
-  }
 
   // Adds the values of `weighed_`, weighs `scored_`, scores `next`.
   void advance(const AttentionHead& head, Item* next, PairCount& count) {

@@ -117,9 +117,11 @@ PYENC_INLINE void pair_up(Ints low, Ints high, Ints& first, Ints& second) {
 // under way than the first.
 constexpr std::int64_t kFetchAhead = 48;
 
+template <class Scalar>
 PYENC_INLINE void fetch(const Rows3& x, std::int64_t token, std::int64_t head, std::int64_t depth) {
-  const BFloat16* row = row_of<BFloat16>(x, token, head);
-  for (std::int64_t d = 0; d < depth; d += kTilePairs) __builtin_prefetch(row + d, 0, 2);
+  const Scalar* row = row_of<Scalar>(x, token, head);
+  for (std::int64_t d = 0; d < depth; d += 64 / static_cast<std::int64_t>(sizeof(Scalar)))
+    __builtin_prefetch(row + d, 0, 2);
 }
 
 // The row of token + r, of which `count` are there, or null.
@@ -139,7 +141,7 @@ inline void read_as_rows(const Rows3& x, std::int64_t token, std::int64_t head, 
   for (std::int64_t r = 0; r < tile_blocks(count) * kTileKeys; ++r) {
     float* place = to + r / kTile * tiles * kTileWords + r % kTile * kTile;
     const BFloat16* row = row_or_none(x, token, head, r, count);
-    if (r + kFetchAhead < count) fetch(x, token + r + kFetchAhead, head, depth);
+    if (r + kFetchAhead < count) fetch<BFloat16>(x, token + r + kFetchAhead, head, depth);
     for (std::int64_t t = 0; t < tiles; ++t)
       put_words(numbers_of(row, t * kTilePairs, depth), place + t * kTileWords);
   }
@@ -153,7 +155,7 @@ inline void read_as_columns(const Rows3& x, std::int64_t token, std::int64_t hea
     const std::int64_t part = first % kTileKeys / kTilePairs;
     float* block = to + first / kTileKeys * kPairTiles * tiles * kTileWords + part * kTileWords;
     for (std::int64_t r = first + kFetchAhead; r < first + kFetchAhead + kTilePairs && r < count; ++r)
-      fetch(x, token + r, head, depth);
+      fetch<BFloat16>(x, token + r, head, depth);
     for (std::int64_t t = 0; t < tiles; t += 2) {
       TileRows even, odd;
       for (std::int64_t p = 0; p < kTile; ++p) {

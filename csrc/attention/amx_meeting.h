@@ -47,6 +47,25 @@ struct TileMeeting : Walk<1, Math>::Meeting {
       for (std::int64_t j = count; j < rows; ++j) store(bias + j * kTile, splat(-kInfinity));
   }
 
+  // What a strip will write, and the queries of its place in the tile that this thread may have
+  // next: a few rows a meeting, for each lies in a page of its own and all at once would be waited for.
+  void fetch_some(const AttentionHead& head, const void* out) const {
+    using Scalar = typename Math::Scalar;
+    constexpr std::int64_t kLine = 64 / sizeof(Scalar);
+    const Attention& call = *head.call;
+    const Strip<1>& strip = walk->strip;
+    std::int64_t& fetched = walk->queries.fetched;
+    for (const std::int64_t end = fetched + 2; fetched < end;) {
+      const std::int64_t row = fetched++, token = head.first + strip.first + row;
+      if (row >= strip.count) return;
+      const Scalar* place =
+          static_cast<const Scalar*>(out) + (token * call.n_heads + head.head) * call.head_dim;
+      for (std::int64_t d = 0; d < call.head_dim; d += kLine) __builtin_prefetch(place + d, 1);
+      if (strip.first + row + head.next_tile < head.n)
+        fetch<Scalar>(call.q, token + head.next_tile, head.head, call.head_dim);
+    }
+  }
+
   // Whether its scores alone tell that it does not matter. They are looked at where the side has had
   // such a block: before, it takes longer than it saves.
   bool is_faint(const AttentionHead& head) const {

@@ -127,7 +127,7 @@ inline bool parts_serve(const Rows3& x, std::int64_t token, std::int64_t head, s
   Ints beyond = {};
   for (std::int64_t r = 0; r < count; ++r) {
     const float* row = row_of<float>(x, token + r, head);
-    if (r + kRowsAhead < count) ask_for(row_of<float>(x, token + r + kRowsAhead, head), depth);
+    if (r + kFetchAhead < count) fetch<float>(x, token + r + kFetchAhead, head, depth);
     for (std::int64_t d = 0; d < depth; d += kLanes) {
       const Floats size = magnitude(floats_of(row, d, depth));
       most = larger(size, most);

@@ -21,6 +21,7 @@ class SplitMeetings;
 
 struct SplitMath : RowMath<SplitMath> {
   using Meetings = SplitMeetings;
+  using Scalar = float;
   static constexpr int kStrip = 1;
   static constexpr std::int64_t kKeys = kTileKeys;
   // A tile's strips, of whose weights there are three parts, each half as large as scores.
@@ -61,18 +62,20 @@ struct SplitMath : RowMath<SplitMath> {
 
   template <int C>
   struct Queries : RowMath<SplitMath>::Queries<C> {
-    bool faint[2];  // whether a block of a side was left out once it was weighed
+    std::int64_t fetched;  // rows
+    bool faint[2];         // whether a block of a side was left out once it was weighed
 
     void start(const AttentionHead& head, const Strip<C>& strip, const Scratch<SplitMath>& scratch,
                std::int64_t done) {
       RowMath<SplitMath>::Queries<C>::start(head, strip, scratch, done);
-      faint[0] = faint[1] = false;
+      fetched = 0, faint[0] = faint[1] = false;
     }
   };
 };
 
-// Shorter sequences are computed in vector registers.
-constexpr std::int64_t kShortestSplit = 1;
+// Shorter sequences are computed in vector registers: below, what a head takes to be read and split is
+// more than a tenth of its time and eats up the gain (bench/NOTES.md, "float32 on matrix units").
+constexpr std::int64_t kShortestSplit = 96;
 
 // Whether the call's dtype and the sequence's length are what SplitMath is for.
 inline bool may_split(const AttentionHead& head) {
@@ -100,7 +103,7 @@ class SplitMeetings {
   using Item = TileMeeting<SplitMath>;
 
  public:
-  explicit SplitMeetings(const AttentionForward&) {}
+  explicit SplitMeetings(const AttentionForward& result) : out_(result.out) {}
 
   void meet(Walk<1, SplitMath>& walk, const AttentionHead& head, const Block<SplitMath>& block,
             const Scratch<SplitMath>& scratch, PairCount& count) {
@@ -109,6 +112,7 @@ class SplitMeetings {
     if (!walk.admit(head, block, next, count)) return;
     ++turn_;
     next.start(walk, head, scratch, slot);
+    next.fetch_some(head, out_);
     product_ = scratch.s + 2 * Item::kBlock;
     advance(head, &next, count);
   }
@@ -127,6 +131,7 @@ class SplitMeetings {
     std::int64_t steps;  // tiles of pairs of keys
   };
 
+  const void* out_;
   Item items_[2];
   Due due_[SplitMath::kStrips];  // of one block
   std::int64_t turn_ = 0, dues_ = 0, due_block_ = 0;

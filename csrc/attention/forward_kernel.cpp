@@ -51,17 +51,21 @@ void forward_tile_as(AttentionHead head, std::int64_t first_query, std::int64_t 
     walk.start(head, at, last_query, scratch, at - first_query);
   });
   const std::int64_t own_first = first_query / kKeys, own_last = (last_query - 1) / kKeys;
-  // Each strip begins at its own place; beyond the tile's, they take a block in turns.
-  tile.each([&](auto& walk) {
-    const auto meet = [&](std::int64_t b) {
-      meetings.meet(walk, head, Block<Math>(head, b), scratch, count);
-    };
-    const std::int64_t first = walk.strip.first / kKeys;
-    const std::int64_t last = (walk.strip.first + walk.strip.count - 1) / kKeys;
-    for (std::int64_t b = first; b <= last; ++b) meet(b);
-    for (std::int64_t b = first - 1; b >= own_first; --b) meet(b);
-    for (std::int64_t b = last + 1; b <= own_last; ++b) meet(b);
-  });
+  // Each strip begins at its own place, and goes on to the tile's; beyond, they take a block in turns.
+  for (int round = 0; round < 2; ++round)
+    tile.each([&](auto& walk) {
+      const auto meet = [&](std::int64_t b) {
+        meetings.meet(walk, head, Block<Math>(head, b), scratch, count);
+      };
+      const std::int64_t first = walk.strip.first / kKeys;
+      const std::int64_t last = (walk.strip.first + walk.strip.count - 1) / kKeys;
+      if (round == 0) {
+        for (std::int64_t b = first; b <= last; ++b) meet(b);
+      } else {
+        for (std::int64_t b = first - 1; b >= own_first; --b) meet(b);
+        for (std::int64_t b = last + 1; b <= own_last; ++b) meet(b);
+      }
+    });
   const auto meet = [&](std::int64_t b) {
     const Block<Math> block(head, b);
     tile.each([&](auto& walk) { meetings.meet(walk, head, block, scratch, count); });
