@@ -119,10 +119,10 @@ inline void split_queries(const float* q, std::int64_t depth, float* to) {
 }
 
 // Whether the parts of a head's rows serve: no number is infinite or NaN, of which they would make other
-// ones (infinity times a part that is zero), and the largest lies where no part that matters beside it is
-// subnormal.
+// ones (infinity times a part that is zero), and the largest is at most `limit` and lies where no part
+// that matters beside it is subnormal.
 inline bool parts_serve(const Rows3& x, std::int64_t token, std::int64_t head, std::int64_t count,
-                        std::int64_t depth) {
+                        std::int64_t depth, float limit) {
   Floats most = {};
   Ints beyond = {};
   for (std::int64_t r = 0; r < count; ++r) {
@@ -131,7 +131,7 @@ inline bool parts_serve(const Rows3& x, std::int64_t token, std::int64_t head, s
     for (std::int64_t d = 0; d < depth; d += kLanes) {
       const Floats size = magnitude(floats_of(row, d, depth));
       most = larger(size, most);
-      beyond |= ~(size <= 0x1p60f);
+      beyond |= ~(size <= limit);
     }
   }
   return !any(beyond) && (any(most >= 0x1p-60f) || !any(most > 0.0f));

@@ -82,18 +82,22 @@ inline bool may_split(const AttentionHead& head) {
   return head.call->dtype == Dtype::f32 && head.n >= kShortestSplit;
 }
 
+// Keys so large that queries beside them may have parts that are subnormal. Weights have none.
+constexpr float kLargestKey = 0x1p60f, kLargestValue = 0x1.fffffep127f;
+
 inline bool is_split(const AttentionHead& head) {
   const Attention& call = *head.call;
   return may_split(head) &&
-         parts_serve(call.k, head.first, head.head, head.n, call.head_dim) &&
-         parts_serve(call.v, head.first, head.head, head.n, call.head_dim);
+         parts_serve(call.k, head.first, head.head, head.n, call.head_dim, kLargestKey) &&
+         parts_serve(call.v, head.first, head.head, head.n, call.head_dim, kLargestValue);
 }
 
-// 2^x as exp2_of in shared/simd.h, but for weights that were far too large: those are at least 2^127.
+// weight_of in attention/tile.h, but for weights that were far too large: those are at least 2^127.
 PYENC_INLINE Floats split_weight_of(Floats x) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__) && !defined(PYENC_EMULATE_BF16_DOT)
   const Floats f = _mm512_reduce_ps(x, 8);
-  return _mm512_scalef_ps(exp2_fraction<5>(f, 1.0f), x - f);
+  const __mmask16 seen = _mm512_cmp_ps_mask(x, splat(kFaintest + 0.5f), _CMP_NLT_UQ);  // and NaN
+  return _mm512_maskz_scalef_ps(seen, exp2_fraction<5>(f, 1.0f), x - f);
 #else
   return weight_of(x > 127.0f ? splat(127.0f) : x);
 #endif
