@@ -19,7 +19,7 @@ from bench.tunables import TUNABLES, numbers
 from pyenc.ops import ALiBi, AsymmetricALiBi, RelativePositionBias, alibi_slopes
 from pyenc.ops.attention import triton as attention_triton
 from pyenc.ops.attention.terms import terms_of
-from pyenc_kernels import configs, embedding, gated, norm, segment_mean
+from pyenc_kernels import configs, embedding, gated, norm, rotary, segment_mean
 from pyenc_kernels.score_function import ScoreFunction
 
 SERIALISED = "C7515"
@@ -104,11 +104,13 @@ SHAPES = dict.fromkeys(VARIANTS, "64") | {
     "gated": "3072",
     "gated_linear": "3072",
     "norm": "768",
+    "rotary": "64",
     "segment_mean": "768",
 }
 MAIN = (
     "none", "alibi", "alibi-whole", "alibi-fixed", "alibi-fixed-whole", "alibi-int64", "t5",
-    "t5-fixed", "window", "embedding", "gated", "gated_linear", "norm", "segment_mean",
+    "t5-fixed", "window", "embedding", "gated", "gated_linear", "norm", "rotary",
+    "segment_mean",
 )  # fmt: skip
 """Ops that at their shape in bfloat16 may neither spill (with fewer registers than the compiler
 wants: not in a loop) nor have their products serialised; of the other variants it is written
@@ -260,6 +262,8 @@ def _call(work: Work) -> None:
         _call_gated_linear(dtype, tokens, width)
     elif work.op == "norm":
         _call_norm(dtype, tokens, width)
+    elif work.op == "rotary":
+        _call_rotary(dtype, tokens, width)
     elif work.op == "segment_mean":
         x, weights = torch.zeros(tokens, width, dtype=dtype), torch.ones(tokens)
         out, stats = segment_mean.forward_saving(x, cu_seqlens, weights, True)
@@ -302,6 +306,16 @@ def _call_norm(dtype: torch.dtype, tokens: int, width: int) -> None:
         total = x if total is None else total
         grad_total = None if residual is None else x
         norm.backward(normed, grad_total, total, parameter, bias, stats, 1e-5, rms)
+
+
+def _call_rotary(dtype: torch.dtype, tokens: int, width: int) -> None:
+    """q and k beside v, both ways; heads that fill no power of two, of which each lies apart."""
+    for heads, dim, places in ((12, width, torch.int64), (HEADS, width * 3 // 2, torch.int32)):
+        qkv = torch.zeros(tokens, 3 * heads, dim, dtype=dtype)
+        tables = torch.zeros(2, tokens, dim // 2, dtype=torch.float32)
+        positions = torch.arange(tokens, dtype=places)
+        turned = rotary.turn(qkv[:, : 2 * heads], *tables, positions)
+        rotary.turn(turned, *tables, positions, back=True)
 
 
 def _call_attention(

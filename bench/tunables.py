@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pyenc.ops import alibi_slopes
-from pyenc_kernels import attention, embedding, gated, norm, segment_mean
+from pyenc_kernels import attention, embedding, gated, norm, rotary, segment_mean
 from pyenc_kernels.configs import Config
 from pyenc_kernels.score_function import ALIBI
 
@@ -150,6 +150,15 @@ def _embedding_call(kernel: str, dtype: str, width: int, length: int, device: to
     return lambda config: embedding.forward(*tables, weight, bias, 1e-12, False, config)
 
 
+def _rotary_call(kernel: str, dtype: str, width: int, length: int, device: torch.device) -> Call:
+    """q and k of a product with v, as a model turns them."""
+    qkv = torch.randn(TOKENS, 3 * HEADS, width, device=device).to(getattr(torch, dtype))
+    positions = torch.arange(TOKENS, dtype=torch.int64, device=device)
+    cos, sin = torch.randn(2, TOKENS, width // 2, dtype=torch.float32, device=device)
+    turned = qkv[:, : 2 * HEADS], cos, sin, positions
+    return lambda config: rotary.turn(*turned, config=config)
+
+
 def _segment_mean_call(
     kernel: str, dtype: str, width: int, length: int, device: torch.device
 ) -> Call:
@@ -192,6 +201,9 @@ TUNABLES = {
     "norm_backward": _norm,
     "norm_parameters": Tunable(
         "norm", ("768",), _tiles((1024, 2048, 4096), (16, 32, 64)), _norm_call
+    ),
+    "rotary_turn": Tunable(
+        "rotary", ("64",), _tiles((512, 1024, 2048, 4096), (64, 128, 256, 512)), _rotary_call
     ),
     "segment_mean_sum": Tunable(
         "segment_mean", ("768x512",), _tiles((2048, 4096, 8192), (64, 128, 256)), _segment_mean_call

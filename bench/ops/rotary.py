@@ -71,10 +71,11 @@ def op(device: torch.device) -> Op:
     return Op(
         "rotary", EXPLANATION, cases, inputs,
         (
+            signature.peer("pyenc triton", ours("triton"), ours=True),
             signature.peer("pyenc cpu", ours("cpu"), ours=True),
             signature.peer("pyenc torch", ours("torch"), ours=True),
             signature.peer("torch, eager rotate_half", plain),
             signature.compiled("torch, compiled rotate_half", plain),
         ),
-        signature.reference(reference), dtypes=DTYPES,
+        signature.reference(reference), dtypes=DTYPES, packages=("triton",),
     )  # fmt: skip

@@ -74,8 +74,8 @@ def table() -> dict[str, Any]:
     "gated_linear_rows" that function's, of any of them.
 
     A shape is "width" or "widthxlength": head dim and tokens of an average sequence for attention,
-    channels and the same for the segment mean, columns and rows for the gated activation, alone and
-    behind its linear layer, and the norms.
+    channels and the same for the segment mean, head dim and all tokens for the rotary embedding,
+    columns and rows for the gated activation, alone and behind its linear layer, and the norms.
     """
     loaded: dict[str, Any] = json.loads(FILE.read_text("utf-8"))
     return loaded

@@ -32,6 +32,10 @@ from .configs import Config
 REMEMBERED = 4096
 """Calls that a plan knows by their numbers; then it forgets them all."""
 
+ASSERTING = {"debug": True, "sanitize_overflow": False}
+"""For a launch: the kernel's own assertions, without those that Triton adds of its own to sums of
+integers."""
+
 Number = int | float
 Grid = tuple[int, ...]
 

@@ -38,7 +38,7 @@ OTHERS = [
     at_its_shape("sm_90", op)
     for op in (
         "none", "alibi-whole", "t5", "t5-fixed", "embedding", "gated", "gated_linear", "norm",
-        "segment_mean",
+        "rotary", "segment_mean",
     )
 ]  # fmt: skip
 PRODUCTS = {kernel for kernel, tunable in TUNABLES.items() if tunable.op == "alibi"}

@@ -19,6 +19,7 @@ from pyenc.ops import (
     alibi_slopes,
     attention,
     gated_linear,
+    rotary,
     segment_mean,
 )
 from pyenc.ops.attention import triton as attention_triton
@@ -79,6 +80,11 @@ def test_opcheck_the_others(device: str) -> None:
                                      ((None, table), (None, None), None, True)):  # fmt: skip
         arguments = (ids, table, *types, *places, table[1], bias, 1e-5, rms)
         check(torch.ops.pyenc.embedding_norm.default, arguments)
+    angles, places = torch.randn(6, 5, device=device), torch.arange(3, device=device)
+    for back in (False, True):
+        x = leaf(3, 2, 10, device=device)
+        arguments = (x, angles.cos(), angles.sin(), places, back, "triton")
+        check(torch.ops.pyenc.rotary.default, arguments)
     weights = torch.rand(N, device=device, requires_grad=True)
     arguments = (leaf(N, 5, device=device), bounds(device), weights, True, "triton")
     check(torch.ops.pyenc.segment_mean.default, arguments)
@@ -88,10 +94,12 @@ def test_opcheck_the_others(device: str) -> None:
 def test_compiled_without_a_graph_break(kind: str, device: str) -> None:
     weight = leaf(40, 16, device=device)
     tensor = make_tensor(kind, device)
+    angles = torch.randn(N, 4, device=device)
 
     def block(x: Tensor) -> Tensor:
         q, k, v = (x.view(-1, 2, 8) * s for s in (1.0, 2.0, 3.0))
-        cu_seqlens = bounds(device)
+        cu_seqlens, places = bounds(device), torch.arange(N, device=device)
+        q = rotary(q, angles.cos(), angles.sin(), places, backend="triton")
         out = attention(q, k, v, cu_seqlens, bias=make_bias(kind, tensor), backend="triton")
         assert isinstance(out, Tensor)
         normed, _ = add_layer_norm(out.flatten(1), x, weight[0], weight[1], 1e-5, backend="triton")

@@ -26,10 +26,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = """
 import torch
-from pyenc.ops import add_layer_norm, gated_linear
+from pyenc.ops import add_layer_norm, gated_linear, rotary
 from tests.kernels.attention.attention_case import Case
 x, weight = (torch.randn(n, 80, device="cuda", requires_grad=True) for n in (37, 66))
+angles, places = torch.randn(40, 5, device="cuda"), torch.arange(37, device="cuda")
 for dtype in (torch.float32, torch.bfloat16):
+    heads = x.to(dtype).unflatten(1, (8, 10))[:, 1:6]
+    rotary(heads, angles.cos(), angles.sin(), places, backend="triton").square().sum().backward()
     call = x.to(dtype), weight.to(dtype)
     sums = add_layer_norm(call[0], call[0], *call[1][:2], 1e-5, backend="triton")
     out = gated_linear(sums[0], call[1], call[1][:, 0], "gelu", backend="triton")

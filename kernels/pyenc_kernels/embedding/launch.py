@@ -9,13 +9,11 @@ import triton
 from torch import Tensor
 
 from ..configs import Config, config_for
+from ..launching import ASSERTING
 from ..norm import WIDEST
 from .kernel import embedding_norm
 
 __all__ = ["WIDEST", "forward"]
-
-ASSERTING = {"debug": True, "sanitize_overflow": False}
-"""The kernel's own assertions, without those that Triton adds of its own to sums of integers."""
 
 
 def forward(

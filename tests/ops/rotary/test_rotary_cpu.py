@@ -74,8 +74,8 @@ def test_the_same_bits_with_any_number_of_threads_and_every_time() -> None:
 def test_opcheck() -> None:
     cos, sin = tables(9, 4)
     for back in (True, False):
-        arguments = (leaf(9, 2, 8), cos, sin, torch.arange(9), back)
-        torch.library.opcheck(torch.ops.pyenc.rotary_cpu.default, arguments)
+        arguments = (leaf(9, 2, 8), cos, sin, torch.arange(9), back, "cpu")
+        torch.library.opcheck(torch.ops.pyenc.rotary.default, arguments)
 
 
 def main() -> None:
