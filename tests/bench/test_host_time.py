@@ -16,6 +16,7 @@ import pyenc
 from bench import host_time
 from bench.mocked_launch import Launch, mocked, mocked_card
 from pyenc.models.meta import on_meta
+from pyenc.models.rotary import Rotary
 from pyenc_kernels import interpreting
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="the kernels are interpreted")
@@ -31,14 +32,19 @@ def noted() -> Iterator[list[Launch]]:
         yield launches
 
 
-def run(dtype: torch.dtype, bounds: Tensor, layers: int = 2, **fields: Any) -> Tensor:
+def made(layers: int = 2, **fields: Any) -> pyenc.Encoder:
+    fields = {"position": "alibi", "gated": True, "up_bias": False} | fields
     config = pyenc.EncoderConfig(
         vocab_size=8, hidden_size=768, num_layers=layers, num_heads=12, intermediate_size=3072,
-        position="alibi", max_length=8192, gated=True, up_bias=False, **fields,
+        max_length=8192, **fields,
     )  # fmt: skip
     with on_meta():
         encoder = pyenc.Encoder(config).to(torch.bfloat16).eval()
-    encoder.to_empty(device="cpu")
+    return encoder.to_empty(device="cpu")
+
+
+def run(dtype: torch.dtype, bounds: Tensor, layers: int = 2, **fields: Any) -> Tensor:
+    encoder = made(layers, **fields)
     ids = torch.zeros(int(bounds[-1]), dtype=torch.int64)
     with mocked_card((9, 0)), torch.inference_mode():
         return encoder.forward_packed(ids, bounds.to(dtype), contiguous=True, checked=True)
@@ -82,6 +88,23 @@ def test_lengths_are_cast_once_a_batch(dtype: torch.dtype, noted: list[Launch]) 
     bounds = [launch.arguments[at] for launch in launches]
     assert [x.dtype for x in bounds] == [torch.int32] * 2
     assert bounds[0] is bounds[1]
+
+
+def test_q_and_k_are_turned_in_one_launch(noted: list[Launch]) -> None:
+    """Where they lie, beside v; the second time by a plan's memory, to the same kernel."""
+    encoder = made(1, position="rotary", rotary=Rotary(1e4))
+    layer: Any = encoder.layers[0]
+    ids, bounds = torch.zeros(600, dtype=torch.int64), torch.tensor([0, 300, 600])
+    call = encoder._call(ids, bounds, None, True, None)
+    x = torch.empty(600, 768, dtype=torch.bfloat16)
+    with mocked_card(), torch.inference_mode():
+        layer.attention(x, call)
+        layer.attention(x, call)
+    turns = [launch for launch in noted if launch.kernel.name == "rotary_turn"]
+    assert [told(launch) for launch in turns] == 2 * [told(turns[0])]
+    names = list(turns[0].kernel.signature)
+    given = dict(zip(names, turns[0].arguments, strict=True))
+    assert (given["s_t"], given["s_h"], given["n_heads"]) == (3 * 768, 64, 24)
 
 
 def test_the_program_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

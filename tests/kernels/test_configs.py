@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("triton")
 
 from bench import aot_work, tunables, tune
-from pyenc_kernels import attention, configs, embedding, gated, norm, segment_mean
+from pyenc_kernels import attention, configs, embedding, gated, norm, rotary, segment_mean
 from pyenc_kernels.attention import launch as attention_launch
 from pyenc_kernels.configs import Config, entry
 
@@ -228,6 +228,7 @@ def test_a_candidate_is_what_is_launched(
         embedding.launch,
         gated.launch,
         norm.launch,
+        rotary.launch,
         segment_mean.launch,
     ):
         monkeypatch.setattr(module, "config_for", not_this_one)

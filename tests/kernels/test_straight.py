@@ -30,6 +30,7 @@ from pyenc.ops import (
     attention,
     gated_linear,
     registered,
+    rotary,
 )
 
 T, H, D, C, F = 37, 2, 16, 32, 48
@@ -59,18 +60,25 @@ def calls(device: str) -> dict[str, tuple[Call, list[Tensor]]]:
     def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Any:
         return gated_linear(x, weight, bias, "gelu", False, backend="triton")
 
+    angles, places = made(T, D // 2), torch.arange(T, device=device)
+    cos, sin = angles.cos(), angles.sin()
+
+    def turn(x: Tensor) -> Any:
+        return rotary(x, cos, sin, places, backend="triton")
+
     return {
         "attention": (attend, qkv),
         "layer norm": (norm, [made(T, C), made(T, C), made(C), made(C)]),
         "rms norm": (rms, [made(T, C), made(C)]),
         "gated": (gated, [made(T, C), made(2 * F, C), made(2 * F)]),
         "gated apart": (gated, [made(T, C + 1), made(2 * F, C + 1), made(2 * F)]),
+        "rotary": (turn, [made(T, 3 * H, D)[:, : 2 * H]]),
     }
 
 
-NAMES = ("attention", "layer norm", "rms norm", "gated", "gated apart")
+NAMES = ("attention", "layer norm", "rms norm", "gated", "gated apart", "rotary")
 OPS = {"attention": "attention", "layer norm": "add_norm", "rms norm": "add_norm",
-       "gated": "gated_linear", "gated apart": "gated_halves"}  # fmt: skip
+       "gated": "gated_linear", "gated apart": "gated_halves", "rotary": "rotary"}  # fmt: skip
 
 
 def flat(found: Any) -> list[Tensor]:
@@ -112,7 +120,7 @@ def test_the_same_bits(name: str, device: str, dispatched: list[str]) -> None:
         found = flat(call(*given))
         assert dispatched == []
         with pytest.MonkeyPatch.context() as patch:
-            for module in ("norm", "gated", "attention.straight"):
+            for module in ("norm", "gated", "rotary", "attention.straight"):
                 ops = importlib.import_module(f"pyenc.ops.{module}")
                 patch.setattr(ops, "plain", lambda *tensors: False)
             wanted = flat(call(*given))
@@ -150,7 +158,7 @@ def test_a_mode_sees_the_op(name: str, device: str) -> None:
     assert mode.seen == [OPS[name]]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "attention"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("attention", "rotary")])
 def test_fake_tensors_launch_nothing(name: str, device: str) -> None:
     call, given = calls(device)[name]
     mode = FakeTensorMode()
