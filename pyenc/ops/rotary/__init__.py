@@ -15,7 +15,7 @@ from ..launch import why_not
 from ..registered import on_card_of, plain
 from ..validation import check_float
 from . import registration as _registration  # noqa: F401  (it registers the op)
-from .check import check_range
+from .cpu import check_range
 from .reference import rotary_reference
 
 WIDEST = 8192

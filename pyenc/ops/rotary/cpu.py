@@ -17,7 +17,6 @@ from ..launch import (
     check_memory,
     module_for,
 )
-from .check import check_range
 
 OP = "rotary"
 
@@ -49,3 +48,14 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, back: bool = Fa
         out.data_ptr(),
     )  # fmt: skip
     return out
+
+
+def check_range(positions: Tensor, count: int) -> None:
+    """Every position has a row in the tables."""
+    if positions.numel() == 0:
+        return
+    low, high = (int(x) for x in positions.aminmax())
+    if low < 0 or high >= count:
+        raise InputError(
+            f"rotary: positions run from {low} to {high}, the tables from 0 to {count - 1}"
+        )

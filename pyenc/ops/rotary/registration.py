@@ -13,7 +13,6 @@ from torch import Tensor
 from .. import triton_launch
 from ..registered import kernel_op
 from . import cpu
-from .check import check_range
 
 
 @kernel_op("pyenc::rotary")
@@ -24,7 +23,7 @@ def _op(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, back: bool, back
     if backend == "cpu":
         return cpu.turn(x, cos, sin, positions.to(torch.int64), back)
     if not x.is_cuda:  # the interpreter would read what there is not
-        check_range(positions, cos.shape[0])
+        cpu.check_range(positions, cos.shape[0])
     out: Tensor = triton_launch.module_for("rotary").turn(x, cos, sin, positions, back)
     return out
 
