@@ -12,14 +12,16 @@ import triton
 import triton.language as tl
 
 from .forward_kernel import keep_factor, load_rows, pair_scores, places_of
-from .grad_queries_kernel import load_lse
+from .grad_queries_kernel import load_lse, rows_of_head
 
 
-@triton.jit(do_not_specialize=["n_sequences", "window_left", "window_right", "seed", "side"])
+@triton.jit(
+    do_not_specialize=["n_tokens", "n_sequences", "window_left", "window_right", "seed", "side"]
+)
 def attention_grad_dense(
-    p_q, p_k, p_v, p_grad_out, p_lse, p_delta, p_grad, p_cu, p_positions, p_params, p_dense,
+    p_q, p_k, p_v, p_grad_out, p_rows, p_grad, p_cu, p_positions, p_params, p_dense,
     s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_gt, s_gh, s_params, s_dense_h, s_dense,
-    side, n_sequences, n_heads, scale, window_left, window_right, dropout_p, seed,
+    side, n_tokens, n_sequences, n_heads, scale, window_left, window_right, dropout_p, seed,
     SCORE: tl.constexpr, AFFINE_FROM: tl.constexpr, PLAIN: tl.constexpr,
     HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -38,6 +40,7 @@ def attention_grad_dense(
     p_grad_out += i_head.to(tl.int64) * s_gh
     p_params += i_head * s_params
     p_dense += i_head.to(tl.int64) * s_dense_h
+    p_lse, p_delta = rows_of_head(p_rows, i_head, n_heads, n_tokens)
     b_grad = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for i_sequence in range(n_sequences):
         begin = tl.load(p_cu + i_sequence).to(tl.int64)
@@ -49,8 +52,8 @@ def attention_grad_dense(
             b_g = load_rows(p_grad_out, begin, o_i, n, o_d, s_gt, HEAD_DIM, BLOCK_D)
             b_i = places_of(p_positions, begin, o_i, n, HAS_POSITIONS)
             b_j = places_of(p_positions, begin, o_j, n, HAS_POSITIONS)
-            b_lse = load_lse(p_lse + i_head, begin, o_i, n, n_heads)
-            b_delta = tl.load(p_delta + (begin + o_i) * n_heads + i_head, mask=o_i < n, other=0.0)
+            b_lse = load_lse(p_lse, begin, o_i, n)
+            b_delta = tl.load(p_delta + begin + o_i, mask=o_i < n, other=0.0)
             b_dot = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
             b_s = pair_scores(
                 SCORE, b_dot, b_i[:, None], b_j[None, :], scale, i_head, p_params, p_dense, s_dense,

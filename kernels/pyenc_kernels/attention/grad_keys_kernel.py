@@ -20,14 +20,14 @@ from .forward_kernel import (
     unforeseen,
     window_tiles,
 )
-from .grad_queries_kernel import load_lse, weights
+from .grad_queries_kernel import load_lse, rows_of_head, weights
 
 
 @triton.jit
 def _walk_queries(
     b_dk, b_dv, b_k, b_v, first, last,
     p_q, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense, p_ranges, s_qt, s_gt, s_dense,
-    begin, n, o_j, b_j, nearest_left, nearest_right, i_grain, i_head, n_heads, scale,
+    begin, n, o_j, b_j, nearest_left, nearest_right, i_grain, i_head, scale,
     window_left, window_right, dropout_p, seed,
     SIDE: tl.constexpr, SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr,
     AFFINE_FROM: tl.constexpr, PLAIN: tl.constexpr, HAS_POSITIONS: tl.constexpr,
@@ -42,8 +42,8 @@ def _walk_queries(
         b_q = load_rows(p_q, begin, o_i, n, o_d, s_qt, HEAD_DIM, BLOCK_D)
         b_g = load_rows(p_grad_out, begin, o_i, n, o_d, s_gt, HEAD_DIM, BLOCK_D)
         b_i = places_of(p_positions, begin, o_i, n, HAS_POSITIONS)
-        b_lse = load_lse(p_lse, begin, o_i, n, n_heads)
-        b_delta = tl.load(p_delta + (begin + o_i) * n_heads, mask=o_i < n, other=0.0)
+        b_lse = load_lse(p_lse, begin, o_i, n)
+        b_delta = tl.load(p_delta + begin + o_i, mask=o_i < n, other=0.0)
         if HAS_RANGES:
             # Whether these queries met these keys at all.
             p_range = p_ranges + tile * BLOCK_M // GRAIN * 2
@@ -73,12 +73,14 @@ def _walk_queries(
     return b_dk, b_dv
 
 
-@triton.jit(do_not_specialize=["n_sequences", "n_slots", "window_left", "window_right", "seed"])
+@triton.jit(
+    do_not_specialize=["n_tokens", "n_sequences", "n_slots", "window_left", "window_right", "seed"]
+)
 def attention_grad_keys(
-    p_q, p_k, p_v, p_grad_out, p_lse, p_delta, p_dk, p_dv,
+    p_q, p_k, p_v, p_grad_out, p_rows, p_dk, p_dv,
     p_cu, p_positions, p_params, p_dense, p_ranges, p_hulls, p_order,
     s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_gt, s_gh, s_params, s_dense_h, s_dense,
-    n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
+    n_tokens, n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
     SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr,
     AFFINE_FROM: tl.constexpr, BY_DISTANCE: tl.constexpr, PLAIN: tl.constexpr,
     HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
@@ -107,8 +109,7 @@ def attention_grad_keys(
         b_j = places_of(p_positions, begin, o_j, n, HAS_POSITIONS)
         p_q += i_head.to(tl.int64) * s_qh
         p_grad_out += i_head.to(tl.int64) * s_gh
-        p_lse += i_head
-        p_delta += i_head
+        p_lse, p_delta = rows_of_head(p_rows, i_head, n_heads, n_tokens)
         p_params += i_head * s_params
         p_dense += i_head.to(tl.int64) * s_dense_h
         # Seen from a key, the queries behind it are those that look ahead.
@@ -132,7 +133,7 @@ def attention_grad_keys(
             b_dk, b_dv, b_k, b_v, a, b,
             p_q, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense, p_ranges,
             s_qt, s_gt, s_dense, begin, n, o_j, b_j, nearest_left, nearest_right, i_grain, i_head,
-            n_heads, scale, window_left, window_right, dropout_p, seed,
+            scale, window_left, window_right, dropout_p, seed,
             0, SCORE, GATHERS, SLOPE, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
             HAS_DROPOUT, HAS_RANGES, HEAD_DIM, BLOCK_M, BLOCK_D, PRECISION,
         )  # fmt: skip
@@ -141,7 +142,7 @@ def attention_grad_keys(
                 b_dk, b_dv, b_k, b_v, first, a,
                 p_q, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense, p_ranges,
                 s_qt, s_gt, s_dense, begin, n, o_j, b_j, nearest_left, nearest_right, i_grain,
-                i_head, n_heads, scale, window_left, window_right, dropout_p, seed,
+                i_head, scale, window_left, window_right, dropout_p, seed,
                 1, SCORE, GATHERS, SLOPE, AFFINE_FROM, PLAIN, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
                 HAS_DROPOUT, HAS_RANGES, HEAD_DIM, BLOCK_M, BLOCK_D, PRECISION,
             )  # fmt: skip
@@ -150,7 +151,7 @@ def attention_grad_keys(
                 b_dk, b_dv, b_k, b_v, b, last,
                 p_q, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense, p_ranges,
                 s_qt, s_gt, s_dense, begin, n, o_j, b_j, nearest_left, nearest_right, i_grain,
-                i_head, n_heads, scale, window_left, window_right, dropout_p, seed,
+                i_head, scale, window_left, window_right, dropout_p, seed,
                 -1, SCORE, GATHERS, SLOPE, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
                 HAS_DROPOUT, HAS_RANGES, HEAD_DIM, BLOCK_M, BLOCK_D, PRECISION,
             )  # fmt: skip

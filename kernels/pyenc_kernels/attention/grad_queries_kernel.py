@@ -34,13 +34,21 @@ from .forward_kernel import (
 )
 
 
+@triton.jit
+def rows_of_head(p_rows, i_head, n_heads, n_tokens):
+    """Where a head's log-sum-exp and its delta begin in what `attention_delta` writes."""
+    p_lse = p_rows + i_head.to(tl.int64) * n_tokens
+    return p_lse, p_rows + (n_heads + i_head).to(tl.int64) * n_tokens
+
+
 @triton.jit(do_not_specialize=["n_tokens"])
 def attention_delta(
-    p_out, p_grad_out, p_grad_lse, p_delta, s_gt, s_gh, n_tokens, n_heads,
+    p_out, p_grad_out, p_grad_lse, p_lse, p_rows, s_gt, s_gh, n_tokens, n_heads,
     HAS_GRAD_LSE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Program (blocks of T, H): delta (T, H)."""
+    """Program (blocks of T, H): rows (2, H, T), what a row of scores is given in the backward, side
+    by side along a head: its log-sum-exp (T, H) in base 2, and delta."""
     o_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     i_head = tl.program_id(1)
     o_d = tl.arange(0, BLOCK_D)
@@ -52,10 +60,14 @@ def attention_delta(
         p_grad_out + i_head.to(tl.int64) * s_gh, begin, o_t, n_tokens, o_d, s_gt, HEAD_DIM, BLOCK_D
     )
     b_delta = tl.sum(b_out.to(tl.float32) * b_g.to(tl.float32), 1)
+    m_t = o_t < n_tokens
     o_th = o_t * n_heads + i_head
     if HAS_GRAD_LSE:
-        b_delta -= tl.load(p_grad_lse + o_th, mask=o_t < n_tokens, other=0.0)
-    tl.store(p_delta + o_th, b_delta, mask=o_t < n_tokens)
+        b_delta -= tl.load(p_grad_lse + o_th, mask=m_t, other=0.0)
+    b_lse = tl.load(p_lse + o_th, mask=m_t, other=0.0)
+    p_lse_out, p_delta = rows_of_head(p_rows, i_head, n_heads, n_tokens)
+    tl.store(p_lse_out + o_t, b_lse * LOG2E, mask=m_t)
+    tl.store(p_delta + o_t, b_delta, mask=m_t)
 
 
 @triton.jit
@@ -87,10 +99,9 @@ def weights(
 
 
 @triton.jit
-def load_lse(p_lse, begin, o_i, n, n_heads):
+def load_lse(p_lse, begin, o_i, n):
     """The log-sum-exp of rows of a sequence in base 2; so large beyond it that weights are 0."""
-    b_lse = tl.load(p_lse + (begin + o_i) * n_heads, mask=o_i < n, other=float("inf"))
-    return b_lse * LOG2E
+    return tl.load(p_lse + begin + o_i, mask=o_i < n, other=float("inf"))
 
 
 @triton.jit
@@ -175,12 +186,14 @@ def _walk_keys(
     return b_dq, b_learned, b_off, b_away
 
 
-@triton.jit(do_not_specialize=["n_sequences", "n_slots", "window_left", "window_right", "seed"])
+@triton.jit(
+    do_not_specialize=["n_tokens", "n_sequences", "n_slots", "window_left", "window_right", "seed"]
+)
 def attention_grad_queries(
-    p_q, p_k, p_v, p_grad_out, p_lse, p_delta, p_grad_lse, p_dq, p_learned,
+    p_q, p_k, p_v, p_grad_out, p_rows, p_grad_lse, p_dq, p_learned,
     p_cu, p_positions, p_params, p_dense, p_ranges, p_order,
     s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_gt, s_gh, s_params, s_dense_h, s_dense,
-    n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
+    n_tokens, n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
     SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr, PARAMETER: tl.constexpr,
     LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr, BY_DISTANCE: tl.constexpr,
     FLAT: tl.constexpr, PLAIN: tl.constexpr, N_LEARNED: tl.constexpr, N_LOOKED: tl.constexpr,
@@ -208,9 +221,9 @@ def attention_grad_queries(
             p_grad_out + i_head.to(tl.int64) * s_gh, begin, o_i, n, o_d, s_gt, HEAD_DIM, BLOCK_D
         )
         b_i = places_of(p_positions, begin, o_i, n, HAS_POSITIONS)
-        b_lse = load_lse(p_lse + i_head, begin, o_i, n, n_heads)
-        o_ih = (begin + o_i) * n_heads + i_head
-        b_delta = tl.load(p_delta + o_ih, mask=o_i < n, other=0.0)
+        p_lse, p_delta = rows_of_head(p_rows, i_head, n_heads, n_tokens)
+        b_lse = load_lse(p_lse, begin, o_i, n)
+        b_delta = tl.load(p_delta + begin + o_i, mask=o_i < n, other=0.0)
         p_k += i_head.to(tl.int64) * s_kh
         p_v += i_head.to(tl.int64) * s_vh
         p_params += i_head * s_params
@@ -266,7 +279,8 @@ def attention_grad_queries(
             # distance; ds is off by so much times p, and so it is taken back.
             b_due = tl.zeros([BLOCK_M], tl.float32)
             if HAS_GRAD_LSE:
-                b_due = tl.load(p_grad_lse + o_ih, mask=o_i < n, other=0.0)
+                p_grad_lse += (begin + o_i) * n_heads + i_head
+                b_due = tl.load(p_grad_lse, mask=o_i < n, other=0.0)
             b_learned += tl.sum((b_due - b_off)[:, None] * b_away, 0)
     if N_LEARNED > 0:
         tl.store(p_learned + i_number.to(tl.int64) * BLOCK_L + o_l, b_learned)

@@ -223,10 +223,10 @@ def backward(
         if need_dense and terms.dense is not None:
             dense = torch.zeros_like(terms.dense)
         return dq, dk, dv, learned, dense
-    delta = torch.empty_like(lse)
+    rows = lse.new_empty((2, heads, tokens))
     block_d = _block_d(head_dim)
     attention_delta[(triton.cdiv(tokens, 64), heads)](
-        out, grad_out, _or(grad_lse, lse), delta, *grad_out.stride()[:2], tokens, heads,
+        out, grad_out, _or(grad_lse, lse), lse, rows, *grad_out.stride()[:2], tokens, heads,
         HAS_GRAD_LSE=grad_lse is not None, HEAD_DIM=head_dim, BLOCK_T=64, BLOCK_D=block_d, **FUSED,
     )  # fmt: skip
     bias = terms.bias
@@ -242,10 +242,10 @@ def backward(
     if n_learned:
         shares = q.new_empty((heads, programs // heads * parts, block_l), dtype=torch.float32)
     attention_grad_queries[(programs * parts,)](
-        q, k, v, grad_out, lse, delta, _or(grad_lse, lse), dq, shares,
+        q, k, v, grad_out, rows, _or(grad_lse, lse), dq, shares,
         cu_seqlens, tensors.positions, tensors.params, tensors.dense,
         q if met is None else met.met, q if met is None else met.order,
-        *strides, *tensors.strides, *tensors.numbers,
+        *strides, *tensors.strides, tokens, *tensors.numbers,
         SLOPE=slope, PARAMETER=bias.parameter if bias is not None and n_learned else None,
         LOOKUP=bias.lookup if bias is not None and n_learned else None,
         FLAT=bias is not None and bias.flat, N_LEARNED=n_learned,
@@ -258,25 +258,26 @@ def backward(
     config = _config("attention_grad_keys", q, cu_seqlens, flags, configs)
     hulls = None if met is None else _hulls(met, cu_seqlens)
     attention_grad_keys[(programs * (GRAIN.value // config.block_n),)](
-        q, k, v, grad_out, lse, delta, dk, dv,
+        q, k, v, grad_out, rows, dk, dv,
         cu_seqlens, tensors.positions, tensors.params, tensors.dense,
         q if met is None else met.met, q if hulls is None else hulls.met,
         q if hulls is None else hulls.order,
-        *strides, *tensors.strides, *tensors.numbers,
+        *strides, *tensors.strides, tokens, *tensors.numbers,
         SLOPE=slope, BLOCK_M=config.block_m, BLOCK_N=config.block_n, **flags, **config.launch,
     )  # fmt: skip
     learned = shares.sum(1)[:, :n_learned] if n_learned else None
     dense = None
     if need_dense and terms.dense is not None:
-        dense = _grad_dense(grad_out, q, k, v, cu_seqlens, terms, lse, delta)
+        dense = _grad_dense(grad_out, q, k, v, cu_seqlens, terms, rows)
     return dq, dk, dv, learned, dense
 
 
 def _grad_dense(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, terms: Terms,
-    lse: Tensor, delta: Tensor,
+    rows: Tensor,
 ) -> Tensor:  # fmt: skip
-    """(H, side, side): the sum of ds over the sequences, in the bias's dtype."""
+    """(H, side, side): the sum of ds over the sequences, in the bias's dtype. rows: as
+    `attention_delta` writes them."""
     assert terms.dense is not None
     heads, side, _ = terms.dense.shape
     grad = torch.empty_like(terms.dense, memory_format=torch.contiguous_format)
@@ -288,9 +289,9 @@ def _grad_dense(
     n_sequences, _, *numbers = tensors.numbers
     tiles = triton.cdiv(side, config.block_m), triton.cdiv(side, config.block_n)
     attention_grad_dense[(*tiles, heads)](
-        q, k, v, grad_out, lse, delta, grad, cu_seqlens, tensors.positions, tensors.params,
+        q, k, v, grad_out, rows, grad, cu_seqlens, tensors.positions, tensors.params,
         tensors.dense, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *grad_out.stride()[:2],
-        *tensors.strides, side, n_sequences, *numbers,
+        *tensors.strides, side, q.shape[0], n_sequences, *numbers,
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, **flags, **config.launch,
     )  # fmt: skip
     return grad
