@@ -5,6 +5,9 @@ and makes a text of all options, at every launch. A `Plan` has the constants of 
 Triton do that the first time, remembers which compiled kernel came of it, and from then on hands
 that one's launcher what Triton would hand it.
 
+A `Launch` also has the grid and the numbers: of a batch's layers, which repeat the same calls on
+other tensors, the first makes them for all (`Known`).
+
 What decides which kernel serves is all in a plan's memory: the device, the dtypes, which addresses
 are multiples of 16, and of each whole number what Triton may specialise to: being 1, being a
 multiple of 16, the bits that it takes. Where Triton is not one that launches as is known here, on
@@ -38,6 +41,8 @@ integers."""
 
 Number = int | float
 Grid = tuple[int, ...]
+Compiled = tuple[Any, ...]
+"""(its launcher, function and metadata, which that is handed, the kernel itself, to keep it)."""
 
 
 def _known() -> bool:
@@ -70,6 +75,14 @@ def _listening(kernel: Any) -> bool:
     return bool(_runtime.debug or kernel.pre_run_hooks)
 
 
+def _aligned(tensors: tuple[Tensor, ...]) -> object:
+    """Which addresses are multiples of 16; True: all."""
+    addresses = tuple(map(Tensor.data_ptr, tensors))
+    if functools.reduce(operator.or_, addresses) % 16:
+        return tuple(address % 16 == 0 for address in addresses)
+    return True
+
+
 class Plan:
     """A kernel with its constants, ready to be launched.
 
@@ -82,30 +95,26 @@ class Plan:
         if not names or names != list(kernel.arg_names[-len(names) :]):
             raise ValueError(f"{kernel.__name__}: constants must be its last parameters: {names}")
         self.kernel, self.constants = kernel, constants
-        self._values = tuple(constants[name] for name in names)
+        self.values = tuple(constants[name] for name in names)
         self._driver: Any = None
-        self._exact: dict[Any, tuple[Any, ...]] = {}
-        self._alike: dict[Any, tuple[Any, ...]] = {}
+        self._exact: dict[Any, Compiled] = {}
+        self._alike: dict[Any, Compiled] = {}
 
     def __call__(
         self, grid: Grid, tensors: tuple[Tensor, ...], numbers: tuple[Number, ...]
-    ) -> None:
-        """Launch on the current device and stream.
+    ) -> Compiled | None:
+        """Launch on the current device and stream; what was launched, where that is known here.
 
         tensors, numbers: all the kernel's others, in its order. What is a float is one at each
         launch.
         """
         if not _straight or JITFunction.run is not _run or _listening(self.kernel):
             self.kernel[grid](*tensors, *numbers, **self.constants)
-            return
+            return None
         active = driver.active
         if active is not self._driver:
             self._driver, self._exact, self._alike = active, {}, {}
-        device = active.get_current_device()
-        addresses = tuple(map(Tensor.data_ptr, tensors))
-        aligned: object = True
-        if functools.reduce(operator.or_, addresses) % 16:
-            aligned = tuple(address % 16 == 0 for address in addresses)
+        device, aligned = active.get_current_device(), _aligned(tensors)
         dtypes = tuple(map(_dtype_of, tensors))
         key = device, aligned, numbers, dtypes
         found = self._exact.get(key)
@@ -117,16 +126,56 @@ class Plan:
                 if compiled is not None and active.get_current_target().backend == "cuda":
                     found = compiled.run, compiled.function, compiled.packed_metadata, compiled
                     self._alike[alike] = found
-                return
+                return found
             if len(self._exact) >= REMEMBERED:
                 self._exact.clear()
             self._exact[key] = found
         run, function, metadata, _ = found
-        x, y, z = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
+        x, y, z = (*grid, 1, 1)[:3]
         run(
             x, y, z, active.get_current_stream(device), function, metadata, None, None, None,
-            *tensors, *numbers, *self._values,
+            *tensors, *numbers, *self.values,
         )  # fmt: skip
+        return found
+
+
+class Launch:
+    """A plan's launch with its grid and numbers, on tensors of ever the same dtypes: of those the
+    addresses alone are still looked at."""
+
+    def __init__(self, plan: Plan, grid: Grid, numbers: tuple[Number, ...]) -> None:
+        self._plan, self._grid, self._numbers = plan, grid, numbers
+        self._after = *numbers, *plan.values
+        self._x, self._y, self._z = (*grid, 1, 1)[:3]
+        self._driver: Any = None
+        self._found: dict[Any, Compiled] = {}
+
+    def __call__(self, tensors: tuple[Tensor, ...]) -> None:
+        """As the plan is called."""
+        if not _straight or JITFunction.run is not _run or _listening(self._plan.kernel):
+            self._plan(self._grid, tensors, self._numbers)
+            return
+        active = driver.active
+        if active is not self._driver:
+            self._driver, self._found = active, {}
+        device = active.get_current_device()
+        key = device, _aligned(tensors)
+        found = self._found.get(key)
+        if found is None:
+            found = self._plan(self._grid, tensors, self._numbers)
+            if found is not None:
+                self._found[key] = found
+            return
+        run, function, metadata, _ = found
+        run(
+            self._x, self._y, self._z, active.get_current_stream(device), function, metadata,
+            None, None, None, *tensors, *self._after,
+        )  # fmt: skip
+
+
+Known = dict[Any, Launch]
+"""Launches by what else decides them, of calls that are alike in the shapes, strides and dtypes of
+their tensors and in their device."""
 
 
 def specialised(number: Number) -> object:

@@ -45,22 +45,22 @@ def straight(layer: nn.Module, x_TC: Tensor, call: Call) -> Tensor | None:
         terms = terms_for(x_TC, call.cu_seqlens, heads, dim, call.bias, scale, call.skip_eps)
         if terms is None:
             return None
-        made = call.made[key] = terms, *_unread(x_TC, heads)
-    terms, lse_TH, sums = made
+        made = call.made[key] = terms, *_unread(x_TC, heads), {}
+    terms, lse_TH, sums, known = made
     norm = triton_launch.module_for("norm").forward
     one, two, feed_forward = parts.norm, parts.last_norm, parts.feed_forward
     with on_card_of(x_TC):
         qkv_TC = F.linear(x_TC, *parts.qkv)
         q_THD, k_THD, v_THD = qkv_TC.view(x_TC.shape[0], 3, heads, dim).unbind(1)
-        a_THD, _ = launch_attention(q_THD, k_THD, v_THD, call.cu_seqlens, terms, lse_TH)
+        a_THD, _ = launch_attention(q_THD, k_THD, v_THD, call.cu_seqlens, terms, lse_TH, known)
         a_TC = F.linear(a_THD.flatten(1), *parts.out)
-        h_TC, _, _ = norm(a_TC, x_TC, *parts.normed, one.eps, one.rms, None, sums)
+        h_TC, _, _ = norm(a_TC, x_TC, *parts.normed, one.eps, one.rms, None, sums, known)
         m_TF = launch_gated(
-            h_TC, *parts.up, feed_forward.activation, feed_forward.gate_first, call.backend
+            h_TC, *parts.up, feed_forward.activation, feed_forward.gate_first, call.backend, known
         )
         f_TC = F.linear(m_TF, *parts.down)
         y_TC: Tensor
-        y_TC, _, _ = norm(f_TC, h_TC, *parts.last_normed, two.eps, two.rms, None, sums)
+        y_TC, _, _ = norm(f_TC, h_TC, *parts.last_normed, two.eps, two.rms, None, sums, known)
     return y_TC
 
 

@@ -22,10 +22,11 @@ from triton.runtime.jit import JITFunction
 
 from bench.ahead_of_time import NoDevice, target_of
 from bench.mocked_launch import Launch, mocked
-from pyenc_kernels import gated, interpreting, launching, norm
+from pyenc_kernels import gated, interpreting, launching, norm, rotary
 from pyenc_kernels.attention import Terms, forward
 from pyenc_kernels.configs import Config
-from pyenc_kernels.launching import Plan, specialised
+from pyenc_kernels.launching import Known, Plan, specialised
+from pyenc_kernels.launching import Launch as KnownLaunch
 from pyenc_kernels.norm.kernel import norm_forward
 from pyenc_kernels.score_function import ALIBI
 
@@ -147,6 +148,44 @@ def test_each_takes_the_kernel_that_triton_takes(noted: list[Launch]) -> None:
         assert noted[-1].arguments[: len(given)] == given
 
 
+def test_a_launch_with_known_numbers_is_its_plan_s(noted: list[Launch]) -> None:
+    """With whatever tensors: where those lie decides, as ever."""
+    named = {name: given for name, (given, _) in variants().items() if " x " in f" {name} "}
+    named["plain"] = tensors()
+    plan = Plan(norm_forward, CONSTANTS)
+    launch = KnownLaunch(plan, (2,), numbers())
+    with ordinary():
+        for given in named.values():
+            launch(given)
+    wanted = list(noted)
+    assert len({each.kernel.key for each in wanted}) == 2  # x at an odd address, and the others
+    for _ in range(3):
+        noted.clear()
+        for given in named.values():
+            launch(given)
+        assert all(same(*pair) for pair in zip(noted, wanted, strict=True))
+    assert len(launch._found) == 2
+
+
+def test_calls_that_are_alike_share_their_launches(noted: list[Launch]) -> None:
+    """And no others do: a norm's kernel has its eps among its numbers."""
+    known: Known = {}
+    x, residual, weight, bias, *_ = tensors()
+
+    def run(eps: float, bias: Tensor | None, known: Known | None) -> tuple[Any, ...]:
+        norm.forward(x, residual, weight, bias, eps, False, known=known)
+        return told(noted[-1])
+
+    forms = [(1e-5, bias), (1e-12, bias), (1e-5, None), (1e-5, bias), (1e-12, bias)]
+    assert [run(*form, known) for form in forms] == [run(*form, None) for form in forms]
+    assert len(known) == 3
+    up = torch.empty(2 * C, C, dtype=x.dtype)
+    for weight in (up, up[: 2 * T], up):
+        gated.linear_forward(x, weight, None, "gelu", True, known=known)
+        gated.linear_forward(x, weight, None, "gelu", True)
+        assert told(noted[-1]) == told(noted[-2])
+
+
 def test_another_device_has_a_kernel_of_its_own() -> None:
     class Two(NoDevice):
         device = 0
@@ -183,7 +222,9 @@ def test_who_listens_hears_of_every_launch(
     noted: list[Launch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, given = Plan(norm_forward, CONSTANTS), tensors()
+    launch = KnownLaunch(plan, (2,), numbers())
     for _ in range(2):
+        launch(given)
         plan((2,), given, numbers())
     monkeypatch.setattr(noted[0].kernel, "_run", None)  # nobody launches it straight
     heard = []
@@ -195,6 +236,7 @@ def test_who_listens_hears_of_every_launch(
     with monkeypatch.context() as patch:
         patch.setattr(JITFunction, "run", listening)
         plan((2,), given, numbers())
+        launch(given)
         for name, hook in (
             ("enter", knobs.runtime.launch_enter_hook),
             ("exit", knobs.runtime.launch_exit_hook),
@@ -205,7 +247,7 @@ def test_who_listens_hears_of_every_launch(
             hook.remove(heard.append)
         patch.setattr(knobs.runtime, "debug", True)
         assert launching._listening(norm_forward)
-    assert heard == [(2,)]
+    assert heard == [(2,), (2,)]
     assert not launching._listening(norm_forward)
 
 
@@ -247,6 +289,7 @@ def calls() -> dict[str, Any]:
     heads = [torch.empty(3, 64, 12, 64, dtype=torch.bfloat16)[i] for i in range(3)]
     cu_seqlens, slopes = torch.tensor([0, 24, 64], dtype=torch.int32), torch.ones(12)
     alibi = Terms(scale=0.125, bias=ALIBI, params=slopes)
+    angles, places = (torch.empty(64, 32), torch.empty(64, 32)), torch.arange(64)
     moved = torch.empty(64 * C + 1, dtype=torch.bfloat16)[1:].view(64, C)
     return {
         "norm": lambda: norm.forward(x, other, weight, bias, 1e-5, False),
@@ -256,6 +299,7 @@ def calls() -> dict[str, Any]:
         "gated alone": lambda: gated.forward(halves[0], None, "silu"),
         "gated linear": lambda: gated.linear_forward(x, up, None, "gelu", True),
         "gated linear backward": lambda: gated.linear_backward(x, x, up, None, "gelu", True),
+        "rotary": lambda: rotary.turn(heads[0], *angles, places),
         "attention": lambda: forward(*heads, cu_seqlens, Terms(scale=0.125)),
         "attention, ALiBi": lambda: forward(*heads, cu_seqlens, alibi),
         "attention, window": lambda: forward(*heads, cu_seqlens, Terms(1, window=(4, 4))),

@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from ..configs import Config, config_for
-from ..launching import Plans
+from ..launching import Known, Launch, Plans
 from .kernel import norm_backward, norm_forward, norm_parameters
 
 WIDEST = 8192
@@ -28,13 +28,15 @@ Configs = dict[str, Config]
 def forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, rms: bool,
     configs: Configs | None = None, unread: tuple[Tensor, Tensor] | None = None,
+    known: Known | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
     """(norm(x + residual), x + residual or None without one, stats (T, 2) float32).
 
     x, residual (T, C), C up to WIDEST, float32, bfloat16 or float16, each its own, their columns
     contiguous; weight, bias (C,) contiguous, of any of these dtypes. What is returned is contiguous
     and of the dtype of x + residual, to which that sum is rounded before its norm is taken. unread:
-    where to write the sum and the stats, as they would be made here.
+    where to write the sum and the stats, as they would be made here; known: of calls that have a
+    residual where this has one.
 
     Nothing is checked here, and nothing waits for the device; pyenc.ops.add_layer_norm checks.
     """
@@ -54,16 +56,23 @@ def forward(
         stats = x.new_empty((rows, 2), dtype=torch.float32)
     if not (rows and columns):
         return normed, total, stats.zero_()
+    tensors = (
+        x, x if residual is None else residual, weight, weight if bias is None else bias,
+        normed if total is None else total, normed, stats,
+    )  # fmt: skip
+    key = norm_forward, rms, bias is None, eps
+    if known and (launch := known.get(key)) is not None:
+        launch(tensors)
+        return normed, total, stats
     config = (configs or {}).get("norm_forward")
     config = config or config_for("norm_forward", x, columns, rows, whole=True)
     plan = _FORWARD.of(config, columns, rms, residual is not None, bias is not None)
-    other, stride = (x, 0) if residual is None else (residual, residual.stride(0))
-    tensors = (
-        x, other, weight, weight if bias is None else bias, normed if total is None else total,
-        normed, stats,
-    )  # fmt: skip
+    grid = (-(-rows // plan.constants["BLOCK_T"]),)
+    stride = 0 if residual is None else residual.stride(0)
     numbers = x.stride(0), stride, rows, columns, 1 / columns, float(eps)
-    plan((-(-rows // plan.constants["BLOCK_T"]),), tensors, numbers)
+    plan(grid, tensors, numbers)
+    if known is not None:
+        known[key] = Launch(plan, grid, numbers)
     return normed, total, stats
 
 

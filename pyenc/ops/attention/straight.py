@@ -80,13 +80,16 @@ def terms_for(
 
 
 def launch(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, terms: Any, lse: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, terms: Any, lse: Tensor | None = None,
+    known: dict[Any, Any] | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(out (T, H, D), log-sum-exp (T, H) float32), on the current card; terms as `terms_for` gave
-    them; lse: where to write that."""
+    them; lse: where to write that; known: launches of other such calls (`Known` of the kernels)."""
     if not q.is_cuda:  # on a card a look at the values would wait for it
         sequence_bounds(OP, cu_seqlens, q.shape[0])
     kernels = triton_launch.module_for("attention")
     met = kernels.ranges(q, k, cu_seqlens, terms)
-    found: tuple[Tensor, Tensor] = kernels.forward(q, k, v, cu_seqlens, terms, met, lse=lse)
+    found: tuple[Tensor, Tensor] = kernels.forward(
+        q, k, v, cu_seqlens, terms, met, lse=lse, known=known
+    )
     return found

@@ -6,6 +6,8 @@ Shapes: T packed tokens, C channels, F feed-forward.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -148,18 +150,19 @@ def _straight(
 
 def launch(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, gate_first: bool,
-    backend: str | None,
+    backend: str | None, known: dict[Any, Any] | None = None,
 ) -> Tensor:  # fmt: skip
     """`gated_linear` (T, F) of what the Triton kernels serve, on the current card and without a
-    gradient: x (T, C), weight (2F, C), bias of one dtype, their columns contiguous."""
+    gradient: x (T, C), weight (2F, C), bias of one dtype, their columns contiguous; known: launches
+    of other such calls (`Known` of the kernels)."""
     kernels = triton_launch.module_for("gated")
     out: Tensor
     if _in_one(x, backend):
-        out = kernels.linear_forward(x, weight, bias, activation, gate_first)
+        out = kernels.linear_forward(x, weight, bias, activation, gate_first, None, known)
         return out
     first, second = linear(x, weight, bias, backend=backend).chunk(2, -1)
     gate, value = (first, second) if gate_first else (second, first)
-    out = kernels.forward(gate, value, activation)
+    out = kernels.forward(gate, value, activation, None, known)
     return out
 
 
