@@ -51,6 +51,10 @@ def attention_delta(
     by side along a head: its log-sum-exp (T, H) in base 2, and delta."""
     o_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     i_head = tl.program_id(1)
+    m_t = o_t < n_tokens
+    o_th = o_t * n_heads + i_head
+    p_lse_out, p_delta = rows_of_head(p_rows, i_head, n_heads, n_tokens)
+    tl.store(p_lse_out + o_t, tl.load(p_lse + o_th, mask=m_t, other=0.0) * LOG2E, mask=m_t)
     o_d = tl.arange(0, BLOCK_D)
     begin = tl.program_id(0) * 0
     b_out = load_rows(
@@ -60,13 +64,8 @@ def attention_delta(
         p_grad_out + i_head.to(tl.int64) * s_gh, begin, o_t, n_tokens, o_d, s_gt, HEAD_DIM, BLOCK_D
     )
     b_delta = tl.sum(b_out.to(tl.float32) * b_g.to(tl.float32), 1)
-    m_t = o_t < n_tokens
-    o_th = o_t * n_heads + i_head
     if HAS_GRAD_LSE:
         b_delta -= tl.load(p_grad_lse + o_th, mask=m_t, other=0.0)
-    b_lse = tl.load(p_lse + o_th, mask=m_t, other=0.0)
-    p_lse_out, p_delta = rows_of_head(p_rows, i_head, n_heads, n_tokens)
-    tl.store(p_lse_out + o_t, b_lse * LOG2E, mask=m_t)
     tl.store(p_delta + o_t, b_delta, mask=m_t)
 
 
