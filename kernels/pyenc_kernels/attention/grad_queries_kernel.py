@@ -278,8 +278,8 @@ def attention_grad_queries(
             # distance; ds is off by so much times p, and so it is taken back.
             b_due = tl.zeros([BLOCK_M], tl.float32)
             if HAS_GRAD_LSE:
-                p_grad_lse += (begin + o_i) * n_heads + i_head
-                b_due = tl.load(p_grad_lse, mask=o_i < n, other=0.0)
+                o_ih = (begin + o_i) * n_heads + i_head
+                b_due = tl.load(p_grad_lse + o_ih, mask=o_i < n, other=0.0)
             b_learned += tl.sum((b_due - b_off)[:, None] * b_away, 0)
     if N_LEARNED > 0:
         tl.store(p_learned + i_number.to(tl.int64) * BLOCK_L + o_l, b_learned)
