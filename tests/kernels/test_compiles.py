@@ -29,8 +29,9 @@ from bench import aot
 from bench.ahead_of_time import ARCHITECTURES, Compiled, compile_for
 from bench.aot_work import Work, at_its_shape, compile_work, listed, shipped, wrong_with
 from bench.tunables import TUNABLES
-from pyenc_kernels import gated, norm
+from pyenc_kernels import attention, gated, norm, rotary
 from pyenc_kernels.configs import Config
+from pyenc_kernels.score_function import ALIBI
 
 MATRIX = {"sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "v_mfma"}
 MAIN = [at_its_shape(architecture, "alibi") for architecture in reversed(ARCHITECTURES)]
@@ -124,8 +125,23 @@ def test_sizes_of_one() -> None:
         x, one = torch.zeros(1, 1), torch.ones(1)
         normed, _, stats = norm.forward(x, x, one, one, 1e-5, False)
         norm.backward(normed, None, x, one, one, stats, 1e-5, False)
+        rotary.turn(torch.zeros(1, 1, 2), one[None], one[None], torch.zeros(1, dtype=torch.int32))
 
-    assert len(compile_for("sm_90", call, ("sm_90", "default"))) == 5
+    assert len(compile_for("sm_90", call, ("sm_90", "default"))) == 6
+
+
+def test_one_head_and_a_gradient_of_the_log_sum_exp() -> None:
+    """In a kernel's branches no name may change its type, which the interpreter lets pass."""
+
+    def call() -> None:
+        q, cu_seqlens = torch.zeros(3, 1, 16), torch.tensor([0, 3], dtype=torch.int32)
+        terms = attention.Terms(scale=1.0, bias=ALIBI, params=torch.ones(1, 1))
+        out, lse = attention.forward(q, q, q, cu_seqlens, terms)
+        attention.backward(
+            q, lse, q, q, q, cu_seqlens, terms, None, out, lse, need_params=True
+        )  # fmt: skip
+
+    assert len(compile_for("sm_90", call, ("sm_90", "default"))) == 4
 
 
 @pytest.mark.parametrize(
