@@ -78,10 +78,9 @@ struct BackwardStrip {
     if (head.skips) ledger.start(head, strip.count);
   }
 
-  // Whether the forward met keys [first, last), and how they lie.
+  // Whether any of keys [first, last), which the forward met, is seen, and how they lie.
   bool meets(const AttentionHead& head, std::int64_t first, std::int64_t last,
              Placement& place) const {
-    if (first < met.first || last > met.last) return false;
     place = placement(head, strip, first, last);
     return place.side != Side::none;
   }

@@ -34,6 +34,8 @@ def forward(_: ModuleType) -> None:
     # The backward goes by what the forward met, in blocks of another size.
     for kind in KINDS:
         Case([300, 17], kind, dim=40, heads=1).check(gradient=True)
+        for window in ((0, 0), (1, 0), (0, 17)):
+            Case([300], kind, dim=8, heads=1, window=window).check(gradient=True)
 
 
 def a_little(_: ModuleType) -> None:
