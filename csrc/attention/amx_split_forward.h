@@ -73,8 +73,8 @@ struct SplitMath : RowMath<SplitMath> {
   };
 };
 
-// Shorter sequences are computed in vector registers: below, what a head takes to be read and split is
-// more than a tenth of its time and eats up the gain (bench/NOTES.md, "float32 on matrix units").
+// Shorter sequences are computed in vector registers: there it was not seen that parts are faster
+// (bench/NOTES.md, "float32 on matrix units").
 constexpr std::int64_t kShortestSplit = 96;
 
 // Whether the call's dtype and the sequence's length are what SplitMath is for.
