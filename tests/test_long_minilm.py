@@ -361,7 +361,8 @@ def test_what_is_written_is_what_was_judged(
     theirs = judging.vectors_of(tiny, rows)
     said: list[str] = []
     work: Any = SimpleNamespace(
-        teacher=tiny, model=model, rows=rows, options=SimpleNamespace(batch_tokens=10, steps=4, bfloat16=True),
+        teacher=tiny, model=model, rows=rows,
+        options=SimpleNamespace(batch_tokens=10, steps=4, bfloat16=True),
         judge=lambda: judging.agreement(judging.vectors_of(model, rows), theirs),
     )  # fmt: skip
     monkeypatch.setattr(long_minilm, "say", said.append)
