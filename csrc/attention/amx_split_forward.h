@@ -77,9 +77,11 @@ struct SplitMath : RowMath<SplitMath> {
 // (bench/NOTES.md, "float32 on matrix units").
 constexpr std::int64_t kShortestSplit = 96;
 
-// Whether the call's dtype and the sequence's length are what SplitMath is for.
+// Whether the call and the sequence's length are what SplitMath is for. The backward makes its scores in
+// vector registers: beside a log-sum-exp of others, weights would be off by what both round.
 inline bool may_split(const AttentionHead& head) {
-  return head.call->dtype == Dtype::f32 && head.n >= kShortestSplit;
+  const Attention& call = *head.call;
+  return call.dtype == Dtype::f32 && !call.with_backward && head.n >= kShortestSplit;
 }
 
 // Keys so large that queries beside them may have parts that are subnormal. Weights have none.

@@ -41,6 +41,8 @@ struct Attention {
   float scale;
   double skip_eps;  // 0 computes everything
   int threads;
+  // Of the forward: whether a backward follows, whose weights are to be the same.
+  bool with_backward = false;
 };
 
 // The keys [first, last) that a query's strip met.

@@ -203,7 +203,7 @@ void walk_blocks(const AttentionHead& head, Strips& tile, const Memory& scratch,
     for (std::int64_t at = first; at < last; at += block) {
       const std::int64_t end = at + block < head.n ? at + block : head.n;
       tile.each([&](auto& walk) {
-        // The forward's blocks may have been larger (attention/amx_split_forward.h).
+        // Whatever blocks the forward had.
         const std::int64_t from = at < walk.met.first ? walk.met.first : at;
         const std::int64_t to = end > walk.met.last ? walk.met.last : end;
         if (from < to) body(walk, from, to);

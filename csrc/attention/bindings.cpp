@@ -48,7 +48,8 @@ void bind_attention(py::module_& module) {
   module.def(
       "attention_forward",
       [](const py::dict& call, Address out, Address lse, Address ranges) {
-        const Attention attention = call_of(call);
+        Attention attention = call_of(call);
+        attention.with_backward = ranges != 0;
         PairCount count;
         {
           py::gil_scoped_release release;
