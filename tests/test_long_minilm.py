@@ -161,13 +161,17 @@ def test_stopped_and_resumed_it_has_the_same_curve(
 def test_products_in_bfloat16_follow_those_in_float32(
     texts: Corpus, tiny: pyenc.Encoder, tmp_path: Path
 ) -> None:
-    """Parameters stay in float32; losses are near, and not the same."""
-    _, curve = run(texts, tiny, tmp_path / "wide", (None,))
-    halves, again = run(texts, tiny, tmp_path / "halves", (1, None), bfloat16=True)
+    """Parameters stay in float32 and go where they went, by nearly as much, and not to the bit."""
+    wide, _ = run(texts, tiny, tmp_path / "wide", (None,))
+    halves, _ = run(texts, tiny, tmp_path / "halves", (1, None), bfloat16=True)
+    start = student.without_table(tiny).state_dict()
     assert all(tensor.dtype == torch.float32 for tensor in halves.values())
-    sums = [point["sum"] for point in curve]
-    assert [point["sum"] for point in again] == pytest.approx(sums, rel=1e-2)
-    assert again[-1] != curve[-1]
+    one, other = (
+        torch.cat([(moved[name] - start[name]).flatten() for name in moved])
+        for moved in (wide, halves)
+    )
+    assert torch.cosine_similarity(one, other, dim=0) > 0.9
+    assert not torch.equal(one, other)
 
 
 def test_another_runs_checkpoint_is_refused(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from .. import oracle
+from .. import launch, oracle
 from ..activation import check_activation
 from ..backend import WhyNot, always, choose
 from ..constant import constant_result
@@ -151,7 +151,7 @@ def _op(
     packed, sums = _ready(weight, scale, name)
     zeros = torch.zeros(weight.shape[0], dtype=torch.int64, device=weight.device)
     quantize, finish = int8_rows.quantize, int8_rows.finish
-    if name == "onednn" and int8_rows.why_not(x) is None:
+    if name == "onednn" and launch.why_not(x) is None:
         quantize, finish = int8_rows.quantize_in_one, int8_rows.finish_in_one
         rows = rows.contiguous()
         wide_bias = None if wide_bias is None else wide_bias.contiguous()

@@ -54,11 +54,6 @@ def finish(
     out_TF.copy_(y_TF if activation is None else activate(y_TF, activation))
 
 
-def why_not(x: Tensor) -> str | None:
-    """Why the extension cannot serve, or None."""
-    return launch.why_not(x)
-
-
 def quantize_in_one(x_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`quantize` by the extension: x contiguous, float32, bfloat16 or float16; the same bits."""
     launch.check_dtype(OP, "x", x_TC)

@@ -31,7 +31,7 @@ def forward(_: ModuleType) -> None:
     for options, kind in itertools.product(HIDDEN, KINDS):
         Case([350, 37, 197], kind, dim=24, heads=1, **options).check()
     Case([300], "alibi", heads=3, std=12.0).check()  # the maximum moves
-    # The backward goes by what the forward met, in blocks of another size.
+    # Where a backward follows, both go by registers, whose blocks are of another size.
     for kind in KINDS:
         Case([300, 17], kind, dim=40, heads=1).check(gradient=True)
         for window in ((0, 0), (1, 0), (0, 17)):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyenc.errors import InputError
+from pyenc.ops import extension
 from pyenc.ops.linear import int8, int8_rows, packs
 from pyenc.ops.linear.int8 import int8_linear, quantize_weight
 from pyenc.ops.linear.reference import int8_linear_reference
@@ -204,7 +205,7 @@ def test_weights_that_are_refused() -> None:
             quantize_weight(bad)
 
 
-@pytest.mark.skipif(int8_rows.why_not(torch.ones(1)) is not None, reason="no C++ extension")
+@pytest.mark.skipif(extension.missing() is not None, reason="no C++ extension")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("c", [1, 3, 15, 16, 17, 96, 389])
 def test_one_pass_has_the_same_steps(dtype: torch.dtype, c: int) -> None:
@@ -219,7 +220,7 @@ def test_one_pass_has_the_same_steps(dtype: torch.dtype, c: int) -> None:
     assert int8_rows.quantize_in_one(x)[1][2:4].isnan().all()
 
 
-@pytest.mark.skipif(int8_rows.why_not(torch.ones(1)) is not None, reason="no C++ extension")
+@pytest.mark.skipif(extension.missing() is not None, reason="no C++ extension")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "silu", "relu"])
 @pytest.mark.usefixtures("poison")
