@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyenc.ops import attention
+from tests.csrc.attention import amx_cases
 from tests.csrc.attention.amx_cases import HIDDEN
 from tests.ops.attention import test_attention_skip as skip
 from tests.ops.attention.test_attention_cpu import KINDS, Case
@@ -97,16 +97,7 @@ def exact(_: ModuleType) -> None:
 
 
 def not_finite(_: ModuleType) -> None:
-    """NaN and infinity show where they do in the oracle, and nowhere else."""
-    for value, what in itertools.product((math.nan, math.inf, -math.inf), range(3)):
-        one = Case([300, 200], "alibi", heads=1)
-        one.qkv[what][290, 0, 3] = value
-        out, oracle = one.run("cpu")[0], one.run("reference", torch.float64)[0]
-        if what < 2:
-            assert torch.equal(out.isfinite(), oracle.isfinite())
-        else:
-            assert not bool((out.isfinite() < oracle.isfinite()).any())
-        assert bool(out[300:].isfinite().all())
+    amx_cases.not_finite(Case)
 
 
 def the_same_twice(_: ModuleType) -> None:
