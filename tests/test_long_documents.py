@@ -65,12 +65,27 @@ def test_rank() -> None:
     assert [long_documents.rank(query, vectors, i) for i in range(3)] == [3, 1, 2]
 
 
-def test_the_dense_bias_gives_the_same(encoder: pyenc.TextEncoder) -> None:
+@pytest.mark.parametrize("own", [False, True])
+def test_the_dense_bias_gives_the_same(encoder: pyenc.TextEncoder, own: bool) -> None:
     torch.manual_seed(seed(2))
-    ids = torch.randint(encoder.model.config.vocab_size, (150,))
-    found = long_documents.beside_dense(encoder.model, ids)
+    model = encoder.model if not own else with_tables()
+    ids = torch.randint(model.config.vocab_size, (150,))
+    found = long_documents.beside_dense(model, ids)
     assert found.tokens == 150
     assert found.bytes == 4 * 150 * 150 * 4
     assert found.apart < 1e-4
     assert 0 < found.share <= 1
     assert min(found.seconds) > 0
+
+
+def with_tables() -> pyenc.Encoder:
+    """An encoder as long-minilm is, of random weights."""
+    config = pyenc.EncoderConfig(
+        vocab_size=90, hidden_size=24, num_layers=2, num_heads=4, intermediate_size=32,
+        position="table_alibi", position_per_layer=True, max_length=512,
+    )  # fmt: skip
+    model = pyenc.Encoder(config).eval()
+    for name, parameter in model.named_parameters():
+        if ".position_bias." in name:
+            parameter.data += torch.randn_like(parameter)
+    return model

@@ -127,9 +127,13 @@ def run(
             torch.manual_seed(0)
             tensors = {
                 f"{n}.{end}": torch.randn(shape) * 0.1
-                for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n
+                for n, p in model.named_parameters() if n in before and p.ndim == 2
+                and "layers" in n
                 for end, shape in (("left", (p.shape[0], 2)), ("right", (2, p.shape[1])))
             }  # fmt: skip
+            tensors |= {
+                f"{n}.value": p.detach() for n, p in model.named_parameters() if n not in before
+            }
             between = low_rank.Factors(model, before, tensors)
             parameters = between.parameters
         teacher = Teacher(tiny, texts, drawn_of(texts), MARKS, None)
@@ -154,8 +158,25 @@ def test_stopped_and_resumed_it_has_the_same_curve(
         assert torch.equal(parts[name], tensor), name
     assert torch.equal(whole["embeddings.word.weight"], tiny.embeddings.word.weight)
     moved = student.without_table(tiny).state_dict()
-    assert not torch.equal(whole["layers.0.attention.qkv.weight"],
-                           moved["layers.0.attention.qkv.weight"])  # fmt: skip
+    for name in ("layers.0.attention.qkv.weight", "layers.1.attention.position_bias.table"):
+        assert not torch.equal(whole[name], moved[name]), name
+
+
+def test_positions_have_a_rate_of_their_own(
+    texts: Corpus, tiny: pyenc.Encoder, tmp_path: Path
+) -> None:
+    """The first step of AdamW is the rate, times what the positions have."""
+    start = student.without_table(tiny).state_dict()
+    settings = training.Settings(1, 700, rate=1e-4, warm_up=1, position_rate=30.0, seed=seed(3))
+    model = student.without_table(tiny)
+    teacher = Teacher(tiny, texts, drawn_of(texts), MARKS, None)
+    training.train(
+        model, student.trained(model), teacher, settings, tmp_path, dict, say=lambda line: None
+    )
+    parameters = torch.load(tmp_path / "state.pt", weights_only=True)["parameters"]
+    for name, times in (("position_bias.table", 30), ("qkv.weight", 1)):
+        moved = parameters[f"layers.1.attention.{name}"] - start[f"layers.1.attention.{name}"]
+        assert float(moved.abs().median()) == pytest.approx(1e-4 * times, rel=0.05), name
 
 
 def test_products_in_bfloat16_follow_those_in_float32(
@@ -240,7 +261,8 @@ def test_a_difference_of_full_rank_is_the_student(texts: Corpus, tiny: pyenc.Enc
     second = low_rank.moments(model, [np.arange(3, 80)])
     assert len(second) == 8
     tensors = low_rank.differences(before, trained, second, 24)
-    assert not any("layers.0" in name or "word" in name for name in tensors)
+    kept = [name for name in tensors if ".position_bias." not in name]
+    assert not any("layers.0" in name or "word" in name for name in kept)
     low_rank.Factors(model, before, tensors)
     for name, tensor in model.state_dict().items():
         assert torch.allclose(tensor, trained[name], rtol=0, atol=2e-3), name
@@ -380,7 +402,8 @@ def test_what_is_written_is_what_was_judged(
     assert 14_000 < path.stat().st_size <= 19_000
     base = own_checkpoint(tiny)
     made = apply_difference(base, bundled.MINILM_SHA256, path)
-    assert made.encoder.config.position == "alibi"
+    assert made.encoder.config.position == "table_alibi"
+    assert made.encoder.config.position_per_layer
     assert np.allclose(judging.vectors_of(made.encoder, rows), judged, atol=1e-6)
     metadata = read_metadata(path)
     assert "3 steps (full)" in metadata["trained"]

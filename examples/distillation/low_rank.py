@@ -2,7 +2,7 @@
 
 A change D (F, C) is cut so that what is lost of its answers is least: the factors are those of D W,
 W the root of the second moments of what the linear is given, measured on texts (as in Wang et al.,
-"SVD-LLM", arXiv 2403.07378). Biases, norms and the token types are kept whole.
+"SVD-LLM", arXiv 2403.07378). Biases, norms, the token types and the positions are kept whole.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyenc import Encoder
-from pyenc.loading.difference import CHANGE, LEFT, RIGHT
+from pyenc.loading.difference import CHANGE, LEFT, RIGHT, VALUE
 from pyenc.models.layers import Linear
 
 LARGEST = 3_000_000
@@ -74,7 +74,8 @@ def differences(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], second: Mapping[str, Tensor],
     rank: int,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Tensors of a difference, in float32: factors of linears, whole changes of the rest.
+    """Tensors of a difference, in float32: factors of linears, whole changes of the rest, and whole
+    values of what `before` lacks.
 
     Args:
         before, after: states of an encoder, of which the parameters that `after` lacks are no part.
@@ -83,6 +84,9 @@ def differences(
     """
     found: dict[str, Tensor] = {}
     for name, value in after.items():
+        if name not in before:
+            found[name + VALUE] = value.clone()
+            continue
         change = value - before[name]
         if not bool(change.any()):
             continue
@@ -110,7 +114,7 @@ class Factors:
         self, model: Encoder, before: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
     ) -> None:
         self.weights = {n: p for n, p in model.named_parameters() if n != "embeddings.word.weight"}
-        self.before = {name: before[name].detach().clone() for name in self.weights}
+        self.before = {n: before[n].detach().clone() for n in self.weights if n in before}
         self.parameters = {name: nn.Parameter(t.clone()) for name, t in tensors.items()}
         self.push()
 
@@ -121,7 +125,8 @@ class Factors:
             grad, weight.grad = weight.grad, None
             if grad is None:
                 continue
-            if (whole := self.parameters.get(name + CHANGE)) is not None:
+            whole = self.parameters.get(name + (CHANGE if name in self.before else VALUE))
+            if whole is not None:
                 whole.grad = grad
             elif name + LEFT in self.parameters:
                 left, right = self.parameters[name + LEFT], self.parameters[name + RIGHT]
@@ -131,6 +136,9 @@ class Factors:
     def push(self) -> None:
         """The weights that the factors make."""
         for name, weight in self.weights.items():
+            if name not in self.before:
+                weight.copy_(self.parameters[name + VALUE])
+                continue
             value = self.before[name]
             if (whole := self.parameters.get(name + CHANGE)) is not None:
                 value = value + whole

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from pyenc import Encoder
 from pyenc.ops import segment_mean
 
+from .student import is_position
 from .teacher import Teacher
 from .windows import batches, packed
 
@@ -39,8 +40,11 @@ class Settings:
     warm_up: int = 50
     last_rate: float = 0.02
     """Of the peak, at the end of the cosine."""
+    position_rate: float = 320.0
+    """Of the positions' parameters, times that of the others: they begin with nothing that was
+    trained, and a score moves by whole units where a weight moves by hundredths."""
     token_weight: float = 1.0
-    vector_weight: float = 1.0
+    vector_weight: float = 4.0
     similarity_weight: float = 1.0
     clip: float = 1.0
     bfloat16: bool = False
@@ -181,9 +185,7 @@ def train(
         FloatingPointError: the loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    optimizer = torch.optim.AdamW(
-        list(parameters.values()), lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
-    )
+    optimizer = _optimizer(parameters, settings)
     path, curve = folder / "state.pt", Curve(folder / "curve.jsonl")
     averages = Averages(parameters, settings.average, between)
     step = _resume(path, parameters, averages, optimizer, settings)
@@ -219,7 +221,7 @@ def train(
             with products:
                 targets_TC = teacher(batch).float()
             for group in optimizer.param_groups:
-                group["lr"] = rate_at(step, settings)
+                group["lr"] = group["times"] * rate_at(step, settings)
             optimizer.zero_grad()
             with products:
                 states_TC = student.forward_packed(ids, bounds, contiguous=True).float()
@@ -266,6 +268,21 @@ def train(
     else:
         say(f"stopped before step {step:,}; the same command goes on from there")
     return step >= settings.steps
+
+
+def _optimizer(parameters: Mapping[str, nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
+    """AdamW in two groups, each with its `times` of the rate."""
+    named: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in parameters.items():
+        named[is_position(name)].append(parameter)
+    groups = [
+        {"params": named[own], "times": settings.position_rate if own else 1.0}
+        for own in (False, True)
+        if named[own]
+    ]
+    return torch.optim.AdamW(
+        groups, lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+    )
 
 
 class Curve:

@@ -1,10 +1,11 @@
 """A checkpoint as another's weights and a small difference: low-rank factors of what was trained.
 
 A difference is one safetensors file. Of a parameter P it holds `P.left` (F, R) and `P.right`
-(R, C), whose product is added to it, or `P.change`, which is added as it is; float16 or float32.
-Its metadata say which weights it is of (`base`, `base_sha256`), which fields of `EncoderConfig` are
-others (`config`), and the hash of all the rest, so that a damaged file is refused. The factors are
-those of Hu et al., "LoRA" (arXiv 2106.09685).
+(R, C), whose product is added to it, or `P.change`, which is added as it is; of a parameter that
+the base has not, such as a position's, `P.value`. All are float16 or float32. Its metadata say
+which weights it is of (`base`, `base_sha256`), which fields of `EncoderConfig` are others
+(`config`), and the hash of all the rest, so that a damaged file is refused. The factors are those
+of Hu et al., "LoRA" (arXiv 2106.09685).
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from .checkpoint import Checkpoint
 from .save import own_checkpoint
 
 FORMAT = "pyenc-difference-1"
-LEFT, RIGHT, CHANGE = ".left", ".right", ".change"
+LEFT, RIGHT, CHANGE, VALUE = ".left", ".right", ".change", ".value"
 NEEDED = ("format", "sha256", "base", "base_sha256", "config")
-CHANGEABLE = ("position", "num_positions", "max_length", "pooler")
+CHANGEABLE = (
+    "position", "position_fields", "position_per_layer", "num_positions", "max_length", "pooler",
+)  # fmt: skip
 """Fields of `EncoderConfig` that a difference may set otherwise."""
 
 
@@ -133,17 +136,28 @@ def apply_difference(base: Checkpoint, base_sha256: str, path: Path) -> Checkpoi
             f"{metadata['base_sha256']}; these have {base_sha256}"
         )
     config = _config(path, base.encoder.config, metadata["config"])
-    with on_meta():
-        encoder = Encoder(config)
+    try:
+        with on_meta():
+            encoder = Encoder(config)
+    except InputError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     known = base.encoder.state_dict()
     left = dict(tensors)
     state = {}
     for name, parameter in encoder.state_dict().items():
-        if name not in known or known[name].shape != parameter.shape:
+        if name in known and known[name].shape == parameter.shape:
+            value = known[name].detach().float()
+            change = _change(path, name, left, tuple(value.shape))
+            state[name] = value.clone() if change is None else value + change
+        elif name in known or name + VALUE not in left:
             raise CheckpointError(f"{path}: {metadata['base']} has no {name} to start from")
-        value = known[name].detach().float()
-        change = _change(path, name, left, tuple(value.shape))
-        state[name] = value.clone() if change is None else value + change
+        else:
+            state[name] = left.pop(name + VALUE).float()
+            if state[name].shape != parameter.shape:
+                raise CheckpointError(
+                    f"{path}: {name} is {tuple(parameter.shape)}, and its value "
+                    f"{tuple(state[name].shape)}"
+                )
         if not bool(torch.isfinite(state[name]).all()):
             raise CheckpointError(f"{path}: {name} would not be finite")
     if left:
@@ -163,6 +177,7 @@ def _config(path: Path, base: EncoderConfig, said: str) -> EncoderConfig:
             f"{path}: config sets {strange[0]!r}; a difference may set {', '.join(CHANGEABLE)}"
         )
     types = {field.name: type(getattr(base, field.name)) for field in fields(base)}
+    types["position_fields"] = dict
     for key, value in changed.items():
         if type(value) is not types[key]:
             raise CheckpointError(

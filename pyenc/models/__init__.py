@@ -3,5 +3,8 @@
 from .config import EncoderConfig, HeadConfig
 from .encoder import Encoder
 from .position import register_position
+from .table_alibi import NAME, TableALiBi
 
-__all__ = ["Encoder", "EncoderConfig", "HeadConfig", "register_position"]
+__all__ = ["Encoder", "EncoderConfig", "HeadConfig", "TableALiBi", "register_position"]
+
+register_position(NAME, TableALiBi)

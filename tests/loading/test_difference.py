@@ -20,6 +20,7 @@ from pyenc.loading.difference import (
     FORMAT,
     LEFT,
     RIGHT,
+    VALUE,
     apply_difference,
     content_hash,
     read_difference,
@@ -80,6 +81,65 @@ def test_it_is_the_base_and_the_products(base: Checkpoint, tmp_path: Path) -> No
         assert torch.equal(
             again.encoder.forward_packed(ids, bounds), made.encoder.forward_packed(ids, bounds)
         )
+
+
+OWN = CHANGED | {
+    "position": "table_alibi", "position_fields": {"reach": 2}, "position_per_layer": True,
+}  # fmt: skip
+
+
+def values(*left_out: str) -> dict[str, Tensor]:
+    """Tensors of a difference whose positions the base has not."""
+    torch.manual_seed(seed(3))
+    shapes = {"log_slopes": (3, 2), "table": (3, 5)}
+    return tensors() | {
+        f"layers.{layer}.attention.position_bias.{name}{VALUE}": torch.randn(shape).half()
+        for layer in range(2) for name, shape in shapes.items() if name not in left_out
+    }  # fmt: skip
+
+
+def test_positions_that_the_base_has_not_are_whole(base: Checkpoint, tmp_path: Path) -> None:
+    path = written(tmp_path / "d.safetensors", values(), config=json.dumps(OWN))
+    made = apply_difference(base, "a" * 64, path)
+    assert made.encoder.config == replace(CONFIG, **OWN)
+    state = made.encoder.state_dict()
+    for name, tensor in values().items():
+        if name.endswith(VALUE):
+            assert torch.equal(state[name.removesuffix(VALUE)], tensor.float()), name
+    ids, bounds = torch.randint(30, (40,)), torch.tensor([0, 40])
+    save_checkpoint(made, tmp_path / "saved")
+    again = load_checkpoint(tmp_path / "saved", device="cpu")
+    with torch.inference_mode():
+        assert torch.equal(
+            again.encoder.forward_packed(ids, bounds), made.encoder.forward_packed(ids, bounds)
+        )
+
+
+TABLE = "layers.0.attention.position_bias.table"
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "words"),
+    [
+        (values("table"), OWN, f"tiny has no {TABLE} to start from"),
+        (values() | {TABLE + VALUE: torch.zeros(3, 7)}, OWN, f"{TABLE} is (3, 5), and its value"),
+        (values() | {TABLE + VALUE: torch.full((3, 5), torch.inf)}, OWN, "would not be finite"),
+        (values() | {NORM + VALUE: torch.zeros(12)}, OWN, "belongs to no parameter"),
+        (values() | {TABLE + CHANGE: torch.zeros(3, 5)}, OWN, "belongs to no parameter"),
+        (values(), CHANGED, "belongs to no parameter"),
+        (values(), OWN | {"position_fields": [["reach", 2]]}, "position_fields must be dict"),
+        (values(), OWN | {"position_fields": {"reach": 0}}, "reach must be an int of at least 1"),
+        (values(), OWN | {"position_per_layer": 1}, "position_per_layer must be bool"),
+    ],
+)
+def test_positions_that_do_not_fit_are_refused(
+    base: Checkpoint, tmp_path: Path, given: dict[str, Tensor], said: dict[str, object], words: str
+) -> None:
+    path = written(tmp_path / "d.safetensors", given, config=json.dumps(said))
+    with pytest.raises(pyenc.CheckpointError) as refusal:
+        apply_difference(base, "a" * 64, path)
+    assert words in str(refusal.value)
+    assert str(path) in str(refusal.value)
 
 
 def without(name: str) -> dict[str, Tensor]:
