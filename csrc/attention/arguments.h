@@ -28,10 +28,11 @@ struct Attention {
   bool contiguous;         // positions are 0, 1, 2, ...
   BiasKind kind;
   // alibi: slopes (H,). distance: (H, 2 reach + 1), the bias of a query `x` after its key at
-  // reach + x, the same for all |x| >= saturation. dense: (H, side, side) of `bias_dtype`.
+  // reach + x, the same for all |x| >= saturation. dense: (H, rows, reach) of `bias_dtype`, a row for
+  // each query from the head's `begin` on.
   const void* bias;
   Dtype bias_dtype;
-  std::int64_t reach, saturation;
+  std::int64_t reach, saturation, rows;
   // distance, where far keys may be left out, otherwise null. At the place of each x of `bias`, in base
   // 2 and rounded up: what all keys from there outward on its side weigh by the bias alone (log2 of the
   // sum), and what the heaviest of them does. nearby (H,): about how many keys a query meets, 0 where
@@ -74,6 +75,9 @@ struct AttentionBackward {
   // is less. Null when not wanted.
   double* grad_bias;
   std::int64_t grad_reach;
+  // dense: (n_sequences, H, rows, reach), of which the pairs that a window hides are not written.
+  // Null when not wanted.
+  float* grad_pairs = nullptr;
 };
 
 void attention_backward(const Attention& call, const AttentionBackward& result);
@@ -94,6 +98,7 @@ struct AttentionHead {
   bool skips;     // whether far keys may be left out
   float* keys;    // a copy of its keys and then values; null: one tile, which makes it
   float* bounds;  // of the keys, where `skips`; forward alone
+  std::int64_t begin, end;  // the queries that are served: all, or a slab's (attention/slabs.h)
   // From a tile's queries to those that its thread has next, as far as one can tell; forward alone.
   std::int64_t next_tile;
   // float32 as three parts of bfloat16 (attention/amx_split.h): so its keys are kept; forward alone.
@@ -128,6 +133,7 @@ struct GradBias {
   double* slope;
   double* line;  // at distance 0, a query after its key to the right; `reach` to each side
   std::int64_t reach;
+  float* pairs;  // of this head, from query `begin` and key 0 on
 };
 
 struct AttentionBackwardKernels {

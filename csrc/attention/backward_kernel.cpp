@@ -157,6 +157,7 @@ struct Walk : BackwardStrip<C> {
     add_product({scratch.ds, kWidth, 1}, count, q_rows, strip.count, width, sums.keys + first * width);
     multiply_add<C>({k, 1, depth}, depth, scratch.ds, kWidth, count, dq, kWidth);
     if (sums.bias.line) this->add_line(head, first, count, scratch.ds, sums.bias);
+    if (sums.bias.pairs) this->write_pairs(head, first, count, scratch.ds, sums.bias.pairs);
   }
 
   // body(place in scratch.s and scratch.ds, vector, dp = V g there).
@@ -186,7 +187,8 @@ struct Walk : BackwardStrip<C> {
 #ifdef PYENC_AMX
 // Whether a call goes by matrix units.
 bool on_tiles(const Attention& call, const AttentionBackward& result) {
-  return call.dtype == Dtype::bf16 && !(call.kind == BiasKind::alibi && result.grad_bias);
+  return call.dtype == Dtype::bf16 && !(call.kind == BiasKind::alibi && result.grad_bias) &&
+         !result.grad_pairs;
 }
 #endif
 

@@ -85,6 +85,13 @@ struct BackwardStrip {
     return place.side != Side::none;
   }
 
+  // ds of keys [first, first + count) to its place.
+  void write_pairs(const AttentionHead& head, std::int64_t first, std::int64_t count,
+                   const float* ds, float* pairs) {
+    const std::int64_t side = head.call->reach;
+    transpose(ds, count, strip.count, kWidth, pairs + (strip.first - head.begin) * side + first, side);
+  }
+
   void add_line(const AttentionHead& head, std::int64_t first, std::int64_t count, const float* ds,
                 const GradBias& bias) {
     const float* at = head.call->positions + head.first;

@@ -1,6 +1,9 @@
 // The Python face of attention; see bindings.h. Called by pyenc/ops/attention/cpu.py alone.
 
+#include <memory>
+
 #include "attention/arguments.h"
+#include "attention/slabs.h"
 #include "bindings.h"
 
 namespace pyenc {
@@ -31,6 +34,7 @@ Attention call_of(const py::dict& call) {
   result.bias_dtype = static_cast<Dtype>(integer("bias_dtype"));
   result.reach = integer("reach");
   result.saturation = integer("saturation");
+  result.rows = result.reach;
   result.tails = at<const float>(address("tails"));
   result.peaks = at<const float>(address("peaks"));
   result.nearby = at<const float>(address("nearby"));
@@ -42,9 +46,56 @@ Attention call_of(const py::dict& call) {
   return result;
 }
 
+void bind_slabs(py::module_& module) {
+  py::class_<ForwardSlabs>(module, "AttentionForwardSlabs")
+      .def(py::init([](const py::dict& call, Address out, Address lse, Address ranges) {
+             Attention attention = call_of(call);
+             attention.with_backward = ranges != 0;
+             py::gil_scoped_release release;
+             return std::make_unique<ForwardSlabs>(
+                 attention, AttentionForward{at<void>(out), at<float>(lse), at<KeyRange>(ranges)});
+           }),
+           py::arg("call"), py::kw_only(), py::arg("out"), py::arg("lse"), py::arg("ranges"))
+      .def(
+          "slab",
+          [](ForwardSlabs& self, std::int64_t first, std::int64_t last, Address bias) {
+            py::gil_scoped_release release;
+            self.slab(first, last, at<const float>(bias));
+          },
+          py::arg("first"), py::arg("last"), py::arg("bias"));
+  py::class_<BackwardSlabs>(module, "AttentionBackwardSlabs")
+      .def(py::init([](const py::dict& call, py::tuple grad_out, py::tuple out, Address lse,
+                       Address grad_lse, Address ranges, Address grad_q, Address grad_k,
+                       Address grad_v) {
+             const Attention attention = call_of(call);
+             const AttentionBackward result{
+                 rows_at(grad_out), rows_at(out), at<const float>(lse), at<const float>(grad_lse),
+                 at<const KeyRange>(ranges), at<void>(grad_q), at<void>(grad_k), at<void>(grad_v),
+                 nullptr, 0};
+             py::gil_scoped_release release;
+             return std::make_unique<BackwardSlabs>(attention, result);
+           }),
+           py::arg("call"), py::kw_only(), py::arg("grad_out"), py::arg("out"), py::arg("lse"),
+           py::arg("grad_lse"), py::arg("ranges"), py::arg("grad_q"), py::arg("grad_k"),
+           py::arg("grad_v"))
+      .def(
+          "slab",
+          [](BackwardSlabs& self, std::int64_t first, std::int64_t last, Address bias,
+             Address grad_pairs) {
+            py::gil_scoped_release release;
+            self.slab(first, last, at<const float>(bias), at<float>(grad_pairs));
+          },
+          py::arg("first"), py::arg("last"), py::arg("bias"), py::arg("grad_pairs"))
+      .def("finish", [](BackwardSlabs& self) {
+        py::gil_scoped_release release;
+        self.finish();
+      });
+}
+
 }  // namespace
 
 void bind_attention(py::module_& module) {
+  bind_slabs(module);
   module.def(
       "attention_forward",
       [](const py::dict& call, Address out, Address lse, Address ranges) {

@@ -42,7 +42,7 @@ inline double keys_of(const AttentionHead& head) {
 }
 
 inline double work_of(const AttentionHead& head) {
-  return keys_of(head) * static_cast<double>(head.n * head.call->head_dim) * 2;
+  return keys_of(head) * static_cast<double>((head.end - head.begin) * head.call->head_dim) * 2;
 }
 
 inline double work_of(const std::vector<AttentionHead>& heads) {
@@ -56,7 +56,8 @@ inline std::vector<AttentionHead> heads_of(const Attention& call) {
   for (std::int64_t s = 0; s < call.n_sequences; ++s) {
     const std::int64_t first = call.cu_seqlens[s], n = call.cu_seqlens[s + 1] - first;
     for (std::int64_t h = 0; h < call.n_heads && n > 0; ++h) {
-      AttentionHead head{&call, s, first, n, h, false, nullptr, nullptr, kQueryTile * call.threads};
+      AttentionHead head{&call, s,   first, n, h, false, nullptr, nullptr, 0, n,
+                         kQueryTile * call.threads};
       head.skips = n >= kShortestSkipping && call.skip_eps > 0 && nearby_of(head) > 0;
       heads.push_back(head);
     }

@@ -223,9 +223,35 @@ inline void uniform_bias(const AttentionHead& head, const Strip<C>& strip, Side 
 }
 
 // In base 2. The most negative numbers, which hide a key unless all are hidden so, stay finite.
-inline float dense_bias(float x) {
-  const float scaled = kLog2e * x;
-  return scaled < -2.9e38f && x != -kInfinity ? -2.9e38f : scaled;
+inline Floats dense_bias(Floats x) {
+  const Floats scaled = kLog2e * x;
+  return (scaled < -2.9e38f) & (x != -kInfinity) ? splat(-2.9e38f) : scaled;
+}
+
+// tile (keys, strip) = the dense bias of keys [first_key, first_key + count).
+template <int C>
+inline void dense_tile(const AttentionHead& head, const Strip<C>& strip, std::int64_t first_key,
+                       std::int64_t count, float* tile) {
+  constexpr std::int64_t kWidth = Strip<C>::kWidth;
+  const Attention& call = *head.call;
+  const std::int64_t side = call.reach;
+  const std::int64_t at =
+      (head.head * call.rows + strip.first - head.begin) * side + first_key;
+  if (strip.count < kWidth)
+    for (std::int64_t i = 0; i < count * kWidth; ++i) tile[i] = 0;
+  if (call.bias_dtype == Dtype::f32) {
+    transpose(static_cast<const float*>(call.bias) + at, strip.count, count, side, tile, kWidth);
+  } else {
+    alignas(64) float rows[kWidth * kMostKeys];
+    with_dtype(call.bias_dtype, [&](auto type) {
+      using Scalar = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
+      const Scalar* from = static_cast<const Scalar*>(call.bias) + at;
+      for (std::int64_t i = 0; i < strip.count; ++i)
+        for (std::int64_t j = 0; j < count; ++j) rows[i * kMostKeys + j] = widen(from[i * side + j]);
+    });
+    transpose(rows, strip.count, count, kMostKeys, tile, kWidth);
+  }
+  for (std::int64_t i = 0; i < count * kWidth; i += kLanes) store(tile + i, dense_bias(load(tile + i)));
 }
 
 // tile (keys, strip) = the bias of every pair, -infinity where the window hides the key.
@@ -237,16 +263,7 @@ inline void pair_bias(const AttentionHead& head, const Strip<C>& strip, std::int
   const float* at = call.positions + head.first;
   const std::int64_t count = last_key - first_key;
   if (call.kind == BiasKind::dense) {
-    with_dtype(call.bias_dtype, [&](auto type) {
-      using Scalar = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
-      const std::int64_t side = call.reach;
-      const Scalar* bias = static_cast<const Scalar*>(call.bias) + head.head * side * side;
-      for (std::int64_t i = 0; i < kWidth; ++i) {
-        const std::int64_t query = strip.first + (i < strip.count ? i : strip.count - 1);
-        const Scalar* from = bias + query * side + first_key;
-        for (std::int64_t j = 0; j < count; ++j) tile[j * kWidth + i] = dense_bias(widen(from[j]));
-      }
-    });
+    dense_tile(head, strip, first_key, count, tile);
   } else if (call.kind == BiasKind::alibi) {
     const float slope = slope_of(head);
     for (std::int64_t j = 0; j < count; ++j)

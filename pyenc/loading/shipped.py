@@ -65,8 +65,8 @@ SHIPPED = (
         inside="model",
         extra="long-minilm",
         limit="8,192 by its files; a bias by distance has no limit",
-        remark="all-MiniLM-L6-v2's layers with a bias by distance for its position table, taught to "
-        "give its vectors; `pip install 'pyenc[long-minilm]'`",
+        remark="all-MiniLM-L6-v2's layers with a bias by distance for its position table, taught "
+        "to give its vectors; `pip install 'pyenc[long-minilm]'`",
     ),
 )
 """What is shipped, in the order of their names."""

@@ -18,7 +18,7 @@ from . import flash_attn
 from . import registration as _registration  # noqa: F401  (it registers the ops)
 from . import triton as triton_kernels
 from .along import Line, Within, check_listed, line_of, reach_of, too_far, wants_gradient
-from .bias import ALiBi
+from .bias import ALiBi, ScoreMap
 from .own_bias import CustomTerms, attention_custom_bias
 from .own_op import attention_traced
 from .reference import attention_reference
@@ -69,8 +69,8 @@ def attention(
         return_lse: also return the log-sum-exp of the scores, (T, H) float32 (float64 for
             float64); differentiable.
         backend: "triton" (a bias of one's own if it has a `kernel()`, or `along` without a
-            gradient), "cpu" (no dropout, no gradient of a dense bias, of biases of one's own those
-            with `along`), "flash_attn" (that package: half precision, no bias or ALiBi without a
+            gradient), "cpu" (no dropout, no gradient of a dense bias, none of a `ScoreMap`),
+            "flash_attn" (that package: half precision, no bias or ALiBi without a
             gradient of the slopes), "torch" or "reference"; None chooses.
 
     Returns:
@@ -108,16 +108,18 @@ def attention(
     elif name == "flash_attn":
         slopes = bias.slopes if isinstance(bias, ALiBi) else None
         out, lse = flash_attn.attention(q, k, v, cu_seqlens, slopes, scale, window, dropout_p)
-    elif name == "torch" and is_own(bias) and compiling():
+    elif name in ("cpu", "torch") and is_own(bias) and compiling():
         out, lse = attention_traced(
-            q, k, v, cu_seqlens, bias, positions, scale, window, dropout_p, seed
+            q, k, v, cu_seqlens, bias, positions, scale, window, dropout_p, seed, name == "cpu"
         )  # fmt: skip
-    elif name == "torch" and is_own(bias):
+    elif name in ("cpu", "torch") and is_own(bias):
         bounds = check_values(q, cu_seqlens, bias, positions)
         if has_line(bias):
             check_listed(bias, q.shape[1], q.device)
         seed_value = 0 if seed is None else int(seed)
-        custom = CustomTerms(bias, bounds, positions, scale, window, dropout_p, seed_value)
+        custom = CustomTerms(
+            bias, bounds, positions, scale, window, dropout_p, seed_value, name == "cpu"
+        )
         out, lse = attention_custom_bias(q, k, v, custom)
     else:
         kind, tensor, max_distance = flatten(bias)
@@ -183,8 +185,8 @@ def backend_table(
         return too_far(reach_of(q, bounds, known), q.shape[0])
 
     def cpu() -> str | None:
-        if is_own(bias) and not has_line(bias):
-            return "of biases of one's own it has kernels for those with along(offsets) alone"
+        if is_own(bias) and isinstance(bias, ScoreMap):
+            return "it has no kernel for a map, score(s, i, j), of one's own"
         # A traced graph has no values to look at; the op itself will.
         known = None if compiling() else positions
         if has_line(bias) and (reason := far(known)):

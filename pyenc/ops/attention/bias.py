@@ -20,9 +20,10 @@ from ...errors import InputError
 class ScoreBias(Protocol):
     """A bias of one's own: any object with this method is accepted by `attention(bias=...)`.
 
-    Positions are counted from the first token of the sequence. The torch backend serves it, block
-    by block in linear memory. Where it is to be learned the object also needs `parameters()`, which
-    lists the tensors that get a gradient; a `torch.nn.Module` has it.
+    Positions are counted from the first token of the sequence. The C++ kernels serve it, a slab of
+    queries at a time, and the torch backend block by block, both in linear memory. Where it is to
+    be learned the object also needs `parameters()`, which lists the tensors that get a gradient; a
+    `torch.nn.Module` has it.
 
     With a method `kernel()` the Triton kernels serve it too. It returns (function, params): a
     `pyenc_kernels.score_function.ScoreFunction`, the same in small Triton functions, and params

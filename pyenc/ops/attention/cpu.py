@@ -81,7 +81,7 @@ def forward(
     Raises InputError on arguments it cannot serve, BackendError without the extension.
     """
     module = module_for(OP)
-    call = _call(q, k, v, cu_seqlens, terms, skip_eps)
+    call = call_of(q, k, v, cu_seqlens, terms, skip_eps)
     out = q.new_empty(q.shape)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32) if want_lse else None
     ranges = q.new_empty((*q.shape[:2], 2), dtype=torch.int32) if want_ranges else None
@@ -114,7 +114,7 @@ def backward(
     gives the same bits; another number of threads may change the last ones.
     """
     module = module_for(OP)
-    call = _call(q, k, v, cu_seqlens, terms, skip_eps)
+    call = call_of(q, k, v, cu_seqlens, terms, skip_eps)
     shape = tuple(q.shape)
     check_like(OP, "grad_out", grad_out, shape, q.dtype)
     check_like(OP, "out", out, shape, q.dtype)
@@ -139,7 +139,7 @@ def backward(
             sums = (2 * reach + 1,)
         grad_bias = torch.zeros((q.shape[1], *sums), dtype=torch.float64, device=q.device)
     module.attention_backward(
-        call.fields, grad_out=_rows(grad_out), out=_rows(out), lse=lse.data_ptr(),
+        call.fields, grad_out=rows_of(grad_out), out=rows_of(out), lse=lse.data_ptr(),
         grad_lse=pointer(grad_lse), ranges=ranges.data_ptr(), grad_q=grads[0].data_ptr(),
         grad_k=grads[1].data_ptr(), grad_v=grads[2].data_ptr(), grad_bias=pointer(grad_bias),
         grad_reach=reach,
@@ -147,11 +147,11 @@ def backward(
     return grads[0], grads[1], grads[2], _grad_of_tensor(grad_bias, terms, reach)
 
 
-def _rows(x: Tensor) -> tuple[int, int, int]:
+def rows_of(x: Tensor) -> tuple[int, int, int]:
     return x.data_ptr(), x.stride(0), x.stride(1)
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """The fields of csrc/attention/arguments.h, and the tensors whose addresses are among them."""
 
     fields: dict[str, Any]
@@ -161,14 +161,14 @@ class _Call(NamedTuple):
     falls: Falls | None
 
 
-def _call(
+def call_of(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     cu_seqlens: Tensor,
     terms: Terms,
     skip_eps: float,
-) -> _Call:
+) -> Call:
     if q.ndim != 3 or not 1 <= q.shape[2] <= MAX_HEAD_DIM or q.shape[1] < 1:
         raise InputError(
             f"{OP}: q must be (T, H, D) with D at most {MAX_HEAD_DIM}, got {tuple(q.shape)}"
@@ -196,7 +196,7 @@ def _call(
         span = int(places.max())
         falls = falls_of(tensor, span, _longest(bounds), skip_eps)
     fields = {
-        "q": _rows(q), "k": _rows(k), "v": _rows(v), "dtype": DTYPE_CODES[q.dtype],
+        "q": rows_of(q), "k": rows_of(k), "v": rows_of(v), "dtype": DTYPE_CODES[q.dtype],
         "cu_seqlens": cu_seqlens.data_ptr(), "n_sequences": len(bounds) - 1,
         "n_heads": q.shape[1], "head_dim": q.shape[2],
         "positions": places.data_ptr(), "contiguous": terms.positions is None,
@@ -207,7 +207,7 @@ def _call(
         "window_left": terms.window_left, "window_right": terms.window_right,
         "scale": terms.scale, "skip_eps": skip_eps, "threads": torch.get_num_threads(),
     }  # fmt: skip
-    return _Call(fields, cu_seqlens, places, tensor, falls)
+    return Call(fields, cu_seqlens, places, tensor, falls)
 
 
 def _places(

@@ -1,5 +1,5 @@
 """Attention with a user's own `ScoreBias`, in torch: tiles of queries and keys, recomputed in the
-backward.
+backward. (What merely adds to the scores has own_cpu.py on a CPU.)
 
 The bias is a Python object, so this is an autograd.Function instead of a registered op (traced, it
 is inside one: own_op.py). It keeps its inputs, its output and two numbers a row: memory stays
@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...errors import InputError
+from . import own_cpu
 from .bias import OwnBias, ScoreMap, added, apply_own
 from .blocks import keep_factor, powers
 from .groups import BLOCK_ELEMENTS, Group, groups_of
@@ -48,6 +49,8 @@ class CustomTerms:
     window: tuple[int, int]
     dropout_p: float
     seed: int
+    extension: bool = False
+    """Whether the C++ kernels serve it."""
 
     def parameters(self) -> list[Tensor]:
         """The tensors of the bias that want a gradient, by its own word."""
@@ -168,7 +171,8 @@ def attention_custom_bias(
     parameters = terms.parameters()
     if torch.is_grad_enabled() and not parameters and len(q):
         check_listed_somewhere(q, terms.bias)
-    out, lse = _Attention.apply(terms, q, k, v, *parameters)
+    with_backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *parameters))
+    out, lse = _Attention.apply(terms, with_backward, q, k, v, *parameters)
     return out, lse
 
 
@@ -185,11 +189,19 @@ def check_listed_somewhere(q: Tensor, bias: OwnBias) -> None:
         )
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, terms: CustomTerms) -> tuple[Tensor, ...]:
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, terms: CustomTerms, with_backward: bool
+) -> tuple[Tensor, ...]:
     """out (T, H, D) in q's dtype, log-sum-exp (T, H) float32 or wider, and what the backward takes.
 
-    That is out unrounded and, of each row, its largest score and the sum of its weights, (T, H).
+    That is out unrounded and, of each row, its largest score and the sum of its weights, (T, H); of
+    the C++ kernels the log-sum-exp and 1.
+
+    with_backward: whether one follows.
     """
+    if terms.extension:
+        whole, lse = own_cpu.forward(q, k, v, terms, with_backward)
+        return whole.to(q.dtype), lse, whole, lse.clone(), torch.ones_like(lse)
     wide = torch.promote_types(q.dtype, torch.float32)
     whole = torch.empty(q.shape, dtype=wide, device=q.device)
     shifts, totals = (torch.empty(q.shape[:2], dtype=wide, device=q.device) for _ in range(2))
@@ -243,6 +255,10 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Gradients of q, k, v and of the parameters; kept: the last three that `forward` gave."""
     wide = torch.promote_types(q.dtype, torch.float32)
+    if terms.extension:
+        out, lse = kept[:2]
+        onto = torch.zeros_like(out) if grad_out is None else grad_out.to(wide).contiguous()
+        return own_cpu.backward(onto, grad_lse, q, k, v, terms, out, lse, parameters)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     sums = [torch.zeros_like(p) for p in parameters]
     grad_out = torch.zeros_like(kept[0]) if grad_out is None else grad_out.to(wide)
@@ -329,9 +345,10 @@ def _summed(ds: Tensor, heads: int, bias: Tensor) -> Tensor:
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, terms: CustomTerms, q: Tensor, k: Tensor, v: Tensor, *parameters: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        out, lse, *kept = forward(q, k, v, terms)
+        ctx: Any, terms: CustomTerms, with_backward: bool, q: Tensor, k: Tensor, v: Tensor,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        out, lse, *kept = forward(q, k, v, terms, with_backward)
         ctx.terms = terms
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, *kept, *parameters)
@@ -344,7 +361,7 @@ class _Attention(torch.autograd.Function):
         dq, dk, dv, sums = backward(
             grads[0], grads[1], q, k, v, ctx.terms, (whole, shift, total), parameters
         )
-        return (None, dq, dk, dv, *sums)
+        return (None, None, dq, dk, dv, *sums)
 
 
 class _Buffer:

@@ -29,7 +29,7 @@ _traced: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 _TERMS = (
     "Tensor cu_seqlens, Tensor[] parameters, Tensor? positions, Tensor? seed, int bias, "
-    "float scale, SymInt left, SymInt right, float dropout_p"
+    "float scale, SymInt left, SymInt right, float dropout_p, bool extension"
 )
 
 
@@ -44,6 +44,7 @@ def attention_traced(
     window: tuple[int, int],
     dropout_p: float,
     seed: Tensor | None,
+    extension: bool,
 ) -> tuple[Tensor, Tensor]:
     """As `attention_custom_bias`, in a graph. `bias` is made outside of it."""
     listed: Any = getattr(bias, "parameters", tuple)
@@ -52,7 +53,7 @@ def attention_traced(
     _remember(bias)
     out, lse, *_ = torch.ops.pyenc.attention_own(
         q, k, v, cu_seqlens, parameters, positions, seed, key, scale, *window, dropout_p,
-        torch.is_grad_enabled(),
+        extension, torch.is_grad_enabled(),
     )  # fmt: skip
     return out, lse
 
@@ -65,14 +66,14 @@ def _remember(bias: OwnBias) -> int:
 
 def _terms(
     q: Tensor, cu_seqlens: Tensor, positions: Tensor | None, seed: Tensor | None, bias: int,
-    scale: float, left: int, right: int, dropout_p: float,
+    scale: float, left: int, right: int, dropout_p: float, extension: bool,
 ) -> CustomTerms:  # fmt: skip
     found = _traced.get(bias)
     if found is None:
         raise InputError("attention: the bias that this graph was compiled with is gone")
     bounds = check_values(q, cu_seqlens, found, positions)
     number = 0 if seed is None else int(seed)
-    return CustomTerms(found, bounds, positions, scale, (left, right), dropout_p, number)
+    return CustomTerms(found, bounds, positions, scale, (left, right), dropout_p, number, extension)
 
 
 @op_anywhere(
@@ -88,7 +89,7 @@ def _op(
     terms = _terms(q, cu_seqlens, *numbers)
     if want_backward and not parameters and len(q):
         _with_autograd(q, lambda: check_listed_somewhere(q, terms.bias))
-    out, lse, whole, shift, total = forward(q, k, v, terms)
+    out, lse, whole, shift, total = forward(q, k, v, terms, want_backward)
     return out, lse, out.new_empty(0) if whole is out else whole, shift, total
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..backend import choose
 from . import as_line, backend_table, cpu, triton
-from .terms import Bias, skip_eps_of, terms_of
+from .terms import Bias, is_own, skip_eps_of, terms_of
 from .validation import check_arguments, check_values
 
 
@@ -47,6 +47,8 @@ def computed_share(
     if name not in ("cpu", "triton"):
         return 1.0
     bias = as_line(bias, q, cu_seqlens, positions, name)
+    if name == "cpu" and is_own(bias):  # pair by pair
+        return 1.0
     terms, eps = terms_of(q, bias, positions, scale, window), skip_eps_of(q, skip_eps)
     if name == "triton":
         return triton.computed_share(q, k, cu_seqlens, terms, eps)

@@ -85,6 +85,17 @@ def test_forward_and_backward_within_two_gigabytes() -> None:
     assert extra("backward", 16384, heads=1) - 5 * TENSOR // 16 < 2 * 10**9 // 16
 
 
+@pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
+def test_a_bias_of_ones_own_takes_slabs() -> None:
+    """64 or 128 queries of it at a time, a copy of the keys, and the sums of their gradients."""
+    small, large = (
+        extra("own", tokens, "cpu", heads) - 5 * TENSOR * tokens * heads // (32768 * 8)
+        for tokens, heads in ((8192, 8), (16384, 2))
+    )
+    assert small < 200e6
+    assert large < 2 * small
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["slopes", "own"])
 def test_the_other_paths_are_linear_too(mode: str) -> None:

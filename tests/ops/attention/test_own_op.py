@@ -62,4 +62,6 @@ def test_an_object_that_is_gone_is_named() -> None:
     own_op._remember(bias)
     del bias
     with pytest.raises(InputError, match="that this graph was compiled with is gone"):
-        torch.ops.pyenc.attention_own(q, q, q, BOUNDS, [], None, None, key, 1.0, -1, -1, 0.0, False)
+        torch.ops.pyenc.attention_own(
+            q, q, q, BOUNDS, [], None, None, key, 1.0, -1, -1, 0.0, False, False
+        )

@@ -1,0 +1,193 @@
+"""A user's own `ScoreBias` through the C++ kernels: what it adds, a slab of queries at a time.
+
+The kernels (csrc/attention/slabs.h) take a dense bias (H, queries of the slab, n) and serve those
+queries, so memory stays linear, and only the object's own numbers go through torch: the softmax,
+the products and their gradients are one pass in C++. Where the object is learned, the kernels write
+the gradient of the slab, and autograd takes it to the object's parameters.
+
+Shapes: T packed tokens, H heads, D head dim; b sequences of n tokens taken together; i queries of
+a slab.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+from ..launch import check_contiguous, module_for, pointer
+from . import cpu
+from .bias import added
+from .groups import BLOCK_ELEMENTS, Group, groups_of
+from .terms import Terms
+
+if TYPE_CHECKING:
+    from .own_bias import CustomTerms
+
+FEWEST_ROWS, TILE_ROWS = 32, 128
+"""Queries of a slab, at the least and where there is room: the kernels take 128 at a time."""
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, terms: CustomTerms, with_backward: bool
+) -> tuple[Tensor, Tensor]:
+    """out (T, H, D) and log-sum-exp (T, H), float32 both.
+
+    with_backward: whether a backward follows, whose weights are to be the same.
+    """
+    out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+    lse = out.new_empty(q.shape[:2])
+    for part in _parts(q, terms):
+        own = [part.rows(x) for x in (q, k, v)]  # held: the call has their addresses alone
+        call = part.call(*own)
+        results = [part.room(x) for x in (out, lse)]
+        ranges = part.ranges(lse) if with_backward else None
+        slabs = module_for(cpu.OP).AttentionForwardSlabs(
+            call.fields | part.fields(), out=results[0].data_ptr(), lse=results[1].data_ptr(),
+            ranges=pointer(ranges),
+        )  # fmt: skip
+        for here in part.slabs(1):
+            bias = part.dense(part.numbers(here), here)
+            slabs.slab(here.start, here.stop, bias.data_ptr())
+        for whole, result in zip((out, lse), results, strict=True):
+            part.put(whole, result)
+    return out, lse
+
+
+def backward(
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor,
+    terms: CustomTerms, out: Tensor, lse: Tensor, parameters: list[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:  # fmt: skip
+    """Gradients of q, k, v and of the parameters.
+
+    grad_out: float32; out and lse as `forward` gave them.
+    """
+    wholes = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
+    sums = [torch.zeros_like(p) for p in parameters]
+    for part in _parts(q, terms):
+        own = [part.rows(x) for x in (q, k, v)]  # held: the call has their addresses alone
+        call = part.call(*own)
+        g, o, total = (part.rows(x) for x in (grad_out, out, lse))
+        dtotal = None if grad_lse is None else part.rows(grad_lse).contiguous()
+        check_contiguous(cpu.OP, lse=total)
+        ranges = part.ranges(lse)
+        dq, dk, dv = (part.room(x) for x in wholes)
+        slabs = module_for(cpu.OP).AttentionBackwardSlabs(
+            call.fields | part.fields(), grad_out=cpu.rows_of(g), out=cpu.rows_of(o),
+            lse=total.data_ptr(), grad_lse=pointer(dtotal), ranges=ranges.data_ptr(),
+            grad_q=dq.data_ptr(), grad_k=dk.data_ptr(), grad_v=dv.data_ptr(),
+        )  # fmt: skip
+        for here in part.slabs(len(part.group.starts) if parameters else 1):
+            with torch.set_grad_enabled(bool(parameters)):
+                bias = part.numbers(here)
+            dense = part.dense(bias.detach(), here)
+            pairs = part.pairs(dense) if bias.requires_grad else None
+            slabs.slab(here.start, here.stop, dense.data_ptr(), pointer(pairs))
+            if pairs is not None:
+                onto = pairs.sum(0) if len(pairs) > 1 else pairs[0]
+                onto = onto.sum_to_size(bias.shape).to(bias.dtype)
+                parts = torch.autograd.grad(bias, parameters, onto, allow_unused=True)
+                for learned, share in zip(sums, parts, strict=True):
+                    if share is not None:
+                        learned += share
+        slabs.finish()
+        for whole, result in zip(wholes, (dq, dk, dv), strict=True):
+            part.put(whole, result)
+    return wholes[0], wholes[1], wholes[2], sums
+
+
+def _parts(q: Tensor, terms: CustomTerms) -> Iterator[_Part]:
+    """Sequences that have one bias: of one length, and their tokens at the same positions."""
+    if terms.positions is None:
+        for group in groups_of(terms.bounds):
+            yield _Part(terms, group, q.shape[1], torch.arange(group.n, device=q.device))
+        return
+    for start, end in itertools.pairwise(terms.bounds):
+        if end > start:
+            at = terms.positions[start:end] - terms.positions[start]
+            yield _Part(terms, Group(end - start, (start,)), q.shape[1], at)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Sequences of one length, side by side."""
+
+    terms: CustomTerms
+    group: Group
+    heads: int
+    at: Tensor  # (n,), positions
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Its rows of (T, H, ...): (b n, H, ...), float32, a view where they stand so."""
+        group = self.group
+        if group.contiguous:
+            x = x[group.starts[0] : group.starts[0] + len(group.starts) * group.n]
+        else:
+            x = x[group.rows(x.device)]
+        x = x.float()
+        return x if x.stride(-1) == 1 else x.contiguous()
+
+    def room(self, whole: Tensor) -> Tensor:
+        """Where the kernels may write its rows of a tensor."""
+        rows = self.rows(whole)
+        return rows if self.group.contiguous else torch.empty_like(rows)
+
+    def put(self, whole: Tensor, rows: Tensor) -> None:
+        """What was written, to its place, where it is not there."""
+        if not self.group.contiguous:
+            whole[self.group.rows(whole.device)] = rows.to(whole.dtype)
+        elif rows.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+            start = self.group.starts[0]
+            whole[start : start + len(rows)] = rows
+
+    def call(self, q: Tensor, k: Tensor, v: Tensor) -> cpu.Call:
+        """What the kernels are told of its rows, but for the slab."""
+        group, terms = self.group, self.terms
+        bounds = torch.arange(0, len(group.starts) * group.n + 1, group.n, device="cpu")
+        positions = None if terms.positions is None else self.at
+        bare = Terms("none", None, 0, positions, *terms.window, terms.scale, 0.0, 0)
+        return cpu.call_of(q, k, v, bounds, bare, 0.0)
+
+    def slabs(self, copies: int) -> Iterator[slice]:
+        """Runs of queries; copies: slabs of numbers that are held at once."""
+        n = self.group.n
+        most = BLOCK_ELEMENTS // (copies * self.heads * n)
+        few = min(TILE_ROWS, max(most // FEWEST_ROWS, 1) * FEWEST_ROWS)
+        step = max(few, most // 2 // TILE_ROWS * TILE_ROWS)
+        for first in range(0, n, step):
+            yield slice(first, min(first + step, n))
+
+    def numbers(self, here: slice) -> Tensor:
+        """What the object says: (H, i, n), or what is broadcast to it."""
+        return added(self.terms.bias, self.at[here], self.at)  # type: ignore[arg-type]
+
+    def dense(self, bias: Tensor, here: slice) -> Tensor:
+        """Those numbers, (H, i, n), as the kernels read them."""
+        shape = (self.heads, here.stop - here.start, self.group.n)
+        try:
+            return bias.float().expand(shape).contiguous()
+        except RuntimeError as error:
+            raise InputError(
+                f"attention: {type(self.terms.bias).__name__}.block must give {shape}, (H, i, j), "
+                f"or what is broadcast to it; got {tuple(bias.shape)}"
+            ) from error
+
+    def pairs(self, dense: Tensor) -> Tensor:
+        """Room for the gradient of a slab, (b, H, i, n); zeros where a window hides."""
+        shape = (len(self.group.starts), *dense.shape)
+        hides = max(self.terms.window) >= 0
+        return dense.new_zeros(shape) if hides else dense.new_empty(shape)
+
+    def ranges(self, like: Tensor) -> Tensor:
+        """All keys, (b n, H, 2) int32: what the kernels met, for nothing is left out."""
+        met = torch.tensor([0, self.group.n], dtype=torch.int32, device=like.device)
+        return met.expand(len(self.group.starts) * self.group.n, self.heads, 2).contiguous()
+
+    def fields(self) -> dict[str, int]:
+        """Those of csrc/attention/arguments.h that a dense bias has."""
+        return {"kind": cpu.BIAS_CODES["dense"], "bias_dtype": 0, "reach": self.group.n}
