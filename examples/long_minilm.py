@@ -214,6 +214,7 @@ def write(
     seen = sum(steps.values()) * work.options.batch_tokens
     config = student.POSITION | {"max_length": student.MAX_LENGTH}
     command = f"python examples/long_minilm.py --steps {work.options.steps}"
+    command += f" --factor-steps {work.options.factor_steps}"
     command += " --bfloat16" * work.options.bfloat16
     write_difference(
         path,

@@ -353,6 +353,7 @@ CONVENTIONAL = {
     ("pyenc/models/head.py", "zeros"),
     ("pyenc/models/layers.py", "ones"),
     ("pyenc/models/layers.py", "zeros"),
+    ("pyenc/models/table_alibi.py", "zeros"),
 }
 """Parameters of a module: an `Encoder` that one makes is made as torch's own modules are."""
 

@@ -388,7 +388,7 @@ def test_what_is_written_is_what_was_judged(
     said: list[str] = []
     work: Any = SimpleNamespace(
         teacher=tiny, model=model, rows=rows,
-        options=SimpleNamespace(batch_tokens=10, steps=4, bfloat16=True),
+        options=SimpleNamespace(batch_tokens=10, steps=4, factor_steps=2, bfloat16=True),
         judge=lambda: judging.agreement(judging.vectors_of(model, rows), theirs),
     )  # fmt: skip
     monkeypatch.setattr(long_minilm, "say", said.append)
@@ -407,4 +407,6 @@ def test_what_is_written_is_what_was_judged(
     assert np.allclose(judging.vectors_of(made.encoder, rows), judged, atol=1e-6)
     metadata = read_metadata(path)
     assert "3 steps (full)" in metadata["trained"]
-    assert metadata["command"].startswith("python examples/long_minilm.py --steps 4")
+    assert metadata["command"] == (
+        "python examples/long_minilm.py --steps 4 --factor-steps 2 --bfloat16"
+    )

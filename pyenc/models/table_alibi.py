@@ -42,7 +42,9 @@ class TableALiBi(nn.Module):
         if type(reach) is not int or reach < 1:
             raise InputError(f"TableALiBi: reach must be an int of at least 1, got {reach!r}")
         self.reach = reach
-        self.log_slopes = nn.Parameter(alibi_slopes(num_heads).log()[:, None].repeat(1, 2))
+        self.log_slopes = nn.Parameter(torch.zeros(num_heads, 2))
+        with torch.no_grad():
+            self.log_slopes.copy_(alibi_slopes(num_heads).log()[:, None])
         self.table = nn.Parameter(torch.zeros(num_heads, 2 * reach + 1))
 
     def along(self, offsets: Tensor) -> Tensor:

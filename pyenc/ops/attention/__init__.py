@@ -19,11 +19,11 @@ from . import registration as _registration  # noqa: F401  (it registers the ops
 from . import triton as triton_kernels
 from .along import Line, Within, check_listed, line_of, reach_of, too_far, wants_gradient
 from .bias import ALiBi, ScoreMap
-from .own_bias import CustomTerms, attention_custom_bias
+from .own_bias import attention_custom_bias
 from .own_op import attention_traced
 from .reference import attention_reference
 from .straight import straight
-from .terms import Arguments, Bias, flatten, has_line, is_own, skip_eps_of
+from .terms import Arguments, Bias, CustomTerms, flatten, has_line, is_own, skip_eps_of
 from .validation import check_arguments, check_values
 
 

@@ -17,9 +17,8 @@ queries and j keys of a tile.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,53 +28,20 @@ from torch.autograd.function import once_differentiable
 
 from ...errors import InputError
 from . import own_cpu
-from .bias import OwnBias, ScoreMap, added, apply_own
+from .bias import OwnBias, added, apply_own
 from .blocks import keep_factor, powers
-from .groups import BLOCK_ELEMENTS, Group, groups_of
+from .groups import BLOCK_ELEMENTS, Group
+from .terms import CustomTerms
 
 TILE_ELEMENTS = 2**20
 """Scores of a tile, which the bias sees at once: 4 MB in float32."""
 TILE_KEYS = 512
 
 
-@dataclass(frozen=True)
-class CustomTerms:
-    """What is added to the scores, and what hides some of them."""
-
-    bias: OwnBias
-    bounds: list[int]
-    positions: Tensor | None  # (T,)
-    scale: float
-    window: tuple[int, int]
-    dropout_p: float
-    seed: int
-    extension: bool = False
-    """Whether the C++ kernels serve it."""
-
-    def parameters(self) -> list[Tensor]:
-        """The tensors of the bias that want a gradient, by its own word."""
-        listed: Iterable[Tensor] = getattr(self.bias, "parameters", tuple)()
-        return [p for p in listed if isinstance(p, Tensor) and p.requires_grad]
-
-    @property
-    def mapped(self) -> bool:
-        """Whether new scores are made of the old ones; else something is added to them."""
-        return isinstance(self.bias, ScoreMap)
-
-    def walks(self, q: Tensor) -> Iterator[_Walk]:
-        """All sequences that have tokens, in order of their groups.
-
-        Those of one length have one bias where their tokens stand at the same positions.
-        """
-        device, heads = q.device, q.shape[1]
-        if self.positions is not None:
-            for start, end in itertools.pairwise(self.bounds):
-                if end > start:
-                    at = self.positions[start:end] - self.positions[start]
-                    yield _Walk(self, Group(end - start, (start,)), heads, at)
-        else:
-            for group in groups_of(self.bounds, TILE_ELEMENTS // (heads * TILE_KEYS)):
-                yield _Walk(self, group, heads, torch.arange(group.n, device=device))
+def _walks(q: Tensor, terms: CustomTerms) -> Iterator[_Walk]:
+    heads = q.shape[1]
+    for group, at in terms.groups(q.device, TILE_ELEMENTS // (heads * TILE_KEYS)):
+        yield _Walk(terms, group, heads, at)
 
 
 @dataclass(frozen=True)
@@ -208,7 +174,7 @@ def forward(
     generator = torch.Generator(device=q.device).manual_seed(terms.seed)
     weights, outs, depth = _Buffer(q, wide), _Buffer(q, wide), slice(0, q.shape[2])
     raws: dict[int, _Buffer] = {}
-    for walk in terms.walks(q):
+    for walk in _walks(q, terms):
         q_bid, k_bjd, v_bjd = (walk.take(x, wide) for x in (q, k, v))
         q_bid, out_bid = q_bid * terms.scale, torch.empty_like(q_bid)
         shift_bi1, total_bi1 = q_bid.new_empty(2, walk.batch, walk.group.n, 1)
@@ -269,7 +235,7 @@ def backward(
     generator = torch.Generator(device=q.device).manual_seed(terms.seed)
     raws, weights, slopes, dqs = (_Buffer(q, wide) for _ in range(4))
     depth = slice(0, q.shape[2])
-    for walk in terms.walks(q):
+    for walk in _walks(q, terms):
         q_bid, k_bjd, v_bjd, g_bid, delta_bi1, shift_bi1 = (
             walk.take(x, wide)
             for x in (q, k, v, grad_out, delta.unsqueeze(-1), shift.unsqueeze(-1))

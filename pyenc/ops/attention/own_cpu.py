@@ -11,10 +11,8 @@ a slab.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,11 +21,8 @@ from ...errors import InputError
 from ..launch import check_contiguous, module_for, pointer
 from . import cpu
 from .bias import added
-from .groups import BLOCK_ELEMENTS, Group, groups_of
-from .terms import Terms
-
-if TYPE_CHECKING:
-    from .own_bias import CustomTerms
+from .groups import BLOCK_ELEMENTS, Group
+from .terms import CustomTerms, Terms
 
 FEWEST_ROWS, TILE_ROWS = 32, 128
 """Queries of a slab, at the least and where there is room: the kernels take 128 at a time."""
@@ -102,15 +97,8 @@ def backward(
 
 
 def _parts(q: Tensor, terms: CustomTerms) -> Iterator[_Part]:
-    """Sequences that have one bias: of one length, and their tokens at the same positions."""
-    if terms.positions is None:
-        for group in groups_of(terms.bounds):
-            yield _Part(terms, group, q.shape[1], torch.arange(group.n, device=q.device))
-        return
-    for start, end in itertools.pairwise(terms.bounds):
-        if end > start:
-            at = terms.positions[start:end] - terms.positions[start]
-            yield _Part(terms, Group(end - start, (start,)), q.shape[1], at)
+    for group, at in terms.groups(q.device):
+        yield _Part(terms, group, q.shape[1], at)
 
 
 @dataclass(frozen=True)

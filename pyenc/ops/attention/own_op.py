@@ -20,7 +20,8 @@ from ...errors import InputError
 from ..constant import constant_result
 from ..registered import op_anywhere
 from .bias import OwnBias
-from .own_bias import CustomTerms, backward, check_listed_somewhere, forward
+from .own_bias import backward, check_listed_somewhere, forward
+from .terms import CustomTerms
 from .validation import check_values
 
 Made = TypeVar("Made")

@@ -6,6 +6,8 @@ Shapes: T packed tokens, B sequences, H heads, D head dim.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeGuard
 
@@ -13,7 +15,8 @@ import torch
 from torch import Tensor
 
 from .along import Line
-from .bias import ALiBi, DistanceBias, OwnBias, RelativePositionBias
+from .bias import ALiBi, DistanceBias, OwnBias, RelativePositionBias, ScoreMap
+from .groups import GROUP_TOKENS, Group, groups_of
 
 Bias = ALiBi | RelativePositionBias | Line | OwnBias | Tensor | None
 
@@ -44,6 +47,45 @@ class Terms:
     @property
     def bare(self) -> bool:
         return self.kind == "none" and self.window_left < 0 and self.window_right < 0
+
+
+@dataclass(frozen=True)
+class CustomTerms:
+    """As `Terms`, for a bias of one's own pair by pair."""
+
+    bias: OwnBias
+    bounds: list[int]
+    positions: Tensor | None  # (T,)
+    scale: float
+    window: tuple[int, int]
+    dropout_p: float
+    seed: int
+    extension: bool = False
+    """Whether the C++ kernels serve it."""
+
+    def parameters(self) -> list[Tensor]:
+        """The tensors of the bias that want a gradient, by its own word."""
+        listed: Iterable[Tensor] = getattr(self.bias, "parameters", tuple)()
+        return [p for p in listed if isinstance(p, Tensor) and p.requires_grad]
+
+    @property
+    def mapped(self) -> bool:
+        """Whether new scores are made of the old ones; else something is added to them."""
+        return isinstance(self.bias, ScoreMap)
+
+    def groups(
+        self, device: torch.device, most_tokens: int = GROUP_TOKENS
+    ) -> Iterator[tuple[Group, Tensor]]:
+        """Sequences that have one bias, and where their tokens stand (n,): those of one length, of
+        so many tokens at the most, or each by itself where positions say where."""
+        if self.positions is not None:
+            for start, end in itertools.pairwise(self.bounds):
+                if end > start:
+                    at = self.positions[start:end] - self.positions[start]
+                    yield Group(end - start, (start,)), at
+            return
+        for group in groups_of(self.bounds, most_tokens):
+            yield group, torch.arange(group.n, dtype=torch.int64, device=device)
 
 
 class Arguments(NamedTuple):

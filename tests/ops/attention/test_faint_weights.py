@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pyenc.errors import InputError
 from pyenc.ops import ALiBi, attention, extension
 from pyenc.ops.attention import blocks, own_bias
-from pyenc.ops.attention.terms import Terms
+from pyenc.ops.attention.terms import CustomTerms, Terms
 from tests.oracle import assert_right
 
 N, HEADS, DIM = 300, 2, 16
@@ -149,7 +149,7 @@ def test_no_result_of_the_blocks_is_subnormal() -> None:
 def test_no_result_under_a_bias_of_ones_own_is_subnormal() -> None:
     q, k, v, grad = (torch.randn(N, HEADS, DIM) for _ in range(4))
     inputs = [x.requires_grad_() for x in (q, k, v)]
-    terms = own_bias.CustomTerms(OwnALiBi(), [0, N], None, 0.25, (-1, -1), 0.0, 0)
+    terms = CustomTerms(OwnALiBi(), [0, N], None, 0.25, (-1, -1), 0.0, 0)
     with NothingSubnormal() as watch:
         out, lse = own_bias.attention_custom_bias(*inputs, terms)
         torch.autograd.grad([out, lse], inputs, [grad, torch.randn(N, HEADS)])

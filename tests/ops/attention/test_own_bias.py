@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyenc.ops import attention
 from pyenc.ops.attention import own_bias
+from pyenc.ops.attention.terms import CustomTerms
 from tests.ops.attention.test_along import inputs
 from tests.oracle import assert_right
 
@@ -82,7 +83,7 @@ def test_dropout_is_the_same_in_both_directions(make: Any) -> None:
     bias, bounds = make(), [0, 20, 45, 65]
     if isinstance(bias, nn.Module):
         bias.double()
-    terms = own_bias.CustomTerms(bias, bounds, None, 0.25, (-1, -1), 0.4, 7)
+    terms = CustomTerms(bias, bounds, None, 0.25, (-1, -1), 0.4, 7)
     qkv = [torch.randn(65, 2, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     weight, weight_lse = torch.randn(65, 2, 8), torch.randn(65, 2)
 
