@@ -268,6 +268,6 @@ def test_what_comes_with_pyenc_says_from_what(cli: Cli) -> None:
     assert known["shipped"]["base"] == "all-MiniLM-L6-v2"
     assert "Apache-2.0" in known["shipped"]["licence"]
     assert known["files"][0]["name"] == "long-minilm.safetensors"
-    assert known["architecture"]["position"] == "alibi"
+    assert known["architecture"]["position"] == "table_alibi"
     said = cli("info", "long-minilm").out
     assert "a difference from all-MiniLM-L6-v2" in said.splitlines()[1]
