@@ -75,8 +75,8 @@ struct AttentionBackward {
   // is less. Null when not wanted.
   double* grad_bias;
   std::int64_t grad_reach;
-  // dense: (n_sequences, H, rows, reach), of which the pairs that a window hides are not written.
-  // Null when not wanted.
+  // dense, of a slab in float32 (attention/slabs.h): (n_sequences, H, rows, reach), of which the pairs
+  // that a window hides are not written. Null when not wanted.
   float* grad_pairs = nullptr;
 };
 
@@ -133,7 +133,7 @@ struct GradBias {
   double* slope;
   double* line;  // at distance 0, a query after its key to the right; `reach` to each side
   std::int64_t reach;
-  float* pairs;  // of this head, from query `begin` and key 0 on
+  float* pairs = nullptr;  // of this head, from query `begin` and key 0 on
 };
 
 struct AttentionBackwardKernels {

@@ -36,16 +36,15 @@ struct Plan {
 Plan plan_for(const std::vector<AttentionHead>& heads, std::int64_t width, double most_work) {
   Plan plan;
   for (std::size_t i = 0; i < heads.size(); ++i) {
-    const std::int64_t n = heads[i].n, begin = heads[i].begin, end = heads[i].end;
-    const std::int64_t tiles = (end - begin + kQueryTile - 1) / kQueryTile;
+    const std::int64_t n = heads[i].n, tiles = (n + kQueryTile - 1) / kQueryTile;
     const auto wanted = static_cast<std::int64_t>(std::ceil(work_of(heads[i]) / most_work));
     const std::int64_t runs = std::max<std::int64_t>(1, std::min({wanted, tiles, kMostRuns}));
     plan.longest = std::max(plan.longest, n);
     if (runs == 1) plan.longest_whole = std::max(plan.longest_whole, n);
     plan.first_task.push_back(plan.tasks.size());
     for (std::int64_t r = 0; r < runs; ++r) {
-      plan.tasks.push_back({i, std::min(end, begin + tiles * r / runs * kQueryTile),
-                            std::min(end, begin + tiles * (r + 1) / runs * kQueryTile),
+      plan.tasks.push_back({i, std::min(n, tiles * r / runs * kQueryTile),
+                            std::min(n, tiles * (r + 1) / runs * kQueryTile),
                             runs == 1 ? -1 : plan.shared});
       if (runs > 1) plan.shared += 2 * n * width;
     }
@@ -122,7 +121,7 @@ void attention_backward(const Attention& call, const AttentionBackward& result) 
     kernels.prepare(head, result);
     float* grad_keys = task.sums < 0 ? head.keys + copy : shared + task.sums;
     std::fill(grad_keys, grad_keys + 2 * head.n * width, 0.0f);
-    GradBias bias{nullptr, nullptr, 0, nullptr};
+    GradBias bias{nullptr, nullptr, 0};
     if (result.grad_bias && call.kind == BiasKind::alibi) bias.slope = &slopes[place];
     if (by_distance) {
       bias.reach = reach_of(call, head);

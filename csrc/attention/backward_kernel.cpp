@@ -187,8 +187,7 @@ struct Walk : BackwardStrip<C> {
 #ifdef PYENC_AMX
 // Whether a call goes by matrix units.
 bool on_tiles(const Attention& call, const AttentionBackward& result) {
-  return call.dtype == Dtype::bf16 && !(call.kind == BiasKind::alibi && result.grad_bias) &&
-         !result.grad_pairs;
+  return call.dtype == Dtype::bf16 && !(call.kind == BiasKind::alibi && result.grad_bias);
 }
 #endif
 

@@ -1,4 +1,5 @@
-// The Python face of attention; see bindings.h. Called by pyenc/ops/attention/cpu.py alone.
+// The Python face of attention; see bindings.h. Called by cpu.py and own_cpu.py of
+// pyenc/ops/attention alone.
 
 #include <memory>
 

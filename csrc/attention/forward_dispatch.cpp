@@ -38,9 +38,7 @@ void place(AttentionHead& head, float* memory) {
     head.bounds = memory + whole_lines(attention_forward_kernels().keys_size(head));
 }
 
-std::int64_t tiles_of(const AttentionHead& head) {
-  return (head.end - head.begin + kQueryTile - 1) / kQueryTile;
-}
+std::int64_t tiles_of(const AttentionHead& head) { return (head.n + kQueryTile - 1) / kQueryTile; }
 
 // Whether so many heads wait that each may stay with one thread: its copy is made where it is read, and
 // nobody waits for the others in between. The dearest come first, so that the last are cheap.
@@ -88,8 +86,8 @@ void run_by_heads(Team& team, std::vector<AttentionHead>& heads) {
     head.next_tile = kQueryTile;
     place(head, copies.of(thread));
     team.kernels.prepare(head);
-    for (std::int64_t q = head.begin; q < head.end; q += kQueryTile)
-      team.tile(head, q, std::min(q + kQueryTile, head.end), thread);
+    for (std::int64_t q = 0; q < head.n; q += kQueryTile)
+      team.tile(head, q, std::min(q + kQueryTile, head.n), thread);
   });
 }
 
@@ -103,8 +101,8 @@ void run_by_tiles(Team& team, std::vector<AttentionHead>& heads) {
     do {
       const AttentionHead& head = heads[last];
       floats += floats_for(head);
-      for (std::int64_t q = head.begin; q < head.end; q += kQueryTile)
-        tasks.push_back({static_cast<std::int64_t>(last), q, std::min(q + kQueryTile, head.end)});
+      for (std::int64_t q = 0; q < head.n; q += kQueryTile)
+        tasks.push_back({static_cast<std::int64_t>(last), q, std::min(q + kQueryTile, head.n)});
       ++last;
     } while (last < heads.size() &&
              (last - first < static_cast<std::size_t>(team.threads) ||
@@ -135,7 +133,7 @@ PairCount attention_forward(const Attention& call, const AttentionForward& resul
   PairCount count{0, 0, 0};
   std::int64_t n_tiles = 0;
   for (const AttentionHead& head : heads) {
-    count.all += (head.end - head.begin) * head.n;
+    count.all += head.n * head.n;
     n_tiles += tiles_of(head);
   }
   Team team(call, result, threads_for(heads, n_tiles));

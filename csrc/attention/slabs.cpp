@@ -113,7 +113,7 @@ void BackwardSlabs::slab(std::int64_t first, std::int64_t last, const float* bia
   const ScratchPool pool(threads, kernels.scratch(call_.head_dim));
   each(call_, kernels.thread, count, threads, [&](std::size_t i, int thread) {
     const AttentionHead& head = heads_[i];
-    GradBias to{nullptr, nullptr, 0, nullptr};
+    GradBias to{nullptr, nullptr, 0};
     if (grad_pairs)
       to.pairs = grad_pairs + (head.sequence * call_.n_heads + head.head) * call_.rows * call_.reach;
     for (std::int64_t q = head.begin; q < head.end; q += kQueryTile)

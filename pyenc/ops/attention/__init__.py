@@ -69,9 +69,9 @@ def attention(
         return_lse: also return the log-sum-exp of the scores, (T, H) float32 (float64 for
             float64); differentiable.
         backend: "triton" (a bias of one's own if it has a `kernel()`, or `along` without a
-            gradient), "cpu" (no dropout, no gradient of a dense bias, none of a `ScoreMap`),
-            "flash_attn" (that package: half precision, no bias or ALiBi without a
-            gradient of the slopes), "torch" or "reference"; None chooses.
+            gradient), "cpu" (no dropout, no gradient of a dense bias, no `ScoreMap`), "flash_attn"
+            (that package: half precision, no bias or ALiBi without a gradient of the slopes),
+            "torch" or "reference"; None chooses.
 
     Returns:
         out (T, H, D) in q's dtype, or (out, lse); differentiable once.

@@ -104,11 +104,11 @@ def test_it_is_what_is_chosen() -> None:
     assert computed_share(q, q, q, bounds, bias=Fixed()) == 1
 
 
-@pytest.mark.parametrize("tokens", [100, 300])
-def test_any_number_of_threads_gives_the_same_bits(tokens: int) -> None:
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    """So much work that two threads have some of it; what the object itself sums is torch's."""
     torch.manual_seed(seed(2))
-    bias = Places()
-    qkv = [torch.randn(tokens, 2, 8, requires_grad=True) for _ in range(3)]
+    bias, tokens = Places(), 480
+    qkv = [torch.randn(tokens, 2, 32, requires_grad=True) for _ in range(3)]
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 1):
@@ -118,7 +118,8 @@ def test_any_number_of_threads_gives_the_same_bits(tokens: int) -> None:
             found.append([out, *torch.autograd.grad(out.square().sum(), [*qkv, bias.query])])
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(found[0][0], found[1][0])
+    for first, other in zip(found[0][:4], found[1][:4], strict=True):
+        assert torch.equal(first, other)
     for first, last in zip(found[0], found[2], strict=True):
         assert torch.equal(first, last)
 
@@ -159,4 +160,6 @@ def test_scores_as_low_as_numbers_go() -> None:
     out = attention(q, k, v, torch.tensor([0, 60]), bias=Lowest())
     assert isinstance(out, Tensor)
     torch.testing.assert_close(out[5], v.mean(0), rtol=1e-5, atol=1e-6)
-    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(out.sum(), (q, k, v)))
+    grads = torch.autograd.grad(out.sum(), (q, k, v), retain_graph=True)
+    assert all(bool(g.isfinite().all()) for g in grads)
+    assert not any(bool(g.any()) for g in torch.autograd.grad(out[5].sum(), (q, k, v)))
