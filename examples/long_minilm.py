@@ -105,9 +105,9 @@ class Work:
                 self.options.steps, self.options.batch_tokens, self.options.rate,
                 bfloat16=self.options.bfloat16, texts=self.digest,
             )  # fmt: skip
-        # In another order, at a rate that spoils nothing.
+        # In another order.
         return training.Settings(
-            self.options.factor_steps, self.options.batch_tokens, self.options.rate / 2,
+            self.options.factor_steps, self.options.batch_tokens, self.options.rate,
             bfloat16=self.options.bfloat16, texts=self.digest, seed=1,
         )  # fmt: skip
 
@@ -269,9 +269,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--folder", action="append", default=[], help="where texts are, instead of what was found"
     )
-    made.add_argument("--steps", type=int, default=3000, help="of all layers; default: %(default)s")
+    made.add_argument("--steps", type=int, default=1900, help="of all layers; default: %(default)s")
     made.add_argument(
-        "--factor-steps", type=int, default=400, help="of the factors afterwards; %(default)s"
+        "--factor-steps", type=int, default=2600, help="of the factors afterwards; %(default)s"
     )
     made.add_argument("--batch-tokens", type=int, default=3072, help="of a step; %(default)s")
     made.add_argument("--rate", type=float, default=2.5e-4, help="the peak's; %(default)s")
