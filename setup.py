@@ -61,8 +61,8 @@ class Isa(NamedTuple):
     flags: list[str]
     probe: str = ""
     """A program that a compiler must take with these flags."""
-    op: str = ""
-    """The one op that has kernels for it; none: all have."""
+    kernels: tuple[str, ...] = ()
+    """Below csrc/, the kernel files that are compiled for it; none: all are."""
 
 
 def knows(feature: str) -> str:
@@ -83,7 +83,11 @@ X86_64 = [
         "x86_64_v4_amx",
         [*BF16_FLAGS, "-mamx-tile", "-mamx-bf16", "-mtune=sapphirerapids"],
         '#include <cpuid.h>\nint main() { __asm__ volatile("tdpbf16ps %tmm2, %tmm1, %tmm0"); }',
-        op="attention",
+        kernels=(
+            "attention/backward_kernel.cpp",
+            "attention/forward_kernel.cpp",
+            "linear/product_kernel.cpp",
+        ),
     ),
 ]
 
@@ -150,7 +154,7 @@ class BuildExtension(build_ext):
             )
             for isa in isas
             for source in sources(kernels=True)
-            if not isa.op or Path(source).parent.name == isa.op
+            if not isa.kernels or Path(source).relative_to(CSRC).as_posix() in isa.kernels
         ]
         ext = copy.copy(ext)
         ext.include_dirs = [*ext.include_dirs, pybind11.get_include()]

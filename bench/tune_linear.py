@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from bench.chosen import chosen
 from bench.measure import machine, record
 from pyenc.errors import InputError
-from pyenc.ops.linear import choices, onednn, processor, wide
+from pyenc.ops.linear import bf16x6, choices, onednn, processor, wide
 
 SHAPES = ((256, 512, 512), (512, 384, 1536), (1024, 768, 768))
 """(tokens, channels in, channels out)."""
@@ -68,6 +68,8 @@ def ways(dtype: torch.dtype, shape: Shape) -> dict[str, Pair]:
     def plain() -> object:
         return F.linear(x, weight, bias)
 
+    if bf16x6.why_not(x) is None:
+        pairs["bf16x6"] = plain, lambda: bf16x6.product(x, weight.t(), bias)
     if onednn.why_not(dtype) is None:
         packed = onednn.pack(weight)
         pairs["onednn"] = plain, lambda: onednn.run(x, packed, bias, "")

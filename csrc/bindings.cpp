@@ -10,6 +10,7 @@
 
 #include "built_from.h"
 #include "shared/isa.h"
+#include "shared/large_pages.h"
 
 namespace {
 
@@ -40,6 +41,8 @@ PYBIND11_MODULE(_C, module) {
     return wide ? fits(pyenc::at<const std::int64_t>(cu_seqlens), n_segments, n_tokens)
                 : fits(pyenc::at<const std::int32_t>(cu_seqlens), n_segments, n_tokens);
   }, "Whether cu_seqlens runs from 0 to n_tokens without decreasing.");
+  module.def("advise_large_pages", &pyenc::advise_large_pages,
+             "Ask for large pages for memory, if it is large enough to be a mapping of its own.");
   pyenc::bind_attention(module);
   pyenc::bind_gated(module);
   pyenc::bind_linear(module);

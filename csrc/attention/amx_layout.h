@@ -29,56 +29,6 @@ constexpr std::int64_t column_words(std::int64_t count, std::int64_t depth) {
   return tile_blocks(count) * kPairTiles * row_tiles(depth) * kTileWords;
 }
 
-// A tile's rows of words, in registers. Words are moved, never computed with: as floats many would be
-// subnormal.
-typedef Ints TileRows[kTile];
-
-// Turned round.
-PYENC_INLINE void turn_tile(TileRows& rows) {
-#if defined(__AVX512F__) && !defined(PYENC_EMULATE_BF16_DOT)
-  const auto wide = [](Ints x) { return reinterpret_cast<__m512i>(x); };
-  __m512i twos[kTile], fours[kTile];  // columns of two rows, and of four, by lanes of four words
-#pragma GCC unroll 8
-  for (int i = 0; i < kTile; i += 2) {
-    twos[i] = _mm512_unpacklo_epi32(wide(rows[i]), wide(rows[i + 1]));
-    twos[i + 1] = _mm512_unpackhi_epi32(wide(rows[i]), wide(rows[i + 1]));
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < kTile; i += 4) {
-    fours[i] = _mm512_unpacklo_epi64(twos[i], twos[i + 2]);
-    fours[i + 1] = _mm512_unpackhi_epi64(twos[i], twos[i + 2]);
-    fours[i + 2] = _mm512_unpacklo_epi64(twos[i + 1], twos[i + 3]);
-    fours[i + 3] = _mm512_unpackhi_epi64(twos[i + 1], twos[i + 3]);
-  }
-  // fours[4 i + c] has in its lane l the column 4 l + c of rows 4 i to 4 i + 3.
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; ++c) {
-    const __m512i upper = _mm512_shuffle_i32x4(fours[c], fours[4 + c], 0x44);
-    const __m512i upper_end = _mm512_shuffle_i32x4(fours[c], fours[4 + c], 0xee);
-    const __m512i lower = _mm512_shuffle_i32x4(fours[8 + c], fours[12 + c], 0x44);
-    const __m512i lower_end = _mm512_shuffle_i32x4(fours[8 + c], fours[12 + c], 0xee);
-    rows[c] = (Ints)_mm512_shuffle_i32x4(upper, lower, 0x88);
-    rows[4 + c] = (Ints)_mm512_shuffle_i32x4(upper, lower, 0xdd);
-    rows[8 + c] = (Ints)_mm512_shuffle_i32x4(upper_end, lower_end, 0x88);
-    rows[12 + c] = (Ints)_mm512_shuffle_i32x4(upper_end, lower_end, 0xdd);
-  }
-#else
-  for (int r = 0; r < kTile; ++r)
-    for (int c = 0; c < r; ++c) {
-      const std::int32_t word = rows[r][c];
-      rows[r][c] = rows[c][r];
-      rows[c][r] = word;
-    }
-#endif
-}
-
-PYENC_INLINE void put_words(Ints words, float* to) { *reinterpret_cast<LooseInts*>(to) = words; }
-
-PYENC_INLINE void put_tile(const TileRows& rows, float* to) {
-#pragma GCC unroll 16
-  for (int r = 0; r < kTile; ++r) put_words(rows[r], to + r * kTile);
-}
-
 // 32 numbers, of which the first `left` are there and the others zero.
 PYENC_INLINE Ints read_numbers(const BFloat16* from, std::int64_t left) {
   float words[kTile] = {};

@@ -20,15 +20,6 @@ namespace pyenc {
 namespace PYENC_ISA {
 namespace {
 
-typedef std::int32_t LooseInts __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-typedef std::uint32_t LooseWord __attribute__((may_alias));
-
-PYENC_INLINE Ints load_words(const float* from) { return *reinterpret_cast<const LooseInts*>(from); }
-
-PYENC_INLINE LooseWord word_at(const float* from) {
-  return *reinterpret_cast<const LooseWord*>(from);
-}
-
 PYENC_INLINE void put_word(float* to, std::uint32_t low, std::uint32_t high) {
   *reinterpret_cast<LooseWord*>(to) = low | high << 16;
 }

@@ -7,11 +7,7 @@
 
 #include "attention/arguments.h"
 #include "shared/product.h"
-
-// Whether there are matrix units (attention/amx.h), or what stands for them in the tests.
-#if defined(PYENC_EMULATE_AMX) || (defined(__AMX_TILE__) && defined(__AMX_BF16__))
-#define PYENC_AMX 1
-#endif
+#include "shared/tiles.h"
 
 namespace pyenc {
 namespace PYENC_ISA {

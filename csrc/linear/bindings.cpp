@@ -1,14 +1,23 @@
-// The Python face of the passes around a product in eight bits; see bindings.h. Called by
-// pyenc/ops/linear/int8_rows.py alone.
+// The Python face of the passes around a product in eight bits, called by pyenc/ops/linear/int8_rows.py
+// alone, and of the product by parts, by bf16x6.py there; see bindings.h.
+
+#include <tuple>
 
 #include "bindings.h"
 #include "linear/arguments.h"
+#include "linear/product.h"
 
 namespace pyenc {
 namespace {
 
 Int8Rows call_of(int dtype, std::int64_t rows, std::int64_t columns, int threads) {
   return {static_cast<Dtype>(dtype), rows, columns, threads};
+}
+
+using LinesAt = std::tuple<Address, std::int64_t, std::int64_t>;
+
+Lines lines_of(LinesAt x) {
+  return {at<const float>(std::get<0>(x)), std::get<1>(x), std::get<2>(x)};
 }
 
 }  // namespace
@@ -31,6 +40,16 @@ void bind_linear(py::module_& module) {
                     static_cast<Activation>(activation), at<const float>(y), at<const float>(step),
                     at<const float>(zero), at<const float>(sums), at<const float>(bias),
                     at<void>(out));
+      },
+      py::call_guard<py::gil_scoped_release>());
+  module.def("product_serves", &product_serves);
+  // activation: a negative number stands for none. Lines: (address, stride of lines, of depth).
+  module.def(
+      "product",
+      [](std::int64_t rows, std::int64_t columns, std::int64_t depth, int threads, int activation,
+         LinesAt a, LinesAt b, Address bias, Address out) {
+        return product({rows, columns, depth, lines_of(a), lines_of(b), at<const float>(bias),
+                        activation < 0, static_cast<Activation>(activation), at<float>(out), threads});
       },
       py::call_guard<py::gil_scoped_release>());
 }

@@ -15,7 +15,7 @@
 namespace pyenc {
 
 // `generic` is what the compiler takes for granted: SSE2 on x86-64, NEON on 64-bit ARM. Of
-// x86_64_v4_amx there are the kernels of attention alone; all others are those of x86_64_v4_bf16.
+// x86_64_v4_amx there are the kernels that multiply tiles alone (setup.py); all others are those of x86_64_v4_bf16.
 enum class Isa { generic, x86_64_v3, x86_64_v4, x86_64_v4_bf16, x86_64_v4_amx };
 
 const char* isa_name(Isa isa);

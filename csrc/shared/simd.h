@@ -42,6 +42,18 @@ PYENC_INLINE Floats load(const float* from) { return *reinterpret_cast<const Loo
 
 PYENC_INLINE void store(float* to, Floats values) { *reinterpret_cast<LooseFloats*>(to) = values; }
 
+// Words of 32 bits, which may be kept in arrays of floats and are never computed with there.
+typedef std::int32_t LooseInts __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef std::uint32_t LooseWord __attribute__((may_alias));
+
+PYENC_INLINE Ints load_words(const float* from) { return *reinterpret_cast<const LooseInts*>(from); }
+
+PYENC_INLINE void put_words(Ints words, float* to) { *reinterpret_cast<LooseInts*>(to) = words; }
+
+PYENC_INLINE LooseWord word_at(const float* from) {
+  return *reinterpret_cast<const LooseWord*>(from);
+}
+
 // x - 0 is x for every x, signed zeros and NaN included, so that only the broadcast remains.
 PYENC_INLINE Floats splat(float x) { return x - Floats{}; }
 

@@ -37,6 +37,14 @@ def pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def on_large_pages(op: str, x: Tensor) -> Tensor:
+    """x, whose storage nobody has written yet: one of 32 MB and more on pages of 2 MiB where Linux
+    gives them (csrc/shared/large_pages.h)."""
+    storage = x.untyped_storage()
+    module_for(op).advise_large_pages(storage.data_ptr(), storage.nbytes())
+    return x
+
+
 def check_memory(op: str, **named: Tensor | None) -> None:
     """Every tensor lies in this process's memory, as strides describe it."""
     for name, tensor in named.items():

@@ -13,7 +13,7 @@ import torch
 from bench import tune_linear
 from pyenc.cli.arguments import parse
 from pyenc.errors import InputError
-from pyenc.ops.linear import choices, onednn, processor, wide
+from pyenc.ops.linear import bf16x6, choices, onednn, processor, wide
 
 
 def test_the_ratio_is_the_cautious_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,6 +44,7 @@ def test_what_is_measured_are_the_ways_that_serve(dtype: torch.dtype) -> None:
     expected = ({"onednn", "gelu_fused"} if packs else set()) | (
         {"wide"} if dtype in wide.DTYPES else set()
     )
+    expected |= {"bf16x6"} if bf16x6.why_not(torch.randn(2, dtype=dtype)) is None else set()
     assert set(ways) == expected
     for old, new in ways.values():
         first, second = old(), new()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pyenc.ops import extension
-from tests.csrc.attention.emulated import compiler, needs_compiler
+from tests.csrc.emulated import compiler, needs_compiler
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from ...errors import InputError
 from ..activation import ACTIVATION_CODES
-from ..launch import DTYPE_CODES, check_dtype, check_like, check_memory, module_for, rows_in_place
+from ..launch import (
+    DTYPE_CODES,
+    check_dtype,
+    check_like,
+    check_memory,
+    module_for,
+    on_large_pages,
+    rows_in_place,
+)
 
 OP = "gated_activation"
 
@@ -45,7 +53,7 @@ def forward(gate: Tensor, value: Tensor | None, activation: str) -> Tensor:
     if value is not None:
         check_like(OP, "value", value, tuple(gate.shape), gate.dtype)
     g, v = _rows("gate", gate), None if value is None else _rows("value", value)
-    out = g.new_empty(g.shape)
+    out = on_large_pages(OP, g.new_empty(g.shape))
     module_for(OP).gated_forward(*_call(g, activation), _place(g), 0, _place(v), _place(out))
     return out.view(gate.shape)
 
@@ -69,6 +77,7 @@ def backward(
         check_like(OP, name, given, tuple(like.shape), like.dtype)
         if given.stride(-1) != 1 and given.shape[-1] > 1:
             raise InputError(f"{OP}: the columns of {name} must be contiguous")
+        on_large_pages(OP, given)
     go = _rows("grad_out", grad_out)
     module_for(OP).gated_backward(
         *_call(g, activation), _place(go), _place(g), _place(v), _place(grad_gate),

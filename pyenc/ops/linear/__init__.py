@@ -5,8 +5,6 @@ Shapes: C channels in, F channels out; any leading dimensions (packed: (T, C)).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,12 +16,10 @@ from ..backend import WhyNot, always, choose, compiling, requested_backend
 from ..constant import constant_result
 from ..registered import PLAIN
 from ..validation import FLOATS, check_float
-from . import activated, packs, wide
+from . import activated, bf16x6, packs, wide
 from . import onednn as kernels
 from .reference import linear_reference
-
-MIN_WORK = 2**24
-"""Multiplications below which looking up a pack costs what it could save."""
+from .registration import MIN_WORK, wide_or_not, work
 
 
 def linear(
@@ -49,6 +45,10 @@ def linear(
     same table has that as faster, as on processors without such instructions; also with
     `backend="torch"`.
 
+    Where the table prefers it (processors with AMX), a large product of float32, and those of its
+    gradient, are made of parts in bfloat16 on the matrix units, to float32's own accuracy
+    (`bf16x6`); not where torch is asked for less (`torch.set_float32_matmul_precision`).
+
     Where no gradient is needed, bias and activation of float32 on a CPU are one pass over torch's
     product, through the C++ kernels; not with `backend="torch"`, which is torch's own throughout.
 
@@ -57,11 +57,11 @@ def linear(
         weight: (F, C), in x's dtype (under autocast in any).
         bias: (F,) or None.
         activation: one of `ACTIVATIONS`, or None.
-        backend: "onednn", "torch" or "reference"; None chooses, and so do "cpu" and "triton", the
-            names of kernels that other ops have. Differentiable with each of them.
+        backend: "bf16x6", "onednn", "torch" or "reference"; None chooses, and so do "cpu" and
+            "triton", the names of kernels that other ops have. Differentiable with each of them.
 
     Environment:
-        PYENC_LINEAR=onednn|torch  the choice instead of the table's.
+        PYENC_LINEAR=bf16x6|onednn|torch  the choice instead of the table's.
 
     Returns:
         (..., F), dtype of x.
@@ -84,17 +84,20 @@ def linear(
             oracle.widen(x), oracle.widen(weight), oracle.widen(bias), activation
         )
         return exact.to(x.dtype)
+    if name == "bf16x6":
+        any_size = requested == "bf16x6" or _forced() == "bf16x6"
+        return bf16x6.linear(x, weight, bias, activation, any_size)
     if name == "onednn":
         # Only this one is ever fused; the rest cost the same after the product.
         fused = "gelu" if activation == "gelu" else ""
-        least = 0 if requested == "onednn" or _any_size() else MIN_WORK
+        least = 0 if requested == "onednn" or _forced() == "onednn" else MIN_WORK
         y: Tensor = torch.ops.pyenc.linear(x, weight, bias, fused, least)
         activation = None if fused else activation
     elif _may_widen(x, weight, bias):
         if compiling():
             wide_y: Tensor = torch.ops.pyenc.linear_wide(x, weight, bias, activation or "")
             return wide_y
-        return _wide_or_not(x, weight, bias, activation)
+        return wide_or_not(x, weight, bias, activation)
     elif activation is not None and requested != "torch" and _in_one_pass(x, weight, bias):
         if compiling():
             one_pass: Tensor = torch.ops.pyenc.linear_activated(x, weight, bias, activation)
@@ -114,8 +117,14 @@ def backend_table(
 ) -> dict[str, WhyNot]:
     """The backends of this op and why each cannot serve x, for `choose` and `explain`.
 
-    `requested` "onednn" leaves out the reasons why it would not be preferred.
+    `requested` "bf16x6" or "onednn" leaves out the reasons why it would not be preferred.
     """
+
+    def of_parts() -> str | None:
+        reason = _no_parts(x, weight, bias)
+        if reason is None and requested != "bf16x6":
+            reason = _parts_not_worth_it(x, weight)
+        return reason
 
     def onednn() -> str | None:
         reason = _cannot(x, weight)
@@ -124,6 +133,7 @@ def backend_table(
         return reason
 
     return {
+        "bf16x6": of_parts,
         "onednn": onednn,
         "torch": always,
         "reference": always,
@@ -162,6 +172,23 @@ def _torch_serves(
     return backend == "auto" or requested_backend(backend) in ("auto", "triton")
 
 
+def _no_parts(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str | None:
+    plain = x.device.type == "cpu" and x.dtype == torch.float32
+    if compiling() and plain and not torch.is_autocast_enabled("cpu"):
+        return _parts_unavailable()
+    return bf16x6.why_not(x, weight, bias)
+
+
+def _parts_not_worth_it(x: Tensor, weight: Tensor | None) -> str | None:
+    if compiling():
+        return _parts_not_preferred()
+    if weight is not None and kernels.forced() is None:
+        rows = x.numel() // max(1, weight.shape[1])
+        if not bf16x6.gains(rows, *weight.shape):
+            return "the product is too small to gain"
+    return bf16x6.not_preferred()
+
+
 def _cannot(x: Tensor, weight: Tensor | None) -> str | None:
     if x.device.type != "cpu":
         return f"the tensors are on {x.device}"
@@ -189,7 +216,7 @@ def _not_worth_it(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str 
         return "the weight is no parameter, so its pack may serve only once"
     if compiling():
         return _not_preferred(str(x.dtype))
-    if weight is not None and kernels.forced() is None and _work(x, weight) < MIN_WORK:
+    if weight is not None and kernels.forced() is None and work(x, weight) < MIN_WORK:
         return "the product is too small to gain"
     return kernels.not_preferred(x.dtype)
 
@@ -205,14 +232,6 @@ def _may_widen(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-def _wide_or_not(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
-    rows = x.numel() // max(1, x.shape[-1])
-    if rows >= wide.MIN_ROWS and _work(x, weight) >= MIN_WORK:
-        return wide.linear(x, weight, bias, activation)
-    y = F.linear(x, weight, bias)
-    return y if activation is None else activate(y, activation)
-
-
 def _in_one_pass(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether bias and activation go over torch's product together."""
     return not _needs_gradient(x, weight, bias) and activated.why_not(x, weight, bias) is None
@@ -222,13 +241,9 @@ def _needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _work(x: Tensor, weight: Tensor) -> int:
-    return x.numel() // max(1, weight.shape[1]) * weight.numel()
-
-
 @constant_result
 def _unavailable(dtype: str) -> str | None:
-    """As known when torch.compile traces; so are the next three."""
+    """As known when torch.compile traces; so are the others that are marked."""
     return kernels.why_not(_dtype(dtype))
 
 
@@ -238,76 +253,28 @@ def _not_preferred(dtype: str) -> str | None:
 
 
 @constant_result
+def _parts_unavailable() -> str | None:
+    return bf16x6.unavailable()
+
+
+@constant_result
+def _parts_not_preferred() -> str | None:
+    return bf16x6.not_preferred()
+
+
+@constant_result
 def _widening_preferred(dtype: str) -> bool:
     return wide.preferred(_dtype(dtype))
 
 
 @constant_result
-def _any_size() -> bool:
-    return kernels.forced() == "onednn"
+def _forced() -> str | None:
+    return kernels.forced()
 
 
 def _dtype(name: str) -> torch.dtype:
     found: torch.dtype = getattr(torch, name.removeprefix("torch."))
     return found
-
-
-@torch.library.custom_op("pyenc::linear", mutates_args=())
-def _linear_op(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, least: int = 0
-) -> Tensor:
-    """Opaque, with the ordinary weight: torch.compile cannot carry a packed one.
-
-    torch's product serves where there are fewer than `least` multiplications, a size that only a
-    call tells; no gradient is needed then.
-    """
-    if _work(x, weight) < least:
-        if activation and activated.why_not(x, weight, bias) is None:
-            return activated.linear(x, weight, bias, activation)
-        y = F.linear(x, weight, bias)
-        return F.gelu(y) if activation else y
-    return kernels.linear(x, weight, bias, activation)
-
-
-@_linear_op.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, least: int = 0) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
-
-
-@torch.library.custom_op("pyenc::linear_wide", mutates_args=())
-def _wide_op(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    """Opaque, so that a compiled call takes the blocks of rows that another takes, and no gradient
-    is asked for."""
-    return _wide_or_not(x, weight, bias, activation or None)
-
-
-@_wide_op.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, activation, _ = inputs
-    ctx.save_for_backward(x, weight, bias)
-    ctx.activation = activation
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias = ctx.saved_tensors
-    need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
-    if ctx.activation:
-        grad = torch.ops.aten.gelu_backward(grad, F.linear(x, weight, bias))
-    rows = grad.reshape(-1, weight.shape[0])
-    return (
-        grad @ weight if need_x else None,
-        rows.t() @ x.reshape(-1, weight.shape[1]) if need_weight else None,
-        rows.sum(0) if need_bias else None,
-        None,
-        None,
-    )
-
-
-_linear_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:

@@ -19,9 +19,9 @@ from . import processor
 
 FILE = Path(__file__).with_name("choices.json")
 
-WAYS = ("onednn", "gelu_fused", "wide")
-"""oneDNN with a packed weight beside `F.linear`; GELU in the same pass beside after it; halves in
-float32 beside `F.linear`."""
+WAYS = ("bf16x6", "onednn", "gelu_fused", "wide")
+"""float32 by parts of bfloat16 beside `F.linear`; oneDNN with a packed weight beside it; GELU in
+the same pass beside after it; halves in float32 beside `F.linear`."""
 
 MARGIN = 1.15
 """How many times faster a way must have been: less is noise, and a pack costs memory."""
@@ -39,9 +39,9 @@ class Choice:
     """Of `WAYS`: how many times faster, measured; True where it is only supposed to be."""
 
     def prefers(self, way: str) -> bool:
-        """Whether this one is to serve; of oneDNN and `wide` only the faster."""
+        """Whether this one is to serve; of oneDNN, `bf16x6` and `wide` only the fastest."""
         gain = self._gain(way)
-        others = [self._gain(other) for other in ("onednn", "wide") if other != way]
+        others = [self._gain(other) for other in ("bf16x6", "onednn", "wide") if other != way]
         return gain >= MARGIN and (way == "gelu_fused" or gain >= max(others))
 
     def why_not(self, way: str) -> str | None:
@@ -52,7 +52,9 @@ class Choice:
         if isinstance(gain, bool):
             return f"choices.json does not prefer it ({self.entry})"
         if gain >= MARGIN:
-            return f"choices.json prefers float32 to it ({self.entry})"
+            other = "bf16x6" if self.prefers("bf16x6") else "float32"
+            other = "onednn" if self.prefers("onednn") else other
+            return f"choices.json prefers {other} to it ({self.entry})"
         return f"choices.json has {gain:.2f}x F.linear, needs {MARGIN}x ({self.entry})"
 
     def _gain(self, way: str) -> float:

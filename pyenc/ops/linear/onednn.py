@@ -77,10 +77,10 @@ def fuses(dtype: torch.dtype) -> bool:
 
 
 def forced() -> str | None:
-    """What PYENC_LINEAR asks for, "onednn" or "torch"; None for the table's choice."""
+    """What PYENC_LINEAR asks for: "bf16x6", "onednn" or "torch"; None for the table's choice."""
     asked = os.environ.get(VARIABLE) or "auto"
-    if asked not in ("auto", "onednn", "torch"):
-        raise BackendError(f"{VARIABLE} must be auto, onednn or torch, got {asked!r}")
+    if asked not in ("auto", "bf16x6", "onednn", "torch"):
+        raise BackendError(f"{VARIABLE} must be auto, bf16x6, onednn or torch, got {asked!r}")
     return None if asked == "auto" else asked
 
 

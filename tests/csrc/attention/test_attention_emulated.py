@@ -2,7 +2,7 @@
 
 All have the width and the tiles of AVX-512, in plain C++ (PYENC_EMULATE_BF16_DOT in
 csrc/shared/simd.h). One build has pairs of bfloat16, one the tiles of matrix units (AMX) in plain
-C++ too (PYENC_EMULATE_AMX in csrc/attention/amx.h), the same in `make sanitize` under the
+C++ too (PYENC_EMULATE_AMX in csrc/shared/tiles.h), the same in `make sanitize` under the
 sanitizers, and one their instructions themselves, which fault where there are none and are then
 carried out by amx_trap.cpp. In one file, so that what they share is compiled once. A processor that
 has matrix units runs the same cases on them.
@@ -11,39 +11,28 @@ has matrix units runs the same cases on them.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from pyenc.ops import extension as package
-from tests.csrc.attention import emulated
+from tests.csrc import emulated
 from tests.seeds import seed
 
-WIDE = ["-DPYENC_EMULATE_BF16_DOT"]
-TILES = [*WIDE, "-DPYENC_EMULATE_AMX"]
-
 pytestmark = emulated.needs_compiler
-
-
-def flags_serve(flags: list[str], folder: Path) -> bool:
-    source = folder / "probe.cpp"
-    source.write_text("int main() { return 0; }")
-    command = [str(emulated.compiler()), *flags, str(source), "-o", str(folder / "probe")]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture(scope="module")
 def extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("amx")
-    return emulated.build(folder, TILES, openmp=flags_serve(["-fopenmp"], folder))
+    return emulated.build(folder, emulated.TILES, openmp=emulated.flags_serve(["-fopenmp"], folder))
 
 
 @pytest.mark.slow
 def test_pairs_and_wide_tiles_agree_with_the_oracle(tmp_path: Path) -> None:
-    openmp = flags_serve(["-fopenmp"], tmp_path)
-    emulated.check(emulated.build(tmp_path, WIDE, openmp=openmp), "pairs")
+    openmp = emulated.flags_serve(["-fopenmp"], tmp_path)
+    emulated.check(emulated.build(tmp_path, emulated.WIDE, openmp=openmp), "pairs")
 
 
 @pytest.mark.slow
@@ -73,19 +62,10 @@ def test_whatever_else_holds_of_the_kernels(extension: Path) -> None:
 )
 def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
     flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
-    if sys.platform != "linux" or not flags_serve(flags, tmp_path):
+    if sys.platform != "linux" or not emulated.flags_serve(flags, tmp_path):
         pytest.skip("there are no sanitizers")
-    libraries = [
-        subprocess.run(
-            [str(emulated.compiler()), f"-print-file-name={name}"],
-            capture_output=True, text=True, check=True,
-        ).stdout.strip()
-        for name in ("libasan.so", "libubsan.so")
-    ]  # fmt: skip
-    if not all(Path(library).is_absolute() for library in libraries):
-        pytest.skip("the sanitizers' libraries cannot be loaded into Python")
-    extension = emulated.build(tmp_path, [*TILES, *flags], openmp=False)
-    environment = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
+    extension = emulated.build(tmp_path, [*emulated.TILES, *flags], openmp=False)
+    environment = emulated.sanitizers()
     for cases in ("amx a little", "split a little"):
         emulated.check(extension, cases, **environment)
 
@@ -95,8 +75,8 @@ def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
     not (emulated.X86_64 and sys.platform == "linux"), reason="the trap is x86-64 Linux's"
 )
 def test_the_instructions_themselves(tmp_path: Path) -> None:
-    flags = [*WIDE, "-mamx-tile", "-mamx-bf16"]
-    if not flags_serve(flags, tmp_path):
+    flags = [*emulated.WIDE, "-mamx-tile", "-mamx-bf16"]
+    if not emulated.flags_serve(flags, tmp_path):
         pytest.skip("the compiler knows no tiles")
     if "amx_tile" in Path("/proc/cpuinfo").read_text("utf-8").split():
         pytest.skip("nothing faults on a processor that has them: see the next test")

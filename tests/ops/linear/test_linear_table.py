@@ -17,6 +17,7 @@ import torch
 from pyenc.ops import linear
 from pyenc.ops.backend import explain
 from pyenc.ops.linear import backend_table, choices, processor
+from pyenc.ops.linear import bf16x6 as linear_bf16x6
 from pyenc.ops.linear import onednn as linear_onednn
 from pyenc.ops.linear import wide as linear_wide
 from pyenc.ops.linear.processor import Processor
@@ -183,6 +184,7 @@ def test_what_the_shipped_table_prefers(
     assert tuple(d for d in DTYPES if linear_onednn.not_preferred(d) is None) == packed
     assert tuple(d for d in DTYPES if linear_wide.preferred(d)) == widened
     assert not any(linear_onednn.fuses(d) for d in DTYPES)
+    assert (linear_bf16x6.not_preferred() is None) == isa.startswith("avx512_core_amx")
 
 
 def test_the_shipped_table() -> None:

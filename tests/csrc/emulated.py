@@ -1,7 +1,7 @@
-"""Attention's kernels of an instruction set that this processor lacks, compiled to do without it.
+"""An op's kernels of an instruction set that this processor lacks, compiled to do without it.
 
-`build` makes an extension of attention alone; run as a script, this file puts such an extension in
-the place of the package's own and checks it: python emulated.py EXTENSION CASES SEED.
+`build` makes an extension of one op alone; run as a script, this file puts such an extension in the
+place of the package's own and checks it: python emulated.py EXTENSION CASES SEED.
 """
 
 from __future__ import annotations
@@ -25,19 +25,21 @@ import pytest
 
 from tests.allocator import KEEPING
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 
 MODULE = """
 #include <pybind11/pybind11.h>
+#include "shared/large_pages.h"
 namespace py = pybind11;
-namespace pyenc { void bind_attention(py::module_& module); }
+namespace pyenc { void bind_OP(py::module_& module); }
 #ifdef __linux__
 extern "C" __attribute__((weak)) long amx_trapped(int what);
 #endif
 PYBIND11_MODULE(_C, module) {
-  pyenc::bind_attention(module);
+  pyenc::bind_OP(module);
+  module.def("advise_large_pages", &pyenc::advise_large_pages);
   module.def("isa", [] { return py::str("emulated"); });
 #ifdef __linux__
   if (amx_trapped) module.def("trapped", amx_trapped);
@@ -50,20 +52,52 @@ def compiler() -> str | None:
     return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 
 
+WIDE = ["-DPYENC_EMULATE_BF16_DOT"]
+TILES = [*WIDE, "-DPYENC_EMULATE_AMX"]
+
 needs_compiler = pytest.mark.skipif(
     compiler() is None or sys.platform == "win32", reason="there is no compiler with GCC's vectors"
 )
 
 
-def build(folder: Path, flags: Sequence[str], *, openmp: bool, trap: Path | None = None) -> Path:
+def flags_serve(flags: list[str], folder: Path) -> bool:
+    source = folder / "probe.cpp"
+    source.write_text("int main() { return 0; }")
+    command = [str(compiler()), *flags, str(source), "-o", str(folder / "probe")]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def sanitizers() -> dict[str, str]:
+    """The environment in which Python has the libraries of -fsanitize=address,undefined; skips
+    where they cannot be loaded."""
+    libraries = [
+        subprocess.run(
+            [str(compiler()), f"-print-file-name={name}"],
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]  # fmt: skip
+    if not all(Path(library).is_absolute() for library in libraries):
+        pytest.skip("the sanitizers' libraries cannot be loaded into Python")
+    return {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
+
+
+def build(
+    folder: Path,
+    flags: Sequence[str],
+    *,
+    openmp: bool,
+    op: str = "attention",
+    trap: Path | None = None,
+) -> Path:
     """The extension, its kernels compiled with these flags; and with what catches instructions."""
     target = folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     threads = ("-fopenmp",) if openmp else ()
-    kernels = sorted(CSRC.glob("attention/*_kernel.cpp")) + ([trap] if trap else [])
+    kernels = _kernels(op) + ([trap] if trap else [])
     # More than -Og takes longer to compile than it saves.
     objects = _compiled(kernels, folder, ("-Og", *threads, *flags))
     checks = tuple(flag for flag in flags if flag.startswith("-fsanitize"))
-    common = _around_the_kernels((*threads, *checks))
+    common = _around_the_kernels(op, (*threads, *checks))
     subprocess.run(
         [str(compiler()), "-shared", *threads, *flags, *map(str, [*objects, *common]),
          "-o", str(target)],
@@ -72,15 +106,18 @@ def build(folder: Path, flags: Sequence[str], *, openmp: bool, trap: Path | None
     return target
 
 
+def _kernels(op: str) -> list[Path]:
+    return sorted(CSRC.glob(f"{op}/*kernel.cpp"))
+
+
 @functools.cache
-def _around_the_kernels(flags: tuple[str, ...]) -> list[Path]:
+def _around_the_kernels(op: str, flags: tuple[str, ...]) -> list[Path]:
     """The objects that no instruction set changes: once for all builds, and not optimised."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     module = folder / "module.cpp"
-    module.write_text(MODULE)
-    kernels = set(CSRC.glob("attention/*_kernel.cpp"))
-    sources = sorted(set(CSRC.glob("attention/*.cpp")) - kernels)
+    module.write_text(MODULE.replace("OP", op))
+    sources = sorted(set(CSRC.glob(f"{op}/*.cpp")) - set(_kernels(op)))
     return _compiled([*sources, CSRC / "shared" / "isa.cpp", module], folder, ("-O0", *flags))
 
 
@@ -93,7 +130,7 @@ def _compiled(sources: Sequence[Path], folder: Path, flags: Sequence[str]) -> li
     ]  # fmt: skip
 
     def compile_one(source: Path) -> Path:
-        made = folder / f"{source.stem}.o"
+        made = folder / f"{source.parent.name}_{source.stem}.o"
         subprocess.run([*command, "-c", str(source), "-o", str(made)], check=True, timeout=900)
         return made
 
@@ -154,12 +191,13 @@ def main(arguments: Sequence[str]) -> None:
     import torch
 
     from tests.csrc.attention import amx_cases, split_cases
+    from tests.csrc.linear import product_cases
     from tests.ops.attention.test_attention_cpu import Case
 
     torch.manual_seed(int(seed))
     torch.set_num_threads(1)  # small matrices wait for a second thread, the oracle's above all
     Case.threads = 2
-    (CASES | amx_cases.CASES | split_cases.CASES)[name](module)
+    (CASES | amx_cases.CASES | split_cases.CASES | product_cases.CASES)[name](module)
     print(module.isa())
 
 

@@ -1,0 +1,185 @@
+"""float32 products on matrix units (AMX): each number as three of bfloat16, six products for one.
+
+A float's 24 bits are three times eight, and of nine products of two numbers' parts those three are
+left out that float32 would round away; sums are in float32 (csrc/linear/product.h). So the error is
+float32's own, at many times the rate of its instructions. Henry, Tang, Heinecke, "Leveraging the
+bfloat16 artificial intelligence datatype for higher-precision computations" (arXiv 1904.06376).
+
+Shapes: a (M, K), b (K, N).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from .. import extension, launch
+from ..activation import ACTIVATION_CODES, activate
+from ..registered import cpu_op
+from . import activated, choices, onednn
+
+MIN_SIZES = (256, 64, 64)
+"""M, N and K below which to split the operands costs what the products save."""
+
+MIN_WORK = 2**25
+"""Multiplications, likewise."""
+
+
+def why_not(*tensors: Tensor | None) -> str | None:
+    """Why it cannot serve these operands, or None."""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if type(tensor) not in (Tensor, nn.Parameter):
+            return f"it takes plain tensors, not {type(tensor).__name__}"
+        if tensor.device.type != "cpu":
+            return f"the tensors are on {tensor.device}"
+        if tensor.dtype != torch.float32:
+            return "it is of float32"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast makes another product"
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func transforms what it cannot see into"
+    if forward_ad._current_level >= 0:
+        return "a derivative goes forward through what is computed"
+    return unavailable()
+
+
+def unavailable() -> str | None:
+    """Why this process has none, or None."""
+    if (reason := extension.missing()) is not None:
+        return reason
+    if not launch.module_for("linear").product_serves():
+        return "this processor has no matrix units (AMX), or PYENC_CPU_ISA leaves them out"
+    return _less_asked()
+
+
+def not_preferred() -> str | None:
+    """Why F.linear comes first, or None: by PYENC_LINEAR, else by the table."""
+    asked = onednn.forced()
+    if asked is not None:
+        return None if asked == "bf16x6" else f"{onednn.VARIABLE}={asked}"
+    return choices.choice(torch.float32).why_not("bf16x6")
+
+
+def gains(m: int, n: int, k: int) -> bool:
+    """Whether a product is large enough to gain."""
+    return all(s >= t for s, t in zip((m, n, k), MIN_SIZES, strict=True)) and m * n * k >= MIN_WORK
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    any_size: bool = False,
+) -> Tensor:
+    """activation(x W^T + b), x (..., C), weight (F, C), bias (F,); differentiable, also twice."""
+    rows = launch.as_rows(x)
+    tensors = [t for t in (x, weight, bias) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        y: Tensor = torch.ops.pyenc.product(rows, weight.t(), bias, "", any_size)
+        y = y if activation is None else activate(y, activation)
+    elif torch.compiler.is_compiling():
+        y = torch.ops.pyenc.product(rows, weight.t(), bias, activation or "", any_size)
+    else:
+        y = product(rows, weight.t(), bias, activation or "", any_size)
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def product(
+    a: Tensor,
+    b: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "",
+    any_size: bool = False,
+) -> Tensor:
+    """activation(a b + bias) (M, N), bias (N,); torch's product where this one gains nothing
+    (`any_size`: also there), or cannot: a number is not finite, or all are so small that their
+    parts are lost."""
+    large = any_size or gains(a.shape[0], b.shape[1], a.shape[1])
+    if large and why_not(a, b, bias) is None:
+        out = _by_parts(a, b, bias, activation)
+        if out is not None:
+            return out
+    return _by_torch(a, b, bias, activation)
+
+
+def _by_parts(a: Tensor, b: Tensor, bias: Tensor | None, activation: str) -> Tensor | None:
+    left, right = _lines(a), _lines(b.t())
+    offset = None if bias is None else bias.resolve_neg().contiguous()
+    out = torch.empty(len(left), len(right), dtype=torch.float32, device="cpu")
+    out = launch.on_large_pages("linear", out)
+    served = launch.module_for("linear").product(
+        *out.shape, left.shape[1], torch.get_num_threads(),
+        ACTIVATION_CODES[activation] if activation else -1,
+        (left.data_ptr(), *left.stride()), (right.data_ptr(), *right.stride()),
+        launch.pointer(offset), out.data_ptr(),
+    )  # fmt: skip
+    return out if served else None
+
+
+def _by_torch(a: Tensor, b: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """As `linear` has it without this file, to the bit."""
+    weight = b.t()
+    if activation and activated.why_not(a, weight, bias) is None:
+        return activated.linear(a, weight, bias, activation)
+    y = F.linear(a, weight, bias)
+    return activate(y, activation) if activation else y
+
+
+def _lines(x: Tensor) -> Tensor:
+    """x, or a copy, with one of its two strides 1."""
+    x = x.resolve_neg()
+    return x if 1 in x.stride() else x.contiguous()
+
+
+def _less_asked() -> str | None:
+    """Whether torch's switches allow products of float32 on a CPU to be made in less."""
+    backends: Any = torch.backends
+    for owner in (getattr(backends.mkldnn, "matmul", None), backends.mkldnn, backends):
+        asked = getattr(owner, "fp32_precision", "none")
+        if asked != "none":
+            return None if asked == "ieee" else f"torch is asked for {asked} products of float32"
+    return None
+
+
+@cpu_op("pyenc::product")
+def _op(a: Tensor, b: Tensor, bias: Tensor | None, activation: str, any_size: bool) -> Tensor:
+    return product(a, b, bias, activation, any_size)
+
+
+@_op.register_fake
+def _(a: Tensor, b: Tensor, bias: Tensor | None, activation: str, any_size: bool) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[1])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    a, b, _, activation, ctx.any_size = inputs
+    if activation:
+        raise ValueError("pyenc::product: an activation has no gradient here")
+    ctx.save_for_backward(a, b)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    a, b = ctx.saved_tensors
+    need_a, need_b, need_bias, *_ = ctx.needs_input_grad
+
+    def multiply(left: Tensor, right: Tensor) -> Tensor:
+        made: Tensor = torch.ops.pyenc.product(left, right, None, "", ctx.any_size)
+        return made
+
+    grad_a = multiply(grad, b.t()) if need_a else None
+    grad_b = None
+    if need_b:
+        # Turned as b is: a weight's gradient lies as the weight, and is not copied.
+        turned = b.stride(0) == 1
+        grad_b = multiply(grad.t(), a).t() if turned else multiply(a.t(), grad)
+    return grad_a, grad_b, grad.sum(0) if need_bias else None, None, None
+
+
+_op.register_autograd(_backward, setup_context=_setup_context, again=True)

@@ -1,0 +1,87 @@
+"""oneDNN's and the widened products as registered ops, for graphs: a size that only a call tells
+decides in them as it does outside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..activation import activate
+from . import activated, onednn, wide
+
+MIN_WORK = 2**24
+"""Multiplications below which looking up a pack costs what it could save."""
+
+
+def work(x: Tensor, weight: Tensor) -> int:
+    """Multiplications of a product."""
+    return x.numel() // max(1, weight.shape[1]) * weight.numel()
+
+
+def wide_or_not(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
+    rows = x.numel() // max(1, x.shape[-1])
+    if rows >= wide.MIN_ROWS and work(x, weight) >= MIN_WORK:
+        return wide.linear(x, weight, bias, activation)
+    y = F.linear(x, weight, bias)
+    return y if activation is None else activate(y, activation)
+
+
+@torch.library.custom_op("pyenc::linear", mutates_args=())
+def _linear_op(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, least: int = 0
+) -> Tensor:
+    """Opaque, with the ordinary weight: torch.compile cannot carry a packed one.
+
+    torch's product serves where there are fewer than `least` multiplications, a size that only a
+    call tells; no gradient is needed then.
+    """
+    if work(x, weight) < least:
+        if activation and activated.why_not(x, weight, bias) is None:
+            return activated.linear(x, weight, bias, activation)
+        y = F.linear(x, weight, bias)
+        return F.gelu(y) if activation else y
+    return onednn.linear(x, weight, bias, activation)
+
+
+@_linear_op.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, least: int = 0) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("pyenc::linear_wide", mutates_args=())
+def _wide_op(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """Opaque, so that a compiled call takes the blocks of rows that another takes, and no gradient
+    is asked for."""
+    return wide_or_not(x, weight, bias, activation or None)
+
+
+@_wide_op.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, activation, _ = inputs
+    ctx.save_for_backward(x, weight, bias)
+    ctx.activation = activation
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias = ctx.saved_tensors
+    need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
+    if ctx.activation:
+        grad = torch.ops.aten.gelu_backward(grad, F.linear(x, weight, bias))
+    rows = grad.reshape(-1, weight.shape[0])
+    return (
+        grad @ weight if need_x else None,
+        rows.t() @ x.reshape(-1, weight.shape[1]) if need_weight else None,
+        rows.sum(0) if need_bias else None,
+        None,
+        None,
+    )
+
+
+_linear_op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,45 @@
+"""The product by parts where a processor has no matrix units: in plain C++, and where it has them.
+
+The same cases on both (product_cases.py), each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyenc.ops import extension as package
+from tests.csrc import emulated
+from tests.seeds import seed
+
+pytestmark = emulated.needs_compiler
+
+
+@pytest.mark.slow
+def test_in_plain_cpp(tmp_path: Path) -> None:
+    openmp = emulated.flags_serve(["-fopenmp"], tmp_path)
+    extension = emulated.build(tmp_path, emulated.TILES, openmp=openmp, op="linear")
+    emulated.check(extension, "product", seed(1))
+
+
+@pytest.mark.skipif(
+    os.environ.get("PYENC_SANITIZE", "") in ("", "0"), reason="only under `make sanitize`"
+)
+def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
+    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
+    if sys.platform != "linux" or not emulated.flags_serve(flags, tmp_path):
+        pytest.skip("there are no sanitizers")
+    extension = emulated.build(tmp_path, [*emulated.TILES, *flags], openmp=False, op="linear")
+    emulated.check(extension, "product a little", **emulated.sanitizers())
+
+
+@pytest.mark.parametrize("draw", [1, 2, 3])
+def test_the_matrix_units_themselves(draw: int) -> None:
+    module, isa = package.load(), "x86-64-v4-amx"
+    if module is None or isa not in module.available_isas():
+        pytest.skip(f"this processor or this build has no {isa}")
+    path = Path(str(module.__file__))
+    emulated.check(path, "product", seed(draw), isa=isa, PYENC_CPU_ISA=isa)
