@@ -46,6 +46,32 @@ def test_neither_the_compiler_nor_the_hub(tmp_path: Path) -> None:
     assert not found & {"torch._dynamo", "huggingface_hub", "transformers", "sympy", "pyarrow"}
 
 
+LOSS = """
+import sys
+import torch
+from examples.variants import VARIANTS
+from pyenc.ops import attention
+there = set(sys.modules)
+for variant in VARIANTS.values():
+    bias, x = variant(2), torch.randn(3, 9, 2, 8, requires_grad=True)
+    attention(*x, torch.tensor([0, 9]), bias=bias).square().mean().backward()
+    assert all(each.grad is not None for each in (x, *bias.parameters()))
+print("imported", *{"torch._dynamo", "sympy"} & (set(sys.modules) - there))
+"""
+
+
+def test_the_backward_of_a_variant_imports_no_compiler() -> None:
+    """Which took longer than the whole of the first call."""
+    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-c", LOSS],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["imported"]
+
+
 def test_a_constant_result_is_marked_as_torch_marks_it() -> None:
     def ours() -> int:
         return 1

@@ -14,7 +14,8 @@ from torch import Tensor
 from bench import variant_data as data
 from bench.compare import CannotServe, Case, Ready, Tensors
 from bench.peers.attention_call import in_batches
-from pyenc.ops import ALiBi, alibi_slopes, attention, computed_share
+from pyenc.ops import ALiBi, alibi_slopes, attention, computed_share, rotary
+from pyenc.ops.gradient import gradient_of
 
 
 def ours(skip_eps: float | None = None) -> Callable[[Case, Tensors], Ready]:
@@ -40,7 +41,10 @@ def _ready(
     learned: list[Tensor],
     skip_eps: float | None,
 ) -> Ready:
+    turned = _turning(case)
+
     def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = turned(q), turned(k)
         out = attention(q, k, v, x["cu_seqlens"], bias=bias(), skip_eps=skip_eps)
         assert isinstance(out, Tensor)
         return out
@@ -56,16 +60,27 @@ def _ready(
 
     def run_both() -> tuple[Tensor, ...]:
         out = forward(*leaves)
-        return out.detach(), *torch.autograd.grad(out, [*leaves, *learned], x["grad"])
+        # As a loss has it, whose backward does not import what torch.autograd.grad does.
+        found = [out.detach(), *gradient_of(out, [*leaves, *learned], x["grad"])]
+        return tuple(each for each in found if each is not None)
 
     return Ready(run_both, data.named)
 
 
+def _turning(case: Case) -> Callable[[Tensor], Tensor]:
+    """What is done to queries and keys (T, H, D) before."""
+    if not case.kind["rotary"]:
+        return lambda x: x
+    tables = data.tables(case)
+    return lambda x: rotary(x, *tables)
+
+
 def share(case: Case, x: Tensors) -> float:
     """What our kernels say of themselves."""
+    turned = _turning(case)
     with torch.no_grad():
         return computed_share(
-            x["q"], x["k"], x["v"], x["cu_seqlens"], bias=data.module(case)  # type: ignore[arg-type]
+            turned(x["q"]), turned(x["k"]), x["v"], x["cu_seqlens"], bias=data.module(case)  # type: ignore[arg-type]
         )  # fmt: skip
 
 
@@ -75,17 +90,31 @@ def flex(case: Case, x: Tensors) -> Ready:
     if case.backward:
         raise CannotServe("forward only on a CPU")
     torch._dynamo.config.recompile_limit = 64
-    compiled = torch.compile(flex_attention, dynamic=False)
-    score_mod = _score_mod(case)
+    score_mod, turned = _score_mod(case), _turning_in_graph(case)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return compiled(q, k, v, score_mod=score_mod)  # type: ignore[no-any-return]
+        return flex_attention(turned(q), turned(k), v, score_mod=score_mod)  # type: ignore[return-value]
+
+    compiled = torch.compile(attend, dynamic=False)
 
     def run() -> Tensor:
         with torch.no_grad():
-            return in_batches(case, x["q"], x["k"], x["v"], attend)  # type: ignore[no-any-return]
+            return in_batches(case, x["q"], x["k"], x["v"], compiled)  # type: ignore[no-any-return]
 
     return Ready(run)
+
+
+def _turning_in_graph(case: Case) -> Callable[[Tensor], Tensor]:
+    """The same of (B, H, N, D), as torch operations that are compiled with the rest."""
+    if not case.kind["rotary"]:
+        return lambda x: x
+    cos, sin, _ = data.tables(case)
+
+    def turned(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+    return turned
 
 
 def _score_mod(case: Case) -> Callable[..., Tensor]:

@@ -43,7 +43,7 @@ def test_every_example_is_right(name: str) -> None:
 def test_all_examples_are_there_at_all_lengths() -> None:
     assert {variant for variant, _ in data.EXAMPLES.values()} == set(VARIANTS)
     cases = data.cases(False, CPU)
-    assert len({case.name for case in cases}) == len(cases) == 6 * 2 * 3
+    assert len({case.name for case in cases}) == len(cases) == 7 * 2 * 3
     assert {case.kind["lengths"][0] for case in cases} == {512, 2048, 8192}
 
 
@@ -54,7 +54,7 @@ def test_another_function_is_told() -> None:
         Checks(op(), CPU, quick=True).check(wrong, case, attention_data.inputs(case, CPU))
 
 
-@pytest.mark.parametrize("name", ["kerple log", "soft-capped alibi"])
+@pytest.mark.parametrize("name", ["kerple log", "soft-capped alibi", "rope + alibi"])
 def test_no_length_compiles_anything(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(variants, "FIRST", 120)
     assert variants.first_result(name, True, variants.OURS, 100)["compiled"] == 0

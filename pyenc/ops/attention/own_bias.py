@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...errors import InputError
+from ..gradient import gradient_of
 from . import own_cpu
 from .bias import OwnBias, added, apply_own
 from .blocks import keep_factor, powers
@@ -268,7 +269,7 @@ def backward(
                 ds.sub_(delta_i1).mul_(weight)
                 if made is not None:
                     onto = ds if terms.mapped else _summed(ds, walk.heads, made)
-                    parts = list(torch.autograd.grad(made, leaves, onto, allow_unused=True))
+                    parts = list(gradient_of(made, leaves, onto))
                     if terms.mapped:
                         by_raw = parts.pop(0)
                         ds = torch.zeros_like(ds) if by_raw is None else by_raw

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from ..gradient import gradient_of
 from ..launch import check_contiguous, module_for, pointer
 from . import cpu
 from .bias import added
@@ -86,7 +87,7 @@ def backward(
             if pairs is not None:
                 onto = pairs.sum(0) if len(pairs) > 1 else pairs[0]
                 onto = onto.sum_to_size(bias.shape).to(bias.dtype)
-                parts = torch.autograd.grad(bias, parameters, onto, allow_unused=True)
+                parts = gradient_of(bias, parameters, onto)
                 for learned, share in zip(sums, parts, strict=True):
                     if share is not None:
                         learned += share
