@@ -1,12 +1,16 @@
 """Tokens a second of a training step, beside torch and sentence-transformers' trainer, on the CPU.
 
 python bench/training.py [--case NAME] [--rounds 7] [--without compiled] [--profile] [--out FILE]
+python bench/training.py --memory [--without torch] [--out FILE]
 
 A step is the gradient of mean((mean of a text's states - target)^2) and one of AdamW, fused, from
 token ids; float32, no dropout. All programs take turns, and a ratio is of one round. MiniLM's
 weights are the packaged ones, from strings tokenised once; Jina-small's shape is random. torch's
 rows are padded, ALiBi a dense bias made once; it is run eager and compiled. Two of its steps and
 ours are compared before anything is timed.
+
+--memory: instead, what a step of Jina-small's shape on one long text takes beyond what stays, the
+weights and AdamW's averages. Each length in a process of its own, after a step on a short text.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ if not __package__:
 
 import pyenc  # noqa: E402
 from bench import subjects, workloads  # noqa: E402
-from bench.measure import clock, machine, record  # noqa: E402
+from bench.measure import clock, machine, memory, record  # noqa: E402
 from bench.peers import sentence_training, torch_training  # noqa: E402
 from examples import bundled  # noqa: E402
 from pyenc.loading import load_checkpoint  # noqa: E402
@@ -57,6 +61,13 @@ CASES = (
 )
 """24 texts of 16 to 256 tokens, log-uniform; 8 of 512; one of 4,096."""
 
+SHORT, DOUBLED = 16, (1024, 2048, 4096, 8192)
+"""Tokens of the one text, of which memory is measured."""
+FURTHEST = {"torch": 4096}
+"""To where, for whom a dense bias grows with the square."""
+LINEAR = 2.1
+"""Times the memory that half as many tokens take, at the most."""
+
 
 class PackedVectors(nn.Module):
     """Means of packed texts."""
@@ -64,6 +75,10 @@ class PackedVectors(nn.Module):
     def __init__(self, encoder: pyenc.Encoder, rows: Sequence[Tensor]) -> None:
         super().__init__()
         self.encoder = encoder
+        self.take(rows)
+
+    def take(self, rows: Sequence[Tensor]) -> None:
+        """From now on these."""
         self.ids = torch.cat(list(rows))
         self.bounds = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
 
@@ -166,6 +181,54 @@ def profile(step: Step, rows: int = 14) -> list[list[Any]]:
     return [[e.key, e.self_cpu_time_total / whole, e.count] for e in events[:rows]]
 
 
+def memories(without: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Of each program and length `taken`, printed on the way; and where ours is not linear."""
+    found: dict[str, Any] = {}
+    missed = []
+    print("\nmemory of a step on one text, in MB; bytes a token; beside half as many")
+    for name in (OURS, "torch"):
+        if any(part in name for part in without):
+            continue
+        before = None
+        for tokens in (n for n in DOUBLED if n <= FURTHEST.get(name, n)):
+            task = {"program": name, "tokens": tokens}
+            got = memory.in_child(["--memory"], task, script=Path(__file__))
+            found.setdefault(name, []).append(task | got)
+            mb = got.get("mb")
+            if mb is None:
+                missed.append(f"{name}, {tokens:,} tokens: {got.get('error', 'not measured')}")
+                continue
+            ratio = mb / before if before else None
+            print(
+                f"  {name:<6} {tokens:>5,} {mb:>8,.0f} {mb * 1e6 / tokens:>10,.0f}"
+                + (f" {ratio:>6.2f} times" if ratio else ""),
+                flush=True,
+            )
+            if name == OURS and ratio and ratio > LINEAR:
+                missed.append(f"{name}, {tokens:,} tokens: {ratio:.2f} times that of half as many")
+            before = mb
+    return found, missed
+
+
+def taken(program: str, tokens: int) -> dict[str, Any]:
+    """In a process of its own: how far memory rises in a step, its text's making included."""
+    encoder = subjects.jina_small()
+    vocabulary, width = encoder.config.vocab_size, encoder.config.hidden_size
+    kind = PackedVectors if program == OURS else torch_training.PaddedVectors
+    vectors = kind(encoder, workloads.token_ids((SHORT,), vocabulary))
+    del encoder
+    step = step_of(vectors, torch.randn(1, width))
+    step()  # AdamW's averages are there from now on
+    # A step begins without gradients; what they leave is to serve nothing that is measured.
+    vectors.zero_grad()
+
+    def run() -> Tensor:
+        vectors.take(workloads.token_ids((tokens,), vocabulary))
+        return step()
+
+    return {"mb": memory.growth_mb(run)}
+
+
 def show(found: dict[str, Any]) -> None:
     print(f"\n{found['name']}: {found['texts']} texts, {found['tokens']} tokens")
     for name, result in found["programs"].items():
@@ -185,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write the result where `--out` says.
 
     Returns:
-        0; 1 where a program's losses are not ours.
+        0; 1 where a program's losses are not ours, or our memory is not linear.
     """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -194,8 +257,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--without", action="append", default=[], help="part of a program's name")
     parser.add_argument("--profile", action="store_true", help="where our step's time goes")
+    parser.add_argument("--memory", action="store_true", help="of a step, in place of its time")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out")
     options = parser.parse_args(argv)
+    if options.child:
+        memory.report(taken(**memory.task()))
+        return 0
     if OURS in options.without:
         parser.error(f"--without {OURS}: the others are compared with it")
     start = time.perf_counter()
@@ -205,7 +273,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (environment["load_average"] or 0) > 0.5:
         print(f"the machine is not quiet: load average {environment['load_average']}")
     result: dict[str, Any] = {"op": "training", "environment": environment, "cases": []}
-    for case in CASES:
+    missed: list[str] = []
+    if options.memory:
+        result["memory"], missed = memories(options.without)
+    for case in () if options.memory else CASES:
         if options.case and case.name not in options.case:
             continue
         found = measure(case, options)
@@ -216,7 +287,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     result["seconds"] = time.perf_counter() - start
     if options.out:
         record.write_result(Path(options.out), result)
-    return int(any(found["wrong"] for found in result["cases"]))
+    for line in missed:
+        print(f"MISSED: {line}", file=sys.stderr)
+    return int(bool(missed) or any(found["wrong"] for found in result["cases"]))
 
 
 if __name__ == "__main__":

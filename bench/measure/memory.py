@@ -116,13 +116,20 @@ def _sampled(run: Callable[[], Any], process: Any) -> float:
     return float(peak - before) / 1e6
 
 
-def in_child(program: Sequence[str], task: dict[str, Any], timeout: float = 900) -> dict[str, Any]:
+def in_child(
+    program: Sequence[str],
+    task: dict[str, Any],
+    timeout: float = 900,
+    script: Path = ROOT / "bench",
+) -> dict[str, Any]:
     """Run a program of bench/, by its arguments, with --child and the task on its standard input.
+
+    script: what has these arguments, where it is another than `python bench`.
 
     What it passed to `report`; {"error": ...} if it died: only the kind of the error is kept, since
     messages hold paths.
     """
-    command = [sys.executable, str(ROOT / "bench"), *program, "--child"]
+    command = [sys.executable, str(script), *program, "--child"]
     try:
         done = subprocess.run(
             command, input=json.dumps(task), capture_output=True, text=True, timeout=timeout,

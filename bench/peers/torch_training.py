@@ -29,6 +29,11 @@ class PaddedVectors(nn.Module):
     def __init__(self, encoder: pyenc.Encoder, rows: Sequence[Tensor]) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(encoder)
+        self.take(rows)
+
+    def take(self, rows: Sequence[Tensor]) -> None:
+        """From now on these."""
+        encoder = self.encoder
         self.ids_BN = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
         lengths = torch.tensor([len(row) for row in rows])
         n = self.ids_BN.shape[1]
