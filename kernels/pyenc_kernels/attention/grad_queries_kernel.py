@@ -111,17 +111,18 @@ def _walk_keys(
     SIDE: tl.constexpr, SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr,
     PARAMETER: tl.constexpr, LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr,
     BY_DISTANCE: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr, N_LEARNED: tl.constexpr,
-    N_LOOKED: tl.constexpr, BLOCK_L: tl.constexpr, CORRECTED: tl.constexpr,
-    HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
-    HAS_DROPOUT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    N_LOOKED: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr,
+    CORRECTED: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Key tiles [first, last), as the forward's `_walk` has them: adds to dq, to the gradients
     of the bias's parameters (BLOCK_L,), to what the rows of ds add up to and, with CORRECTED, to
-    sum_j p d score / d params.
+    sum_j p d score / d param (BLOCK_M, BLOCK_C) of the parameters from N_LOOKED on.
     """
     o_d = tl.arange(0, BLOCK_D)
     o_l = tl.arange(0, BLOCK_L)
+    o_c = N_LOOKED + tl.arange(0, BLOCK_C)
     b_columns = None
     if SIDE != 0 and BY_DISTANCE:
         b_columns = columns_of(SCORE, AFFINE_FROM, SIDE < 0, i_head, p_params, BLOCK_N)[None, :]
@@ -159,6 +160,9 @@ def _walk_keys(
                     for index in tl.static_range(N_LOOKED, N_LEARNED):
                         slope = PARAMETER(nearest * 0, i_near, nearest, i_head, p_params, index)
                         b_learned += tl.where(o_l == index, b_whole * slope, 0.0)
+                        if CORRECTED:
+                            b_row = tl.sum(b_p, 1) * slope
+                            b_away += tl.where(o_c[None, :] == index, b_row[:, None], 0.0)
             else:
                 if LOOKUP is not None:
                     b_which = LOOKUP(b_i[:, None], b_j[None, :], i_head, p_params)
@@ -178,7 +182,7 @@ def _walk_keys(
                         b_learned += tl.where(o_l == index, b_part, 0.0)
                         if CORRECTED:
                             b_row = tl.sum(b_p * b_slope, 1)
-                            b_away += tl.where(o_l[None, :] == index, b_row[:, None], 0.0)
+                            b_away += tl.where(o_c[None, :] == index, b_row[:, None], 0.0)
         if SLOPE is not None:
             b_ds = b_ds * SLOPE(b_dot * scale, b_i[:, None], b_j[None, :], i_head, p_params)
         b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
@@ -196,9 +200,9 @@ def attention_grad_queries(
     SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr, PARAMETER: tl.constexpr,
     LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr, BY_DISTANCE: tl.constexpr,
     FLAT: tl.constexpr, PLAIN: tl.constexpr, N_LEARNED: tl.constexpr, N_LOOKED: tl.constexpr,
-    BLOCK_L: tl.constexpr, CORRECTED: tl.constexpr, HAS_GRAD_LSE: tl.constexpr,
-    HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
-    HAS_DROPOUT: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr, CORRECTED: tl.constexpr,
+    HAS_GRAD_LSE: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HAS_RANGES: tl.constexpr, HAS_ORDER: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -239,15 +243,15 @@ def attention_grad_queries(
         )
         b_dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         b_off = tl.zeros([BLOCK_M], tl.float32)
-        b_away = tl.zeros([BLOCK_M, BLOCK_L], tl.float32)
+        b_away = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
         if PLAIN or AFFINE_FROM is not None:
             b_dq, b_learned, b_off, b_away = _walk_keys(
                 b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, first, a, a, a,
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
                 -1, SCORE, GATHERS, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, PLAIN,
-                N_LEARNED, N_LOOKED, BLOCK_L, CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
-                HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
+                N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, HAS_POSITIONS, HAS_DENSE,
+                HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
         if AFFINE_FROM is not None:
             b_dq, b_learned, b_off, b_away = _walk_keys(
@@ -255,8 +259,8 @@ def attention_grad_queries(
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
                 1, SCORE, GATHERS, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, False,
-                N_LEARNED, N_LOOKED, BLOCK_L, CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
-                HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
+                N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, HAS_POSITIONS, HAS_DENSE,
+                HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
         # Last: a table's gradient is a loop in this one, and where it came first ptxas put every
         # product of the kernel in series (C7515).
@@ -265,7 +269,7 @@ def attention_grad_queries(
             p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
             begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
             0, SCORE, GATHERS, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, False,
-            N_LEARNED, N_LOOKED, BLOCK_L, CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
+            N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
             HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
         )  # fmt: skip
         store_rows(
@@ -280,6 +284,11 @@ def attention_grad_queries(
             if HAS_GRAD_LSE:
                 o_ih = (begin + o_i) * n_heads + i_head
                 b_due = tl.load(p_grad_lse + o_ih, mask=o_i < n, other=0.0)
-            b_learned += tl.sum((b_due - b_off)[:, None] * b_away, 0)
+            b_back = tl.sum((b_due - b_off)[:, None] * b_away, 0)
+            if N_LOOKED == 0:
+                b_learned += b_back
+            else:
+                o_c = N_LOOKED + tl.arange(0, BLOCK_C)
+                b_learned += tl.sum(tl.where(o_l[:, None] == o_c[None, :], b_back[None, :], 0.0), 1)
     if N_LEARNED > 0:
         tl.store(p_learned + i_number.to(tl.int64) * BLOCK_L + o_l, b_learned)

@@ -246,6 +246,7 @@ def backward(
     parts = GRAIN.value // config.block_m
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *grad_out.stride()[:2])
     block_l = max(triton.next_power_of_2(max(n_learned, 1)), 1)
+    corrected = _corrected(bias) if n_learned else 0
     shares = lse
     if n_learned:
         shares = q.new_empty((heads, programs // heads * parts, block_l), dtype=torch.float32)
@@ -258,7 +259,7 @@ def backward(
         LOOKUP=bias.lookup if bias is not None and n_learned else None,
         FLAT=bias is not None and bias.flat, N_LEARNED=n_learned,
         N_LOOKED=bias.looked_up if bias is not None and n_learned else 0, BLOCK_L=block_l,
-        CORRECTED=0 < n_learned <= 2 and bias is not None and bias.parameter is not None,
+        BLOCK_C=triton.next_power_of_2(max(corrected, 1)), CORRECTED=corrected > 0,
         HAS_GRAD_LSE=grad_lse is not None,
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, **flags, **config.launch,
     )  # fmt: skip
@@ -278,6 +279,24 @@ def backward(
     if need_dense and terms.dense is not None:
         dense = _grad_dense(grad_out, q, k, v, cu_seqlens, terms, rows)
     return dq, dk, dv, learned, dense
+
+
+MOST_CORRECTED = 4
+"""Sums that a row of queries keeps beside its own."""
+
+
+def _corrected(bias: ScoreFunction | None) -> int:
+    """Of how many learned numbers the gradient is corrected for the rounding of delta: of those by
+    formula, all or none.
+
+    ds is off by p times the same number in all of a row. A formula such as |i - j| makes that grow
+    with the distance; a table only sorts it. To take it back from a table a row would keep a sum
+    for each of its numbers, or know the true delta beforehand: another walk over its keys.
+    """
+    if bias is None or bias.parameter is None:
+        return 0
+    number = bias.n_learned - bias.looked_up
+    return number if number <= MOST_CORRECTED else 0
 
 
 def _grad_dense(
