@@ -65,8 +65,8 @@ SHORT, DOUBLED = 16, (1024, 2048, 4096, 8192)
 """Tokens of the one text, of which memory is measured."""
 FURTHEST = {"torch": 4096}
 """To where, for whom a dense bias grows with the square."""
-LINEAR = 2.1
-"""Times the memory that half as many tokens take, at the most."""
+LINEAR = 2.2
+"""Times the memory that half as many tokens take, at the most: resident memory has slack."""
 
 
 class PackedVectors(nn.Module):
