@@ -25,7 +25,7 @@ from . import activated, choices, onednn
 MIN_SIZES = (256, 64, 64)
 """M, N and K below which to split the operands costs what the products save."""
 
-MIN_WORK = 2**25
+MIN_WORK = 2**27
 """Multiplications, likewise."""
 
 

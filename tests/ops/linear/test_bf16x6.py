@@ -20,7 +20,7 @@ from pyenc.ops.linear import activated, backend_table, bf16x6
 from pyenc.ops.linear import onednn as linear_onednn
 from tests.ops.linear.linear_support import check, layer, pin
 
-ROWS, C, F_OUT = 300, 256, 512  # large enough to gain
+ROWS, C, F_OUT = 600, 512, 512  # large enough to gain
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_the_choice(products: list[tuple[int, ...]], monkeypatch: pytest.MonkeyP
 
     assert serves() == "serves"
     assert serves(weight=weight * 2) == "serves"  # no pack is kept of it
-    for few in (x[:255], x[:0]):
+    for few in (x[:255], x[:511], x[:0]):
         assert serves(few) == "the product is too small to gain"
     assert serves(weight=weight[:63], bias=bias[:63]) == "the product is too small to gain"
     assert serves(x.double()) == "it is of float32"
@@ -104,7 +104,7 @@ def test_the_same_compiled_or_not(
 
     torch._dynamo.reset()
     compiled = torch.compile(forward, fullgraph=True, backend="aot_eager", dynamic=True)
-    for rows in (ROWS, 255, 3, 2 * ROWS):
+    for rows in (ROWS, 511, 3, 2 * ROWS):
         x = torch.randn(rows, C)
         for grad in (False, True):
             found = []
