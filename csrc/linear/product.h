@@ -28,8 +28,9 @@ struct Product {
 };
 
 // Whether it was computed. If not, `out` may have anything, and another product has to serve: this
-// processor has no such units, a number of a or b is infinite or NaN (the parts would make NaN of both),
-// all are so small that what is left of parts and products is nothing, or there is nothing to add up.
+// processor has no such units, a number of a or b is infinite or NaN (the parts would make NaN of both) or
+// so large that a sum's order decides whether it overflows, a line's are all so small that parts or their
+// products are lost, or there is nothing to compute.
 bool product(const Product& call);
 
 // Whether this processor computes any.
@@ -46,8 +47,10 @@ struct ProductKernels {
   void (*enter)();
   void (*leave)();
   // The parts of up to 32 lines of `depth` numbers from `x` on; zero where there is no line or number.
-  // columns: as the second operand has them. Returns the bits of the largest magnitude.
-  std::uint32_t (*pack)(Lines x, std::int64_t lines, std::int64_t depth, bool columns, float* to);
+  // columns: as the second operand has them. most: of each of 32 lines the bits of the largest magnitude,
+  // which are ordered as the numbers are, NaN above infinity; what is there already counts too.
+  void (*pack)(Lines x, std::int64_t lines, std::int64_t depth, bool columns, float* to,
+               std::int32_t* most);
   // The block of out from (row, column) on: the sum over `steps` added to what is there, or in its
   // place in the `first` block; bias and activation in the `last`.
   void (*multiply)(const Product& call, const float* a, const float* b, std::int64_t steps,

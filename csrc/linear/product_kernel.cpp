@@ -28,9 +28,9 @@ PYENC_INLINE Floats numbers(const float* from, std::int64_t left) {
 
 // The parts of a tile of 16 lines and a step, `lines` and `depth` of which are there.
 // Along: the numbers of a line are neighbours in memory, else those of a step are. Turned: the other way
-// round than they come.
+// round than they come. most: the bits of magnitudes, a vector a line, or (not along) a lane a line.
 template <bool Along, bool Turned, bool Whole>
-PYENC_INLINE void pack_tile(Lines x, std::int64_t lines, std::int64_t depth, Ints& most, float* to) {
+PYENC_INLINE void pack_tile(Lines x, std::int64_t lines, std::int64_t depth, Ints* most, float* to) {
   TileRows rows[kParts];
 #pragma GCC unroll 4
   for (int i = 0; i < kTile; ++i) {
@@ -41,8 +41,9 @@ PYENC_INLINE void pack_tile(Lines x, std::int64_t lines, std::int64_t depth, Int
     const Floats lower = numbers<Whole>(at, Along ? depth : lines);
     const Floats upper = numbers<Whole>(above, Along ? depth - kTile : lines);
     const Ints low = as_ints(lower) & 0x7fffffff, high = as_ints(upper) & 0x7fffffff;
-    most = low > most ? low : most;
-    most = high > most ? high : most;
+    const Ints larger_bits = low > high ? low : high;
+    Ints& kept = most[Along ? i : 0];
+    kept = larger_bits > kept ? larger_bits : kept;
     Ints parts[kParts];
     split_pair(lower, upper, parts);
     for (int p = 0; p < kParts; ++p) {
@@ -59,25 +60,31 @@ PYENC_INLINE void pack_tile(Lines x, std::int64_t lines, std::int64_t depth, Int
 }
 
 template <bool Along, bool Turned>
-std::uint32_t pack_as(Lines x, std::int64_t lines, std::int64_t depth, float* to) {
-  Ints most = {};
+void pack_as(Lines x, std::int64_t lines, std::int64_t depth, float* to, std::int32_t* most) {
+  constexpr int kVectors = Along ? kTile : 1;  // of a tile's magnitudes
+  Ints seen[kPanelTiles][kVectors] = {};
   for (std::int64_t k = 0; k < depth; k += kStep)
-    for (std::int64_t line = 0; line < kPanelLines; line += kTile, to += kPartsWords) {
-      const Lines tile{x.at + line * x.line + k * x.k, x.line, x.k};
+    for (std::int64_t tile = 0; tile < kPanelTiles; ++tile, to += kPartsWords) {
+      const std::int64_t line = tile * kTile;
+      const Lines from{x.at + line * x.line + k * x.k, x.line, x.k};
       if (line + kTile <= lines && k + kStep <= depth)
-        pack_tile<Along, Turned, true>(tile, kTile, kStep, most, to);
+        pack_tile<Along, Turned, true>(from, kTile, kStep, seen[tile], to);
       else
-        pack_tile<Along, Turned, false>(tile, lines - line, depth - k, most, to);
+        pack_tile<Along, Turned, false>(from, lines - line, depth - k, seen[tile], to);
     }
-  std::int32_t largest = 0;
-  for (int lane = 0; lane < kLanes; ++lane) largest = most[lane] > largest ? most[lane] : largest;
-  return static_cast<std::uint32_t>(largest);
+  for (std::int64_t line = 0; line < kPanelLines; ++line)
+    for (int lane = 0; lane < (Along ? kLanes : 1); ++lane) {
+      const std::int64_t i = line % kTile;
+      const std::int32_t bits = seen[line / kTile][Along ? i : 0][Along ? lane : i];
+      most[line] = bits > most[line] ? bits : most[line];
+    }
 }
 
-std::uint32_t pack(Lines x, std::int64_t lines, std::int64_t depth, bool columns, float* to) {
-  if (x.k == 1)
-    return columns ? pack_as<true, true>(x, lines, depth, to) : pack_as<true, false>(x, lines, depth, to);
-  return columns ? pack_as<false, false>(x, lines, depth, to) : pack_as<false, true>(x, lines, depth, to);
+void pack(Lines x, std::int64_t lines, std::int64_t depth, bool columns, float* to, std::int32_t* most) {
+  if (x.k == 1 && columns) return pack_as<true, true>(x, lines, depth, to, most);
+  if (x.k == 1) return pack_as<true, false>(x, lines, depth, to, most);
+  if (columns) return pack_as<false, false>(x, lines, depth, to, most);
+  pack_as<false, true>(x, lines, depth, to, most);
 }
 
 // tiles 0 to 3 (2 x 2) = the sum over `steps` of six products each, what is small of a step first.

@@ -121,7 +121,7 @@ def backend_table(
     """
 
     def of_parts() -> str | None:
-        reason = _no_parts(x, weight, bias)
+        reason = bf16x6.why_not(x, weight, bias)
         if reason is None and requested != "bf16x6":
             reason = _parts_not_worth_it(x, weight)
         return reason
@@ -170,13 +170,6 @@ def _torch_serves(
     if activation is not None and activation not in ACTIVATIONS:
         return False
     return backend == "auto" or requested_backend(backend) in ("auto", "triton")
-
-
-def _no_parts(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str | None:
-    plain = x.device.type == "cpu" and x.dtype == torch.float32
-    if compiling() and plain and not torch.is_autocast_enabled("cpu"):
-        return _parts_unavailable()
-    return bf16x6.why_not(x, weight, bias)
 
 
 def _parts_not_worth_it(x: Tensor, weight: Tensor | None) -> str | None:
@@ -250,11 +243,6 @@ def _unavailable(dtype: str) -> str | None:
 @constant_result
 def _not_preferred(dtype: str) -> str | None:
     return kernels.not_preferred(_dtype(dtype))
-
-
-@constant_result
-def _parts_unavailable() -> str | None:
-    return bf16x6.unavailable()
 
 
 @constant_result

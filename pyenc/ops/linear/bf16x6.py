@@ -17,9 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from ...errors import BackendError
 from .. import extension, launch
 from ..activation import ACTIVATION_CODES, activate
-from ..registered import cpu_op
+from ..backend import compiling
+from ..constant import constant_result
+from ..registered import cpu_op, plain
 from . import activated, choices, onednn
 
 MIN_SIZES = (256, 64, 64)
@@ -40,6 +43,8 @@ def why_not(*tensors: Tensor | None) -> str | None:
             return f"the tensors are on {tensor.device}"
         if tensor.dtype != torch.float32:
             return "it is of float32"
+        if tensor.layout != torch.strided or (not compiling() and tensor._is_zerotensor()):
+            return "it takes dense tensors"
     if torch.is_autocast_enabled("cpu"):
         return "autocast makes another product"
     if torch._C._are_functorch_transforms_active():
@@ -49,8 +54,9 @@ def why_not(*tensors: Tensor | None) -> str | None:
     return unavailable()
 
 
+@constant_result
 def unavailable() -> str | None:
-    """Why this process has none, or None."""
+    """Why this process has none, or None; as known when torch.compile traces."""
     if (reason := extension.missing()) is not None:
         return reason
     if not launch.module_for("linear").product_serves():
@@ -81,13 +87,13 @@ def linear(
     """activation(x W^T + b), x (..., C), weight (F, C), bias (F,); differentiable, also twice."""
     rows = launch.as_rows(x)
     tensors = [t for t in (x, weight, bias) if t is not None]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        y: Tensor = torch.ops.pyenc.product(rows, weight.t(), bias, "", any_size)
-        y = y if activation is None else activate(y, activation)
-    elif torch.compiler.is_compiling():
-        y = torch.ops.pyenc.product(rows, weight.t(), bias, activation or "", any_size)
-    else:
+    if plain(*tensors):
         y = product(rows, weight.t(), bias, activation or "", any_size)
+    elif torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        y = torch.ops.pyenc.product(rows, weight.t(), bias, "", any_size)
+        y = y if activation is None else activate(y, activation)
+    else:
+        y = torch.ops.pyenc.product(rows, weight.t(), bias, activation or "", any_size)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -99,8 +105,8 @@ def product(
     any_size: bool = False,
 ) -> Tensor:
     """activation(a b + bias) (M, N), bias (N,); torch's product where this one gains nothing
-    (`any_size`: also there), or cannot: a number is not finite, or all are so small that their
-    parts are lost."""
+    (`any_size`: also there), or cannot: a number is not finite or near the largest there is, or
+    all of a row or column are so small that their parts are lost (2^-86, or 2^-80 of both)."""
     large = any_size or gains(a.shape[0], b.shape[1], a.shape[1])
     if large and why_not(a, b, bias) is None:
         out = _by_parts(a, b, bias, activation)
@@ -159,13 +165,17 @@ def _(a: Tensor, b: Tensor, bias: Tensor | None, activation: str, any_size: bool
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    a, b, _, activation, ctx.any_size = inputs
-    if activation:
-        raise ValueError("pyenc::product: an activation has no gradient here")
-    ctx.save_for_backward(a, b)
+    a, b, _, ctx.activation, ctx.any_size = inputs
+    # Turned as b is: a weight's gradient lies as the weight, and is not copied.
+    ctx.turned = b.stride(0) == 1
+    ctx.save_for_backward(a if b.requires_grad else None, b if a.requires_grad else None)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    if ctx.activation:
+        raise BackendError(
+            "pyenc::product: the graph was made without gradients, and its activation has none"
+        )
     a, b = ctx.saved_tensors
     need_a, need_b, need_bias, *_ = ctx.needs_input_grad
 
@@ -176,9 +186,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_a = multiply(grad, b.t()) if need_a else None
     grad_b = None
     if need_b:
-        # Turned as b is: a weight's gradient lies as the weight, and is not copied.
-        turned = b.stride(0) == 1
-        grad_b = multiply(grad.t(), a).t() if turned else multiply(a.t(), grad)
+        grad_b = multiply(grad.t(), a).t() if ctx.turned else multiply(a.t(), grad)
     return grad_a, grad_b, grad.sum(0) if need_bias else None, None, None
 
 

@@ -17,11 +17,11 @@ from pyenc.ops.linear import bf16x6
 from pyenc.ops.linear.reference import linear_reference
 from tests.oracle import assert_right, margin
 
-# M, N, K: around a tile, a panel of two, a step, a block of 16 steps, a thread's run of panels and
-# a group of the other's; and what has one of something.
+# M, N, K: around a tile, a panel of two, a step, a block of 16 steps, a thread's run of panels, a
+# group of the other's and as many of those as are there at a time; and what has one of something.
 SIZES = [
     (1, 1, 1), (15, 17, 31), (16, 16, 32), (33, 31, 33), (65, 130, 64), (31, 1, 513),
-    (1, 129, 1030), (300, 5, 512), (40, 300, 511), (257, 64, 100),
+    (1, 129, 1030), (300, 5, 512), (40, 300, 511), (257, 64, 100), (33, 4200, 40),
 ]  # fmt: skip
 
 
@@ -93,6 +93,15 @@ def ranges(_: ModuleType) -> None:
     assert bool(((got - exact).abs() <= 2.0**-21 * size).all())
     zero = product(torch.zeros(33, 40), torch.randn(40, 33))
     assert torch.equal(zero, torch.zeros(33, 33))
+    # As small as a row may be: its numbers' parts are whole, and count as those of others do.
+    a = torch.randn(40, 70)
+    a[3] *= 2.0**-70
+    check_rows(a, torch.randn(70, 40))
+
+
+def check_rows(a: Tensor, b: Tensor) -> None:
+    off = (product(a, b).double() - a.double() @ b.double()).abs()
+    assert bool((off <= 2.0**-21 * (a.double().abs() @ b.double().abs())).all())
 
 
 def refuses(_: ModuleType) -> None:
@@ -107,10 +116,18 @@ def refuses(_: ModuleType) -> None:
                 got = bf16x6.product(a, b)
             assert torch.equal(got.isnan(), F.linear(a, b.t()).isnan())
             torch.testing.assert_close(got, F.linear(a, b.t()), rtol=0, atol=0, equal_nan=True)
-    tiny, small = torch.full((40, 64), 1e-20), torch.full((64, 40), 1e-15)
-    with any_size():
-        assert torch.equal(bf16x6.product(tiny, small), F.linear(tiny, small.t()))
-        assert torch.equal(bf16x6.product(tiny[:, :0], small[:0]), torch.zeros(40, 40))
+    # Of one row or column alone; of both; a sum that only some orders bring past the largest float.
+    a, b = torch.randn(40, 70), torch.randn(70, 50)
+    for x, y in (
+        (a.clone().index_fill_(0, torch.tensor([7]), 1e-30), b),
+        (a, b.clone().index_fill_(1, torch.tensor([33]), -1e-36)),
+        (a * 1e-15, b * 1e-15),
+        (a * 1e20, b * 1e18),
+        (a[:, :0], b[:0]), (a[:0], b), (a, b[:, :0]),
+    ):  # fmt: skip
+        for one, other in ((x, y), (x.t().contiguous().t(), y.t().contiguous().t())):
+            with any_size():
+                assert torch.equal(bf16x6.product(one, other), F.linear(one, other.t()))
 
 
 def same_bits(_: ModuleType) -> None:

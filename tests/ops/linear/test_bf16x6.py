@@ -12,10 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyenc.errors import BackendError
 from pyenc.ops import linear
 from pyenc.ops.backend import explain
+from pyenc.ops.constant import constant_result
 from pyenc.ops.linear import activated, backend_table, bf16x6
 from pyenc.ops.linear import onednn as linear_onednn
 from tests.ops.linear.linear_support import check, layer, pin
@@ -29,7 +31,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     made: list[tuple[int, ...]] = []
     monkeypatch.delenv(linear_onednn.VARIABLE, raising=False)
     pin(monkeypatch, {"bf16x6": 2.0}, torch.float32)
-    monkeypatch.setattr(bf16x6, "unavailable", lambda: bf16x6._less_asked())
+    monkeypatch.setattr(bf16x6, "unavailable", constant_result(lambda: bf16x6._less_asked()))
 
     def by_parts(a: Tensor, b: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         made.append((a.shape[0], b.shape[1], a.shape[1]))
@@ -165,10 +167,70 @@ def test_transforms(products: list[tuple[int, ...]]) -> None:
     x, (weight, bias) = torch.randn(2, ROWS, C), layer(C, F_OUT)
     got = torch.func.vmap(lambda rows: linear(rows, weight, bias))(x)
     torch.testing.assert_close(got, F.linear(x, weight, bias))
-    tangent = torch.randn(ROWS, C)
-    _, got = torch.func.jvp(lambda x: linear(x, weight, bias), (x[0],), (tangent,))
-    torch.testing.assert_close(got, F.linear(tangent, weight))
+    tangent, rows = torch.randn(ROWS, C), x[0]
+
+    def along(rows: Tensor, tangent: Tensor) -> Tensor:
+        given = (weight.detach(), bias.detach())
+        made: Tensor = torch.func.jvp(lambda x: linear(x, *given), (rows,), (tangent,))[1]
+        return made
+
+    torch._dynamo.reset()
+    for way in (along, torch.compile(along, backend="aot_eager")):
+        torch.testing.assert_close(way(rows, tangent), F.linear(tangent, weight))
     assert products == []
+
+
+def test_other_tensors_are_torchs(products: list[tuple[int, ...]]) -> None:
+    x, (weight, _) = torch.randn(ROWS, C), layer(C, F_OUT)
+    zero = torch._efficientzerotensor((ROWS, C))
+    with torch.no_grad():
+        assert torch.equal(linear(zero, weight), F.linear(zero, weight))
+        sparse = x.to_sparse()
+        assert torch.equal(linear(sparse, weight), F.linear(sparse, weight))
+    assert products == []
+
+
+def test_a_trace_has_the_op(products: list[tuple[int, ...]]) -> None:
+    """And not what the kernel wrote once."""
+    x, (weight, bias) = torch.randn(ROWS, C), layer(C, F_OUT)
+    with torch.no_grad():
+        traced = make_fx(lambda x: linear(x, weight, bias, "gelu"))(x)
+        other = torch.randn(ROWS, C)
+        assert torch.equal(traced(other), linear(other, weight, bias, "gelu"))
+        exported = torch.export.export(Layer(weight, bias), (x,)).module()
+    wanted = linear(other, weight.detach(), bias.detach(), "gelu")
+    torch.testing.assert_close(exported(other).detach(), wanted, rtol=1e-5, atol=1e-5)
+
+
+class Layer(nn.Module):
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias, "gelu")
+
+
+def test_only_what_a_gradient_needs_is_kept(products: list[tuple[int, ...]]) -> None:
+    """So that the rest may be written, and is not held."""
+    x, (weight, bias) = torch.randn(ROWS, C), layer(C, F_OUT)
+    kept: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    frozen = weight.detach()
+    for given, sizes in (
+        ((x, frozen, bias), []),
+        ((x.clone().requires_grad_(), frozen, bias), [weight.numel()]),
+        ((x, weight, bias), [x.numel()]),
+    ):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            y = linear(*given)
+        assert kept == sizes
+        y.sum().backward()
 
 
 @pytest.mark.parametrize("turned", [False, True])
