@@ -20,16 +20,23 @@ def why_not(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     """Why the kernel cannot serve, or None. Only where no gradient is needed."""
     if x.dtype != torch.float32:
         return "a half would be rounded between the product and the bias"
+    if (reason := around()) is not None:
+        return reason
+    for tensor in (x, weight, bias):
+        if tensor is not None and type(tensor) not in (Tensor, nn.Parameter):
+            return f"it takes plain tensors, not {type(tensor).__name__}"
+    return launch.why_not(x)
+
+
+def around() -> str | None:
+    """What goes on around a call that a product of ours would not be part of, or None."""
     if torch.is_autocast_enabled("cpu"):
         return "autocast makes another product"
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms what it cannot see into"
     if forward_ad._current_level >= 0:
         return "a derivative goes forward through what is computed"
-    for tensor in (x, weight, bias):
-        if tensor is not None and type(tensor) not in (Tensor, nn.Parameter):
-            return f"it takes plain tensors, not {type(tensor).__name__}"
-    return launch.why_not(x)
+    return None
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:

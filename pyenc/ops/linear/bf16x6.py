@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from ...errors import BackendError
 from .. import extension, launch
@@ -46,13 +45,7 @@ def why_not(*tensors: Tensor | None) -> str | None:
             return "it is of float32"
         if tensor.layout != torch.strided or (not compiling() and tensor._is_zerotensor()):
             return "it takes dense tensors"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast makes another product"
-    if torch._C._are_functorch_transforms_active():
-        return "torch.func transforms what it cannot see into"
-    if forward_ad._current_level >= 0:
-        return "a derivative goes forward through what is computed"
-    return unavailable()
+    return activated.around() or unavailable()
 
 
 @constant_result
