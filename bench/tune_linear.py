@@ -69,7 +69,7 @@ def ways(dtype: torch.dtype, shape: Shape) -> dict[str, Pair]:
         return F.linear(x, weight, bias)
 
     if bf16x6.why_not(x) is None:
-        pairs["bf16x6"] = plain, lambda: bf16x6.product(x, weight.t(), bias)
+        pairs["bf16x6"] = plain, lambda: bf16x6.product(x, weight.t(), bias, any_size=True)
     if onednn.why_not(dtype) is None:
         packed = onednn.pack(weight)
         pairs["onednn"] = plain, lambda: onednn.run(x, packed, bias, "")

@@ -55,6 +55,9 @@ def compiler() -> str | None:
 WIDE = ["-DPYENC_EMULATE_BF16_DOT"]
 TILES = [*WIDE, "-DPYENC_EMULATE_AMX"]
 
+only_sanitized = pytest.mark.skipif(
+    os.environ.get("PYENC_SANITIZE", "") in ("", "0"), reason="only under `make sanitize`"
+)
 needs_compiler = pytest.mark.skipif(
     compiler() is None or sys.platform == "win32", reason="there is no compiler with GCC's vectors"
 )
@@ -65,21 +68,6 @@ def flags_serve(flags: list[str], folder: Path) -> bool:
     source.write_text("int main() { return 0; }")
     command = [str(compiler()), *flags, str(source), "-o", str(folder / "probe")]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
-def sanitizers() -> dict[str, str]:
-    """The environment in which Python has the libraries of -fsanitize=address,undefined; skips
-    where they cannot be loaded."""
-    libraries = [
-        subprocess.run(
-            [str(compiler()), f"-print-file-name={name}"],
-            capture_output=True, text=True, check=True,
-        ).stdout.strip()
-        for name in ("libasan.so", "libubsan.so")
-    ]  # fmt: skip
-    if not all(Path(library).is_absolute() for library in libraries):
-        pytest.skip("the sanitizers' libraries cannot be loaded into Python")
-    return {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
 
 
 def build(
@@ -150,6 +138,26 @@ def check(
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert isa in done.stdout.split()
+
+
+def check_sanitized(folder: Path, op: str, cases: Sequence[str]) -> None:
+    """Run the cases on tiles in plain C++ under the address and undefined-behaviour sanitizers;
+    skips where there are none, or Python cannot load their libraries."""
+    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
+    if sys.platform != "linux" or not flags_serve(flags, folder):
+        pytest.skip("there are no sanitizers")
+    libraries = [
+        subprocess.run(
+            [str(compiler()), f"-print-file-name={name}"],
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]  # fmt: skip
+    if not all(Path(library).is_absolute() for library in libraries):
+        pytest.skip("the sanitizers' libraries cannot be loaded into Python")
+    extension = build(folder, [*TILES, *flags], openmp=False, op=op)
+    for name in cases:
+        check(extension, name, LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0")
 
 
 def _install(path: str) -> ModuleType:

@@ -10,7 +10,6 @@ has matrix units runs the same cases on them.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -57,17 +56,9 @@ def test_whatever_else_holds_of_the_kernels(extension: Path) -> None:
     emulated.check(extension, "amx others")
 
 
-@pytest.mark.skipif(
-    os.environ.get("PYENC_SANITIZE", "") in ("", "0"), reason="only under `make sanitize`"
-)
+@emulated.only_sanitized
 def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
-    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
-    if sys.platform != "linux" or not emulated.flags_serve(flags, tmp_path):
-        pytest.skip("there are no sanitizers")
-    extension = emulated.build(tmp_path, [*emulated.TILES, *flags], openmp=False)
-    environment = emulated.sanitizers()
-    for cases in ("amx a little", "split a little"):
-        emulated.check(extension, cases, **environment)
+    emulated.check_sanitized(tmp_path, "attention", ["amx a little", "split a little"])
 
 
 @pytest.mark.slow

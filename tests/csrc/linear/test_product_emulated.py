@@ -5,8 +5,6 @@ The same cases on both (product_cases.py), each in a process of its own.
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,15 +23,9 @@ def test_in_plain_cpp(tmp_path: Path) -> None:
     emulated.check(extension, "product", seed(1))
 
 
-@pytest.mark.skipif(
-    os.environ.get("PYENC_SANITIZE", "") in ("", "0"), reason="only under `make sanitize`"
-)
+@emulated.only_sanitized
 def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
-    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
-    if sys.platform != "linux" or not emulated.flags_serve(flags, tmp_path):
-        pytest.skip("there are no sanitizers")
-    extension = emulated.build(tmp_path, [*emulated.TILES, *flags], openmp=False, op="linear")
-    emulated.check(extension, "product a little", **emulated.sanitizers())
+    emulated.check_sanitized(tmp_path, "linear", ["product a little"])
 
 
 @pytest.mark.parametrize("draw", [1, 2, 3])
