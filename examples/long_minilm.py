@@ -48,6 +48,7 @@ from examples.distillation import (
     corpus,
     judging,
     low_rank,
+    progress,
     student,
     tokens,
     training,
@@ -179,7 +180,7 @@ def make(work: Work, now: bool) -> tuple[dict[str, Tensor], dict[str, int]] | No
     full = state_in(work.folder / "full")
     if not full:
         raise SystemExit(f"long_minilm: {work.folder / 'full'} has no checkpoint yet")
-    training.copy(full["averages"], work.parameters)
+    progress.copy(full["averages"], work.parameters)
     steps = {"full": int(full["step"])}
     factors = state_in(work.folder / "factors")
     if now and not factors:
@@ -245,7 +246,7 @@ def plot(folder: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4))
     offset = 0
     for stage in ("full", "factors"):
-        points = training.Curve(folder / stage / "curve.jsonl").points()
+        points = progress.Curve(folder / stage / "curve.jsonl").points()
         held_out = [p for p in points if p["of"] == "held out"]
         for name, colour in (("cosine", "C0"), ("top-1", "C1")):
             axes.plot(

@@ -16,6 +16,7 @@ from examples import bundled, long_minilm
 from examples.distillation import (
     judging,
     low_rank,
+    progress,
     student,
     training,
     windows,
@@ -139,7 +140,7 @@ def run(
                 sum(p.detach().abs().sum() for p in m.parameters()))}, judge_every=2, until=until,
             between=between, say=lambda line: None,
         )  # fmt: skip
-    curve = training.Curve(folder / "curve.jsonl").points()
+    curve = progress.Curve(folder / "curve.jsonl").points()
     return {n: p.detach().clone() for n, p in model.named_parameters()}, curve
 
 

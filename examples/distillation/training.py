@@ -6,16 +6,13 @@ the checkpoint, so that a run which was stopped has the curve of one which was n
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +22,7 @@ from torch import Tensor, nn
 from pyenc import Encoder
 from pyenc.ops import segment_mean
 
+from .progress import Averages, Between, Curve, resume, save
 from .student import is_position
 from .teacher import Teacher
 from .windows import batches, packed
@@ -57,6 +55,14 @@ class Settings:
     """A hash of what is read."""
     seed: int = 0
 
+    def weights(self) -> dict[str, float]:
+        """Of each part of the loss, by its name."""
+        return {
+            "tokens": self.token_weight,
+            "vectors": self.vector_weight,
+            "similarities": self.similarity_weight,
+        }
+
 
 def rate_at(step: int, settings: Settings) -> float:
     """Linear warm-up, then half a cosine down to `last_rate` of the peak."""
@@ -65,53 +71,6 @@ def rate_at(step: int, settings: Settings) -> float:
     done = (step - settings.warm_up) / max(1, settings.steps - settings.warm_up)
     share = settings.last_rate + (1 - settings.last_rate) * (1 + math.cos(math.pi * done)) / 2
     return settings.rate * share
-
-
-class Between(Protocol):
-    """What stands between the parameters that train and the model's own, such as `Factors`."""
-
-    def pull(self) -> None:
-        """Gradients of the model's parameters to those that train."""
-
-    def push(self) -> None:
-        """Values of those that train to the model's."""
-
-
-class Averages:
-    """Running averages of parameters, and putting them in their place for a while."""
-
-    def __init__(
-        self, parameters: Mapping[str, nn.Parameter], decay: float, between: Between | None = None
-    ) -> None:
-        self.parameters, self.decay, self.between = parameters, decay, between
-        self.values = {name: p.detach().clone() for name, p in parameters.items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))  # what it began with is soon forgotten
-        for name, value in self.values.items():
-            value.lerp_(self.parameters[name], 1 - decay)
-
-    def put(self, values: Mapping[str, Tensor] | None = None) -> None:
-        """Values, by default the averages, into the parameters."""
-        copy(self.values if values is None else values, self.parameters)
-        if self.between is not None:
-            self.between.push()
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        latest = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.put()
-        try:
-            yield
-        finally:
-            self.put(latest)
-
-
-@torch.no_grad()
-def copy(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(values[name])
 
 
 def losses(states_TC: Tensor, targets_TC: Tensor, bounds: Tensor) -> dict[str, Tensor]:
@@ -188,15 +147,18 @@ def train(
     optimizer = _optimizer(parameters, settings)
     path, curve = folder / "state.pt", Curve(folder / "curve.jsonl")
     averages = Averages(parameters, settings.average, between)
-    step = _resume(path, parameters, averages, optimizer, settings)
+    step = resume(path, parameters, averages, optimizer, asdict(settings))
     curve.cut(step)
-    if step:
-        say(f"going on from step {step:,}")
+
+    def keep() -> None:
+        save(path, step, parameters, averages, optimizer, asdict(settings))
+
     epoch, plan = -1, batches(teacher.windows, settings.batch_tokens, settings.seed, 0)
     if not plan:
         raise ValueError(f"the windows are no batch of {settings.batch_tokens} tokens")
     count = len(plan)
     student.train()
+    weights = settings.weights()
     products = torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16)
     started, seen, saved = time.monotonic(), 0, time.monotonic()
     sums: dict[str, float] = {}
@@ -226,11 +188,7 @@ def train(
             with products:
                 states_TC = student.forward_packed(ids, bounds, contiguous=True).float()
             parts = losses(states_TC, targets_TC, bounds)
-            loss = (
-                settings.token_weight * parts["tokens"]
-                + settings.vector_weight * parts["vectors"]
-                + settings.similarity_weight * parts["similarities"]
-            )
+            loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
             if not bool(torch.isfinite(loss)):
                 raise FloatingPointError(f"step {step}: the loss is {loss.item()}")
             loss.backward()
@@ -256,9 +214,9 @@ def train(
                 )
                 sums, summed = {}, 0
             if time.monotonic() - saved > save_seconds and step % 25 == 0:
-                _save(path, step, parameters, averages, optimizer, settings)
+                keep()
                 saved = time.monotonic()
-        _save(path, step, parameters, averages, optimizer, settings)
+        keep()
     student.eval()
     averages.put()
     if step >= settings.steps:
@@ -283,66 +241,3 @@ def _optimizer(parameters: Mapping[str, nn.Parameter], settings: Settings) -> to
     return torch.optim.AdamW(
         groups, lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True
     )
-
-
-class Curve:
-    """A line of JSON a point: step, what it is of, and its figures."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def points(self) -> list[dict[str, Any]]:
-        if not self.path.is_file():
-            return []
-        return [json.loads(line) for line in self.path.read_text().splitlines()]
-
-    def add(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        with open(self.path, "a") as file:
-            file.write(json.dumps({"step": step, "of": kind} | dict(values)) + "\n")
-
-    def cut(self, step: int) -> None:
-        """Forget points that the run will come to again."""
-        kept = [
-            p
-            for p in self.points()
-            if p["step"] < step or (p["step"] == step and p["of"] != "held out")
-        ]
-        self.path.write_text("".join(json.dumps(p) + "\n" for p in kept))
-
-
-def _save(
-    path: Path, step: int, parameters: Mapping[str, nn.Parameter], averages: Averages,
-    optimizer: torch.optim.Optimizer, settings: Settings,
-) -> None:  # fmt: skip
-    partial = path.with_suffix(".partial")
-    torch.save(
-        {
-            "step": step,
-            "settings": asdict(settings),
-            "parameters": {name: p.detach() for name, p in parameters.items()},
-            "averages": averages.values,
-            "optimizer": optimizer.state_dict(),
-        },
-        partial,
-    )
-    partial.replace(path)
-
-
-def _resume(
-    path: Path, parameters: Mapping[str, nn.Parameter], averages: Averages,
-    optimizer: torch.optim.Optimizer, settings: Settings,
-) -> int:  # fmt: skip
-    """The step that comes next; 0 without a checkpoint."""
-    if not path.is_file():
-        return 0
-    state = torch.load(path, weights_only=True)
-    if state["settings"] != asdict(settings):
-        other = [k for k, v in asdict(settings).items() if state["settings"].get(k) != v]
-        raise ValueError(
-            f"{path} is of a run with another {', '.join(other)}; give its settings, or another "
-            "--work"
-        )
-    averages.put(state["parameters"])
-    averages.values = state["averages"]
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
