@@ -164,6 +164,12 @@ class SplitMeetings {
       scored_ = nullptr;
     }
     if (!next) return;
+    if (head.call->map) {
+      // Keys beyond the last are hidden by the bias, which is added to what they have.
+      Floats top[1];
+      map_scores(head, next->walk->strip, next->block.first, next->block.count(), nullptr, next->s,
+                 next->s, top);
+    }
     if (next->block.index != due_block_) add_values(head);
     if (any(next->walk->m[0] == -kInfinity)) next->follow(head);
     scored_ = next;

@@ -10,6 +10,8 @@
 
 namespace pyenc {
 
+struct MapProgram;
+
 // The codes that the Python side sends (BIAS_CODES in pyenc/ops/attention/cpu.py).
 enum class BiasKind : int { none = 0, alibi = 1, distance = 2, dense = 3 };
 
@@ -44,6 +46,9 @@ struct Attention {
   int threads;
   // Of the forward: whether a backward follows, whose weights are to be the same.
   bool with_backward = false;
+  // What makes new scores of old ones, of a slab in float32 (attention/slabs.h); kind is none, and `rows` and
+  // `reach` are the slab's queries and its keys. Null: nothing does.
+  const MapProgram* map = nullptr;
 };
 
 // The keys [first, last) that a query's strip met.

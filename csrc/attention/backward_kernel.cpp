@@ -11,6 +11,7 @@
 #include "attention/arguments.h"
 #include "attention/backward_walk.h"
 #include "attention/bound.h"
+#include "attention/map_walk.h"
 #include "attention/slope.h"
 #include "attention/tile.h"
 
@@ -19,10 +20,11 @@ namespace PYENC_ISA {
 namespace {
 
 struct Scratch {
-  float *rows, *others, *s, *ds, *bias, *column, *q, *g, *dq, *q_rows, *g_rows, *q_plain;
+  // old: the scores before a map.
+  float *rows, *others, *s, *ds, *bias, *old, *column, *q, *g, *dq, *q_rows, *g_rows, *q_plain;
 
   static std::int64_t size(std::int64_t depth) {
-    return kQueryTile * (6 * depth + 2 * padded(depth)) + 3 * kMostKeys * kWidest + kMostKeys;
+    return kQueryTile * (6 * depth + 2 * padded(depth)) + 4 * kMostKeys * kWidest + kMostKeys;
   }
 
   Scratch(float* at, std::int64_t depth) {
@@ -37,7 +39,8 @@ struct Scratch {
     s = q_plain + kQueryTile * depth;
     ds = s + kMostKeys * kWidest;
     bias = ds + kMostKeys * kWidest;
-    column = bias + kMostKeys * kWidest;
+    old = bias + kMostKeys * kWidest;
+    column = old + kMostKeys * kWidest;
   }
 };
 
@@ -60,6 +63,7 @@ struct Walk : BackwardStrip<C> {
   float *q_plain;          // (D, strip): q, where the slope's gradient is wanted
   float *q_rows, *g_rows;  // (strip, padded): scale q, g
   SlopeSums<C> slope;
+  MapSums<C> of_map;
 
   void start(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
              const AttentionBackward& result, const Scratch& scratch, std::int64_t done,
@@ -87,6 +91,7 @@ struct Walk : BackwardStrip<C> {
       turn(scratch.rows, strip.count, depth, kWidth, 1, q_plain);
       slope.start();
     }
+    if (call.map) of_map.start(*call.map);
     read(result.grad_out, scratch.rows);
     turn(scratch.rows, strip.count, depth, kWidth, 1, g);
     pad(scratch.rows, 1, g_rows);
@@ -103,7 +108,13 @@ struct Walk : BackwardStrip<C> {
     const std::int64_t depth = head.call->head_dim, count = last - first;
     const float* k = head.keys + first * depth;
     Floats row[C] = {}, top[C];
-    if (place.uniform) {
+    if (head.call->map) {
+      for (std::int64_t j = 0; j < count; ++j) scratch.column[j] = 0;
+      scores_of<C, false>(k, q, depth, count, scratch.column, scratch.old, top);
+      if (!place.uniform) pair_bias(head, strip, first, last, scratch.bias);
+      map_scores(head, strip, first, count, place.uniform ? nullptr : scratch.bias, scratch.old,
+                 scratch.s, top);
+    } else if (place.uniform) {
       uniform_bias(head, strip, place.side, first, last, scratch.column, row);
       scores_of<C, false>(k, q, depth, count, scratch.column, scratch.s, top);
     } else {
@@ -153,6 +164,8 @@ struct Walk : BackwardStrip<C> {
       each_dp(v, depth, count, scratch, [&](std::int64_t at, int c, Floats dp) {
         store(scratch.ds + at, load(scratch.s + at) * (dp - delta[c]));
       });
+    if (head.call->map)
+      turn_map_back(head, strip, first, count, scratch.old, scratch.s, scratch.ds, of_map);
     add_product({scratch.s, kWidth, 1}, count, g_rows, strip.count, width, sums.values + first * width);
     add_product({scratch.ds, kWidth, 1}, count, q_rows, strip.count, width, sums.keys + first * width);
     multiply_add<C>({k, 1, depth}, depth, scratch.ds, kWidth, count, dq, kWidth);
@@ -211,7 +224,8 @@ void walk_blocks(const AttentionHead& head, Strips& tile, const Memory& scratch,
       });
     }
   };
-  if (sums.bias.line) {
+  // Whatever pairs are made of may be summed over all of a row, as a line of distances is.
+  if (sums.bias.line || (head.call->map && head.call->map->has_pairs)) {
     each_block([&](auto& walk, std::int64_t at, std::int64_t end) {
       walk.measure(head, at, end, scratch);
     });
@@ -246,6 +260,7 @@ void backward_tile(const AttentionHead& head, std::int64_t first_query, std::int
   walk_blocks(head, tile, scratch, sums);
   tile.each([&](auto& walk) {
     if (bias.slope) *bias.slope += walk.slope.total(walk.strip.count, walk.due);
+    if (head.call->map) walk.of_map.finish(head, walk.strip, walk.due);
     walk.finish(head, result, scratch);
   });
 }

@@ -47,8 +47,41 @@ Attention call_of(const py::dict& call) {
   return result;
 }
 
+// inputs: (address, floats from one head to the next, form, address of the gradient) each; steps: (op, a,
+// b, c) each; see attention/map.h.
+MapProgram map_of(const py::list& inputs, const py::list& steps, int result) {
+  std::vector<MapInput> read;
+  for (const py::handle given : inputs) {
+    const auto input = given.cast<py::tuple>();
+    read.push_back({at<const float>(input[0].cast<Address>()), input[1].cast<std::int64_t>(),
+                    static_cast<MapForm>(input[2].cast<int>()), at<void>(input[3].cast<Address>())});
+  }
+  std::vector<MapStep> made;
+  for (const py::handle given : steps) {
+    const auto step = given.cast<py::tuple>();
+    made.push_back({static_cast<MapOp>(step[0].cast<int>()), step[1].cast<int>(),
+                    step[2].cast<int>(), step[3].cast<int>()});
+  }
+  return MapProgram(std::move(read), std::move(made), result);
+}
+
+template <class Slabs>
+void bind_map(py::class_<Slabs>& slabs) {
+  slabs.def(
+      "slab_map",
+      [](Slabs& self, std::int64_t first, std::int64_t last, const py::list& inputs,
+         const py::list& steps, int result) {
+        const MapProgram map = map_of(inputs, steps, result);
+        py::gil_scoped_release release;
+        self.slab(first, last, map);
+      },
+      py::arg("first"), py::arg("last"), py::arg("inputs"), py::arg("steps"), py::arg("result"));
+}
+
 void bind_slabs(py::module_& module) {
-  py::class_<ForwardSlabs>(module, "AttentionForwardSlabs")
+  py::class_<ForwardSlabs> forward(module, "AttentionForwardSlabs");
+  bind_map(forward);
+  forward
       .def(py::init([](const py::dict& call, Address out, Address lse, Address ranges) {
              Attention attention = call_of(call);
              attention.with_backward = ranges != 0;
@@ -64,7 +97,9 @@ void bind_slabs(py::module_& module) {
             self.slab(first, last, at<const float>(bias));
           },
           py::arg("first"), py::arg("last"), py::arg("bias"));
-  py::class_<BackwardSlabs>(module, "AttentionBackwardSlabs")
+  py::class_<BackwardSlabs> backward(module, "AttentionBackwardSlabs");
+  bind_map(backward);
+  backward
       .def(py::init([](const py::dict& call, py::tuple grad_out, py::tuple out, Address lse,
                        Address grad_lse, Address ranges, Address grad_q, Address grad_k,
                        Address grad_v) {

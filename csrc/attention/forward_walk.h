@@ -8,6 +8,7 @@
 #pragma once
 
 #include "attention/bound.h"
+#include "attention/map_walk.h"
 #include "attention/tile.h"
 
 namespace pyenc {
@@ -241,7 +242,14 @@ struct AtOnce {
     const float scale = head.call->scale * kLog2e;
     Floats top[C], shift[C], sum[C] = {};
     walk.bias(head, meeting, scratch.column, scratch.bias);
-    if (meeting.place.uniform)
+    if (head.call->map) {
+      // What a window hides is hidden from the new scores.
+      for (std::int64_t j = 0; j < block.count(); ++j) scratch.column[j] = 0;
+      Math::template scores<C, false>(block.k, walk.queries.operand, depth, block.count(), scale,
+                                      scratch.column, scratch.s, top);
+      map_scores(head, walk.strip, block.first, block.count(),
+                 meeting.place.uniform ? nullptr : scratch.bias, scratch.s, scratch.s, top);
+    } else if (meeting.place.uniform)
       Math::template scores<C, false>(block.k, walk.queries.operand, depth, block.count(), scale,
                                       scratch.column, scratch.s, top);
     else

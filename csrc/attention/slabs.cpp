@@ -29,6 +29,12 @@ void each(const Attention& call, const ThreadKernels& kernels, std::int64_t coun
 
 SlabHeads::SlabHeads(const Attention& call) : call_(call), heads_(heads_of(call_)) {}
 
+void SlabHeads::serve(std::int64_t first, std::int64_t last, const MapProgram& map) {
+  serve(first, last, nullptr);
+  call_.kind = BiasKind::none;
+  call_.map = &map;
+}
+
 void SlabHeads::serve(std::int64_t first, std::int64_t last, const float* bias) {
   call_.bias = bias;
   call_.rows = last - first;
@@ -60,8 +66,17 @@ ForwardSlabs::ForwardSlabs(const Attention& call, const AttentionForward& result
 }
 
 void ForwardSlabs::slab(std::int64_t first, std::int64_t last, const float* bias) {
-  const AttentionForwardKernels& kernels = attention_forward_kernels();
   serve(first, last, bias);
+  run();
+}
+
+void ForwardSlabs::slab(std::int64_t first, std::int64_t last, const MapProgram& map) {
+  serve(first, last, map);
+  run();
+}
+
+void ForwardSlabs::run() {
+  const AttentionForwardKernels& kernels = attention_forward_kernels();
   struct Task {
     std::size_t head;
     std::int64_t first, last;
@@ -105,17 +120,26 @@ float* BackwardSlabs::sums_of(std::size_t i) const {
 
 void BackwardSlabs::slab(std::int64_t first, std::int64_t last, const float* bias,
                          float* grad_pairs) {
-  const AttentionBackwardKernels& kernels = attention_backward_kernels();
   serve(first, last, bias);
   result_.grad_pairs = grad_pairs;
+  run();
+}
+
+void BackwardSlabs::slab(std::int64_t first, std::int64_t last, const MapProgram& map) {
+  serve(first, last, map);
+  run();
+}
+
+void BackwardSlabs::run() {
+  const AttentionBackwardKernels& kernels = attention_backward_kernels();
   const auto count = static_cast<std::int64_t>(heads_.size());
   const int threads = threads_for(heads_, count);
   const ScratchPool pool(threads, kernels.scratch(call_.head_dim));
   each(call_, kernels.thread, count, threads, [&](std::size_t i, int thread) {
     const AttentionHead& head = heads_[i];
     GradBias to{nullptr, nullptr, 0};
-    if (grad_pairs)
-      to.pairs = grad_pairs + (head.sequence * call_.n_heads + head.head) * call_.rows * call_.reach;
+    if (result_.grad_pairs)
+      to.pairs = result_.grad_pairs + (head.sequence * call_.n_heads + head.head) * call_.rows * call_.reach;
     for (std::int64_t q = head.begin; q < head.end; q += kQueryTile)
       kernels.tile(head, q, std::min(q + kQueryTile, head.end), result_, sums_of(i), to,
                    pool.of(thread));

@@ -1,5 +1,5 @@
-// Attention under a dense bias that is there for a slab of queries at a time: what a bias of one's own
-// says of them (pyenc/ops/attention/own_cpu.py). Keys are copied once for all slabs, and their
+// Attention under a dense bias, or a map, that is there for a slab of queries at a time: what a bias of one's
+// own says of them (pyenc/ops/attention/own_cpu.py). Keys are copied once for all slabs, and their
 // gradients are added up over them.
 #pragma once
 
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "attention/arguments.h"
+#include "attention/map.h"
 
 namespace pyenc {
 
@@ -19,6 +20,8 @@ class SlabHeads {
   // The queries [first, last) of each sequence, as far as it has them, whose bias is (H, last - first,
   // reach) from now on.
   void serve(std::int64_t first, std::int64_t last, const float* bias);
+  // The same whose scores go through a map, its inputs those of these queries.
+  void serve(std::int64_t first, std::int64_t last, const MapProgram& map);
 
   Attention call_;
   std::vector<AttentionHead> heads_;
@@ -27,11 +30,14 @@ class SlabHeads {
 
 class ForwardSlabs : SlabHeads {
  public:
-  // `call` is of kind dense, in float32, without far keys to leave out.
+  // `call` is of kind dense, in float32, without far keys to leave out. A slab has one or the other.
   ForwardSlabs(const Attention& call, const AttentionForward& result);
   void slab(std::int64_t first, std::int64_t last, const float* bias);
+  void slab(std::int64_t first, std::int64_t last, const MapProgram& map);
 
  private:
+  void run();
+
   AttentionForward result_;
 };
 
@@ -40,10 +46,12 @@ class BackwardSlabs : SlabHeads {
   BackwardSlabs(const Attention& call, const AttentionBackward& result);
   // grad_pairs: as of AttentionBackward, of this slab.
   void slab(std::int64_t first, std::int64_t last, const float* bias, float* grad_pairs);
+  void slab(std::int64_t first, std::int64_t last, const MapProgram& map);
   // Gradients of keys and values, once all queries were served.
   void finish();
 
  private:
+  void run();
   float* sums_of(std::size_t head) const;
 
   AttentionBackward result_;

@@ -10,27 +10,31 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def gradient_of(made: Tensor, leaves: Sequence[Tensor], onto: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of the leaves, None where `made` has none of one; onto: that of made, as it is in
-    shape and dtype.
+def gradient_of(
+    made: Tensor | Sequence[Tensor], leaves: Sequence[Tensor], onto: Tensor | Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the leaves, None where nothing made has one; onto: those of what was made, each
+    as it is in shape and dtype.
 
     `torch.autograd.grad(made, leaves, onto, allow_unused=True)`, which for the sake of `onto`
     imports sympy at a process's first call: longer than that call. A number has no such argument,
     and the gradient of this one by `made` is `onto`.
     """
+    made = [made] if isinstance(made, Tensor) else made
+    onto = [onto] if isinstance(onto, Tensor) else onto
     with torch.enable_grad():
-        number = _Onto.apply(made, onto)
+        number = _Onto.apply(len(made), *made, *onto)
     return torch.autograd.grad(number, leaves, allow_unused=True)
 
 
 class _Onto(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, made: Tensor, onto: Tensor) -> Tensor:
-        ctx.save_for_backward(onto)
-        return made.new_zeros(())
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors[count:])
+        return tensors[0].new_zeros(())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, one: Tensor) -> tuple[Tensor, None]:
-        (onto,) = ctx.saved_tensors
-        return onto, None
+    def backward(ctx: Any, one: Tensor) -> tuple[Tensor | None, ...]:
+        onto = ctx.saved_tensors
+        return (None, *onto, *[None] * len(onto))

@@ -19,6 +19,7 @@ from . import registration as _registration  # noqa: F401  (it registers the ops
 from . import triton as triton_kernels
 from .along import Line, Within, check_listed, line_of, reach_of, too_far, wants_gradient
 from .bias import ALiBi, ScoreMap
+from .map_program import why_no_program
 from .own_bias import attention_custom_bias
 from .own_op import attention_traced
 from .reference import attention_reference
@@ -69,7 +70,8 @@ def attention(
         return_lse: also return the log-sum-exp of the scores, (T, H) float32 (float64 for
             float64); differentiable.
         backend: "triton" (a bias of one's own if it has a `kernel()`, or `along` without a
-            gradient), "cpu" (no dropout, no gradient of a dense bias, no `ScoreMap`), "flash_attn"
+            gradient), "cpu" (no dropout, no gradient of a dense bias, a `ScoreMap` of
+            arithmetic alone), "flash_attn"
             (that package: half precision, no bias or ALiBi without a gradient of the slopes),
             "torch" or "reference"; None chooses.
 
@@ -186,7 +188,9 @@ def backend_table(
 
     def cpu() -> str | None:
         if is_own(bias) and isinstance(bias, ScoreMap):
-            return "it has no kernel for a map, score(s, i, j), of one's own"
+            reason = why_no_program(bias, q.shape[1])
+            if reason is not None:
+                return f"it has no kernel for {type(bias).__name__}.score: {reason}"
         # A traced graph has no values to look at; the op itself will.
         known = None if compiling() else positions
         if has_line(bias) and (reason := far(known)):

@@ -1,9 +1,11 @@
-"""A user's own `ScoreBias` through the C++ kernels: what it adds, a slab of queries at a time.
+"""A user's own `ScoreBias` or `ScoreMap` through the C++ kernels, a slab of queries at a time.
 
-The kernels (csrc/attention/slabs.h) take a dense bias (H, queries of the slab, n) and serve those
-queries, so memory stays linear, and only the object's own numbers go through torch: the softmax,
-the products and their gradients are one pass in C++. Where the object is learned, the kernels write
-the gradient of the slab, and autograd takes it to the object's parameters.
+What the object does is a program of steps where it can be (map_program.py), which the kernels run
+on scores as they are made. Else they take what it adds as a dense bias (H, queries of the slab, n),
+so that memory stays linear and only those numbers go through torch. Either way the softmax, the
+products and their gradients are one pass in C++ (csrc/attention/slabs.h). Where the object is
+learned, the kernels give the gradients of the program's inputs, or write that of the slab, and
+autograd takes them to the object's parameters.
 
 Shapes: T packed tokens, H heads, D head dim; b sequences of n tokens taken together; i queries of
 a slab.
@@ -11,19 +13,23 @@ a slab.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...errors import InputError
+from ...errors import BackendError, InputError
 from ..gradient import gradient_of
 from ..launch import check_contiguous, module_for, pointer
 from . import cpu
-from .bias import added
+from .bias import ScoreBias, ScoreMap, added
 from .groups import BLOCK_ELEMENTS, Group
+from .map_program import MapProgram, program_of
+from .own_map import MapSlab, is_pairs
 from .terms import CustomTerms, Terms
+from .traced import Unsupported
 
 FEWEST_ROWS, TILE_ROWS = 32, 128
 """Queries of a slab, at the least and where there is room: the kernels take 128 at a time."""
@@ -47,7 +53,12 @@ def forward(
             call.fields | part.fields(), out=results[0].data_ptr(), lse=results[1].data_ptr(),
             ranges=pointer(ranges),
         )  # fmt: skip
-        for here in part.slabs(1):
+        program = part.program_of_all()
+        for here in part.slabs(1, program):
+            if program is not None:
+                made = part.map(here)  # held, as above
+                slabs.slab_map(here.start, here.stop, *made.arguments())
+                continue
             bias = part.dense(part.numbers(here), here)
             slabs.slab(here.start, here.stop, bias.data_ptr())
         for whole, result in zip((out, lse), results, strict=True):
@@ -78,7 +89,14 @@ def backward(
             lse=total.data_ptr(), grad_lse=pointer(dtotal), ranges=ranges.data_ptr(),
             grad_q=dq.data_ptr(), grad_k=dk.data_ptr(), grad_v=dv.data_ptr(),
         )  # fmt: skip
-        for here in part.slabs(len(part.group.starts) if parameters else 1):
+        program = part.program_of_all()
+        for here in part.slabs(len(part.group.starts) if parameters else 1, program):
+            if program is not None:
+                with torch.set_grad_enabled(bool(parameters)):
+                    made = part.map(here)
+                slabs.slab_map(here.start, here.stop, *made.arguments())
+                _add(sums, made.gradients(parameters))
+                continue
             with torch.set_grad_enabled(bool(parameters)):
                 bias = part.numbers(here)
             dense = part.dense(bias.detach(), here)
@@ -87,14 +105,17 @@ def backward(
             if pairs is not None:
                 onto = pairs.sum(0) if len(pairs) > 1 else pairs[0]
                 onto = onto.sum_to_size(bias.shape).to(bias.dtype)
-                parts = gradient_of(bias, parameters, onto)
-                for learned, share in zip(sums, parts, strict=True):
-                    if share is not None:
-                        learned += share
+                _add(sums, gradient_of(bias, parameters, onto))
         slabs.finish()
         for whole, result in zip(wholes, (dq, dk, dv), strict=True):
             part.put(whole, result)
     return wholes[0], wholes[1], wholes[2], sums
+
+
+def _add(sums: Sequence[Tensor], shares: Sequence[Tensor | None]) -> None:
+    for learned, share in zip(sums, shares, strict=True):
+        if share is not None:
+            learned += share
 
 
 def _parts(q: Tensor, terms: CustomTerms) -> Iterator[_Part]:
@@ -142,9 +163,13 @@ class _Part:
         bare = Terms("none", None, 0, positions, *terms.window, terms.scale, 0.0, 0)
         return cpu.call_of(q, k, v, bounds, bare, 0.0)
 
-    def slabs(self, copies: int) -> Iterator[slice]:
-        """Runs of queries; copies: slabs of numbers that are held at once."""
+    def slabs(self, copies: int, program: MapProgram | None) -> Iterator[slice]:
+        """Runs of queries, all at once where the program has no number for each pair; copies: slabs
+        of numbers that are held at once."""
         n = self.group.n
+        if program is not None and not any(is_pairs(x) for x in program.inputs):
+            yield slice(0, n)
+            return
         most = BLOCK_ELEMENTS // (copies * self.heads * n)
         few = min(TILE_ROWS, max(most // FEWEST_ROWS, 1) * FEWEST_ROWS)
         step = max(few, most // 2 // TILE_ROWS * TILE_ROWS)
@@ -154,6 +179,36 @@ class _Part:
     def numbers(self, here: slice) -> Tensor:
         """What the object says: (H, i, n), or what is broadcast to it."""
         return added(self.terms.bias, self.at[here], self.at)  # type: ignore[arg-type]
+
+    def program_of_all(self) -> MapProgram | None:
+        """That of some queries beside all keys, or None where what is added has none."""
+        try:
+            with torch.no_grad():
+                return self._program(slice(0, min(2, self.group.n)))
+        except Unsupported:
+            if self.terms.mapped:
+                raise self._none() from None
+            return None
+
+    def map(self, here: slice) -> MapSlab:
+        """The program of a slab, with its numbers."""
+        try:
+            return MapSlab(self._program(here), len(self.group.starts))
+        except Unsupported as error:
+            raise self._none() from error
+
+    def _program(self, here: slice) -> MapProgram:
+        bias: Any = self.terms.bias
+        if not isinstance(bias, (ScoreMap, ScoreBias)):
+            raise Unsupported("numbers by distance are no steps")
+        return program_of(bias, self.heads, self.at[here], self.at)
+
+    def _none(self) -> BackendError:
+        name = type(self.terms.bias).__name__
+        return BackendError(
+            f"attention: the 'cpu' backend has no kernel for what {name} does, though it has one "
+            "for two queries and two keys; use backend='torch'"
+        )
 
     def dense(self, bias: Tensor, here: slice) -> Tensor:
         """Those numbers, (H, i, n), as the kernels read them."""
@@ -178,5 +233,5 @@ class _Part:
         return met.expand(len(self.group.starts) * self.group.n, self.heads, 2).contiguous()
 
     def fields(self) -> dict[str, int]:
-        """Those of csrc/attention/arguments.h that a dense bias has."""
+        """Those of csrc/attention/arguments.h that a slab has."""
         return {"kind": cpu.BIAS_CODES["dense"], "bias_dtype": 0, "reach": self.group.n}

@@ -15,7 +15,7 @@ from tests.csrc.attention import amx_cases
 from tests.csrc.attention.amx_cases import HIDDEN
 from tests.ops.attention import test_attention_skip as skip
 from tests.ops.attention.test_attention_cpu import KINDS, Case
-from tests.oracle import naively
+from tests.oracle import assert_right, naively
 
 # Around what a tile, two of them, a block, and a tile of queries hold; and what is long enough for
 # parts whatever the shortest is.
@@ -45,6 +45,8 @@ def a_little(_: ModuleType) -> None:
         Case([230], kind, dim=7, heads=1, window=(20, 90), holes=True).check()
     Case([200], "alibi", dim=256, heads=1).check()
     skip.check_shares("planted -16", torch.float32)
+    check_mapped([1, 17, 197], (20, 90), gradient=False)
+    check_mapped([1, 17, 97], None, gradient=True)
 
 
 def errors(qkv: list[Tensor], lengths: list[int]) -> tuple[float, float]:
@@ -126,8 +128,44 @@ def strided(_: ModuleType) -> None:
     assert torch.equal(attention(*parts, one.cu_seqlens, backend="cpu"), expected)
 
 
+class Capped:
+    """Some steps of a map, and a number of each form."""
+
+    def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        cap = torch.tensor([3.0, 5.0])[:, None, None]
+        s = cap * torch.tanh((s - 0.02 * (i[:, None] - j).abs()) / cap) + torch.sin(0.1 * j)
+        return s + torch.sin(0.01 * i[:, None] * j)
+
+
+def check_mapped(lengths: list[int], window: tuple[int, int] | None, *, gradient: bool) -> None:
+    bounds = torch.tensor([0, *itertools.accumulate(lengths)])
+    qkv = [torch.randn(sum(lengths), 2, 24) for _ in range(3)]
+
+    def answers(backend: str, dtype: torch.dtype) -> list[Tensor]:
+        given = [x.to(dtype).requires_grad_(gradient) for x in qkv]
+        out = attention(*given, bounds, bias=Capped(), window=window, backend=backend)
+        assert isinstance(out, Tensor)
+        grads = torch.autograd.grad(out.square().sum(), given) if gradient else ()
+        return [out.detach(), *grads]
+
+    oracle = answers("reference", torch.float64)
+    with naively():
+        naive = answers("reference", torch.float32)
+    for three in zip(answers("cpu", torch.float32), naive, oracle, strict=True):
+        assert_right(*three, gradient=gradient)
+
+
+def mapped(_: ModuleType) -> None:
+    """Scores through a map of one's own, by parts and by registers."""
+    for lengths in ([1], [95, 96, 97], [300, 64, 17]):
+        for window in (None, (20, 90), (0, 0)):
+            check_mapped(lengths, window, gradient=False)
+    check_mapped([130, 17], (20, 90), gradient=True)
+    check_mapped([150], None, gradient=True)
+
+
 def others(module: ModuleType) -> None:
-    for holds in (exact, not_finite, the_same_twice, left_out, strided):
+    for holds in (exact, not_finite, the_same_twice, left_out, strided, mapped):
         holds(module)
 
 

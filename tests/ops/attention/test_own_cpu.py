@@ -42,6 +42,13 @@ class Fixed:
         return ((i[:, None] * j) % 7).double()[None] * -0.3
 
 
+class Sorted:
+    """What no program of steps does."""
+
+    def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return s.sort(-1).values
+
+
 @pytest.fixture(params=[False, True])
 def slabs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few queries a slab, so that few tokens have many, or as many as there are."""
@@ -88,7 +95,7 @@ def test_against_the_oracle(
 
 
 def test_it_is_what_is_chosen() -> None:
-    """And what it does not serve goes by torch: maps, dropout, double."""
+    """And what it does not serve goes by torch: dropout, double, a map without a program."""
     q = torch.randn(20, 2, 8)
     bounds = torch.tensor([0, 20])
 
@@ -96,11 +103,12 @@ def test_it_is_what_is_chosen() -> None:
         return choose("attention", None, backend_table(x, x, x, bias, dropout_p))
 
     assert chosen(Fixed()) == "cpu"
-    assert chosen(Unchanged()) == "torch"
+    assert chosen(Unchanged()) == "cpu"
+    assert chosen(Sorted()) == "torch"
     assert chosen(Fixed(), q.double()) == "torch"
     assert chosen(Fixed(), dropout_p=0.1) == "torch"
-    with pytest.raises(BackendError, match="no kernel for a map"):
-        attention(q, q, q, bounds, bias=Unchanged(), backend="cpu")
+    with pytest.raises(BackendError, match=r"no kernel for Sorted\.score: sort has no step"):
+        attention(q, q, q, bounds, bias=Sorted(), backend="cpu")
     assert computed_share(q, q, q, bounds, bias=Fixed()) == 1
 
 
