@@ -56,7 +56,8 @@ class MapTile {
     for (std::size_t i = 0; i < map_.steps.size(); ++i) step(map_.steps[i], values_[first_step_ + i]);
   }
 
-  PYENC_INLINE Floats result(std::int64_t row, int c) const { return at(map_.result, row, c); }
+  // Of result(row, vector).
+  auto result() const { return places_[map_.result]; }
 
   // After run(): ds (rows, strip), by the new scores, becomes that by the old ones; the inputs' gradients
   // are added to theirs.
@@ -88,14 +89,13 @@ class MapTile {
     const auto give = [&](int value, const auto& share) {
       if (!wanted[value]) return;
       float* to = slopes_[value];
-      const bool more = live[value];
+      if (live[value])
+        each([=](std::int64_t r, int c, std::int64_t i) { store(to + i, load(to + i) + share(r, c, i)); });
+      else
+        each([=](std::int64_t r, int c, std::int64_t i) { store(to + i, share(r, c, i)); });
       live[value] = true;
-      each([&](std::int64_t r, int c, std::int64_t i) {
-        const Floats x = share(r, c, i);
-        store(to + i, more ? load(to + i) + x : x);
-      });
     };
-    give(map_.result, [&](std::int64_t, int, std::int64_t i) { return load(seed + i); });
+    give(map_.result, [seed](std::int64_t, int, std::int64_t i) { return load(seed + i); });
     for (std::size_t n = map_.steps.size(); n-- > 0;) {
       const std::size_t value = first_step_ + n;
       if (live[value]) step_back(map_.steps[n], static_cast<int>(value), give);
@@ -103,9 +103,14 @@ class MapTile {
   }
 
   // Where a value's numbers lie: so many floats from one key to the next, and from one vector to the next.
+  // Loops have copies of it: what they store might change one in memory, for all that a compiler knows.
   struct Place {
     const float* at;
     std::int64_t row, vector;
+
+    PYENC_INLINE Floats operator()(std::int64_t r, int c) const {
+      return load(at + r * row + c * vector);
+    }
   };
 
   const AttentionHead& head_;
@@ -117,15 +122,11 @@ class MapTile {
   alignas(64) float values_[kMostMapValues][kChunk];
   alignas(64) float slopes_[kMostMapValues][kChunk];
 
-  PYENC_INLINE Floats at(int value, std::int64_t row, int c) const {
-    const Place& place = places_[value];
-    return load(place.at + row * place.row + c * place.vector);
-  }
-
   // body(row, vector, place in a full value)
   template <class Body>
-  PYENC_INLINE void each(const Body& body) const {
-    for (std::int64_t r = 0; r < rows_; ++r)
+  PYENC_INLINE void each(const Body body) const {
+    const std::int64_t rows = rows_;
+    for (std::int64_t r = 0; r < rows; ++r)
       for (int c = 0; c < C; ++c) body(r, c, r * kWidth + c * kLanes);
   }
 
@@ -140,19 +141,13 @@ class MapTile {
     transpose(from + (strip_.first - head_.begin) * side + key, strip_.count, rows_, side, to, kWidth);
   }
 
-  template <class Of>
-  PYENC_INLINE void make(float* to, const Of& of) const {
-    each([&](std::int64_t r, int c, std::int64_t i) { store(to + i, of(r, c)); });
-  }
-
   void step(const MapStep& made, float* to) const {
-    const auto a = [&](std::int64_t r, int c) { return at(made.a, r, c); };
-    const auto b = [&](std::int64_t r, int c) { return at(made.b, r, c); };
-    const auto one = [&](const auto& of) {
-      make(to, [&](std::int64_t r, int n) { return of(a(r, n)); });
+    const Place a = places_[made.a], b = places_[made.b], last = places_[made.c];
+    const auto one = [&](const auto of) {
+      each([=](std::int64_t r, int c, std::int64_t i) { store(to + i, of(a(r, c))); });
     };
-    const auto two = [&](const auto& of) {
-      make(to, [&](std::int64_t r, int n) { return of(a(r, n), b(r, n)); });
+    const auto two = [&](const auto of) {
+      each([=](std::int64_t r, int c, std::int64_t i) { store(to + i, of(a(r, c), b(r, c))); });
     };
     switch (made.op) {
       case MapOp::add: return two([](Floats x, Floats y) { return x + y; });
@@ -171,8 +166,8 @@ class MapTile {
       case MapOp::greater_equal:
         return two([](Floats x, Floats y) { return x >= y ? splat(1.0f) : Floats{}; });
       case MapOp::where:
-        return make(to, [&](std::int64_t r, int n) {
-          return a(r, n) != 0.0f ? b(r, n) : at(made.c, r, n);
+        return each([=](std::int64_t r, int c, std::int64_t i) {
+          store(to + i, a(r, c) != 0.0f ? b(r, c) : last(r, c));
         });
       case MapOp::negative: return one([](Floats x) { return -x; });
       case MapOp::magnitude: return one([](Floats x) { return magnitude(x); });
@@ -187,9 +182,10 @@ class MapTile {
   void step_back(const MapStep& made, int value, const Give& give) const {
     const float* slope = slopes_[value];
     // share(g, a, b, y) of the gradient g and the values.
-    const auto to = [&](int whose, const auto& share) {
-      give(whose, [&](std::int64_t r, int c, std::int64_t i) {
-        return share(load(slope + i), at(made.a, r, c), at(made.b, r, c), at(value, r, c));
+    const Place a = places_[made.a], b = places_[made.b], y = places_[value];
+    const auto to = [&](int whose, const auto share) {
+      give(whose, [=](std::int64_t r, int c, std::int64_t i) {
+        return share(load(slope + i), a(r, c), b(r, c), y(r, c));
       });
     };
     const auto whole = [](Floats g, Floats, Floats, Floats) { return g; };

@@ -20,10 +20,11 @@ __attribute__((noinline)) void map_scores(const AttentionHead& head, const Strip
   for (std::int64_t at = 0; at < count; at += kRows) {
     const std::int64_t rows = count - at < kRows ? count - at : kRows;
     tile.run(first_key + at, rows, s + at * kWidth);
+    const auto result = tile.result();
     for (std::int64_t r = 0; r < rows; ++r)
       for (int c = 0; c < C; ++c) {
         const std::int64_t place = (at + r) * kWidth + c * kLanes;
-        Floats score = dense_bias(tile.result(r, c));
+        Floats score = dense_bias(result(r, c));
         if (hidden) score += load(hidden + place);
         store(to + place, score);
         top[c] = larger(score, top[c]);

@@ -18,7 +18,7 @@ from . import flash_attn
 from . import registration as _registration  # noqa: F401  (it registers the ops)
 from . import triton as triton_kernels
 from .along import Line, Within, check_listed, line_of, reach_of, too_far, wants_gradient
-from .bias import ALiBi, ScoreMap
+from .bias import ALiBi, is_map
 from .map_program import why_no_program
 from .own_bias import attention_custom_bias
 from .own_op import attention_traced
@@ -187,7 +187,7 @@ def backend_table(
         return too_far(reach_of(q, bounds, known), q.shape[0])
 
     def cpu() -> str | None:
-        if is_own(bias) and isinstance(bias, ScoreMap):
+        if is_own(bias) and is_map(bias):
             reason = why_no_program(bias, q.shape[1])
             if reason is not None:
                 return f"it has no kernel for {type(bias).__name__}.score: {reason}"

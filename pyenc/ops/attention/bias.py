@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -75,12 +75,17 @@ class DistanceBias(Protocol):
 OwnBias = ScoreBias | ScoreMap | DistanceBias
 
 
+def is_map(bias: Any) -> TypeGuard[ScoreMap]:
+    """`isinstance(bias, ScoreMap)`, which as a protocol's takes some thirty microseconds."""
+    return getattr(bias, "score", None) is not None
+
+
 def apply_own(bias: OwnBias, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """Scores s (H, ni, nj) with a bias of one's own, by its torch form."""
-    if isinstance(bias, ScoreMap):
+    if is_map(bias):
         with exactly(s.device):
             return bias.score(s, i, j)
-    return s + added(bias, i, j).to(s.dtype)
+    return s + added(bias, i, j).to(s.dtype)  # type: ignore[arg-type]
 
 
 def added(bias: ScoreBias | DistanceBias, i: Tensor, j: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..constant import constant_result
 from . import traced_functions as _functions  # noqa: F401  (it fills the table)
-from .bias import ScoreBias, ScoreMap, exactly
+from .bias import ScoreBias, ScoreMap, exactly, is_map
 from .traced import Trace, Traced, Unsupported, Value
 
 MOST_VALUES = 32
@@ -47,10 +47,10 @@ def program_of(bias: ScoreMap | ScoreBias, heads: int, i: Tensor, j: Tensor) -> 
     trace = Trace(heads, i, j)
     try:
         with exactly(i.device):
-            if isinstance(bias, ScoreMap):
+            if is_map(bias):
                 made = bias.score(trace.scores, trace.i, trace.j)
             else:
-                made = bias.block(trace.i, trace.j)
+                made = bias.block(trace.i, trace.j)  # type: ignore[union-attr]
                 if not isinstance(made, Traced):  # it is there already
                     raise Unsupported("a bias that is made of no positions has no steps")
                 made = trace.step("add", trace.scores, made)

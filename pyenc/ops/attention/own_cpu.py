@@ -24,7 +24,7 @@ from ...errors import BackendError, InputError
 from ..gradient import gradient_of
 from ..launch import check_contiguous, module_for, pointer
 from . import cpu
-from .bias import ScoreBias, ScoreMap, added
+from .bias import added, is_map
 from .groups import BLOCK_ELEMENTS, Group
 from .map_program import MapProgram, program_of
 from .own_map import MapSlab, is_pairs
@@ -199,7 +199,7 @@ class _Part:
 
     def _program(self, here: slice) -> MapProgram:
         bias: Any = self.terms.bias
-        if not isinstance(bias, (ScoreMap, ScoreBias)):
+        if not hasattr(bias, "block") and not is_map(bias):
             raise Unsupported("numbers by distance are no steps")
         return program_of(bias, self.heads, self.at[here], self.at)
 

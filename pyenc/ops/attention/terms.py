@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .along import Line
-from .bias import ALiBi, DistanceBias, OwnBias, RelativePositionBias, ScoreMap
+from .bias import ALiBi, DistanceBias, OwnBias, RelativePositionBias, is_map
 from .groups import GROUP_TOKENS, Group, groups_of
 
 Bias = ALiBi | RelativePositionBias | Line | OwnBias | Tensor | None
@@ -71,7 +71,7 @@ class CustomTerms:
     @property
     def mapped(self) -> bool:
         """Whether new scores are made of the old ones; else something is added to them."""
-        return isinstance(self.bias, ScoreMap)
+        return is_map(self.bias)
 
     def groups(
         self, device: torch.device, most_tokens: int = GROUP_TOKENS

@@ -45,7 +45,10 @@ class Value:
         self.kind, self.tensor, self.step, self.bound = kind, tensor, step, bound
 
 
-DTYPES = {"float": torch.float32, "int": torch.int64, "mask": torch.bool}
+ZEROS = {
+    kind: torch.zeros((), dtype=dtype, device="cpu")
+    for kind, dtype in (("float", torch.float32), ("int", torch.int64), ("mask", torch.bool))
+}
 PLAIN: set[Any] = set()
 """Functions that ask for facts, or make tensors alike: no number is read."""
 HANDLERS: dict[Any, Callable[..., Any]] = {}
@@ -75,13 +78,13 @@ class Traced(torch.Tensor):
         if func in PLAIN:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        traced = list(_all_traced((args, kwargs)))
+        traced = [x for x in args if isinstance(x, Traced)] or list(_all_traced((args, kwargs)))
         if traced[0].owner.closed:  # the bias has kept it
             return func(*actual(args), **actual(kwargs))
         try:
             made = cls._step(func, args, kwargs)
         except Unsupported:
-            if any(x.of_scores for x in traced) or _writes(func):
+            if any(x.of_scores for x in _all_traced((args, kwargs))) or _writes(func):
                 raise
             return func(*actual(args), **actual(kwargs))
         if made is not args[0]:
@@ -164,8 +167,7 @@ class Trace:
     def wrap(
         self, value: Value, shape: Sequence[int], axes: str, *, placed: bool, of_scores: bool
     ) -> Traced:
-        zeros = torch.zeros((), dtype=DTYPES[value.kind], device="cpu").expand(tuple(shape))
-        traced = zeros.as_subclass(Traced)
+        traced = ZEROS[value.kind].expand(tuple(shape)).as_subclass(Traced)
         traced.owner, traced.value, traced.axes, traced.placed = self, value, axes, placed
         traced.of_scores, traced.made_by = of_scores, None
         return traced
@@ -235,25 +237,33 @@ class Trace:
             if whole and isinstance(x, float) and torch.get_default_dtype() != torch.float32:
                 raise Unsupported("another default dtype than float32 has no step")
 
-    def _place(self, operands: Sequence[Any]) -> tuple[torch.Size, str, bool]:
+    def _place(self, operands: Sequence[Any]) -> tuple[tuple[int, ...], str, bool]:
         """Shape, axes, and whether they are those of (H, i, j), of what is broadcast together."""
-        tensors = [x for x in operands if isinstance(x, Tensor)]
-        others = [x for x in tensors if not isinstance(x, Traced) and x.ndim]
-        try:
-            shape = torch.broadcast_shapes(*(_shape(x) for x in tensors))
-        except RuntimeError as error:
-            raise Unsupported(str(error)) from error
-        placed = bool(others) or any(isinstance(x, Traced) and x.placed for x in tensors)
-        axes = [" "] * len(shape)
-        for x in tensors:
-            own = x.axes if isinstance(x, Traced) else _axes(_shape(x))
-            for back, axis in enumerate(reversed(own), 1):
-                if axis != " " and axes[-back] not in (" ", axis):
-                    raise Unsupported("queries along the keys' axis have no step")
-                axes[-back] = axis if axis != " " else axes[-back]
+        shape: list[int] = []
+        axes: list[str] = []
+        placed = False
+        for x in operands:
+            if not isinstance(x, Tensor):
+                continue
+            with torch._C.DisableTorchFunctionSubclass():
+                sizes = x.shape
+            own = x.axes if isinstance(x, Traced) else _axes(sizes)
+            placed = placed or (x.placed if isinstance(x, Traced) else len(sizes) > 0)
+            more = len(sizes) - len(shape)
+            shape, axes = [1] * more + shape, [" "] * more + axes
+            for back in range(1, len(sizes) + 1):
+                size, axis = sizes[-back], own[-back]
+                if size != 1:
+                    if shape[-back] not in (1, size):
+                        raise Unsupported(f"sizes {shape[-back]} and {size} meet")
+                    shape[-back] = size
+                if axis != " ":
+                    if axes[-back] not in (" ", axis):
+                        raise Unsupported("queries along the keys' axis have no step")
+                    axes[-back] = axis
         if placed:
             self.check_placed("".join(axes), shape)
-        return shape, "".join(axes), placed
+        return tuple(shape), "".join(axes), placed
 
     def check_placed(self, axes: str, shape: Sequence[int]) -> None:
         """Whether dimensions are those of (H, i, j)."""
@@ -265,11 +275,6 @@ class Trace:
         )
         if not fits:
             raise Unsupported(f"a tensor {tuple(shape)} beside scores {self.shape} has no step")
-
-
-def _shape(x: Tensor) -> torch.Size:
-    with torch._C.DisableTorchFunctionSubclass():
-        return x.shape
 
 
 def _axes(shape: torch.Size) -> str:
