@@ -167,10 +167,11 @@ class _Part:
         """Runs of queries, all at once where the program has no number for each pair; copies: slabs
         of numbers that are held at once."""
         n = self.group.n
-        if program is not None and not any(is_pairs(x) for x in program.inputs):
+        held = 1 if program is None else sum(map(is_pairs, program.inputs))
+        if not held:
             yield slice(0, n)
             return
-        most = BLOCK_ELEMENTS // (copies * self.heads * n)
+        most = BLOCK_ELEMENTS // (copies * held * self.heads * n)
         few = min(TILE_ROWS, max(most // FEWEST_ROWS, 1) * FEWEST_ROWS)
         step = max(few, most // 2 // TILE_ROWS * TILE_ROWS)
         for first in range(0, n, step):

@@ -87,7 +87,7 @@ class Traced(torch.Tensor):
             if any(x.of_scores for x in _all_traced((args, kwargs))) or _writes(func):
                 raise
             return func(*actual(args), **actual(kwargs))
-        if made is not args[0]:
+        if isinstance(made, Traced) and not any(made is x for x in args):
             made.made_by = (func, args, kwargs)
         return made
 
@@ -201,7 +201,7 @@ class Trace:
         shape, axes, placed = self._place(operands)
         bound = 0.0
         if kind is None:
-            self._check_dtypes(operands, values)
+            self.check_dtypes(operands, values)
             kinds = {v.kind for v in values}
             kind = "float" if "float" in kinds else "int" if "int" in kinds else "mask"
             if kind == "mask" and name in ("add", "subtract", "multiply", "negative"):
@@ -218,12 +218,12 @@ class Trace:
     def floating(self, name: str, *operands: Any) -> Traced:
         """The same of functions whose results are no whole numbers, whatever they are of."""
         values = [self.value(x) for x in operands]
-        self._check_dtypes(operands, values)
+        self.check_dtypes(operands, values)
         if all(v.kind != "float" for v in values) and torch.get_default_dtype() != torch.float32:
             raise Unsupported("another default dtype than float32 has no step")
         return self.step(name, *operands, kind="float")
 
-    def _check_dtypes(self, operands: Sequence[Any], values: Sequence[Value]) -> None:
+    def check_dtypes(self, operands: Sequence[Any], values: Sequence[Value]) -> None:
         """Whether torch would compute in float32 (or whole numbers)."""
         whole = not any(
             isinstance(x, Traced) and v.kind == "float"
