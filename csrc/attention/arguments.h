@@ -60,6 +60,9 @@ struct AttentionForward {
   void* out;         // (T, H, D) of `dtype`, contiguous
   float* lse;        // (T, H), or null
   KeyRange* ranges;  // (T, H), or null
+  // Of slabs: a score near each query's largest, in base 2, and the sum of the weights beside it, (T, H). Their
+  // log-sum-exp alone would not tell a weight where all scores are far down.
+  float *shift = nullptr, *total = nullptr;
 };
 
 // How many (query, key) pairs met in the two products, and how many there are.
@@ -83,6 +86,7 @@ struct AttentionBackward {
   // dense, of a slab in float32 (attention/slabs.h): (n_sequences, H, rows, reach), of which the pairs
   // that a window hides are not written. Null when not wanted.
   float* grad_pairs = nullptr;
+  const float *shift = nullptr, *total = nullptr;  // as the forward gave them, or null
 };
 
 void attention_backward(const Attention& call, const AttentionBackward& result);

@@ -57,7 +57,7 @@ template <int C>
 struct Walk : BackwardStrip<C> {
   static constexpr std::int64_t kWidth = Strip<C>::kWidth;
   using BackwardStrip<C>::strip, BackwardStrip<C>::lse, BackwardStrip<C>::delta;
-  using BackwardStrip<C>::ledger;
+  using BackwardStrip<C>::ledger, BackwardStrip<C>::share;
 
   float *q, *g, *dq;       // (D, strip): a q, g, and the sum of dq
   float *q_plain;          // (D, strip): q, where the slope's gradient is wanted
@@ -84,7 +84,7 @@ struct Walk : BackwardStrip<C> {
       }
     };
     read(call.q, scratch.rows);
-    turn(scratch.rows, strip.count, depth, kWidth, call.scale * kLog2e, q);
+    turn(scratch.rows, strip.count, depth, kWidth, query_factor(call), q);
     pad(scratch.rows, call.scale, q_rows);
     q_plain = scratch.q_plain + done * depth;
     if (want_slope) {
@@ -125,15 +125,15 @@ struct Walk : BackwardStrip<C> {
     for (int c = 0; c < C; ++c) top[c] += row[c] + mass_of(count);
     if (may_drop && ledger.take_power(top, lse)) return false;
 
-    Floats share[C] = {};
+    Floats sum[C] = {};
     for (std::int64_t j = 0; j < count; ++j)
       for (int c = 0; c < C; ++c) {
         float* at = scratch.s + j * kWidth + c * kLanes;
-        const Floats p = weight_of(load(at) - (lse[c] - row[c]));
+        const Floats p = weight_of(load(at) - (lse[c] - row[c])) * share[c];
         store(at, p);
-        share[c] += p;
+        sum[c] += p;
       }
-    return !(may_drop && ledger.take(share));
+    return !(may_drop && ledger.take(sum));
   }
 
   void measure(const AttentionHead& head, std::int64_t first, std::int64_t last,

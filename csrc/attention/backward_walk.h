@@ -26,6 +26,7 @@ struct BackwardStrip {
 
   Strip<C> strip;
   Floats lse[C];  // in base 2; in lanes without a query so large that p is 0
+  Floats share[C];  // what 2^(score - lse) is multiplied with: 1, but where the forward gave shift and total
   Floats delta[C];
   Floats due[C];  // grad_lse
   KeyRange met;
@@ -43,6 +44,7 @@ struct BackwardStrip {
     for (int c = 0; c < C; ++c) {
       lse[c] = splat(3e38f);
       delta[c] = due[c] = Floats{};
+      share[c] = splat(1.0f);
     }
     for (std::int64_t i = 0; i < strip.count; ++i) {
       const std::int64_t place = (token + i) * call.n_heads + head.head;
@@ -56,6 +58,10 @@ struct BackwardStrip {
       // left of its scores: no gradient comes from it.
       const float total = result.lse[place];
       lse[i / kLanes][i % kLanes] = total < kFaintestRow ? 3e38f : total * kLog2e;
+      if (result.shift) {
+        lse[i / kLanes][i % kLanes] = result.shift[place];
+        share[i / kLanes][i % kLanes] = 1.0f / result.total[place];
+      }
     }
     // The forward's strips may be narrower.
     met = {static_cast<std::int32_t>(head.n), 0};

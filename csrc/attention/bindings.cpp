@@ -82,14 +82,17 @@ void bind_slabs(py::module_& module) {
   py::class_<ForwardSlabs> forward(module, "AttentionForwardSlabs");
   bind_map(forward);
   forward
-      .def(py::init([](const py::dict& call, Address out, Address lse, Address ranges) {
+      .def(py::init([](const py::dict& call, Address out, Address lse, Address ranges, Address shift,
+                       Address total) {
              Attention attention = call_of(call);
              attention.with_backward = ranges != 0;
              py::gil_scoped_release release;
              return std::make_unique<ForwardSlabs>(
-                 attention, AttentionForward{at<void>(out), at<float>(lse), at<KeyRange>(ranges)});
+                 attention, AttentionForward{at<void>(out), at<float>(lse), at<KeyRange>(ranges),
+                                             at<float>(shift), at<float>(total)});
            }),
-           py::arg("call"), py::kw_only(), py::arg("out"), py::arg("lse"), py::arg("ranges"))
+           py::arg("call"), py::kw_only(), py::arg("out"), py::arg("lse"), py::arg("ranges"),
+           py::arg("shift"), py::arg("total"))
       .def(
           "slab",
           [](ForwardSlabs& self, std::int64_t first, std::int64_t last, Address bias) {
@@ -102,18 +105,18 @@ void bind_slabs(py::module_& module) {
   backward
       .def(py::init([](const py::dict& call, py::tuple grad_out, py::tuple out, Address lse,
                        Address grad_lse, Address ranges, Address grad_q, Address grad_k,
-                       Address grad_v) {
+                       Address grad_v, Address shift, Address total) {
              const Attention attention = call_of(call);
              const AttentionBackward result{
                  rows_at(grad_out), rows_at(out), at<const float>(lse), at<const float>(grad_lse),
                  at<const KeyRange>(ranges), at<void>(grad_q), at<void>(grad_k), at<void>(grad_v),
-                 nullptr, 0};
+                 nullptr, 0, nullptr, at<const float>(shift), at<const float>(total)};
              py::gil_scoped_release release;
              return std::make_unique<BackwardSlabs>(attention, result);
            }),
            py::arg("call"), py::kw_only(), py::arg("grad_out"), py::arg("out"), py::arg("lse"),
            py::arg("grad_lse"), py::arg("ranges"), py::arg("grad_q"), py::arg("grad_k"),
-           py::arg("grad_v"))
+           py::arg("grad_v"), py::arg("shift"), py::arg("total"))
       .def(
           "slab",
           [](BackwardSlabs& self, std::int64_t first, std::int64_t last, Address bias,

@@ -33,7 +33,7 @@ struct RowMath {
       const float* rows = scratch.rows + done * depth;
       q = scratch.q + done * depth;
       if (Math::kScaledQueries || head.skips)
-        turn(rows, strip.count, depth, kWidth, head.call->scale * kLog2e, q);
+        turn(rows, strip.count, depth, kWidth, query_factor(*head.call), q);
       operand = Math::turn_queries(rows, strip.count, depth, kWidth, q,
                                    scratch.operand + Math::operand_size(done, depth));
     }

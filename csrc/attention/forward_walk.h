@@ -221,6 +221,11 @@ struct Walk {
         result.lse[(token + i) * heads + head.head] =
             static_cast<float>((top + std::log2(sum)) * 0.69314718055994531);
       }
+    if (result.shift)
+      for (std::int64_t i = 0; i < strip.count; ++i) {
+        result.shift[(token + i) * heads + head.head] = m[i / kLanes][i % kLanes];
+        result.total[(token + i) * heads + head.head] = l[i / kLanes][i % kLanes];
+      }
     if (result.ranges)
       for (std::int64_t i = 0; i < strip.count; ++i)
         result.ranges[(token + i) * heads + head.head] = {static_cast<std::int32_t>(met_first),

@@ -2,7 +2,7 @@
 // scores, and by whatever else it is made of.
 //
 // A few rows of keys go through all steps before the next ones do, so that what the steps leave behind
-// stays in the first level of memory. Scores outside are in base 2, inside they are what the map means.
+// stays in the first level of memory.
 #pragma once
 
 #include "attention/arguments.h"
@@ -51,7 +51,7 @@ class MapTile {
   void run(std::int64_t key, std::int64_t rows, const float* s) {
     rows_ = rows;
     for (std::int64_t i = 0; i < rows * kWidth; i += kLanes)
-      store(values_[0] + i, load(s + i) * kLn2);
+      store(values_[0] + i, load(s + i));
     for (std::size_t i = 0; i < map_.inputs.size(); ++i) read(map_.inputs[i], key, values_[1 + i]);
     for (std::size_t i = 0; i < map_.steps.size(); ++i) step(map_.steps[i], values_[first_step_ + i]);
   }
@@ -82,8 +82,6 @@ class MapTile {
   }
 
  private:
-  static constexpr float kLn2 = 0.69314718055994531f;
-
   // slopes_ of the values that are wanted, from `seed` (rows, strip), the new scores'. live: which have one.
   void go_back(const float* seed, const std::vector<char>& wanted, bool* live) {
     const auto give = [&](int value, const auto& share) {

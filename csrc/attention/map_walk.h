@@ -7,7 +7,13 @@ namespace pyenc {
 namespace PYENC_ISA {
 namespace {
 
-// to (keys, strip) = the new scores of s, which may be the same memory, and the largest of each query.
+// In base 2. The largest numbers stay finite, as the most negative ones do.
+inline Floats mapped_score(Floats x) {
+  const Floats scaled = dense_bias(x);
+  return (scaled > 2.9e38f) & (x != kInfinity) ? splat(2.9e38f) : scaled;
+}
+
+// to (keys, strip) = the new scores in base 2 of s, which may be the same memory, and the largest of each query.
 // hidden: what is added afterwards, or null.
 template <int C>
 __attribute__((noinline)) void map_scores(const AttentionHead& head, const Strip<C>& strip,
@@ -24,7 +30,7 @@ __attribute__((noinline)) void map_scores(const AttentionHead& head, const Strip
     for (std::int64_t r = 0; r < rows; ++r)
       for (int c = 0; c < C; ++c) {
         const std::int64_t place = (at + r) * kWidth + c * kLanes;
-        Floats score = dense_bias(result(r, c));
+        Floats score = mapped_score(result(r, c));
         if (hidden) score += load(hidden + place);
         store(to + place, score);
         top[c] = larger(score, top[c]);

@@ -36,7 +36,9 @@ void SlabHeads::serve(std::int64_t first, std::int64_t last, const MapProgram& m
 }
 
 void SlabHeads::serve(std::int64_t first, std::int64_t last, const float* bias) {
+  call_.kind = BiasKind::dense;
   call_.bias = bias;
+  call_.map = nullptr;
   call_.rows = last - first;
   for (AttentionHead& head : heads_) {
     head.begin = std::min(first, head.n);

@@ -30,7 +30,7 @@ class SlabHeads {
 
 class ForwardSlabs : SlabHeads {
  public:
-  // `call` is of kind dense, in float32, without far keys to leave out. A slab has one or the other.
+  // `call` is of kind dense, in float32, without far keys to leave out.
   ForwardSlabs(const Attention& call, const AttentionForward& result);
   void slab(std::int64_t first, std::int64_t last, const float* bias);
   void slab(std::int64_t first, std::int64_t last, const MapProgram& map);

@@ -96,6 +96,11 @@ inline void turn(const float* rows, std::int64_t count, std::int64_t depth, std:
   for (std::int64_t i = 0; i < depth * lanes; ++i) to[i] *= factor;
 }
 
+// Of the queries. Scores are in base 2, but for a map, which is given them as they are.
+inline float query_factor(const Attention& call) {
+  return call.map ? call.scale : call.scale * kLog2e;
+}
+
 // Whose rows a strip of C vectors holds: queries [first, first + count) of the sequence.
 template <int C>
 struct Strip {

@@ -46,7 +46,8 @@ def program_of(bias: ScoreMap | ScoreBias, heads: int, i: Tensor, j: Tensor) -> 
     """
     trace = Trace(heads, i, j)
     try:
-        with exactly(i.device):
+        # With gradients, so that it is seen where the bias has none.
+        with exactly(i.device), torch.enable_grad():
             if is_map(bias):
                 made = bias.score(trace.scores, trace.i, trace.j)
             else:
@@ -54,11 +55,17 @@ def program_of(bias: ScoreMap | ScoreBias, heads: int, i: Tensor, j: Tensor) -> 
                 if not isinstance(made, Traced):  # it is there already
                     raise Unsupported("a bias that is made of no positions has no steps")
                 made = trace.step("add", trace.scores, made)
-        if isinstance(made, Traced):
-            trace.check_placed(made.axes, made.shape)
-        else:
-            made = trace.step("add", made, 0)
-        return _program(trace, trace.value(made))
+            if tuple(made.shape) != trace.shape:
+                raise Unsupported(f"scores {tuple(made.shape)} of {trace.shape} have no step")
+            if isinstance(made, Traced):
+                trace.check_placed(made.axes, made.shape)
+            else:  # of nothing that was given
+                made = trace.step("add", made, 0)
+            return _program(trace, trace.value(made))
+    except Unsupported:
+        raise
+    except Exception as error:  # whatever it is, torch will meet it again if it is the bias's own
+        raise Unsupported(f"{type(error).__name__}: {error}") from error
     finally:
         trace.closed = True
 
@@ -68,8 +75,7 @@ def why_no_program(bias: ScoreMap | ScoreBias, heads: int) -> str | None:
     """Why a bias has none, or None: by two queries and two keys."""
     at = torch.arange(2, dtype=torch.int64, device="cpu")
     try:
-        with torch.no_grad():
-            program_of(bias, heads, at, at)
+        program_of(bias, heads, at, at)
     except Unsupported as error:
         return str(error)
     return None
@@ -77,6 +83,8 @@ def why_no_program(bias: ScoreMap | ScoreBias, heads: int) -> str | None:
 
 def _program(trace: Trace, result: Value) -> MapProgram:
     """What the result is made of, and nothing else."""
+    for value in trace.inputs.values():
+        value.check()
     needed, left = {id(result)}, [result]
     while left:
         for operand in left.pop().step[1:]:

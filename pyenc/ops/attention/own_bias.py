@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ from .bias import OwnBias, added, apply_own
 from .blocks import keep_factor, powers
 from .groups import BLOCK_ELEMENTS, Group
 from .terms import CustomTerms
+from .traced import Unsupported
 
 TILE_ELEMENTS = 2**20
 """Scores of a tile, which the bias sees at once: 4 MB in float32."""
@@ -162,13 +164,18 @@ def forward(
     """out (T, H, D) in q's dtype, log-sum-exp (T, H) float32 or wider, and what the backward takes.
 
     That is out unrounded and, of each row, its largest score and the sum of its weights, (T, H); of
-    the C++ kernels the log-sum-exp and 1.
+    the C++ kernels a score in base 2, and less the sum.
 
     with_backward: whether one follows.
     """
     if terms.extension:
-        whole, lse = own_cpu.forward(q, k, v, terms, with_backward)
-        return whole.to(q.dtype), lse, whole, lse.clone(), torch.ones_like(lse)
+        with suppress(Unsupported):  # two queries and two keys had a program
+            whole, lse, shift, total = own_cpu.forward(q, k, v, terms, with_backward)
+            return whole.to(q.dtype), lse, whole, shift, total
+    return _by_tiles(q, k, v, terms)
+
+
+def _by_tiles(q: Tensor, k: Tensor, v: Tensor, terms: CustomTerms) -> tuple[Tensor, ...]:
     wide = torch.promote_types(q.dtype, torch.float32)
     whole = torch.empty(q.shape, dtype=wide, device=q.device)
     shifts, totals = (torch.empty(q.shape[:2], dtype=wide, device=q.device) for _ in range(2))
@@ -222,10 +229,11 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Gradients of q, k, v and of the parameters; kept: the last three that `forward` gave."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    if terms.extension:
-        out, lse = kept[:2]
-        onto = torch.zeros_like(out) if grad_out is None else grad_out.to(wide).contiguous()
-        return own_cpu.backward(onto, grad_lse, q, k, v, terms, out, lse, parameters)
+    if terms.extension and not bool((kept[2] > 0).any()):
+        onto = torch.zeros_like(kept[0]) if grad_out is None else grad_out.to(wide).contiguous()
+        with suppress(Unsupported):
+            return own_cpu.backward(onto, grad_lse, q, k, v, terms, kept, parameters)
+        kept = _by_tiles(q, k, v, terms)[2:]  # another answer than in the forward
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     sums = [torch.zeros_like(p) for p in parameters]
     grad_out = torch.zeros_like(kept[0]) if grad_out is None else grad_out.to(wide)
@@ -276,6 +284,8 @@ def backward(
                     for learned, part in zip(sums, parts, strict=True):
                         if part is not None:
                             learned += part
+                elif terms.mapped:  # the new scores are of no old ones
+                    ds.zero_()
                 dq_i.baddbmm_(ds, k_bjd[:, there])
                 dks[place].baddbmm_(ds.transpose(1, 2), q_bid[:, here])
             torch.mul(dq_i, terms.scale, out=dq_bid[:, here])

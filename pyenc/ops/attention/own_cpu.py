@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import BackendError, InputError
+from ...errors import InputError
 from ..gradient import gradient_of
 from ..launch import check_contiguous, module_for, pointer
 from . import cpu
@@ -37,63 +37,70 @@ FEWEST_ROWS, TILE_ROWS = 32, 128
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, terms: CustomTerms, with_backward: bool
-) -> tuple[Tensor, Tensor]:
-    """out (T, H, D) and log-sum-exp (T, H), float32 both.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """out (T, H, D) and log-sum-exp (T, H), and for the backward of each row a score near its
+    largest, in base 2, and less the sum of the weights beside that; float32 all.
 
     with_backward: whether a backward follows, whose weights are to be the same.
+
+    Raises:
+        Unsupported: a map has no program.
     """
     out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
-    lse = out.new_empty(q.shape[:2])
+    wholes = [out, *(out.new_empty(q.shape[:2]) for _ in range(3))]
     for part in _parts(q, terms):
         own = [part.rows(x) for x in (q, k, v)]  # held: the call has their addresses alone
         call = part.call(*own)
-        results = [part.room(x) for x in (out, lse)]
-        ranges = part.ranges(lse) if with_backward else None
+        results = [part.room(x) for x in wholes]
+        ranges = part.ranges(out) if with_backward else None
         slabs = module_for(cpu.OP).AttentionForwardSlabs(
             call.fields | part.fields(), out=results[0].data_ptr(), lse=results[1].data_ptr(),
-            ranges=pointer(ranges),
+            ranges=pointer(ranges), shift=results[2].data_ptr(), total=results[3].data_ptr(),
         )  # fmt: skip
         program = part.program_of_all()
         for here in part.slabs(1, program):
-            if program is not None:
-                made = part.map(here)  # held, as above
+            made = None if program is None else part.map(here, learned=False)  # held, as above
+            if made is not None:
                 slabs.slab_map(here.start, here.stop, *made.arguments())
                 continue
             bias = part.dense(part.numbers(here), here)
             slabs.slab(here.start, here.stop, bias.data_ptr())
-        for whole, result in zip((out, lse), results, strict=True):
+        for whole, result in zip(wholes, results, strict=True):
             part.put(whole, result)
-    return out, lse
+    return wholes[0], wholes[1], wholes[2], wholes[3].neg_()
 
 
 def backward(
     grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor,
-    terms: CustomTerms, out: Tensor, lse: Tensor, parameters: list[Tensor],
+    terms: CustomTerms, kept: Sequence[Tensor], parameters: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:  # fmt: skip
     """Gradients of q, k, v and of the parameters.
 
-    grad_out: float32; out and lse as `forward` gave them.
+    grad_out: float32; kept: out, shift and total as `forward` gave them.
+
+    Raises:
+        Unsupported: a map has no program.
     """
     wholes = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
     sums = [torch.zeros_like(p) for p in parameters]
     for part in _parts(q, terms):
         own = [part.rows(x) for x in (q, k, v)]  # held: the call has their addresses alone
         call = part.call(*own)
-        g, o, total = (part.rows(x) for x in (grad_out, out, lse))
+        g, o, shift, total = (part.rows(x) for x in (grad_out, *kept[:2], -kept[2]))
         dtotal = None if grad_lse is None else part.rows(grad_lse).contiguous()
-        check_contiguous(cpu.OP, lse=total)
-        ranges = part.ranges(lse)
+        check_contiguous(cpu.OP, shift=shift, total=total)
+        ranges = part.ranges(total)
         dq, dk, dv = (part.room(x) for x in wholes)
         slabs = module_for(cpu.OP).AttentionBackwardSlabs(
             call.fields | part.fields(), grad_out=cpu.rows_of(g), out=cpu.rows_of(o),
             lse=total.data_ptr(), grad_lse=pointer(dtotal), ranges=ranges.data_ptr(),
+            shift=shift.data_ptr(), total=total.data_ptr(),
             grad_q=dq.data_ptr(), grad_k=dk.data_ptr(), grad_v=dv.data_ptr(),
         )  # fmt: skip
         program = part.program_of_all()
         for here in part.slabs(len(part.group.starts) if parameters else 1, program):
-            if program is not None:
-                with torch.set_grad_enabled(bool(parameters)):
-                    made = part.map(here)
+            made = None if program is None else part.map(here, learned=bool(parameters))
+            if made is not None:
                 slabs.slab_map(here.start, here.stop, *made.arguments())
                 _add(sums, made.gradients(parameters))
                 continue
@@ -183,33 +190,23 @@ class _Part:
 
     def program_of_all(self) -> MapProgram | None:
         """That of some queries beside all keys, or None where what is added has none."""
-        try:
-            with torch.no_grad():
-                return self._program(slice(0, min(2, self.group.n)))
-        except Unsupported:
-            if self.terms.mapped:
-                raise self._none() from None
-            return None
+        return self._program(slice(0, min(2, self.group.n)))
 
-    def map(self, here: slice) -> MapSlab:
-        """The program of a slab, with its numbers."""
-        try:
-            return MapSlab(self._program(here), len(self.group.starts))
-        except Unsupported as error:
-            raise self._none() from error
+    def map(self, here: slice, *, learned: bool) -> MapSlab | None:
+        """The program of a slab, with its numbers, or None as above."""
+        program = self._program(here)
+        return None if program is None else MapSlab(program, len(self.group.starts), learned)
 
-    def _program(self, here: slice) -> MapProgram:
+    def _program(self, here: slice) -> MapProgram | None:
         bias: Any = self.terms.bias
         if not hasattr(bias, "block") and not is_map(bias):
-            raise Unsupported("numbers by distance are no steps")
-        return program_of(bias, self.heads, self.at[here], self.at)
-
-    def _none(self) -> BackendError:
-        name = type(self.terms.bias).__name__
-        return BackendError(
-            f"attention: the 'cpu' backend has no kernel for what {name} does, though it has one "
-            "for two queries and two keys; use backend='torch'"
-        )
+            return None
+        try:
+            return program_of(bias, self.heads, self.at[here], self.at)
+        except Unsupported:
+            if self.terms.mapped:
+                raise
+            return None
 
     def dense(self, bias: Tensor, here: slice) -> Tensor:
         """Those numbers, (H, i, n), as the kernels read them."""

@@ -24,19 +24,20 @@ class MapSlab:
     Args:
         program: its inputs in the graph of what is learned, if anything is.
         batch: b, whose gradients are written apart and added up here.
+        learned: whether gradients are wanted.
     """
 
-    def __init__(self, program: MapProgram, batch: int) -> None:
+    def __init__(self, program: MapProgram, batch: int, learned: bool) -> None:
         self.program = program
         self._numbers: list[Tensor] = []
         self._grads: list[Tensor | None] = []
         self._given: list[tuple[int, int, int, int]] = []
         heads = program.shape[0]
         for x in program.inputs:
-            numbers = _by_axis(x)
+            numbers = _by_axis(x, program.shape)
             by_query, by_key = numbers.shape[1] > 1, numbers.shape[2] > 1
             grad = None
-            if x.requires_grad:
+            if learned and x.requires_grad:
                 # Of pairs a sum over sequences alone is left to make; others are sums over many.
                 wide = torch.float32 if by_query and by_key else torch.float64
                 shape = (batch, heads, *numbers.shape[1:])
@@ -67,7 +68,7 @@ def is_pairs(x: Tensor) -> bool:
     return x.ndim > 1 and x.shape[-1] > 1 and x.shape[-2] > 1
 
 
-def _by_axis(x: Tensor) -> Tensor:
+def _by_axis(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """An input as numbers side by side: (H or 1, i or 1, j or 1) float32."""
     numbers = x.detach().to(torch.float32)
     numbers = numbers.view((1,) * (3 - numbers.ndim) + tuple(numbers.shape))
@@ -75,4 +76,6 @@ def _by_axis(x: Tensor) -> Tensor:
         for axis in range(3):
             if numbers.stride(axis) == 0:
                 numbers = numbers.narrow(axis, 0, 1)
+    if not all(a in (1, b) for a, b in zip(numbers.shape, shape, strict=True)):
+        raise AssertionError(f"an input {tuple(x.shape)} of a program for {shape}")
     return numbers.contiguous()

@@ -43,20 +43,30 @@ class Value:
         self, kind: str, tensor: Tensor | None = None, step: tuple[Any, ...] = (), bound: float = 0
     ) -> None:
         self.kind, self.tensor, self.step, self.bound = kind, tensor, step, bound
+        self._met = None if tensor is None else _state(tensor)
+
+    def check(self) -> None:
+        """Raises Unsupported where the input was written to since it was met."""
+        if self.tensor is not None and _state(self.tensor) != self._met:
+            raise Unsupported("a tensor that is written to after its use is no input")
 
 
-ZEROS = {
-    kind: torch.zeros((), dtype=dtype, device="cpu")
-    for kind, dtype in (("float", torch.float32), ("int", torch.int64), ("mask", torch.bool))
-}
-PLAIN: set[Any] = set()
-"""Functions that ask for facts, or make tensors alike: no number is read."""
+def _state(x: Tensor) -> tuple[Any, ...]:
+    return x.shape, x.data_ptr(), None if x.is_inference() else x._version
+
+
+_CPU = torch.device("cpu")
+DTYPES = {"float": torch.float32, "int": torch.int64, "mask": torch.bool}
+FACTS: set[Any] = set()
+"""Functions that ask for a shape, a dtype and the like."""
+MAKERS: set[Any] = set()
+"""Functions that make tensors like their first argument, of other numbers."""
 HANDLERS: dict[Any, Callable[..., Any]] = {}
 """What else is served, (trace, *arguments) -> Traced, by torch's function."""
 
 
 class Traced(torch.Tensor):
-    """A value as the bias has it: zeros that take no memory.
+    """A value as the bias has it: a tensor without memory, of which nothing can be read.
 
     axes: of each dimension which of H, i, j runs along it, or a blank; placed: whether it has met a
     tensor, whose axes its dimensions are then; of_scores: whether scores are in it; made_by: the
@@ -75,21 +85,34 @@ class Traced(torch.Tensor):
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in PLAIN:
+        if func in FACTS:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         traced = [x for x in args if isinstance(x, Traced)] or list(_all_traced((args, kwargs)))
         if traced[0].owner.closed:  # the bias has kept it
             return func(*actual(args), **actual(kwargs))
+        if not torch.is_grad_enabled():
+            # As in `torch.no_grad()` and in the forward of an autograd.Function: no gradient goes
+            # the way that the values came.
+            raise Unsupported("what has no gradient, or one of its own, has no step")
+        if func in MAKERS and isinstance(args[0], Traced):
+            like = torch.zeros((), dtype=DTYPES[args[0].value.kind], device="cpu")
+            return func(like.expand(args[0].shape), *args[1:], **kwargs)
         try:
             made = cls._step(func, args, kwargs)
         except Unsupported:
-            if any(x.of_scores for x in _all_traced((args, kwargs))) or _writes(func):
+            if any(x.of_scores for x in _all_traced((args, kwargs))):
                 raise
-            return func(*actual(args), **actual(kwargs))
+            return _computed(func, args, kwargs)
         if isinstance(made, Traced) and not any(made is x for x in args):
             made.made_by = (func, args, kwargs)
         return made
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        raise Unsupported(f"{func} has no step")
 
     @staticmethod
     def _step(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -118,12 +141,31 @@ def _name(func: Any) -> str:
     return str(getattr(func, "__name__", func))
 
 
-def _writes(func: Any) -> bool:
-    """Whether it writes over its first argument, by its name."""
+def _computed(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """A function's result of positions, computed by torch: new tensors or numbers."""
     name = _name(func)
-    if name.startswith("__"):
-        return name == "__setitem__" or (name.startswith("__i") and func in HANDLERS)
-    return name.endswith("_")
+    if (
+        name == "__get__"
+        or isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))
+        or kwargs.get("out") is not None
+        or (name.endswith("_") and not name.startswith("__"))
+        or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
+        or name in ("__setitem__", "__dlpack__", "register_hook")
+    ):
+        raise Unsupported(f"{name} of positions has no step")
+    given = [actual(x) for x in _all_traced((args, kwargs))]
+    before = [_state(x) for x in given]
+    made = func(*actual(args), **actual(kwargs))
+    if before != [_state(x) for x in given]:
+        raise Unsupported(f"{name} writes over positions, and has no step")
+    memory = {x.untyped_storage().data_ptr() for x in given}
+    for one in made if isinstance(made, (list, tuple)) else (made,):
+        if isinstance(one, (bool, int, float)):
+            continue
+        # What shares memory could be written to, and the steps so far would not know.
+        if type(one) is not Tensor or one.untyped_storage().data_ptr() in memory:
+            raise Unsupported(f"{name} of positions has no step")
+    return made
 
 
 def actual(x: Any) -> Any:
@@ -132,7 +174,8 @@ def actual(x: Any) -> Any:
     if isinstance(x, dict):
         return {key: actual(one) for key, one in x.items()}
     if isinstance(x, (list, tuple)):
-        return type(x)(actual(one) for one in x)
+        every = [actual(one) for one in x]
+        return type(x)(*every) if hasattr(x, "_fields") else type(x)(every)
     if not isinstance(x, Traced):
         return x
     if x.made_by is None:
@@ -167,18 +210,22 @@ class Trace:
     def wrap(
         self, value: Value, shape: Sequence[int], axes: str, *, placed: bool, of_scores: bool
     ) -> Traced:
-        traced = ZEROS[value.kind].expand(tuple(shape)).as_subclass(Traced)
+        traced = torch.Tensor._make_wrapper_subclass(
+            Traced, tuple(shape), dtype=DTYPES[value.kind], device=_CPU
+        )
         traced.owner, traced.value, traced.axes, traced.placed = self, value, axes, placed
         traced.of_scores, traced.made_by = of_scores, None
         return traced
 
     def value(self, x: Any) -> Value:
         """Of something traced, a tensor or a number."""
-        if isinstance(x, Traced):
-            if x.owner is not self:
-                raise Unsupported("what another call has made is no input")
+        if isinstance(x, Traced) and x.owner is self:
             return x.value
+        if isinstance(x, Traced):  # kept by the bias
+            x = actual(x)
         if isinstance(x, Tensor):
+            if x.is_inference():  # whether it is written to nobody could tell
+                return self.inputs.setdefault(object(), self._input(x.clone()))
             return self.inputs.setdefault(id(x), self._input(x))
         if isinstance(x, bool) or not isinstance(x, (int, float)):
             raise Unsupported(f"{type(x).__name__} is no input")
@@ -187,21 +234,23 @@ class Trace:
         return self.inputs.setdefault((kind, repr(x)), Value(kind, number, bound=abs(x)))
 
     def _input(self, x: Tensor) -> Value:
+        if type(x) not in (Tensor, torch.nn.Parameter):
+            raise Unsupported(f"a {type(x).__name__} is no input")
         if x.is_complex() or x.device.type != "cpu" or x.layout != torch.strided:
             raise Unsupported(f"a tensor of {x.dtype} on {x.device} is no input")
         if x.dtype == torch.bool:
             return Value("mask", x, bound=1)
         if x.is_floating_point():
             return Value("float", x)
-        return Value("int", x, bound=float(x.abs().max()) if x.numel() else 0.0)
+        return Value("int", x, bound=float(x.double().abs().max()) if x.numel() else 0.0)
 
     def step(self, name: str, *operands: Any, kind: str | None = None) -> Traced:
         """A step's value; its kind is that of what it is of, unless it is given."""
         values = [self.value(x) for x in operands]
         shape, axes, placed = self._place(operands)
         bound = 0.0
+        self.check_dtypes(operands, values)
         if kind is None:
-            self.check_dtypes(operands, values)
             kinds = {v.kind for v in values}
             kind = "float" if "float" in kinds else "int" if "int" in kinds else "mask"
             if kind == "mask" and name in ("add", "subtract", "multiply", "negative"):
@@ -218,7 +267,6 @@ class Trace:
     def floating(self, name: str, *operands: Any) -> Traced:
         """The same of functions whose results are no whole numbers, whatever they are of."""
         values = [self.value(x) for x in operands]
-        self.check_dtypes(operands, values)
         if all(v.kind != "float" for v in values) and torch.get_default_dtype() != torch.float32:
             raise Unsupported("another default dtype than float32 has no step")
         return self.step(name, *operands, kind="float")
@@ -247,12 +295,14 @@ class Trace:
                 continue
             with torch._C.DisableTorchFunctionSubclass():
                 sizes = x.shape
-            own = x.axes if isinstance(x, Traced) else _axes(sizes)
-            placed = placed or (x.placed if isinstance(x, Traced) else len(sizes) > 0)
+            if isinstance(x, Traced) and x.owner is self:
+                names, placed = x.axes, placed or x.placed
+            else:
+                names, placed = _axes(sizes), placed or len(sizes) > 0
             more = len(sizes) - len(shape)
             shape, axes = [1] * more + shape, [" "] * more + axes
             for back in range(1, len(sizes) + 1):
-                size, axis = sizes[-back], own[-back]
+                size, axis = sizes[-back], names[-back]
                 if size != 1:
                     if shape[-back] not in (1, size):
                         raise Unsupported(f"sizes {shape[-back]} and {size} meet")

@@ -8,17 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .traced import HANDLERS, PLAIN, Trace, Traced, Unsupported
+from .traced import FACTS, HANDLERS, MAKERS, Trace, Traced, Unsupported
 
 Handler = Callable[..., Any]
 
 _TENSOR: Any = torch.Tensor
-PLAIN.update(
+FACTS.update(
     (
         *(getattr(_TENSOR, f).__get__ for f in ("shape", "dtype", "device", "ndim", "is_cuda")),
         *(getattr(_TENSOR, f) for f in ("size", "dim", "numel", "__len__", "is_floating_point")),
-        *(getattr(_TENSOR, f"new_{name}") for name in ("zeros", "ones", "full", "tensor")),
-        torch.numel, torch.is_floating_point, torch.zeros_like, torch.ones_like, torch.full_like,
+        torch.numel, torch.is_floating_point,
+    )
+)  # fmt: skip
+MAKERS.update(
+    (
+        *(getattr(_TENSOR, f"new_{name}") for name in ("zeros", "ones", "full")),
+        torch.zeros_like, torch.ones_like, torch.full_like,
     )
 )  # fmt: skip
 
@@ -44,11 +49,10 @@ def _handles(*names: str, over: bool = True) -> Callable[[Handler], Handler]:
 def _written_over(handler: Handler) -> Handler:
     def apply(trace: Trace, x: Any, *args: Any, **kwargs: Any) -> Any:
         made = handler(trace, x, *args, **kwargs)
-        if not isinstance(x, Traced) or not x.placed:  # it may be a view of another
-            raise Unsupported("writing over positions has no step")
+        if not isinstance(x, Traced) or not x.of_scores:  # it may be a view, or be kept
+            raise Unsupported("writing over what are no scores has no step")
         if (made.value.kind, made.shape, made.axes) != (x.value.kind, x.shape, x.axes):
             raise Unsupported("writing something else over what is there has no step")
-        x.made_by = None
         x.value = made.value
         return x
 
@@ -75,9 +79,13 @@ for _operator, _name, _step in (
 _handles("subtract")(_two("subtract"))
 _handles("multiply")(_two("multiply"))
 _handles("divide", "true_divide")(_two("divide"))
-_handles("rsub", over=False)(_two("subtract", turned=True))
 _handles("maximum", over=False)(_two("larger"))
 _handles("minimum", over=False)(_two("smaller"))
+
+
+@_handles("rsub", over=False)
+def _rsub(trace: Trace, a: Any, b: Any, *, alpha: Any = 1) -> Traced:
+    return trace.step("subtract", b, a if alpha == 1 else trace.step("multiply", a, alpha))
 
 
 def _one(step: str, *, floating: bool) -> Handler:
@@ -101,9 +109,9 @@ def _square(trace: Trace, x: Any) -> Traced:
 
 @_handles("pow", "__pow__")
 def _power(trace: Trace, x: Any, exponent: Any) -> Traced:
-    if exponent == 0.5:
+    if type(exponent) is float and exponent == 0.5:
         return trace.floating("sqrt", x)
-    if not isinstance(exponent, int) or exponent not in (2, 3, 4):
+    if type(exponent) is not int or exponent not in (2, 3, 4):
         raise Unsupported(f"a power of {exponent!r} has no step")
     square = trace.step("multiply", x, x)
     if exponent == 2:
@@ -120,11 +128,13 @@ def _reciprocal(trace: Trace, x: Any) -> Traced:
 def _relu(trace: Trace, x: Any, inplace: bool = False) -> Traced:
     if inplace:
         raise Unsupported("relu in place has no step")
-    return trace.step("where", trace.step("greater", 0, x, kind="mask"), 0, x)
+    return trace.step("where", trace.step("greater_equal", 0, x, kind="mask"), 0, x)
 
 
 @_handles("clamp", "clip")
 def _clamp(trace: Trace, x: Any, min: Any = None, max: Any = None) -> Traced:
+    if min is None and max is None:
+        raise Unsupported("clamp without bounds has no step")
     for step, bound in (("at_least", min), ("at_most", max)):
         if isinstance(bound, Tensor):  # which would learn of it
             raise Unsupported("clamp to a tensor has no step")
@@ -223,15 +233,19 @@ def _again(trace: Trace, x: Traced, shape: Any = None, axes: str | None = None) 
     return trace.wrap(x.value, shape, axes, placed=x.placed, of_scores=x.of_scores)
 
 
-@_handles("clone", "contiguous", over=False)
+@_handles("contiguous", over=False)
 def _same(trace: Trace, x: Traced) -> Traced:
+    return x
+
+
+@_handles("clone", over=False)
+def _clone(trace: Trace, x: Traced) -> Traced:
     return _again(trace, x)
 
 
-@_handles("float", "to", "type_as", "long", over=False)
-def _to(trace: Trace, x: Any, *given: Any) -> Tensor:
+@_handles("to", "type_as", over=False)
+def _to(trace: Trace, x: Any, dtype: Any) -> Tensor:
     """Into float32, or whole numbers as they are; a condition becomes 1 and 0."""
-    dtype = given[0] if given else torch.float32
     dtype = dtype.dtype if isinstance(dtype, Tensor) else dtype
     if not isinstance(x, Traced):
         return x.to(dtype)  # type: ignore[no-any-return]
@@ -240,6 +254,16 @@ def _to(trace: Trace, x: Any, *given: Any) -> Tensor:
     if dtype != torch.float32:
         raise Unsupported(f"{dtype} has no step")
     return trace.step("add", x, 0, kind="float")
+
+
+@_handles("float", over=False)
+def _float(trace: Trace, x: Any) -> Tensor:
+    return _to(trace, x, torch.float32)
+
+
+@_handles("long", over=False)
+def _long(trace: Trace, x: Any) -> Tensor:
+    return _to(trace, x, torch.int64)
 
 
 @_handles("unsqueeze", over=False)
@@ -254,6 +278,8 @@ def _getitem(trace: Trace, x: Any, index: Any) -> Traced:
     if not isinstance(x, Traced) or x.placed:
         raise Unsupported("indexing has no step")
     index = index if isinstance(index, tuple) else (index,)
+    if not all(i is None or i is Ellipsis or isinstance(i, slice) for i in index):
+        raise Unsupported("indexing has no step")
     if Ellipsis in index:
         at = index.index(Ellipsis)
         whole = x.ndim - sum(i is not None for i in index) + 1
@@ -261,7 +287,7 @@ def _getitem(trace: Trace, x: Any, index: Any) -> Traced:
     shape: list[int] = []
     axes, left, sizes = "", list(x.axes), list(x.shape)
     for i in index:
-        if i is not None and i != slice(None):
+        if i is not None and (i.start, i.stop, i.step) != (None, None, None):
             raise Unsupported("indexing has no step")
         shape.append(1 if i is None else sizes.pop(0))
         axes += " " if i is None else left.pop(0)
