@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pyenc import use_backend
 from pyenc.models import Encoder, register_position
 from pyenc.ops import attention, extension
-from pyenc.ops.attention import groups, own_bias, own_cpu
+from pyenc.ops.attention import groups, own_cpu, own_tiles
 from tests.models.own_positions import Blocks, registered, shape
 from tests.models.test_encoder import SHAPES
 from tests.seeds import seed
@@ -55,10 +55,10 @@ OWN = {"own, along": "kerple", "own, block": "blocks", "own, score": "capped"}
 @pytest.fixture(autouse=True)
 def blocks(registered: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few scores at once: so short a text would be one block, the square of its tokens."""
-    for module in (groups, own_bias, own_cpu):
+    for module in (groups, own_cpu, own_tiles):
         monkeypatch.setattr(module, "BLOCK_ELEMENTS", 2**15)
-    monkeypatch.setattr(own_bias, "TILE_ELEMENTS", 2**15)
-    monkeypatch.setattr(own_bias, "TILE_KEYS", N)
+    monkeypatch.setattr(own_tiles, "TILE_ELEMENTS", 2**15)
+    monkeypatch.setattr(own_tiles, "TILE_KEYS", N)
     register_position("blocks", Blocks)
     register_position("capped", Capped)
 

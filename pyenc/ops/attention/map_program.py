@@ -21,7 +21,8 @@ from torch import Tensor
 from ..constant import constant_result
 from . import traced_functions as _functions  # noqa: F401  (it fills the table)
 from .bias import ScoreBias, ScoreMap, exactly, is_map
-from .traced import Trace, Traced, Unsupported, Value
+from .trace import Trace
+from .traced import Traced, Unsupported, Value
 
 MOST_VALUES = 32
 

@@ -17,10 +17,7 @@ queries and j keys of a tile.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,105 +29,9 @@ from ..gradient import gradient_of
 from . import own_cpu
 from .bias import OwnBias, added, apply_own
 from .blocks import keep_factor, powers
-from .groups import BLOCK_ELEMENTS, Group
+from .own_tiles import Buffer, Walk, walks
 from .terms import CustomTerms
 from .traced import Unsupported
-
-TILE_ELEMENTS = 2**20
-"""Scores of a tile, which the bias sees at once: 4 MB in float32."""
-TILE_KEYS = 512
-
-
-def _walks(q: Tensor, terms: CustomTerms) -> Iterator[_Walk]:
-    heads = q.shape[1]
-    for group, at in terms.groups(q.device, TILE_ELEMENTS // (heads * TILE_KEYS)):
-        yield _Walk(terms, group, heads, at)
-
-
-@dataclass(frozen=True)
-class _Walk:
-    """The tiles of sequences of one length, in the order that both directions take."""
-
-    terms: CustomTerms
-    group: Group
-    heads: int
-    at: Tensor  # (n,), positions
-
-    @property
-    def batch(self) -> int:
-        return len(self.group.starts) * self.heads
-
-    def take(self, x: Tensor, wide: torch.dtype) -> Tensor:
-        """(T, H, D) -> (B, n, D), side by side."""
-        return self.group.take(x).to(wide).contiguous().flatten(0, 1)
-
-    def shape(self, here: slice, there: slice) -> tuple[int, int, int]:
-        return self.batch, here.stop - here.start, there.stop - there.start
-
-    def put(self, x: Tensor, values: Tensor) -> None:
-        """(B, n, D) -> its rows of (T, H, D)."""
-        self.group.put(x, values.unflatten(0, (-1, self.heads)))
-
-    @property
-    def tile(self) -> tuple[int, int]:
-        """Queries and keys of a tile."""
-        n, whole = self.group.n, self.batch * self.group.n
-        if self.at.device.type != "cpu":  # has no cache to keep to, and wants few launches
-            return min(n, max(1, BLOCK_ELEMENTS // (4 * whole))), n
-        keys = min(n, TILE_KEYS)
-        queries = min(TILE_ELEMENTS // (self.batch * keys), BLOCK_ELEMENTS // whole)
-        return min(n, max(1, queries)), keys
-
-    def rows(self) -> Iterator[slice]:
-        step = self.tile[0]
-        for first in range(0, self.group.n, step):
-            yield slice(first, min(first + step, self.group.n))
-
-    def tiles_of_keys(self) -> Iterator[slice]:
-        step, n = self.tile[1], self.group.n
-        for first in range(0, n, step):
-            yield slice(first, min(first + step, n))
-
-    def columns(self, here: slice) -> Iterator[slice]:
-        """Tiles of keys, but for those that the window hides from all these queries."""
-        left, right = self.terms.window
-        for there in self.tiles_of_keys():
-            if self.terms.positions is None and (
-                (0 <= left < here.start - there.stop + 1)
-                or (0 <= right < there.start - here.stop + 1)
-            ):
-                continue
-            yield there
-
-    def outside(self, here: slice, there: slice) -> Tensor | None:
-        """Pairs (i, j) that the window hides; None where it hides none."""
-        left, right = self.terms.window
-        if self.terms.positions is None:  # then positions are places
-            left = -1 if left >= here.stop - 1 - there.start else left
-            right = -1 if right >= there.stop - 1 - here.start else right
-        if left < 0 and right < 0:
-            return None
-        ahead = self.at[None, there] - self.at[here, None]
-        if left < 0:
-            return ahead > right
-        return -ahead > left if right < 0 else (-ahead > left) | (ahead > right)
-
-    def scores(self, raw: Tensor, here: slice, there: slice) -> Tensor:
-        """New scores of a tile (B, i, j): written over raw, or made by the map."""
-        outside = self.outside(here, there)
-        if self.terms.mapped:
-            i, j = self.at[here], self.at[there]
-            # A map is given the scores of one sequence.
-            each = raw.unflatten(0, (-1, self.heads)).unbind(0) if len(raw) > self.heads else [raw]
-            made = [apply_own(self.terms.bias, x, i, j).to(raw.dtype) for x in each]
-            score = torch.cat(made) if len(made) > 1 else made[0]
-            return score if outside is None else score.masked_fill(outside, -math.inf)
-        bias = added(self.terms.bias, self.at[here], self.at[there])  # type: ignore[arg-type]
-        return self.add(raw, bias, outside)
-
-    def add(self, raw: Tensor, bias: Tensor, outside: Tensor | None) -> Tensor:
-        raw.unflatten(0, (-1, self.heads)).add_(bias.detach().to(raw.dtype))
-        return raw if outside is None else raw.masked_fill_(outside, -math.inf)
 
 
 def attention_custom_bias(
@@ -180,16 +81,16 @@ def _by_tiles(q: Tensor, k: Tensor, v: Tensor, terms: CustomTerms) -> tuple[Tens
     whole = torch.empty(q.shape, dtype=wide, device=q.device)
     shifts, totals = (torch.empty(q.shape[:2], dtype=wide, device=q.device) for _ in range(2))
     generator = torch.Generator(device=q.device).manual_seed(terms.seed)
-    weights, outs, depth = _Buffer(q, wide), _Buffer(q, wide), slice(0, q.shape[2])
-    raws: dict[int, _Buffer] = {}
-    for walk in _walks(q, terms):
+    weights, outs, depth = Buffer(q, wide), Buffer(q, wide), slice(0, q.shape[2])
+    raws: dict[int, Buffer] = {}
+    for walk in walks(q, terms):
         q_bid, k_bjd, v_bjd = (walk.take(x, wide) for x in (q, k, v))
         q_bid, out_bid = q_bid * terms.scale, torch.empty_like(q_bid)
         shift_bi1, total_bi1 = q_bid.new_empty(2, walk.batch, walk.group.n, 1)
         for here in walk.rows():
             scores, top = [], None
             for there in walk.columns(here):
-                raw = raws.setdefault(there.start, _Buffer(q, wide)).of(*walk.shape(here, there))
+                raw = raws.setdefault(there.start, Buffer(q, wide)).of(*walk.shape(here, there))
                 torch.bmm(q_bid[:, here], k_bjd[:, there].transpose(1, 2), out=raw)
                 score = walk.scores(raw, here, there)
                 highest = score.amax(-1, keepdim=True)
@@ -242,9 +143,9 @@ def backward(
     delta = (delta if grad_lse is None else delta - grad_lse) / total
     grad_out = grad_out / total.unsqueeze(-1)
     generator = torch.Generator(device=q.device).manual_seed(terms.seed)
-    raws, weights, slopes, dqs = (_Buffer(q, wide) for _ in range(4))
+    raws, weights, slopes, dqs = (Buffer(q, wide) for _ in range(4))
     depth = slice(0, q.shape[2])
-    for walk in _walks(q, terms):
+    for walk in walks(q, terms):
         q_bid, k_bjd, v_bjd, g_bid, delta_bi1, shift_bi1 = (
             walk.take(x, wide)
             for x in (q, k, v, grad_out, delta.unsqueeze(-1), shift.unsqueeze(-1))
@@ -295,7 +196,7 @@ def backward(
 
 
 def _made(
-    walk: _Walk, raw: Tensor, here: slice, there: slice, parameters: list[Tensor]
+    walk: Walk, raw: Tensor, here: slice, there: slice, parameters: list[Tensor]
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
     """New scores of a tile; what of them has a gradient, and in which tensors it is wanted.
 
@@ -339,16 +240,3 @@ class _Attention(torch.autograd.Function):
             grads[0], grads[1], q, k, v, ctx.terms, (whole, shift, total), parameters
         )
         return (None, None, dq, dk, dv, *sums)
-
-
-class _Buffer:
-    """Room for one tile of numbers after the other, side by side whatever its size."""
-
-    def __init__(self, like: Tensor, wide: torch.dtype) -> None:
-        self.numbers = like.new_empty(0, dtype=wide)
-
-    def of(self, *shape: int) -> Tensor:
-        wanted = math.prod(shape)
-        if self.numbers.numel() < wanted:
-            self.numbers = self.numbers.new_empty(wanted)
-        return self.numbers[:wanted].view(shape)

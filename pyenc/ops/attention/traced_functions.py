@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .traced import FACTS, HANDLERS, MAKERS, Trace, Traced, Unsupported
+from .trace import Trace
+from .traced import FACTS, HANDLERS, MAKERS, Traced, Unsupported
 
 Handler = Callable[..., Any]
 

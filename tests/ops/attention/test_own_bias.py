@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyenc.ops import attention
-from pyenc.ops.attention import own_bias
+from pyenc.ops.attention import own_bias, own_tiles
 from pyenc.ops.attention.terms import CustomTerms
 from tests.ops.attention.test_along import inputs
 from tests.oracle import assert_right
@@ -47,8 +47,8 @@ class ForAllHeads(nn.Module):
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that few tokens have many of them, and whole sequences more than one."""
-    monkeypatch.setattr(own_bias, "TILE_ELEMENTS", 600)
-    monkeypatch.setattr(own_bias, "TILE_KEYS", 16)
+    monkeypatch.setattr(own_tiles, "TILE_ELEMENTS", 600)
+    monkeypatch.setattr(own_tiles, "TILE_KEYS", 16)
 
 
 @pytest.mark.usefixtures("small_tiles")
