@@ -29,19 +29,21 @@ constexpr std::int64_t column_words(std::int64_t count, std::int64_t depth) {
   return tile_blocks(count) * kPairTiles * row_tiles(depth) * kTileWords;
 }
 
-// 32 numbers, of which the first `left` are there and the others zero.
+// 32 numbers, of which the first `left` are there and the others zero. They may lie where no word does.
 PYENC_INLINE Ints read_numbers(const BFloat16* from, std::int64_t left) {
-  float words[kTile] = {};
-  if (left >= kTilePairs) return load_words(reinterpret_cast<const float*>(from));
-  if (left > 0) __builtin_memcpy(words, from, static_cast<std::size_t>(2 * left));
-  return load_words(words);
+  Ints words = {};
+  if (left >= kTilePairs)
+    __builtin_memcpy(&words, from, sizeof words);
+  else if (left > 0)
+    __builtin_memcpy(&words, from, static_cast<std::size_t>(2 * left));
+  return words;
 }
 
 PYENC_INLINE void put_numbers(Ints words, std::int64_t left, BFloat16* to) {
-  if (left >= kTilePairs) return put_words(words, reinterpret_cast<float*>(to));
-  float some[kTile];
-  put_words(words, some);
-  if (left > 0) __builtin_memcpy(to, some, static_cast<std::size_t>(2 * left));
+  if (left >= kTilePairs)
+    __builtin_memcpy(to, &words, sizeof words);
+  else if (left > 0)
+    __builtin_memcpy(to, &words, static_cast<std::size_t>(2 * left));
 }
 
 // 32 numbers of two rows side by side: the words of the first 16, and of the others.
