@@ -129,6 +129,7 @@ void BackwardSlabs::slab(std::int64_t first, std::int64_t last, const float* bia
 
 void BackwardSlabs::slab(std::int64_t first, std::int64_t last, const MapProgram& map) {
   serve(first, last, map);
+  result_.grad_pairs = nullptr;  // another slab's
   run();
 }
 

@@ -3,10 +3,12 @@
 `score(s, i, j)`, or s + `block(i, j)`, is called with scores and positions that are not there
 (traced.py), and what it does to them becomes steps (csrc/attention/map.h). The kernels run them
 while the scores are in a cache, in one pass with the products and the softmax, and take them back
-for the gradients: nothing as large as (H, i, j) is made. A program is made anew for each slab of
-queries, in some hundred microseconds, so nothing is compiled and nothing goes stale.
+for the gradients: nothing as large as (H, i, j) is made, unless the bias has a number a pair. A
+program is made anew for each slab of queries, in some hundred microseconds, so nothing is compiled
+and nothing goes stale.
 
-What has no step (a sum over keys, a gather, double precision, a branch by a value) is no program.
+What does something else to scores (a sum over keys, double precision, a branch by a value) has no
+program.
 
 Shapes: H heads, i queries of a slab, j keys.
 """

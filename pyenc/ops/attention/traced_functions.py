@@ -160,7 +160,6 @@ def _where(trace: Trace, condition: Any, a: Any, b: Any) -> Traced:
     if trace.value(condition).kind != "mask":
         raise Unsupported("where by what is no condition has no step")
     kinds = [trace.value(x).kind for x in (a, b)]
-    trace.check_dtypes((a, b), [trace.value(x) for x in (a, b)])
     kind = "float" if "float" in kinds else "int" if "int" in kinds else "mask"
     return trace.step("where", condition, a, b, kind=kind)
 

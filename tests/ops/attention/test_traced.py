@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pyenc.errors import BackendError
 from pyenc.ops import attention, extension
-from pyenc.ops.attention import backend_table
+from pyenc.ops.attention import backend_table, own_cpu
 from pyenc.ops.attention.map_program import program_of
 from pyenc.ops.attention.traced import Unsupported
 from pyenc.ops.backend import choose
@@ -245,6 +245,41 @@ def test_a_block_without_a_program_is_read_as_it_is(function: Any) -> None:
     bias = Added(function)
     assert not has_program(bias, 40)
     agree(bias, [40, 7, 40])
+
+
+def test_slabs_with_and_without_a_program_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one slab's gradient was written to is no longer there for the next."""
+    monkeypatch.setattr(own_cpu, "BLOCK_ELEMENTS", 600)
+    monkeypatch.setattr(own_cpu, "FEWEST_ROWS", 8)
+
+    def function(m: Map, i: Tensor, j: Tensor) -> Tensor:
+        distance = (i[:, None] - j).abs()
+        bias = m.one * m.keys[distance] - m.head * distance
+        return bias.double() if int(i.min()) // 8 % 2 else bias
+
+    torch.manual_seed(seed(7))
+    bias, made, dense = Added(function), own_cpu._Part.map, own_cpu._Part.pairs
+    turns: list[str] = []
+    written: list[Tensor] = []  # held, so that who writes there again is seen
+    copies: list[Tensor] = []
+
+    def mapped(part: Any, here: slice, **more: Any) -> Any:
+        found = made(part, here, **more)
+        copies.extend(x.clone() for x in written[len(copies) :])
+        turns.append("none" if found is None else "program")
+        return found
+
+    def pairs(part: Any, numbers: Tensor) -> Tensor:
+        turns.append("pairs")
+        written.append(dense(part, numbers))
+        return written[-1]
+
+    monkeypatch.setattr(own_cpu._Part, "map", mapped)
+    monkeypatch.setattr(own_cpu._Part, "pairs", pairs)
+    agree(bias, [100, 7, 100])
+    assert ("none", "pairs", "program") in zip(turns, turns[1:], turns[2:], strict=False)
+    assert len(copies) > 2
+    assert all(map(torch.equal, written, copies))
 
 
 def test_equal_scores_fall_as_torchs_do() -> None:
