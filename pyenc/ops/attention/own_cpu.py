@@ -28,6 +28,7 @@ from .bias import added, is_map
 from .groups import BLOCK_ELEMENTS, Group
 from .map_program import MapProgram, program_of
 from .own_map import MapSlab, is_pairs
+from .own_tiles import Buffer
 from .terms import CustomTerms, Terms
 from .traced import Unsupported
 
@@ -48,6 +49,7 @@ def forward(
     """
     out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
     wholes = [out, *(out.new_empty(q.shape[:2]) for _ in range(3))]
+    room = Buffer(q, torch.float32)
     for part in _parts(q, terms):
         own = [part.rows(x) for x in (q, k, v)]  # held: the call has their addresses alone
         call = part.call(*own)
@@ -63,7 +65,7 @@ def forward(
             if made is not None:
                 slabs.slab_map(here.start, here.stop, *made.arguments())
                 continue
-            bias = part.dense(part.numbers(here), here)
+            bias = part.dense(part.numbers(here), here, room)
             slabs.slab(here.start, here.stop, bias.data_ptr())
         for whole, result in zip(wholes, results, strict=True):
             part.put(whole, result)
@@ -83,6 +85,7 @@ def backward(
     """
     wholes = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
     sums = [torch.zeros_like(p) for p in parameters]
+    room = Buffer(q, torch.float32)
     for part in _parts(q, terms):
         own = [part.rows(x) for x in (q, k, v)]  # held: the call has their addresses alone
         call = part.call(*own)
@@ -106,7 +109,7 @@ def backward(
                 continue
             with torch.set_grad_enabled(bool(parameters)):
                 bias = part.numbers(here)
-            dense = part.dense(bias.detach(), here)
+            dense = part.dense(bias.detach(), here, room)
             pairs = part.pairs(dense) if bias.requires_grad else None
             slabs.slab(here.start, here.stop, dense.data_ptr(), pointer(pairs))
             if pairs is not None:
@@ -208,11 +211,14 @@ class _Part:
                 raise
             return None
 
-    def dense(self, bias: Tensor, here: slice) -> Tensor:
-        """Those numbers, (H, i, n), as the kernels read them."""
+    def dense(self, bias: Tensor, here: slice, room: Buffer) -> Tensor:
+        """Those numbers, (H, i, n), as the kernels read them, in the room if they are not."""
         shape = (self.heads, here.stop - here.start, self.group.n)
         try:
-            return bias.float().expand(shape).contiguous()
+            whole = bias.expand(shape)
+            if whole.dtype == torch.float32 and whole.is_contiguous():
+                return whole
+            return room.of(*shape).copy_(whole)
         except RuntimeError as error:
             raise InputError(
                 f"attention: {type(self.terms.bias).__name__}.block must give {shape}, (H, i, j), "

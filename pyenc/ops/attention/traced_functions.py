@@ -272,6 +272,20 @@ def _unsqueeze(trace: Trace, x: Traced, dim: int) -> Traced:
     return _getitem(trace, x, (*[slice(None)] * at, None))
 
 
+@_handles("expand", "broadcast_to", over=False)
+def _expand(trace: Trace, x: Traced, *sizes: Any) -> Traced:
+    """The same number along an axis that it had none for."""
+    wanted = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+    more = len(wanted) - x.ndim
+    own = [1] * more + list(x.shape)
+    shape = [old if new == -1 else new for old, new in zip(own, wanted, strict=True)]
+    if more < 0 or any(old not in (1, new) for old, new in zip(own, shape, strict=True)):
+        raise Unsupported(f"expanded to {tuple(wanted)}, it has no step")
+    axes = " " * more + x.axes
+    trace.check_placed(axes, shape)
+    return trace.wrap(x.value, shape, axes, placed=True, of_scores=x.of_scores)
+
+
 @_handles("__getitem__", over=False)
 def _getitem(trace: Trace, x: Any, index: Any) -> Traced:
     """Dimensions put in between, of what has met no tensor yet."""

@@ -103,6 +103,8 @@ ADDED: dict[str, Callable[..., Any]] = {
     "hidden": lambda m, i, j: (m.one - m.head).masked_fill(
         ((i[:, None] - j) > 9) | (j > i[:, None] + 30), float("-inf")
     ),
+    "expanded": lambda m, i, j: -0.1 * (i[:, None] - j).abs().float().expand(HEADS, -1, -1)
+    - m.one * torch.broadcast_to(j[None, :], (len(i), len(j))),
     "decay": lambda m, i, j: m.head * torch.exp(-m.one * (i[:, None] - j).square() / 64),
 }  # fmt: skip
 
