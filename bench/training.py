@@ -1,6 +1,7 @@
 """Tokens a second of a training step, beside torch and sentence-transformers' trainer, on the CPU.
 
-python bench/training.py [--case NAME] [--rounds 7] [--without compiled] [--profile] [--out FILE]
+python bench/training.py [--case NAME] [--rounds 7] [--without compiled] [--profile] [--high]
+                         [--out FILE]
 python bench/training.py --memory [--without torch] [--out FILE]
 
 A step is the gradient of mean((mean of a text's states - target)^2) and one of AdamW, fused, from
@@ -8,6 +9,8 @@ token ids; float32, no dropout. All programs take turns, and a ratio is of one r
 weights are the packaged ones, from strings tokenised once; Jina-small's shape is random. torch's
 rows are padded, ALiBi a dense bias made once; it is run eager and compiled. Two of its steps and
 ours are compared before anything is timed.
+
+--high: all of them after `torch.set_float32_matmul_precision("high")`.
 
 --memory: instead, what a step of Jina-small's shape on one long text takes beyond what stays, the
 weights and AdamW's averages. Each length in a process of its own, after a step on a short text.
@@ -257,6 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--without", action="append", default=[], help="part of a program's name")
     parser.add_argument("--profile", action="store_true", help="where our step's time goes")
+    parser.add_argument("--high", action="store_true", help="products of less than float32")
     parser.add_argument("--memory", action="store_true", help="of a step, in place of its time")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out")
@@ -266,6 +270,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if OURS in options.without:
         parser.error(f"--without {OURS}: the others are compared with it")
+    asked = "high" if options.high else "highest"
+    torch.set_float32_matmul_precision(asked)
     start = time.perf_counter()
     environment = machine.environment()
     versions = ", ".join(f"{k} {v or 'absent'}" for k, v in environment["versions"].items())
@@ -273,6 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (environment["load_average"] or 0) > 0.5:
         print(f"the machine is not quiet: load average {environment['load_average']}")
     result: dict[str, Any] = {"op": "training", "environment": environment, "cases": []}
+    result["float32_matmul_precision"] = asked
     missed: list[str] = []
     if options.memory:
         result["memory"], missed = memories(options.without)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import statistics
 import time
@@ -20,39 +21,50 @@ import torch.nn.functional as F
 from bench.chosen import chosen
 from bench.measure import machine, record
 from pyenc.errors import InputError
-from pyenc.ops.linear import bf16x6, choices, onednn, processor, wide
+from pyenc.ops.linear import choices, onednn, parts, processor, wide
 
 SHAPES = ((256, 512, 512), (512, 384, 1536), (1024, 768, 768))
 """(tokens, channels in, channels out)."""
 ROUNDS, QUICK_ROUNDS, SECONDS = 15, 3, 1.5
-"""Of each pair of ways: as many rounds, fewer where those take longer than that."""
+"""Of a way: as many rounds, fewer where those take longer than that."""
 
 Shape = tuple[int, int, int]
 Work = tuple[torch.dtype, Shape]
 
-Pair = tuple[Callable[[], object], Callable[[], object]]
+Call = Callable[[], object]
+Pair = tuple[Call, Call]
 
 
-def ratio(
-    old: Callable[[], object],
-    new: Callable[[], object],
-    rounds: int,
-    clock: Callable[[], float],
-) -> float:
-    """Seconds of `old` by those of `new`, alternating; the more cautious of two estimates."""
+def ratios(
+    old: Call, ways: Mapping[str, Call], rounds: int, clock: Callable[[], float]
+) -> dict[str, float]:
+    """Seconds of `old` by those of each way; the more cautious of two estimates.
 
-    def seconds(function: Callable[[], object]) -> float:
+    All take turns, so that ways are compared in the same minutes: a processor's units may run at
+    another rate in the next.
+    """
+
+    def seconds(function: Call) -> float:
         start = clock()
         function()
         return clock() - start
 
-    old(), new()
-    pairs: list[tuple[float, float]] = []
-    start = clock()
-    while len(pairs) < 3 or (len(pairs) < rounds and clock() - start < SECONDS):
-        pairs.append((seconds(old), seconds(new)))
-    best = min(a for a, _ in pairs) / min(b for _, b in pairs)
-    return min(best, statistics.median(a / b for a, b in pairs))
+    of_old: list[float] = []
+    of_ways: dict[str, list[float]] = {name: [] for name in ways}
+    for function in (old, *ways.values()):
+        function()
+    start, longest = clock(), SECONDS * len(ways)
+    while len(of_old) < 3 or (len(of_old) < rounds and clock() - start < longest):
+        of_old.append(seconds(old))
+        for name, way in ways.items():
+            of_ways[name].append(seconds(way))
+    return {
+        name: min(
+            min(of_old) / min(found),
+            statistics.median(a / b for a, b in zip(of_old, found, strict=True)),
+        )
+        for name, found in of_ways.items()
+    }
 
 
 def ways(dtype: torch.dtype, shape: Shape) -> dict[str, Pair]:
@@ -68,8 +80,9 @@ def ways(dtype: torch.dtype, shape: Shape) -> dict[str, Pair]:
     def plain() -> object:
         return F.linear(x, weight, bias)
 
-    if bf16x6.why_not(x) is None:
-        pairs["bf16x6"] = plain, lambda: bf16x6.product(x, weight.t(), bias, any_size=True)
+    if parts.why_not(x) is None:
+        for way in parts.PARTS:
+            pairs[way] = plain, functools.partial(parts.product, x, weight.t(), bias, way=way)
     if onednn.why_not(dtype) is None:
         packed = onednn.pack(weight)
         pairs["onednn"] = plain, lambda: onednn.run(x, packed, bias, "")
@@ -92,8 +105,15 @@ def gains(
     """Way -> how many times faster it is than what it is measured against."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    beside: dict[Call, dict[str, Call]] = {}
+    for way, (old, new) in ways(dtype, shape).items():
+        beside.setdefault(old, {})[way] = new
     try:
-        return {way: ratio(*pair, rounds, clock) for way, pair in ways(dtype, shape).items()}
+        return {
+            way: gain
+            for old, those in beside.items()
+            for way, gain in ratios(old, those, rounds, clock).items()
+        }
     finally:
         torch.set_num_threads(threads)
 

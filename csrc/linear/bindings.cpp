@@ -1,5 +1,5 @@
 // The Python face of the passes around a product in eight bits, called by pyenc/ops/linear/int8_rows.py
-// alone, and of the product by parts, by bf16x6.py there; see bindings.h.
+// alone, and of the product by parts, by parts.py there; see bindings.h.
 
 #include <tuple>
 
@@ -43,12 +43,12 @@ void bind_linear(py::module_& module) {
       },
       py::call_guard<py::gil_scoped_release>());
   module.def("product_serves", &product_serves);
-  // activation: a negative number stands for none. Lines: (address, stride of lines, of depth).
+  // parts: 3 or 2. activation: a negative number stands for none. Lines: (address, stride of lines, of depth).
   module.def(
       "product",
-      [](std::int64_t rows, std::int64_t columns, std::int64_t depth, int threads, int activation,
-         LinesAt a, LinesAt b, Address bias, Address out) {
-        return product({rows, columns, depth, lines_of(a), lines_of(b), at<const float>(bias),
+      [](int parts, std::int64_t rows, std::int64_t columns, std::int64_t depth, int threads,
+         int activation, LinesAt a, LinesAt b, Address bias, Address out) {
+        return product({parts, rows, columns, depth, lines_of(a), lines_of(b), at<const float>(bias),
                         activation < 0, static_cast<Activation>(activation), at<float>(out), threads});
       },
       py::call_guard<py::gil_scoped_release>());

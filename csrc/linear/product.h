@@ -1,5 +1,6 @@
-// out = activation(a b + bias) in float32, each number of a and b as three of bfloat16, for processors
-// whose matrix units multiply those at many times the rate of floats.
+// out = activation(a b + bias) in float32, each number of a and b as three of bfloat16, or as two where less
+// than float32's accuracy is asked, for processors whose matrix units multiply those at many times the rate
+// of floats.
 //
 // Shapes: a (M, K), b (K, N), bias (N,), out (M, N), rows of out contiguous. Of a and b one of the two
 // strides is 1: so a weight, its transpose, a batch of rows and its transpose serve as they lie.
@@ -18,6 +19,7 @@ struct Lines {
 };
 
 struct Product {
+  int parts;                          // of a number: 3 or 2
   std::int64_t rows, columns, depth;  // M, N, K
   Lines a, b;
   const float* bias;  // null: none
@@ -36,20 +38,20 @@ bool product(const Product& call);
 // Whether this processor computes any.
 bool product_serves();
 
-// Lines of a panel, and steps of depth of a block. A panel's block is kSteps times the six tiles of its
-// 32 lines' parts, 96 KB: one of a and one of b lie in the second level of memory.
+// Lines of a panel, and steps of depth of a block. A panel's block is kSteps times the tiles of its 32
+// lines' parts, 96 KB of three: one of a and one of b lie in the second level of memory.
 constexpr std::int64_t kPanelLines = 32, kStep = 32, kSteps = 16;
-constexpr std::int64_t kStepWords = 6 * 256;
+constexpr std::int64_t step_words(int parts) { return parts * 2 * 256; }
 
 // Compiled once per instruction set; null where there are no matrix units.
 struct ProductKernels {
   // A thread that has entered may call the rest.
   void (*enter)();
   void (*leave)();
-  // The parts of up to 32 lines of `depth` numbers from `x` on; zero where there is no line or number.
+  // The `parts` of up to 32 lines of `depth` numbers from `x` on; zero where there is no line or number.
   // columns: as the second operand has them. most: of each of 32 lines the bits of the largest magnitude,
   // which are ordered as the numbers are, NaN above infinity; what is there already counts too.
-  void (*pack)(Lines x, std::int64_t lines, std::int64_t depth, bool columns, float* to,
+  void (*pack)(Lines x, std::int64_t lines, std::int64_t depth, int parts, bool columns, float* to,
                std::int32_t* most);
   // The block of out from (row, column) on: the sum over `steps` added to what is there, or in its
   // place in the `first` block; bias and activation in the `last`.

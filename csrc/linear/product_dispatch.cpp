@@ -21,7 +21,6 @@ PYENC_KERNEL_TABLE_WITH_AMX(ProductKernels, product_kernels)
 namespace {
 
 constexpr std::int64_t kBlockDepth = kSteps * kStep;
-constexpr std::int64_t kPanelWords = kSteps * kStepWords;
 // Panels of a that a thread has at a time, 768 KB, so that each of b's is read once for all of them.
 constexpr std::int64_t kMostPanels = 8;
 // Panels of b that meet one of a's after another, 384 KB, so that a row of out is written on.
@@ -31,8 +30,8 @@ constexpr std::int64_t kGroup = 4;
 constexpr std::int64_t kColumnPanels = 128;
 
 // Of a line's largest number: its parts must be above what is subnormal, and so must products be that
-// matter beside the largest of a sum. And no sum may come near the largest float.
-constexpr float kLeast = 0x1p-86f, kLeastProduct = 0x1p-80f, kMostProduct = 0x1p100f;
+// matter beside the largest of a sum. And no sum may come near the largest float, nor what is rounded.
+constexpr float kLeast = 0x1p-86f, kLeastProduct = 0x1p-80f, kMost = 0x1p127f, kMostProduct = 0x1p100f;
 
 class Entered {
  public:
@@ -49,14 +48,16 @@ class Entered {
 // Memory whose tiles' rows are lines of the cache.
 class Panels {
  public:
-  explicit Panels(std::int64_t count)
-      : memory_(new float[static_cast<std::size_t>(count * kPanelWords + 16)]) {
+  Panels(std::int64_t count, int parts)
+      : words_(kSteps * step_words(parts)),
+        memory_(new float[static_cast<std::size_t>(count * words_ + 16)]) {
     const auto address = reinterpret_cast<std::uintptr_t>(memory_.get());
     first_ = memory_.get() + (64 - address % 64) % 64 / sizeof(float);
   }
-  float* at(std::int64_t panel) const { return first_ + panel * kPanelWords; }
+  float* at(std::int64_t panel) const { return first_ + panel * words_; }
 
  private:
+  std::int64_t words_;  // of a panel
   std::unique_ptr<float[]> memory_;
   float* first_;
 };
@@ -88,7 +89,7 @@ class Magnitudes {
 };
 
 bool parts_serve(std::pair<float, float> a, std::pair<float, float> b) {
-  if (!(a.second < __builtin_inff()) || !(b.second < __builtin_inff())) return false;
+  if (!(a.second < kMost) || !(b.second < kMost)) return false;
   if (a.second == 0 || b.second == 0) return true;
   return a.first >= kLeast && b.first >= kLeast && a.first * b.first >= kLeastProduct &&
          a.second * b.second <= kMostProduct;
@@ -110,14 +111,14 @@ bool product(const Product& call) {
   const std::int64_t run = std::clamp<std::int64_t>(a_panels / wanted, 1, kMostPanels);
   const std::int64_t runs = (a_panels + run - 1) / run;
   const std::int64_t held = std::min(b_panels, kColumnPanels);
-  const Panels b_memory(held), a_memory(run * call.threads);
+  const Panels b_memory(held, call.parts), a_memory(run * call.threads, call.parts);
   Magnitudes a_most(a_panels), b_most(b_panels);
   const auto scope = [&] { return Entered(kernels); };
   const auto pack = [&](const Lines& x, std::int64_t lines, std::int64_t panel, std::int64_t k,
                         std::int64_t depth, bool columns, float* to, std::int32_t* most) {
     const std::int64_t line = panel * kPanelLines;
     kernels.pack({x.at + line * x.line + k * x.k, x.line, x.k}, std::min(kPanelLines, lines - line),
-                 depth, columns, to, most);
+                 depth, call.parts, columns, to, most);
   };
   for (std::int64_t from = 0; from < b_panels; from += held)
     for (std::int64_t k = 0; k < call.depth; k += kBlockDepth) {
@@ -132,15 +133,14 @@ bool product(const Product& call) {
       parallel_for(runs * shares, call.threads, scope, [&](std::int64_t task, int thread) {
         const std::int64_t begin = task / shares * run, end = std::min(begin + run, a_panels);
         const std::int64_t share = task % shares;
-        float* const own = a_memory.at(thread * run);
         std::int32_t others[kPanelLines] = {};  // who shares a run has the same magnitudes
         for (std::int64_t i = begin; i < end; ++i)
-          pack(call.a, call.rows, i, k, depth, false, own + (i - begin) * kPanelWords,
+          pack(call.a, call.rows, i, k, depth, false, a_memory.at(thread * run + i - begin),
                share == 0 && from == 0 ? a_most.of(i) : others);
         for (std::int64_t g = groups * share / shares; g < groups * (share + 1) / shares; ++g)
           for (std::int64_t i = begin; i < end; ++i)
             for (std::int64_t j = g * kGroup; j < (g + 1) * kGroup && j < panels; ++j)
-              kernels.multiply(call, own + (i - begin) * kPanelWords, b_memory.at(j), steps,
+              kernels.multiply(call, a_memory.at(thread * run + i - begin), b_memory.at(j), steps,
                                i * kPanelLines, (from + j) * kPanelLines, k == 0,
                                k + depth == call.depth);
       });

@@ -16,7 +16,7 @@ namespace PYENC_ISA {
 namespace {
 
 constexpr std::int64_t kPanelTiles = kPanelLines / kTile;
-static_assert(kStep == kTilePairs && kStepWords == kPanelTiles * kPartsWords, "as tiles are");
+static_assert(kStep == kTilePairs && step_words(1) == kPanelTiles * kTileWords, "as tiles are");
 
 // 16 numbers from `from` on, of which `left` are there; null: none.
 template <bool Whole>
@@ -29,9 +29,9 @@ PYENC_INLINE Floats numbers(const float* from, std::int64_t left) {
 // The parts of a tile of 16 lines and a step, `lines` and `depth` of which are there.
 // Along: the numbers of a line are neighbours in memory, else those of a step are. Turned: the other way
 // round than they come. most: the bits of magnitudes, a vector a line, or (not along) a lane a line.
-template <bool Along, bool Turned, bool Whole>
+template <int P, bool Along, bool Turned, bool Whole>
 PYENC_INLINE void pack_tile(Lines x, std::int64_t lines, std::int64_t depth, Ints* most, float* to) {
-  TileRows rows[kParts];
+  TileRows rows[P];
 #pragma GCC unroll 4
   for (int i = 0; i < kTile; ++i) {
     const float* at = x.at + i * (Along ? x.line : x.k);
@@ -44,33 +44,33 @@ PYENC_INLINE void pack_tile(Lines x, std::int64_t lines, std::int64_t depth, Int
     const Ints larger_bits = low > high ? low : high;
     Ints& kept = most[Along ? i : 0];
     kept = larger_bits > kept ? larger_bits : kept;
-    Ints parts[kParts];
+    Ints parts[P];
     split_pair(lower, upper, parts);
-    for (int p = 0; p < kParts; ++p) {
+    for (int p = 0; p < P; ++p) {
       if (Turned)
         rows[p][i] = parts[p];
       else
         put_words(parts[p], to + p * kTileWords + i * kTile);
     }
   }
-  for (int p = 0; p < kParts && Turned; ++p) {
+  for (int p = 0; p < P && Turned; ++p) {
     turn_tile(rows[p]);
     put_tile(rows[p], to + p * kTileWords);
   }
 }
 
-template <bool Along, bool Turned>
+template <int P, bool Along, bool Turned>
 void pack_as(Lines x, std::int64_t lines, std::int64_t depth, float* to, std::int32_t* most) {
   constexpr int kVectors = Along ? kTile : 1;  // of a tile's magnitudes
   Ints seen[kPanelTiles][kVectors] = {};
   for (std::int64_t k = 0; k < depth; k += kStep)
-    for (std::int64_t tile = 0; tile < kPanelTiles; ++tile, to += kPartsWords) {
+    for (std::int64_t tile = 0; tile < kPanelTiles; ++tile, to += P * kTileWords) {
       const std::int64_t line = tile * kTile;
       const Lines from{x.at + line * x.line + k * x.k, x.line, x.k};
       if (line + kTile <= lines && k + kStep <= depth)
-        pack_tile<Along, Turned, true>(from, kTile, kStep, seen[tile], to);
+        pack_tile<P, Along, Turned, true>(from, kTile, kStep, seen[tile], to);
       else
-        pack_tile<Along, Turned, false>(from, lines - line, depth - k, seen[tile], to);
+        pack_tile<P, Along, Turned, false>(from, lines - line, depth - k, seen[tile], to);
     }
   for (std::int64_t line = 0; line < kPanelLines; ++line)
     for (int lane = 0; lane < (Along ? kLanes : 1); ++lane) {
@@ -80,23 +80,32 @@ void pack_as(Lines x, std::int64_t lines, std::int64_t depth, float* to, std::in
     }
 }
 
-void pack(Lines x, std::int64_t lines, std::int64_t depth, bool columns, float* to, std::int32_t* most) {
-  if (x.k == 1 && columns) return pack_as<true, true>(x, lines, depth, to, most);
-  if (x.k == 1) return pack_as<true, false>(x, lines, depth, to, most);
-  if (columns) return pack_as<false, false>(x, lines, depth, to, most);
-  pack_as<false, true>(x, lines, depth, to, most);
+template <int P>
+void pack_parts(Lines x, std::int64_t lines, std::int64_t depth, bool columns, float* to,
+                std::int32_t* most) {
+  if (x.k == 1 && columns) return pack_as<P, true, true>(x, lines, depth, to, most);
+  if (x.k == 1) return pack_as<P, true, false>(x, lines, depth, to, most);
+  if (columns) return pack_as<P, false, false>(x, lines, depth, to, most);
+  pack_as<P, false, true>(x, lines, depth, to, most);
 }
 
-// tiles 0 to 3 (2 x 2) = the sum over `steps` of six products each, what is small of a step first.
-// Twice two operands at a time, each loaded once for as many products as can follow.
+void pack(Lines x, std::int64_t lines, std::int64_t depth, int parts, bool columns, float* to,
+          std::int32_t* most) {
+  if (parts == 2) return pack_parts<2>(x, lines, depth, columns, to, most);
+  pack_parts<3>(x, lines, depth, columns, to, most);
+}
+
+// tiles 0 to 3 (2 x 2) = the sum over `steps` of six products each, or of two parts three, what is small of
+// a step first. Twice two operands at a time, each loaded once for as many products as can follow.
+template <int P>
 PYENC_INLINE void multiply_panels(const float* a, const float* b, std::int64_t steps) {
   const auto a_part = [&](int part) __attribute__((always_inline)) {
     tile_load<4>(a + part * kTileWords, kTile);
-    tile_load<5>(a + kPartsWords + part * kTileWords, kTile);
+    tile_load<5>(a + (P + part) * kTileWords, kTile);
   };
   const auto b_part = [&](int part) __attribute__((always_inline)) {
     tile_load<6>(b + part * kTileWords, kTile);
-    tile_load<7>(b + kPartsWords + part * kTileWords, kTile);
+    tile_load<7>(b + (P + part) * kTileWords, kTile);
   };
   const auto add = []() __attribute__((always_inline)) {
     tile_dot<0, 4, 6>();
@@ -109,13 +118,19 @@ PYENC_INLINE void multiply_panels(const float* a, const float* b, std::int64_t s
   tile_zero<1>();
   tile_zero<2>();
   tile_zero<3>();
-  for (std::int64_t s = 0; s < steps; ++s, a += kStepWords, b += kStepWords) {
-    a_part(l), b_part(h), add();
-    a_part(m), add();
-    b_part(m), add();
-    a_part(h), add();
-    b_part(l), add();
-    b_part(h), add();
+  for (std::int64_t s = 0; s < steps; ++s, a += step_words(P), b += step_words(P)) {
+    if constexpr (P == 2) {
+      a_part(m), b_part(h), add();
+      a_part(h), add();
+      b_part(m), add();
+    } else {
+      a_part(l), b_part(h), add();
+      a_part(m), add();
+      b_part(m), add();
+      a_part(h), add();
+      b_part(l), add();
+      b_part(h), add();
+    }
   }
 }
 
@@ -138,7 +153,7 @@ PYENC_INLINE void write_block(const Product& call, const float* block, std::int6
 void multiply(const Product& call, const float* a, const float* b, std::int64_t steps,
               std::int64_t row, std::int64_t column, bool first, bool last) {
   alignas(64) float block[kPanelLines * kPanelLines];
-  multiply_panels(a, b, steps);
+  call.parts == 2 ? multiply_panels<2>(a, b, steps) : multiply_panels<3>(a, b, steps);
   tile_store<0>(block, kPanelLines);
   tile_store<1>(block + kTile, kPanelLines);
   tile_store<2>(block + kTile * kPanelLines, kPanelLines);

@@ -10,7 +10,17 @@ from .. import __version__
 from . import bench_options
 from .parser import Parser, shown
 
-BACKENDS = ("auto", "triton", "cpu", "flash_attn", "bf16x6", "onednn", "torch", "reference")
+BACKENDS = (
+    "auto",
+    "triton",
+    "cpu",
+    "flash_attn",
+    "bf16x6",
+    "bf16x3",
+    "onednn",
+    "torch",
+    "reference",
+)
 """`pyenc.ops.BACKENDS` and "auto", repeated here since importing it would import torch."""
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")

@@ -16,7 +16,7 @@ import torch
 from ..errors import BackendError
 from ..forking import check_forked
 
-BACKENDS = ("triton", "cpu", "flash_attn", "bf16x6", "onednn", "torch", "reference")
+BACKENDS = ("triton", "cpu", "flash_attn", "bf16x6", "bf16x3", "onednn", "torch", "reference")
 """`reference` is the dense oracle: O(n^2) memory, any dtype, for checking only."""
 
 WhyNot = Callable[[], str | None]

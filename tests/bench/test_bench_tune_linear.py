@@ -13,7 +13,7 @@ import torch
 from bench import tune_linear
 from pyenc.cli.arguments import parse
 from pyenc.errors import InputError
-from pyenc.ops.linear import bf16x6, choices, onednn, processor, wide
+from pyenc.ops.linear import choices, onednn, parts, processor, wide
 
 
 def test_the_ratio_is_the_cautious_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +25,7 @@ def test_the_ratio_is_the_cautious_one(monkeypatch: pytest.MonkeyPatch) -> None:
         return lambda: now.__setitem__(0, now[0] + next(left))
 
     def ratio(old: Callable[[], None], new: Callable[[], None]) -> float:
-        return tune_linear.ratio(old, new, 9, lambda: now[0])
+        return tune_linear.ratios(old, {"new": new}, 9, lambda: now[0])["new"]
 
     monkeypatch.setattr(tune_linear, "SECONDS", 1e9)
     assert ratio(taking(1, 9, 9), taking(1)) == 1
@@ -33,8 +33,14 @@ def test_the_ratio_is_the_cautious_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ratio(taking(3), taking(2)) == 1.5
     monkeypatch.setattr(tune_linear, "SECONDS", 0.0)
     calls: list[int] = []
-    tune_linear.ratio(lambda: calls.append(1), taking(2), 9, lambda: now[0])
-    assert len(calls) == 1 + 3
+
+    def noted(number: int) -> Callable[[], None]:
+        second = taking(1)
+        return lambda: calls.append(number) or second()
+
+    ways = {"one": noted(1), "other": noted(2)}
+    assert tune_linear.ratios(noted(0), ways, 9, lambda: now[0]) == dict.fromkeys(ways, 1)
+    assert calls == [0, 1, 2] * (1 + 3)  # in turns
 
 
 @pytest.mark.parametrize("dtype", onednn.DTYPES)
@@ -44,7 +50,7 @@ def test_what_is_measured_are_the_ways_that_serve(dtype: torch.dtype) -> None:
     expected = ({"onednn", "gelu_fused"} if packs else set()) | (
         {"wide"} if dtype in wide.DTYPES else set()
     )
-    expected |= {"bf16x6"} if bf16x6.why_not(torch.randn(2, dtype=dtype)) is None else set()
+    expected |= set(parts.PARTS) if parts.why_not(torch.randn(2, dtype=dtype)) is None else set()
     assert set(ways) == expected
     for old, new in ways.values():
         first, second = old(), new()

@@ -5,6 +5,8 @@ Shapes: C channels in, F channels out; any leading dimensions (packed: (T, C)).
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from ..backend import WhyNot, always, choose, compiling, requested_backend
 from ..constant import constant_result
 from ..registered import PLAIN
 from ..validation import FLOATS, check_float
-from . import activated, bf16x6, packs, wide
+from . import activated, packs, parts, wide
 from . import onednn as kernels
 from .reference import linear_reference
 from .registration import MIN_WORK, wide_or_not, work
@@ -47,7 +49,9 @@ def linear(
 
     Where the table prefers it (processors with AMX), a large product of float32, and those of its
     gradient, are made of parts in bfloat16 on the matrix units, to float32's own accuracy
-    (`bf16x6`); not where torch is asked for less (`torch.set_float32_matmul_precision`).
+    (`bf16x6`). After `torch.set_float32_matmul_precision("high")`, half as many products make one
+    (`bf16x3`): each is within 2^-14, where TF32 is within 2^-10. "medium" is torch's own product in
+    bfloat16.
 
     Where no gradient is needed, bias and activation of float32 on a CPU are one pass over torch's
     product, through the C++ kernels; not with `backend="torch"`, which is torch's own throughout.
@@ -57,11 +61,11 @@ def linear(
         weight: (F, C), in x's dtype (under autocast in any).
         bias: (F,) or None.
         activation: one of `ACTIVATIONS`, or None.
-        backend: "bf16x6", "onednn", "torch" or "reference"; None chooses, and so do "cpu" and
-            "triton", the names of kernels that other ops have. Differentiable with each of them.
+        backend: "bf16x6", "bf16x3", "onednn", "torch" or "reference"; None chooses, and so do "cpu"
+            and "triton", the names of kernels that other ops have. Differentiable with each.
 
     Environment:
-        PYENC_LINEAR=bf16x6|onednn|torch  the choice instead of the table's.
+        PYENC_LINEAR=bf16x6|bf16x3|onednn|torch  the choice instead of the table's.
 
     Returns:
         (..., F), dtype of x.
@@ -84,9 +88,9 @@ def linear(
             oracle.widen(x), oracle.widen(weight), oracle.widen(bias), activation
         )
         return exact.to(x.dtype)
-    if name == "bf16x6":
-        any_size = requested == "bf16x6" or _forced() == "bf16x6"
-        return bf16x6.linear(x, weight, bias, activation, any_size)
+    if name in parts.PARTS:
+        by_name = name in (requested, _forced())
+        return parts.linear(x, weight, bias, activation, name if by_name else "")
     if name == "onednn":
         # Only this one is ever fused; the rest cost the same after the product.
         fused = "gelu" if activation == "gelu" else ""
@@ -117,13 +121,13 @@ def backend_table(
 ) -> dict[str, WhyNot]:
     """The backends of this op and why each cannot serve x, for `choose` and `explain`.
 
-    `requested` "bf16x6" or "onednn" leaves out the reasons why it would not be preferred.
+    `requested` "bf16x6", "bf16x3" or "onednn" leaves out the reasons why it would not be preferred.
     """
 
-    def of_parts() -> str | None:
-        reason = bf16x6.why_not(x, weight, bias)
-        if reason is None and requested != "bf16x6":
-            reason = _parts_not_worth_it(x, weight)
+    def of_parts(way: str) -> str | None:
+        reason = parts.why_not(x, weight, bias)
+        if reason is None and requested != way:
+            reason = _parts_not_worth_it(way, x, weight)
         return reason
 
     def onednn() -> str | None:
@@ -133,7 +137,7 @@ def backend_table(
         return reason
 
     return {
-        "bf16x6": of_parts,
+        **{way: functools.partial(of_parts, way) for way in parts.PARTS},
         "onednn": onednn,
         "torch": always,
         "reference": always,
@@ -172,14 +176,14 @@ def _torch_serves(
     return backend == "auto" or requested_backend(backend) in ("auto", "triton")
 
 
-def _parts_not_worth_it(x: Tensor, weight: Tensor | None) -> str | None:
+def _parts_not_worth_it(way: str, x: Tensor, weight: Tensor | None) -> str | None:
     if compiling():
-        return _parts_not_preferred()
+        return _parts_not_preferred(way)
     if weight is not None and kernels.forced() is None:
         rows = x.numel() // max(1, weight.shape[1])
-        if not bf16x6.gains(rows, *weight.shape):
+        if not parts.gains(rows, *weight.shape):
             return "the product is too small to gain"
-    return bf16x6.not_preferred()
+    return parts.not_preferred(way)
 
 
 def _cannot(x: Tensor, weight: Tensor | None) -> str | None:
@@ -246,8 +250,8 @@ def _not_preferred(dtype: str) -> str | None:
 
 
 @constant_result
-def _parts_not_preferred() -> str | None:
-    return bf16x6.not_preferred()
+def _parts_not_preferred(way: str) -> str | None:
+    return parts.not_preferred(way)
 
 
 @constant_result

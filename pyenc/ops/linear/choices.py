@@ -19,9 +19,9 @@ from . import processor
 
 FILE = Path(__file__).with_name("choices.json")
 
-WAYS = ("bf16x6", "onednn", "gelu_fused", "wide")
-"""float32 by parts of bfloat16 beside `F.linear`; oneDNN with a packed weight beside it; GELU in
-the same pass beside after it; halves in float32 beside `F.linear`."""
+WAYS = ("bf16x6", "bf16x3", "onednn", "gelu_fused", "wide")
+"""float32 by three parts of bfloat16 beside `F.linear`, and by two; oneDNN with a packed weight
+beside it; GELU in the same pass beside after it; halves in float32 beside `F.linear`."""
 
 MARGIN = 1.15
 """How many times faster a way must have been: less is noise, and a pack costs memory."""
@@ -39,7 +39,8 @@ class Choice:
     """Of `WAYS`: how many times faster, measured; True where it is only supposed to be."""
 
     def prefers(self, way: str) -> bool:
-        """Whether this one is to serve; of oneDNN, `bf16x6` and `wide` only the fastest."""
+        """Whether this one is to serve; of oneDNN, `bf16x6` and `wide` only the fastest, and
+        `bf16x3`, where it is allowed, if it is faster than those."""
         gain = self._gain(way)
         others = [self._gain(other) for other in ("bf16x6", "onednn", "wide") if other != way]
         return gain >= MARGIN and (way == "gelu_fused" or gain >= max(others))

@@ -21,6 +21,7 @@ from . import choices, packs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 VARIABLE = "PYENC_LINEAR"
+WAYS = ("bf16x6", "bf16x3", "onednn", "torch")
 _lock = threading.RLock()
 _tried: dict[torch.dtype, str | None] = {}
 
@@ -77,10 +78,12 @@ def fuses(dtype: torch.dtype) -> bool:
 
 
 def forced() -> str | None:
-    """What PYENC_LINEAR asks for: "bf16x6", "onednn" or "torch"; None for the table's choice."""
+    """What PYENC_LINEAR asks for, of `WAYS`; None for the table's choice."""
     asked = os.environ.get(VARIABLE) or "auto"
-    if asked not in ("auto", "bf16x6", "onednn", "torch"):
-        raise BackendError(f"{VARIABLE} must be auto, bf16x6, onednn or torch, got {asked!r}")
+    if asked != "auto" and asked not in WAYS:
+        raise BackendError(
+            f"{VARIABLE} must be auto, {', '.join(WAYS[:-1])} or {WAYS[-1]}, got {asked!r}"
+        )
     return None if asked == "auto" else asked
 
 

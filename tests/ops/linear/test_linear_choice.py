@@ -53,7 +53,9 @@ def test_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         faster(monkeypatch, 0.1)
         assert serves(x[:1]) == "serves"
         monkeypatch.setenv(linear_onednn.VARIABLE, "mkl")
-        with pytest.raises(BackendError, match="must be auto, bf16x6, onednn or torch, got 'mkl'"):
+        with pytest.raises(
+            BackendError, match="must be auto, bf16x6, bf16x3, onednn or torch, got 'mkl'"
+        ):
             serves()
 
 

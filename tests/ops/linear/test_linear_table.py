@@ -16,8 +16,7 @@ import torch
 
 from pyenc.ops import linear
 from pyenc.ops.backend import explain
-from pyenc.ops.linear import backend_table, choices, processor
-from pyenc.ops.linear import bf16x6 as linear_bf16x6
+from pyenc.ops.linear import backend_table, choices, parts, processor
 from pyenc.ops.linear import onednn as linear_onednn
 from pyenc.ops.linear import wide as linear_wide
 from pyenc.ops.linear.processor import Processor
@@ -184,7 +183,10 @@ def test_what_the_shipped_table_prefers(
     assert tuple(d for d in DTYPES if linear_onednn.not_preferred(d) is None) == packed
     assert tuple(d for d in DTYPES if linear_wide.preferred(d)) == widened
     assert not any(linear_onednn.fuses(d) for d in DTYPES)
-    assert (linear_bf16x6.not_preferred() is None) == isa.startswith("avx512_core_amx")
+    units = isa.startswith("avx512_core_amx")
+    assert parts.preferred() == ("bf16x6" if units else None)
+    monkeypatch.setattr(parts, "_precision", lambda: "tf32")
+    assert parts.preferred() == ("bf16x3" if units else None)
 
 
 def test_the_shipped_table() -> None:

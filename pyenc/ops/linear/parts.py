@@ -1,10 +1,16 @@
-"""float32 products on matrix units (AMX): each number as three of bfloat16, six products for one.
+"""float32 products on matrix units (AMX), each number by parts of bfloat16.
 
-A float's 24 bits are three times eight, and of nine products of two numbers' parts those three are
-left out that float32 would round away; sums are in float32 (csrc/linear/product.h). So the error is
-float32's own, and the rate up to 2.7 times that of its instructions. Henry, Tang, Heinecke,
-"Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations" (arXiv
-1904.06376).
+`bf16x6`: a float's 24 bits are three times eight, and of nine products of two numbers' parts
+those three are left out that float32 would round away; sums are in float32
+(csrc/linear/product.h). So the error is float32's own, and the rate up to 2.7 times that of its
+instructions.
+
+`bf16x3`: two parts, three products, each within 2^-14. That is what
+`torch.set_float32_matmul_precision("high")` allows: TF32, which is within 2^-10, or numbers as two
+of bfloat16. torch's own products on a CPU know neither, and stay with float32.
+
+Henry, Tang, Heinecke, "Leveraging the bfloat16 artificial intelligence datatype for
+higher-precision computations" (arXiv 1904.06376).
 
 Shapes: a (M, K), b (K, N).
 """
@@ -24,6 +30,9 @@ from ..backend import compiling
 from ..constant import constant_result
 from ..registered import cpu_op, plain
 from . import activated, choices, onednn
+
+PARTS = {"bf16x3": 2, "bf16x6": 3}
+"""Of a number, by way; the faster first."""
 
 MIN_SIZES = (256, 64, 64)
 """M, N and K below which to split the operands costs what the products save."""
@@ -55,15 +64,26 @@ def unavailable() -> str | None:
         return reason
     if not launch.module_for("linear").product_serves():
         return "this processor has no matrix units (AMX), or PYENC_CPU_ISA leaves them out"
-    return _less_asked()
+    return None
 
 
-def not_preferred() -> str | None:
-    """Why F.linear comes first, or None: by PYENC_LINEAR, else by the table."""
-    asked = onednn.forced()
-    if asked is not None:
-        return None if asked == "bf16x6" else f"{onednn.VARIABLE}={asked}"
-    return choices.choice(torch.float32).why_not("bf16x6")
+def not_preferred(way: str) -> str | None:
+    """Why a way of `PARTS` is left out, or None: by PYENC_LINEAR, else by the precision that torch
+    is asked for and the table."""
+    forced = onednn.forced()
+    if forced is not None:
+        return None if forced == way else f"{onednn.VARIABLE}={forced}"
+    allowed = _precision()
+    if allowed not in ("ieee", "tf32"):
+        return f"torch is asked for {allowed} products of float32"
+    if way == "bf16x3" and allowed != "tf32":
+        return 'it is for torch.set_float32_matmul_precision("high")'
+    return choices.choice(torch.float32).why_not(way)
+
+
+def preferred() -> str | None:
+    """The way of `PARTS` that is to serve now, or None: F.linear's turn."""
+    return next((way for way in PARTS if not_preferred(way) is None), None)
 
 
 def gains(m: int, n: int, k: int) -> bool:
@@ -76,18 +96,19 @@ def linear(
     weight: Tensor,
     bias: Tensor | None,
     activation: str | None,
-    any_size: bool = False,
+    way: str = "",
 ) -> Tensor:
-    """activation(x W^T + b), x (..., C), weight (F, C), bias (F,); differentiable, also twice."""
+    """activation(x W^T + b), x (..., C), weight (F, C), bias (F,); differentiable, also twice.
+    `way`: as `product` has it, for the products of the gradient too."""
     rows = launch.as_rows(x)
     tensors = [t for t in (x, weight, bias) if t is not None]
     if plain(*tensors):
-        y = product(rows, weight.t(), bias, activation or "", any_size)
+        y = product(rows, weight.t(), bias, activation or "", way)
     elif torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        y = torch.ops.pyenc.product(rows, weight.t(), bias, "", any_size)
+        y = torch.ops.pyenc.product(rows, weight.t(), bias, "", way)
         y = y if activation is None else activate(y, activation)
     else:
-        y = torch.ops.pyenc.product(rows, weight.t(), bias, activation or "", any_size)
+        y = torch.ops.pyenc.product(rows, weight.t(), bias, activation or "", way)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -96,26 +117,31 @@ def product(
     b: Tensor,
     bias: Tensor | None = None,
     activation: str = "",
-    any_size: bool = False,
+    way: str = "",
 ) -> Tensor:
-    """activation(a b + bias) (M, N), bias (N,); torch's product where this one gains nothing
-    (`any_size`: also there), or cannot: a number is not finite or near the largest there is, or
-    all of a row or column are so small that their parts are lost (2^-86, or 2^-80 of both)."""
-    large = any_size or gains(a.shape[0], b.shape[1], a.shape[1])
-    if large and why_not(a, b, bias) is None:
-        out = _by_parts(a, b, bias, activation)
+    """activation(a b + bias) (M, N), bias (N,), in the way of `PARTS` that is preferred now, or in
+    one by name, whatever the size; torch's product where parts gain nothing, or cannot: a number is
+    not finite or near the largest there is, or all of a row or column are so small that their parts
+    are lost (2^-86, or 2^-80 of both)."""
+    if why_not(a, b, bias) is None:
+        # Now, not when a graph was traced: torch may be asked for another precision since.
+        small = not way and not gains(a.shape[0], b.shape[1], a.shape[1])
+        chosen = None if small else way or preferred()
+        out = None if chosen is None else _by_parts(a, b, bias, activation, PARTS[chosen])
         if out is not None:
             return out
     return _by_torch(a, b, bias, activation)
 
 
-def _by_parts(a: Tensor, b: Tensor, bias: Tensor | None, activation: str) -> Tensor | None:
+def _by_parts(
+    a: Tensor, b: Tensor, bias: Tensor | None, activation: str, parts: int
+) -> Tensor | None:
     left, right = _lines(a), _lines(b.t())
     offset = None if bias is None else bias.resolve_neg().contiguous()
     out = torch.empty(len(left), len(right), dtype=torch.float32, device="cpu")
     out = launch.on_large_pages("linear", out)
     served = launch.module_for("linear").product(
-        *out.shape, left.shape[1], torch.get_num_threads(),
+        parts, *out.shape, left.shape[1], torch.get_num_threads(),
         ACTIVATION_CODES[activation] if activation else -1,
         (left.data_ptr(), *left.stride()), (right.data_ptr(), *right.stride()),
         launch.pointer(offset), out.data_ptr(),
@@ -138,28 +164,29 @@ def _lines(x: Tensor) -> Tensor:
     return x if 1 in x.stride() else x.contiguous()
 
 
-def _less_asked() -> str | None:
-    """Whether torch's switches allow products of float32 on a CPU to be made in less."""
+def _precision() -> str:
+    """What torch's switches allow products of float32 on a CPU to be made in: "ieee", "tf32" or
+    "bf16"."""
     backends: Any = torch.backends
     for owner in (getattr(backends.mkldnn, "matmul", None), backends.mkldnn, backends):
-        asked = getattr(owner, "fp32_precision", "none")
+        asked: str = getattr(owner, "fp32_precision", "none")
         if asked != "none":
-            return None if asked == "ieee" else f"torch is asked for {asked} products of float32"
-    return None
+            return asked
+    return "ieee"
 
 
 @cpu_op("pyenc::product")
-def _op(a: Tensor, b: Tensor, bias: Tensor | None, activation: str, any_size: bool) -> Tensor:
-    return product(a, b, bias, activation, any_size)
+def _op(a: Tensor, b: Tensor, bias: Tensor | None, activation: str, way: str) -> Tensor:
+    return product(a, b, bias, activation, way)
 
 
 @_op.register_fake
-def _(a: Tensor, b: Tensor, bias: Tensor | None, activation: str, any_size: bool) -> Tensor:
+def _(a: Tensor, b: Tensor, bias: Tensor | None, activation: str, way: str) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[1])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    a, b, _, ctx.activation, ctx.any_size = inputs
+    a, b, _, ctx.activation, ctx.way = inputs
     # Turned as b is: a weight's gradient lies as the weight, and is not copied.
     ctx.turned = b.stride(0) == 1
     ctx.save_for_backward(a if b.requires_grad else None, b if a.requires_grad else None)
@@ -174,7 +201,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     need_a, need_b, need_bias, *_ = ctx.needs_input_grad
 
     def multiply(left: Tensor, right: Tensor) -> Tensor:
-        made: Tensor = torch.ops.pyenc.product(left, right, None, "", ctx.any_size)
+        made: Tensor = torch.ops.pyenc.product(left, right, None, "", ctx.way)
         return made
 
     grad_a = multiply(grad, b.t()) if need_a else None

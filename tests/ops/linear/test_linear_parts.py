@@ -6,7 +6,9 @@ tests say the same on every processor.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -18,30 +20,52 @@ from pyenc.errors import BackendError
 from pyenc.ops import linear
 from pyenc.ops.backend import explain
 from pyenc.ops.constant import constant_result
-from pyenc.ops.linear import activated, backend_table, bf16x6
+from pyenc.ops.linear import activated, backend_table, parts
 from pyenc.ops.linear import onednn as linear_onednn
 from tests.ops.linear.linear_support import check, layer, pin
 
 ROWS, C, F_OUT = 600, 512, 512  # large enough to gain
 
 
+class Products(list[tuple[int, ...]]):
+    """(M, N, K) of each product that is made by parts, and of how many parts each was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[int] = []
+
+    def forget(self) -> None:
+        self.clear()
+        self.parts.clear()
+
+
 @pytest.fixture
-def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """(M, N, K) of each product that is made by parts, on a processor that prefers them."""
-    made: list[tuple[int, ...]] = []
+def products(monkeypatch: pytest.MonkeyPatch) -> Products:
+    """On a processor that prefers parts, two of them where that is allowed."""
+    made = Products()
     monkeypatch.delenv(linear_onednn.VARIABLE, raising=False)
-    pin(monkeypatch, {"bf16x6": 2.0}, torch.float32)
-    monkeypatch.setattr(bf16x6, "unavailable", constant_result(lambda: bf16x6._less_asked()))
+    pin(monkeypatch, {"bf16x6": 2.0, "bf16x3": 3.0}, torch.float32)
+    monkeypatch.setattr(parts, "unavailable", constant_result(lambda: None))
 
-    def by_parts(a: Tensor, b: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    def by_parts(a: Tensor, b: Tensor, bias: Tensor | None, activation: str, count: int) -> Tensor:
         made.append((a.shape[0], b.shape[1], a.shape[1]))
-        return bf16x6._by_torch(a, b, bias, activation)
+        made.parts.append(count)
+        return parts._by_torch(a, b, bias, activation)
 
-    monkeypatch.setattr(bf16x6, "_by_parts", by_parts)
+    monkeypatch.setattr(parts, "_by_parts", by_parts)
     return made
 
 
-def test_the_choice(products: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def asked() -> Iterator[Callable[[str], None]]:
+    """Ask torch for products of float32 in "ieee", "tf32" or "bf16"."""
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    yield lambda precision: setattr(matmul, "fp32_precision", precision)
+    matmul.fp32_precision = before
+
+
+def test_the_choice(products: Products, monkeypatch: pytest.MonkeyPatch) -> None:
     x, (weight, bias) = torch.randn(ROWS, C), layer(C, F_OUT)
 
     def serves(x: Tensor = x, weight: Tensor = weight, bias: Tensor | None = bias) -> str:
@@ -77,26 +101,74 @@ def test_the_choice(products: list[tuple[int, ...]], monkeypatch: pytest.MonkeyP
     assert serves() == "PYENC_LINEAR=torch"
 
 
-def test_who_asks_torch_for_less_gets_that(products: list[tuple[int, ...]]) -> None:
+def test_who_asks_torch_for_less_gets_that(
+    products: Products, asked: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, (weight, bias) = torch.randn(ROWS, C), layer(C, F_OUT)
-    for owner in (torch.backends, torch.backends.mkldnn, torch.backends.mkldnn.matmul):
-        if not hasattr(owner, "fp32_precision"):
-            pytest.skip("this torch has no such switch")
-        before = owner.fp32_precision
-        try:
-            owner.fp32_precision = "ieee"
-            assert bf16x6.why_not(x, weight, bias) is None
-            owner.fp32_precision = "bf16"
-            assert bf16x6.why_not(x) == "torch is asked for bf16 products of float32"
-            linear(x, weight, bias)
-        finally:
-            owner.fp32_precision = before
-    assert products == []
+
+    def made_of() -> tuple[str, str, list[int]]:
+        products.forget()
+        linear(x, weight, bias).sum().backward()
+        said = explain(backend_table(x, weight, bias))
+        return said["bf16x3"], said["bf16x6"], list(products.parts)
+
+    for_high = 'it is for torch.set_float32_matmul_precision("high")'
+    asked("ieee")
+    assert made_of() == (for_high, "serves", [3, 3])
+    asked("tf32")
+    assert made_of() == ("serves", "serves", [2, 2])
+    pin(monkeypatch, {"bf16x6": 2.0, "bf16x3": 1.9})
+    assert made_of()[2] == [3, 3]
+    pin(monkeypatch, {"bf16x6": 1.1, "bf16x3": 1.9})
+    assert made_of()[2] == [2, 2]
+    asked("bf16")
+    other = "torch is asked for bf16 products of float32"
+    assert made_of() == (other, other, [])
+    monkeypatch.setenv(linear_onednn.VARIABLE, "bf16x3")
+    assert made_of()[2] == [2, 2]
+
+
+@pytest.mark.parametrize("owner", ["backends", "mkldnn", "matmul"])
+def test_each_of_torchs_switches(owner: str) -> None:
+    mkldnn = torch.backends.mkldnn
+    switches = {"backends": torch.backends, "mkldnn": mkldnn, "matmul": mkldnn.matmul}
+    before = switches[owner].fp32_precision
+    try:
+        for precision in ("tf32", "bf16", "ieee"):
+            switches[owner].fp32_precision = precision
+            assert parts._precision() == precision
+    finally:
+        switches[owner].fp32_precision = before
+
+
+def test_the_switch_of_everybody() -> None:
+    """In a process of its own: torch forbids to mix it with the others."""
+    code = """
+import torch
+from pyenc.ops.linear import parts
+for precision in ("high", "medium", "highest"):
+    torch.set_float32_matmul_precision(precision)
+    print(parts._precision())
+"""
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert said.stdout.split() == ["tf32", "bf16", "ieee"]
+
+
+def test_a_graph_asks_anew(products: Products, asked: Callable[[str], None]) -> None:
+    """What torch is asked for when it runs, not when it was traced."""
+    x, (weight, bias) = torch.randn(ROWS, C), layer(C, F_OUT)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: linear(x, weight, bias), fullgraph=True, backend="aot_eager")
+    for precision, count in (("tf32", [2, 2]), ("ieee", [3, 3]), ("bf16", []), ("tf32", [2, 2])):
+        asked(precision)
+        products.forget()
+        compiled(x).sum().backward()
+        assert products.parts == count, precision
 
 
 @pytest.mark.parametrize("activation", [None, "gelu", "silu"])
 def test_the_same_compiled_or_not(
-    products: list[tuple[int, ...]], activation: str | None, monkeypatch: pytest.MonkeyPatch
+    products: Products, activation: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where a call's size decides, or its numbers; and with gradients."""
     weight, bias = layer(C, F_OUT)
@@ -123,7 +195,7 @@ def test_the_same_compiled_or_not(
             assert found[0][0] == (by_parts if rows >= ROWS else [])
 
 
-def test_every_gradient_and_no_other(products: list[tuple[int, ...]]) -> None:
+def test_every_gradient_and_no_other(products: Products) -> None:
     x, (weight, bias) = torch.randn(2, ROWS // 2, C, requires_grad=True), layer(C, F_OUT)
     linear(x, weight, bias, "gelu").square().sum().backward()
     assert products == [(ROWS, F_OUT, C), (ROWS, C, F_OUT), (F_OUT, C, ROWS)]
@@ -140,8 +212,8 @@ def test_every_gradient_and_no_other(products: list[tuple[int, ...]]) -> None:
 def test_where_it_cannot_torchs_own_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel says so of numbers; the answer is then the one without it, to the bit."""
     pin(monkeypatch, {"bf16x6": 2.0}, torch.float32)
-    monkeypatch.setattr(bf16x6, "unavailable", lambda: None)
-    monkeypatch.setattr(bf16x6, "_by_parts", lambda *_: None)
+    monkeypatch.setattr(parts, "unavailable", lambda: None)
+    monkeypatch.setattr(parts, "_by_parts", lambda *_: None)
     x, (weight, bias) = torch.randn(ROWS, C), layer(C, F_OUT)
     with torch.no_grad():
         assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
@@ -151,19 +223,19 @@ def test_where_it_cannot_torchs_own_serves(monkeypatch: pytest.MonkeyPatch) -> N
             )
 
 
-def test_asked_for_by_name(
-    products: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Then whatever the size, also of its gradients."""
+@pytest.mark.parametrize("way", parts.PARTS)
+def test_asked_for_by_name(products: Products, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then whatever the size and the precision that torch is asked for, also of its gradients."""
     x, (weight, bias) = torch.randn(9, 24), layer()
-    linear(x, weight, bias, backend="bf16x6").sum().backward()
+    linear(x, weight, bias, backend=way).sum().backward()
     assert products == [(9, 40, 24), (40, 24, 9)]
-    monkeypatch.setattr(bf16x6, "unavailable", lambda: "there are no units")
-    with pytest.raises(BackendError, match="'bf16x6' backend cannot serve linear: there are no"):
-        linear(x, weight, bias, backend="bf16x6")
+    assert products.parts == [parts.PARTS[way]] * 2
+    monkeypatch.setattr(parts, "unavailable", lambda: "there are no units")
+    with pytest.raises(BackendError, match=f"'{way}' backend cannot serve linear: there are no"):
+        linear(x, weight, bias, backend=way)
 
 
-def test_transforms(products: list[tuple[int, ...]]) -> None:
+def test_transforms(products: Products) -> None:
     x, (weight, bias) = torch.randn(2, ROWS, C), layer(C, F_OUT)
     got = torch.func.vmap(lambda rows: linear(rows, weight, bias))(x)
     torch.testing.assert_close(got, F.linear(x, weight, bias))
@@ -180,7 +252,7 @@ def test_transforms(products: list[tuple[int, ...]]) -> None:
     assert products == []
 
 
-def test_other_tensors_are_torchs(products: list[tuple[int, ...]]) -> None:
+def test_other_tensors_are_torchs(products: Products) -> None:
     x, (weight, _) = torch.randn(ROWS, C), layer(C, F_OUT)
     zero = torch._efficientzerotensor((ROWS, C))
     with torch.no_grad():
@@ -190,7 +262,7 @@ def test_other_tensors_are_torchs(products: list[tuple[int, ...]]) -> None:
     assert products == []
 
 
-def test_a_trace_has_the_op(products: list[tuple[int, ...]]) -> None:
+def test_a_trace_has_the_op(products: Products) -> None:
     """And not what the kernel wrote once."""
     x, (weight, bias) = torch.randn(ROWS, C), layer(C, F_OUT)
     with torch.no_grad():
@@ -211,7 +283,7 @@ class Layer(nn.Module):
         return linear(x, self.weight, self.bias, "gelu")
 
 
-def test_only_what_a_gradient_needs_is_kept(products: list[tuple[int, ...]]) -> None:
+def test_only_what_a_gradient_needs_is_kept(products: Products) -> None:
     """So that the rest may be written, and is not held."""
     x, (weight, bias) = torch.randn(ROWS, C), layer(C, F_OUT)
     kept: list[int] = []
@@ -241,10 +313,10 @@ def test_opcheck(turned: bool) -> None:
         nn.Parameter(b.detach().t().contiguous()).t() if turned else b,
         torch.randn(6),
         "",
-        False,
+        "",
     )
     torch.library.opcheck(torch.ops.pyenc.product.default, given)
-    plain = (a.detach(), b.detach(), None, "gelu", True)
+    plain = (a.detach(), b.detach(), None, "gelu", "bf16x6")
     torch.library.opcheck(torch.ops.pyenc.product.default, plain)
 
 
@@ -255,6 +327,6 @@ def test_the_second_derivative() -> None:
         return torch.autograd.grad(sum(g.square().sum() for g in first), (a, b))
 
     operands = torch.randn(5, 7), torch.randn(7, 6)
-    got = twice(lambda a, b: torch.ops.pyenc.product(a, b, None, "", False))
+    got = twice(lambda a, b: torch.ops.pyenc.product(a, b, None, "", ""))
     for one, other in zip(got, twice(torch.matmul), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
