@@ -107,27 +107,11 @@ PYENC_INLINE void multiply_panels(const float* a, const float* b, std::int64_t s
     tile_load<6>(b + part * kTileWords, kTile);
     tile_load<7>(b + (P + part) * kTileWords, kTile);
   };
-  // Lines of the next step's tiles to ask for behind each product, of either operand: from the second level
-  // of memory a tile is no sooner there than it is multiplied.
-  constexpr std::int64_t kLine = 16, kLines = step_words(P) / kLine, kDots = P == 2 ? 12 : 24;
-  constexpr std::int64_t kAhead = (kLines + kDots - 1) / kDots;
-  std::int64_t asked;
-  const auto ask = [&]() __attribute__((always_inline)) {
-#pragma GCC unroll 8
-    for (std::int64_t line = 0; line < kAhead; ++line, ++asked) {
-      __builtin_prefetch(a + step_words(P) + asked * kLine);
-      __builtin_prefetch(b + step_words(P) + asked * kLine);
-    }
-  };
-  const auto add = [&]() __attribute__((always_inline)) {
+  const auto add = []() __attribute__((always_inline)) {
     tile_dot<0, 4, 6>();
-    ask();
     tile_dot<1, 4, 7>();
-    ask();
     tile_dot<2, 5, 6>();
-    ask();
     tile_dot<3, 5, 7>();
-    ask();
   };
   constexpr int h = 0, m = 1, l = 2;
   tile_zero<0>();
@@ -135,7 +119,6 @@ PYENC_INLINE void multiply_panels(const float* a, const float* b, std::int64_t s
   tile_zero<2>();
   tile_zero<3>();
   for (std::int64_t s = 0; s < steps; ++s, a += step_words(P), b += step_words(P)) {
-    asked = 0;
     if constexpr (P == 2) {
       a_part(m), b_part(h), add();
       a_part(h), add();
