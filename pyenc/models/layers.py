@@ -26,12 +26,17 @@ from ..ops.attention.along import Within
 from ..ops.attention.bias import OwnBias
 from ..ops.attention.terms import Bias, has_line
 from ..ops.backend import compiling
+from ..ops.linear import by_parts
 from .config import EncoderConfig
 from .position import make_position
 
 CPU_BYTES = 16 * 2**20
 """Of what a feed-forward's first product gives, how much a CPU makes at a time when no gradient is
 wanted: that (T, F) or (T, 2F) is the largest tensor of all, and stays small and near so."""
+
+PARTS_BYTES = 4 * CPU_BYTES
+"""Likewise where products take both operands apart (`bf16x6`): the weights' parts are made anew for
+each of these."""
 
 
 @dataclass(frozen=True)
@@ -273,10 +278,10 @@ class FeedForward(nn.Module):
         if whole:
             return self.rows(x_TC, backend)
         size = x_TC.shape[0] * self.width * x_TC.element_size()
-        parts = max(1, -(-size // CPU_BYTES))
-        if parts == 1:
+        if size <= CPU_BYTES:
             return self.rows(x_TC, backend)
-        return torch.cat([self.rows(part_TC, backend) for part_TC in x_TC.tensor_split(parts)])
+        count = -(-size // (PARTS_BYTES if by_parts(x_TC, backend) else CPU_BYTES))
+        return torch.cat([self.rows(part_TC, backend) for part_TC in x_TC.tensor_split(count)])
 
     def rows(self, x_TC: Tensor, backend: str | None) -> Tensor:
         """The arithmetic; each token for itself."""

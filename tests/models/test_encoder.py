@@ -326,8 +326,13 @@ def test_packed_compiles_without_a_graph_break(encoder: Encoder) -> None:
     torch.testing.assert_close(compiled(ids, bounds), encoder.forward_packed(ids, bounds))
 
 
+@pytest.mark.parametrize("by_parts", [False, True])
 @torch.no_grad()
-def test_feed_forward_in_parts(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_feed_forward_a_few_rows_at_a_time(
+    encoder: Encoder, by_parts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them where products take weights apart in every call."""
+    monkeypatch.setattr(layers_module, "by_parts", lambda *_: by_parts)
     ids, mask = padded(rows([9, 30, 2]))
     made: list[int] = []
     rows_of = layers_module.FeedForward.rows
@@ -341,11 +346,13 @@ def test_feed_forward_in_parts(encoder: Encoder, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(layers_module.FeedForward, "rows", counted)
     whole = encoder(ids, mask)
     assert len(made) == len(encoder.layers)
-    most, a_row = made[0] // 5, made[0] // 41
-    monkeypatch.setattr(layers_module, "CPU_BYTES", most)
+    few, many, a_row = made[0] // 12, made[0] // 5, made[0] // 41
+    monkeypatch.setattr(layers_module, "CPU_BYTES", few)
+    monkeypatch.setattr(layers_module, "PARTS_BYTES", many)
     made.clear()
     torch.testing.assert_close(encoder(ids, mask), whole, rtol=0, atol=1e-5)
-    assert len(made) > 4 * len(encoder.layers)
+    most, times = (many, 5) if by_parts else (few, 12)
+    assert times <= len(made) / len(encoder.layers) <= times + 2
     assert max(made) - min(made) <= a_row
     assert max(made) <= most + a_row
 

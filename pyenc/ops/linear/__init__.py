@@ -23,6 +23,9 @@ from . import onednn as kernels
 from .reference import linear_reference
 from .registration import MIN_WORK, wide_or_not, work
 
+_CHOOSES = ("auto", "cpu", "triton", "flash_attn")
+"""Names that leave the choice to this op."""
+
 
 def linear(
     x: Tensor,
@@ -81,7 +84,7 @@ def linear(
     requested = requested_backend(backend)
     table = backend_table(x, weight, bias, requested=requested)
     name = choose("linear", backend, table)
-    if name in ("cpu", "triton", "flash_attn"):
+    if name in _CHOOSES:
         name = choose("linear", "auto", table)
     if name == "reference":
         exact = linear_reference(
@@ -110,6 +113,15 @@ def linear(
     else:
         y = F.linear(x, weight, bias)
     return y if activation is None else activate(y, activation)
+
+
+def by_parts(x: Tensor, backend: str | None = None) -> bool:
+    """Whether large products of x (..., C) are made of parts of both operands: a weight's are made
+    in every call, so that many rows at a time gain."""
+    requested = requested_backend(backend)
+    if parts.why_not(x) is not None or requested not in (*_CHOOSES, *parts.PARTS):
+        return False
+    return requested in parts.PARTS or parts.preferred() is not None
 
 
 def backend_table(

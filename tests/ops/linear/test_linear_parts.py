@@ -20,7 +20,7 @@ from pyenc.errors import BackendError
 from pyenc.ops import linear
 from pyenc.ops.backend import explain
 from pyenc.ops.constant import constant_result
-from pyenc.ops.linear import activated, backend_table, parts
+from pyenc.ops.linear import activated, backend_table, by_parts, parts
 from pyenc.ops.linear import onednn as linear_onednn
 from tests.ops.linear.linear_support import check, layer, pin
 
@@ -152,6 +152,20 @@ for precision in ("high", "medium", "highest"):
 """
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert said.stdout.split() == ["tf32", "bf16", "ieee"]
+
+
+def test_who_else_wants_to_know(products: Products, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 3)
+    assert by_parts(x)
+    assert by_parts(x, "cpu")
+    assert not by_parts(x, "torch")
+    assert not by_parts(x, "reference")
+    assert not by_parts(x.bfloat16())
+    pin(monkeypatch, {})
+    assert not by_parts(x)
+    assert by_parts(x, "bf16x3")
+    monkeypatch.setattr(parts, "unavailable", lambda: "there are no units")
+    assert not by_parts(x, "bf16x3")
 
 
 def test_a_graph_asks_anew(products: Products, asked: Callable[[str], None]) -> None:
