@@ -278,9 +278,10 @@ class FeedForward(nn.Module):
         if whole:
             return self.rows(x_TC, backend)
         size = x_TC.shape[0] * self.width * x_TC.element_size()
-        if size <= CPU_BYTES:
+        most = PARTS_BYTES if size > CPU_BYTES and by_parts(x_TC, backend) else CPU_BYTES
+        if size <= most:
             return self.rows(x_TC, backend)
-        count = -(-size // (PARTS_BYTES if by_parts(x_TC, backend) else CPU_BYTES))
+        count = -(-size // most)
         return torch.cat([self.rows(part_TC, backend) for part_TC in x_TC.tensor_split(count)])
 
     def rows(self, x_TC: Tensor, backend: str | None) -> Tensor:
