@@ -23,9 +23,9 @@ namespace {
 constexpr std::int64_t kParts = 3;
 constexpr std::int64_t kPartsWords = kParts * kTileWords;
 
-// The upper halves of two words as a pair.
+// A pair of two words whose lower halves are zero.
 PYENC_INLINE Ints pair_of_upper(Ints below, Ints above) {
-  return reinterpret_cast<Ints>(reinterpret_cast<Bits>(below) >> 16) | (above & (Ints{} - 65536));
+  return reinterpret_cast<Ints>(reinterpret_cast<Bits>(below) >> 16) | above;
 }
 
 // Pairs of two floats' parts.

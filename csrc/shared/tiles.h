@@ -83,9 +83,10 @@ PYENC_INLINE void tile_dot() {
 
 #else
 
-// Behind each load and product. Where another program runs on the core's other thread, products and loads
-// that follow each other at once take up to 1.6 times as long (measured, the reason is not known); eight
-// instructions that do nothing between them take that away, and cost nothing where the core is one's own.
+// Behind each load and product: eight instructions that do nothing. On a core that is shared, as it seems,
+// matrix units slow down, and more so where their instructions follow each other at once: 1.6 times the time
+// that they take with these between them. Why is not known. Where they are at full rate these cost nothing
+// (bench/NOTES.md).
 #define PYENC_BREATH "\n.rept 8\n nop\n.endr"
 
 // All eight tiles, whole. A compiler's own intrinsics say less than they read and write, so that

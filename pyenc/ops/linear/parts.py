@@ -123,10 +123,10 @@ def product(
     one by name, whatever the size; torch's product where parts gain nothing, or cannot: a number is
     not finite or near the largest there is, or all of a row or column are so small that their parts
     are lost (2^-86, or 2^-80 of both)."""
-    if why_not(a, b, bias) is None:
+    large = way or gains(a.shape[0], b.shape[1], a.shape[1])
+    if large and why_not(a, b, bias) is None:
         # Now, not when a graph was traced: torch may be asked for another precision since.
-        small = not way and not gains(a.shape[0], b.shape[1], a.shape[1])
-        chosen = None if small else way or preferred()
+        chosen = way or preferred()
         out = None if chosen is None else _by_parts(a, b, bias, activation, PARTS[chosen])
         if out is not None:
             return out
