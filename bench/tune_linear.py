@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from bench.chosen import chosen
 from bench.measure import machine, record
 from pyenc.errors import InputError
-from pyenc.ops.linear import choices, onednn, parts, processor, wide
+from pyenc.ops.linear import choices, onednn, parts, processor, product, wide
 
 SHAPES = ((256, 512, 512), (512, 384, 1536), (1024, 768, 768))
 """(tokens, channels in, channels out)."""
@@ -31,6 +32,7 @@ ROUNDS, QUICK_ROUNDS, SECONDS = 15, 3, 1.5
 Shape = tuple[int, int, int]
 Work = tuple[torch.dtype, Shape]
 
+Multiply = Callable[..., Tensor]
 Call = Callable[[], object]
 Pair = tuple[Call, Call]
 
@@ -67,28 +69,40 @@ def ratios(
     }
 
 
+def torchs(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(a, b.t(), bias)
+
+
 def ways(dtype: torch.dtype, shape: Shape) -> dict[str, Pair]:
     """Way of `choices.WAYS` that can serve here -> what it is measured against, and itself."""
     tokens, channels, out = shape
     made = torch.Generator().manual_seed(0)
-    x, weight, bias = (
+    x, weight, bias, grad = (
         torch.randn(*size, generator=made).to(dtype)
-        for size in ((tokens, channels), (out, channels), (out,))
+        for size in ((tokens, channels), (out, channels), (out,), (tokens, out))
     )
     pairs: dict[str, Pair] = {}
 
     def plain() -> object:
         return F.linear(x, weight, bias)
 
-    if parts.why_not(x) is None:
-        for way in parts.PARTS:
-            pairs[way] = plain, functools.partial(parts.product, x, weight.t(), bias, way=way)
+    def with_gradients(multiply: Multiply) -> object:
+        """A product and those of its gradient."""
+        return multiply(x, weight.t(), bias), multiply(grad, weight), multiply(grad.t(), x)
+
+    for way in parts.PARTS:
+        if product.why_not(way, x) is None:
+            pairs[way] = plain, functools.partial(product.product, x, weight.t(), bias, way=way)
     if onednn.why_not(dtype) is None:
         packed = onednn.pack(weight)
         pairs["onednn"] = plain, lambda: onednn.run(x, packed, bias, "")
+        pairs["unpacked"] = (
+            functools.partial(with_gradients, torchs),
+            functools.partial(with_gradients, functools.partial(product.product, way="onednn")),
+        )
         pairs["gelu_fused"] = (
-            lambda: F.gelu(onednn.run(x, packed, bias, "")),
-            lambda: onednn.run(x, packed, bias, "gelu"),
+            lambda: onednn.run(x, packed, bias, "gelu", fused=False),
+            lambda: onednn.run(x, packed, bias, "gelu", fused=True),
         )
     if dtype in wide.DTYPES:
         pairs["wide"] = plain, lambda: wide.linear(x, weight, bias, None)

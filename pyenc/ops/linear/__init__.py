@@ -18,10 +18,10 @@ from ..backend import WhyNot, always, choose, compiling, requested_backend
 from ..constant import constant_result
 from ..registered import PLAIN
 from ..validation import FLOATS, check_float
-from . import activated, packs, parts, wide
+from . import activated, packs, parts, product, wide
 from . import onednn as kernels
 from .reference import linear_reference
-from .registration import MIN_WORK, wide_or_not, work
+from .registration import wide_or_not, work
 
 _CHOOSES = ("auto", "cpu", "triton", "flash_attn")
 """Names that leave the choice to this op."""
@@ -40,7 +40,9 @@ def linear(
     On a CPU, and where no gradient is needed, the product goes through oneDNN with a packed weight
     where the package's table (`choices.json`, by processor and dtype) has that as at least 1.15x as
     fast as `F.linear`; `backend_table` and `pyenc info` tell what it has. Nothing is timed: every
-    process on one kind of processor makes the same choice, compiled or not. The pack is a second
+    process on one kind of processor makes the same choice, compiled or not. Where a gradient is
+    needed, or there can be no pack, oneDNN takes the operands as they lie, those of the gradient's
+    products too, where the table has that as faster ("unpacked"). The pack is a second
     copy of the weight in memory; it lives as long as the weight, and is made anew when the
     weight changes (in place, by an optimizer, `load_state_dict`, `.to`, another `.data`). Only a
     write that counts no version and misses a sample of 1,024 values goes unseen: single numbers
@@ -78,8 +80,8 @@ def linear(
         BackendError: `backend` cannot serve this call.
     """
     if _torch_serves(x, weight, bias, activation, backend):
-        product = F.linear(x, weight, bias)
-        return product if activation is None else activate(product, activation)
+        made = F.linear(x, weight, bias)
+        return made if activation is None else activate(made, activation)
     _check(x, weight, bias, activation)
     requested = requested_backend(backend)
     table = backend_table(x, weight, bias, requested=requested)
@@ -91,27 +93,24 @@ def linear(
             oracle.widen(x), oracle.widen(weight), oracle.widen(bias), activation
         )
         return exact.to(x.dtype)
-    if name in parts.PARTS:
+    if name in product.WAYS:
         by_name = name in (requested, _forced())
-        return parts.linear(x, weight, bias, activation, name if by_name else "")
-    if name == "onednn":
-        # Only this one is ever fused; the rest cost the same after the product.
-        fused = "gelu" if activation == "gelu" else ""
-        least = 0 if requested == "onednn" or _forced() == "onednn" else MIN_WORK
-        y: Tensor = torch.ops.pyenc.linear(x, weight, bias, fused, least)
-        activation = None if fused else activation
-    elif _may_widen(x, weight, bias):
+        if name != "onednn" or _no_pack(x, weight, bias) is not None:
+            return product.linear(x, weight, bias, activation, name if by_name else "")
+        least = 0 if by_name else _min_work(str(x.dtype))
+        y: Tensor = torch.ops.pyenc.linear(x, weight, bias, activation or "", least)
+        return y
+    if _may_widen(x, weight, bias):
         if compiling():
             wide_y: Tensor = torch.ops.pyenc.linear_wide(x, weight, bias, activation or "")
             return wide_y
         return wide_or_not(x, weight, bias, activation)
-    elif activation is not None and requested != "torch" and _in_one_pass(x, weight, bias):
+    if activation is not None and requested != "torch" and _in_one_pass(x, weight, bias):
         if compiling():
             one_pass: Tensor = torch.ops.pyenc.linear_activated(x, weight, bias, activation)
             return one_pass
         return activated.linear(x, weight, bias, activation)
-    else:
-        y = F.linear(x, weight, bias)
+    y = F.linear(x, weight, bias)
     return y if activation is None else activate(y, activation)
 
 
@@ -119,9 +118,11 @@ def by_parts(x: Tensor, backend: str | None = None) -> bool:
     """Whether large products of x (..., C) are made of parts of both operands: a weight's are made
     in every call, so that many rows at a time gain."""
     requested = requested_backend(backend)
-    if parts.why_not(x) is not None or requested not in (*_CHOOSES, *parts.PARTS):
+    if requested in parts.PARTS:
+        return product.why_not(requested, x) is None
+    if requested not in _CHOOSES or product.why_not("bf16x6", x) is not None:
         return False
-    return requested in parts.PARTS or parts.preferred() is not None
+    return product.preferred(x.dtype) in parts.PARTS
 
 
 def backend_table(
@@ -136,21 +137,15 @@ def backend_table(
     `requested` "bf16x6", "bf16x3" or "onednn" leaves out the reasons why it would not be preferred.
     """
 
-    def of_parts(way: str) -> str | None:
-        reason = parts.why_not(x, weight, bias)
+    def of(way: str) -> str | None:
+        reason = product.why_not(way, x, weight, bias)
         if reason is None and requested != way:
-            reason = _parts_not_worth_it(way, x, weight)
-        return reason
-
-    def onednn() -> str | None:
-        reason = _cannot(x, weight)
-        if reason is None and requested != "onednn":
-            reason = _not_worth_it(x, weight, bias)
+            worth = _onednn_not_worth_it if way == "onednn" else _parts_not_worth_it
+            reason = worth(way, x, weight, bias)
         return reason
 
     return {
-        **{way: functools.partial(of_parts, way) for way in parts.PARTS},
-        "onednn": onednn,
+        **{way: functools.partial(of, way) for way in product.WAYS},
         "torch": always,
         "reference": always,
         # Asked for by name for all the ops of a model.
@@ -188,46 +183,41 @@ def _torch_serves(
     return backend == "auto" or requested_backend(backend) in ("auto", "triton")
 
 
-def _parts_not_worth_it(way: str, x: Tensor, weight: Tensor | None) -> str | None:
+def _parts_not_worth_it(
+    way: str, x: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> str | None:
     if compiling():
-        return _parts_not_preferred(way)
+        return _not_preferred(way, str(x.dtype))
     if weight is not None and kernels.forced() is None:
         rows = x.numel() // max(1, weight.shape[1])
-        if not parts.gains(rows, *weight.shape):
+        if not product.gains(way, x.dtype, rows, *weight.shape):
             return "the product is too small to gain"
-    return parts.not_preferred(way)
+    return product.not_preferred(way, x.dtype)
 
 
-def _cannot(x: Tensor, weight: Tensor | None) -> str | None:
-    if x.device.type != "cpu":
-        return f"the tensors are on {x.device}"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast makes another weight for every call"
-    if compiling():
+def _onednn_not_worth_it(
+    way: str, x: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> str | None:
+    no_pack = _no_pack(x, weight, bias)
+    reason = _not_preferred(way if no_pack else "packed", str(x.dtype))
+    if reason is not None and no_pack is not None:
+        return no_pack
+    if compiling() or weight is None or kernels.forced() is not None:
         # What only the tensors of a call can tell, the registered op looks at.
-        return _unavailable(str(x.dtype))
-    if not torch.backends.mkldnn.enabled:
-        return "torch.backends.mkldnn is disabled"
-    if torch._C._are_functorch_transforms_active():
-        return "torch.func transforms what it cannot see into"
-    for tensor in (x, weight):
-        if tensor is not None and type(tensor) not in (Tensor, nn.Parameter):
-            return f"it takes plain tensors, not {type(tensor).__name__}"
-    if weight is not None and (reason := packs.why_not(weight)):
         return reason
-    return kernels.why_not(x.dtype)
+    least = kernels.min_work(x.dtype, packed=no_pack is None)
+    return "the product is too small to gain" if work(x, weight) < least else reason
 
 
-def _not_worth_it(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str | None:
+def _no_pack(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str | None:
+    """Why oneDNN would take the weight as it lies, or None."""
     if _needs_gradient(x, weight, bias):
         return "a gradient is needed"
-    if weight is not None and not isinstance(weight, nn.Parameter):
+    if weight is None:
+        return None
+    if not isinstance(weight, nn.Parameter):
         return "the weight is no parameter, so its pack may serve only once"
-    if compiling():
-        return _not_preferred(str(x.dtype))
-    if weight is not None and kernels.forced() is None and work(x, weight) < MIN_WORK:
-        return "the product is too small to gain"
-    return kernels.not_preferred(x.dtype)
+    return None if compiling() else packs.why_not(weight)
 
 
 def _may_widen(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -251,19 +241,16 @@ def _needs_gradient(*tensors: Tensor | None) -> bool:
 
 
 @constant_result
-def _unavailable(dtype: str) -> str | None:
+def _not_preferred(way: str, dtype: str) -> str | None:
     """As known when torch.compile traces; so are the others that are marked."""
-    return kernels.why_not(_dtype(dtype))
+    if way == "packed":
+        return kernels.not_preferred(_dtype(dtype))
+    return product.not_preferred(way, _dtype(dtype))
 
 
 @constant_result
-def _not_preferred(dtype: str) -> str | None:
-    return kernels.not_preferred(_dtype(dtype))
-
-
-@constant_result
-def _parts_not_preferred(way: str) -> str | None:
-    return parts.not_preferred(way)
+def _min_work(dtype: str) -> int:
+    return kernels.min_work(_dtype(dtype))
 
 
 @constant_result

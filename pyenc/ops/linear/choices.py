@@ -19,9 +19,14 @@ from . import processor
 
 FILE = Path(__file__).with_name("choices.json")
 
-WAYS = ("bf16x6", "bf16x3", "onednn", "gelu_fused", "wide")
+WAYS = ("bf16x6", "bf16x3", "onednn", "unpacked", "gelu_fused", "wide")
 """float32 by three parts of bfloat16 beside `F.linear`, and by two; oneDNN with a packed weight
-beside it; GELU in the same pass beside after it; halves in float32 beside `F.linear`."""
+beside it; oneDNN with operands as they lie beside it, of a product and those of its gradient; GELU
+in the same pass beside after it; halves in float32 beside `F.linear`."""
+
+_RIVALS = {"unpacked": ("bf16x6", "wide"), "gelu_fused": ()}
+"""Of a way, which others must be no faster; of one not named `bf16x6`, `onednn` and `wide`. The
+pack serves where there can be one, "unpacked" elsewhere."""
 
 MARGIN = 1.15
 """How many times faster a way must have been: less is noise, and a pack costs memory."""
@@ -42,8 +47,8 @@ class Choice:
         """Whether this one is to serve; of oneDNN, `bf16x6` and `wide` only the fastest, and
         `bf16x3`, where it is allowed, if it is faster than those."""
         gain = self._gain(way)
-        others = [self._gain(other) for other in ("bf16x6", "onednn", "wide") if other != way]
-        return gain >= MARGIN and (way == "gelu_fused" or gain >= max(others))
+        rivals = _RIVALS.get(way, ("bf16x6", "onednn", "wide"))
+        return gain >= max(MARGIN, *(self._gain(rival) for rival in rivals), 0)
 
     def why_not(self, way: str) -> str | None:
         """None where it is preferred, else the table's reason in one line."""

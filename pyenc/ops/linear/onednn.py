@@ -1,4 +1,5 @@
-"""Linear layers through oneDNN with a weight packed beforehand: can it serve, and should it?
+"""Products of linear layers through oneDNN, with a weight packed beforehand or as it lies: can it
+serve, and should it?
 
 `F.linear` takes float32 to MKL, which on some processors runs at half of oneDNN's rate; oneDNN is
 reached through a private op of torch's, so its answers are tried before they are trusted, once a
@@ -7,6 +8,7 @@ process and dtype. Where it is preferred is data: `choices`.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import threading
@@ -17,11 +19,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import BackendError
-from . import choices, packs
+from ..activation import activate
+from ..backend import compiling
+from ..constant import constant_result
+from . import activated, choices, packs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 VARIABLE = "PYENC_LINEAR"
 WAYS = ("bf16x6", "bf16x3", "onednn", "torch")
+
+MIN_WORK = 2**24
+"""Multiplications below which looking up a pack costs what it could save."""
+
+MUCH = 1.5
+LITTLE_WORK = {True: 2**20, False: 2**22}
+"""The same of a pack, and of a weight as it lies, where the table's gain is `MUCH` or more: a short
+text's products gain too."""
+
 _lock = threading.RLock()
 _tried: dict[torch.dtype, str | None] = {}
 
@@ -32,28 +46,34 @@ def pack(weight: Tensor) -> Tensor:
     return packed
 
 
-def run(x: Tensor, packed: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    """x W^T + b, with `activation` "gelu" (exact) in the same pass or "" for none."""
+def run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    fused: bool | None = None,
+) -> Tensor:
+    """activation(x W^T + b) of x (..., C), weight (F, C) packed or as it lies, bias (F,); `fused`:
+    whether oneDNN itself takes GELU (default: the table's choice)."""
+    if activation == "gelu" and (fuses(x.dtype) if fused is None else fused):
+        return pointwise(x, weight, bias, "gelu")
+    y = pointwise(x, weight, bias, "none")
+    if not activation:
+        return y
+    in_place = activated.why_not(y, y, None) is None
+    return activated.activate_(y, None, activation) if in_place else activate(y, activation)
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     ops: Any = torch.ops.mkldnn
     # "none" is the algorithm of the exact GELU, and of no activation.
-    y: Tensor = ops._linear_pointwise(x, packed, bias, activation or "none", [], "none")
+    y: Tensor = ops._linear_pointwise(x, weight, bias, activation, [], "none")
     return y
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    """`run` with the pack kept for this weight; F.linear where there can be none."""
-    if (
-        x.device.type != "cpu"
-        or not torch.backends.mkldnn.enabled
-        or why_not(x.dtype)
-        or packs.why_not(weight)
-    ):
-        y = F.linear(x, weight, bias)
-        return F.gelu(y) if activation else y
-    packed = packs.packed(weight, pack)
-    if activation and not fuses(x.dtype):
-        return F.gelu(run(x, packed, bias, ""))
-    return run(x, packed, bias, activation)
+    """`run` with the pack kept for this weight."""
+    return run(x, packs.packed(weight, pack), bias, activation)
 
 
 def why_not(dtype: torch.dtype) -> str | None:
@@ -64,12 +84,34 @@ def why_not(dtype: torch.dtype) -> str | None:
         return _tried[dtype]
 
 
-def not_preferred(dtype: torch.dtype) -> str | None:
-    """Why F.linear comes first for this dtype, or None: by PYENC_LINEAR, else by the table."""
+def unavailable(dtype: torch.dtype) -> str | None:
+    """The same now: torch's switch for oneDNN may be off."""
+    if compiling():
+        return _known(str(dtype))
+    if not torch.backends.mkldnn.enabled:
+        return "torch.backends.mkldnn is disabled"
+    return why_not(dtype)
+
+
+@constant_result
+def _known(dtype: str) -> str | None:
+    """As known when torch.compile traces."""
+    return why_not(getattr(torch, dtype.removeprefix("torch.")))
+
+
+def not_preferred(dtype: torch.dtype, packed: bool = True) -> str | None:
+    """Why F.linear comes before it, with the weight packed or as it lies, or None: by PYENC_LINEAR,
+    else by the table."""
     asked = forced()
     if asked is not None:
         return None if asked == "onednn" else f"{VARIABLE}={asked}"
-    return choices.choice(dtype).why_not("onednn")
+    return choices.choice(dtype).why_not("onednn" if packed else "unpacked")
+
+
+def min_work(dtype: torch.dtype, packed: bool = True) -> int:
+    """Multiplications from which on it gains, by the table."""
+    gain = choices.choice(dtype).gains.get("onednn" if packed else "unpacked", False)
+    return LITTLE_WORK[packed] if gain is not True and gain >= MUCH else MIN_WORK
 
 
 def fuses(dtype: torch.dtype) -> bool:
@@ -90,15 +132,15 @@ def forced() -> str | None:
 @torch.no_grad()
 def _try(dtype: torch.dtype) -> str | None:
     try:
-        for tokens in (5, 1):
+        for tokens, activation in itertools.product((5, 1), ("none", "gelu")):
             x, weight, bias = _sample(dtype, tokens, 48)
-            for activation in ("", "gelu"):
-                got = run(x, pack(weight), bias, activation).double()
-                exact = F.linear(x.double(), weight.double(), bias.double())
-                exact = F.gelu(exact) if activation else exact
+            exact = F.linear(x.double(), weight.double(), bias.double())
+            exact = F.gelu(exact) if activation == "gelu" else exact
+            # What rounding to the dtype a few times may do to values of this size.
+            allowed = 16 * torch.finfo(dtype).eps * max(1.0, exact.abs().max().item())
+            for lies in (pack(weight), weight, weight.t().contiguous().t()):
+                got = pointwise(x, lies, bias, activation).double()
                 off = (got - exact).abs().max().item()
-                # What rounding to the dtype a few times may do to values of this size.
-                allowed = 16 * torch.finfo(dtype).eps * max(1.0, exact.abs().max().item())
                 if not off <= allowed:
                     return f"its answers are wrong here: off by {off:.3g}"
     except (AttributeError, RuntimeError, TypeError) as error:

@@ -20,16 +20,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...errors import BackendError
 from .. import extension, launch
-from ..activation import ACTIVATION_CODES, activate
-from ..backend import compiling
+from ..activation import ACTIVATION_CODES
 from ..constant import constant_result
-from ..registered import cpu_op, plain
-from . import activated, choices, onednn
+from . import choices, onednn
 
 PARTS = {"bf16x3": 2, "bf16x6": 3}
 """Of a number, by way; the faster first."""
@@ -39,22 +35,6 @@ MIN_SIZES = (256, 64, 64)
 
 MIN_WORK = 2**27
 """Multiplications, likewise."""
-
-
-def why_not(*tensors: Tensor | None) -> str | None:
-    """Why it cannot serve these operands, or None."""
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        if type(tensor) not in (Tensor, nn.Parameter):
-            return f"it takes plain tensors, not {type(tensor).__name__}"
-        if tensor.device.type != "cpu":
-            return f"the tensors are on {tensor.device}"
-        if tensor.dtype != torch.float32:
-            return "it is of float32"
-        if tensor.layout != torch.strided or (not compiling() and tensor._is_zerotensor()):
-            return "it takes dense tensors"
-    return activated.around() or unavailable()
 
 
 @constant_result
@@ -81,81 +61,26 @@ def not_preferred(way: str) -> str | None:
     return choices.choice(torch.float32).why_not(way)
 
 
-def preferred() -> str | None:
-    """The way of `PARTS` that is to serve now, or None: F.linear's turn."""
-    return next((way for way in PARTS if not_preferred(way) is None), None)
-
-
 def gains(m: int, n: int, k: int) -> bool:
     """Whether a product is large enough to gain."""
     return all(s >= t for s, t in zip((m, n, k), MIN_SIZES, strict=True)) and m * n * k >= MIN_WORK
 
 
-def linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: str | None,
-    way: str = "",
-) -> Tensor:
-    """activation(x W^T + b), x (..., C), weight (F, C), bias (F,); differentiable, also twice.
-    `way`: as `product` has it, for the products of the gradient too."""
-    rows = launch.as_rows(x)
-    tensors = [t for t in (x, weight, bias) if t is not None]
-    if plain(*tensors):
-        y = product(rows, weight.t(), bias, activation or "", way)
-    elif torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        y = torch.ops.pyenc.product(rows, weight.t(), bias, "", way)
-        y = y if activation is None else activate(y, activation)
-    else:
-        y = torch.ops.pyenc.product(rows, weight.t(), bias, activation or "", way)
-    return y.view(*x.shape[:-1], weight.shape[0])
-
-
-def product(
-    a: Tensor,
-    b: Tensor,
-    bias: Tensor | None = None,
-    activation: str = "",
-    way: str = "",
-) -> Tensor:
-    """activation(a b + bias) (M, N), bias (N,), in the way of `PARTS` that is preferred now, or in
-    one by name, whatever the size; torch's product where parts gain nothing, or cannot: a number is
-    not finite or near the largest there is, or all of a row or column are so small that their parts
-    are lost (2^-86, or 2^-80 of both)."""
-    large = way or gains(a.shape[0], b.shape[1], a.shape[1])
-    if large and why_not(a, b, bias) is None:
-        # Now, not when a graph was traced: torch may be asked for another precision since.
-        chosen = way or preferred()
-        out = None if chosen is None else _by_parts(a, b, bias, activation, PARTS[chosen])
-        if out is not None:
-            return out
-    return _by_torch(a, b, bias, activation)
-
-
-def _by_parts(
-    a: Tensor, b: Tensor, bias: Tensor | None, activation: str, parts: int
-) -> Tensor | None:
+def multiply(a: Tensor, b: Tensor, bias: Tensor | None, activation: str, way: str) -> Tensor | None:
+    """activation(a b + bias); None where the kernel cannot: a number is not finite or near the
+    largest there is, or all of a row or column are so small that their parts are lost (2^-86, or
+    2^-80 of both)."""
     left, right = _lines(a), _lines(b.t())
     offset = None if bias is None else bias.resolve_neg().contiguous()
     out = torch.empty(len(left), len(right), dtype=torch.float32, device="cpu")
     out = launch.on_large_pages("linear", out)
     served = launch.module_for("linear").product(
-        parts, *out.shape, left.shape[1], torch.get_num_threads(),
+        PARTS[way], *out.shape, left.shape[1], torch.get_num_threads(),
         ACTIVATION_CODES[activation] if activation else -1,
         (left.data_ptr(), *left.stride()), (right.data_ptr(), *right.stride()),
         launch.pointer(offset), out.data_ptr(),
     )  # fmt: skip
     return out if served else None
-
-
-def _by_torch(a: Tensor, b: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    """As `linear` has it without this file, to the bit."""
-    weight = b.t()
-    if activation and activated.why_not(a, weight, bias) is None:
-        return activated.linear(a, weight, bias, activation)
-    y = F.linear(a, weight, bias)
-    return activate(y, activation) if activation else y
 
 
 def _lines(x: Tensor) -> Tensor:
@@ -173,42 +98,3 @@ def _precision() -> str:
         if asked != "none":
             return asked
     return "ieee"
-
-
-@cpu_op("pyenc::product")
-def _op(a: Tensor, b: Tensor, bias: Tensor | None, activation: str, way: str) -> Tensor:
-    return product(a, b, bias, activation, way)
-
-
-@_op.register_fake
-def _(a: Tensor, b: Tensor, bias: Tensor | None, activation: str, way: str) -> Tensor:
-    return a.new_empty(a.shape[0], b.shape[1])
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    a, b, _, ctx.activation, ctx.way = inputs
-    # Turned as b is: a weight's gradient lies as the weight, and is not copied.
-    ctx.turned = b.stride(0) == 1
-    ctx.save_for_backward(a if b.requires_grad else None, b if a.requires_grad else None)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    if ctx.activation:
-        raise BackendError(
-            "pyenc::product: the graph was made without gradients, and its activation has none"
-        )
-    a, b = ctx.saved_tensors
-    need_a, need_b, need_bias, *_ = ctx.needs_input_grad
-
-    def multiply(left: Tensor, right: Tensor) -> Tensor:
-        made: Tensor = torch.ops.pyenc.product(left, right, None, "", ctx.way)
-        return made
-
-    grad_a = multiply(grad, b.t()) if need_a else None
-    grad_b = None
-    if need_b:
-        grad_b = multiply(grad.t(), a).t() if ctx.turned else multiply(a.t(), grad)
-    return grad_a, grad_b, grad.sum(0) if need_bias else None, None, None
-
-
-_op.register_autograd(_backward, setup_context=_setup_context, again=True)

@@ -10,10 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..activation import activate
-from . import activated, onednn, wide
-
-MIN_WORK = 2**24
-"""Multiplications below which looking up a pack costs what it could save."""
+from . import onednn, packs, product, wide
+from .onednn import MIN_WORK
 
 
 def work(x: Tensor, weight: Tensor) -> int:
@@ -38,12 +36,11 @@ def _linear_op(
     torch's product serves where there are fewer than `least` multiplications, a size that only a
     call tells; no gradient is needed then.
     """
-    if work(x, weight) < least:
-        if activation and activated.why_not(x, weight, bias) is None:
-            return activated.linear(x, weight, bias, activation)
-        y = F.linear(x, weight, bias)
-        return F.gelu(y) if activation else y
-    return onednn.linear(x, weight, bias, activation)
+    if work(x, weight) < least or product.why_not("onednn", x, weight, bias) is not None:
+        return product.by_torch(x, weight.t(), bias, activation)
+    if packs.why_not(weight) is None:
+        return onednn.linear(x, weight, bias, activation)
+    return product.linear(x, weight, bias, activation or None, "" if least else "onednn")
 
 
 @_linear_op.register_fake
@@ -64,16 +61,17 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, activation, _ = inputs
+    x, weight, bias, ctx.activation, _ = inputs
     ctx.save_for_backward(x, weight, bias)
-    ctx.activation = activation
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
     need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
     if ctx.activation:
-        grad = torch.ops.aten.gelu_backward(grad, F.linear(x, weight, bias))
+        with torch.enable_grad():
+            y = F.linear(x, weight, bias).detach().requires_grad_()
+            (grad,) = torch.autograd.grad(activate(y, ctx.activation), y, grad)
     rows = grad.reshape(-1, weight.shape[0])
     return (
         grad @ weight if need_x else None,

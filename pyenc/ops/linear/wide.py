@@ -8,11 +8,11 @@ data: `choices`. The sums are float32 either way; the result is rounded once.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..activation import activate
 from . import choices, onednn
+from .product import product
 
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -36,7 +36,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | Non
     wide, offset = weight.float(), None if bias is None else bias.float()
     parts = []
     for rows in x.reshape(-1, x.shape[-1]).split(BLOCK):
-        part = F.linear(rows.float(), wide, offset)
+        part = product(rows.float(), wide.t(), offset)
         parts.append((part if activation is None else activate(part, activation)).to(x.dtype))
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
     return whole.view(*x.shape[:-1], weight.shape[0])

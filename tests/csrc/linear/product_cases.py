@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyenc.ops import ACTIVATIONS
-from pyenc.ops.linear import parts
+from pyenc.ops.linear import product as products
 from pyenc.ops.linear.reference import linear_reference
 from tests.oracle import assert_right, margin
 
@@ -44,7 +44,7 @@ def product(
     """By parts, whatever the size; another's help shows."""
     helped = mock.Mock(side_effect=AssertionError("it was not served by parts"))
     with mock.patch.object(F, "linear", helped):
-        return parts.product(a, b, bias, activation, way)
+        return products.product(a, b, bias, activation, way)
 
 
 def check(way: str, a: Tensor, b: Tensor, bias: Tensor | None = None, activation: str = "") -> None:
@@ -130,7 +130,7 @@ def refuses(way: str) -> None:
         for which in range(2):
             a, b = made(40, 70, 70, 2)
             (a if which == 0 else b.t())[m, k] = value
-            got = parts.product(a, b, way=way)
+            got = products.product(a, b, way=way)
             assert torch.equal(got.isnan(), F.linear(a, b.t()).isnan())
             torch.testing.assert_close(got, F.linear(a, b.t()), rtol=0, atol=0, equal_nan=True)
     # Of one row or column alone; of both; a sum that only some orders bring past the largest float;
@@ -146,7 +146,7 @@ def refuses(way: str) -> None:
         (a[:, :0], b[:0]), (a[:0], b), (a, b[:, :0]),
     ):  # fmt: skip
         for one, other in ((x, y), (x.t().contiguous().t(), y.t().contiguous().t())):
-            assert torch.equal(parts.product(one, other, way=way), F.linear(one, other.t()))
+            assert torch.equal(products.product(one, other, way=way), F.linear(one, other.t()))
 
 
 def same_bits(way: str) -> None:
@@ -191,7 +191,7 @@ def gradients(way: str) -> None:
         target = torch.randn(3, 33, n)
 
         def layer(*given: Tensor) -> Tensor:
-            return parts.linear(*given, way=way)
+            return products.linear(*given, way=way)
 
         given = (x, weight, bias, target)
         got = layer_gradients(layer, torch.float32, *given)

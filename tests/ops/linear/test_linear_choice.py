@@ -12,7 +12,7 @@ from torch import Tensor
 from pyenc.errors import BackendError
 from pyenc.ops import linear
 from pyenc.ops.backend import explain
-from pyenc.ops.linear import MIN_WORK, backend_table
+from pyenc.ops.linear import backend_table
 from pyenc.ops.linear import onednn as linear_onednn
 from pyenc.ops.linear import packs as linear_packs
 from pyenc.ops.linear import wide as linear_wide
@@ -63,12 +63,18 @@ def broken(*_: object) -> Tensor:
     raise RuntimeError("no such processor\nstack")
 
 
+def only_of_packs(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
+    y = F.linear(x, weight if weight.is_contiguous() else weight * 2, bias)
+    return F.gelu(y) if activation == "gelu" else y
+
+
 @pytest.mark.parametrize(
     ("name", "instead", "says"),
     [
         ("pack", broken, "this torch or processor cannot: no such processor"),
-        ("run", lambda x, packed, *_: x.new_full((5, 48), 3.0), "its answers are wrong here"),
-        ("run", lambda x, packed, *_: x.new_full((5, 48), float("nan")), "answers are wrong"),
+        ("pointwise", lambda x, *_: x.new_full((5, 48), 3.0), "its answers are wrong here"),
+        ("pointwise", lambda x, *_: x.new_full((5, 48), float("nan")), "answers are wrong"),
+        ("pointwise", only_of_packs, "answers are wrong here"),
     ],
 )
 def test_where_the_private_op_fails_torch_serves(
@@ -76,7 +82,7 @@ def test_where_the_private_op_fails_torch_serves(
 ) -> None:
     faster(monkeypatch)
     monkeypatch.setattr(linear_onednn, "_tried", {})
-    if name == "run":
+    if name == "pointwise":
         monkeypatch.setattr(linear_onednn, "pack", lambda weight: weight)
     monkeypatch.setattr(linear_onednn, name, instead)
     x, (weight, bias) = torch.randn(999, 384), layer(384, 384)
@@ -150,7 +156,8 @@ def test_of_oneDNN_and_float32_the_faster(
     [
         ({"wide": 2.0}, torch.bfloat16, "silu"),
         ({"wide": 2.0}, torch.float16, None),
-        pytest.param({"onednn": 2.0}, torch.float32, "gelu", marks=onednn),
+        pytest.param({"onednn": 1.4}, torch.float32, "gelu", marks=onednn),
+        pytest.param({"onednn": 2.0}, torch.float32, "relu", marks=onednn),
         pytest.param({"onednn": 2.0, "gelu_fused": 2.0}, torch.float32, "gelu", marks=onednn),
         ({}, torch.bfloat16, "gelu"),
     ],
@@ -182,7 +189,9 @@ def test_the_same_choice_compiled_or_not(
         (got, *how), (expected, *plainly) = ways
         assert how == plainly, rows
         assert torch.equal(got, expected), rows
-        large = rows * weight.numel() >= MIN_WORK
+        large = rows * weight.numel() >= (
+            linear_onednn.min_work(dtype) if "onednn" in gains else linear_onednn.MIN_WORK
+        )
         assert how == [
             int("wide" in gains and large),
             4 * weight.numel() * ("onednn" in gains and large),

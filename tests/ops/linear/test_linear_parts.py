@@ -20,7 +20,7 @@ from pyenc.errors import BackendError
 from pyenc.ops import linear
 from pyenc.ops.backend import explain
 from pyenc.ops.constant import constant_result
-from pyenc.ops.linear import activated, backend_table, by_parts, parts
+from pyenc.ops.linear import activated, backend_table, by_parts, parts, product
 from pyenc.ops.linear import onednn as linear_onednn
 from tests.ops.linear.linear_support import check, layer, pin
 
@@ -47,12 +47,12 @@ def products(monkeypatch: pytest.MonkeyPatch) -> Products:
     pin(monkeypatch, {"bf16x6": 2.0, "bf16x3": 3.0}, torch.float32)
     monkeypatch.setattr(parts, "unavailable", constant_result(lambda: None))
 
-    def by_parts(a: Tensor, b: Tensor, bias: Tensor | None, activation: str, count: int) -> Tensor:
+    def multiply(a: Tensor, b: Tensor, bias: Tensor | None, activation: str, way: str) -> Tensor:
         made.append((a.shape[0], b.shape[1], a.shape[1]))
-        made.parts.append(count)
-        return parts._by_torch(a, b, bias, activation)
+        made.parts.append(parts.PARTS[way])
+        return product.by_torch(a, b, bias, activation)
 
-    monkeypatch.setattr(parts, "_by_parts", by_parts)
+    monkeypatch.setattr(parts, "multiply", multiply)
     return made
 
 
@@ -227,7 +227,7 @@ def test_where_it_cannot_torchs_own_serves(monkeypatch: pytest.MonkeyPatch) -> N
     """The kernel says so of numbers; the answer is then the one without it, to the bit."""
     pin(monkeypatch, {"bf16x6": 2.0}, torch.float32)
     monkeypatch.setattr(parts, "unavailable", lambda: None)
-    monkeypatch.setattr(parts, "_by_parts", lambda *_: None)
+    monkeypatch.setattr(parts, "multiply", lambda *_: None)
     x, (weight, bias) = torch.randn(ROWS, C), layer(C, F_OUT)
     with torch.no_grad():
         assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))

@@ -16,7 +16,7 @@ import torch
 
 from pyenc.ops import linear
 from pyenc.ops.backend import explain
-from pyenc.ops.linear import backend_table, choices, parts, processor
+from pyenc.ops.linear import backend_table, choices, parts, processor, product
 from pyenc.ops.linear import onednn as linear_onednn
 from pyenc.ops.linear import wide as linear_wide
 from pyenc.ops.linear.processor import Processor
@@ -163,7 +163,7 @@ INTEL, AMD = "GenuineIntel", "AuthenticAMD"
         (INTEL, "avx2_vnni_2", (), ()),
         (INTEL, "avx512_core_vnni", (), (torch.float16,)),
         (AMD, "avx512_core", (torch.float32,), (torch.float16,)),
-        (AMD, "avx512_core_bf16", (torch.float32, torch.bfloat16), (torch.float16,)),
+        (AMD, "avx512_core_bf16", (torch.float32,), (torch.float16,)),
         (INTEL, "avx512_core_bf16", (torch.bfloat16,), (torch.float16,)),
         (INTEL, "avx512_core_fp16", (torch.bfloat16,), ()),
         (INTEL, "avx512_core_amx", (torch.bfloat16,), ()),
@@ -184,9 +184,10 @@ def test_what_the_shipped_table_prefers(
     assert tuple(d for d in DTYPES if linear_wide.preferred(d)) == widened
     assert not any(linear_onednn.fuses(d) for d in DTYPES)
     units = isa.startswith("avx512_core_amx")
-    assert parts.preferred() == ("bf16x6" if units else None)
+    elsewhere = "onednn" if torch.float32 in packed else None
+    assert product.preferred(torch.float32) == ("bf16x6" if units else elsewhere)
     monkeypatch.setattr(parts, "_precision", lambda: "tf32")
-    assert parts.preferred() == ("bf16x3" if units else None)
+    assert product.preferred(torch.float32) == ("bf16x3" if units else elsewhere)
 
 
 def test_the_shipped_table() -> None:
@@ -224,6 +225,16 @@ def test_this_projects_processor() -> None:
     assert found.why_not("onednn") == (
         f"choices.json has {found.gains['onednn']:.2f}x F.linear, needs 1.15x ({kind.name})"
     )
+
+
+def test_a_processor_whose_float32_is_onednns() -> None:
+    kind = Processor(AMD, "26", "2", "avx512_core_bf16", "AVX512")
+    found = choices.lookup(choices.table(), kind, torch.float32)
+    assert found.entry == kind.name
+    assert found.prefers("onednn")
+    assert found.prefers("unpacked")
+    assert not found.prefers("gelu_fused")
+    assert choices.lookup(choices.table(), kind, torch.float16).prefers("wide")
 
 
 def test_the_first_entry_that_has_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
