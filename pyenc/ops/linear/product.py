@@ -97,8 +97,18 @@ def product(
             if out is not None:
                 return out
         elif a.numel() and b.numel():
-            return onednn.run(a, b.t(), bias, activation)
+            return _by_onednn(a, b, bias, activation)
     return by_torch(a, b, bias, activation)
+
+
+def _by_onednn(a: Tensor, b: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """oneDNN's rows must lie one behind the other, and to turn them is what the gradient of a wide
+    layer's weight would spend most of its time on: the product is turned where that moves less."""
+    m, k, n = *a.shape, b.shape[1]
+    plain = bias is None and not activation
+    if plain and a.stride(1) != 1 and (0 if b.stride(0) == 1 else k * n) + m * n < m * k:
+        return onednn.run(b.t(), a, None, "").t().contiguous()
+    return onednn.run(a, b.t(), bias, activation)
 
 
 def by_torch(a: Tensor, b: Tensor, bias: Tensor | None, activation: str) -> Tensor:
