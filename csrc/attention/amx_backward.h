@@ -12,8 +12,6 @@
 
 #ifdef PYENC_AMX
 
-#include "shared/rows.h"
-
 namespace pyenc {
 namespace PYENC_ISA {
 namespace {
@@ -58,16 +56,6 @@ inline void prepare_tiles(const AttentionHead& head) {
   read_as_rows(call.k, head.first, head.head, head.n, depth, head.keys);
   read_as_rows(call.v, head.first, head.head, head.n, depth, head.keys + words);
   read_as_columns(call.k, head.first, head.head, head.n, depth, head.keys + 2 * words);
-}
-
-// 32 floats to bfloat16, one behind the other.
-PYENC_INLINE void put_halves(Floats first, Floats second, float* to) {
-#if defined(__AVX512BF16__) && !defined(PYENC_EMULATE_BF16_DOT)
-  *reinterpret_cast<LooseInts*>(to) = (Ints)_mm512_cvtne2ps_pbh(second, first);
-#else
-  write(first, reinterpret_cast<BFloat16*>(to));
-  write(second, reinterpret_cast<BFloat16*>(to) + kLanes);
-#endif
 }
 
 template <int C>

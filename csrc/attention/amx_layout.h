@@ -175,20 +175,6 @@ inline void turn_to_pairs(const float* rows, std::int64_t count, std::int64_t de
   transpose(words, count, pairs, pairs, to, lanes);
 }
 
-// to (pairs of rows, width) = rows (count, D) of floats that are bfloat16 numbers, two in a word.
-inline void pair_rows(const float* rows, std::int64_t count, std::int64_t depth, std::int64_t pairs,
-                      std::int64_t width, float* to) {
-  for (std::int64_t p = 0; p < pairs; ++p, to += width) {
-    const float *row = rows + 2 * p * depth, *next = row + depth;
-    std::int64_t d = 0;
-    if (2 * p + 1 < count)
-      for (; d < depth; ++d) put_word(to + d, bits_of(row[d]) >> 16, bits_of(next[d]) >> 16);
-    else if (2 * p < count)
-      for (; d < depth; ++d) put_word(to + d, bits_of(row[d]) >> 16, 0);
-    for (; d < width; ++d) to[d] = 0;
-  }
-}
-
 }  // namespace
 }  // namespace PYENC_ISA
 }  // namespace pyenc

@@ -12,6 +12,7 @@
 #include "attention/backward_walk.h"
 #include "attention/bound.h"
 #include "attention/map_walk.h"
+#include "attention/pair_backward.h"
 #include "attention/slope.h"
 #include "attention/tile.h"
 
@@ -19,7 +20,7 @@ namespace pyenc {
 namespace PYENC_ISA {
 namespace {
 
-struct Scratch {
+struct FloatScratch {
   // old: the scores before a map.
   float *rows, *others, *s, *ds, *bias, *old, *column, *q, *g, *dq, *q_rows, *g_rows, *q_plain;
 
@@ -27,7 +28,7 @@ struct Scratch {
     return kQueryTile * (6 * depth + 2 * padded(depth)) + 4 * kMostKeys * kWidest + kMostKeys;
   }
 
-  Scratch(float* at, std::int64_t depth) {
+  FloatScratch(float* at, std::int64_t depth) {
     rows = at;
     others = rows + kQueryTile * depth;
     q = others + kQueryTile * depth;
@@ -50,11 +51,13 @@ inline void add_product(Matrix a, std::int64_t rows, const float* b, std::int64_
   std::int64_t d = 0;
   for (; d + kWidest <= width; d += kWidest)
     multiply_add<kColumns>(a, rows, b + d, width, count, to + d, width);
+  for (; kColumns > 2 && d + 2 * kLanes <= width; d += 2 * kLanes)
+    multiply_add<2>(a, rows, b + d, width, count, to + d, width);
   for (; d < width; d += kLanes) multiply_add<1>(a, rows, b + d, width, count, to + d, width);
 }
 
 template <int C>
-struct Walk : BackwardStrip<C> {
+struct FloatWalk : BackwardStrip<C> {
   static constexpr std::int64_t kWidth = Strip<C>::kWidth;
   using BackwardStrip<C>::strip, BackwardStrip<C>::lse, BackwardStrip<C>::delta;
   using BackwardStrip<C>::ledger, BackwardStrip<C>::share;
@@ -66,7 +69,7 @@ struct Walk : BackwardStrip<C> {
   MapSums<C> of_map;
 
   void start(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
-             const AttentionBackward& result, const Scratch& scratch, std::int64_t done,
+             const AttentionBackward& result, const FloatScratch& scratch, std::int64_t done,
              bool want_slope) {
     const Attention& call = *head.call;
     const std::int64_t depth = call.head_dim, width = padded(depth);
@@ -102,7 +105,7 @@ struct Walk : BackwardStrip<C> {
 
   // Into scratch.s: p of keys [first, last), or false where they are left out.
   bool weigh(const AttentionHead& head, std::int64_t first, std::int64_t last,
-             const Scratch& scratch) {
+             const FloatScratch& scratch) {
     Placement place;
     if (!this->meets(head, first, last, place)) return false;
     const std::int64_t depth = head.call->head_dim, count = last - first;
@@ -121,47 +124,23 @@ struct Walk : BackwardStrip<C> {
       pair_bias(head, strip, first, last, scratch.bias);
       scores_of<C, true>(k, q, depth, count, scratch.bias, scratch.s, top);
     }
-    const bool may_drop = head.skips && place.side != Side::both;
-    for (int c = 0; c < C; ++c) top[c] += row[c] + mass_of(count);
-    if (may_drop && ledger.take_power(top, lse)) return false;
-
-    Floats sum[C] = {};
-    for (std::int64_t j = 0; j < count; ++j)
-      for (int c = 0; c < C; ++c) {
-        float* at = scratch.s + j * kWidth + c * kLanes;
-        const Floats p = weight_of(load(at) - (lse[c] - row[c])) * share[c];
-        store(at, p);
-        sum[c] += p;
-      }
-    return !(may_drop && ledger.take(sum));
+    return this->take_weights(head, place, row, top, count, scratch.s);
   }
 
   void measure(const AttentionHead& head, std::int64_t first, std::int64_t last,
-               const Scratch& scratch) {
-    if (!weigh(head, first, last, scratch)) return;
-    const std::int64_t depth = head.call->head_dim;
-    Floats here[C] = {}, due_here[C] = {};
-    each_dp(head.keys + (head.n + first) * depth, depth, last - first, scratch,
-            [&](std::int64_t at, int c, Floats dp) {
-              const Floats p = load(scratch.s + at);
-              here[c] += p;
-              due_here[c] += p * dp;
-            });
-    for (int c = 0; c < C; ++c) {
-      this->mass[c] += here[c];
-      this->due_mass[c] += due_here[c];
-    }
+               const FloatScratch& scratch) {
+    this->measure_block(*this, head, first, last, scratch);
   }
 
   void meet(const AttentionHead& head, std::int64_t first, std::int64_t last,
-            const Scratch& scratch, const Sums& sums) {
+            const FloatScratch& scratch, const Sums& sums) {
     if (!weigh(head, first, last, scratch)) return;
     const std::int64_t depth = head.call->head_dim, width = padded(depth), count = last - first;
     const float *k = head.keys + first * depth, *v = head.keys + (head.n + first) * depth;
     if (sums.bias.slope)
       slope.meet(head, strip, first, count, k, v, q_plain, g, lse, delta, scratch.s, scratch.ds);
     else
-      each_dp(v, depth, count, scratch, [&](std::int64_t at, int c, Floats dp) {
+      each_dp(head, first, count, scratch, [&](std::int64_t at, int c, Floats dp) {
         store(scratch.ds + at, load(scratch.s + at) * (dp - delta[c]));
       });
     if (head.call->map)
@@ -173,10 +152,12 @@ struct Walk : BackwardStrip<C> {
     if (sums.bias.pairs) this->write_pairs(head, first, count, scratch.ds, sums.bias.pairs);
   }
 
-  // body(place in scratch.s and scratch.ds, vector, dp = V g there).
+  // body(place in scratch.s and scratch.ds, vector, dp = V g there) of keys [first, first + count).
   template <class Body>
-  PYENC_INLINE void each_dp(const float* v, std::int64_t depth, std::int64_t count,
-                            const Scratch& scratch, const Body& body) {
+  PYENC_INLINE void each_dp(const AttentionHead& head, std::int64_t first, std::int64_t count,
+                            const FloatScratch& scratch, const Body& body) {
+    const std::int64_t depth = head.call->head_dim;
+    const float* v = head.keys + (head.n + first) * depth;
     for_rows(count, [&](std::int64_t row, auto n) {
       constexpr int R = decltype(n)::count;
       Floats acc[R][C] = {};
@@ -189,7 +170,7 @@ struct Walk : BackwardStrip<C> {
     });
   }
 
-  void finish(const AttentionHead& head, const AttentionBackward& result, const Scratch& scratch) {
+  void finish(const AttentionHead& head, const AttentionBackward& result, const FloatScratch& scratch) {
     const std::int64_t depth = head.call->head_dim;
     for (std::int64_t i = 0; i < depth * kWidth; ++i) dq[i] *= head.call->scale;
     transpose(dq, depth, strip.count, kWidth, scratch.rows, depth);
@@ -197,12 +178,23 @@ struct Walk : BackwardStrip<C> {
   }
 };
 
-#ifdef PYENC_AMX
-// Whether a call goes by matrix units.
-bool on_tiles(const Attention& call, const AttentionBackward& result) {
+// What serves bfloat16, where it is not FloatWalk.
+#if defined(PYENC_AMX)
+#define PYENC_BF16_WALK TileWalk
+using HalfScratch = TileScratch;
+constexpr auto half_words = backward_tile_words;
+constexpr auto prepare_halves = prepare_tiles;
+#elif defined(PYENC_BF16_DOT)
+#define PYENC_BF16_WALK PairWalk
+using HalfScratch = PairScratch;
+constexpr auto half_words = pair_words;
+constexpr auto prepare_halves = prepare_pairs;
+#endif
+
+// Whether a call's products are of bfloat16.
+[[maybe_unused]] bool in_halves(const Attention& call, const AttentionBackward& result) {
   return call.dtype == Dtype::bf16 && !(call.kind == BiasKind::alibi && result.grad_bias);
 }
-#endif
 
 // The strips of a tile, block by block over all that any of them met.
 template <class Strips, class Memory>
@@ -241,10 +233,10 @@ void backward_tile(const AttentionHead& head, std::int64_t first_query, std::int
                    float* memory) {
   const std::int64_t depth = head.call->head_dim;
   const Sums sums{grad_keys, grad_keys + head.n * padded(depth), bias};
-#ifdef PYENC_AMX
-  if (on_tiles(*head.call, result)) {
-    const TileScratch scratch(memory, depth);
-    Tile<TileWalk> tile;
+#ifdef PYENC_BF16_WALK
+  if (in_halves(*head.call, result)) {
+    const HalfScratch scratch(memory, depth);
+    Tile<PYENC_BF16_WALK> tile;
     tile.start(first_query, last_query, [&](auto& walk, std::int64_t at) {
       walk.start(head, at, last_query, result, scratch, at - first_query);
     });
@@ -252,8 +244,8 @@ void backward_tile(const AttentionHead& head, std::int64_t first_query, std::int
     return tile.each([&](auto& walk) { walk.finish(head, result, scratch); });
   }
 #endif
-  const Scratch scratch(memory, depth);
-  Tile<Walk> tile;
+  const FloatScratch scratch(memory, depth);
+  Tile<FloatWalk> tile;
   tile.start(first_query, last_query, [&](auto& walk, std::int64_t at) {
     walk.start(head, at, last_query, result, scratch, at - first_query, bias.slope != nullptr);
   });
@@ -271,8 +263,8 @@ void write_rows(const AttentionHead& head, std::int64_t first, std::int64_t last
 }
 
 std::int64_t keys_size(const Attention& call, const AttentionBackward& result, std::int64_t n) {
-#ifdef PYENC_AMX
-  if (on_tiles(call, result)) return backward_tile_words(n, call.head_dim);
+#ifdef PYENC_BF16_WALK
+  if (in_halves(call, result)) return half_words(n, call.head_dim);
 #endif
   (void)result;
   return 2 * n * call.head_dim;
@@ -281,8 +273,8 @@ std::int64_t keys_size(const Attention& call, const AttentionBackward& result, s
 void prepare(const AttentionHead& head, const AttentionBackward& result) {
   const Attention& call = *head.call;
   const std::int64_t depth = call.head_dim;
-#ifdef PYENC_AMX
-  if (on_tiles(call, result)) return prepare_tiles(head);
+#ifdef PYENC_BF16_WALK
+  if (in_halves(call, result)) return prepare_halves(head);
 #endif
   (void)result;
   read_rows(call.k, call.dtype, head.first, head.head, head.n, depth, head.keys);
@@ -290,11 +282,11 @@ void prepare(const AttentionHead& head, const AttentionBackward& result) {
 }
 
 std::int64_t scratch_size(std::int64_t head_dim) {
-#ifdef PYENC_AMX
-  const std::int64_t floats = Scratch::size(head_dim), tiles = TileScratch::size(head_dim);
-  return floats > tiles ? floats : tiles;
+#ifdef PYENC_BF16_WALK
+  const std::int64_t floats = FloatScratch::size(head_dim), halves = HalfScratch::size(head_dim);
+  return floats > halves ? floats : halves;
 #else
-  return Scratch::size(head_dim);
+  return FloatScratch::size(head_dim);
 #endif
 }
 

@@ -91,6 +91,41 @@ struct BackwardStrip {
     return place.side != Side::none;
   }
 
+  // s (count, strip), scores but for `row`, becomes p; false where the block is left out. top: the
+  // largest of each query.
+  bool take_weights(const AttentionHead& head, const Placement& place, const Floats (&row)[C],
+                    Floats (&top)[C], std::int64_t count, float* s) {
+    const bool may_drop = head.skips && place.side != Side::both;
+    for (int c = 0; c < C; ++c) top[c] += row[c] + mass_of(count);
+    if (may_drop && ledger.take_power(top, lse)) return false;
+    Floats sum[C] = {};
+    for (std::int64_t j = 0; j < count; ++j)
+      for (int c = 0; c < C; ++c) {
+        float* at = s + j * kWidth + c * kLanes;
+        const Floats p = weight_of(load(at) - (lse[c] - row[c])) * share[c];
+        store(at, p);
+        sum[c] += p;
+      }
+    return !(may_drop && ledger.take(sum));
+  }
+
+  // What keys [first, last) add to mass and due_mass; walk: this strip, which knows p and dp.
+  template <class Walk, class Memory>
+  void measure_block(Walk& walk, const AttentionHead& head, std::int64_t first, std::int64_t last,
+                     const Memory& scratch) {
+    if (!walk.weigh(head, first, last, scratch)) return;
+    Floats here[C] = {}, due_here[C] = {};
+    walk.each_dp(head, first, last - first, scratch, [&](std::int64_t at, int c, Floats dp) {
+      const Floats p = load(scratch.s + at);
+      here[c] += p;
+      due_here[c] += p * dp;
+    });
+    for (int c = 0; c < C; ++c) {
+      mass[c] += here[c];
+      due_mass[c] += due_here[c];
+    }
+  }
+
   // ds of keys [first, first + count) to its place.
   void write_pairs(const AttentionHead& head, std::int64_t first, std::int64_t count,
                    const float* ds, float* pairs) {

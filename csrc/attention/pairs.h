@@ -6,6 +6,7 @@
 #pragma once
 
 #include "attention/tile.h"
+#include "shared/rows.h"
 
 #if defined(__AVX512BF16__)
 #define PYENC_BF16_DOT 1
@@ -52,6 +53,30 @@ PYENC_INLINE Ints pair_of(Floats low, Floats high) {
   };
   return ((rounded(low) >> 16) & 0xffff) | (rounded(high) & (Ints{} - 65536));
 #endif
+}
+
+// 32 floats to bfloat16, one behind the other.
+PYENC_INLINE void put_halves(Floats first, Floats second, float* to) {
+#if defined(__AVX512BF16__) && !defined(PYENC_EMULATE_BF16_DOT)
+  *reinterpret_cast<LooseInts*>(to) = (Ints)_mm512_cvtne2ps_pbh(second, first);
+#else
+  write(first, reinterpret_cast<BFloat16*>(to));
+  write(second, reinterpret_cast<BFloat16*>(to) + kLanes);
+#endif
+}
+
+// to (pairs of rows, width) = rows (count, D) of floats that are bfloat16 numbers, two in a word.
+inline void pair_rows(const float* rows, std::int64_t count, std::int64_t depth, std::int64_t pairs,
+                      std::int64_t width, float* to) {
+  for (std::int64_t p = 0; p < pairs; ++p, to += width) {
+    const float *row = rows + 2 * p * depth, *next = row + depth;
+    std::int64_t d = 0;
+    if (2 * p + 1 < count)
+      for (; d < depth; ++d) put_word(to + d, bits_of(row[d]) >> 16, bits_of(next[d]) >> 16);
+    else if (2 * p < count)
+      for (; d < depth; ++d) put_word(to + d, bits_of(row[d]) >> 16, 0);
+    for (; d < width; ++d) to[d] = 0;
+  }
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -140,9 +140,11 @@ def check(
     assert isa in done.stdout.split()
 
 
-def check_sanitized(folder: Path, op: str, cases: Sequence[str]) -> None:
-    """Run the cases on tiles in plain C++ under the address and undefined-behaviour sanitizers;
-    skips where there are none, or Python cannot load their libraries."""
+def check_sanitized(
+    folder: Path, op: str, cases: Sequence[str], emulating: Sequence[str] = TILES
+) -> None:
+    """Run the cases in plain C++ under the address and undefined-behaviour sanitizers; skips where
+    there are none, or Python cannot load their libraries."""
     flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
     if sys.platform != "linux" or not flags_serve(flags, folder):
         pytest.skip("there are no sanitizers")
@@ -155,7 +157,7 @@ def check_sanitized(folder: Path, op: str, cases: Sequence[str]) -> None:
     ]  # fmt: skip
     if not all(Path(library).is_absolute() for library in libraries):
         pytest.skip("the sanitizers' libraries cannot be loaded into Python")
-    extension = build(folder, [*TILES, *flags], openmp=False, op=op)
+    extension = build(folder, [*emulating, *flags], openmp=False, op=op)
     for name in cases:
         check(extension, name, LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0")
 
@@ -175,37 +177,19 @@ def _install(path: str) -> ModuleType:
     return module
 
 
-def _pairs(_: ModuleType) -> None:
-    import torch
-
-    from tests.ops.attention import test_attention_cpu, test_attention_skip
-
-    test_attention_cpu.main()
-    for dim in (1, 2, 17, 33, 256):
-        for kind, window in (("alibi", None), ("none", (20, 90))):
-            test_attention_cpu.Case(
-                [100, 37, 1, 96, 97], kind, dim=dim, dtype=torch.bfloat16, window=window
-            ).check()
-    for name in ("plain", "planted -16", "level -12", "shifted"):
-        test_attention_skip.check_shares(name, torch.bfloat16)
-
-
-CASES: dict[str, Callable[[ModuleType], None]] = {"pairs": _pairs}
-
-
 def main(arguments: Sequence[str]) -> None:
     path, name, seed = arguments
     module = _install(path)
     import torch
 
-    from tests.csrc.attention import amx_cases, split_cases
+    from tests.csrc.attention import half_cases, split_cases
     from tests.csrc.linear import product_cases
     from tests.ops.attention.test_attention_cpu import Case
 
     torch.manual_seed(int(seed))
     torch.set_num_threads(1)  # small matrices wait for a second thread, the oracle's above all
     Case.threads = 2
-    (CASES | amx_cases.CASES | split_cases.CASES | product_cases.CASES)[name](module)
+    (half_cases.CASES | split_cases.CASES | product_cases.CASES)[name](module)
     print(module.isa())
 
 

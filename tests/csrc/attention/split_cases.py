@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from pyenc.ops import attention
-from tests.csrc.attention import amx_cases
-from tests.csrc.attention.amx_cases import HIDDEN
+from tests.csrc.attention import half_cases
+from tests.csrc.attention.half_cases import HIDDEN
 from tests.ops.attention import test_attention_skip as skip
 from tests.ops.attention.test_attention_cpu import KINDS, Case
 from tests.oracle import assert_right, naively
@@ -99,7 +99,7 @@ def exact(_: ModuleType) -> None:
 
 
 def not_finite(_: ModuleType) -> None:
-    amx_cases.not_finite(Case)
+    half_cases.not_finite(Case)
 
 
 def the_same_twice(_: ModuleType) -> None:

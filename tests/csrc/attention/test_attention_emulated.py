@@ -5,7 +5,7 @@ csrc/shared/simd.h). One build has pairs of bfloat16, one the tiles of matrix un
 C++ too (PYENC_EMULATE_AMX in csrc/shared/tiles.h), the same in `make sanitize` under the
 sanitizers, and one their instructions themselves, which fault where there are none and are then
 carried out by amx_trap.cpp. In one file, so that what they share is compiled once. A processor that
-has matrix units runs the same cases on them.
+has pairs or matrix units runs the same cases on them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from tests.seeds import seed
 
 pytestmark = emulated.needs_compiler
 
+HALVES = ["halves", "halves skip", "halves others"]
+
 
 @pytest.fixture(scope="module")
 def extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -28,21 +30,27 @@ def extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return emulated.build(folder, emulated.TILES, openmp=emulated.flags_serve(["-fopenmp"], folder))
 
 
+@pytest.fixture(scope="module")
+def of_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pairs")
+    return emulated.build(folder, emulated.WIDE, openmp=emulated.flags_serve(["-fopenmp"], folder))
+
+
 @pytest.mark.slow
-def test_pairs_and_wide_tiles_agree_with_the_oracle(tmp_path: Path) -> None:
-    openmp = emulated.flags_serve(["-fopenmp"], tmp_path)
-    emulated.check(emulated.build(tmp_path, emulated.WIDE, openmp=openmp), "pairs")
+@pytest.mark.parametrize("cases", HALVES)
+def test_pairs(of_pairs: Path, cases: str) -> None:
+    emulated.check(of_pairs, cases, seed(1))
 
 
 @pytest.mark.slow
 def test_forward_and_backward_agree_with_the_oracle(extension: Path) -> None:
     """On other numbers with PYENC_TEST_SEED; `make test-processors` draws three times."""
-    emulated.check(extension, "amx", seed(1))
+    emulated.check(extension, "halves", seed(1))
 
 
 @pytest.mark.slow
 def test_the_skip_rule_keeps_its_promise(extension: Path) -> None:
-    emulated.check(extension, "amx skip")
+    emulated.check(extension, "halves skip")
 
 
 @pytest.mark.slow
@@ -53,12 +61,20 @@ def test_float32_by_parts(extension: Path, cases: str) -> None:
 
 @pytest.mark.slow
 def test_whatever_else_holds_of_the_kernels(extension: Path) -> None:
-    emulated.check(extension, "amx others")
+    emulated.check(extension, "halves others")
 
 
 @emulated.only_sanitized
-def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
-    emulated.check_sanitized(tmp_path, "attention", ["amx a little", "split a little"])
+@pytest.mark.parametrize(
+    ("flags", "cases"),
+    [
+        (emulated.TILES, ["halves a little", "split a little"]),
+        (emulated.WIDE, ["halves a little"]),
+    ],
+    ids=["tiles", "pairs"],
+)
+def test_the_sanitizers_find_nothing(flags: list[str], cases: list[str], tmp_path: Path) -> None:
+    emulated.check_sanitized(tmp_path, "attention", cases, flags)
 
 
 @pytest.mark.slow
@@ -73,13 +89,22 @@ def test_the_instructions_themselves(tmp_path: Path) -> None:
         pytest.skip("nothing faults on a processor that has them: see the next test")
     trap = Path(__file__).parent / "amx_trap.cpp"
     extension = emulated.build(tmp_path, flags, openmp=True, trap=trap)
-    emulated.check(extension, "amx trapped")
+    emulated.check(extension, "halves trapped")
 
 
-@pytest.mark.parametrize("cases", ["amx", "amx skip", "amx others", "split", "split others"])
+@pytest.mark.parametrize("cases", [*HALVES, "split", "split others"])
 def test_the_matrix_units_themselves(cases: str) -> None:
     """The package's own extension, where the processor has what the others stand for."""
-    module, isa = package.load(), "x86-64-v4-amx"
+    check_itself("x86-64-v4-amx", cases)
+
+
+@pytest.mark.parametrize("cases", HALVES)
+def test_the_dot_products_themselves(cases: str) -> None:
+    check_itself("x86-64-v4-bf16", cases)
+
+
+def check_itself(isa: str, cases: str) -> None:
+    module = package.load()
     if module is None or isa not in module.available_isas():
         pytest.skip(f"this processor or this build has no {isa}")
     path = Path(str(module.__file__))

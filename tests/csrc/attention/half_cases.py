@@ -1,4 +1,4 @@
-"""What holds of attention on matrix units, in bfloat16: run by emulated.py beside this file."""
+"""What holds of attention in bfloat16, on matrix units and by pairs: run by emulated.py."""
 
 from __future__ import annotations
 
@@ -173,9 +173,9 @@ def trapped(module: ModuleType) -> None:
 
 
 CASES: dict[str, Callable[[ModuleType], None]] = {
-    "amx": forward_and_backward,
-    "amx a little": a_little,
-    "amx others": others,
-    "amx skip": left_out,
-    "amx trapped": trapped,
+    "halves": forward_and_backward,
+    "halves a little": a_little,
+    "halves others": others,
+    "halves skip": left_out,
+    "halves trapped": trapped,
 }
