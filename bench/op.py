@@ -16,7 +16,7 @@ import torch
 
 from bench.check import Checks, Wrong, why
 from bench.chosen import chosen, chosen_device
-from bench.compare import Case, Op, Peer, Ready, Tensors
+from bench.compare import CannotServe, Case, Op, Peer, Ready, Tensors
 from bench.measure import ceilings, clock, launching, machine, memory, record
 from bench.show import drawing, machine_lines, op_table
 
@@ -194,7 +194,8 @@ def _memory(
 
 
 def _measure_memory(op: Op, task: dict[str, Any]) -> dict[str, Any]:
-    """The child's side: what preparing and running one peer takes, less what it returns."""
+    """The child's side: what preparing and running one peer takes, less what it returns; its word
+    where it cannot serve beside what the parent holds."""
     case, device = Case(**task["case"]), torch.device("cpu")
     peer = next(peer for peer in op.peers if peer.name == task["peer"])
     inputs = op.inputs(case, device)
@@ -210,7 +211,10 @@ def _measure_memory(op: Op, task: dict[str, Any]) -> dict[str, Any]:
         returned = _returned_mb(ready.results(out))
         return out
 
-    growth = memory.growth_mb(run)
+    try:
+        growth = memory.growth_mb(run)
+    except CannotServe as error:
+        return {"error": str(error)}
     return {"extra_mb": None if growth is None else max(0.0, growth - returned)}
 
 

@@ -81,7 +81,8 @@ constexpr std::int64_t kShortestSplit = 96;
 // vector registers: beside a log-sum-exp of others, weights would be off by what both round.
 inline bool may_split(const AttentionHead& head) {
   const Attention& call = *head.call;
-  return call.dtype == Dtype::f32 && !call.with_backward && head.n >= kShortestSplit;
+  return call.dtype == Dtype::f32 && !call.with_backward && !call.drops() &&
+         head.n >= kShortestSplit;
 }
 
 // Keys so large that queries beside them may have parts that are subnormal. Weights have none.

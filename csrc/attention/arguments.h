@@ -44,11 +44,16 @@ struct Attention {
   float scale;
   double skip_eps;  // 0 computes everything
   int threads;
+  double dropout = 0;      // of the weights, in [0, 1)
+  std::uint64_t seed = 0;  // what is dropped is told from it (attention/dropout.h)
   // Of the forward: whether a backward follows, whose weights are to be the same.
   bool with_backward = false;
   // What makes new scores of old ones, of a slab in float32 (attention/slabs.h); kind is none, and `rows` and
   // `reach` are the slab's queries and its keys. Null: nothing does.
   const MapProgram* map = nullptr;
+
+  bool drops() const { return dropout > 0; }
+  float kept_scale() const { return static_cast<float>(1 / (1 - dropout)); }
 };
 
 // The keys [first, last) that a query's strip met.

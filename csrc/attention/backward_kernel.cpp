@@ -140,9 +140,7 @@ struct FloatWalk : BackwardStrip<C> {
     if (sums.bias.slope)
       slope.meet(head, strip, first, count, k, v, q_plain, g, lse, delta, scratch.s, scratch.ds);
     else
-      each_dp(head, first, count, scratch, [&](std::int64_t at, int c, Floats dp) {
-        store(scratch.ds + at, load(scratch.s + at) * (dp - delta[c]));
-      });
+      this->turn_back(*this, head, first, count, scratch);
     if (head.call->map)
       turn_map_back(head, strip, first, count, scratch.old, scratch.s, scratch.ds, of_map);
     add_product({scratch.s, kWidth, 1}, count, g_rows, strip.count, width, sums.values + first * width);
@@ -178,22 +176,12 @@ struct FloatWalk : BackwardStrip<C> {
   }
 };
 
-// What serves bfloat16, where it is not FloatWalk.
-#if defined(PYENC_AMX)
-#define PYENC_BF16_WALK TileWalk
-using HalfScratch = TileScratch;
-constexpr auto half_words = backward_tile_words;
-constexpr auto prepare_halves = prepare_tiles;
-#elif defined(PYENC_BF16_DOT)
-#define PYENC_BF16_WALK PairWalk
-using HalfScratch = PairScratch;
-constexpr auto half_words = pair_words;
-constexpr auto prepare_halves = prepare_pairs;
-#endif
-
-// Whether a call's products are of bfloat16.
-[[maybe_unused]] bool in_halves(const Attention& call, const AttentionBackward& result) {
+// Whether a call's products are of bfloat16: pairs, or tiles of matrix units, which drop no weights.
+[[maybe_unused]] bool on_pairs(const Attention& call, const AttentionBackward& result) {
   return call.dtype == Dtype::bf16 && !(call.kind == BiasKind::alibi && result.grad_bias);
+}
+[[maybe_unused]] bool on_tiles(const Attention& call, const AttentionBackward& result) {
+  return on_pairs(call, result) && !call.drops();
 }
 
 // The strips of a tile, block by block over all that any of them met.
@@ -228,21 +216,32 @@ void walk_blocks(const AttentionHead& head, Strips& tile, const Memory& scratch,
   });
 }
 
+#ifdef PYENC_BF16_DOT
+template <template <int> class Walk, class Memory>
+void serve_halves(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
+                  const AttentionBackward& result, const Sums& sums, float* memory) {
+  const Memory scratch(memory, head.call->head_dim);
+  Tile<Walk> tile;
+  tile.start(first_query, last_query, [&](auto& walk, std::int64_t at) {
+    walk.start(head, at, last_query, result, scratch, at - first_query);
+  });
+  walk_blocks(head, tile, scratch, sums);
+  tile.each([&](auto& walk) { walk.finish(head, result, scratch); });
+}
+#endif
+
 void backward_tile(const AttentionHead& head, std::int64_t first_query, std::int64_t last_query,
                    const AttentionBackward& result, float* grad_keys, const GradBias& bias,
                    float* memory) {
   const std::int64_t depth = head.call->head_dim;
   const Sums sums{grad_keys, grad_keys + head.n * padded(depth), bias};
-#ifdef PYENC_BF16_WALK
-  if (in_halves(*head.call, result)) {
-    const HalfScratch scratch(memory, depth);
-    Tile<PYENC_BF16_WALK> tile;
-    tile.start(first_query, last_query, [&](auto& walk, std::int64_t at) {
-      walk.start(head, at, last_query, result, scratch, at - first_query);
-    });
-    walk_blocks(head, tile, scratch, sums);
-    return tile.each([&](auto& walk) { walk.finish(head, result, scratch); });
-  }
+#ifdef PYENC_AMX
+  if (on_tiles(*head.call, result))
+    return serve_halves<TileWalk, TileScratch>(head, first_query, last_query, result, sums, memory);
+#endif
+#ifdef PYENC_BF16_DOT
+  if (on_pairs(*head.call, result))
+    return serve_halves<PairWalk, PairScratch>(head, first_query, last_query, result, sums, memory);
 #endif
   const FloatScratch scratch(memory, depth);
   Tile<FloatWalk> tile;
@@ -263,8 +262,11 @@ void write_rows(const AttentionHead& head, std::int64_t first, std::int64_t last
 }
 
 std::int64_t keys_size(const Attention& call, const AttentionBackward& result, std::int64_t n) {
-#ifdef PYENC_BF16_WALK
-  if (in_halves(call, result)) return half_words(n, call.head_dim);
+#ifdef PYENC_AMX
+  if (on_tiles(call, result)) return backward_tile_words(n, call.head_dim);
+#endif
+#ifdef PYENC_BF16_DOT
+  if (on_pairs(call, result)) return pair_words(n, call.head_dim);
 #endif
   (void)result;
   return 2 * n * call.head_dim;
@@ -273,8 +275,11 @@ std::int64_t keys_size(const Attention& call, const AttentionBackward& result, s
 void prepare(const AttentionHead& head, const AttentionBackward& result) {
   const Attention& call = *head.call;
   const std::int64_t depth = call.head_dim;
-#ifdef PYENC_BF16_WALK
-  if (in_halves(call, result)) return prepare_halves(head);
+#ifdef PYENC_AMX
+  if (on_tiles(call, result)) return prepare_tiles(head);
+#endif
+#ifdef PYENC_BF16_DOT
+  if (on_pairs(call, result)) return prepare_pairs(head);
 #endif
   (void)result;
   read_rows(call.k, call.dtype, head.first, head.head, head.n, depth, head.keys);
@@ -282,12 +287,16 @@ void prepare(const AttentionHead& head, const AttentionBackward& result) {
 }
 
 std::int64_t scratch_size(std::int64_t head_dim) {
-#ifdef PYENC_BF16_WALK
-  const std::int64_t floats = FloatScratch::size(head_dim), halves = HalfScratch::size(head_dim);
-  return floats > halves ? floats : halves;
-#else
-  return FloatScratch::size(head_dim);
+  std::int64_t size = FloatScratch::size(head_dim);
+  const auto as_large_as = [&](std::int64_t other) { size = other > size ? other : size; };
+#ifdef PYENC_BF16_DOT
+  as_large_as(PairScratch::size(head_dim));
 #endif
+#ifdef PYENC_AMX
+  as_large_as(TileScratch::size(head_dim));
+#endif
+  (void)as_large_as;
+  return size;
 }
 
 }  // namespace

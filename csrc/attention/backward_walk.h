@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention/bound.h"
+#include "attention/dropout.h"
 #include "attention/tile.h"
 
 namespace pyenc {
@@ -31,6 +32,7 @@ struct BackwardStrip {
   Floats due[C];  // grad_lse
   KeyRange met;
   Ledger<C> ledger;
+  Dropout<C> dropout;  // where there is any
   // Sum of p, and of p dp. Where a bias by distance is learned, a strip is measured first: whatever
   // made the bias sums ds over all of a row, which leaves what delta is off, once a pair. Taken from
   // `out` that is what `out` was rounded by; taken from the same p and dp it cancels.
@@ -75,6 +77,7 @@ struct BackwardStrip {
     if (met.last > head.n) met.last = static_cast<std::int32_t>(head.n);
     for (int c = 0; c < C; ++c) mass[c] = due_mass[c] = Floats{};
     if (head.skips) ledger.start(head, strip.count);
+    if (call.drops()) dropout.start(head, strip);
   }
 
   // Once all blocks are measured: delta = sum p dp / sum p - grad_lse, and the blocks are met anew.
@@ -115,15 +118,39 @@ struct BackwardStrip {
                      const Memory& scratch) {
     if (!walk.weigh(head, first, last, scratch)) return;
     Floats here[C] = {}, due_here[C] = {};
+    const float* factor = factors(head, first, last - first, scratch.bias);
     walk.each_dp(head, first, last - first, scratch, [&](std::int64_t at, int c, Floats dp) {
       const Floats p = load(scratch.s + at);
       here[c] += p;
-      due_here[c] += p * dp;
+      due_here[c] += factor ? p * (load(factor + at) * dp) : p * dp;
     });
     for (int c = 0; c < C; ++c) {
       mass[c] += here[c];
       due_mass[c] += due_here[c];
     }
+  }
+
+  // scratch.ds = p (dp - delta) of keys [first, first + count); p is then what the values were
+  // multiplied with, less what dropout left out.
+  template <class Walk, class Memory>
+  void turn_back(Walk& walk, const AttentionHead& head, std::int64_t first, std::int64_t count,
+                 const Memory& scratch) {
+    const float* factor = factors(head, first, count, scratch.bias);
+    walk.each_dp(head, first, count, scratch, [&](std::int64_t at, int c, Floats dp) {
+      const Floats p = load(scratch.s + at);
+      if (!factor) return store(scratch.ds + at, p * (dp - delta[c]));
+      const Floats kept = load(factor + at);
+      store(scratch.ds + at, p * (kept * dp - delta[c]));
+      store(scratch.s + at, p * kept);
+    });
+  }
+
+  // What dropout multiplies weights with, in `room`; null without any.
+  const float* factors(const AttentionHead& head, std::int64_t first, std::int64_t count,
+                       float* room) const {
+    if (!head.call->drops()) return nullptr;
+    dropout.factors(head, first, count, room);
+    return room;
   }
 
   // ds of keys [first, first + count) to its place.

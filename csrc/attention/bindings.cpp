@@ -44,6 +44,8 @@ Attention call_of(const py::dict& call) {
   result.scale = call["scale"].cast<float>();
   result.skip_eps = call["skip_eps"].cast<double>();
   result.threads = call["threads"].cast<int>();
+  result.dropout = call["dropout"].cast<double>();
+  result.seed = call["seed"].cast<std::uint64_t>();
   return result;
 }
 

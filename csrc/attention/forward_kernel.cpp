@@ -86,21 +86,17 @@ void forward_tile_as(AttentionHead head, std::int64_t first_query, std::int64_t 
   tile.each([&](auto& walk) { walk.finish(head, result, scratch.rows); });
 }
 
-// What serves bfloat16, where it is not FloatMath.
-#if defined(PYENC_AMX)
-#define PYENC_BF16_MATH TileMath
-#elif defined(PYENC_BF16_DOT)
-#define PYENC_BF16_MATH PairMath
-#endif
-
 // body(Math of the head, null).
 template <class Body>
 void with_math(const AttentionHead& head, const Body& body) {
-#ifdef PYENC_BF16_MATH
-  if (head.call->dtype == Dtype::bf16) return body(static_cast<PYENC_BF16_MATH*>(nullptr));
-#endif
+  // Matrix units drop no weights.
 #ifdef PYENC_AMX
+  if (head.call->dtype == Dtype::bf16 && !head.call->drops())
+    return body(static_cast<TileMath*>(nullptr));
   if (head.split) return body(static_cast<SplitMath*>(nullptr));
+#endif
+#ifdef PYENC_BF16_DOT
+  if (head.call->dtype == Dtype::bf16) return body(static_cast<PairMath*>(nullptr));
 #endif
   (void)head;
   body(static_cast<FloatMath*>(nullptr));
@@ -153,14 +149,15 @@ std::int64_t keys_size(const AttentionHead& given) {
 
 std::int64_t scratch_size(std::int64_t head_dim) {
   std::int64_t size = Scratch<FloatMath>::size(head_dim);
-#ifdef PYENC_BF16_MATH
-  const std::int64_t other = Scratch<PYENC_BF16_MATH>::size(head_dim);
-  size = other > size ? other : size;
+  const auto as_large_as = [&](std::int64_t other) { size = other > size ? other : size; };
+#ifdef PYENC_BF16_DOT
+  as_large_as(Scratch<PairMath>::size(head_dim));
 #endif
 #ifdef PYENC_AMX
-  const std::int64_t split = Scratch<SplitMath>::size(head_dim);
-  size = split > size ? split : size;
+  as_large_as(Scratch<TileMath>::size(head_dim));
+  as_large_as(Scratch<SplitMath>::size(head_dim));
 #endif
+  (void)as_large_as;
   return size;
 }
 

@@ -105,6 +105,19 @@ struct FloatMath : RowMath<FloatMath> {
       }
   }
 
+  // s: as weigh() leaves it; zero where a weight is dropped.
+  template <int C>
+  static void drop(const AttentionHead& head, const Dropout<C>& dropout, std::int64_t first,
+                   std::int64_t count, float* s) {
+    for (std::int64_t j = 0; j < count; ++j) {
+      const std::uint32_t key = dropout.code(head, first + j);
+      for (int c = 0; c < C; ++c) {
+        float* place = s + j * Strip<C>::kWidth + c * kLanes;
+        put_words(load_words(place) & dropout.kept(key, c), place);
+      }
+    }
+  }
+
   template <int C>
   static void add_values(const float* v, std::int64_t depth, std::int64_t count, const float* s,
                          float* o) {
@@ -224,6 +237,20 @@ struct PairMath : RowMath<PairMath> {
         sum[c] += low + high;
         *reinterpret_cast<LooseInts*>(s + j / 2 * kWidth + c * kLanes) = pair_of(low, high);
       }
+  }
+
+  template <int C>
+  static void drop(const AttentionHead& head, const Dropout<C>& dropout, std::int64_t first,
+                   std::int64_t count, float* s) {
+    const Ints upper = Ints{} - 65536;
+    for (std::int64_t j = 0; j < count; j += 2) {
+      const std::uint32_t low = dropout.code(head, first + j), high = dropout.code(head, first + j + 1);
+      for (int c = 0; c < C; ++c) {
+        float* place = s + j / 2 * Strip<C>::kWidth + c * kLanes;
+        const Ints kept = (dropout.kept(low, c) & ~upper) | (dropout.kept(high, c) & upper);
+        put_words(load_words(place) & kept, place);
+      }
+    }
   }
 
   template <int C>

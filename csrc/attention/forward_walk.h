@@ -8,6 +8,7 @@
 #pragma once
 
 #include "attention/bound.h"
+#include "attention/dropout.h"
 #include "attention/map_walk.h"
 #include "attention/tile.h"
 
@@ -81,6 +82,7 @@ struct Walk {
   float* o;  // (D, strip)
   typename Math::template Queries<C> queries;
   SkipRule<C> rule;
+  Dropout<C> dropout;  // where there is any
   Floats m[C], l[C];
   std::int64_t met_first, met_last;
   bool left_open, right_open;
@@ -91,6 +93,7 @@ struct Walk {
     strip.start(head, first_query, last_query);
     o = scratch.o + done * out_depth;
     queries.start(head, strip, scratch, done);
+    if (head.call->drops()) dropout.start(head, strip);
     rule.active = head.skips;
     if (rule.active) {
       Floats square[C], along[C];
@@ -213,7 +216,7 @@ struct Walk {
   void finish(const AttentionHead& head, const AttentionForward& result, float* rows) {
     const std::int64_t token = head.first + strip.first, heads = head.call->n_heads;
     Floats inverse[C];
-    for (int c = 0; c < C; ++c) inverse[c] = 1.0f / l[c];
+    for (int c = 0; c < C; ++c) inverse[c] = head.call->kept_scale() / l[c];
     Math::template write_out<C>(head, strip, inverse, o, rows, result.out);
     if (result.lse)
       for (std::int64_t i = 0; i < strip.count; ++i) {
@@ -265,8 +268,10 @@ struct AtOnce {
     walk.raise(top, depth);
     walk.shift_of(meeting, shift);
     Math::template weigh<C>(shift, block.count(), scratch.s, sum);
-    if (walk.add(meeting, may_drop, sum, count))
-      Math::template add_values<C>(block.v, depth, block.count(), scratch.s, walk.o);
+    if (!walk.add(meeting, may_drop, sum, count)) return;
+    if (head.call->drops())
+      Math::template drop<C>(head, walk.dropout, block.first, block.count(), scratch.s);
+    Math::template add_values<C>(block.v, depth, block.count(), scratch.s, walk.o);
   }
 
   void finish(const AttentionHead&, PairCount&) {}

@@ -82,7 +82,7 @@ inline void add_pairs(const float* a, std::int64_t a_row, std::int64_t rows, con
 template <int C>
 struct PairWalk : BackwardStrip<C> {
   static constexpr std::int64_t kWidth = Strip<C>::kWidth, kPairs = kWidth / 2;
-  using BackwardStrip<C>::strip, BackwardStrip<C>::delta;
+  using BackwardStrip<C>::strip;
 
   float *q, *g;              // (pairs of D, strip)
   float *q_pairs, *g_pairs;  // (pairs of queries, padded D)
@@ -159,9 +159,7 @@ struct PairWalk : BackwardStrip<C> {
     if (last < head.n) last += last % 2;
     if (!weigh(head, first, last, scratch)) return;
     const std::int64_t depth = head.call->head_dim, width = padded(depth), count = last - first;
-    each_dp(head, first, count, scratch, [&](std::int64_t at, int c, Floats dp) {
-      store(scratch.ds + at, load(scratch.s + at) * (dp - delta[c]));
-    });
+    this->turn_back(*this, head, first, count, scratch);
     round_block(count, head.call->scale, scratch);
     PairMath::add_values<C>(head.keys + 2 * PairMath::keys_size(head.n, depth) + first / 2 * depth,
                             depth, count, scratch.ds_pairs, dq);

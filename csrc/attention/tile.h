@@ -17,7 +17,8 @@ namespace {
 #ifdef PYENC_AMX
 constexpr std::int64_t kTileKeys = 64, kMostKeys = kTileKeys;
 inline std::int64_t key_block(const AttentionHead& head) {
-  return head.split || head.call->dtype == Dtype::bf16 ? kTileKeys : kKeyBlock;
+  const Attention& call = *head.call;
+  return head.split || (call.dtype == Dtype::bf16 && !call.drops()) ? kTileKeys : kKeyBlock;
 }
 #else
 constexpr std::int64_t kMostKeys = kKeyBlock;

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import op as program
-from bench.compare import Case, Op, Peer, Ready, Tensors
+from bench.compare import CannotServe, Case, Op, Peer, Ready, Tensors
 from bench.measure import memory
 from pyenc.cli.arguments import parse
 
@@ -63,3 +63,21 @@ def test_memory_is_measured_in_a_process_of_its_own() -> None:
     assert found.keys() == {"extra_mb"}, found
     if sys.platform == "linux":
         assert found["extra_mb"] > 4096 * 12 * 64 * 4 / 1e6
+
+
+def test_who_cannot_serve_in_that_process_says_why() -> None:
+    """The whole case may be too large there, beside what the parent holds."""
+
+    def prepare(case: Case, inputs: Tensors) -> Ready:
+        if case.kind["n"] > 2:
+            raise CannotServe("it needs about 13 GB")
+        return Ready(lambda: inputs["x"])
+
+    case = Case("a", {"n": 8, "work": 8}, "float32", {"n": 2, "work": 2})
+    op = Op(
+        "an op", "", lambda quick, device: [case],
+        lambda case, device: {"x": torch.ones(case.kind["n"])}, [Peer("large", prepare)],
+        lambda case, inputs, dtype: inputs,
+    )  # fmt: skip
+    found = program._measure_memory(op, {"case": asdict(case), "peer": "large"})
+    assert found == {"error": "it needs about 13 GB"}

@@ -65,13 +65,13 @@ def attention(
             of one's own that falls with the distance) has made it irrelevant; None takes what the
             output dtype cannot show, 0 computes everything. The Triton kernels look for that in
             batches whose average length is worth it. The torch backend computes everything and so
-            keeps any bound. The output is off by at most 2 * skip_eps * max|v|, the log-sum-exp
-            by -ln(1 - skip_eps).
+            keeps any bound. The output is off by at most 2 * skip_eps * max|v| / (1 - dropout_p),
+            the log-sum-exp by -ln(1 - skip_eps).
         return_lse: also return the log-sum-exp of the scores, (T, H) float32 (float64 for
             float64); differentiable.
         backend: "triton" (a bias of one's own if it has a `kernel()`, or `along` without a
-            gradient), "cpu" (no dropout, no gradient of a dense bias, a `ScoreMap` of
-            arithmetic alone), "flash_attn"
+            gradient), "cpu" (no gradient of a dense bias, a `ScoreMap` of arithmetic alone; with
+            dropout no gradient of slopes and no bias of one's own pair by pair), "flash_attn"
             (that package: half precision, no bias or ALiBi without a gradient of the slopes),
             "torch" or "reference"; None chooses.
 

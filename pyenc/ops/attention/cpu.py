@@ -27,8 +27,8 @@ from ..launch import (
 )
 from ..validation import check_cu_seqlens, check_dense_bias, check_positions, sequence_bounds
 from .along import Falls, falls_of, grad_of_line, spread
-from .bias import relative_position_bucket
-from .terms import Terms
+from .bias import ALiBi, relative_position_bucket
+from .terms import Terms, has_line, is_own
 
 OP = "attention"
 
@@ -48,13 +48,19 @@ def why_not(q: Tensor, bias: Any, dropout_p: float, positions: Tensor | None = N
     """Why these kernels cannot serve a call, or None."""
     if q.shape[-1] > MAX_HEAD_DIM:
         return f"head dim {q.shape[-1]} is more than {MAX_HEAD_DIM}"
-    if dropout_p > 0:
-        return "it has no dropout"
-    if isinstance(bias, Tensor) and bias.requires_grad and torch.is_grad_enabled():
+    if dropout_p > 0 and is_own(bias) and not has_line(bias):
+        return "it has no dropout under a bias of one's own pair by pair"
+    if dropout_p > 0 and isinstance(bias, ALiBi) and _learned(bias.slopes):
+        return "it has no gradient of ALiBi's slopes under dropout"
+    if isinstance(bias, Tensor) and _learned(bias):
         return "it has no gradient of a dense bias"
     if positions is not None and positions.device.type == "cpu" and _span(positions) > MAX_SPAN:
         return f"positions span more than {MAX_SPAN}"
     return launch.why_not(q)
+
+
+def _learned(tensor: Tensor) -> bool:
+    return tensor.requires_grad and torch.is_grad_enabled()
 
 
 def forward(
@@ -182,6 +188,8 @@ def call_of(
             )
     if not 0 <= skip_eps < 1:
         raise InputError(f"{OP}: skip_eps must be in [0, 1), got {skip_eps}")
+    if not 0 <= terms.dropout_p < 1:
+        raise InputError(f"{OP}: dropout_p must be in [0, 1), got {terms.dropout_p}")
     check_cu_seqlens(OP, cu_seqlens)
     check_memory(OP, cu_seqlens=cu_seqlens)
     cu_seqlens = cu_seqlens.to(torch.int64).contiguous()
@@ -206,6 +214,7 @@ def call_of(
         "nearby": pointer(falls and falls.nearby),
         "window_left": terms.window_left, "window_right": terms.window_right,
         "scale": terms.scale, "skip_eps": skip_eps, "threads": torch.get_num_threads(),
+        "dropout": terms.dropout_p, "seed": terms.seed,
     }  # fmt: skip
     return Call(fields, cu_seqlens, places, tensor, falls)
 

@@ -12,6 +12,7 @@ import torch
 
 from pyenc.ops import ALiBi, attention, computed_share
 from tests.ops.attention import test_attention_cpu as whole
+from tests.ops.attention import test_attention_dropout as dropout
 from tests.ops.attention import test_attention_skip as skip
 from tests.ops.attention.test_attention_cpu import KINDS, Case
 
@@ -125,6 +126,13 @@ def strided() -> None:
     assert torch.equal(attention(*parts, one.cu_seqlens, backend="cpu"), expected)
 
 
+def dropped(_: ModuleType) -> None:
+    """Weights under dropout, in every dtype."""
+    for kind, dtype in itertools.product(KINDS, whole.DTYPES):
+        dropout.Case([150, 1, 37], kind, dtype=dtype, dim=33).check()
+    dropout.Case([97], "alibi", dtype=torch.bfloat16, window=(40, 7)).check()
+
+
 def left_out(_: ModuleType) -> None:
     """The skip rule keeps its promise, and leaves out what it does elsewhere."""
     for name in ("plain", "planted -16", "level -12", "shifted"):
@@ -176,6 +184,7 @@ CASES: dict[str, Callable[[ModuleType], None]] = {
     "halves": forward_and_backward,
     "halves a little": a_little,
     "halves others": others,
+    "halves dropped": dropped,
     "halves skip": left_out,
     "halves trapped": trapped,
 }

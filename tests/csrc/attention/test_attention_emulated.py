@@ -21,7 +21,7 @@ from tests.seeds import seed
 
 pytestmark = emulated.needs_compiler
 
-HALVES = ["halves", "halves skip", "halves others"]
+HALVES = ["halves", "halves skip", "halves others", "halves dropped"]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,11 @@ def test_forward_and_backward_agree_with_the_oracle(extension: Path) -> None:
 @pytest.mark.slow
 def test_the_skip_rule_keeps_its_promise(extension: Path) -> None:
     emulated.check(extension, "halves skip")
+
+
+@pytest.mark.slow
+def test_dropped_weights_are_left_to_the_others(extension: Path) -> None:
+    emulated.check(extension, "halves dropped", seed(1))
 
 
 @pytest.mark.slow

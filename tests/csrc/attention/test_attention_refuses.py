@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyenc.errors import BackendError, InputError
-from pyenc.ops import attention, extension
+from pyenc.ops import ALiBi, attention, extension
 from pyenc.ops.attention import cpu as attention_cpu
 from pyenc.ops.attention.terms import Terms
 
@@ -94,8 +94,9 @@ def test_what_the_kernels_cannot_serve_goes_to_torch_or_says_why() -> None:
     q = torch.randn(10, 2, 8)
     bounds = torch.tensor([0, 10])
     dense = torch.zeros(2, 10, 10, requires_grad=True)
+    learned = ALiBi(torch.ones(2, requires_grad=True))
     for options, why in (
-        ({"dropout_p": 0.1}, "dropout"),
+        ({"dropout_p": 0.1, "bias": learned}, "gradient of ALiBi's slopes under dropout"),
         ({"bias": dense}, "gradient of a dense bias"),
     ):
         attention(q, q, q, bounds, **options)

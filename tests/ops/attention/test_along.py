@@ -159,13 +159,14 @@ def test_the_reference_takes_along_itself() -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_dropout_goes_to_the_torch_backend_and_keeps_its_gradients() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dropout_keeps_its_gradients(backend: str) -> None:
     q, k, v = inputs([50])["qkv"]
     bias, cu_seqlens = Lopsided(2), torch.tensor([0, 50])
 
     def once() -> Tensor:
         torch.manual_seed(3)
-        out = attention(q, k, v, cu_seqlens, bias=bias, dropout_p=0.4)
+        out = attention(q, k, v, cu_seqlens, bias=bias, dropout_p=0.4, backend=backend)
         assert isinstance(out, Tensor)
         grads = torch.autograd.grad(out.square().sum(), list(bias.parameters()))
         return torch.cat([g.flatten() for g in grads])

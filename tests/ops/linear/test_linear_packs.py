@@ -17,7 +17,7 @@ from pyenc.ops.backend import explain
 from pyenc.ops.linear import backend_table
 from pyenc.ops.linear import onednn as linear_onednn
 from pyenc.ops.linear import packs as linear_packs
-from tests.ops.linear.linear_support import check, layer, onednn, packed
+from tests.ops.linear.linear_support import check, layer, onednn, packed, pin
 
 
 def step(optimizer: type[torch.optim.Optimizer], **options: object) -> Callable[[Tensor], None]:
@@ -161,7 +161,8 @@ def test_inference_mode() -> None:
 
 
 @onednn
-def test_there_is_no_pack_of_shared_memory() -> None:
+def test_there_is_no_pack_of_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    pin(monkeypatch, {"onednn": 2.0})
     x, weight = torch.randn(3, 24), nn.Parameter(torch.randn(40, 24).share_memory_(), False)
     for _ in range(2):
         check(linear(x, weight, backend="onednn"), x, weight)
