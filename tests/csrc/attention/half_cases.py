@@ -12,8 +12,8 @@ import torch
 
 from pyenc.ops import ALiBi, attention, computed_share
 from tests.ops.attention import test_attention_cpu as whole
-from tests.ops.attention import test_attention_dropout as dropout
 from tests.ops.attention import test_attention_skip as skip
+from tests.ops.attention import test_dropped_weights as dropout
 from tests.ops.attention.test_attention_cpu import KINDS, Case
 
 # Around what a tile, two of them, a strip, a block and a tile of queries hold.
