@@ -205,9 +205,7 @@ struct TileWalk : BackwardStrip<C> {
 
   void finish(const AttentionHead& head, const AttentionBackward& result,
               const TileScratch& scratch) {
-    const std::int64_t depth = head.call->head_dim;
-    transpose(dq, depth, strip.count, kWidth, scratch.rows, depth);
-    put_rows(head, strip.first, strip.count, scratch.rows, depth, result.grad_q);
+    this->write_queries(head, result, dq, scratch.rows);
   }
 };
 

@@ -171,8 +171,7 @@ struct FloatWalk : BackwardStrip<C> {
   void finish(const AttentionHead& head, const AttentionBackward& result, const FloatScratch& scratch) {
     const std::int64_t depth = head.call->head_dim;
     for (std::int64_t i = 0; i < depth * kWidth; ++i) dq[i] *= head.call->scale;
-    transpose(dq, depth, strip.count, kWidth, scratch.rows, depth);
-    put_rows(head, strip.first, strip.count, scratch.rows, depth, result.grad_q);
+    this->write_queries(head, result, dq, scratch.rows);
   }
 };
 

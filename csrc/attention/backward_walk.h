@@ -153,6 +153,14 @@ struct BackwardStrip {
     return room;
   }
 
+  // dq (D, strip) to its place; rows: room for (strip, D).
+  void write_queries(const AttentionHead& head, const AttentionBackward& result, const float* dq,
+                     float* rows) const {
+    const std::int64_t depth = head.call->head_dim;
+    transpose(dq, depth, strip.count, kWidth, rows, depth);
+    put_rows(head, strip.first, strip.count, rows, depth, result.grad_q);
+  }
+
   // ds of keys [first, first + count) to its place.
   void write_pairs(const AttentionHead& head, std::int64_t first, std::int64_t count,
                    const float* ds, float* pairs) {

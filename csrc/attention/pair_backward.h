@@ -20,7 +20,6 @@ struct PairScratch {
   float *rows, *others, *q, *g, *q_pairs, *g_pairs, *dq, *s, *ds, *bias, *column, *p_rows, *ds_rows,
       *ds_pairs;
 
-  static constexpr std::int64_t kRowWords = kWidest / 2;  // pairs of a strip's queries
   static constexpr std::int64_t kBlock = kMostKeys * kWidest;
 
   static std::int64_t size(std::int64_t depth) {
@@ -185,8 +184,8 @@ struct PairWalk : BackwardStrip<C> {
         }
       }
       for (int c = 0; c < C; ++c)
-        *reinterpret_cast<LooseInts*>(scratch.ds_pairs + j / 2 * kWidth + c * kLanes) =
-            pair_of(scaled[0][c], scaled[1][c]);
+        put_words(pair_of(scaled[0][c], scaled[1][c]),
+                  scratch.ds_pairs + j / 2 * kWidth + c * kLanes);
     }
   }
 
@@ -202,9 +201,7 @@ struct PairWalk : BackwardStrip<C> {
 
   void finish(const AttentionHead& head, const AttentionBackward& result,
               const PairScratch& scratch) {
-    const std::int64_t depth = head.call->head_dim;
-    transpose(dq, depth, strip.count, kWidth, scratch.rows, depth);
-    put_rows(head, strip.first, strip.count, scratch.rows, depth, result.grad_q);
+    this->write_queries(head, result, dq, scratch.rows);
   }
 };
 

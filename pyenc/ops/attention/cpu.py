@@ -134,6 +134,8 @@ def backward(
         check_like(OP, "grad_lse", grad_lse, shape[:2], torch.float32)
     if want_bias and terms.kind not in ("alibi", "t5", "line"):
         raise BackendError(f"{OP}: the 'cpu' backend has no gradient of a {terms.kind} bias")
+    if want_bias and terms.kind == "alibi" and terms.dropout_p > 0:
+        raise BackendError(f"{OP}: the 'cpu' backend has no gradient of slopes under dropout")
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
     grads = [q.new_empty(shape) for _ in range(3)]

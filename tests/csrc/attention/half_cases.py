@@ -55,6 +55,7 @@ def a_little(_: ModuleType) -> None:
         check([130], kind, dim=7, heads=1, window=(20, 90), holes=True)
     check([70], "alibi", dim=256, heads=1)
     check([260], "alibi", dim=65, heads=1)
+    dropout.Case([1, 17, 97], "t5", dtype=torch.bfloat16, dim=33, heads=1, window=(20, 90)).check()
     skip.check_shares("planted -16", torch.bfloat16)
 
 

@@ -58,6 +58,7 @@ def call(**change: Any) -> None:
         ),
         ({"terms": Terms("alibi", None, 0, None, -1, -1, 1.0, 0.0, 0)}, "'alibi' with no tensor"),
         ({"terms": Terms("rope", SLOPES, 0, None, -1, -1, 1.0, 0.0, 0)}, "kind 'rope'"),
+        ({"terms": Terms("none", None, 0, None, -1, -1, 1.0, 1.0, 0)}, "dropout_p must be in"),
     ],
 )
 def test_bad_input_is_refused_before_an_address_is_read(
@@ -87,6 +88,11 @@ def test_backward_refuses_what_the_forward_did_not_give() -> None:
     with pytest.raises(BackendError, match="no gradient of a none bias"):
         attention_cpu.backward(
             q, None, q, q, q, bounds, TERMS, 0.0, out, lse, ranges, want_bias=True
+        )
+    dropped = Terms("alibi", torch.ones(2), 0, None, -1, -1, 0.35, 0.1, 7)
+    with pytest.raises(BackendError, match="no gradient of slopes under dropout"):
+        attention_cpu.backward(
+            q, None, q, q, q, bounds, dropped, 0.0, out, lse, ranges, want_bias=True
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -59,3 +60,24 @@ def check(got: Tensor, *inputs: Tensor | None, activation: str | None = None) ->
     wide = [None if t is None else t.double() for t in values]
     naive, oracle = (linear_reference(*(*three, None)[:3], activation) for three in (values, wide))
     assert_right(got, naive, oracle)
+
+
+def the_same(
+    ways: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]],
+    x: Tensor,
+    leaves: list[Tensor],
+    grad: bool,
+    made: list[Any],
+) -> list[Any]:
+    """What both ways note in `made`, which is the same, as are their answers and gradients."""
+    found = []
+    for way in ways:
+        made.clear()
+        with torch.set_grad_enabled(grad):
+            y = way(x)
+            of = torch.autograd.grad(y.square().sum(), leaves) if grad else ()
+        found.append((list(made), y, *of))
+    assert found[0][0] == found[1][0]
+    for one, other in zip(found[0][1:], found[1][1:], strict=True):
+        assert torch.equal(one, other)
+    return list(found[0][0])

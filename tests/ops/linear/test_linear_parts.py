@@ -22,7 +22,7 @@ from pyenc.ops.backend import explain
 from pyenc.ops.constant import constant_result
 from pyenc.ops.linear import activated, backend_table, by_parts, parts, product
 from pyenc.ops.linear import onednn as linear_onednn
-from tests.ops.linear.linear_support import check, layer, pin
+from tests.ops.linear.linear_support import check, layer, pin, the_same
 
 ROWS, C, F_OUT = 600, 512, 512  # large enough to gain
 
@@ -195,18 +195,9 @@ def test_the_same_compiled_or_not(
     for rows in (ROWS, 511, 3, 2 * ROWS):
         x = torch.randn(rows, C)
         for grad in (False, True):
-            found = []
-            for way in (compiled, forward):
-                products.clear()
-                with torch.set_grad_enabled(grad):
-                    y = way(x)
-                    of = torch.autograd.grad(y.square().sum(), [weight, bias]) if grad else ()
-                found.append((list(products), y, *of))
-            assert found[0][0] == found[1][0], (rows, grad)
-            for one, other in zip(found[0][1:], found[1][1:], strict=True):
-                assert torch.equal(one, other), (rows, grad)
+            found = the_same((compiled, forward), x, [weight, bias], grad, products)
             by_parts = [(rows, F_OUT, C), (F_OUT, C, rows)][: 1 + grad]
-            assert found[0][0] == (by_parts if rows >= ROWS else [])
+            assert found == (by_parts if rows >= ROWS else [])
 
 
 def test_every_gradient_and_no_other(products: Products) -> None:
