@@ -55,8 +55,8 @@ def linear(
     Where the table prefers it (processors with AMX), a large product of float32, and those of its
     gradient, are made of parts in bfloat16 on the matrix units, to float32's own accuracy
     (`bf16x6`). After `torch.set_float32_matmul_precision("high")`, half as many products make one
-    (`bf16x3`): each is within 2^-14, where TF32 is within 2^-10. "medium" is torch's own product in
-    bfloat16.
+    (`bf16x3`): each is within 2^-14, where TF32 is within 2^-10. "medium" leaves it to oneDNN, or
+    torch, whether operands are rounded to bfloat16.
 
     Where no gradient is needed, bias and activation of float32 on a CPU are one pass over torch's
     product, through the C++ kernels; not with `backend="torch"`, which is torch's own throughout.

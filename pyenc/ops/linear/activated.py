@@ -34,6 +34,8 @@ def around() -> str | None:
         return "autocast makes another product"
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms what it cannot see into"
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit takes a trace, which is to hold torch's own ops"
     if forward_ad._current_level >= 0:
         return "a derivative goes forward through what is computed"
     return None

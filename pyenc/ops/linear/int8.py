@@ -26,6 +26,7 @@ from .. import launch, oracle
 from ..activation import check_activation
 from ..backend import WhyNot, always, choose
 from ..constant import constant_result
+from ..unseen import unseen
 from ..validation import check_float
 from . import int8_rows, packs
 from .int8_rows import STEPS, TINY
@@ -134,7 +135,8 @@ def why_not() -> str | None:
         return "torch.backends.mkldnn is disabled"
     with _lock:
         if not _tried:
-            _tried.append(_try())
+            with unseen():
+                _tried.append(_try())
         return _tried[0]
 
 
@@ -148,6 +150,7 @@ def _op(
     if out.numel() == 0:
         return out.view(*x.shape[:-1], weight.shape[0])
     wide_bias = None if bias is None else bias.float()
+    scale = scale.contiguous()
     packed, sums = _ready(weight, scale, name)
     zeros = torch.zeros(weight.shape[0], dtype=torch.int64, device=weight.device)
     quantize, finish = int8_rows.quantize, int8_rows.finish
@@ -183,7 +186,9 @@ def _ready(weight: Tensor, scale: Tensor, name: str) -> tuple[Tensor, Tensor]:
 
 def _pack(weight: Tensor) -> tuple[Tensor, Tensor]:
     ops: Any = torch.ops.onednn
-    return ops.qlinear_prepack(weight, None), weight.sum(1, dtype=torch.int32)
+    # It reads a weight as if its rows lay one behind the other, and the product a scale as if its
+    # numbers did.
+    return ops.qlinear_prepack(weight.contiguous(), None), weight.sum(1, dtype=torch.int32)
 
 
 def _product(steps: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor) -> Tensor:
@@ -195,7 +200,6 @@ def _product(steps: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor) -> Ten
     return y
 
 
-@torch.no_grad()
 def _try() -> str | None:
     """The largest integers there can be, whose sums would show saturation, and mixed ones."""
     try:

@@ -22,6 +22,7 @@ from ...errors import BackendError
 from ..activation import activate
 from ..backend import compiling
 from ..constant import constant_result
+from ..unseen import unseen
 from . import activated, choices, packs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -36,8 +37,11 @@ LITTLE_WORK = {True: 2**20, False: 2**22}
 """The same of a pack, and of a weight as it lies, where the table's gain is `MUCH` or more: a short
 text's products gain too."""
 
+ROUNDED = {"bf16": 2.0**-8, "tf32": 2.0**-10}
+"""What operands of float32 may be rounded by where torch's switches allow it."""
+
 _lock = threading.RLock()
-_tried: dict[torch.dtype, str | None] = {}
+_tried: dict[tuple[torch.dtype, str], str | None] = {}
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -65,6 +69,25 @@ def run(
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    # The op reads a bias as if its numbers lay side by side, whatever its stride.
+    return _op(x, _dense(weight), None if bias is None else bias.contiguous(), activation)
+
+
+def is_dense(matrix: Tensor) -> bool:
+    """Whether its rows lie one behind the other, or its columns do."""
+    return matrix.is_contiguous() or matrix.t().is_contiguous()
+
+
+def _dense(weight: Tensor) -> Tensor:
+    """A weight as it lies, or a copy: with gaps, or of one row for all, it goes through plain loops
+    there, a thousand times as slow."""
+    if weight.layout != torch.strided or is_dense(weight):
+        return weight
+    columns = weight.stride(0) < weight.stride(1)
+    return weight.t().contiguous().t() if columns else weight.contiguous()
+
+
+def _op(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     ops: Any = torch.ops.mkldnn
     # "none" is the algorithm of the exact GELU, and of no activation.
     y: Tensor = ops._linear_pointwise(x, weight, bias, activation, [], "none")
@@ -77,11 +100,27 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> T
 
 
 def why_not(dtype: torch.dtype) -> str | None:
-    """Why oneDNN cannot serve this dtype here, in one line, or None; tried once."""
+    """Why oneDNN cannot serve this dtype here, in one line, or None; tried once, and once for each
+    precision that torch is asked for."""
+    if dtype not in DTYPES:
+        return f"it has no {dtype} kernel"
+    asked = precision() if dtype == torch.float32 else "ieee"
     with _lock:
-        if dtype not in _tried:
-            _tried[dtype] = _try(dtype) if dtype in DTYPES else f"it has no {dtype} kernel"
-        return _tried[dtype]
+        if (dtype, asked) not in _tried:
+            with unseen():
+                _tried[dtype, asked] = _try(dtype, ROUNDED.get(asked, torch.finfo(dtype).eps))
+        return _tried[dtype, asked]
+
+
+def precision() -> str:
+    """What torch's switches allow products of float32 on a CPU to be made in: "ieee", "tf32" or
+    "bf16"."""
+    backends: Any = torch.backends
+    for owner in (getattr(backends.mkldnn, "matmul", None), backends.mkldnn, backends):
+        asked: str = getattr(owner, "fp32_precision", "none")
+        if asked != "none":
+            return asked
+    return "ieee"
 
 
 def unavailable(dtype: torch.dtype) -> str | None:
@@ -129,17 +168,16 @@ def forced() -> str | None:
     return None if asked == "auto" else asked
 
 
-@torch.no_grad()
-def _try(dtype: torch.dtype) -> str | None:
+def _try(dtype: torch.dtype, eps: float) -> str | None:
     try:
         for tokens, activation in itertools.product((5, 1), ("none", "gelu")):
             x, weight, bias = _sample(dtype, tokens, 48)
             exact = F.linear(x.double(), weight.double(), bias.double())
             exact = F.gelu(exact) if activation == "gelu" else exact
-            # What rounding to the dtype a few times may do to values of this size.
-            allowed = 16 * torch.finfo(dtype).eps * max(1.0, exact.abs().max().item())
+            # What rounding a few times may do to values of this size.
+            allowed = 16 * eps * max(1.0, exact.abs().max().item())
             for lies in (pack(weight), weight, weight.t().contiguous().t()):
-                got = pointwise(x, lies, bias, activation).double()
+                got = _op(x, lies, bias, activation).double()
                 off = (got - exact).abs().max().item()
                 if not off <= allowed:
                     return f"its answers are wrong here: off by {off:.3g}"

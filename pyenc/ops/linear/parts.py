@@ -17,8 +17,6 @@ Shapes: a (M, K), b (K, N).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -53,7 +51,7 @@ def not_preferred(way: str) -> str | None:
     forced = onednn.forced()
     if forced is not None:
         return None if forced == way else f"{onednn.VARIABLE}={forced}"
-    allowed = _precision()
+    allowed = onednn.precision()
     if allowed not in ("ieee", "tf32"):
         return f"torch is asked for {allowed} products of float32"
     if way == "bf16x3" and allowed != "tf32":
@@ -87,14 +85,3 @@ def _lines(x: Tensor) -> Tensor:
     """x, or a copy, with one of its two strides 1."""
     x = x.resolve_neg()
     return x if 1 in x.stride() else x.contiguous()
-
-
-def _precision() -> str:
-    """What torch's switches allow products of float32 on a CPU to be made in: "ieee", "tf32" or
-    "bf16"."""
-    backends: Any = torch.backends
-    for owner in (getattr(backends.mkldnn, "matmul", None), backends.mkldnn, backends):
-        asked: str = getattr(owner, "fp32_precision", "none")
-        if asked != "none":
-            return asked
-    return "ieee"

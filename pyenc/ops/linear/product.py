@@ -105,8 +105,9 @@ def _by_onednn(a: Tensor, b: Tensor, bias: Tensor | None, activation: str) -> Te
     """oneDNN's rows must lie one behind the other, and to turn them is what the gradient of a wide
     layer's weight would spend most of its time on: the product is turned where that moves less."""
     m, k, n = *a.shape, b.shape[1]
-    plain = bias is None and not activation
-    if plain and a.stride(1) != 1 and (0 if b.stride(0) == 1 else k * n) + m * n < m * k:
+    moved = m * k * (not a.is_contiguous()) + k * n * (not onednn.is_dense(b))
+    turned = k * n * (not b.t().is_contiguous()) + m * k * (not onednn.is_dense(a)) + m * n
+    if bias is None and not activation and turned < moved:
         return onednn.run(b.t(), a, None, "").t().contiguous()
     return onednn.run(a, b.t(), bias, activation)
 

@@ -73,9 +73,9 @@ def only_of_packs(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> T
     ("name", "instead", "says"),
     [
         ("pack", broken, "this torch or processor cannot: no such processor"),
-        ("pointwise", lambda x, *_: x.new_full((5, 48), 3.0), "its answers are wrong here"),
-        ("pointwise", lambda x, *_: x.new_full((5, 48), float("nan")), "answers are wrong"),
-        ("pointwise", only_of_packs, "answers are wrong here"),
+        ("_op", lambda x, *_: x.new_full((5, 48), 3.0), "its answers are wrong here"),
+        ("_op", lambda x, *_: x.new_full((5, 48), float("nan")), "answers are wrong"),
+        ("_op", only_of_packs, "answers are wrong here"),
     ],
 )
 def test_where_the_private_op_fails_torch_serves(
@@ -83,7 +83,7 @@ def test_where_the_private_op_fails_torch_serves(
 ) -> None:
     faster(monkeypatch)
     monkeypatch.setattr(linear_onednn, "_tried", {})
-    if name == "pointwise":
+    if name == "_op":
         monkeypatch.setattr(linear_onednn, "pack", lambda weight: weight)
     monkeypatch.setattr(linear_onednn, name, instead)
     x, (weight, bias) = torch.randn(999, 384), layer(384, 384)
@@ -136,7 +136,7 @@ def test_of_oneDNN_and_float32_the_faster(
     """As on processors that have instructions for halves, and with both ways open."""
     x, (weight, bias) = torch.randn(1100, 96).to(dtype), layer(96, 200, dtype=dtype)
     widened = counted(monkeypatch)
-    monkeypatch.setattr(linear_onednn, "_tried", dict.fromkeys(WIDENED))
+    monkeypatch.setattr(linear_onednn, "_tried", dict.fromkeys((d, "ieee") for d in WIDENED))
     monkeypatch.setattr(linear_onednn, "pack", lambda weight: weight.clone())
     monkeypatch.setattr(linear_onednn, "run", lambda x, packed, bias, _: F.linear(x, packed, bias))
     for gains, packs, times in (

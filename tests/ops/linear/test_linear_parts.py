@@ -136,7 +136,7 @@ def test_each_of_torchs_switches(owner: str) -> None:
     try:
         for precision in ("tf32", "bf16", "ieee"):
             switches[owner].fp32_precision = precision
-            assert parts._precision() == precision
+            assert linear_onednn.precision() == precision
     finally:
         switches[owner].fp32_precision = before
 
@@ -145,10 +145,10 @@ def test_the_switch_of_everybody() -> None:
     """In a process of its own: torch forbids to mix it with the others."""
     code = """
 import torch
-from pyenc.ops.linear import parts
+from pyenc.ops.linear import onednn
 for precision in ("high", "medium", "highest"):
     torch.set_float32_matmul_precision(precision)
-    print(parts._precision())
+    print(onednn.precision())
 """
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert said.stdout.split() == ["tf32", "bf16", "ieee"]

@@ -16,7 +16,7 @@ import torch
 
 from pyenc.ops import linear
 from pyenc.ops.backend import explain
-from pyenc.ops.linear import backend_table, choices, parts, processor, product
+from pyenc.ops.linear import backend_table, choices, processor, product
 from pyenc.ops.linear import onednn as linear_onednn
 from pyenc.ops.linear import wide as linear_wide
 from pyenc.ops.linear.processor import Processor
@@ -190,7 +190,7 @@ def test_what_the_shipped_table_prefers(
     units = isa.startswith("avx512_core_amx")
     elsewhere = "onednn" if torch.float32 in packed else None
     assert product.preferred(torch.float32) == ("bf16x6" if units else elsewhere)
-    monkeypatch.setattr(parts, "_precision", lambda: "tf32")
+    monkeypatch.setattr(linear_onednn, "precision", lambda: "tf32")
     assert product.preferred(torch.float32) == ("bf16x3" if units else elsewhere)
 
 
