@@ -92,7 +92,7 @@ struct TileWalk : BackwardStrip<C> {
     turn_to_pairs(scratch.rows, strip.count, depth, kWidth, g);
     pair_rows(scratch.rows, strip.count, depth, kPairs, width, g_pairs);
     read(result.out, scratch.others);
-    this->take_rows(head, result, scratch.rows, scratch.others);
+    this->take_rows(head, result, scratch.rows, scratch.others, kTileKeys);
     for (std::int64_t i = 0; i < width * kWidth; ++i) dq[i] = 0;
   }
 

@@ -38,9 +38,10 @@ struct BackwardStrip {
   // `out` that is what `out` was rounded by; taken from the same p and dp it cancels.
   Floats mass[C], due_mass[C];
 
-  // grad_out, out: (queries of the strip, D).
+  // grad_out, out: (queries of the strip, D); `together`: keys that a walk's layout keeps together, from
+  // the first on.
   void take_rows(const AttentionHead& head, const AttentionBackward& result, const float* grad_out,
-                 const float* out) {
+                 const float* out, std::int32_t together = 1) {
     const Attention& call = *head.call;
     const std::int64_t depth = call.head_dim, token = head.first + strip.first;
     for (int c = 0; c < C; ++c) {
@@ -72,9 +73,12 @@ struct BackwardStrip {
       met.first = range.first < met.first ? range.first : met.first;
       met.last = range.last > met.last ? range.last : met.last;
     }
-    // Whatever it says, nothing beyond the sequence is read.
-    if (met.first < 0) met.first = 0;
-    if (met.last > head.n) met.last = static_cast<std::int32_t>(head.n);
+    // Whatever it says, nothing beyond the sequence is read, and no key that others go with alone.
+    const std::int32_t n = static_cast<std::int32_t>(head.n);
+    met.first = met.first < 0 ? 0 : met.first - met.first % together;
+    met.last = met.last < n ? met.last : n;
+    if (met.last % together) met.last += together - met.last % together;
+    if (met.last > n) met.last = n;
     for (int c = 0; c < C; ++c) mass[c] = due_mass[c] = Floats{};
     if (head.skips) ledger.start(head, strip.count);
     if (call.drops()) dropout.start(head, strip);

@@ -106,7 +106,7 @@ struct PairWalk : BackwardStrip<C> {
     pair(call.q, q, q_pairs);
     pair(result.grad_out, g, g_pairs);
     read(result.out, scratch.others);
-    this->take_rows(head, result, scratch.rows, scratch.others);
+    this->take_rows(head, result, scratch.rows, scratch.others, 2);  // those that share a word
     for (std::int64_t i = 0; i < depth * kWidth; ++i) dq[i] = 0;
   }
 
@@ -153,9 +153,6 @@ struct PairWalk : BackwardStrip<C> {
 
   void meet(const AttentionHead& head, std::int64_t first, std::int64_t last,
             const PairScratch& scratch, const Sums& sums) {
-    // Keys that share a word stay together.
-    first -= first % 2;
-    if (last < head.n) last += last % 2;
     if (!weigh(head, first, last, scratch)) return;
     const std::int64_t depth = head.call->head_dim, width = padded(depth), count = last - first;
     this->turn_back(*this, head, first, count, scratch);

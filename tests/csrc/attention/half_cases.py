@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from pyenc.ops import ALiBi, attention, computed_share
+from pyenc.ops.attention import cpu
+from pyenc.ops.attention.terms import Terms
 from tests.ops.attention import test_attention_cpu as whole
 from tests.ops.attention import test_attention_skip as skip
 from tests.ops.attention import test_dropped_weights as dropout
@@ -67,6 +69,7 @@ def others(_: ModuleType) -> None:
     pushed_down()
     cut_into_runs()
     strided()
+    any_ranges()
 
 
 def not_finite(make: Callable[..., Case] = case) -> None:
@@ -109,6 +112,30 @@ def the_same_twice() -> None:
     for again in answers[1:]:
         assert all(map(torch.equal, answers[0][0], again[0]))
     assert all(map(torch.equal, answers[1][1], answers[2][1]))
+
+
+def any_ranges() -> None:
+    """A backward is right whatever keys its ranges begin and end with; those few weigh nothing."""
+    n, edge = 201, 5
+    q, k, v, g = torch.randn(4, n, 2, 40)
+    q[..., 0] = 30
+    k[..., 0] = 0
+    k[:edge, :, 0] = k[-edge:, :, 0] = -40
+    q, k, v, g = (x.bfloat16() for x in (q, k, v, g))
+    terms, bounds = Terms("none", None, 0, None, -1, -1, 0.15, 0.0, 0), torch.tensor([0, n])
+    out, lse, ranges, _ = cpu.forward(q, k, v, bounds, terms, 0.0, want_lse=True, want_ranges=True)
+    assert lse is not None
+    assert ranges is not None
+
+    def grads(first: int, last: int) -> list[torch.Tensor]:
+        ranges[..., 0], ranges[..., 1] = first, last
+        found = cpu.backward(g, None, q, k, v, bounds, terms, 0.0, out, lse, ranges)
+        return [x.float() for x in found[:3]]
+
+    whole = grads(0, n)
+    for first, last in itertools.product((-3, 0, 1, 4, edge), (n - edge, n - 2, n - 1, n, n + 9)):
+        for one, other in zip(grads(first, last), whole, strict=True):
+            assert (one - other).norm() <= 0.01 * other.norm(), (first, last)
 
 
 def cut_into_runs() -> None:
