@@ -18,6 +18,7 @@ from bench.ahead_of_time import ARCHITECTURES, Compiled, compile_for
 from bench.tunables import TUNABLES, numbers
 from pyenc.ops import ALiBi, AsymmetricALiBi, RelativePositionBias, alibi_slopes
 from pyenc.ops.attention import triton as attention_triton
+from pyenc.ops.attention.along import Line
 from pyenc.ops.attention.terms import terms_of
 from pyenc_kernels import configs, embedding, gated, norm, rotary, segment_mean
 from pyenc_kernels.score_function import ScoreFunction
@@ -75,6 +76,8 @@ class Capped:
 
 ALIBI = ALiBi(alibi_slopes(HEADS))
 T5 = RelativePositionBias(torch.zeros(32, HEADS))
+LINE = Line(torch.zeros(HEADS, 2 * TOKENS - 1))
+STRAIGHT = Line(torch.zeros(HEADS, 2 * TOKENS - 1), 64)
 VARIANTS = {
     "none": Variant(),
     "alibi": Variant(ALIBI),
@@ -93,10 +96,15 @@ VARIANTS = {
     "alibi-fixed-whole": Variant(ALIBI, learned=False, skip_eps=0.0),
     "alibi-int64": Variant(ALIBI, learned=False, dtype=torch.int64),
     "t5-fixed": Variant(T5, learned=False),
+    "line": Variant(LINE),
+    "line-straight": Variant(STRAIGHT),
+    "line-fixed": Variant(STRAIGHT, learned=False),
+    "line-fixed-whole": Variant(STRAIGHT, learned=False, skip_eps=0.0),
 }
 """Attention's; at head dim 64 in bfloat16 but for ALiBi. whole: without ranges, as `skip_eps=0` and
 short texts are; fixed: nothing learns the bias."""
-ON_SM_90 = ("alibi-whole", "alibi-fixed", "alibi-fixed-whole", "alibi-int64", "t5-fixed")
+ON_SM_90 = ("alibi-whole", "alibi-fixed", "alibi-fixed-whole", "alibi-int64", "t5-fixed",
+           "line-fixed", "line-fixed-whole")  # fmt: skip
 """Variants that are compiled for sm_90 alone: they are there for `SERIALISED`, and no other
 architecture has wgmma."""
 SHAPES = dict.fromkeys(VARIANTS, "64") | {
@@ -109,8 +117,8 @@ SHAPES = dict.fromkeys(VARIANTS, "64") | {
 }
 MAIN = (
     "none", "alibi", "alibi-whole", "alibi-fixed", "alibi-fixed-whole", "alibi-int64", "t5",
-    "t5-fixed", "window", "embedding", "gated", "gated_linear", "norm", "rotary",
-    "segment_mean",
+    "t5-fixed", "line-fixed", "line-fixed-whole", "window", "embedding", "gated", "gated_linear",
+    "norm", "rotary", "segment_mean",
 )  # fmt: skip
 """Ops that at their shape in bfloat16 may neither spill (with fewer registers than the compiler
 wants: not in a loop) nor have their products serialised; of the other variants it is written
@@ -120,6 +128,7 @@ LEFT_OUT = {
     "_probe": "compiled for the user's own functions, where a bias is checked",
     "_probe_lookup": "as _probe",
     "_probe_decay": "as _probe",
+    "_probe_tail": "as _probe",
 }
 """Kernels that no call here launches, and why."""
 

@@ -219,6 +219,7 @@ TUNABLES = {
 FIXED = {
     "attention_delta": "reads each number once: any block is as fast",
     "attention_grad_dense": "takes the tiles of attention_grad_keys",
+    "attention_grad_line": "takes the smaller side of the tiles of attention_grad_keys",
     "key_reach": "a grain a program: what may be left out is told by grains",
     "key_ranges": "its scores are bounds, whatever the card, so its tile is part of what it proves",
     "key_outer": "a few numbers a program",
@@ -227,5 +228,6 @@ FIXED = {
     "_probe": "check_score_bias calls it on a few pairs",
     "_probe_lookup": "check_score_bias calls it on a few pairs",
     "_probe_decay": "check_score_bias calls it on a few numbers",
+    "_probe_tail": "check_score_bias calls it on a few numbers",
 }
 """Kernels whose tile is no data of configs.json, and why. A kernel is here or in `TUNABLES`."""

@@ -19,6 +19,10 @@ says lets them be faster (`affine_from`, `decay`) or gives its parameters gradie
         map (which has a slope): score(s, i, j) <= f(s) - r |i - j|, where f(s) = score(s, i, i)
         does not fall as s grows; so no key is above f(U) - r |i - j| where no s is above U. s is
         the score itself, not less a mean: a cap of a difference is no difference of caps.
+    tail(d, head, params, left) -> t, which does not rise with the distance d >= 1, so that on that
+        side of any query the keys at distances of d and more, of which no two are as far, are given
+        no more than t together: log(sum of e^(score - s)) <= t. In place of `decay`, for what is
+        added and is not below -r |i - j| from the query on: a table of near distances, a logarithm.
 
 affine_from: where |i - j| is at least this, on each side of the query apart, score is s plus a
 number of the query's and a number of the key's alone, and stays so when both go on towards each
@@ -64,14 +68,20 @@ class ScoreFunction:
     n_learned: int = 0
     n_looked: int = 0
     decay: Any = None
+    tail: Any = None
     affine_from: int | None = None
     flat: bool = False
     by_distance: bool = False
     gathers: int | None = None
+    line: bool = False
+    """Whether this is `line`'s, whose numbers get their gradient by diagonals."""
 
     def __post_init__(self) -> None:
         if self.slope is not None and self.affine_from is not None:
             raise ValueError("ScoreFunction: affine_from is for what is added; slope says it isn't")
+        if self.tail is not None and (self.slope is not None or self.decay is not None):
+            other = "slope says it isn't" if self.slope is not None else "decay says as much"
+            raise ValueError(f"ScoreFunction: tail is for what is added, alone; {other}")
         both = self.parameter is not None and self.lookup is not None
         if both and not 0 < self.n_looked < self.n_learned:
             raise ValueError(
@@ -86,6 +96,11 @@ class ScoreFunction:
             raise ValueError("ScoreFunction: flat needs affine_from, from where on it is")
         object.__setattr__(self, "key", f"{self.score.__name__}#{next(_numbers)}")
         _known[self.key] = self
+
+    @property
+    def fades(self) -> bool:
+        """Whether far keys may be left out by what it says."""
+        return self.decay is not None or self.tail is not None
 
     @property
     def looked_up(self) -> int:
@@ -165,40 +180,56 @@ ASYMMETRIC_ALIBI = ScoreFunction(
 
 # ---- a number for each distance: params is made by `line_params` ---------------------------------
 
-_HEAD = tl.constexpr(3)  # of a row: the reach, and the rates of decay to the left and to the right
+_LINE = tl.constexpr(1)  # where a row's line begins, behind its reach
 
 
 @triton.jit
 def _line_score(s, i, j, head, params):
     reach = tl.load(params)
     place = (tl.minimum(tl.maximum(j - i, -reach), reach) + reach).to(tl.int32)
-    return s + tl.load(params + _HEAD + place)
+    return s + tl.load(params + _LINE + place)
 
 
 @triton.jit
-def _line_decay(head, params, left: tl.constexpr):
-    return tl.load(params + 1) if left else tl.load(params + 2)
+def _line_tail(d, head, params, left: tl.constexpr):
+    reach = tl.load(params)
+    d = tl.minimum(d, reach)
+    place = reach - d if left else reach + d
+    return tl.load(params + _LINE + (2.0 * reach + 1.0 + place).to(tl.int32))
 
 
-LINE = ScoreFunction(_line_score, decay=_line_decay)
+@functools.cache
+def line(affine_from: int | None = None) -> ScoreFunction:
+    """A line of numbers, which lies straight on each side from a distance on, or nowhere (None)."""
+    return ScoreFunction(
+        _line_score,
+        tail=_line_tail,
+        affine_from=affine_from,
+        by_distance=True,
+        gathers=1,
+        line=True,
+    )
 
 
-def line_params(line: Tensor) -> Tensor:
-    """Rows (H, 3 + 2 reach + 1) float32 of `LINE`.
+def line_params(line: Tensor, tails: bool = True) -> Tensor:
+    """Rows (H, 1 + 2 (2 reach + 1)) float32 of `line`; without tails (H, 1 + 2 reach + 1).
 
     line (H, 2 reach + 1): what is added at key - query from -reach to reach, which is as far as two
-    positions are apart. The rates are the largest that its numbers keep to.
+    positions are apart. Its tails are what all keys from a distance outward are given together;
+    without them the call must leave nothing out.
     """
-    line = line.detach().float()
-    heads, reach = line.shape[0], line.shape[1] // 2
-    away = torch.arange(reach, 0, -1, dtype=torch.float32, device=line.device)
-    sides = (-line[:, :reach] / away, -line[:, reach + 1 :].flip(1) / away)
-    # Less what rounding may have added; without distances there is nothing to leave out.
-    rates = [
-        (side.amin(1, keepdim=True) if reach else line.new_zeros((heads, 1))) for side in sides
-    ]
-    rates = [rate - 1e-6 * rate.abs() for rate in rates]
-    return torch.cat([line.new_full((heads, 1), reach), *rates, line], 1).contiguous()
+    numbers = line.detach()
+    heads, reach = numbers.shape[0], numbers.shape[1] // 2
+    parts = [numbers.new_full((heads, 1), reach), numbers]
+    if tails:
+        # Both sides at once, outward in, which is never one row: torch adds up a row by itself in
+        # no fixed order. In double: thousands of roundings of float32 would show.
+        sides = torch.cat([numbers[:, :reach], numbers[:, reach + 1 :].flip(1)]).double()
+        left, right = torch.logcumsumexp(sides, 1).chunk(2)
+        middle = left.new_full((heads, 1), float("inf"))
+        ends = torch.cat([left, middle, right.flip(1)], 1).clamp(min=-1e30)
+        parts.append(ends + 1e-5 + 1e-6 * ends.abs())  # not less by what float32 may round away
+    return torch.cat([part.float() for part in parts], 1).contiguous()
 
 
 # ---- T5's relative buckets (arXiv 1910.10683): params is made by `relative_position_params` ----

@@ -47,6 +47,11 @@ class TableALiBi(nn.Module):
             self.log_slopes.copy_(alibi_slopes(num_heads).log()[:, None])
         self.table = nn.Parameter(torch.zeros(num_heads, 2 * reach + 1))
 
+    @property
+    def affine_from(self) -> int:
+        """The distance from which on each side lies on a straight line."""
+        return self.reach
+
     def along(self, offsets: Tensor) -> Tensor:
         # Weights may be half, and a bias must not be.
         log_slopes, table = (

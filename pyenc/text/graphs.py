@@ -88,8 +88,6 @@ def why_not(model: Encoder, tokens: int, sequences: int) -> str | None:
         return reason
     if torch.is_autocast_enabled("cuda"):
         return "autocast keeps casts between calls"
-    if model.config.own_position:
-        return "the position's code is not the library's own"
     return _graphs_of(model).why_not()
 
 
@@ -156,7 +154,8 @@ class _Graphs:
         if nn.modules.module._has_any_global_hook():
             return "there are hooks on all modules"
         for each in self.modules:
-            if each._forward_hooks or each._forward_pre_hooks or "forward" in each.__dict__:
+            own = "forward" in each.__dict__ or "along" in each.__dict__
+            if each._forward_hooks or each._forward_pre_hooks or own:
                 return f"a {type(each).__name__} has a hook, or a forward of its own"
         return None
 

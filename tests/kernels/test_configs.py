@@ -12,8 +12,8 @@ import torch
 pytest.importorskip("triton")
 
 from bench import aot_work, tunables, tune
-from pyenc_kernels import attention, configs, embedding, gated, norm, rotary, segment_mean
-from pyenc_kernels.attention import launch as attention_launch
+from pyenc_kernels import configs, embedding, gated, norm, rotary, segment_mean
+from pyenc_kernels.attention import call as attention_call
 from pyenc_kernels.configs import Config, entry
 
 TABLE: dict[str, Any] = {
@@ -182,13 +182,13 @@ def test_the_form_that_is_tuned_is_the_one_that_is_written(
     monkeypatch.setattr(tunables, "TOKENS", 16)
     monkeypatch.setattr(tunables, "HEADS", 1)
     seen: dict[str, str | None] = {}
-    real = attention_launch.config_for
+    real = attention_call.config_for
 
     def noting(asked: str, *rest: Any, variant: str | None = None, **named: Any) -> Config:
         seen[asked] = variant
         return real(asked, *rest, variant=variant, **named)
 
-    monkeypatch.setattr(attention_launch, "config_for", noting)
+    monkeypatch.setattr(attention_call, "config_for", noting)
     call = tunables.TUNABLES[kernel].call(kernel, "float32", 16, 16, torch.device(device))
     call(None)  # type: ignore[arg-type]
     assert seen[kernel] == tunables.TUNABLES[kernel].variant
@@ -224,7 +224,7 @@ def test_a_candidate_is_what_is_launched(
         return real(asked, *rest, **named)
 
     for module in (
-        attention.launch,
+        attention_call,
         embedding.launch,
         gated.launch,
         norm.launch,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyenc.loading import load_checkpoint
-from pyenc.models import Encoder, EncoderConfig
+from pyenc.models import Encoder, EncoderConfig, position
 from pyenc.models.places import places, sequence_of_token
 from pyenc.text import graphs
 from pyenc.text.finish import Finish
@@ -109,6 +109,29 @@ def test_what_a_replay_would_leave_out_is_not_captured() -> None:
     del model.layers[0].attention.forward
     model.layers[0].attention.out = Shouting(32, 32)  # type: ignore[assignment]
     assert "a Shouting of" in graphs_of(model).why_not()
+
+
+class Foreign(nn.Module):
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.slopes = nn.Parameter(torch.ones(num_heads, 1))
+
+    def along(self, offsets: Tensor) -> Tensor:
+        return -self.slopes * offsets.abs()
+
+
+def test_positions_of_the_librarys_own_code_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows what another's reads on the host."""
+    for per_layer in (False, True):
+        shape = {"position_fields": {"reach": 9}, "position_per_layer": per_layer}
+        model = small(position="table_alibi", **shape)
+        assert graphs_of(model).why_not() is None
+        owner: Any = model.layers[0].attention if per_layer else model
+        owner.position_bias.along = lambda offsets: offsets[None].expand(2, -1).float()
+        assert "a TableALiBi has" in graphs_of(model).why_not()
+    monkeypatch.setitem(position._variants, "foreign", Foreign)
+    model = small(position="foreign")
+    assert f"a Foreign of {__name__} may do things on the host" in graphs_of(model).why_not()
 
 
 def test_a_cpu_has_none() -> None:
@@ -263,6 +286,17 @@ class TestOnACard:
                 assert all(torch.equal(first, each) for each in rest)
                 assert not torch.equal(first, other)
                 assert (first - plain).abs().max() <= 2e-5
+        assert len(graphs_of(model).by_key) == 2, graphs_of(model).why_not()
+
+    def test_positions_of_the_librarys_own(self) -> None:
+        torch.manual_seed(0)
+        fields = {"position_fields": {"reach": 9}, "position_per_layer": True}
+        model = small(position="table_alibi", **fields).cuda()
+        recipe, finish = Recipe(), Finish(32, normalize=True)
+        for lengths in ([3], [400, 2, 93]):
+            batch = batch_of(model, lengths)
+            got = [run_packed(model, recipe, batch, "pooled", finish) for _ in range(4)]
+            assert all(torch.equal(got[0], each) for each in got)
         assert len(graphs_of(model).by_key) == 2, graphs_of(model).why_not()
 
     def test_weights_that_change_and_batches_of_other_shapes(self) -> None:

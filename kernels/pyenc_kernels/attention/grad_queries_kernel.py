@@ -112,9 +112,9 @@ def _walk_keys(
     PARAMETER: tl.constexpr, LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr,
     BY_DISTANCE: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr, N_LEARNED: tl.constexpr,
     N_LOOKED: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr,
-    CORRECTED: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    CORRECTED: tl.constexpr, HAS_OFF: tl.constexpr, HAS_POSITIONS: tl.constexpr,
+    HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Key tiles [first, last), as the forward's `_walk` has them: adds to dq, to the gradients
     of the bias's parameters (BLOCK_L,), to what the rows of ds add up to and, with CORRECTED, to
@@ -145,8 +145,9 @@ def _walk_keys(
         if HAS_DROPOUT:
             b_dp = b_dp * keep_factor(seed, (begin + o_i)[:, None], o_j[None, :], i_head, dropout_p)
         b_ds = b_p * (b_dp - b_delta[:, None])
-        if N_LEARNED > 0:
+        if N_LEARNED > 0 or HAS_OFF:
             b_off += tl.sum(b_ds, 1)
+        if N_LEARNED > 0:
             if FLAT and SIDE != 0:
                 b_whole = tl.sum(tl.sum(b_ds, 1), 0)
                 if SIDE < 0:
@@ -193,21 +194,22 @@ def _walk_keys(
     do_not_specialize=["n_tokens", "n_sequences", "n_slots", "window_left", "window_right", "seed"]
 )
 def attention_grad_queries(
-    p_q, p_k, p_v, p_grad_out, p_rows, p_grad_lse, p_dq, p_learned,
+    p_q, p_k, p_v, p_grad_out, p_rows, p_grad_lse, p_dq, p_learned, p_off,
     p_cu, p_positions, p_params, p_dense, p_ranges, p_order,
     s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_gt, s_gh, s_params, s_dense_h, s_dense,
     n_tokens, n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
     SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr, PARAMETER: tl.constexpr,
     LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr, BY_DISTANCE: tl.constexpr,
     FLAT: tl.constexpr, PLAIN: tl.constexpr, N_LEARNED: tl.constexpr, N_LOOKED: tl.constexpr,
-    BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr, CORRECTED: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr, CORRECTED: tl.constexpr, HAS_OFF: tl.constexpr,
     HAS_GRAD_LSE: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HAS_RANGES: tl.constexpr, HAS_ORDER: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (H S, tiles of a slot): dq (T, H, D) of a tile of queries, and its share of the
-    gradients of the bias's parameters, p_learned (H, S, tiles of a slot, BLOCK_L)."""
+    gradients of the bias's parameters, p_learned (H, S, tiles of a slot, BLOCK_L); HAS_OFF: and
+    what the rows of ds add up to, p_off (H, T)."""
     i_head, i_slot, i_number, begin, n, i_first = tile_of_program(
         p_cu, p_order, n_sequences, n_slots, HAS_ORDER, BLOCK_M
     )
@@ -250,7 +252,7 @@ def attention_grad_queries(
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
                 -1, SCORE, GATHERS, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, PLAIN,
-                N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, HAS_POSITIONS, HAS_DENSE,
+                N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, HAS_OFF, HAS_POSITIONS, HAS_DENSE,
                 HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
         if AFFINE_FROM is not None:
@@ -259,7 +261,7 @@ def attention_grad_queries(
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
                 1, SCORE, GATHERS, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, False,
-                N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, HAS_POSITIONS, HAS_DENSE,
+                N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, HAS_OFF, HAS_POSITIONS, HAS_DENSE,
                 HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
         # Last: a table's gradient is a loop in this one, and where it came first ptxas put every
@@ -269,13 +271,15 @@ def attention_grad_queries(
             p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
             begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
             0, SCORE, GATHERS, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, False,
-            N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
-            HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
+            N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, HAS_OFF, HAS_POSITIONS, HAS_DENSE,
+            HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
         )  # fmt: skip
         store_rows(
             p_dq + i_head * HEAD_DIM, b_dq * scale, begin, o_i, n, o_d, n_heads * HEAD_DIM,
             HEAD_DIM, BLOCK_D,
         )  # fmt: skip
+        if HAS_OFF:
+            tl.store(p_off + i_head.to(tl.int64) * n_tokens + begin + o_i, b_off, mask=o_i < n)
         if CORRECTED:
             # delta comes from a rounded output, and is off by as much as the sum of ds is off what
             # it should be, the gradient of the log-sum-exp. In ds |i - j| that grows with the

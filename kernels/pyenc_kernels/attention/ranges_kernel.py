@@ -3,8 +3,10 @@
 A pass of its own, so that the main kernels loop a known number of times. In base 2 the score of key
 j is s_j = a q.k_j + bias, bias <= -mu |i - j|, and the scores of a query's own grain give a lower
 bound of its log-sum-exp. For every vector c, a q.k_j <= a q.c + a |q| |k_j - c|; so all keys from
-distance d outward carry at most 2^(a q.c + a |q| max|k_j - c| - mu d) / (1 - 2^-mu). A side ends
-where for every query of the grain that is at most 2^lse eps / 2: at most eps of a row is left out,
+distance d outward carry at most 2^(a q.c + a |q| max|k_j - c| - mu d) / (1 - 2^-mu). For a bias
+that says what all keys from d outward are given, its tail, that stands for the last part. A side
+ends where for every query of the grain that is at most 2^lse eps / 2: at most eps of a row is left
+out,
     |out - out'| <= 2 eps max|v|,  |lse - lse'| <= -ln(1 - eps).
 Comparisons are written so that a NaN means: meet.
 
@@ -97,14 +99,16 @@ SLACK = tl.constexpr(1e-4)
 
 @triton.jit
 def _side_end(
-    b_along, b_length, b_lse, b_i, p_outer, p_positions, begin, n, first_grain, n_grains, mu,
-    budget, i_head, p_params, SCORE: tl.constexpr, MAPPED: tl.constexpr, LEFT: tl.constexpr,
-    HAS_POSITIONS: tl.constexpr, BLOCK_S: tl.constexpr,
+    b_along, b_length, b_lse, b_i, p_outer, p_positions, begin, n, first_grain, n_grains,
+    budget, i_head, p_params, SCORE: tl.constexpr, DECAY: tl.constexpr, TAIL: tl.constexpr,
+    MAPPED: tl.constexpr, LEFT: tl.constexpr, HAS_POSITIONS: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """How many grains on one side of `first_grain` must be met, counted outward from it."""
-    # 1 / (1 - 2^-mu); where mu is small the difference cancels, and x - x^2/2 <= 1 - e^-x.
-    x = mu * LN2
-    geometric = -tl.log2(tl.where(x < 0.01, x - 0.5 * x * x, 1.0 - tl.exp2(-mu))) + 1e-4
+    if TAIL is None:
+        mu = DECAY(i_head, p_params, LEFT) * LOG2E
+        # 1 / (1 - 2^-mu); where mu is small the difference cancels, and x - x^2/2 <= 1 - e^-x.
+        x = mu * LN2
+        geometric = -tl.log2(tl.where(x < 0.01, x - 0.5 * x * x, 1.0 - tl.exp2(-mu))) + 1e-4
     if LEFT:
         n_side = first_grain
     else:
@@ -134,22 +138,28 @@ def _side_end(
             # What is no number stays open; what is no row stays closed.
             b_mapped += tl.abs(b_mapped) * SLACK
             b_bound = tl.where(tl.abs(b_bound) < float("inf"), b_mapped, b_bound)
-        b_bound += geometric - mu * b_away
+        if TAIL is None:
+            b_bound += geometric - mu * b_away
+        else:
+            b_tail = TAIL(b_away, i_head, p_params, LEFT) * LOG2E
+            b_bound += b_tail + tl.abs(b_tail) * 1e-6
         b_faint = b_bound <= b_lse[:, None] + budget
         b_open = tl.max((~b_faint).to(tl.int32), 0) > 0
         n_open = tl.max(tl.where(b_open & m_part, o_part + 1, 0), 0) * step
         n_met += tl.minimum(n_open, n_left)
         n_left = tl.where(n_open < n_left, tl.minimum(step, n_left - n_open) - 1, 0)
-    return tl.where(mu > 0, n_met, n_side)
+    if TAIL is None:
+        n_met = tl.where(mu > 0, n_met, n_side)
+    return n_met
 
 
 @triton.jit(do_not_specialize=["n_sequences", "n_slots"])
 def key_ranges(
     p_q, p_k, p_center, p_reach, p_outer, p_ranges, p_cu, p_positions, p_params,
     s_qt, s_qh, s_kt, s_kh, s_params, n_sequences, n_slots, scale, eps,
-    SCORE: tl.constexpr, DECAY: tl.constexpr, MAPPED: tl.constexpr, HAS_POSITIONS: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SCORE: tl.constexpr, DECAY: tl.constexpr, TAIL: tl.constexpr, MAPPED: tl.constexpr,
+    HAS_POSITIONS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (S H,), heads taking turns: p_ranges (H, S, 2), the grains [first, last) of keys that
     a grain meets."""
@@ -210,14 +220,12 @@ def key_ranges(
             budget = tl.log2(eps / 2)
             further = _side_end(
                 b_along, b_length, b_lse, b_i, p_outer, p_positions, begin, n, first, n_grains,
-                DECAY(i_head, p_params, True) * LOG2E, budget, i_head, p_params, SCORE, MAPPED,
-                True, HAS_POSITIONS, BLOCK_S,
+                budget, i_head, p_params, SCORE, DECAY, TAIL, MAPPED, True, HAS_POSITIONS, BLOCK_S,
             )  # fmt: skip
             left = tl.maximum(left, further)
             further = _side_end(
                 b_along, b_length, b_lse, b_i, p_further, p_positions, begin, n, first, n_grains,
-                DECAY(i_head, p_params, False) * LOG2E, budget, i_head, p_params, SCORE, MAPPED,
-                False, HAS_POSITIONS, BLOCK_S,
+                budget, i_head, p_params, SCORE, DECAY, TAIL, MAPPED, False, HAS_POSITIONS, BLOCK_S,
             )  # fmt: skip
             right = tl.maximum(right, further)
         last = first + 1 + right

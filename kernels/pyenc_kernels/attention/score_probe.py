@@ -59,6 +59,19 @@ def _probe_decay(p_params, p_out, s_params, DECAY: tl.constexpr):
     tl.store(p_out + i_head * 2 + 1, DECAY(i_head, p_params, False))
 
 
+@triton.jit
+def _probe_tail(p_d, p_params, p_out, s_params, n_d, TAIL: tl.constexpr, BLOCK: tl.constexpr):
+    """Program (H,): TAIL at distances p_d, p_out (H, 2, n_d), to the left and to the right."""
+    i_head = tl.program_id(0)
+    o_d = tl.arange(0, BLOCK)
+    mask = o_d < n_d
+    b_d = tl.load(p_d + o_d, mask=mask, other=1.0)
+    p_params += i_head * s_params
+    p_out += i_head * 2 * n_d + o_d
+    tl.store(p_out, TAIL(b_d, i_head, p_params, True) + b_d * 0.0, mask=mask)
+    tl.store(p_out + n_d, TAIL(b_d, i_head, p_params, False) + b_d * 0.0, mask=mask)
+
+
 def values(
     function: ScoreFunction, s: Tensor, i: Tensor, j: Tensor, params: Tensor
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -97,4 +110,17 @@ def decay_rates(function: ScoreFunction, params: Tensor) -> Tensor | None:
         return None
     out = params.new_empty((params.shape[0], 2))
     _probe_decay[(params.shape[0],)](params, out, params.stride(0), DECAY=function.decay)
+    return out
+
+
+def tails(function: ScoreFunction, d: Tensor, params: Tensor) -> Tensor | None:
+    """(H, 2, n) float32, what keys from distances d (n,) float32 outward are given together, (left,
+    right); None where the function does not say."""
+    if function.tail is None:
+        return None
+    out = params.new_empty((params.shape[0], 2, len(d)))
+    _probe_tail[(params.shape[0],)](
+        d, params, out, params.stride(0), len(d), TAIL=function.tail,
+        BLOCK=triton.next_power_of_2(len(d)),
+    )  # fmt: skip
     return out

@@ -69,11 +69,11 @@ def attention(
             the log-sum-exp by -ln(1 - skip_eps).
         return_lse: also return the log-sum-exp of the scores, (T, H) float32 (float64 for
             float64); differentiable.
-        backend: "triton" (a bias of one's own if it has a `kernel()`, or `along` without a
-            gradient), "cpu" (no gradient of a dense bias, a `ScoreMap` of arithmetic alone; with
-            dropout no gradient of slopes and no bias of one's own pair by pair), "flash_attn"
-            (that package: half precision, no bias or ALiBi without a gradient of the slopes),
-            "torch" or "reference"; None chooses.
+        backend: "triton" (a bias of one's own if it has a `kernel()` or `along`, the latter with
+            `positions` without a gradient), "cpu" (no gradient of a dense bias, a `ScoreMap` of
+            arithmetic alone; with dropout no gradient of slopes and no bias of one's own pair by
+            pair), "flash_attn" (that package: half precision, no bias or ALiBi without a gradient
+            of the slopes), "torch" or "reference"; None chooses.
 
     Returns:
         out (T, H, D) in q's dtype, or (out, lse); differentiable once.
@@ -203,9 +203,9 @@ def backend_table(
             return f"{type(bias).__name__} has no method kernel()"
         reason = triton_kernels.why_not(q, bias)
         if reason is None and has_line(bias) and not own:
-            name = type(bias).__name__
-            if wants_gradient(bias, q.shape[1], q.device):
-                return f"{name} has no method kernel(), and a line of distances no gradient there"
+            if positions is not None and wants_gradient(bias, q.shape[1], q.device):
+                name = type(bias).__name__
+                return f"{name} has no method kernel(), and a line has a gradient by places alone"
             return far(None if compiling() else positions)
         if reason is None and own:
             function, params = bias.kernel()  # type: ignore[union-attr]

@@ -27,9 +27,13 @@ NEARBY = 80.0
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """`score[h, i, j] += numbers[h, r + clip(j - i, -r, r)]`: (H, 2 r + 1), differentiable."""
+    """`score[h, i, j] += numbers[h, r + clip(j - i, -r, r)]`: (H, 2 r + 1), differentiable.
+
+    affine_from: the distance from which on each side lies on a straight line, or None.
+    """
 
     numbers: Tensor
+    affine_from: int | None = None
 
     @property
     def reach(self) -> int:
@@ -49,10 +53,26 @@ def line_of(bias: DistanceBias, heads: int, reach: int, device: torch.device) ->
     """What `bias.along` says of every distance from -reach to reach.
 
     Raises:
-        InputError: it gives something else than float32 or float64 numbers (H, 2 reach + 1).
+        InputError: it gives something else than float32 or float64 numbers (H, 2 reach + 1), or its
+            `affine_from` is no distance.
     """
     offsets = torch.arange(-reach, reach + 1, dtype=torch.long, device=device)
-    return Line(_checked(bias, offsets, heads))
+    return Line(_checked(bias, offsets, heads), affine_from(bias))
+
+
+def affine_from(bias: DistanceBias) -> int | None:
+    """What it states of itself.
+
+    Raises:
+        InputError: that is no distance.
+    """
+    stated: Any = getattr(bias, "affine_from", None)
+    if stated is None or (type(stated) is int and stated >= 0):
+        return stated
+    raise InputError(
+        f"attention: {type(bias).__name__}.affine_from must be an int of at least 0, or None; got "
+        f"{stated!r:.80}"
+    )
 
 
 def wants_gradient(bias: DistanceBias, heads: int, device: torch.device) -> bool:

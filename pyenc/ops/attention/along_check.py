@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from .along import affine_from
 from .bias import DistanceBias, ScoreBias, ScoreMap, apply_own
 
 TOLERANCE = 1e-4
@@ -42,8 +43,12 @@ def check_along(bias: DistanceBias, i: Tensor, j: Tensor, span: int) -> str:
         _compare(
             name, "asked for other distances", _along(bias, few), whole[:, few + span - 1], few
         )
+    straight = affine_from(bias)
+    said = "" if straight is None else f", affine_from={straight}"
+    if straight is not None:
+        _check_straight(name, whole, straight)
     if not isinstance(bias, (ScoreBias, ScoreMap)):
-        return "along"
+        return "along" + said
     i, j = i.to(where), j.to(where)
     s = torch.randn(whole.shape[0], len(i), len(j), dtype=torch.float64, device=where)
     ahead = j[None, :] - i[:, None]
@@ -54,7 +59,7 @@ def check_along(bias: DistanceBias, i: Tensor, j: Tensor, span: int) -> str:
     seen = got.detach() != float("-inf")
     weight = torch.rand_like(s) + 0.5
     _check_gradients(name, form, leaves, got, wanted, weight * seen)
-    return f"along (gradients of {len(leaves)} tensors)" if leaves else "along"
+    return (f"along (gradients of {len(leaves)} tensors)" if leaves else "along") + said
 
 
 def _along(bias: DistanceBias, offsets: Tensor) -> Tensor:
@@ -64,6 +69,25 @@ def _along(bias: DistanceBias, offsets: Tensor) -> Tensor:
         got = tuple(numbers.shape) if isinstance(numbers, Tensor) else type(numbers).__name__
         raise InputError(f"{name}: along must give (H, {len(offsets)}); got {got}")
     return numbers
+
+
+def _check_straight(name: str, whole: Tensor, straight: int) -> None:
+    """The numbers (H, 2 span - 1) of each side lie on a line from a distance on."""
+    span = whole.shape[1] // 2 + 1
+    for side, numbers in (("left", whole[:, :span].flip(1)), ("right", whole[:, span - 1 :])):
+        beyond = numbers.detach()[:, straight:].double()
+        if beyond.shape[1] < 3:
+            continue
+        share = torch.linspace(0, 1, beyond.shape[1], dtype=torch.float64, device=beyond.device)
+        on_line = beyond[:, :1] + share * (beyond[:, -1:] - beyond[:, :1])
+        off = (beyond - on_line).abs() - TOLERANCE * beyond.abs().amax(1, keepdim=True)
+        if not bool((off <= 0).all()):  # what is hidden lies on no line
+            h, at = torch.unravel_index(off.nan_to_num(torch.inf).argmax(), off.shape)
+            raise InputError(
+                f"{name}: affine_from={straight} promises numbers on a straight line from there "
+                f"on; on the {side} of head {int(h)} they leave it by "
+                f"{(beyond - on_line)[h, at].abs():.4g} at distance {straight + int(at)}"
+            )
 
 
 def _compare(name: str, other: str, got: Tensor, wanted: Tensor, ahead: Tensor) -> None:

@@ -55,10 +55,14 @@ class ScoreMap(Protocol):
 class DistanceBias(Protocol):
     """As `ScoreBias`, for what depends on the distance alone: `score[h, i, j] += f_h(j - i)`.
 
-    The C++ kernels, the torch backend and (where it has no gradient, or the object has `kernel()`)
-    the Triton kernels serve it. Gradients reach whatever `along` made its numbers of, without
-    `parameters()`. Far keys are left out by what the numbers say (`skip_eps`); nothing more is to
-    be stated. An object may have `block` or `score` as well, which `check_score_bias` compares.
+    The C++ kernels, the torch backend and the Triton kernels serve it. Gradients reach whatever
+    `along` made its numbers of, without `parameters()`. Far keys are left out by what the numbers
+    say (`skip_eps`); nothing more has to be stated. An object may have `block` or `score` as well,
+    which `check_score_bias` compares.
+
+    One thing may be stated: `affine_from`, an int of at least 0, where from that distance on the
+    numbers of each side are finite and lie on a straight line. The Triton kernels then look up near
+    pairs alone. `check_score_bias` checks it.
     """
 
     def along(self, offsets: Tensor) -> Tensor:

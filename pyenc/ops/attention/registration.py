@@ -14,7 +14,7 @@ from torch import Tensor
 from ...errors import InputError
 from ..registered import on_card_of, op_anywhere
 from . import blocks, cpu, triton
-from .terms import Arguments
+from .terms import Arguments, named
 from .validation import check_values
 
 _TYPES = {
@@ -66,7 +66,9 @@ def _(*flat: Any) -> tuple[Tensor, Tensor, Tensor]:
     elif call.backend == "triton":
         window = call.window_left, call.window_right
         sequences = call.cu_seqlens.numel() - 1
-        slots = triton.range_slots(call.kind, window, tokens, sequences, call.skip_eps, q.device)
+        slots = triton.range_slots(
+            named(call.kind)[0], window, tokens, sequences, call.skip_eps, q.device
+        )
         met = (heads if slots else 0, slots, 2)
     return (
         q.new_empty(q.shape),

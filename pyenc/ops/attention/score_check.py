@@ -15,6 +15,7 @@ from .. import triton_launch
 from .along_check import check_along
 from .bias import DistanceBias, OwnBias, apply_own
 from .map_decay_check import check_map_decay
+from .tail_check import check_tail
 
 _TOLERANCE = 1e-4
 """Of the largest number of its kind; float32 functions of exact positions are off by 1e-6."""
@@ -27,11 +28,12 @@ def check_score_bias(bias: OwnBias, *, span: int = 8192, device: str = "cuda") -
 
     Its scores, their slope, and the gradients of the object's `parameters()`, each head and each
     parameter by its own size; that it falls off at least as fast as `decay` says (a map: from what
-    it makes of the same score at no distance, which does not fall as that grows); that it is
+    it makes of the same score at no distance, which does not fall as that grows), or that far keys
+    are given together no more than `tail` says; that it is
     affine, or flat, from `affine_from` on. Places lie on a geometric ladder: as many within 16
     tokens as within 64, 256 and so on. `along` gives each distance a number of its own, whatever
     others are asked for with it: what `block` or `score` adds, where the object has one, and with
-    the same gradients.
+    the same gradients; from its `affine_from` on they lie on a straight line.
 
     Args:
         bias: an object of one's own, with `kernel`, with `along`, or with both.
@@ -100,6 +102,17 @@ def check_score_bias(bias: OwnBias, *, span: int = 8192, device: str = "cuda") -
                 rates.cpu().double(),
             )  # fmt: skip
         checked.append("decay")
+    if function.tail is not None:
+
+        def row(i: Tensor, j: Tensor) -> Tensor:
+            nothing = torch.zeros(len(narrow), 1, len(j), dtype=torch.float64, device="cpu")
+            return _torch_form(bias, nothing, i, j, params).detach()[:, 0]
+
+        check_tail(
+            name, row, lambda d: probe.tails(function, d.float().to(device), narrow).cpu().double(),
+            span,
+        )  # fmt: skip
+        checked.append("tail")
     if function.affine_from is not None:
         _check_affine(name, bias, function, params, span)
         checked.append(f"affine_from={function.affine_from}")

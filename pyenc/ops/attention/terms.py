@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeGuard
 
 import torch
@@ -32,6 +32,7 @@ class Terms:
     # slopes (H,), table (buckets, H), line (H, 2 r + 1) by j - i, dense (H, N, N), params (H, P)
     tensor: Tensor | None
     max_distance: int  # T5's, or r
+    affine_from: int | None = field(default=None, kw_only=True)  # of a line
     positions: Tensor | None  # (T,)
     window_left: int
     window_right: int
@@ -96,7 +97,7 @@ class Arguments(NamedTuple):
     k: Tensor
     v: Tensor
     cu_seqlens: Tensor  # (B + 1,)
-    kind: str
+    kind: str  # as `flatten` gives it
     bias: Tensor | None
     max_distance: int
     positions: Tensor | None
@@ -112,26 +113,35 @@ class Arguments(NamedTuple):
 
     def terms(self) -> Terms:
         seed = 0 if self.seed is None else int(self.seed)
+        kind, affine_from = named(self.kind)
         return Terms(
-            self.kind, self.bias, self.max_distance, self.positions, self.window_left,
-            self.window_right, self.scale, self.dropout_p, seed,
+            kind, self.bias, self.max_distance, self.positions, self.window_left,
+            self.window_right, self.scale, self.dropout_p, seed, affine_from=affine_from,
         )  # fmt: skip
 
 
 def flatten(bias: Bias) -> tuple[str, Tensor | None, int]:
-    """A bias as what a registered op can take: its kind, its tensor, T5's max_distance."""
+    """A bias as what a registered op can take: its kind, its tensor, T5's max_distance. The kind of
+    a line says from where on it is straight, for `named` to tell."""
     if isinstance(bias, ALiBi):
         return "alibi", bias.slopes, 0
     if isinstance(bias, RelativePositionBias):
         return "t5", bias.table, bias.max_distance
     if isinstance(bias, Line):
-        return "line", bias.numbers, bias.reach
+        kind = "line" if bias.affine_from is None else f"line/{bias.affine_from}"
+        return kind, bias.numbers, bias.reach
     if isinstance(bias, Tensor):
         return "dense", bias, 0
     if bias is not None and hasattr(bias, "kernel"):
         function, params = bias.kernel()
         return function.key, params, 0
     return "none", None, 0
+
+
+def named(kind: str) -> tuple[str, int | None]:
+    """A kind as `Terms` has it, and from where on a line is straight."""
+    kind, _, straight = kind.partition("/")
+    return kind, int(straight) if straight else None
 
 
 def is_own(bias: Bias) -> TypeGuard[OwnBias]:
@@ -154,7 +164,11 @@ def terms_of(
     """The terms of a call of `attention` without dropout."""
     left, right = (-1, -1) if window is None else window
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    return Terms(*flatten(bias), positions, left, right, scale, 0.0, 0)
+    kind, tensor, max_distance = flatten(bias)
+    kind, affine_from = named(kind)
+    return Terms(
+        kind, tensor, max_distance, positions, left, right, scale, 0.0, 0, affine_from=affine_from
+    )
 
 
 def skip_eps_of(q: Tensor, skip_eps: float | None) -> float:

@@ -49,7 +49,7 @@ def range_slots(
         return 0
     if kind in ("none", "t5", "dense"):
         return 0
-    if kind not in ("alibi", "line") and _own(kind).decay is None:
+    if kind not in ("alibi", "line") and not _own(kind).fades:
         return 0
     if not triton_launch.module_for("configs").ranges_pay(device, tokens, n_sequences):
         return 0
@@ -76,12 +76,21 @@ def forward(
         if terms.positions is not None:
             check_positions(OP, terms.positions, bounds)
     kernels = triton_launch.module_for("attention")
-    call = _terms(terms, q.shape[1], skip_eps)
     cu_seqlens = cu_seqlens.contiguous()
-    met = kernels.ranges(q, k, cu_seqlens, call)
+    call, met = _met(q, k, cu_seqlens, terms, skip_eps)
     out, lse = kernels.forward(q, k, v, cu_seqlens, call, met)
     empty = q.new_empty((0, 0, 2), dtype=torch.int32)
     return out, lse, empty if met is None else met.met
+
+
+def _met(
+    q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms, skip_eps: float
+) -> tuple[Any, Any]:
+    """A call as the kernels have it, and what it is to meet (None: everything)."""
+    window, n_sequences = (terms.window_left, terms.window_right), cu_seqlens.shape[0] - 1
+    slots = range_slots(terms.kind, window, q.shape[0], n_sequences, skip_eps, q.device)
+    call = _terms(terms, q.shape[1], skip_eps if slots else 0.0)
+    return call, triton_launch.module_for("attention").ranges(q, k, cu_seqlens, call)
 
 
 def _refuse_capture(terms: Terms) -> None:
@@ -116,7 +125,7 @@ def backward(
     and gave them."""
     kernels = triton_launch.module_for("attention")
     call = _terms(terms, q.shape[1], 0.0)
-    if want_bias and terms.kind != "dense" and not call.bias.n_learned:
+    if want_bias and terms.kind not in ("dense", "line") and not call.bias.n_learned:
         raise BackendError(
             f"{OP}: the parameters of {terms.kind.split('#')[0]} want a gradient, but its "
             "ScoreFunction has neither `parameter` nor `lookup`"
@@ -139,6 +148,8 @@ def backward(
         grad = learned[:, 0]
     elif terms.kind == "t5":
         grad = learned.t()
+    elif terms.kind == "line":
+        grad = learned
     else:
         grad = F.pad(learned, (0, terms.tensor.shape[1] - learned.shape[1]))
     return dq, dk, dv, grad.to(terms.tensor.dtype).contiguous()
@@ -149,9 +160,9 @@ def computed_share(
 ) -> float:
     """The share of (query, key) tiles that a call computes, in [0, 1]; waits for the device."""
     kernels = triton_launch.module_for("attention")
-    call = _terms(terms, q.shape[1], skip_eps)
     cu_seqlens = cu_seqlens.contiguous()
-    share: float = kernels.computed_share(cu_seqlens, kernels.ranges(q, k, cu_seqlens, call))
+    _, met = _met(q, k, cu_seqlens, terms, skip_eps)
+    share: float = kernels.computed_share(cu_seqlens, met)
     return share
 
 
@@ -180,7 +191,8 @@ def _terms(terms: Terms, heads: int, skip_eps: float) -> Any:
             bias = functions.relative_position(tensor.shape[0], terms.max_distance)
             params = functions.relative_position_params(tensor, buckets)
         elif terms.kind == "line":
-            bias, params = functions.LINE, functions.line_params(tensor)
+            bias = functions.line(terms.affine_from)
+            params = functions.line_params(tensor, tails=skip_eps > 0)
         elif terms.kind == "dense":
             dense = tensor if tensor.dtype in DTYPE_CODES else tensor.float()
             if dense.stride(-1) != 1:

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from pyenc.ops import attention
-from pyenc_kernels.attention import launch
+from pyenc_kernels.attention import launch_backward
 from pyenc_kernels.score_function import ScoreFunction
 from tests.kernels.attention.score_biases import (
     BOTH,
@@ -32,7 +32,8 @@ from tests.oracle import assert_right, margin, naively
 from tests.seeds import seed
 
 LENGTHS = [37, 1, 245]
-FORMS = ("table and slopes", "pair by pair", "table and near", "near", "table and three", "three")
+FORMS = ("table and slopes", "pair by pair", "table and near", "near", "table and three", "three",
+         "line", "straight line")  # fmt: skip
 CLOSER = 1000
 """How much closer corrected gradients are than the rule wants; the others are no such thing."""
 
@@ -125,7 +126,23 @@ class Three(nn.Module):
         return TABLE_AND_THREE, torch.cat([self.table, self.slopes], 1)
 
 
+class Lined(nn.Module):
+    """The table and a slope of each side, as a line of distances; gradients by the diagonals."""
+
+    def __init__(self, heads: int, affine_from: int | None) -> None:
+        super().__init__()
+        self.affine_from = affine_from
+        self.table = nn.Parameter(torch.randn(heads, 41))
+        self.slopes = nn.Parameter(0.02 * torch.rand(heads, 2))
+
+    def along(self, offsets: Tensor) -> Tensor:
+        far = torch.stack([(-offsets).clamp(min=0), offsets.clamp(min=0)]).to(self.slopes.dtype)
+        return self.table[:, offsets.clamp(-20, 20) + 20] - self.slopes @ far
+
+
 def made(form: str) -> Any:
+    if "line" in form:
+        return Lined(2, 20 if "straight" in form else None)
     if "near" in form or "three" in form:
         return (Near if "near" in form else Three)(2, "table" in form)
     bias = TableAndSlopes(2, replace(BOTH, affine_from=None) if form == "pair by pair" else BOTH)
@@ -183,7 +200,7 @@ def test_rounding_is_taken_back(form: str, at: int, device: str) -> None:
 
 @pytest.mark.parametrize("form", ["table and slopes", "table and near"])
 def test_where_it_is_not_it_shows(form: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "MOST_CORRECTED", 0)
+    monkeypatch.setattr(launch_backward, "MOST_CORRECTED", 0)
     call = Call(form, device, 0, torch.bfloat16)
     call.check()
     with pytest.raises(AssertionError, match="slopes: off by"):
@@ -193,6 +210,8 @@ def test_where_it_is_not_it_shows(form: str, device: str, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("given", [{"holes": True}, {"window": (50, 31)}], ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_in_other_calls(form: str, given: dict[str, Any], device: str) -> None:
+    if "line" in form and "holes" in given:
+        pytest.skip("a line has a gradient by places alone (test_line.py)")
     Call(form, device, 5, torch.float32, **given).check()
 
 
@@ -207,7 +226,7 @@ def test_how_many_are_corrected() -> None:
         "table and five": replace(TABLE_AND_THREE, n_learned=46),
         "table": CLIPPED,
     }
-    corrected = {name: launch._corrected(function) for name, function in functions.items()}
+    corrected = {name: launch_backward._corrected(function) for name, function in functions.items()}
     assert corrected == {
         "both": 2, "near": 1, "table and near": 1, "map": 2, "three": 3, "table and five": 0,
         "table": 0,

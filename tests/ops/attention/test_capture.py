@@ -7,35 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from pyenc.errors import BackendError
 from pyenc.ops import alibi_slopes
 from pyenc.ops.attention import bias, triton
 from pyenc.ops.attention.terms import Terms
+from tests.ops.attention.capture_watch import Watch
 
 CUDA = torch.device("cuda", 0)
-
-
-class Watch(TorchDispatchMode):
-    """Notes what reads a value on the host or moves one from it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-        self.calls = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.calls += 1
-        given = tree_leaves((args, out))
-        devices = {x.device.type for x in given if isinstance(x, torch.Tensor)}
-        if "cpu" in devices:
-            self.found.append(str(func))
-        return out
 
 
 def test_the_watch_sees_a_copy() -> None:

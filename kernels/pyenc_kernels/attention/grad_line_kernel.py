@@ -1,0 +1,90 @@
+"""Gradient of a line of numbers that is added by distance: sums of ds along the diagonals.
+
+A band is all pairs of a tile of queries and the tile of keys so many tiles ahead of it. What lies
+on a diagonal of one lies on the same diagonal of all: a program adds the tiles up, and their
+diagonals at the end. Without atomics: every program recomputes what it needs.
+
+Shapes and names: as in forward_kernel.py.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..slots import GRAIN
+from .forward_kernel import keep_factor, load_rows, pair_scores
+from .grad_queries_kernel import load_lse, rows_of_head
+
+
+@triton.jit(
+    do_not_specialize=[
+        "n_before", "n_tokens", "n_sequences", "n_slots", "window_left", "window_right", "seed",
+    ]
+)  # fmt: skip
+def attention_grad_line(
+    p_q, p_k, p_v, p_grad_out, p_rows, p_shares, p_cu, p_params, p_ranges,
+    s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_gt, s_gh, s_params,
+    n_before, n_tokens, n_sequences, n_slots, n_heads, scale, window_left, window_right,
+    dropout_p, seed,
+    SCORE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    HAS_RANGES: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Program (bands, parts, H): p_shares (H, parts, bands, 2, BLOCK), a band's share of the line
+    from the sequences whose number is the part's, modulo the parts: at distances from its keys'
+    lead less BLOCK on, and from that lead on. n_before: bands whose keys are behind the queries."""
+    band = tl.program_id(0) - n_before
+    i_part = tl.program_id(1)
+    i_head = tl.program_id(2)
+    o_row = tl.arange(0, BLOCK)
+    o_d = tl.arange(0, BLOCK_D)
+    p_q += i_head.to(tl.int64) * s_qh
+    p_k += i_head.to(tl.int64) * s_kh
+    p_v += i_head.to(tl.int64) * s_vh
+    p_grad_out += i_head.to(tl.int64) * s_gh
+    p_params += i_head * s_params
+    p_lse, p_delta = rows_of_head(p_rows, i_head, n_heads, n_tokens)
+    b_band = tl.zeros([BLOCK, BLOCK], tl.float32)
+    for i_sequence in range(i_part, n_sequences, tl.num_programs(1)):
+        begin = tl.load(p_cu + i_sequence).to(tl.int64)
+        n = (tl.load(p_cu + i_sequence + 1).to(tl.int64) - begin).to(tl.int32)
+        n_tiles = (n + BLOCK - 1) // BLOCK
+        first_grain = i_head * n_slots + (begin // GRAIN).to(tl.int32) + i_sequence
+        for i_tile in range(tl.maximum(-band, 0), tl.minimum(n_tiles, n_tiles - band)):
+            j_tile = i_tile + band
+            met = i_tile < n_tiles
+            if HAS_RANGES:
+                p_range = p_ranges + (first_grain + i_tile * BLOCK // GRAIN).to(tl.int64) * 2
+                j_grain = j_tile * BLOCK // GRAIN
+                met = (tl.load(p_range) <= j_grain) & (j_grain < tl.load(p_range + 1))
+            if met:
+                o_i = i_tile * BLOCK + o_row
+                o_j = j_tile * BLOCK + o_row
+                b_q = load_rows(p_q, begin, o_i, n, o_d, s_qt, HEAD_DIM, BLOCK_D)
+                b_k = load_rows(p_k, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D)
+                b_v = load_rows(p_v, begin, o_j, n, o_d, s_vt, HEAD_DIM, BLOCK_D)
+                b_g = load_rows(p_grad_out, begin, o_i, n, o_d, s_gt, HEAD_DIM, BLOCK_D)
+                b_lse = load_lse(p_lse, begin, o_i, n)
+                b_delta = tl.load(p_delta + begin + o_i, mask=o_i < n, other=0.0)
+                b_dot = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+                b_s = pair_scores(
+                    SCORE, b_dot, o_i.to(tl.float32)[:, None], o_j.to(tl.float32)[None, :], scale,
+                    i_head, p_params, p_q, 0, o_i[:, None], o_j[None, :], n, window_left,
+                    window_right, False, HAS_WINDOW,
+                )  # fmt: skip
+                b_p = tl.exp2(b_s - b_lse[:, None])
+                b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
+                if HAS_DROPOUT:
+                    b_dp = b_dp * keep_factor(
+                        seed, (begin + o_i)[:, None], o_j[None, :], i_head, dropout_p
+                    )
+                b_band += b_p * (b_dp - b_delta[:, None])
+    # Each row turned by its number: a column then has what lies on one diagonal ahead of the tile's
+    # main one, and, of the rows that went over the end, on one behind it.
+    o_at = o_row[:, None] + o_row[None, :]
+    b_turned = tl.gather(b_band, o_at % BLOCK, 1)
+    i_share = (i_head * tl.num_programs(1) + i_part) * tl.num_programs(0) + tl.program_id(0)
+    p_share = p_shares + i_share.to(tl.int64) * 2 * BLOCK
+    tl.store(p_share + o_row, tl.sum(tl.where(o_at < BLOCK, 0.0, b_turned), 0))
+    tl.store(p_share + BLOCK + o_row, tl.sum(tl.where(o_at < BLOCK, b_turned, 0.0), 0))
