@@ -11,8 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .forward_kernel import keep_factor, load_rows, pair_scores, places_of
-from .grad_queries_kernel import load_lse, rows_of_head
+from .grad_queries_kernel import rows_of_head
+from .tile_gradient import tile_gradient
 
 
 @triton.jit(
@@ -33,7 +33,6 @@ def attention_grad_dense(
     i_head = tl.program_id(2)
     o_i = i_first + tl.arange(0, BLOCK_M)
     o_j = j_first + tl.arange(0, BLOCK_N)
-    o_d = tl.arange(0, BLOCK_D)
     p_q += i_head.to(tl.int64) * s_qh
     p_k += i_head.to(tl.int64) * s_kh
     p_v += i_head.to(tl.int64) * s_vh
@@ -46,26 +45,13 @@ def attention_grad_dense(
         begin = tl.load(p_cu + i_sequence).to(tl.int64)
         n = (tl.load(p_cu + i_sequence + 1).to(tl.int64) - begin).to(tl.int32)
         if (i_first < n) & (j_first < n):
-            b_q = load_rows(p_q, begin, o_i, n, o_d, s_qt, HEAD_DIM, BLOCK_D)
-            b_k = load_rows(p_k, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D)
-            b_v = load_rows(p_v, begin, o_j, n, o_d, s_vt, HEAD_DIM, BLOCK_D)
-            b_g = load_rows(p_grad_out, begin, o_i, n, o_d, s_gt, HEAD_DIM, BLOCK_D)
-            b_i = places_of(p_positions, begin, o_i, n, HAS_POSITIONS)
-            b_j = places_of(p_positions, begin, o_j, n, HAS_POSITIONS)
-            b_lse = load_lse(p_lse, begin, o_i, n)
-            b_delta = tl.load(p_delta + begin + o_i, mask=o_i < n, other=0.0)
-            b_dot = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-            b_s = pair_scores(
-                SCORE, b_dot, b_i[:, None], b_j[None, :], scale, i_head, p_params, p_dense, s_dense,
-                o_i[:, None], o_j[None, :], n, window_left, window_right, HAS_DENSE, HAS_WINDOW,
+            b_grad += tile_gradient(
+                p_q, p_k, p_v, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense,
+                s_qt, s_kt, s_vt, s_gt, s_dense, begin, n, o_i, o_j, i_head,
+                scale, window_left, window_right, dropout_p, seed,
+                SCORE, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_D,
+                PRECISION,
             )  # fmt: skip
-            b_p = tl.exp2(b_s - b_lse[:, None])
-            b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
-            if HAS_DROPOUT:
-                b_dp = b_dp * keep_factor(
-                    seed, (begin + o_i)[:, None], o_j[None, :], i_head, dropout_p
-                )
-            b_grad += b_p * (b_dp - b_delta[:, None])
     p_out = p_grad + i_head.to(tl.int64) * side * side + o_i[:, None].to(tl.int64) * side
     m_out = (o_i[:, None] < side) & (o_j[None, :] < side)
     tl.store(p_out + o_j[None, :], b_grad.to(p_grad.dtype.element_ty), mask=m_out)

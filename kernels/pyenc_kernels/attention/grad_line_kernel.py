@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 
 from ..slots import GRAIN
-from .forward_kernel import keep_factor, load_rows, pair_scores
-from .grad_queries_kernel import load_lse, rows_of_head
+from .grad_queries_kernel import rows_of_head
+from .tile_gradient import tile_gradient
 
 
 @triton.jit(
@@ -38,7 +38,6 @@ def attention_grad_line(
     i_part = tl.program_id(1)
     i_head = tl.program_id(2)
     o_row = tl.arange(0, BLOCK)
-    o_d = tl.arange(0, BLOCK_D)
     p_q += i_head.to(tl.int64) * s_qh
     p_k += i_head.to(tl.int64) * s_kh
     p_v += i_head.to(tl.int64) * s_vh
@@ -61,25 +60,12 @@ def attention_grad_line(
             if met:
                 o_i = i_tile * BLOCK + o_row
                 o_j = j_tile * BLOCK + o_row
-                b_q = load_rows(p_q, begin, o_i, n, o_d, s_qt, HEAD_DIM, BLOCK_D)
-                b_k = load_rows(p_k, begin, o_j, n, o_d, s_kt, HEAD_DIM, BLOCK_D)
-                b_v = load_rows(p_v, begin, o_j, n, o_d, s_vt, HEAD_DIM, BLOCK_D)
-                b_g = load_rows(p_grad_out, begin, o_i, n, o_d, s_gt, HEAD_DIM, BLOCK_D)
-                b_lse = load_lse(p_lse, begin, o_i, n)
-                b_delta = tl.load(p_delta + begin + o_i, mask=o_i < n, other=0.0)
-                b_dot = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-                b_s = pair_scores(
-                    SCORE, b_dot, o_i.to(tl.float32)[:, None], o_j.to(tl.float32)[None, :], scale,
-                    i_head, p_params, p_q, 0, o_i[:, None], o_j[None, :], n, window_left,
-                    window_right, False, HAS_WINDOW,
+                b_band += tile_gradient(
+                    p_q, p_k, p_v, p_grad_out, p_lse, p_delta, p_q, p_params, p_q,
+                    s_qt, s_kt, s_vt, s_gt, 0, begin, n, o_i, o_j, i_head,
+                    scale, window_left, window_right, dropout_p, seed,
+                    SCORE, False, False, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_D, PRECISION,
                 )  # fmt: skip
-                b_p = tl.exp2(b_s - b_lse[:, None])
-                b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
-                if HAS_DROPOUT:
-                    b_dp = b_dp * keep_factor(
-                        seed, (begin + o_i)[:, None], o_j[None, :], i_head, dropout_p
-                    )
-                b_band += b_p * (b_dp - b_delta[:, None])
     # Each row turned by its number: a column then has what lies on one diagonal ahead of the tile's
     # main one, and, of the rows that went over the end, on one behind it.
     o_at = o_row[:, None] + o_row[None, :]
