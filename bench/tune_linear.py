@@ -24,7 +24,7 @@ from bench.measure import machine, record
 from pyenc.errors import InputError
 from pyenc.ops.linear import choices, onednn, parts, processor, product, wide
 
-SHAPES = ((256, 512, 512), (512, 384, 1536), (1024, 768, 768))
+SHAPES = ((256, 512, 512), (512, 384, 1536), (1024, 768, 768), (4096, 384, 1536))
 """(tokens, channels in, channels out)."""
 ROUNDS, QUICK_ROUNDS, SECONDS = 15, 3, 1.5
 """Of a way: as many rounds, fewer where those take longer than that."""
@@ -96,6 +96,7 @@ def ways(dtype: torch.dtype, shape: Shape) -> dict[str, Pair]:
     if onednn.why_not(dtype) is None:
         packed = onednn.pack(weight)
         pairs["onednn"] = plain, lambda: onednn.run(x, packed, bias, "")
+        pairs["forward"] = plain, lambda: onednn.run(x, weight, bias, "")
         pairs["unpacked"] = (
             functools.partial(with_gradients, torchs),
             functools.partial(with_gradients, functools.partial(product.product, way="onednn")),

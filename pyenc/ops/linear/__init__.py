@@ -42,7 +42,8 @@ def linear(
     fast as `F.linear`; `backend_table` and `pyenc info` tell what it has. Nothing is timed: every
     process on one kind of processor makes the same choice, compiled or not. Where a gradient is
     needed, or there can be no pack, oneDNN takes the operands as they lie, those of the gradient's
-    products too, where the table has that as faster ("unpacked"). The pack is a second
+    products too, where the table has that as faster ("unpacked"); without a gradient also where a
+    pack would gain too little ("forward", 1.05x, since that costs no memory). The pack is a second
     copy of the weight in memory; it lives as long as the weight, and is made anew when the
     weight changes (in place, by an optimizer, `load_state_dict`, `.to`, another `.data`). Only a
     write that counts no version and misses a sample of 1,024 values goes unseen: single numbers
@@ -95,8 +96,10 @@ def linear(
         return exact.to(x.dtype)
     if name in product.WAYS:
         by_name = name in (requested, _forced())
-        if name != "onednn" or _no_pack(x, weight, bias) is not None:
-            return product.linear(x, weight, bias, activation, name if by_name else "")
+        lies = name == "onednn" and not by_name and _as_it_lies(x, weight, bias)
+        if lies or name != "onednn" or _no_pack(x, weight, bias) is not None:
+            way = product.FORWARD if lies else name if by_name else ""
+            return product.linear(x, weight, bias, activation, way)
         least = 0 if by_name else _min_work(str(x.dtype))
         y: Tensor = torch.ops.pyenc.linear(x, weight, bias, activation or "", least)
         return y
@@ -199,14 +202,26 @@ def _onednn_not_worth_it(
     way: str, x: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> str | None:
     no_pack = _no_pack(x, weight, bias)
-    reason = _not_preferred(way if no_pack else "packed", str(x.dtype))
+    if _as_it_lies(x, weight, bias):
+        kind, reason = product.FORWARD, None
+    else:
+        kind = "onednn" if no_pack is None else product.UNPACKED
+        reason = _not_preferred(kind, str(x.dtype))
     if reason is not None and no_pack is not None:
         return no_pack
     if compiling() or weight is None or kernels.forced() is not None:
         # What only the tensors of a call can tell, the registered op looks at.
         return reason
-    least = kernels.min_work(x.dtype, packed=no_pack is None)
+    least = kernels.min_work(x.dtype, kind)
     return "the product is too small to gain" if work(x, weight) < least else reason
+
+
+def _as_it_lies(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether oneDNN takes the weight as it lies where a pack would not gain, or cannot be."""
+    dtype = str(x.dtype)
+    if _needs_gradient(x, weight, bias) or _not_preferred(product.FORWARD, dtype) is not None:
+        return False
+    return _no_pack(x, weight, bias) is not None or _not_preferred("onednn", dtype) is not None
 
 
 def _no_pack(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str | None:
@@ -243,9 +258,9 @@ def _needs_gradient(*tensors: Tensor | None) -> bool:
 @constant_result
 def _not_preferred(way: str, dtype: str) -> str | None:
     """As known when torch.compile traces; so are the others that are marked."""
-    if way == "packed":
-        return kernels.not_preferred(_dtype(dtype))
-    return product.not_preferred(way, _dtype(dtype))
+    if way in parts.PARTS:
+        return product.not_preferred(way, _dtype(dtype))
+    return kernels.not_preferred(_dtype(dtype), way)
 
 
 @constant_result

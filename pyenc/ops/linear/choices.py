@@ -19,17 +19,21 @@ from . import processor
 
 FILE = Path(__file__).with_name("choices.json")
 
-WAYS = ("bf16x6", "bf16x3", "onednn", "unpacked", "gelu_fused", "wide")
+WAYS = ("bf16x6", "bf16x3", "onednn", "forward", "unpacked", "gelu_fused", "wide")
 """float32 by three parts of bfloat16 beside `F.linear`, and by two; oneDNN with a packed weight
-beside it; oneDNN with operands as they lie beside it, of a product and those of its gradient; GELU
-in the same pass beside after it; halves in float32 beside `F.linear`."""
+beside it; oneDNN with operands as they lie beside it, of a product by itself, and of one and those
+of its gradient; GELU in the same pass beside after it; halves in float32 beside `F.linear`."""
 
-_RIVALS = {"unpacked": ("bf16x6", "wide"), "gelu_fused": ()}
+_RIVALS = {"forward": ("bf16x6", "wide"), "unpacked": ("bf16x6", "wide"), "gelu_fused": ()}
 """Of a way, which others must be no faster; of one not named `bf16x6`, `onednn` and `wide`. The
-pack serves where there can be one, "unpacked" elsewhere."""
+pack serves where there can be one and it gains; else "forward", or with gradients "unpacked"."""
 
 MARGIN = 1.15
 """How many times faster a way must have been: less is noise, and a pack costs memory."""
+
+_MARGINS = {"forward": 1.05}
+"""Of a way that costs nothing else: `F.linear` of bfloat16 writes its bias into every row before it
+multiplies, and oneDNN adds it on the way out."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Choice:
         `bf16x3`, where it is allowed, if it is faster than those."""
         gain = self._gain(way)
         rivals = _RIVALS.get(way, ("bf16x6", "onednn", "wide"))
-        return gain >= max(MARGIN, *(self._gain(rival) for rival in rivals), 0)
+        return gain >= max(_MARGINS.get(way, MARGIN), *(self._gain(rival) for rival in rivals), 0)
 
     def why_not(self, way: str) -> str | None:
         """None where it is preferred, else the table's reason in one line."""
@@ -57,11 +61,12 @@ class Choice:
         gain = self.gains.get(way, False)
         if isinstance(gain, bool):
             return f"choices.json does not prefer it ({self.entry})"
-        if gain >= MARGIN:
+        margin = _MARGINS.get(way, MARGIN)
+        if gain >= margin:
             other = "bf16x6" if self.prefers("bf16x6") else "float32"
             other = "onednn" if self.prefers("onednn") else other
             return f"choices.json prefers {other} to it ({self.entry})"
-        return f"choices.json has {gain:.2f}x F.linear, needs {MARGIN}x ({self.entry})"
+        return f"choices.json has {gain:.2f}x F.linear, needs {margin}x ({self.entry})"
 
     def _gain(self, way: str) -> float:
         gain = self.gains.get(way, False)

@@ -33,9 +33,8 @@ MIN_WORK = 2**24
 """Multiplications below which looking up a pack costs what it could save."""
 
 MUCH = 1.5
-LITTLE_WORK = {True: 2**20, False: 2**22}
-"""The same of a pack, and of a weight as it lies, where the table's gain is `MUCH` or more: a short
-text's products gain too."""
+LITTLE_WORK = {"onednn": 2**20, "forward": 2**22, "unpacked": 2**22}
+"""The same by the table's way where its gain is `MUCH` or more: short texts' products gain too."""
 
 ROUNDED = {"bf16": 2.0**-8, "tf32": 2.0**-10}
 """What operands of float32 may be rounded by where torch's switches allow it."""
@@ -138,19 +137,19 @@ def _known(dtype: str) -> str | None:
     return why_not(getattr(torch, dtype.removeprefix("torch.")))
 
 
-def not_preferred(dtype: torch.dtype, packed: bool = True) -> str | None:
-    """Why F.linear comes before it, with the weight packed or as it lies, or None: by PYENC_LINEAR,
-    else by the table."""
+def not_preferred(dtype: torch.dtype, way: str = "onednn") -> str | None:
+    """Why F.linear comes before it in one of the table's ways, "onednn" (packed), "forward" or
+    "unpacked", or None: by PYENC_LINEAR, else by the table."""
     asked = forced()
     if asked is not None:
         return None if asked == "onednn" else f"{VARIABLE}={asked}"
-    return choices.choice(dtype).why_not("onednn" if packed else "unpacked")
+    return choices.choice(dtype).why_not(way)
 
 
-def min_work(dtype: torch.dtype, packed: bool = True) -> int:
+def min_work(dtype: torch.dtype, way: str = "onednn") -> int:
     """Multiplications from which on it gains, by the table."""
-    gain = choices.choice(dtype).gains.get("onednn" if packed else "unpacked", False)
-    return LITTLE_WORK[packed] if gain is not True and gain >= MUCH else MIN_WORK
+    gain = choices.choice(dtype).gains.get(way, False)
+    return LITTLE_WORK[way] if gain is not True and gain >= MUCH else MIN_WORK
 
 
 def fuses(dtype: torch.dtype) -> bool:

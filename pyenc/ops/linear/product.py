@@ -6,6 +6,7 @@ Shapes: a (M, K), b (K, N).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -21,6 +22,11 @@ from . import activated, onednn, parts
 
 WAYS = (*parts.PARTS, "onednn")
 """Beside torch's own; the first that is preferred serves."""
+
+UNPACKED = "unpacked"
+FORWARD = "forward"
+"""oneDNN with operands as they lie, as the table tells a product that has a gradient from one that
+has none; the latter is a way of `product` too, for products that are large enough."""
 
 
 def why_not(way: str, *tensors: Tensor | None) -> str | None:
@@ -42,14 +48,14 @@ def why_not(way: str, *tensors: Tensor | None) -> str | None:
 
 def not_preferred(way: str, dtype: torch.dtype) -> str | None:
     """Why a way of `WAYS` is not the first choice for this dtype, or None."""
-    return parts.not_preferred(way) if way in parts.PARTS else onednn.not_preferred(dtype, False)
+    return parts.not_preferred(way) if way in parts.PARTS else onednn.not_preferred(dtype, UNPACKED)
 
 
 def gains(way: str, dtype: torch.dtype, m: int, n: int, k: int) -> bool:
     """Whether a product is large enough to gain by it."""
     if way in parts.PARTS:
         return parts.gains(m, n, k)
-    return m * n * k >= onednn.min_work(dtype, packed=False)
+    return m * n * k >= onednn.min_work(dtype, UNPACKED)
 
 
 def preferred(dtype: torch.dtype, *sizes: int) -> str | None:
@@ -88,9 +94,13 @@ def product(
     way: str = "",
 ) -> Tensor:
     """activation(a b + bias) (M, N), bias (N,), in the way of `WAYS` that is preferred now, or in
-    one by name, whatever the size; torch's product where none gains, or it cannot."""
+    one by name, whatever the size (`FORWARD`: if it is large); torch's product where none gains, or
+    it cannot."""
     # Now, not when a graph was traced: torch may be asked for another precision since.
-    chosen = way or preferred(a.dtype, a.shape[0], b.shape[1], a.shape[1])
+    sizes = a.shape[0], b.shape[1], a.shape[1]
+    chosen = way or preferred(a.dtype, *sizes)
+    if way == FORWARD:
+        chosen = "onednn" if math.prod(sizes) >= onednn.min_work(a.dtype, FORWARD) else None
     if chosen is not None and why_not(chosen, a, b, bias) is None:
         if chosen in parts.PARTS:
             out = parts.multiply(a, b, bias, activation, chosen)

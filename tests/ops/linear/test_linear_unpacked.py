@@ -168,6 +168,52 @@ def test_the_same_compiled_or_not(
         assert len(found) == (1 + grad if rows >= (16 if packed else 64) else 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_without_a_gradient_and_without_a_pack(
+    dtype: torch.dtype, products: Products, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a pack would gain too little or cannot be; little is enough, for it costs nothing."""
+    if reason := linear_onednn.why_not(dtype):
+        pytest.skip(reason)
+    torch._dynamo.reset()
+    x, (weight, bias) = torch.randn(ROWS, C).to(dtype), layer(C, F_OUT, dtype=dtype)
+
+    def forward(x: Tensor, weight: Tensor) -> Tensor:
+        return linear(x, weight, bias, "gelu")
+
+    compiled = torch.compile(forward, fullgraph=True, backend="aot_eager", dynamic=True)
+    for gains, of_parameter, of_another in (
+        ({"onednn": 1.1, "forward": 1.06}, "as it lies", "as it lies"),
+        ({"onednn": 1.2, "forward": 1.06}, "packed", "as it lies"),
+        ({"onednn": 1.1, "forward": 1.04}, "torch", "torch"),
+        ({"onednn": 1.1, "forward": 1.06, "unpacked": 2.0}, "as it lies", "as it lies"),
+        ({"forward": 1.06, "wide": 1.2}, "torch", "torch"),
+        ({}, "torch", "torch"),
+    ):
+        pin(monkeypatch, gains, dtype)  # type: ignore[arg-type]
+        for given, wanted in ((weight, of_parameter), (weight * 2, of_another)):
+            linear_packs.forget_all()
+            products.clear()
+            with torch.no_grad():
+                got = forward(x, given.detach() if given is not weight else given)
+                assert len(products) == (wanted != "torch")
+                assert (linear_packs.held() > 0) == (wanted == "packed")
+                serves = explain(backend_table(x, given, bias))["onednn"] == "serves"
+                assert serves == (wanted != "torch")
+                check(got, x, given, bias, activation="gelu")
+                torch._dynamo.reset()
+                assert torch.equal(compiled(x, given), got)
+                made = len(products)
+                few = forward(x[:9], given)
+                check(few, x[:9], given, bias, activation="gelu")
+                assert torch.equal(compiled(x[:9], given), few)
+                assert len(products) == made
+    pin(monkeypatch, {"onednn": 1.1, "forward": 1.06}, dtype)
+    products.clear()
+    forward(x, weight).sum().backward()
+    assert products == []
+
+
 def test_halves_in_float32_go_through_it(
     products: Products, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,74 @@
+"""Operations of the registered ops, for `torch.utils.flop_counter.FlopCounterMode`.
+
+    import pyenc.ops.flops  # from here on torch's counter knows them
+
+Not imported with the package: torch's counter takes longer to import than torch. Counted is what
+torch counts of its own ops, two operations a multiplication of the matrix products. Of attention
+those are of all pairs of a query and a key of its sequence, whatever a window hides or `skip_eps`
+leaves out (`computed_share` tells). Not counted is attention with a bias of one's own pair by pair
+(`block`, `score`) through the C++ kernels, which is no registered op.
+
+Shapes: M, K, N of a product; T packed tokens, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.flop_counter import register_flop_formula
+
+from . import attention as _attention  # noqa: F401  what is registered here
+from . import gated_linear as _gated  # noqa: F401
+from . import linear as _linear  # noqa: F401
+from .linear import int8 as _int8  # noqa: F401
+
+_ops: Any = torch.ops.pyenc
+
+
+def _pairs(tokens: int, cu_seqlens: Tensor) -> int:
+    """Of a query and a key of its sequence; where lengths have no values, of equal ones."""
+    n_sequences = cu_seqlens.shape[0] - 1
+    if isinstance(cu_seqlens, FakeTensor) or cu_seqlens.device.type == "meta":
+        return tokens * tokens // max(n_sequences, 1)
+    return int(cu_seqlens.long().diff().square().sum())
+
+
+@register_flop_formula(_ops.product)
+def _product_flops(a: tuple[int, ...], b: tuple[int, ...], *_: Any, **__: Any) -> int:
+    return 2 * a[0] * a[1] * b[1]
+
+
+@register_flop_formula(
+    [_ops.linear, _ops.linear_wide, _ops.linear_activated, _ops.int8_linear, _ops.gated_linear]
+)
+def _linear_flops(x: tuple[int, ...], weight: tuple[int, ...], *_: Any, **__: Any) -> int:
+    rows = 1
+    for size in x[:-1]:
+        rows *= size
+    return 2 * rows * weight[0] * weight[1]
+
+
+@register_flop_formula(_ops.gated_linear_backward)
+def _gated_backward_flops(_: Any, x: tuple[int, ...], weight: tuple[int, ...], *rest: Any) -> int:
+    """The product is made once more."""
+    return _linear_flops(x, weight)
+
+
+@register_flop_formula(_ops.attention, get_raw=True)
+def _attention_flops(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *_: Any, **__: Any
+) -> int:
+    """q k^T and p v."""
+    tokens, heads, head_dim = q.shape
+    return 2 * 2 * heads * head_dim * _pairs(tokens, cu_seqlens)
+
+
+@register_flop_formula(_ops.attention_backward, get_raw=True)
+def _attention_backward_flops(
+    _: Any, __: Any, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *___: Any, **____: Any
+) -> int:
+    """Scores once more, dp, dq, dk and dv."""
+    return _attention_flops(q, k, v, cu_seqlens) // 2 * 5
