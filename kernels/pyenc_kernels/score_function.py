@@ -192,10 +192,10 @@ def _line_score(s, i, j, head, params):
 
 @triton.jit
 def _line_tail(d, head, params, left: tl.constexpr):
-    reach = tl.load(params)
-    d = tl.minimum(d, reach)
+    reach = tl.load(params).to(tl.int32)
+    d = tl.minimum(d.to(tl.int32), reach)
     place = reach - d if left else reach + d
-    return tl.load(params + _LINE + (2.0 * reach + 1.0 + place).to(tl.int32))
+    return tl.load(params + _LINE + 2 * reach + 1 + place)
 
 
 @functools.cache

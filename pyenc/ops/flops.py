@@ -5,8 +5,8 @@
 Not imported with the package: torch's counter takes longer to import than torch. Counted is what
 torch counts of its own ops, two operations a multiplication of the matrix products. Of attention
 those are of all pairs of a query and a key of its sequence, whatever a window hides or `skip_eps`
-leaves out (`computed_share` tells). Not counted is attention with a bias of one's own pair by pair
-(`block`, `score`) through the C++ kernels, which is no registered op.
+leaves out (`computed_share` tells). Attention with a bias of one's own pair by pair (`block`,
+`score`) is not counted, or not all of it.
 
 Shapes: M, K, N of a product; T packed tokens, H heads, D head dim.
 """

@@ -43,6 +43,13 @@ def test_linear(
         assert counted(lambda: linear(x, weight * 2, bias, activation)) == once
 
 
+def test_halves_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    pin(monkeypatch, {"wide": 2.0}, torch.float16)
+    x, (weight, bias) = torch.randn(512, 256).half(), layer(256, 256, dtype=torch.float16)
+    with torch.no_grad():
+        assert counted(lambda: linear(x, weight, bias, "gelu")) == 2 * 512 * 256 * 256
+
+
 def test_eight_bits() -> None:
     weight, scale = int8.quantize_weight(torch.randn(40, 24))
     x = torch.randn(5, 7, 24)

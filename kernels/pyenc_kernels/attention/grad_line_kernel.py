@@ -45,6 +45,7 @@ def attention_grad_line(
     p_params += i_head * s_params
     p_lse, p_delta = rows_of_head(p_rows, i_head, n_heads, n_tokens)
     b_band = tl.zeros([BLOCK, BLOCK], tl.float32)
+    n_met = i_part * 0
     for i_sequence in range(i_part, n_sequences, tl.num_programs(1)):
         begin = tl.load(p_cu + i_sequence).to(tl.int64)
         n = (tl.load(p_cu + i_sequence + 1).to(tl.int64) - begin).to(tl.int32)
@@ -58,6 +59,7 @@ def attention_grad_line(
                 j_grain = j_tile * BLOCK // GRAIN
                 met = (tl.load(p_range) <= j_grain) & (j_grain < tl.load(p_range + 1))
             if met:
+                n_met += 1
                 o_i = i_tile * BLOCK + o_row
                 o_j = j_tile * BLOCK + o_row
                 b_band += tile_gradient(
@@ -69,8 +71,13 @@ def attention_grad_line(
     # Each row turned by its number: a column then has what lies on one diagonal ahead of the tile's
     # main one, and, of the rows that went over the end, on one behind it.
     o_at = o_row[:, None] + o_row[None, :]
-    b_turned = tl.gather(b_band, o_at % BLOCK, 1)
+    b_behind = tl.zeros([BLOCK], tl.float32)
+    b_ahead = tl.zeros([BLOCK], tl.float32)
+    if n_met > 0:
+        b_turned = tl.gather(b_band, o_at % BLOCK, 1)
+        b_behind = tl.sum(tl.where(o_at < BLOCK, 0.0, b_turned), 0)
+        b_ahead = tl.sum(tl.where(o_at < BLOCK, b_turned, 0.0), 0)
     i_share = (i_head * tl.num_programs(1) + i_part) * tl.num_programs(0) + tl.program_id(0)
     p_share = p_shares + i_share.to(tl.int64) * 2 * BLOCK
-    tl.store(p_share + o_row, tl.sum(tl.where(o_at < BLOCK, 0.0, b_turned), 0))
-    tl.store(p_share + BLOCK + o_row, tl.sum(tl.where(o_at < BLOCK, b_turned, 0.0), 0))
+    tl.store(p_share + o_row, b_behind)
+    tl.store(p_share + BLOCK + o_row, b_ahead)

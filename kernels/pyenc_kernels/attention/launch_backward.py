@@ -144,8 +144,9 @@ def _grad_dense(
     return grad
 
 
-MOST_PARTS = 32
-"""Of the sequences, which a band's programs share: short ones leave few bands to do."""
+MOST_PARTS, MOST_SHARES = 32, 4096
+"""Parts of the sequences, which a band's programs share, for short ones leave few bands to do; and
+of those and bands together, for what each writes is kept until all are added up."""
 
 _OF_A_LINE = (
     "SCORE", "HAS_WINDOW", "HAS_DROPOUT", "HAS_RANGES", "HEAD_DIM", "BLOCK_D", "PRECISION",
@@ -161,12 +162,13 @@ def _grad_line(
     tensors, form, _ = common(q, cu_seqlens, terms, met)
     flags = flags_of(*form)
     config = config_of("attention_grad_keys", q, cu_seqlens, variant_of(flags, False))
-    block, reach = min(config.block_m, config.block_n), _line_reach(terms)
+    block, reach, span = min(config.block_m, config.block_n), _line_reach(terms), q.shape[0] - 1
     n_sequences, _, heads, _, *window = tensors.numbers[:6]
     before, after = (
-        triton.cdiv(min(reach, int(side)) if side >= 0 else reach, block) for side in window
+        triton.cdiv(min(span, int(side)) if side >= 0 else span, block) for side in window
     )
-    bands, parts = before + 1 + after, min(int(n_sequences), MOST_PARTS)
+    bands = before + 1 + after
+    parts = max(1, min(int(n_sequences), MOST_PARTS, MOST_SHARES // bands))
     shares = rows.new_empty((int(heads), parts, bands, 2, block))
     attention_grad_line[(bands, parts, int(heads))](
         q, k, v, grad_out, rows, shares, cu_seqlens, tensors.params, q if met is None else met.met,
@@ -175,8 +177,15 @@ def _grad_line(
         **{name: flags[name] for name in _OF_A_LINE}, **config.launch,
     )  # fmt: skip
     behind, ahead = shares.sum(1).unbind(2)  # (H, bands, block)
-    line = F.pad(behind, (0, 0, 0, 1)) + F.pad(ahead, (0, 0, 1, 0))
-    return F.pad(line.flatten(1), (reach - (1 + before) * block, reach + 1 - (1 + after) * block))
+    line = (F.pad(behind, (0, 0, 0, 1)) + F.pad(ahead, (0, 0, 1, 0))).flatten(1)
+    # From distance -(1 + before) block on; the line's ends are those of all beyond.
+    less, more = (1 + before) * block - reach, (1 + after) * block - 1 - reach
+    grad = F.pad(line, (-less, -more))
+    if less > 0:
+        grad[:, 0] += line[:, :less].sum(1)
+    if more > 0:
+        grad[:, -1] += line[:, -more:].sum(1)
+    return grad
 
 
 def _line_reach(terms: Terms) -> int:

@@ -142,6 +142,7 @@ def _side_end(
             b_bound += geometric - mu * b_away
         else:
             b_tail = TAIL(b_away, i_head, p_params, LEFT) * LOG2E
+            b_tail = tl.where(b_tail == NO_SCORE, -1e30, b_tail)  # hidden: no less than a number
             b_bound += b_tail + tl.abs(b_tail) * 1e-6
         b_faint = b_bound <= b_lse[:, None] + budget
         b_open = tl.max((~b_faint).to(tl.int32), 0) > 0

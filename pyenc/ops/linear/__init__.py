@@ -104,7 +104,8 @@ def linear(
         y: Tensor = torch.ops.pyenc.linear(x, weight, bias, activation or "", least)
         return y
     if _may_widen(x, weight, bias):
-        if compiling():
+        # A graph, and whoever looks on, is to see one op and no parts.
+        if compiling() or torch._C._len_torch_dispatch_stack():
             wide_y: Tensor = torch.ops.pyenc.linear_wide(x, weight, bias, activation or "")
             return wide_y
         return wide_or_not(x, weight, bias, activation)

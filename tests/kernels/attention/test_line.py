@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 from pyenc.errors import BackendError, InputError
 from pyenc.models.table_alibi import TableALiBi
 from pyenc.ops import attention, check_score_bias, computed_share
-from pyenc.ops.attention.along import line_of
+from pyenc.ops.attention.along import Line, line_of
 from pyenc_kernels.score_function import line_params
 from tests.ops.attention.capture_watch import Watch
 from tests.ops.attention.share_rule import check_row_shares
@@ -226,6 +226,20 @@ class Numbers(nn.Module):
 
     def along(self, offsets: Tensor) -> Tensor:
         return self.numbers[:, (offsets + self.reach).clamp(0, 2 * self.reach)]
+
+
+@pytest.mark.parametrize("reach", [0, 5, 70])
+def test_the_ends_of_a_line_are_those_of_all_beyond(reach: int, device: str) -> None:
+    q, k, v, g = torch.randn(4, 230, 2, 16)
+    numbers, bounds = torch.randn(2, 2 * reach + 1), torch.tensor([0, 200, 230])
+
+    def grad(backend: str, where: str) -> Tensor:
+        line = numbers.to(where).requires_grad_()
+        given = (x.to(where) for x in (q, k, v))
+        out = attention(*given, bounds.to(where), bias=Line(line), backend=backend, skip_eps=0)  # type: ignore[arg-type]
+        return torch.autograd.grad(out, line, g.to(where))[0].cpu()  # type: ignore[arg-type]
+
+    torch.testing.assert_close(grad("triton", device), grad("torch", "cpu"), rtol=1e-4, atol=1e-4)
 
 
 def test_a_line_is_learned_where_far_keys_are_left_out(device: str) -> None:

@@ -68,6 +68,36 @@ class Ridge(nn.Module):
         return self.function, self.slopes
 
 
+@triton.jit
+def hidden_score(s, i, j, head, params):
+    d = tl.abs(i - j)
+    return s - tl.load(params) * d + tl.where(d < 40, 0.0, float("-inf"))
+
+
+@triton.jit
+def hidden_tail(d, head, params, left: tl.constexpr):
+    return tl.where(d < 40, 5.0, float("-inf"))
+
+
+HIDDEN = ScoreFunction(hidden_score, parameter=ridge_parameter, n_learned=1, tail=hidden_tail)
+
+
+class Hidden(Ridge):
+    def block(self, i: Tensor, j: Tensor) -> Tensor:
+        d = (j - i[:, None]).abs()
+        return (-self.slopes[:, :, None] * d).masked_fill(d >= 40, float("-inf"))
+
+
+def test_what_is_hidden_is_left_out(device: str) -> None:
+    bias = Hidden([0.1, 0.2], HIDDEN).to(device)
+    assert "tail agree" in check_score_bias(bias, span=300, device=device)
+    n = 1300
+    q, k, v = torch.randn(3, n, 2, 16).to(device).unbind()
+    bounds = torch.tensor([0, n], device=device)
+    share = computed_share(q, k, v, bounds, bias=bias, skip_eps=2.0**-24, backend="triton")
+    assert share < 0.5
+
+
 def test_what_is_right_passes(device: str) -> None:
     for span in (96, 700):
         said = check_score_bias(Ridge([0.9, 0.02]), span=span, device=device)
