@@ -13,6 +13,7 @@ Shapes: M, K, N of a product; T packed tokens, H heads, D head dim.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -45,14 +46,13 @@ def _product_flops(a: tuple[int, ...], b: tuple[int, ...], *_: Any, **__: Any) -
     [_ops.linear, _ops.linear_wide, _ops.linear_activated, _ops.int8_linear, _ops.gated_linear]
 )
 def _linear_flops(x: tuple[int, ...], weight: tuple[int, ...], *_: Any, **__: Any) -> int:
-    rows = 1
-    for size in x[:-1]:
-        rows *= size
-    return 2 * rows * weight[0] * weight[1]
+    return 2 * math.prod(x[:-1]) * weight[0] * weight[1]
 
 
 @register_flop_formula(_ops.gated_linear_backward)
-def _gated_backward_flops(_: Any, x: tuple[int, ...], weight: tuple[int, ...], *rest: Any) -> int:
+def _gated_backward_flops(
+    _: Any, x: tuple[int, ...], weight: tuple[int, ...], *__: Any, **___: Any
+) -> int:
     """The product is made once more."""
     return _linear_flops(x, weight)
 

@@ -50,6 +50,15 @@ def test_halves_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
         assert counted(lambda: linear(x, weight, bias, "gelu")) == 2 * 512 * 256 * 256
 
 
+def test_a_gated_product_and_its_being_made_once_more() -> None:
+    with FakeTensorMode():
+        x, weight, grad = torch.empty(5, 7, 24), torch.empty(2 * 40, 24), torch.empty(35, 40)
+        call = x, weight, None, "gelu", False
+        forward = counted(lambda: torch.ops.pyenc.gated_linear(*call))
+        backward = counted(lambda: torch.ops.pyenc.gated_linear_backward(grad, *call))
+    assert forward == backward == 2 * 35 * 24 * 80
+
+
 def test_eight_bits() -> None:
     weight, scale = int8.quantize_weight(torch.randn(40, 24))
     x = torch.randn(5, 7, 24)
