@@ -167,8 +167,9 @@ class Encoder(nn.Module):
             token_type_ids: (T,) integers, default zeros.
             contiguous: the caller's word that positions rise by one in each sequence, which lets
                 relative biases take the faster path.
-            span: the caller's word that positions of a sequence are less than this apart; what
-                torch.compile has to know of a registered variant's, where there are any.
+            span: the caller's word that positions of a sequence are less than this apart: what
+                torch.compile has to know of a registered variant's, where there are any, and what
+                keeps a GPU's lines of distances short.
             checked: the caller's word that `check` has passed all of these, on the CPU say: to look
                 at values on a GPU waits for it. What is out of range then goes unnoticed, or ends
                 in an error that does not name it.

@@ -198,9 +198,11 @@ class Attention(nn.Module):
         bias = call.bias
         if self.position_bias is not None:
             bias = cast(OwnBias, self.position_bias)
-        # A graph has no values to find the longest distance in.
-        if has_line(bias) and compiling() and call.positions is not None and call.span is not None:
-            bias = cast(Bias, Within(bias, max(call.span - 1, 0)))
+        # A graph has no values to find the longest distance in, and a card's would be waited for.
+        holes = call.positions is not None
+        if call.span is not None and (holes if compiling() else x_TC.is_cuda) and has_line(bias):
+            span = call.span if holes else min(call.span, x_TC.shape[0])
+            bias = cast(Bias, Within(bias, max(span - 1, 0)))
         out_THD = attention(
             q_THD,
             k_THD,

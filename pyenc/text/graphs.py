@@ -173,22 +173,27 @@ def _graphs_of(model: Encoder) -> _Graphs:
         return graphs
 
 
-def forward(model: Encoder, ids: Tensor, cu_seqlens: Tensor, tokens: int, sequences: int) -> Tensor:
-    """`forward_packed` of a filled batch, of which the first `tokens` and `sequences` are real:
-    (T, C), to be cut to those. In evaluation, under inference mode."""
+def forward(
+    model: Encoder, ids: Tensor, cu_seqlens: Tensor, tokens: int, sequences: int, longest: int
+) -> Tensor:
+    """`forward_packed` of a filled batch, of which the first `tokens` and `sequences` are real and
+    no sequence is longer than `longest`: (T, C), to be cut to the real ones. In evaluation, under
+    inference mode."""
     # `shape_for` has just held them against the model.
     graphs = _OF_MODEL.get(model) or _graphs_of(model)
     configs = triton_launch.module_for("configs")
     average = tokens / sequences
+    # Of all that a graph is made of, lines of distances alone go by it.
+    span = 1 << max(longest - 1, 0).bit_length() if model.config.own_position else None
     key = (
-        ids.shape[0], cu_seqlens.shape[0], round(math.log2(max(average, 1))),
+        ids.shape[0], cu_seqlens.shape[0], span, round(math.log2(max(average, 1))),
         configs.ranges_pay(ids.device, tokens, sequences), model.skip_eps, *_settings(model),
     )  # fmt: skip
 
     def run(ids: Tensor, cu_seqlens: Tensor) -> Tensor:
         # Which tiles serve and what is looked for goes by the real tokens, not by those added.
         with configs.averaging(average):
-            return model.forward_packed(ids, cu_seqlens, checked=True)
+            return model.forward_packed(ids, cu_seqlens, span=span, checked=True)
 
     with graphs.lock, torch.cuda.device(ids.device):
         stream = torch.cuda.current_stream()

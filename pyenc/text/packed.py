@@ -36,6 +36,7 @@ def run_packed(
     # Here, where looking at them waits for nobody.
     model.check(torch.from_numpy(numbers), torch.from_numpy(bounds))
     tokens, sequences = len(numbers), len(batch.lengths)
+    longest = int(batch.lengths.max(initial=0))
     shape = graphs.shape_for(model, tokens, sequences)
     if shape is not None:
         numbers, bounds = graphs.filled(numbers, bounds, shape, model.config.padding_id)
@@ -44,9 +45,9 @@ def run_packed(
     leading: Tensor | int = skipped[0] if skipped else 0
     with evaluating(model), torch.inference_mode():
         if shape is None:
-            values = model.forward_packed(ids, cu_seqlens, checked=True)
+            values = model.forward_packed(ids, cu_seqlens, span=longest, checked=True)
         else:
-            values = graphs.forward(model, ids, cu_seqlens, tokens, sequences)[:tokens]
+            values = graphs.forward(model, ids, cu_seqlens, tokens, sequences, longest)[:tokens]
             cu_seqlens = cu_seqlens[: sequences + 1]
         if output == "pooled":
             values = pool(values, cu_seqlens, recipe, skip_tokens=leading, backend=model.backend)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pyenc
 from pyenc.loading import load_checkpoint, own_checkpoint, save_checkpoint
-from pyenc.models import TableALiBi
+from pyenc.models import TableALiBi, layers
 from pyenc.ops import alibi_slopes, attention, check_score_bias
+from pyenc.ops.attention.along import Within
 from tests.seeds import seed
 
 CONFIG = {
@@ -114,3 +117,37 @@ def test_its_name_is_taken() -> None:
         pyenc.InputError, match=r"is pyenc\.models\.table_alibi\.TableALiBi already"
     ):
         pyenc.models.register_position("table_alibi", torch.nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("device", "span", "holes", "reach"),
+    [
+        ("cuda", 20, False, 19),
+        ("cuda", 500, False, 69),  # a padded row is wider than all its tokens
+        ("cuda", 500, True, 499),
+        ("cuda", 1, False, 0),
+        ("cuda", None, False, None),
+        ("cpu", 20, True, None),  # whose values can be looked at
+    ],
+)
+def test_a_card_hears_how_far_apart_tokens_are(
+    device: str, span: int | None, holes: bool, reach: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a line would reach over all tokens of a batch, or its positions be waited for."""
+    biases: list[Any] = []
+
+    def heard(q: torch.Tensor, *_: object, bias: Any, **rest: object) -> torch.Tensor:
+        biases.append(bias)
+        return torch.empty_like(q)
+
+    monkeypatch.setattr(layers, "attention", heard)
+    monkeypatch.setattr(torch.nn.Linear, "reset_parameters", lambda _: None)
+    config, alibi = pyenc.EncoderConfig(**CONFIG, position="table_alibi"), TableALiBi(4)
+    with torch.no_grad(), FakeTensorMode(), torch.device(device):
+        module = layers.Attention(config, 0)
+        bounds = torch.empty(3, dtype=torch.int32)
+        positions = torch.empty(70, dtype=torch.int64) if holes else None
+        call = layers.Call(bounds, alibi, positions, span=span)
+        module(torch.empty(70, config.hidden_size), call)
+    (bias,) = biases
+    assert (bias.reach if isinstance(bias, Within) else None) == reach

@@ -186,7 +186,7 @@ def test_a_shape_runs_is_captured_and_replayed(monkeypatch: pytest.MonkeyPatch) 
     def run(tokens: int, last: int, seed: int = 0) -> Tensor:
         ids = torch.arange(seed, seed + 64) % 50
         with torch.inference_mode():
-            return graphs.forward(model, ids, torch.tensor([0, last]), tokens, 1)
+            return graphs.forward(model, ids, torch.tensor([0, last]), tokens, 1, last)
 
     first = run(60, 60)
     assert card.take() == ["ran"]
@@ -206,6 +206,34 @@ def test_a_shape_runs_is_captured_and_replayed(monkeypatch: pytest.MonkeyPatch) 
     assert card.take() == ["ran"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "spans", "log"),
+    [
+        ("table_alibi", {64, 32}, ["ran", "captured", "ran", "replayed", "ran", "ran"]),
+        ("alibi", {None}, ["ran", "captured", "ran", "replayed", "ran", "replayed", "ran"]),
+    ],
+)
+def test_a_graph_of_distances_goes_by_the_longest_sequence(
+    kind: str, spans: set[int | None], log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lines reach over no more; rounded up to a power of two, so that there are few."""
+    model, card = small(position=kind), Recorded(monkeypatch)
+    heard: set[int | None] = set()
+    recorded: Any = Encoder.forward_packed
+
+    def forward_packed(*args: Any, span: int | None, **rest: Any) -> Tensor:
+        heard.add(span)
+        return recorded(*args, **rest)
+
+    monkeypatch.setattr(Encoder, "forward_packed", forward_packed)
+    ids = torch.zeros(64, dtype=torch.long)
+    with torch.inference_mode():
+        for longest in (60, 33, 32):
+            graphs.forward(model, ids, torch.tensor([0, 4, 4 + longest, 64]), 64, 3, longest)
+    assert card.take() == log
+    assert heard == spans
+
+
 def test_many_shapes_drop_the_graph_that_was_not_used_longest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -216,7 +244,7 @@ def test_many_shapes_drop_the_graph_that_was_not_used_longest(
     def run(tokens: int) -> list[str]:
         with torch.inference_mode():
             ids = torch.zeros(tokens, dtype=torch.long)
-            graphs.forward(model, ids, torch.tensor([0, tokens]), tokens, 1)
+            graphs.forward(model, ids, torch.tensor([0, tokens]), tokens, 1, tokens)
         return [each for each in card.take() if each != "ran"]
 
     for tokens in (8, 16):
@@ -242,9 +270,9 @@ def test_what_cannot_be_captured_is_said_and_runs(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(graphs, "_capture", refuse)
     ids, cu_seqlens = torch.zeros(64, dtype=torch.long), torch.tensor([0, 64])
     with torch.inference_mode():
-        first = graphs.forward(model, ids, cu_seqlens, 64, 1)
+        first = graphs.forward(model, ids, cu_seqlens, 64, 1, 64)
         with pytest.warns(RuntimeWarning, match="no CUDA graphs for this model: operation not"):
-            second = graphs.forward(model, ids, cu_seqlens, 64, 1)
+            second = graphs.forward(model, ids, cu_seqlens, 64, 1, 64)
     assert torch.equal(first, second)
     assert card.take() == ["ran", "ran"]
     assert "capturing it failed" in graphs_of(model).why_not()
