@@ -351,8 +351,8 @@ WHOLE = {"arange", "randint", "randperm", "tril_indices", "triu_indices"}
 
 CONVENTIONAL = {
     ("pyenc/models/head.py", "zeros"),
-    ("pyenc/models/layers.py", "ones"),
-    ("pyenc/models/layers.py", "zeros"),
+    ("pyenc/models/modules.py", "ones"),
+    ("pyenc/models/modules.py", "zeros"),
     ("pyenc/models/table_alibi.py", "zeros"),
 }
 """Parameters of a module: an `Encoder` that one makes is made as torch's own modules are."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pyenc import Encoder
 from pyenc.loading.difference import CHANGE, LEFT, RIGHT, VALUE
-from pyenc.models.layers import Linear
+from pyenc.models.modules import Linear
 
 LARGEST = 3_000_000
 """Bytes of the file."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..ops import embedding_norm
 from .config import EncoderConfig
-from .layers import Norm
+from .modules import Norm
 
 
 class Embeddings(nn.Module):

@@ -22,15 +22,16 @@ from ..ops.attention.bias import OwnBias, slopes_on
 from ..ops.attention.terms import Bias
 from ..ops.attention.validation import check_skip_eps
 from ..ops.backend import requested_backend
+from .call import call_of
 from .config import EncoderConfig
 from .embeddings import Embeddings
 from .head import MaskedLMHead
-from .layers import Call, Layer, Norm, PreNormLayer, Turn
+from .layers import Layer, PreNormLayer
+from .modules import Norm
 from .packing import Packed, check_packed, check_ranges, count_from_padding, pack
 from .places import places
 from .position import check_apart, make_position
 from .recompute import Recompute, recompute_of
-from .rotary import Rotary, log_length_scale
 from .straight import straight
 
 SETTINGS = ("backend", "skip_eps")
@@ -189,7 +190,10 @@ class Encoder(nn.Module):
         position_ids = self._position_ids(input_ids, cu_seqlens, positions, position_ids)
         if not checked:
             check_ranges(self.config, input_ids, position_ids, token_type_ids)
-        call = self._call(input_ids, cu_seqlens, positions, contiguous, span)
+        call = call_of(
+            self.config, self._bias(input_ids.device), input_ids.shape[0], cu_seqlens, positions,
+            contiguous, span, self.backend, self.skip_eps,
+        )  # fmt: skip
         x_TC = self.embeddings(input_ids, position_ids, token_type_ids, self.backend)
         again = self._recompute if self.training and torch.is_grad_enabled() else None
         layers = [
@@ -247,52 +251,16 @@ class Encoder(nn.Module):
             return count_from_padding(input_ids, cu_seqlens, self.config.padding_id)
         return places(cu_seqlens, input_ids.shape[0]) if positions is None else positions
 
-    def _call(
-        self,
-        input_ids: Tensor,
-        cu_seqlens: Tensor,
-        positions: Tensor | None,
-        contiguous: bool,
-        span: int | None,
-    ) -> Call:
-        """What depends on the lengths and positions alone, made once for all layers."""
-        config, tokens, device = self.config, input_ids.shape[0], input_ids.device
-        bias: Bias = None
-        if config.position == "alibi":
+    def _bias(self, device: torch.device) -> Bias:
+        """What every layer adds to its scores."""
+        if self.config.position == "alibi":
             # Made here, not kept as a buffer: buffers come back as garbage from meta devices.
-            bias = ALiBi(slopes_on(config.num_heads, device))
-        elif self.relative_bias is not None:
-            bias = RelativePositionBias(self.relative_bias.weight, config.relative_max_distance)
-        elif self.position_bias is not None:
-            bias = cast(OwnBias, self.position_bias)
-        turn = local_turn = None
-        if config.rotary is not None:
-            rows_T = torch.arange(tokens, device=device)
-            columns_T = places(cu_seqlens, tokens) if positions is None else positions
-
-            def turned(rotary: Rotary) -> Turn:
-                return Turn(*rotary.tables(columns_T, cu_seqlens, config.head_dim), rows_T)
-
-            turn = turned(config.rotary)
-            same = config.local_rotary in (None, config.rotary)
-            local_turn = turn if same else turned(config.local_rotary or config.rotary)
-        query_scale = None
-        if config.log_length:
-            query_scale = log_length_scale(
-                cu_seqlens, config.log_length, config.log_length_at_least_one, tokens
+            return ALiBi(slopes_on(self.config.num_heads, device))
+        if self.relative_bias is not None:
+            return RelativePositionBias(
+                self.relative_bias.weight, self.config.relative_max_distance
             )
-        return Call(
-            # Of a card in the dtype of which the kernels are tuned and warmed, cast for all layers.
-            cu_seqlens=cu_seqlens if device.type == "cpu" else cu_seqlens.to(torch.int32),
-            bias=bias,
-            positions=None if contiguous or not config.by_distance else positions,
-            turn=turn,
-            local_turn=local_turn,
-            query_scale=query_scale,
-            span=span,
-            backend=requested_backend(self.backend),
-            skip_eps=self.skip_eps,
-        )
+        return cast(OwnBias | None, self.position_bias)
 
     def gradient_checkpointing_enable(
         self,

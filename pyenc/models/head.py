@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..ops import linear
 from .config import EncoderConfig, HeadConfig
-from .layers import Linear, Norm
+from .modules import Linear, Norm
 
 
 class MaskedLMHead(nn.Module):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..ops.linear.int8 import int8_linear, quantize_weight
 from .encoder import Encoder
-from .layers import Linear
 from .meta import on_meta
+from .modules import Linear
 
 QUANTIZED = ("int8",)
 """Names that `quantize` may have."""

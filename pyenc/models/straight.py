@@ -24,7 +24,11 @@ from ..ops.attention.straight import terms_for
 from ..ops.gated import launch as launch_gated
 from ..ops.norm import WIDEST
 from ..ops.registered import PLAIN, on_card_of, plain
-from .layers import Attention, Call, FeedForward, Layer, Linear, Norm
+from .attention import Attention
+from .call import Call
+from .feed_forward import FeedForward
+from .layers import Layer
+from .modules import Linear, Norm
 
 Parameters = tuple[Tensor, Tensor | None]
 

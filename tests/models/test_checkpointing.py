@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pyenc.errors import InputError
-from pyenc.models import Encoder, layers
+from pyenc.models import Encoder
+from pyenc.models import attention as module
 from tests.models.own_positions import CONFIGS, registered, shape
 from tests.models.test_encoder import SHAPES
 
@@ -99,8 +100,8 @@ def test_layers_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """In training with gradients alone: not in `eval`, not without."""
     encoder = encoder_of("alibi")
     calls = []
-    attend = layers.attention
-    monkeypatch.setattr(layers, "attention", lambda *a, **n: calls.append(1) or attend(*a, **n))
+    attend = module.attention
+    monkeypatch.setattr(module, "attention", lambda *a, **n: calls.append(1) or attend(*a, **n))
     encoder.gradient_checkpointing_enable()
     counts = []
     for run in (

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pyenc import use_backend
 from pyenc.errors import BackendError, InputError
-from pyenc.models import Encoder, EncoderConfig, layers
+from pyenc.models import Encoder, EncoderConfig
+from pyenc.models import feed_forward as module
 from tests.models.test_encoder import ABSOLUTE, ALIBI, PRE_NORM, SHAPES, WINDOWS
 
 Drop = Callable[[Encoder, float], None]
@@ -56,7 +57,7 @@ def test_a_seed_draws_the_same_without_a_gradient(
     config: EncoderConfig, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Losses with cached gradients go through twice; without a gradient a CPU splits the rows."""
-    monkeypatch.setattr(layers, "CPU_BYTES", 512)
+    monkeypatch.setattr(module, "CPU_BYTES", 512)
     named = {"hidden_dropout": 0.2, "attention_dropout": 0.2, "feed_forward_dropout": place}
     encoder = encoder_of(config, **named)
     first = loss_and_gradients(encoder, 5)[0]

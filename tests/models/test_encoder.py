@@ -11,9 +11,8 @@ from torch import Tensor
 
 from pyenc.errors import InputError
 from pyenc.loading import load_checkpoint
-from pyenc.models import Encoder, EncoderConfig, packing
+from pyenc.models import Encoder, EncoderConfig, feed_forward, packing
 from pyenc.models import encoder as encoder_module
-from pyenc.models import layers as layers_module
 from pyenc.models.rotary import Rotary
 from tests.conftest import GOLDEN
 
@@ -332,23 +331,23 @@ def test_feed_forward_a_few_rows_at_a_time(
     encoder: Encoder, by_parts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More of them where products take weights apart in every call."""
-    monkeypatch.setattr(layers_module, "by_parts", lambda *_: by_parts)
+    monkeypatch.setattr(feed_forward, "by_parts", lambda *_: by_parts)
     ids, mask = padded(rows([9, 30, 2]))
     made: list[int] = []
-    rows_of = layers_module.FeedForward.rows
+    rows_of = feed_forward.FeedForward.rows
 
     def counted(
-        self: layers_module.FeedForward, x_TC: torch.Tensor, backend: str | None
+        self: feed_forward.FeedForward, x_TC: torch.Tensor, backend: str | None
     ) -> torch.Tensor:
         made.append(len(x_TC) * self.width * x_TC.element_size())
         return rows_of(self, x_TC, backend)
 
-    monkeypatch.setattr(layers_module.FeedForward, "rows", counted)
+    monkeypatch.setattr(feed_forward.FeedForward, "rows", counted)
     whole = encoder(ids, mask)
     assert len(made) == len(encoder.layers)
     few, many, a_row = made[0] // 12, made[0] // 5, made[0] // 41
-    monkeypatch.setattr(layers_module, "CPU_BYTES", few)
-    monkeypatch.setattr(layers_module, "PARTS_BYTES", many)
+    monkeypatch.setattr(feed_forward, "CPU_BYTES", few)
+    monkeypatch.setattr(feed_forward, "PARTS_BYTES", many)
     made.clear()
     torch.testing.assert_close(encoder(ids, mask), whole, rtol=0, atol=1e-5)
     most, times = (many, 5) if by_parts else (few, 12)

@@ -20,7 +20,7 @@ from pyenc.models.int8 import (
     quantize_layers,
     quantized_names,
 )
-from pyenc.models.layers import Linear
+from pyenc.models.modules import Linear
 from tests.conftest import GOLDEN, Golden
 
 SMALL = GOLDEN / "bert_mean_h4"

@@ -48,9 +48,9 @@ def test_the_bias_is_what_it_says() -> None:
     module = encoder.position_bias
     assert isinstance(module, Kerple)
     seen: list[Any] = []
-    from pyenc.models import layers
+    from pyenc.models import attention as called
 
-    whole = layers.attention
+    whole = called.attention
     place = torch.arange(7)
 
     def dense(*args: Any, **named: Any) -> Any:
@@ -62,7 +62,7 @@ def test_the_bias_is_what_it_says() -> None:
     with torch.no_grad():
         wanted = encoder(ids)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(layers, "attention", dense)
+            patch.setattr(called, "attention", dense)
             got = encoder(ids)
         module.outer.mul_(3)
         other = encoder(ids)

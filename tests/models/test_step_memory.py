@@ -158,7 +158,7 @@ def test_what_is_dense_is_told(name: str, tmp_path: Path) -> None:
 
 def test_a_mask_that_is_kept_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One (n, n) of bytes in each layer, which nobody uses."""
-    from pyenc.models import layers
+    from pyenc.models import attention as module
 
     def wasteful(q: Tensor, *given: object, **named: object) -> Tensor:
         class Keep(torch.autograd.Function):
@@ -174,7 +174,7 @@ def test_a_mask_that_is_kept_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         found: Tensor = Keep.apply(attention(q, *given, **named))  # type: ignore[arg-type]
         return found
 
-    monkeypatch.setattr(layers, "attention", wasteful)
+    monkeypatch.setattr(module, "attention", wasteful)
     saved, peak = measured(encoder_of("alibi"), tmp_path)
     assert saved > 2.1
     assert peak > 2.1

@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pyenc
 from pyenc.loading import load_checkpoint, own_checkpoint, save_checkpoint
-from pyenc.models import TableALiBi, layers
+from pyenc.models import TableALiBi, call
+from pyenc.models import attention as module
 from pyenc.ops import alibi_slopes, attention, check_score_bias
 from pyenc.ops.attention.along import Within
 from tests.seeds import seed
@@ -140,14 +141,14 @@ def test_a_card_hears_how_far_apart_tokens_are(
         biases.append(bias)
         return torch.empty_like(q)
 
-    monkeypatch.setattr(layers, "attention", heard)
+    monkeypatch.setattr(module, "attention", heard)
     monkeypatch.setattr(torch.nn.Linear, "reset_parameters", lambda _: None)
     config, alibi = pyenc.EncoderConfig(**CONFIG, position="table_alibi"), TableALiBi(4)
     with torch.no_grad(), FakeTensorMode(), torch.device(device):
-        module = layers.Attention(config, 0)
+        layer = module.Attention(config, 0)
         bounds = torch.empty(3, dtype=torch.int32)
         positions = torch.empty(70, dtype=torch.int64) if holes else None
-        call = layers.Call(bounds, alibi, positions, span=span)
-        module(torch.empty(70, config.hidden_size), call)
+        asked = call.Call(bounds, alibi, positions, span=span)
+        layer(torch.empty(70, config.hidden_size), asked)
     (bias,) = biases
     assert (bias.reach if isinstance(bias, Within) else None) == reach

@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from ...errors import CheckpointError, InputError, UnknownArchitectureError
 from ...models import Encoder, EncoderConfig
 from ...models.families import ConfigFile, Family, Parts, recognise
-from ...models.layers import Linear, SplitLinear
 from ...models.meta import on_meta
+from ...models.modules import Linear, SplitLinear
 from .probe import check_same
 from .refusals import Refused, check_parameters, hooked, interfered
 from .spelling import as_in_files

@@ -1,0 +1,83 @@
+"""The feed-forward of a layer, gated or not.
+
+Shapes as suffixes: T packed tokens, C channels, F feed-forward.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import gated_activation, gated_linear, linear
+from ..ops.backend import compiling
+from ..ops.linear import by_parts
+from .config import EncoderConfig
+from .modules import Linear, SplitLinear, dropped
+
+CPU_BYTES = 16 * 2**20
+"""Of what a feed-forward's first product gives, how much a CPU makes at a time when no gradient is
+wanted: that (T, F) or (T, 2F) is the largest tensor of all, and stays small and near so."""
+
+PARTS_BYTES = 4 * CPU_BYTES
+"""Likewise where products take both operands apart (`bf16x6`): the weights' parts are made anew for
+each of these."""
+
+
+class FeedForward(nn.Module):
+    """down(activation(gate) * value), or down(activation(up)) where the family is not gated."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.width = config.intermediate_size * (2 if config.gated else 1)
+        self.up: Linear | SplitLinear = Linear(config.hidden_size, self.width, bias=config.up_bias)
+        self.down = Linear(config.intermediate_size, config.hidden_size, bias=config.down_bias)
+        self.activation = config.activation
+        self.gated = config.gated
+        self.gate_first = config.gate_first
+        self.wide = config.wide_residual
+        self.dropout = config.hidden_dropout
+        place = config.feed_forward_dropout or ("inner" if config.gated else "outer")
+        self.drops = (place != "outer", place != "inner")
+
+    def forward(self, x_TC: Tensor, backend: str | None) -> Tensor:
+        whole = torch.is_grad_enabled() or compiling() or x_TC.device.type != "cpu"
+        # A seed draws what it draws with a gradient: cached losses go through twice, once without.
+        whole = whole or (self.training and self.dropout > 0)
+        if whole:
+            return self.rows(x_TC, backend)
+        size = x_TC.shape[0] * self.width * x_TC.element_size()
+        most = PARTS_BYTES if size > CPU_BYTES and by_parts(x_TC, backend) else CPU_BYTES
+        if size <= most:
+            return self.rows(x_TC, backend)
+        count = -(-size // most)
+        return torch.cat([self.rows(part_TC, backend) for part_TC in x_TC.tensor_split(count)])
+
+    def rows(self, x_TC: Tensor, backend: str | None) -> Tensor:
+        """The arithmetic; each token for itself."""
+        inner, outer = (self.dropout if drops else 0.0 for drops in self.drops)
+        if self.gated and isinstance(self.up, SplitLinear):
+            first_TF, second_TF = self.up(x_TC, backend)
+            if not self.gate_first:
+                first_TF, second_TF = second_TF, first_TF
+            m_TF = gated_activation(first_TF, second_TF, self.activation, backend=backend)
+        elif self.gated and isinstance(self.up, Linear):
+            m_TF = gated_linear(
+                x_TC, self.up.weight, self.up.bias, self.activation, self.gate_first,
+                backend=backend,
+            )  # fmt: skip
+        elif self.gated:
+            gate_TF, value_TF = self.up(x_TC, backend).chunk(2, dim=-1)
+            if not self.gate_first:
+                gate_TF, value_TF = value_TF, gate_TF
+            m_TF = gated_activation(gate_TF, value_TF, self.activation, backend=backend)
+        else:
+            m_TF = self.up(x_TC, backend, self.activation)
+        m_TF = dropped(m_TF, inner, self.training)
+        if self.wide and m_TF.dtype == torch.float16 and not isinstance(self.down, Linear):
+            out_TC = self.down(m_TF.float(), backend)
+        elif self.wide and m_TF.dtype == torch.float16:
+            bias = None if self.down.bias is None else self.down.bias.float()
+            out_TC = linear(m_TF.float(), self.down.weight.float(), bias, backend=backend)
+        else:
+            out_TC = self.down(m_TF, backend)
+        return dropped(out_TC, outer, self.training)
