@@ -61,6 +61,7 @@ def _architecture(encoder: TextEncoder) -> dict[str, Any]:
     return {
         "layers": config.num_layers,
         "heads": config.num_heads,
+        "key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
         "hidden_size": config.hidden_size,
         "feed_forward": {
@@ -72,7 +73,7 @@ def _architecture(encoder: TextEncoder) -> dict[str, Any]:
         "vocabulary": config.vocab_size,
         "tokenizer_vocabulary": encoder.tokenizer.vocab_size if encoder.tokenizer else None,
         "token_types": config.type_vocab_size,
-        "query_key_norm": config.qk_norm,
+        "query_key_norm": config.qk_norm or config.head_norm,
         "pooler": config.pooler,
     }
 
@@ -212,10 +213,12 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         for key in ("licence", "trained"):
             yield from _wrapped(key, facts["shipped"].get(key, "unknown"))
     yield _row("family", facts["family"])
+    kept = shape["key_value_heads"]
+    shared = "" if kept == shape["heads"] else f" ({kept} of keys and values)"
     yield _row(
         "encoder",
         f"{shape['layers']} layers, hidden {shape['hidden_size']}, {shape['heads']} heads of "
-        f"{shape['head_dim']}" + (", query-key norm" if shape["query_key_norm"] else ""),
+        f"{shape['head_dim']}{shared}" + (", query-key norm" if shape["query_key_norm"] else ""),
     )
     yield _row("feed-forward", f"{gated}{forward['activation']}, {forward['size']}")
     yield _row("positions", shape["position"] + table)

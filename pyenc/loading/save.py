@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..models import Encoder
-from ..models.families import own
+from ..models.families import own, rows_of
 from ..models.int8 import quantization, quantized_tensors
 from .checkpoint import Checkpoint
 from .quantized import KEY, SAID, stored
@@ -40,9 +40,13 @@ def original_tensors(
     tensors: dict[str, Tensor] = {}
     for parameter, names in checkpoint.sources.items():
         whole = state[parameter].detach().cpu()
-        pieces = whole.chunk(len(names)) if whole.ndim else (whole,)
+        if whole.ndim:
+            rows = rows_of(checkpoint.encoder.config, parameter, whole.shape[0], len(names))
+            pieces = whole.split(rows)
+        else:
+            pieces = (whole,)
         if whole.dtype == torch.int8:
-            scales = state[parameter.removesuffix("weight") + "scale"].cpu().chunk(len(names))
+            scales = state[parameter.removesuffix("weight") + "scale"].cpu().split(rows)
             for name, piece, scale in zip(names, pieces, scales, strict=True):
                 tensors |= stored(name, piece, scale)
             continue

@@ -9,7 +9,7 @@ import torch
 
 from ..errors import CheckpointError
 from ..models import Encoder, EncoderConfig
-from ..models.families import Family, Parts
+from ..models.families import Family, Parts, rows_of
 from .constants import Same, constant
 from .weights import WeightFiles
 
@@ -109,10 +109,13 @@ def check_shapes(files: WeightFiles, names: dict[str, str], parts: Parts, encode
     if expected.keys() != parts.keys():
         raise AssertionError(f"family and Encoder disagree: {expected.keys() ^ parts.keys()}")
     for parameter, ns in parts.items():
-        rows, *rest = expected[parameter] or (None,)
-        for name in ns:
-            right = () if rows is None else (rows // len(ns), *rest)
-            check_shape(files, names[name], right)
+        if not (shape := expected[parameter]):
+            check_shape(files, names[ns[0]], ())
+            continue
+        for name, rows in zip(
+            ns, rows_of(encoder.config, parameter, shape[0], len(ns)), strict=True
+        ):
+            check_shape(files, names[name], (rows, *shape[1:]))
 
 
 def _listed(files: WeightFiles, what: str, names: Iterable[str], most: int = 5) -> list[str]:

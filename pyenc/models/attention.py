@@ -21,16 +21,25 @@ from .position import make_position
 
 
 class Attention(nn.Module):
-    """q, k, v in one product; optional norms of q and k over their full width; heads; output."""
+    """q, k, v in one product; maybe norms of q and k, of their full width or of a head; output.
+
+    k and v may have fewer heads, which several of q share.
+    """
 
     def __init__(self, config: EncoderConfig, index: int) -> None:
         super().__init__()
-        width = config.num_heads * config.head_dim
-        self.qkv: Linear | SplitLinear = Linear(config.hidden_size, 3 * width, bias=config.qkv_bias)
-        self.q_norm = Norm(config, width) if config.qk_norm else None
-        self.k_norm = Norm(config, width) if config.qk_norm else None
+        width, kv_width = (n * config.head_dim for n in (config.num_heads, config.kv_heads))
+        self.qkv: Linear | SplitLinear = Linear(
+            config.hidden_size, width + 2 * kv_width, bias=config.qkv_bias
+        )
+        self.q_norm = self.k_norm = None
+        self.by_head = config.head_norm
+        if config.qk_norm or config.head_norm:
+            self.q_norm = Norm(config, config.head_dim if self.by_head else width)
+            self.k_norm = Norm(config, config.head_dim if self.by_head else kv_width)
         self.out = Linear(width, config.hidden_size, bias=config.out_bias)
         self.heads = (config.num_heads, config.head_dim)
+        self.kv_heads = config.kv_heads
         self.scale = config.scale
         local = config.local[index] if config.local else False
         self.window = (
@@ -69,37 +78,54 @@ class Attention(nn.Module):
         return self.out(out_THD.flatten(1), call.backend)
 
     def _heads(self, x_TC: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
-        heads, dim = self.heads
+        """Queries, keys and values, (T, H, D) each."""
+        (heads, dim), kv_heads = self.heads, self.kv_heads
         turn = call.local_turn if self.window is not None else call.turn
 
         def turned(y_THD: Tensor, turn: Turn) -> Tensor:
             return rotary(y_THD, turn.cos_TD, turn.sin_TD, turn.rows_T, backend=call.backend)
 
-        if turn is not None and not isinstance(self.qkv, SplitLinear):
+        whole = not isinstance(self.qkv, SplitLinear) and self.q_norm is None
+        if whole and turn is not None:
             # One call for both: the heads of k are further heads of q.
+            qkv_THD = self.qkv(x_TC, call.backend).unflatten(-1, (heads + 2 * kv_heads, dim))
+            qk_THD, v_THD = qkv_THD.split((heads + kv_heads, kv_heads), 1)
+            q_THD, k_THD = turned(qk_THD, turn).split((heads, kv_heads), 1)
+        elif whole and kv_heads == heads and call.query_scale is None:
             qkv_TC = self.qkv(x_TC, call.backend)
-            qk_TC, v_TC = qkv_TC.split((2 * heads * dim, heads * dim), dim=-1)
-            qk_THD = turned(qk_TC.unflatten(-1, (2 * heads, dim)), turn)
-            q_THD, k_THD = qk_THD.chunk(2, dim=1)
-            v_THD = v_TC.unflatten(-1, self.heads)
+            q_THD, k_THD, v_THD = qkv_TC.view(x_TC.shape[0], 3, heads, dim).unbind(1)
+            return q_THD, k_THD, v_THD
         else:
-            if isinstance(self.qkv, SplitLinear):
-                q_TC, k_TC, v_TC = self.qkv(x_TC, call.backend)
-            elif turn is None and self.q_norm is None and call.query_scale is None:
-                qkv_TC = self.qkv(x_TC, call.backend)
-                q_THD, k_THD, v_THD = qkv_TC.view(x_TC.shape[0], 3, heads, dim).unbind(1)
-                return q_THD, k_THD, v_THD
-            else:
-                q_TC, k_TC, v_TC = self.qkv(x_TC, call.backend).chunk(3, dim=-1)
-            if self.q_norm is not None and self.k_norm is not None:
-                q_TC, _ = self.q_norm(q_TC, None, call.backend)
-                k_TC, _ = self.k_norm(k_TC, None, call.backend)
-            # Under autocast the norms answer in float32 and the product does not.
-            q_THD, k_THD, v_THD = (
-                y.to(v_TC.dtype).unflatten(-1, self.heads) for y in (q_TC, k_TC, v_TC)
-            )
+            q_THD, k_THD, v_THD = self._apart(x_TC, call)
             if turn is not None:
                 q_THD, k_THD = turned(q_THD, turn), turned(k_THD, turn)
         if call.query_scale is not None:
             q_THD = q_THD * call.query_scale.to(q_THD.dtype)
+        if kv_heads == heads:
+            return q_THD, k_THD, v_THD
+        # Of one head no number is copied.
+        shared = (
+            y_THD[:, :, None].expand(-1, -1, heads // kv_heads, -1) for y_THD in (k_THD, v_THD)
+        )
+        k_THD, v_THD = (y_THGD.flatten(1, 2) for y_THGD in shared)
         return q_THD, k_THD, v_THD
+
+    def _apart(self, x_TC: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+        """Each a tensor of its own, normed where they are: heads of queries (T, H, D), and of keys
+        and values as many as there are."""
+        (heads, dim), kv_heads = self.heads, self.kv_heads
+        if isinstance(self.qkv, SplitLinear):
+            q_TC, k_TC, v_TC = self.qkv(x_TC, call.backend)
+        else:
+            widths = heads * dim, kv_heads * dim, kv_heads * dim
+            q_TC, k_TC, v_TC = self.qkv(x_TC, call.backend).split(widths, -1)
+        dtype = v_TC.dtype
+        if self.q_norm is not None and self.k_norm is not None and not self.by_head:
+            q_TC, _ = self.q_norm(q_TC, None, call.backend)
+            k_TC, _ = self.k_norm(k_TC, None, call.backend)
+        q_THD, k_THD, v_THD = (y_TC.unflatten(-1, (-1, dim)) for y_TC in (q_TC, k_TC, v_TC))
+        if self.q_norm is not None and self.k_norm is not None and self.by_head:
+            q_THD, _ = self.q_norm(q_THD, None, call.backend)
+            k_THD, _ = self.k_norm(k_THD, None, call.backend)
+        # Under autocast the norms answer in float32 and the product does not.
+        return q_THD.to(dtype), k_THD.to(dtype), v_THD

@@ -66,6 +66,9 @@ class EncoderConfig:
     """Tokens a text may have by the checkpoint's word; ALiBi itself has no limit."""
     head_size: int | None = None
     """Channels of a head where they are not `hidden_size / num_heads`."""
+    num_kv_heads: int | None = None
+    """Heads of keys and values where they are fewer than `num_heads`, of which so many following
+    one another share each (Ainslie et al., GQA, arXiv 2305.13245)."""
 
     position_fields: Any = ()
     """Arguments of a registered variant, a mapping of names to numbers, strings, and lists of
@@ -96,6 +99,8 @@ class EncoderConfig:
     log_length_at_least_one: bool = False
 
     type_vocab_size: int = 0
+    embedding_scale: float | None = None
+    """Factor of the word embeddings, rounded to their dtype (Gemma's sqrt(hidden_size))."""
     activation: str = "gelu"
     gated: bool = False
     gate_first: bool = True
@@ -108,8 +113,12 @@ class EncoderConfig:
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-12
     norm_bias: bool = True
+    norm_plus_one: bool = False
+    """All norms multiply by one plus their weight, taken in float32 or wider (Gemma's)."""
     norm_first: bool = False
     """Pre-norm."""
+    term_norm: bool = False
+    """Pre-norm: what attention and feed-forward give is normed too, before it is added."""
     embedding_norm: bool = True
     first_norm: bool = True
     """Pre-norm: whether the first layer's attention has its norm (ModernBERT's has none)."""
@@ -117,7 +126,9 @@ class EncoderConfig:
     """Pre-norm in float16: the residual sums and the product before them in float32, for weights
     whose sums pass what float16 holds (T5)."""
     qk_norm: bool = False
-    """LayerNorm over the full width of q and of k, before the heads are split."""
+    """A norm over the full width of q and of k, before the heads are split."""
+    head_norm: bool = False
+    """A norm of each head of q and of k, its weight the same for all of them, before rotary."""
     second_residual: bool = False
     """JinaBert qk-post-norm: x is added, and normalised, a second time after attention."""
     pooler: bool = False
@@ -153,6 +164,7 @@ class EncoderConfig:
                 f"EncoderConfig: unknown activation {self.activation!r}; known: {ACTIVATIONS}"
             )
         self._check_numbers()
+        self._check_heads()
         self._check_positions()
         for name in DROPOUTS:
             value = getattr(self, name)
@@ -170,8 +182,25 @@ class EncoderConfig:
             if value is not None and value < 1:
                 raise InputError(f"EncoderConfig: {name} must be positive: {value}")
         check_eps("EncoderConfig", self.norm_eps)
-        if self.scale is not None and not math.isfinite(self.scale):
-            raise InputError(f"EncoderConfig: scale must be finite: {self.scale}")
+        for name in ("scale", "embedding_scale"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise InputError(f"EncoderConfig: {name} must be finite: {value}")
+
+    def _check_heads(self) -> None:
+        if self.num_kv_heads is not None and (
+            self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads
+        ):
+            raise InputError(
+                f"EncoderConfig: num_heads {self.num_heads} must be a multiple of num_kv_heads "
+                f"{self.num_kv_heads}, which is at least 1"
+            )
+        if self.qk_norm and self.head_norm:
+            raise InputError(
+                "EncoderConfig: qk_norm and head_norm are two norms of the same, one of them served"
+            )
+        if self.term_norm and not self.norm_first:
+            raise InputError("EncoderConfig: term_norm goes with norm_first alone")
 
     def _check_positions(self) -> None:
         check_position(self.position)
@@ -226,6 +255,10 @@ class EncoderConfig:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads if self.head_size is None else self.head_size
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
     def drops(self) -> bool:

@@ -15,7 +15,7 @@ from .modules import Norm
 
 
 class Embeddings(nn.Module):
-    """norm(word + token type + position)."""
+    """norm(scale * word + token type + position)."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -27,6 +27,7 @@ class Embeddings(nn.Module):
         if config.position == "absolute":
             self.position = nn.Embedding(config.num_positions, config.hidden_size)
         self.norm = Norm(config) if config.embedding_norm else None
+        self.scale = config.embedding_scale
         self.dropout = config.dropout_of("embedding_dropout")
 
     def forward(
@@ -45,7 +46,7 @@ class Embeddings(nn.Module):
             x_TC = embedding_norm(
                 input_ids,
                 self.word.weight,
-                self.norm.weight,
+                self.norm.gain(),
                 self.norm.bias,
                 self.norm.eps,
                 token_type_ids=None if types is None else token_type_ids,
@@ -65,6 +66,8 @@ class Embeddings(nn.Module):
         backend: str | None,
     ) -> Tensor:
         x_TC: Tensor = self.word(input_ids)
+        if self.scale is not None:
+            x_TC = x_TC * torch.tensor(self.scale, dtype=x_TC.dtype, device=x_TC.device)
         if self.token_type is not None:
             if token_type_ids is None:
                 x_TC = x_TC + self.token_type.weight[0]
@@ -79,7 +82,7 @@ class Embeddings(nn.Module):
     def _plain(self) -> bool:
         """Whether each module is torch's own or ours, and its call nothing but its formula."""
         modules = (self.word, self.token_type, self.position, self.norm)
-        return all(_untouched(module) for module in modules if module is not None)
+        return self.scale is None and all(_untouched(m) for m in modules if m is not None)
 
 
 def _untouched(module: nn.Module) -> bool:

@@ -37,7 +37,8 @@ class Layer(nn.Module):
 
 
 class PreNormLayer(nn.Module):
-    """x = x + attention(norm(x)); x = x + feed_forward(norm(x)).
+    """x = x + attention(norm(x)); x = x + feed_forward(norm(x)); each term normed where
+    `term_norm` says so.
 
     Each sum is made by the norm that reads it next, so what a layer hands on is x and the last
     term, not yet added.
@@ -49,6 +50,8 @@ class PreNormLayer(nn.Module):
         self.attention = Attention(config, index)
         self.feed_forward_norm = Norm(config)
         self.feed_forward = FeedForward(config)
+        self.attention_term_norm = Norm(config) if config.term_norm else None
+        self.feed_forward_term_norm = Norm(config) if config.term_norm else None
         self.dropout = config.dropout_of("output_dropout")
 
     def forward(self, x_TC: Tensor, term_TC: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
@@ -58,6 +61,11 @@ class PreNormLayer(nn.Module):
         # Where the sums are wider than the weights, the products are not.
         y_TC = y_TC.to(self.attention.qkv.dtype)
         a_TC = dropped(self.attention(y_TC, call), self.dropout, self.training)
+        if self.attention_term_norm is not None:
+            a_TC, _ = self.attention_term_norm(a_TC.to(x_TC.dtype), None, call.backend)
         y_TC, x_TC = self.feed_forward_norm(x_TC, a_TC, call.backend)
         y_TC = y_TC.to(self.feed_forward.up.dtype)
-        return x_TC, self.feed_forward(y_TC, call.backend)
+        f_TC = self.feed_forward(y_TC, call.backend)
+        if self.feed_forward_term_norm is not None:
+            f_TC, _ = self.feed_forward_term_norm(f_TC.to(x_TC.dtype), None, call.backend)
+        return x_TC, f_TC

@@ -26,7 +26,8 @@ class Norm(nn.Module):
     def __init__(self, config: EncoderConfig, width: int | None = None) -> None:
         super().__init__()
         width = config.hidden_size if width is None else width
-        self.weight = nn.Parameter(torch.ones(width))
+        self.plus_one = config.norm_plus_one
+        self.weight = nn.Parameter(torch.zeros(width) if self.plus_one else torch.ones(width))
         self.bias: nn.Parameter | None = None
         if config.norm == "layer" and config.norm_bias:
             self.bias = nn.Parameter(torch.zeros(width))
@@ -36,9 +37,16 @@ class Norm(nn.Module):
     def forward(
         self, x_TC: Tensor, residual_TC: Tensor | None, backend: str | None
     ) -> tuple[Tensor, Tensor]:
+        gain = self.gain()
         if self.rms:
-            return add_rms_norm(x_TC, residual_TC, self.weight, self.eps, backend=backend)
-        return add_layer_norm(x_TC, residual_TC, self.weight, self.bias, self.eps, backend=backend)
+            return add_rms_norm(x_TC, residual_TC, gain, self.eps, backend=backend)
+        return add_layer_norm(x_TC, residual_TC, gain, self.bias, self.eps, backend=backend)
+
+    def gain(self) -> Tensor:
+        """What it multiplies by."""
+        if not self.plus_one:
+            return self.weight
+        return 1 + self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
 
 
 class Linear(nn.Linear):

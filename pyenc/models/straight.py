@@ -104,7 +104,7 @@ def parts_of(layer: Any, x: Tensor) -> Parts | None:
         return None
     if not (_silent(attention, Attention) and _silent(feed_forward, FeedForward)):
         return None
-    if not (_silent(one, Norm) and _silent(two, Norm)):
+    if not (_silent(one, Norm) and _silent(two, Norm)) or one.plus_one or two.plus_one:
         return None
     of_a: Any = attention._modules
     of_f: Any = feed_forward._modules

@@ -25,6 +25,7 @@ CHECKPOINTS = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 FAMILIES = {
     "bert": "BERT",
     "distilbert": "DistilBERT",
+    "gemma": "Gemma",
     "gte": "GTE v1.5",
     "jina": "JinaBert",
     "modernbert": "ModernBERT",
@@ -58,6 +59,7 @@ def test_every_golden(cli: Cli, name: str) -> None:
     shape = found["architecture"]
     assert shape["layers"] == config.num_layers
     assert (shape["heads"], shape["head_dim"]) == (config.num_heads, config.head_dim)
+    assert shape["key_value_heads"] == config.kv_heads
     assert shape["hidden_size"] == config.hidden_size
     assert shape["feed_forward"]["gated"] == config.gated
     assert shape["position"] == config.position

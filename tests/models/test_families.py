@@ -28,6 +28,7 @@ def shape_of(family: str, name: str, **changes: Any) -> EncoderConfig:
 
 
 GTE, NOMIC, MODERN = "gte_base_like_h4", "nomic_v1_like_h2", "modernbert_embed_like_h2"
+GEMMA = "gemma_embed_like_h3"
 
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("GTE v1.5", GTE, {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling: .*yarn"),
@@ -89,6 +90,18 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 4.0}}},
         "rope_parameters: full_attention: .*yarn",
     ),
+    ("Gemma", GEMMA, {"use_bidirectional_attention": False}, "pyenc serves Gemma as an encoder"),
+    ("Gemma", GEMMA, {"use_bidirectional_attention": ...}, "use_bidirectional_attention is False"),
+    ("Gemma", GEMMA, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0"),
+    ("Gemma", GEMMA, {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "rope_scaling is"),
+    ("Gemma", GEMMA, {"layer_types": ["full_attention"] * 3}, "a list of 4 layers, got 3"),
+    ("Gemma", GEMMA, {"layer_types": ..., "sliding_window_pattern": 0}, "must be at least 1, got"),
+    ("Gemma", GEMMA, {"rope_local_base_freq": None}, "rope_local_base_freq is null; expected"),
+    ("Gemma", GEMMA, {"rope_parameters": {"rope_theta": 9.0}}, "rope_theta is unknown; Gemma has"),
+    ("Gemma", GEMMA, {"num_key_value_heads": 2}, "num_heads 3 must be a multiple of num_kv_heads"),
+    ("Gemma", GEMMA, {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be positive"),
+    ("Gemma", GEMMA, {"hidden_activation": "gelu_10"}, "hidden_activation 'gelu_10' is unknown"),
+    ("Gemma", GEMMA, {"model_type": "gemma2"}, "model_type"),
     ("MPNet", "mpnet_base_v2_like_h4", {"relative_attention_num_buckets": 16}, "num_buckets is 16"),
     ("RoBERTa", "xlmr_e5_like_h2", {"pad_token_id": None}, "pad_token_id is null, but positions"),
     ("RoBERTa", "xlmr_e5_like_h2", {"max_position_embeddings": 2}, "leaves no position after"),
@@ -187,6 +200,31 @@ def test_modernbert_spellings() -> None:
     assert shape_of("ModernBERT", MODERN, local_attention=21).window == 10
     assert shape_of("ModernBERT", MODERN, sliding_window=10) == shape_of("ModernBERT", MODERN)
     assert shape_of("ModernBERT", MODERN, local_attention=..., sliding_window=7).window == 7
+
+
+def test_gemma_spellings() -> None:
+    old = shape_of("Gemma", GEMMA)
+    assert old.local == (True, True, False, True)
+    assert (old.window, old.scale, old.kv_heads) == (12, 24**-0.5, 1)
+    new = {
+        "rope_parameters": {
+            "full_attention": {"rope_theta": 80_000.0, "rope_type": "default"},
+            "sliding_attention": {"rope_theta": 500.0, "rope_type": "default"},
+        },
+        "rope_theta": ...,
+        "rope_local_base_freq": ...,
+        "rope_scaling": ...,
+    }
+    assert shape_of("Gemma", GEMMA, **new) == old
+    # 24 and 25 keys are 12 on each side.
+    assert shape_of("Gemma", GEMMA, sliding_window=24) == old
+    listless = {"layer_types": ..., "num_hidden_layers": 7}
+    assert shape_of("Gemma", GEMMA, **listless).local == (True,) * 5 + (False, True)
+    third = shape_of("Gemma", GEMMA, **listless, sliding_window_pattern=3)
+    assert third.local == (True, True, False) * 2 + (True,)
+    whole = shape_of("Gemma", GEMMA, layer_types=["full_attention"] * 4)
+    assert whole.window is None
+    assert whole.local == (False,) * 4
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...errors import CheckpointError, InputError, UnknownArchitectureError
 from ...models import Encoder, EncoderConfig
-from ...models.families import ConfigFile, Family, Parts, recognise
+from ...models.families import ConfigFile, Family, Parts, recognise, rows_of
 from ...models.meta import on_meta
 from ...models.modules import Linear, SplitLinear
 from .probe import check_same
@@ -148,7 +148,7 @@ def encoder_on(model: nn.Module) -> Encoder:
     if own:  # one of pyenc's own models, as transformers' classes
         return own[0]
     settings: Any = model.config
-    config = ConfigFile("its config", settings.to_dict())
+    config = ConfigFile("its config", _said(settings))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     known = as_in_files(parameters, config.values.get("model_type"))
     try:
@@ -167,6 +167,15 @@ def encoder_on(model: nn.Module) -> Encoder:
     _check_names(model, parameters, known, sources, family, prefix)
     held = {p: tuple(m for name in names for m in known[name]) for p, names in sources.items()}
     return _assembled(shape, held, parameters)
+
+
+def _said(settings: Any) -> dict[str, Any]:
+    """A model's config as its file has it."""
+    said: dict[str, Any] = settings.to_dict()
+    if said.get("model_type") == "gemma3_text" and said.get("use_bidirectional_attention"):
+        # Halved when it is read, and one more; not every version writes what it has read.
+        said["sliding_window"] = 2 * (settings.sliding_window - 1)
+    return said
 
 
 def _check_names(
@@ -199,9 +208,9 @@ def _assembled(shape: EncoderConfig, held: Parts, parameters: dict[str, nn.Param
         encoder = Encoder(shape)
     expected = {name: tuple(p.shape) for name, p in encoder.named_parameters()}
     for ours, theirs in held.items():
-        rows, *rest = expected[ours]
-        right = (rows // len(theirs), *rest)
-        for name in theirs:
+        whole, *rest = expected[ours]
+        for name, rows in zip(theirs, rows_of(shape, ours, whole, len(theirs)), strict=True):
+            right = (rows, *rest)
             if tuple(parameters[name].shape) != right:
                 raise Refused(
                     f"{name} has shape {tuple(parameters[name].shape)}, but its config asks for "

@@ -10,6 +10,7 @@ from ...errors import UnknownArchitectureError
 from . import (
     bert,
     distilbert,
+    gemma,
     gte,
     jina,
     jina_qk,
@@ -21,7 +22,7 @@ from . import (
     roberta,
     t5,
 )
-from .family import ConfigFile, Family, HeadNames, Names, Parts
+from .family import ConfigFile, Family, HeadNames, Names, Parts, rows_of
 from .heads import head_parts, with_head
 
 FAMILIES: tuple[Family, ...] = (
@@ -31,6 +32,7 @@ FAMILIES: tuple[Family, ...] = (
     jina.FAMILY_ORIGINAL,
     gte.FAMILY,
     modernbert.FAMILY,
+    gemma.FAMILY,
     nomic.FAMILY,
     mpnet.FAMILY,
     t5.FAMILY,
@@ -49,6 +51,7 @@ __all__ = [
     "by_name",
     "head_parts",
     "recognise",
+    "rows_of",
     "with_head",
 ]
 

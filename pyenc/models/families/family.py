@@ -167,8 +167,8 @@ class ConfigFile:
                 )
         return there[0] if there else keys[0]
 
-    def activation(self, key: str = "hidden_act") -> str:
-        name = self.text(key, "gelu")
+    def activation(self, key: str = "hidden_act", default: str = "gelu") -> str:
+        name = self.text(key, default)
         if name not in ACTIVATION_NAMES:
             raise CheckpointError(
                 f"{self.path}: {key} {name!r} is unknown; known: {', '.join(ACTIVATION_NAMES)}"
@@ -204,6 +204,15 @@ def both(parameter: str, *tensors: str) -> Parts:
     return {
         f"{parameter}.{w}": tuple(f"{tensor}.{w}" for tensor in tensors) for w in ("weight", "bias")
     }
+
+
+def rows_of(config: EncoderConfig, parameter: str, rows: int, count: int) -> tuple[int, ...]:
+    """How many rows of a parameter each of its `count` tensors has: of queries, keys and values
+    as their heads are, of others as many each."""
+    if count == 3 and ".attention.qkv." in parameter:
+        unit = rows // (config.num_heads + 2 * config.kv_heads)
+        return config.num_heads * unit, config.kv_heads * unit, config.kv_heads * unit
+    return (rows // count,) * count
 
 
 def embedding_parts(config: EncoderConfig) -> Parts:

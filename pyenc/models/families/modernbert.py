@@ -9,56 +9,16 @@ from __future__ import annotations
 
 from ...errors import CheckpointError
 from ..config import EncoderConfig, HeadConfig
-from ..rotary import Rotary
 from .family import ConfigFile, Family, HeadNames, Names, Parts, Published, both, weights
-
-KINDS = ("full_attention", "sliding_attention")
+from .windows import FULL, SLIDING, every, listed, rotary_of
 
 
 def _local(config: ConfigFile, layers: int) -> tuple[bool, ...]:
     """Which layers see a window: by a list, or every layer but each n-th from the first."""
-    types = config.values.get("layer_types")
-    if types is None:
-        every = config.integer("global_attn_every_n_layers", 3)
-        if every < 1:
-            raise CheckpointError(
-                f"{config.path}: global_attn_every_n_layers must be at least 1, got {every}"
-            )
-        return tuple(i % every != 0 for i in range(layers))
-    if not isinstance(types, list) or len(types) != layers:
-        count = len(types) if isinstance(types, list) else repr(types)
-        raise CheckpointError(
-            f"{config.path}: layer_types must be a list of {layers} layers, got {count}"
-        )
-    for i, kind in enumerate(types):
-        if kind not in KINDS:
-            raise CheckpointError(
-                f"{config.path}: layer_types[{i}] {kind!r} is unknown; known: {', '.join(KINDS)}"
-            )
-    return tuple(kind == "sliding_attention" for kind in types)
-
-
-def _rotary(config: ConfigFile, kind: str, key: str, default: float) -> Rotary | None:
-    """Of one kind of layer; None where its base is null: that of the other kind."""
-    kinds = config.section("rope_parameters")
-    if unknown := sorted(kinds.values.keys() - set(KINDS)):
-        raise CheckpointError(
-            f"{kinds.path}: {', '.join(unknown)} is unknown; ModernBERT has rope_theta for each of "
-            f"{', '.join(KINDS)}"
-        )
-    parameters = kinds.section(kind)
-    rope_type = parameters.text("rope_type", "default")
-    strange = set(parameters.values) - {"rope_theta", "rope_type"}
-    if rope_type != "default" or strange:
-        raise CheckpointError(
-            f"{parameters.path}: {dict(parameters.values)!r} is not served; served: rope_theta "
-            'with rope_type "default"'
-        )
-    if parameters.values.get("rope_theta") is not None:
-        return Rotary(parameters.number("rope_theta", default))
-    if key in config.values and config.values[key] is None:
-        return None
-    return Rotary(config.number(key, default))
+    if (local := listed(config, layers)) is not None:
+        return local
+    n = every(config, "global_attn_every_n_layers", 3)
+    return tuple(i % n != 0 for i in range(layers))
 
 
 def _window(config: ConfigFile) -> int:
@@ -78,7 +38,7 @@ def _window(config: ConfigFile) -> int:
 
 def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     layers = config.integer("num_hidden_layers", 22)
-    whole = _rotary(config, "full_attention", "global_rope_theta", 160_000.0)
+    whole = rotary_of(config, FULL, "global_rope_theta", 160_000.0, "ModernBERT")
     if whole is None:
         raise CheckpointError(f"{config.path}: global_rope_theta is null; expected a number")
     config.require("rope_scaling", (None,), None, "pyenc serves ModernBERT without scaling")
@@ -92,7 +52,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         position="rotary",
         max_length=config.integer("max_position_embeddings", 8192),
         rotary=whole,
-        local_rotary=_rotary(config, "sliding_attention", "local_rope_theta", 10_000.0),
+        local_rotary=rotary_of(config, SLIDING, "local_rope_theta", 10_000.0, "ModernBERT"),
         window=_window(config),
         local=_local(config, layers),
         activation=config.activation("hidden_activation"),

@@ -1,0 +1,135 @@
+"""Heads of an encoder's attention: norms of q and k, rotary, and keys that several heads share,
+against the formula written out in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyenc.errors import InputError
+from pyenc.models import EncoderConfig
+from pyenc.models.attention import Attention
+from pyenc.models.call import call_of
+from pyenc.models.modules import Linear, SplitLinear
+from pyenc.models.rotary import Rotary
+from tests.seeds import seed
+
+THETA = 50.0
+
+
+def config_of(**given: Any) -> EncoderConfig:
+    shape: dict[str, Any] = {
+        "vocab_size": 9, "hidden_size": 24, "num_layers": 1, "num_heads": 4, "head_size": 6,
+        "intermediate_size": 8, "position": "rotary", "max_length": 99, "norm_eps": 1e-3,
+    }  # fmt: skip
+    shape |= given
+    if shape["position"] == "rotary":
+        shape["rotary"] = Rotary(THETA)
+    return EncoderConfig(**shape)
+
+
+def normed(x: Tensor, norm: Any, config: EncoderConfig) -> Tensor:
+    gain = norm.weight.double() + (1 if config.norm_plus_one else 0)
+    if config.norm == "rms":
+        return x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * gain
+    x = x - x.mean(-1, keepdim=True)
+    shift = 0 if norm.bias is None else norm.bias.double()
+    return x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * gain + shift
+
+
+def written_out(module: Any, config: EncoderConfig, x: Tensor, lengths: list[int]) -> Tensor:
+    heads, kept, dim = config.num_heads, config.kv_heads, config.head_dim
+    y = x.double() @ module.qkv.weight.double().T + module.qkv.bias.double()
+    q, k, v = y.split((heads * dim, kept * dim, kept * dim), -1)
+    if config.qk_norm:
+        q, k = normed(q, module.q_norm, config), normed(k, module.k_norm, config)
+    q, k, v = (z.reshape(len(x), -1, dim) for z in (q, k, v))
+    if config.head_norm:
+        q, k = normed(q, module.q_norm, config), normed(k, module.k_norm, config)
+    outs = []
+    for begin, n in zip([0, *torch.tensor(lengths).cumsum(0).tolist()], lengths, strict=False):
+        at = slice(begin, begin + n)
+        angles = torch.arange(n).double()[:, None, None] * THETA ** (
+            -torch.arange(0, dim, 2).double() / dim
+        )
+        log = torch.tensor(float(n)).double().log() / torch.tensor(5.0).double().log()
+
+        def turned(z: Tensor, angles: Tensor = angles) -> Tensor:
+            if config.rotary is None:
+                return z
+            one, two = z.chunk(2, -1)
+            c, s = angles.cos(), angles.sin()
+            return torch.cat([one * c - two * s, two * c + one * s], -1)
+
+        qs, ks = turned(q[at]), turned(k[at])
+        if config.log_length:
+            qs = qs * log
+        for h in range(heads):
+            shared = h // (heads // kept)
+            p = (qs[:, h] @ ks[:, shared].T * dim**-0.5).softmax(-1)
+            outs.append((at, h, p @ v[at][:, shared]))
+    whole = torch.zeros(len(x), heads, dim, dtype=torch.float64)
+    for at, h, out in outs:
+        whole[at, h] = out
+    return whole.flatten(1) @ module.out.weight.double().T + module.out.bias.double()
+
+
+@pytest.mark.parametrize("kept", [None, 1, 2])
+@pytest.mark.parametrize("position", ["rotary", "absolute"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"qk_norm": True},
+        {"qk_norm": True, "norm": "rms", "log_length": 5},
+        {"head_norm": True},
+        {"head_norm": True, "norm": "rms", "norm_plus_one": True},
+        {"log_length": 5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("split", [False, True])
+def test_heads(kept: int | None, position: str, given: dict[str, Any], split: bool) -> None:
+    torch.manual_seed(seed(1))
+    places = {"num_positions": 99} if position == "absolute" else {}
+    config = config_of(num_kv_heads=kept, position=position, **places, **given)
+    module = Attention(config, 0)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, 0.3, 0.5)
+    lengths = [7, 1, 11]
+    bounds, x = torch.tensor([0, 7, 8, 19]), torch.randn(19, 24, requires_grad=True)
+    wanted = written_out(module, config, x, lengths)
+    share = torch.randn(wanted.shape, dtype=torch.float64)
+    right = torch.autograd.grad((wanted * share).sum(), x)[0]
+    if split:
+        rows = [n * config.head_dim for n in (config.num_heads, *(2 * [config.kv_heads]))]
+        parts = []
+        whole: Any = module.qkv
+        for weight, bias in zip(whole.weight.split(rows), whole.bias.split(rows), strict=True):
+            parts.append(Linear(24, len(weight)))
+            parts[-1].weight.data, parts[-1].bias.data = weight.detach(), bias.detach()
+        module.qkv = SplitLinear(parts)
+    call = call_of(config, None, 19, bounds, None, True, None, None, 0)
+    got = module(x, call)
+    torch.testing.assert_close(got.double(), wanted, rtol=2e-5, atol=2e-5)
+    (grad,) = torch.autograd.grad((got.double() * share).sum(), x)
+    torch.testing.assert_close(grad.double(), right.double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_kv_heads": 0}, "num_heads 4 must be a multiple of num_kv_heads 0"),
+        ({"num_kv_heads": 3}, "num_heads 4 must be a multiple of num_kv_heads 3"),
+        ({"num_kv_heads": 8}, "num_heads 4 must be a multiple of num_kv_heads 8"),
+        ({"qk_norm": True, "head_norm": True}, "qk_norm and head_norm are two norms"),
+        ({"term_norm": True}, "term_norm goes with norm_first alone"),
+        ({"embedding_scale": float("nan")}, "embedding_scale must be finite"),
+    ],
+)
+def test_bad_shapes(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        config_of(**given)
