@@ -1,7 +1,7 @@
-"""A T5 whose residual sums pass what float16 holds: computed wider, and near the truth.
+"""A T5 or Gemma whose residual sums pass what float16 holds: computed wider, and near the truth.
 
-T5 norms whatever its layers read, by the root mean square alone: embeddings and everything added to
-them, times 2^k, change no vector but by the norm's epsilon, and every sum on the way.
+They norm whatever their layers read, by the root mean square alone: embeddings and everything added
+to them, times 2^k, change no vector but by the norm's epsilon, and every sum on the way.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from tests.conftest import GOLDEN
 from tests.text.texts import TEXTS
 
 NAMES = ["t5_instructor_gated_h6", "t5_mean_relu_h4"]
+GEMMA = "gemma_embed_like_h3"
+TERMS = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
 ADDED = ("shared.weight", "SelfAttention.o.weight", "DenseReluDense.wo.weight")
 LARGEST = torch.finfo(torch.float16).max
 
 
 def grown(folder: Path, name: str) -> Path:
-    """A golden T5 with sums as large as float16's weights let them be."""
+    """A golden checkpoint with sums as large as float16's weights let them be."""
     shutil.copytree(GOLDEN / name, folder)
     path = folder / "model.safetensors"
     if path.is_file():
@@ -36,6 +38,15 @@ def grown(folder: Path, name: str) -> Path:
         state = torch.load(folder / "pytorch_model.bin", weights_only=True)
         (folder / "pytorch_model.bin").unlink()
         state.pop("encoder.embed_tokens.weight", None)  # by another name shared.weight
+    if name == GEMMA:
+        # Its embeddings are times the root of its width; a norm multiplies by one and its weight.
+        words = float(state["embed_tokens.weight"].abs().max()) * 48**0.5
+        factor = 2.0 ** int(np.log2(LARGEST / words))
+        state["embed_tokens.weight"] *= factor
+        for key in (key for key in state if key.endswith(TERMS)):
+            state[key] = (1 + state[key]) * factor - 1
+        save_file(state, path)
+        return folder
     added = [key for key in state if key.endswith(ADDED)]
     most = max(float(state[key].abs().max()) for key in added)
     factor = 2.0 ** int(np.log2(LARGEST / most))
@@ -48,7 +59,7 @@ def states(encoder: Encoder, ids: Tensor) -> Tensor:
         return encoder(ids)[0].double()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, GEMMA])
 def test_sums_beyond_float16(name: str, tmp_path: Path) -> None:
     folder = grown(tmp_path / "model", name)
     encoder = pyenc.load(folder, dtype="float16", skip_eps=0)
