@@ -47,6 +47,19 @@ def packed_batch(lengths: list[int]) -> tuple[Tensor, Tensor]:
     return torch.randint(0, 100, (sum(lengths),)), bounds
 
 
+def test_numbers_of_a_module_may_be_symbols() -> None:
+    """As they are under dynamic=True: the scale of the scores, the factor of the embeddings."""
+    encoder = load("gemma_embed_like_h3")
+    torch._dynamo.reset()
+    run = torch.compile(encoder.forward_packed, fullgraph=True, dynamic=True, backend="aot_eager")
+    for lengths in BATCHES:
+        batch = packed_batch(lengths)
+        with torch.no_grad():
+            naive, oracle = (m.forward_packed(*batch) for m in (encoder, oracle_of(encoder)))
+            assert_right(run(*batch), naive, oracle)
+    torch._dynamo.reset()
+
+
 def masked_batch(lengths: list[int]) -> tuple[Tensor, Tensor]:
     """Padding right, left, and a hole."""
     mask = (torch.arange(max(lengths) + 1) < torch.tensor(lengths)[:, None]).long()

@@ -64,7 +64,8 @@ def check_arguments(
         )
     if not isinstance(dropout_p, (int, float)) or not 0 <= dropout_p < 1:
         raise InputError(f"attention: dropout_p must be in [0, 1), got {dropout_p!r}")
-    if scale is not None and not math.isfinite(scale):
+    # Compared, for a traced graph's numbers are symbols.
+    if scale is not None and not -math.inf < scale < math.inf:
         raise InputError(f"attention: scale must be finite, got {scale}")
     check_skip_eps(skip_eps)
 
