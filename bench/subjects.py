@@ -123,6 +123,15 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "max_position_embeddings": 8194, "layer_norm_eps": 1e-5,
         },
     ),
+    "gemma": (
+        "Gemma3TextModel",
+        {
+            "vocab_size": VOCABULARY, "hidden_size": 768, "num_hidden_layers": 24,
+            "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 256,
+            "intermediate_size": 1152, "max_position_embeddings": 2048, "sliding_window": 512,
+            "use_bidirectional_attention": True,
+        },
+    ),
 }  # fmt: skip
 """By name: transformers' class of the model, and its configuration."""
 
@@ -204,6 +213,12 @@ SUBJECTS = {
     "bge-m3": Subject(
         "shape of bge-m3 (vocabulary cut), random weights, from token ids to hidden states",
         functools.partial(shape_folder, "bge-m3"), False, (64,), (48, 40),
+        "pip install transformers",
+    ),
+    "gemma": Subject(
+        "shape of embeddinggemma-300m (vocabulary cut), random weights, from token ids to hidden "
+        "states",
+        functools.partial(shape_folder, "gemma"), False, (64,), (64, 50),
         "pip install transformers",
     ),
 }  # fmt: skip

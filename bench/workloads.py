@@ -50,12 +50,15 @@ def cases(quick: bool) -> list[Case]:
         Case("gte-base", "128", (128,) * (16 // few)),
         Case("gte-base", "512", (512,) * max(1, 4 // few)),
         Case("gte-base", "16 to 512", ragged(16)),
+        Case("gemma", "128", (128,) * (16 // few)),
+        Case("gemma", "512", (512,) * max(1, 4 // few)),
+        Case("gemma", "16 to 512", ragged(16)),
         Case("bge-m3", "128", (128,) * (8 // few)),
         Case("bge-m3", "512", (512,) * max(1, 2 // few)),
         Case("bge-m3", "16 to 512", ragged(16)),
     ]
     far = [Case(model, "8,192", (8192,)) for model in ("jina", "gte-base", "bge-m3")]
-    return listed if quick else [*listed, *far]
+    return listed if quick else [*listed, *far, Case("gemma", "2,048", (2048,))]
 
 
 def card_cases(quick: bool) -> list[Case]:
