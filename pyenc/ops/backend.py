@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..errors import BackendError
 from ..forking import check_forked
@@ -87,7 +89,10 @@ def choose(
     check_forked()
     name = requested_backend(explicit)
     if name == "auto" or name in others:
+        plain = forward_derivative()
         for candidate, why_not in table.items():
+            if plain and candidate != "torch":
+                continue
             if candidate != "reference" and why_not() is None:
                 return candidate
         raise AssertionError(f"{op}: the table of backends must end with one that always serves")
@@ -96,6 +101,8 @@ def choose(
             f"{op} has no {name!r} backend in this version; it has: {', '.join(table)}"
         )
     reason = table[name]()
+    if reason is None and name not in ("torch", "reference") and forward_derivative():
+        reason = "a derivative goes forward through it, which a kernel has not"
     if reason is not None:
         raise BackendError(f"the {name!r} backend cannot serve {op}: {reason}")
     return name
@@ -109,6 +116,14 @@ def always() -> str | None:
 def explain(table: Mapping[str, WhyNot]) -> dict[str, str]:
     """For every backend of a table: "serves", or the reason why it does not."""
     return {name: why_not() or "serves" for name, why_not in table.items()}
+
+
+def forward_derivative(*tensors: Tensor) -> bool:
+    """Whether derivatives are taken forward (torch.func.jvp, forward_ad) at this moment, or, where
+    tensors are given, through one of them: ops that torch knows nothing of lose them silently."""
+    if compiling() or forward_ad._current_level < 0:
+        return False
+    return not tensors or any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 def compiling() -> bool:

@@ -1,8 +1,8 @@
-"""`gradient_of`: torch.autograd.grad for a gradient that is there already."""
+"""`gradient_of`: torch.autograd.grad for a gradient that is there already; `unlisted`: whose."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,28 @@ def gradient_of(
     with torch.enable_grad():
         number = _Onto.apply(len(made), *made, *onto)
     return torch.autograd.grad(number, leaves, allow_unused=True)
+
+
+def unlisted(made: Tensor, listed: Iterable[Tensor]) -> list[Tensor]:
+    """The leaves that a gradient of `made` ends in, but for what it reaches through those listed,
+    which may be made of others."""
+    listed = list(listed)
+    known = {id(tensor) for tensor in listed}
+    ends = {(tensor.grad_fn, tensor.output_nr) for tensor in listed if tensor.grad_fn is not None}
+    if made.grad_fn is None:
+        return [made] if made.requires_grad and id(made) not in known else []
+    found: list[Tensor] = []
+    seen: set[Any] = set()
+    open_: list[Any] = [(made.grad_fn, made.output_nr)]
+    while open_:
+        node, number = open_.pop()
+        if node is None or node in seen or (node, number) in ends:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable") and id(node.variable) not in known:
+            found.append(node.variable)
+        open_ += node.next_functions
+    return found
 
 
 class _Onto(torch.autograd.Function):

@@ -52,7 +52,7 @@ class KernelOp:
         says so, and else refuses: torch would warn, and take what the kernels made for constants.
         """
         if not again:
-            backward = _once(self.name, backward)
+            backward = once(self.name, backward)
         torch.library.register_autograd(self.name, backward, setup_context=setup_context)
 
 
@@ -72,7 +72,7 @@ class _NoFurther(torch.autograd.Function):
         )
 
 
-def _once(name: str, backward: Callable[..., Any]) -> Callable[..., Any]:
+def once(name: str, backward: Callable[..., Any]) -> Callable[..., Any]:
     """As `torch.autograd.function.once_differentiable`, also where only what the forward was given
     needs a gradient and the gradient of its result does not."""
 

@@ -6,12 +6,14 @@ Shapes: T packed tokens, B sequences, H heads, D head dim.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...errors import BackendError
 from .. import oracle
-from ..backend import WhyNot, always, choose, compiling
+from ..backend import WhyNot, always, choose, compiling, forward_derivative
 from ..launch import DTYPE_CODES
 from . import cpu as cpu_kernels
 from . import flash_attn
@@ -95,8 +97,15 @@ def attention(
     window = (-1, -1) if window is None else window
     # Drawn from torch's own generator, so that torch.manual_seed makes dropout repeatable.
     seed = torch.randint(2**62, (), device="cpu") if dropout_p > 0 else None
-    table = backend_table(q, k, v, bias, dropout_p, positions, return_lse, scale, cu_seqlens)
+    table = backend_table(
+        q, k, v, bias, dropout_p, positions, return_lse, scale, cu_seqlens, within
+    )  # fmt: skip
     name = choose("attention", backend, table)
+    if name != "reference" and forward_derivative() and _dual(q, k, v, bias):
+        raise BackendError(
+            "attention: a derivative forward (torch.func.jvp, torch.autograd.forward_ad) is not "
+            'served by its ops; backend="reference" has one'
+        )
     bias = as_line(bias, q, cu_seqlens, positions, name, within)
     if name == "reference":
         check_values(q, cu_seqlens, bias, positions)
@@ -151,10 +160,19 @@ def as_line(
         return bias
     if backend == "triton" and hasattr(bias, "kernel"):
         return bias
+    if positions is not None and within is None and compiling():
+        return bias  # whose values tell how far apart they are
     reach = reach_of(q, cu_seqlens, positions) if within is None else within
     if positions is not None and too_far(reach, q.shape[0]):
         return bias
     return line_of(bias, q.shape[1], reach, q.device)
+
+
+def _dual(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> bool:
+    """Whether a derivative goes forward through any of them."""
+    listed: Any = getattr(bias, "parameters", None)
+    own = listed() if listed is not None else [flatten(bias)[1]]
+    return forward_derivative(q, k, v, *(x for x in own if isinstance(x, Tensor)))
 
 
 def _as_autocast(x: Tensor) -> Tensor:
@@ -176,6 +194,7 @@ def backend_table(
     return_lse: bool = False,
     scale: float = 1.0,
     cu_seqlens: Tensor | None = None,
+    within: int | None = None,
 ) -> dict[str, WhyNot]:
     """The backends of this op and why each cannot serve, for `choose` and `explain`."""
 
@@ -188,7 +207,8 @@ def backend_table(
 
     def cpu() -> str | None:
         if is_own(bias) and is_map(bias):
-            reason = why_no_program(bias, q.shape[1])
+            # In a graph of dynamic shapes H is a symbol; a range has a number.
+            reason = why_no_program(bias, len(range(q.shape[1])))
             if reason is not None:
                 return f"it has no kernel for {type(bias).__name__}.score: {reason}"
         # A traced graph has no values to look at; the op itself will.
@@ -206,6 +226,8 @@ def backend_table(
             if positions is not None and wants_gradient(bias, q.shape[1], q.device):
                 name = type(bias).__name__
                 return f"{name} has no method kernel(), and a line has a gradient by places alone"
+            if positions is not None and within is None and compiling():
+                return "a traced graph has no values to tell how far apart positions are"
             return far(None if compiling() else positions)
         if reason is None and own:
             function, params = bias.kernel()  # type: ignore[union-attr]

@@ -16,10 +16,14 @@ from torch import Tensor
 
 from ...errors import InputError
 from ..backend import compiling
+from ..gradient import unlisted
 from .bias import DistanceBias, exactly
 
 SHORT = 2**16
 """A line of this reach is made however few tokens there are."""
+
+WIDE = (torch.float32, torch.float64)
+"""What a line's numbers may be: half ones round far scores by whole units."""
 
 NEARBY = 80.0
 """A key whose bias lies this far (nats) below the query's own is not near; to order work by."""
@@ -92,31 +96,13 @@ def check_listed(bias: DistanceBias, heads: int, device: torch.device) -> None:
     if compiling() or not torch.is_grad_enabled():
         return
     listed: Any = getattr(bias, "parameters", tuple)
-    known = {id(parameter) for parameter in listed()}
     numbers = _checked(bias, torch.zeros(1, dtype=torch.long, device=device), heads)
-    lost = [leaf for leaf in _leaves(numbers) if id(leaf) not in known]
-    if lost:
+    if lost := unlisted(numbers, listed()):
         raise InputError(
             f"attention: {type(bias).__name__}.along takes a gradient to a tensor of shape "
             f"{tuple(lost[0].shape)} that parameters() does not list; positions so far apart are "
             "served block by block, which gives gradients to those alone"
         )
-
-
-def _leaves(tensor: Tensor) -> list[Tensor]:
-    """What a tensor's gradient ends in."""
-    if tensor.grad_fn is None:
-        return [tensor] if tensor.requires_grad else []
-    found, seen, open_ = [], set(), [tensor.grad_fn]
-    while open_:
-        node: Any = open_.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
-        open_ += [before for before, _ in node.next_functions]
-    return found
 
 
 def _checked(bias: DistanceBias, offsets: Tensor, heads: int) -> Tensor:
@@ -126,7 +112,7 @@ def _checked(bias: DistanceBias, offsets: Tensor, heads: int) -> Tensor:
     if not isinstance(numbers, Tensor) or numbers.shape != right:
         got = tuple(numbers.shape) if isinstance(numbers, Tensor) else type(numbers).__name__
         raise InputError(f"attention: {name}.along must give {right}, (H, n); got {got}")
-    if numbers.dtype not in (torch.float32, torch.float64):
+    if numbers.dtype not in WIDE:
         raise InputError(
             f"attention: {name}.along must give float32 (or float64), got {numbers.dtype}: compute "
             "it of x.float(), say; rounding a bias to half moves far scores by whole units"

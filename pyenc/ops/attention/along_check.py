@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from .along import affine_from
+from .along import WIDE, affine_from
 from .bias import DistanceBias, ScoreBias, ScoreMap, apply_own
 
 TOLERANCE = 1e-4
@@ -68,6 +68,8 @@ def _along(bias: DistanceBias, offsets: Tensor) -> Tensor:
     if not isinstance(numbers, Tensor) or numbers.shape[1:] != offsets.shape:
         got = tuple(numbers.shape) if isinstance(numbers, Tensor) else type(numbers).__name__
         raise InputError(f"{name}: along must give (H, {len(offsets)}); got {got}")
+    if numbers.dtype not in WIDE:
+        raise InputError(f"{name}: along must give float32 (or float64), got {numbers.dtype}")
     return numbers
 
 

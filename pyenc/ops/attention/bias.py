@@ -6,6 +6,7 @@ Shapes: H heads, n tokens of one sequence; i is the query's position, j the key'
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard, runtime_checkable
@@ -32,9 +33,12 @@ class ScoreBias(Protocol):
     """
 
     def block(self, i: Tensor, j: Tensor) -> Tensor:
-        """Bias of queries at positions i (ni,) and keys at positions j (nj,): (H, ni, nj).
+        """Bias of queries at positions i (ni,) and keys at positions j (nj,), int64: (H, ni, nj).
 
         Made of differentiable torch operations; -inf hides a key, but never all keys of a query.
+        j is always of all the sequence's keys, i of as many queries as are taken at a time. The
+        backward asks again, and is to be told the same: nothing random (refused where it can be
+        told), and nothing changed between the two.
         """
         ...
 
@@ -87,18 +91,42 @@ def is_map(bias: Any) -> TypeGuard[ScoreMap]:
 def apply_own(bias: OwnBias, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """Scores s (H, ni, nj) with a bias of one's own, by its torch form."""
     if is_map(bias):
+        right = tuple(s.shape)
         with exactly(s.device):
-            return bias.score(s, i, j)
-    return s + added(bias, i, j).to(s.dtype)  # type: ignore[arg-type]
+            made: Any = bias.score(s, i, j)
+        if isinstance(made, Tensor) and tuple(made.shape) == right:
+            return made
+        raise _misshapen(bias, "score", made, f"{right}, (H, i, j), as what it is given")
+    return s + added(bias, i, j, s.shape[0]).to(s.dtype)  # type: ignore[arg-type]
 
 
-def added(bias: ScoreBias | DistanceBias, i: Tensor, j: Tensor) -> Tensor:
-    """What a bias adds at i (ni,) and j (nj,): (H, ni, nj)."""
+def added(bias: ScoreBias | DistanceBias, i: Tensor, j: Tensor, heads: int) -> Tensor:
+    """What a bias adds at i (ni,) and j (nj,): (H, ni, nj), or what is broadcast to it.
+
+    Raises:
+        InputError: it gives something else.
+    """
     with exactly(i.device):
         if isinstance(bias, ScoreBias):
-            return bias.block(i, j)
+            made: Any = bias.block(i, j)
+            right = heads, len(i), len(j)
+            if isinstance(made, Tensor) and _broadcasts(made.shape, right):
+                return made
+            raise _misshapen(bias, "block", made, f"{right}, (H, i, j), or what is broadcast to it")
         offsets, place = (j[None, :] - i[:, None]).unique(return_inverse=True)
         return bias.along(offsets.long())[:, place]
+
+
+def _broadcasts(shape: Sequence[int], onto: tuple[int, ...]) -> bool:
+    """Whether a tensor of that shape is broadcast to the other."""
+    if len(shape) > len(onto):
+        return False
+    return all(n in (1, whole) for n, whole in zip(shape[::-1], onto[::-1], strict=False))
+
+
+def _misshapen(bias: Any, method: str, made: Any, right: str) -> InputError:
+    got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+    return InputError(f"attention: {type(bias).__name__}.{method} must give {right}; got {got}")
 
 
 def exactly(device: torch.device) -> AbstractContextManager[Any]:

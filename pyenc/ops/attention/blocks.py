@@ -259,7 +259,7 @@ def _ahead(
         yield slice(None), at[None, :] - at[block, None]
         return
     for b, start in enumerate(group.starts):
-        at = terms.positions[start : start + group.n]
+        at = terms.positions[start : start + group.n].long()
         yield b, at[None, :] - at[block, None]
 
 

@@ -254,7 +254,7 @@ def _places(
 
 def _span(positions: Tensor) -> int:
     """How far apart any two of them are."""
-    return int(positions.max() - positions.min()) if len(positions) else 0
+    return int(positions.max()) - int(positions.min()) if len(positions) else 0
 
 
 def _bias(

@@ -1,5 +1,5 @@
-"""Attention with a user's own `ScoreBias`, in torch: tiles of queries and keys, recomputed in the
-backward. (What merely adds to the scores has own_cpu.py on a CPU.)
+"""Attention with a user's own `ScoreBias`, in torch: tiles of queries, recomputed in the backward.
+(What merely adds to the scores has own_cpu.py on a CPU.)
 
 The bias is a Python object, so this is an autograd.Function instead of a registered op (traced, it
 is inside one: own_op.py). It keeps its inputs, its output and two numbers a row: memory stays
@@ -12,7 +12,7 @@ What a tile needs is written into buffers that the next one uses again; numbers 
 cache still, and no page is new.
 
 Shapes: T packed tokens, H heads, D head dim; b sequences of n tokens taken together, B = b H; i
-queries and j keys of a tile.
+queries of a tile.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ...errors import InputError
-from ..gradient import gradient_of
+from ..gradient import gradient_of, unlisted
+from ..registered import once
 from . import own_cpu
-from .bias import OwnBias, added, apply_own
+from .bias import apply_own
 from .blocks import keep_factor, powers
 from .own_tiles import Buffer, Walk, walks
 from .terms import CustomTerms
@@ -39,23 +39,26 @@ def attention_custom_bias(
 ) -> tuple[Tensor, Tensor]:
     """out (T, H, D) in q's dtype and log-sum-exp (T, H), float32 or wider, both differentiable."""
     parameters = terms.parameters()
-    if torch.is_grad_enabled() and not parameters and len(q):
-        check_listed_somewhere(q, terms.bias)
+    if torch.is_grad_enabled() and len(q):
+        check_listed(q, terms)
     with_backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *parameters))
     out, lse = _Attention.apply(terms, with_backward, q, k, v, *parameters)
     return out, lse
 
 
-def check_listed_somewhere(q: Tensor, bias: OwnBias) -> None:
+def check_listed(q: Tensor, terms: CustomTerms) -> None:
     """Raises:
-    InputError: the bias wants a gradient, and no `parameters()` says whose.
+    InputError: the bias takes a gradient to a tensor that `parameters()` does not list.
     """
-    place = torch.zeros(1, dtype=torch.long, device=q.device)
-    score = q.detach().new_zeros((q.shape[1], 1, 1))
-    if apply_own(bias, score, place, place).requires_grad:
+    # One query, and its keys: an object may count on there being some.
+    at = next(terms.groups(q.device))[1]
+    wide = torch.promote_types(q.dtype, torch.float32)  # as the scores are
+    score = torch.zeros((q.shape[1], 1, len(at)), dtype=wide, device=q.device)
+    made = apply_own(terms.bias, score, at[:1], at)
+    if made.requires_grad and (lost := unlisted(made, terms.parameters())):
         raise InputError(
-            f"attention: {type(bias).__name__} wants a gradient, but the object "
-            "has no method parameters() that lists the tensors it belongs to"
+            f"attention: {type(terms.bias).__name__} wants a gradient of a tensor of shape "
+            f"{tuple(lost[0].shape)}, but the object has no method parameters() that lists it"
         )
 
 
@@ -69,6 +72,20 @@ def forward(
 
     with_backward: whether one follows.
     """
+    before = _drawn(q.device) if with_backward else None
+    found = _forward(q, k, v, terms, with_backward)
+    if before is not None and not torch.equal(before, _drawn(q.device)):
+        name, method = type(terms.bias).__name__, "score" if terms.mapped else "block"
+        raise InputError(
+            f"attention: {name}.{method} draws random numbers, and the backward, which asks it "
+            "again, would be of others: draw them once and keep them, or use dropout_p"
+        )
+    return found
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, terms: CustomTerms, with_backward: bool
+) -> tuple[Tensor, ...]:
     if terms.extension:
         with suppress(Unsupported):  # two queries and two keys had a program
             whole, lse, shift, total = own_cpu.forward(q, k, v, terms, with_backward)
@@ -76,43 +93,38 @@ def forward(
     return _by_tiles(q, k, v, terms)
 
 
+def _drawn(device: torch.device) -> Tensor:
+    """Where torch's random numbers of a device stand."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
 def _by_tiles(q: Tensor, k: Tensor, v: Tensor, terms: CustomTerms) -> tuple[Tensor, ...]:
     wide = torch.promote_types(q.dtype, torch.float32)
     whole = torch.empty(q.shape, dtype=wide, device=q.device)
     shifts, totals = (torch.empty(q.shape[:2], dtype=wide, device=q.device) for _ in range(2))
     generator = torch.Generator(device=q.device).manual_seed(terms.seed)
-    weights, outs, depth = Buffer(q, wide), Buffer(q, wide), slice(0, q.shape[2])
-    raws: dict[int, Buffer] = {}
+    weights, outs = Buffer(q, wide), Buffer(q, wide)
+    raws = Buffer(q, wide)
     for walk in walks(q, terms):
-        q_bid, k_bjd, v_bjd = (walk.take(x, wide) for x in (q, k, v))
-        q_bid, out_bid = q_bid * terms.scale, torch.empty_like(q_bid)
-        shift_bi1, total_bi1 = q_bid.new_empty(2, walk.batch, walk.group.n, 1)
+        q_bnd, k_bnd, v_bnd = (walk.take(x, wide) for x in (q, k, v))
+        q_bnd, out_bnd = q_bnd * terms.scale, torch.empty_like(q_bnd)
+        shift_bn1, total_bn1 = q_bnd.new_empty(2, walk.batch, walk.group.n, 1)
         for here in walk.rows():
-            scores, top = [], None
-            for there in walk.columns(here):
-                raw = raws.setdefault(there.start, Buffer(q, wide)).of(*walk.shape(here, there))
-                torch.bmm(q_bid[:, here], k_bjd[:, there].transpose(1, 2), out=raw)
-                score = walk.scores(raw, here, there)
-                highest = score.amax(-1, keepdim=True)
-                top = highest if top is None else torch.maximum(top, highest)
-                scores.append((there, score))
-            assert top is not None  # a query sees itself
+            raw = raws.of(*walk.shape(here))
+            torch.bmm(q_bnd[:, here], k_bnd.transpose(1, 2), out=raw)
+            score = walk.scores(raw, here)
+            top = score.amax(-1, keepdim=True)
             top.masked_fill_(top.isinf(), 0.0)
-            total, out = torch.zeros_like(top), outs.of(*walk.shape(here, depth))
-            for number, (there, score) in enumerate(scores):
-                weight = powers(score, top, weights.of(*walk.shape(here, there)))
-                total += weight.sum(-1, keepdim=True)
-                if terms.dropout_p > 0:
-                    weight *= keep_factor(weight, terms.dropout_p, generator)
-                if number:
-                    out.baddbmm_(weight, v_bjd[:, there])
-                else:
-                    torch.bmm(weight, v_bjd[:, there], out=out)
-            torch.div(out, total, out=out_bid[:, here])
-            shift_bi1[:, here], total_bi1[:, here] = top, total
-        walk.put(whole, out_bid)
-        walk.put(shifts.unsqueeze(-1), shift_bi1)
-        walk.put(totals.unsqueeze(-1), total_bi1)
+            weight = powers(score, top, weights.of(*walk.shape(here)))
+            total = weight.sum(-1, keepdim=True)
+            if terms.dropout_p > 0:
+                weight *= keep_factor(weight, terms.dropout_p, generator)
+            out = torch.bmm(weight, v_bnd, out=outs.of(*walk.shape(here, q.shape[2])))
+            torch.div(out, total, out=out_bnd[:, here])
+            shift_bn1[:, here], total_bn1[:, here] = top, total
+        walk.put(whole, out_bnd)
+        walk.put(shifts.unsqueeze(-1), shift_bn1)
+        walk.put(totals.unsqueeze(-1), total_bn1)
     lse = totals.log() + shifts
     out = whole if wide == q.dtype else whole.to(q.dtype)
     return out, lse, whole, shifts, totals
@@ -144,73 +156,61 @@ def backward(
     grad_out = grad_out / total.unsqueeze(-1)
     generator = torch.Generator(device=q.device).manual_seed(terms.seed)
     raws, weights, slopes, dqs = (Buffer(q, wide) for _ in range(4))
-    depth = slice(0, q.shape[2])
     for walk in walks(q, terms):
-        q_bid, k_bjd, v_bjd, g_bid, delta_bi1, shift_bi1 = (
+        q_bnd, k_bnd, v_bnd, g_bnd, delta_bn1, shift_bn1 = (
             walk.take(x, wide)
             for x in (q, k, v, grad_out, delta.unsqueeze(-1), shift.unsqueeze(-1))
         )
-        q_bid, dq_bid = q_bid * terms.scale, torch.empty_like(q_bid)
-        # Each tile of keys by itself, side by side: torch's batched product adds to no other.
-        dks, dvs = (
-            [x[:, there].new_zeros(x[:, there].shape) for there in walk.tiles_of_keys()]
-            for x in (k_bjd, v_bjd)
-        )
+        q_bnd, dq_bnd = q_bnd * terms.scale, torch.empty_like(q_bnd)
+        dk_bnd, dv_bnd = torch.zeros_like(k_bnd), torch.zeros_like(v_bnd)
         for here in walk.rows():
-            g, delta_i1 = g_bid[:, here], delta_bi1[:, here]
-            dq_i = dqs.of(*walk.shape(here, depth)).zero_()
-            for there in walk.columns(here):
-                place = there.start // walk.tile[1]
-                raw = raws.of(*walk.shape(here, there))
-                torch.bmm(q_bid[:, here], k_bjd[:, there].transpose(1, 2), out=raw)
-                score, made, leaves = _made(walk, raw, here, there, parameters)
-                weight = powers(
-                    score.detach(), shift_bi1[:, here], weights.of(*walk.shape(here, there))
-                )
-                ds = slopes.of(*walk.shape(here, there))
-                torch.bmm(g, v_bjd[:, there].transpose(1, 2), out=ds)
-                kept_weight = weight
-                if terms.dropout_p > 0:
-                    keep = keep_factor(weight, terms.dropout_p, generator)
-                    ds *= keep
-                    kept_weight = weight * keep
-                dvs[place].baddbmm_(kept_weight.transpose(1, 2), g)
-                ds.sub_(delta_i1).mul_(weight)
-                if made is not None:
-                    onto = ds if terms.mapped else _summed(ds, walk.heads, made)
-                    parts = list(gradient_of(made, leaves, onto))
-                    if terms.mapped:
-                        by_raw = parts.pop(0)
-                        ds = torch.zeros_like(ds) if by_raw is None else by_raw
-                    for learned, part in zip(sums, parts, strict=True):
-                        if part is not None:
-                            learned += part
-                elif terms.mapped:  # the new scores are of no old ones
-                    ds.zero_()
-                dq_i.baddbmm_(ds, k_bjd[:, there])
-                dks[place].baddbmm_(ds.transpose(1, 2), q_bid[:, here])
-            torch.mul(dq_i, terms.scale, out=dq_bid[:, here])
-        for grad, part in ((dq, dq_bid), (dk, torch.cat(dks, 1)), (dv, torch.cat(dvs, 1))):
+            g = g_bnd[:, here]
+            raw = raws.of(*walk.shape(here))
+            torch.bmm(q_bnd[:, here], k_bnd.transpose(1, 2), out=raw)
+            score, made, leaves = _made(walk, raw, here, parameters)
+            weight = powers(score.detach(), shift_bn1[:, here], weights.of(*walk.shape(here)))
+            ds = torch.bmm(g, v_bnd.transpose(1, 2), out=slopes.of(*walk.shape(here)))
+            kept_weight = weight
+            if terms.dropout_p > 0:
+                keep = keep_factor(weight, terms.dropout_p, generator)
+                ds *= keep
+                kept_weight = weight * keep
+            dv_bnd.baddbmm_(kept_weight.transpose(1, 2), g)
+            ds.sub_(delta_bn1[:, here]).mul_(weight)
+            if made is not None:
+                onto = ds if terms.mapped else _summed(ds, walk.heads, made)
+                parts = list(gradient_of(made, leaves, onto))
+                if terms.mapped:
+                    by_raw = parts.pop(0)
+                    ds = torch.zeros_like(ds) if by_raw is None else by_raw
+                for learned, part in zip(sums, parts, strict=True):
+                    if part is not None:
+                        learned += part
+            elif terms.mapped:  # the new scores are of no old ones
+                ds.zero_()
+            dq_i = torch.bmm(ds, k_bnd, out=dqs.of(*walk.shape(here, q.shape[2])))
+            torch.mul(dq_i, terms.scale, out=dq_bnd[:, here])
+            dk_bnd.baddbmm_(ds.transpose(1, 2), q_bnd[:, here])
+        for grad, part in ((dq, dq_bnd), (dk, dk_bnd), (dv, dv_bnd)):
             walk.put(grad, part)
     return dq, dk, dv, sums
 
 
 def _made(
-    walk: Walk, raw: Tensor, here: slice, there: slice, parameters: list[Tensor]
+    walk: Walk, raw: Tensor, here: slice, parameters: list[Tensor]
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
     """New scores of a tile; what of them has a gradient, and in which tensors it is wanted.
 
     A map's scores have one, by the old scores; of what is added, that alone has one.
     """
-    terms = walk.terms
-    if terms.mapped:
+    if walk.terms.mapped:
         leaf = raw.detach().requires_grad_()
         with torch.enable_grad():
-            score = walk.scores(leaf, here, there)
+            score = walk.scores(leaf, here)
         return score, score if score.requires_grad else None, [leaf, *parameters]
     with torch.set_grad_enabled(bool(parameters)):
-        bias = added(terms.bias, walk.at[here], walk.at[there])  # type: ignore[arg-type]
-    score = walk.add(raw, bias, walk.outside(here, there))
+        bias = walk.added(here)
+    score = walk.add(raw, bias, walk.outside(here))
     return score, bias if bias.requires_grad else None, parameters
 
 
@@ -233,10 +233,16 @@ class _Attention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, whole, shift, total, *parameters = ctx.saved_tensors
-        dq, dk, dv, sums = backward(
-            grads[0], grads[1], q, k, v, ctx.terms, (whole, shift, total), parameters
-        )
-        return (None, None, dq, dk, dv, *sums)
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        return _once_backward(ctx, *grads)
+
+
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    q, k, v, whole, shift, total, *parameters = ctx.saved_tensors
+    dq, dk, dv, sums = backward(
+        grads[0], grads[1], q, k, v, ctx.terms, (whole, shift, total), parameters
+    )
+    return (None, None, dq, dk, dv, *sums)
+
+
+_once_backward = once("attention", _backward)

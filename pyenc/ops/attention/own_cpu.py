@@ -189,7 +189,7 @@ class _Part:
 
     def numbers(self, here: slice) -> Tensor:
         """What the object says: (H, i, n), or what is broadcast to it."""
-        return added(self.terms.bias, self.at[here], self.at)  # type: ignore[arg-type]
+        return added(self.terms.bias, self.at[here], self.at, self.heads)  # type: ignore[arg-type]
 
     def program_of_all(self) -> MapProgram | None:
         """That of some queries beside all keys, or None where what is added has none."""

@@ -20,7 +20,7 @@ from ...errors import InputError
 from ..constant import constant_result
 from ..registered import op_anywhere
 from .bias import OwnBias
-from .own_bias import backward, check_listed_somewhere, forward
+from .own_bias import backward, check_listed, forward
 from .terms import CustomTerms
 from .validation import check_values
 
@@ -88,8 +88,8 @@ def _op(
     """What `forward` gives, the third empty where it is the first."""
     *numbers, want_backward = rest
     terms = _terms(q, cu_seqlens, *numbers)
-    if want_backward and not parameters and len(q):
-        _with_autograd(q, lambda: check_listed_somewhere(q, terms.bias))
+    if want_backward and len(q):
+        _with_autograd(q, lambda: check_listed(q, terms))
     out, lse, whole, shift, total = forward(q, k, v, terms, want_backward)
     return out, lse, out.new_empty(0) if whole is out else whole, shift, total
 

@@ -34,7 +34,7 @@ def attention_reference(
     for start, end in itertools.pairwise(bounds):
         n = end - start
         place = torch.arange(n, device=q.device)
-        at = place if positions is None else positions[start:end]
+        at = place if positions is None else positions[start:end].long()
         score = scale * einsum(q[start:end], k[start:end], "i h d, j h d -> h i j")
         if bias is not None and not isinstance(bias, (ALiBi, RelativePositionBias, Tensor)):
             score = apply_own(bias, score, at - at[:1], at - at[:1])

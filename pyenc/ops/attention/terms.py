@@ -82,7 +82,8 @@ class CustomTerms:
         if self.positions is not None:
             for start, end in itertools.pairwise(self.bounds):
                 if end > start:
-                    at = self.positions[start:end] - self.positions[start]
+                    at = self.positions[start:end].long()
+                    at = at - at[0]
                     yield Group(end - start, (start,)), at
             return
         for group in groups_of(self.bounds, most_tokens):

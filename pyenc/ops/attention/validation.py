@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...errors import InputError
+from ...errors import InputError, InputTypeError
+from ..backend import compiling
 from ..validation import (
     check_cu_seqlens,
     check_dense_bias,
@@ -50,7 +52,17 @@ def check_arguments(
         )
     check_cu_seqlens("attention", cu_seqlens)
     _check_bias(q, bias)
+    if (cu_seqlens.device.type == "meta") != (q.device.type == "meta"):
+        raise InputError(
+            f"attention: q is on {q.device}, but cu_seqlens, on {cu_seqlens.device}, has no values"
+            if cu_seqlens.device.type == "meta"
+            else f"attention: q is on meta, but cu_seqlens is on {cu_seqlens.device}"
+        )
     if positions is not None:
+        if not isinstance(positions, Tensor):
+            raise InputTypeError(
+                f"attention: positions must be a tensor (T,), got {type(positions).__name__}"
+            )
         if positions.shape != q.shape[:1]:
             raise InputError(
                 f"attention: positions must be ({q.shape[0]},), got {tuple(positions.shape)}"
@@ -64,10 +76,17 @@ def check_arguments(
         )
     if not isinstance(dropout_p, (int, float)) or not 0 <= dropout_p < 1:
         raise InputError(f"attention: dropout_p must be in [0, 1), got {dropout_p!r}")
+    check_number("attention: scale", scale)
     # Compared, for a traced graph's numbers are symbols.
     if scale is not None and not -math.inf < scale < math.inf:
         raise InputError(f"attention: scale must be finite, got {scale}")
     check_skip_eps(skip_eps)
+
+
+def check_number(what: str, value: Any) -> None:
+    """A number, or None."""
+    if value is not None and not compiling() and not isinstance(value, Real):
+        raise InputTypeError(f"{what} must be a number or None, got {value!r:.80}")
 
 
 def _is_window(window: Any) -> bool:
@@ -78,6 +97,7 @@ def _is_window(window: Any) -> bool:
 
 def check_skip_eps(skip_eps: float | None) -> None:
     """`skip_eps` is a share of a row's mass, or None."""
+    check_number("skip_eps", skip_eps)
     if skip_eps is not None and not 0 <= skip_eps < 1:
         raise InputError(f"skip_eps must be None or in [0, 1), got {skip_eps}")
 

@@ -152,7 +152,7 @@ def test_another_shape_is_refused_by_name() -> None:
             return torch.zeros(3, len(j))
 
     q = torch.randn(20, 2, 8)
-    with pytest.raises(InputError, match=r"Flat\.block must give \(2, 20, 20\).*got \(3, 20\)"):
+    with pytest.raises(InputError, match=r"Flat\.block must give \(2, 1, 20\).*got \(3, 20\)"):
         attention(q, q, q, torch.tensor([0, 20]), bias=Flat())
 
 
