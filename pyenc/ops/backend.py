@@ -89,7 +89,7 @@ def choose(
     check_forked()
     name = requested_backend(explicit)
     if name == "auto" or name in others:
-        plain = forward_derivative()
+        plain = looked_through()
         for candidate, why_not in table.items():
             if plain and candidate != "torch":
                 continue
@@ -116,6 +116,12 @@ def always() -> str | None:
 def explain(table: Mapping[str, WhyNot]) -> dict[str, str]:
     """For every backend of a table: "serves", or the reason why it does not."""
     return {name: why_not() or "serves" for name, why_not in table.items()}
+
+
+def looked_through() -> bool:
+    """Whether torch looks through what is computed, which of a kernel it cannot: derivatives go
+    forward, or torch.func transforms the call."""
+    return forward_derivative() or (not compiling() and torch._C._are_functorch_transforms_active())
 
 
 def forward_derivative(*tensors: Tensor) -> bool:

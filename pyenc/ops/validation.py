@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, InputTypeError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -40,6 +40,28 @@ def check_cu_seqlens(op: str, cu_seqlens: Tensor) -> None:
         raise InputError(f"{op}: cu_seqlens must be (B + 1,), got {tuple(cu_seqlens.shape)}")
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise InputError(f"{op}: cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}")
+
+
+def check_given(op: str, **tensors: Tensor | None) -> None:
+    """Tensors that a call cannot be without are there.
+
+    Raises:
+        InputTypeError: names the one that is not.
+    """
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise InputTypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+
+
+def check_values_with(op: str, x: Tensor, **tensors: Tensor | None) -> None:
+    """Whole numbers beside x have values where it has: an op of some tensors without (on meta)
+    would give memory that nobody wrote."""
+    for name, tensor in tensors.items():
+        if tensor is not None and (tensor.device.type == "meta") != (x.device.type == "meta"):
+            raise InputError(
+                f"{op}: {name} is on {tensor.device}, the other tensors on {x.device}; all must "
+                "share a device"
+            )
 
 
 def sequence_bounds(op: str, cu_seqlens: Tensor, num_tokens: int) -> list[int]:

@@ -15,7 +15,9 @@ from ..validation import (
     check_cu_seqlens,
     check_dense_bias,
     check_float,
+    check_given,
     check_positions,
+    check_values_with,
     sequence_bounds,
 )
 from .along import Line
@@ -52,17 +54,9 @@ def check_arguments(
         )
     check_cu_seqlens("attention", cu_seqlens)
     _check_bias(q, bias)
-    if (cu_seqlens.device.type == "meta") != (q.device.type == "meta"):
-        raise InputError(
-            f"attention: q is on {q.device}, but cu_seqlens, on {cu_seqlens.device}, has no values"
-            if cu_seqlens.device.type == "meta"
-            else f"attention: q is on meta, but cu_seqlens is on {cu_seqlens.device}"
-        )
+    check_values_with("attention", q, cu_seqlens=cu_seqlens)
     if positions is not None:
-        if not isinstance(positions, Tensor):
-            raise InputTypeError(
-                f"attention: positions must be a tensor (T,), got {type(positions).__name__}"
-            )
+        check_given("attention", positions=positions)
         if positions.shape != q.shape[:1]:
             raise InputError(
                 f"attention: positions must be ({q.shape[0]},), got {tuple(positions.shape)}"

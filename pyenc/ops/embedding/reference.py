@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..norm.reference import add_layer_norm_reference, add_rms_norm_reference
@@ -21,11 +22,13 @@ def embedding_norm_reference(
 ) -> Tensor:
     """norm(word[input_ids] + token_type[token_type_ids] + position[position_ids]); types are 0
     where no ids are given."""
-    total = word[input_ids]
+    total = F.embedding(input_ids, word)
     if token_type is not None:
-        total = total + (token_type[0] if token_type_ids is None else token_type[token_type_ids])
-    if position is not None:
-        total = total + position[position_ids]
+        total = total + (
+            token_type[0] if token_type_ids is None else F.embedding(token_type_ids, token_type)
+        )
+    if position is not None and position_ids is not None:
+        total = total + F.embedding(position_ids, position)
     if rms:
         return add_rms_norm_reference(total, None, weight, eps)[0]
     return add_layer_norm_reference(total, None, weight, bias, eps)[0]

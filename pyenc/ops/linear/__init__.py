@@ -17,7 +17,7 @@ from ..activation import ACTIVATIONS, activate, check_activation
 from ..backend import WhyNot, always, choose, compiling, requested_backend
 from ..constant import constant_result
 from ..registered import PLAIN
-from ..validation import FLOATS, check_float
+from ..validation import FLOATS, check_float, check_given
 from . import activated, packs, parts, product, wide
 from . import onednn as kernels
 from .reference import linear_reference
@@ -46,8 +46,8 @@ def linear(
     pack would gain too little ("forward", 1.05x, since that costs no memory). The pack is a second
     copy of the weight in memory; it lives as long as the weight, and is made anew when the
     weight changes (in place, by an optimizer, `load_state_dict`, `.to`, another `.data`). Only a
-    write that counts no version and misses a sample of 1,024 values goes unseen: single numbers
-    set through `.data` or `.numpy()`.
+    write that counts no version and misses a sample of values, some of every row and column, goes
+    unseen: single numbers set through `.data` or `.numpy()`.
 
     Large products of bfloat16 or float16 on a CPU are made in float32 and rounded once where the
     same table has that as faster, as on processors without such instructions; also with
@@ -110,12 +110,17 @@ def linear(
             return wide_y
         return wide_or_not(x, weight, bias, activation)
     if activation is not None and requested != "torch" and _in_one_pass(x, weight, bias):
-        if compiling():
+        if compiling() or _looked_at():
             one_pass: Tensor = torch.ops.pyenc.linear_activated(x, weight, bias, activation)
             return one_pass
         return activated.linear(x, weight, bias, activation)
     y = F.linear(x, weight, bias)
     return y if activation is None else activate(y, activation)
+
+
+def _looked_at() -> bool:
+    """Whether a mode of torch's sees every call, and is to see this one whole."""
+    return bool(torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack())
 
 
 def by_parts(x: Tensor, backend: str | None = None) -> bool:
@@ -285,6 +290,7 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
+    check_given("linear", x=x, weight=weight)
     check_float("linear", x=x, weight=weight, bias=bias)
     if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:]:
         raise InputError(

@@ -24,10 +24,10 @@ from torch import Tensor
 from ...errors import InputError
 from .. import launch, oracle
 from ..activation import check_activation
-from ..backend import WhyNot, always, choose
+from ..backend import WhyNot, always, choose, forward_derivative
 from ..constant import constant_result
 from ..unseen import unseen
-from ..validation import check_float
+from ..validation import check_float, check_values_with
 from . import int8_rows, packs
 from .int8_rows import STEPS, TINY
 from .reference import int8_linear_reference
@@ -145,7 +145,7 @@ def _op(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, activation: str | None, name: str
 ) -> Tensor:
     """Opaque: torch.compile cannot carry a packed weight, and must not round otherwise."""
-    rows = x.reshape(-1, x.shape[-1])
+    rows = launch.as_rows(x)
     out = x.new_empty(rows.shape[0], weight.shape[0])
     if out.numel() == 0:
         return out.view(*x.shape[:-1], weight.shape[0])
@@ -224,6 +224,7 @@ def _check(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, activation: str | None
 ) -> None:
     check_float("int8_linear", x=x, scale=scale, bias=bias)
+    check_values_with("int8_linear", x, weight=weight)
     if x.device.type not in ("cpu", "meta"):
         raise InputError(
             f"int8_linear: x is on {x.device}; weights of eight bits are served on CPUs alone: "
@@ -234,6 +235,8 @@ def _check(
             f"int8_linear: weight must be (F, C) int8 for x (..., C); got {tuple(weight.shape)} "
             f"{weight.dtype} and {tuple(x.shape)}"
         )
+    if not weight.shape[1]:
+        raise InputError(f"int8_linear: C must be at least 1, got weight {tuple(weight.shape)}")
     if scale.shape != weight.shape[:1] or scale.dtype != torch.float32:
         raise InputError(
             f"int8_linear: scale must be ({weight.shape[0]},) float32, got {tuple(scale.shape)} "
@@ -244,7 +247,7 @@ def _check(
     if activation is not None:
         check_activation("int8_linear", activation)
     asks = (t is not None and t.requires_grad for t in (x, scale, bias))
-    if torch.is_grad_enabled() and any(asks):
+    if forward_derivative(x) or (torch.is_grad_enabled() and any(asks)):
         raise InputError(
             "int8_linear: weights of eight bits have no gradient and hand none on; compute under "
             "torch.no_grad(), or load without quantize to train"

@@ -8,6 +8,8 @@ an optimizer, since torch's fused ones count none either.
 
 from __future__ import annotations
 
+import functools
+import math
 import threading
 import weakref
 from collections.abc import Callable
@@ -116,10 +118,21 @@ def _place(weight: Tensor) -> tuple[Any, ...]:
 
 
 def _sample(weight: Tensor) -> Tensor:
-    """Values at odd steps through the memory, so that rows and columns are all met."""
+    """Values at equal steps through the memory, SAMPLE at the least, and so many that every row and
+    every column is met: a row may be set to zero through `weight.data`, which tells nobody."""
     weight = weight.detach()
     if not weight.is_contiguous():
         weight = weight.t()
     if not weight.is_contiguous():
         return weight.reshape(-1)
-    return weight.reshape(-1)[:: weight.numel() // SAMPLE | 1]
+    return weight.reshape(-1)[:: _step(*weight.shape)]
+
+
+@functools.cache
+def _step(rows: int, columns: int) -> int:
+    """No longer than a row, so that all are met; as many as columns, and by a number that has no
+    divisor with theirs, so that these are."""
+    step = max(1, min(rows * columns // SAMPLE, rows, columns))
+    while math.gcd(step, columns) > 1:
+        step -= 1
+    return step

@@ -17,9 +17,9 @@ def activation_reference(x: Tensor, activation: str) -> Tensor:
     if activation == "gelu_tanh":
         return x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2
     if activation == "silu":
-        return x / (1 + torch.exp(-x))
+        return x * torch.sigmoid(x)  # whose gradient is a number where exp(-x) is none
     if activation == "relu":
-        return torch.where(x > 0, x, torch.zeros_like(x))
+        return torch.where(x <= 0, torch.zeros_like(x), x)  # a NaN stays one
     raise ValueError(f"unknown activation {activation!r}")
 
 

@@ -14,7 +14,7 @@ from .. import oracle, triton_launch
 from ..backend import WhyNot, always, choose
 from ..launch import DTYPE_CODES, why_not
 from ..registered import on_card_of, plain
-from ..validation import check_float
+from ..validation import check_float, check_given
 from . import registration as _registration  # noqa: F401  (it registers the op)
 from .reference import add_layer_norm_reference, add_rms_norm_reference
 
@@ -40,7 +40,7 @@ def add_layer_norm(
         weight, bias: (C,); bias may be None.
         eps: added to the variance.
         backend: "cpu", "triton" (up to 8,192 channels), "torch" or "reference"; None chooses, for
-            layer norm "triton" on a GPU, "cpu" where float32 needs a gradient and else "torch".
+            layer norm "triton" on a GPU, "cpu" where a gradient is needed and else "torch".
 
     Returns:
         (normed, sum), both (..., C) in the dtype of the sum, which a pre-norm block carries on.
@@ -51,7 +51,7 @@ def add_layer_norm(
     if (found := _straight(x, residual, weight, bias, eps, False, backend)) is not None:
         return found
     _check("add_layer_norm", x, residual, weight, bias)
-    table = _layer_norm_table(x, residual)
+    table = _layer_norm_table(x, residual, weight, bias)
     name = choose("add_layer_norm", backend, table, others=("flash_attn",))
     if name == "reference":
         dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
@@ -112,12 +112,19 @@ def backend_table(x: Tensor, residual: Tensor | None = None) -> dict[str, WhyNot
     return {"cpu": cpu, "triton": triton, "torch": always, "reference": always}
 
 
-def _layer_norm_table(x: Tensor, residual: Tensor | None) -> dict[str, WhyNot]:
+def _layer_norm_table(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None
+) -> dict[str, WhyNot]:
     """As `backend_table`, in the order that bench/NOTES.md's measurements give."""
     table = backend_table(x, residual)
     if x.device.type != "cpu":
         return {"triton": table["triton"], "torch": table["torch"], **table}
-    if torch.is_grad_enabled() and x.requires_grad and x.dtype == torch.float32:
+    given = [t for t in (x, residual, weight, bias) if t is not None]
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+    # Of halves torch adds up the parameters' gradients in the half: of some thousand rows it is off
+    # by a tenth.
+    halves = any(t.dtype in (torch.bfloat16, torch.float16) for t in given)
+    if wanted and (halves or (x.requires_grad and x.dtype == torch.float32)):
         return {"cpu": table["cpu"], "torch": table["torch"], **table}
     # Without a gradient torch's norm is no slower, and cheaper to call on a few tokens.
     return {"torch": table["torch"], **table}
@@ -172,7 +179,10 @@ def _by_kernels(
 def _check(
     op: str, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None
 ) -> None:
+    check_given(op, x=x, weight=weight)
     check_float(op, x=x, residual=residual, weight=weight, bias=bias)
+    if not x.ndim:
+        raise InputError(f"{op}: x must be (..., C), got a single number")
     if residual is not None and residual.shape != x.shape:
         raise InputError(
             f"{op}: residual must be as x, {tuple(x.shape)}; got {tuple(residual.shape)}"

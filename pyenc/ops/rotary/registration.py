@@ -18,7 +18,8 @@ from . import cpu
 @kernel_op("pyenc::rotary")
 def _op(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, back: bool, backend: str) -> Tensor:
     """x (T, H, D), cos, sin (P, D/2) float32: (T, H, D), contiguous."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    if x.stride(-1) != 1:  # of nothing, `contiguous` is what there is
+        x = x.contiguous() if x.numel() else x.new_empty(x.shape)
     cos, sin, positions = cos.contiguous(), sin.contiguous(), positions.contiguous()
     if backend == "cpu":
         return cpu.turn(x, cos, sin, positions.to(torch.int64), back)

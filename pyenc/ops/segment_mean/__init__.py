@@ -11,8 +11,14 @@ from torch import Tensor
 
 from ...errors import InputError
 from .. import launch, oracle, triton_launch
-from ..backend import WhyNot, always, choose
-from ..validation import check_cu_seqlens, check_float, sequence_bounds
+from ..backend import WhyNot, always, choose, looked_through
+from ..validation import (
+    check_cu_seqlens,
+    check_float,
+    check_given,
+    check_values_with,
+    sequence_bounds,
+)
 from .reference import segment_mean_reference
 from .registration import NORM_FLOOR, out_dtype
 
@@ -45,6 +51,7 @@ def segment_mean(
     """
     check_float("segment_mean", x=x, weights=weights)
     check_cu_seqlens("segment_mean", cu_seqlens)
+    check_values_with("segment_mean", x, cu_seqlens=cu_seqlens)
     if x.ndim != 2:
         raise InputError(f"segment_mean: x must be (T, C), got {tuple(x.shape)}")
     if weights is not None and weights.shape != x.shape[:1]:
@@ -52,7 +59,8 @@ def segment_mean(
             f"segment_mean: weights must be ({x.shape[0]},), got {tuple(weights.shape)}"
         )
     name = choose("segment_mean", backend, backend_table(x), others=("flash_attn",))
-    if name == "reference":
+    # The op of torch's backend is one too, with a gradient of its own.
+    if name == "reference" or looked_through():
         sequence_bounds("segment_mean", cu_seqlens, x.shape[0])
         pooled = segment_mean_reference(
             oracle.widen(x), cu_seqlens, oracle.widen(weights), normalize
@@ -68,6 +76,7 @@ def masked_mean_pool(
     x: Tensor, mask: Tensor, normalize: bool = False, *, backend: str | None = None
 ) -> Tensor:
     """`segment_mean` in the padded form: x (B, N, C), mask (B, N) of 0/1 or weights: (B, C)."""
+    check_given("masked_mean_pool", x=x, mask=mask)
     if x.ndim != 3 or mask.shape != x.shape[:2]:
         raise InputError(
             "masked_mean_pool: x must be (B, N, C) and mask (B, N); got "

@@ -113,8 +113,8 @@ def _(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     grad_weights = stats.new_empty(0)
     if want_weights and weights is not None:
-        grad_weights = torch.empty_like(weights)
-    return torch.empty_like(x), grad_weights
+        grad_weights = weights.new_empty(weights.shape)
+    return x.new_empty(x.shape), grad_weights
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -80,7 +80,14 @@ def test_layer_norm_prefers_its_kernel_on_a_card() -> None:
     """As bench/NOTES.md's figures have it; what cannot serve says why, and torch's is next."""
     with FakeTensorMode():
         on_card = torch.empty(2, 64, device="cuda")
-    assert list(_layer_norm_table(on_card, None))[:2] == ["triton", "torch"]
-    assert next(iter(_layer_norm_table(torch.empty(2, 64), None))) == "torch"
-    wanting = torch.empty(2, 64, requires_grad=True)
-    assert next(iter(_layer_norm_table(wanting, None))) == "cpu"
+        weight = torch.empty(64, device="cuda")
+    assert list(_layer_norm_table(on_card, None, weight, None))[:2] == ["triton", "torch"]
+    weight, learned = torch.empty(64), torch.empty(64, requires_grad=True)
+
+    def first(x: torch.Tensor, weight: torch.Tensor = weight) -> str:
+        return next(iter(_layer_norm_table(x, None, weight, None)))
+
+    assert first(torch.empty(2, 64)) == "torch"
+    assert first(torch.empty(2, 64, requires_grad=True)) == "cpu"
+    assert first(torch.empty(2, 64).bfloat16()) == "torch"
+    assert first(torch.empty(2, 64).bfloat16(), learned) == "cpu"

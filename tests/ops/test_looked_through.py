@@ -1,0 +1,196 @@
+"""What torch looks through: derivatives forward, transforms, traces. A kernel cannot be, so torch's
+own ops are taken, or the call is refused: a derivative is never silently zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyenc.errors import BackendError, InputError
+from pyenc.ops import (
+    add_layer_norm,
+    add_rms_norm,
+    embedding_norm,
+    gated_activation,
+    gated_linear,
+    linear,
+    rotary,
+    segment_mean,
+)
+from pyenc.ops.linear.int8 import int8_linear, quantize_weight
+from tests.seeds import seed
+
+T, C = 6, 8
+torch.manual_seed(seed(1))
+X, W, W2, BIAS = torch.randn(T, C), torch.randn(4, C), torch.randn(8, C), torch.randn(4)
+GAIN, TURN = torch.rand(C) + 0.5, torch.rand(9, C // 2)
+IDS, BOUNDS = torch.tensor([0, 3, 2]), torch.tensor([0, 2, 2, T])
+
+Call = Callable[[Tensor, Any], Any]
+OPS: dict[str, Call] = {
+    "linear": lambda x, b: linear(x, W, BIAS, "gelu", backend=b),
+    "gated_activation": lambda x, b: gated_activation(x, x * 2, "silu", backend=b),
+    "gated_linear": lambda x, b: gated_linear(x, W2, None, "gelu", backend=b),
+    "add_layer_norm": lambda x, b: add_layer_norm(x, 2 * X, GAIN, None, 1e-5, backend=b)[0],
+    "add_rms_norm": lambda x, b: add_rms_norm(x, None, GAIN, 1e-5, backend=b)[0],
+    "embedding_norm": lambda x, b: embedding_norm(IDS, x, GAIN, None, 1e-5, backend=b),
+    "rotary": lambda x, b: rotary(x[:, None], TURN, 1 - TURN, torch.arange(T), backend=b),
+    "segment_mean": lambda x, b: segment_mean(x, BOUNDS, None, True, backend=b),
+}
+
+
+def right(name: str) -> tuple[Tensor, Tensor]:
+    """A direction, and the derivative along it, by differences of the oracle in double."""
+    along, step = torch.randn(T, C, dtype=torch.float64), 1e-5
+    with pytest.MonkeyPatch.context() as patch:
+        for known in ("X", "W", "W2", "BIAS", "GAIN", "TURN"):
+            patch.setitem(globals(), known, globals()[known].double())
+        up, down = (OPS[name](X + sign * step * along, "reference") for sign in (1, -1))
+    return along, (up - down) / (2 * step)
+
+
+@pytest.mark.parametrize("backend", [None, "torch", "reference"])
+@pytest.mark.parametrize("name", OPS)
+def test_derivatives_forward(name: str, backend: str | None) -> None:
+    along, wanted = right(name)
+    _, slope = torch.func.jvp(lambda x: OPS[name](x, backend), (X,), (along.float(),))
+    torch.testing.assert_close(slope.double(), wanted, rtol=1e-3, atol=1e-4)
+    with forward_ad.dual_level():
+        out = OPS[name](forward_ad.make_dual(X, along.float()), backend)
+        slope = forward_ad.unpack_dual(out).tangent
+    assert slope is not None
+    torch.testing.assert_close(slope.double(), wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(OPS.keys() - {"linear", "gated_linear"}))
+def test_a_kernel_asked_for_by_name_is_refused(name: str) -> None:
+    """Of linear layers "cpu" is no kernel: torch's product, or one that stands aside here."""
+    with pytest.raises(BackendError, match="a derivative goes forward through it"):
+        torch.func.jvp(lambda x: OPS[name](x, "cpu"), (X,), (X,))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_transforms(name: str) -> None:
+    share = torch.randn_like(OPS[name](X, None))
+    leaf = X.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad((OPS[name](leaf, None) * share).sum(), leaf)
+    got = torch.func.grad(lambda x: (OPS[name](x, None) * share).sum())(X)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_eight_bits_have_none() -> None:
+    weight, scale = quantize_weight(torch.randn(6, C))
+    with pytest.raises(InputError, match="have no gradient"):
+        torch.func.jvp(lambda x: int8_linear(x, weight, scale), (X,), (X,))
+    with pytest.raises(InputError, match="C must be at least 1"):
+        int8_linear(torch.randn(3, 0), torch.zeros(4, 0, dtype=torch.int8), torch.ones(4))
+
+
+@pytest.mark.parametrize("backend", [None, "cpu", "torch"])
+def test_a_trace_of_values_holds_all_of_a_linear_layer(backend: str | None) -> None:
+    w, b, x = torch.randn(96, 64), torch.randn(96), torch.randn(5, 64)
+    graph = make_fx(lambda x: linear(x, w, b, "gelu", backend=backend))(x)
+    other = torch.randn(5, 64)
+    torch.testing.assert_close(graph(other), F.gelu(F.linear(other, w, b)), rtol=1e-4, atol=1e-4)
+
+
+class _Doubled(torch.overrides.TorchFunctionMode):
+    """Changes what `F.linear` gives."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        return 2 * out if func is F.linear else out
+
+
+def test_a_mode_sees_the_whole_of_it() -> None:
+    w, b, x = torch.randn(96, 64), torch.randn(96), torch.randn(5, 64)
+    with _Doubled():
+        got = linear(x, w, b, "relu")
+    wanted = F.linear(x, w, b).relu()
+    assert any(torch.allclose(got, k * wanted, rtol=1e-4, atol=1e-4) for k in (1, 2))
+
+
+def test_what_has_no_values_is_refused() -> None:
+    """An op of some tensors on meta would be its fake: memory that nobody wrote."""
+    weight, scale = quantize_weight(torch.randn(6, C))
+    meta = {"device": "meta"}
+    calls: list[Callable[[], Any]] = [
+        lambda: rotary(X[:, None], TURN, TURN, torch.arange(T, **meta)),  # type: ignore[call-overload]
+        lambda: segment_mean(X, torch.tensor([0, T], **meta)),  # type: ignore[arg-type]
+        lambda: int8_linear(X, weight.to("meta"), scale),
+    ]
+    for call in calls:
+        with pytest.raises(InputError, match=r"is on meta, the other tensors on cpu"):
+            call()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wide_weights", [False, True])
+def test_gradients_of_a_norms_parameters_are_added_up_wide(
+    dtype: torch.dtype, wide_weights: bool
+) -> None:
+    """Of halves, as torch's own layer norm adds them up, they are off by a tenth."""
+    torch.manual_seed(seed(2))
+    rows, columns = 4099, 96
+    x, onto = torch.randn(rows, columns).to(dtype), torch.randn(rows, columns).to(dtype)
+    weight, bias = torch.randn(columns), torch.randn(columns)
+    if not wide_weights:
+        weight, bias = weight.to(dtype), bias.to(dtype)
+    exact = [t.double().requires_grad_() for t in (weight, bias)]
+    out = F.layer_norm(x.double(), (columns,), *exact, 1e-5)
+    wanted = torch.autograd.grad(out, exact, onto.double())
+    for trained in (True, False):
+        given = [t.clone().requires_grad_() for t in (weight, bias)]
+        normed, _ = add_layer_norm(x.clone().requires_grad_(trained), None, *given, 1e-5)
+        for got, right in zip(torch.autograd.grad(normed, given, onto), wanted, strict=True):
+            assert (got.double() - right).norm() <= 0.01 * right.norm()
+
+
+def test_transposed_sequences_in_a_graph() -> None:
+    torch._dynamo.reset()
+    run = torch.compile(lambda y: segment_mean(y.t(), torch.tensor([0, 2, 5])), backend="inductor")
+    found = []
+    for function in (run, lambda y: segment_mean(y.t(), torch.tensor([0, 2, 5]))):
+        y = torch.arange(35.0).view(7, 5).requires_grad_()
+        function(y).square().sum().backward()
+        found.append(y.grad)
+    torch.testing.assert_close(*found)
+    torch._dynamo.reset()
+
+
+def test_nothing_turned() -> None:
+    cos = torch.ones(9, 2)
+    for x in (torch.randn(0, 4, 2).transpose(1, 2), torch.randn(5, 4, 0).transpose(1, 2)):
+        assert rotary(x, cos, cos, torch.arange(len(x))).shape == x.shape
+
+
+def test_the_oracle_far_out() -> None:
+    gate = torch.tensor([-100.0, -1000.0], requires_grad=True)
+    out = gated_activation(gate, torch.ones(2), "silu", backend="reference")
+    (grad,) = torch.autograd.grad(out.sum(), gate)
+    assert torch.equal(grad, torch.zeros(2))
+    nan = torch.tensor([float("nan")])
+    assert gated_activation(nan, torch.ones(1), "relu", backend="reference").isnan().all()
+    with pytest.raises(IndexError):
+        embedding_norm(torch.tensor([-1]), X, GAIN, None, 1e-5, backend="reference")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: linear(X, None), "linear: weight must be a tensor, got NoneType"),  # type: ignore[arg-type]
+        (lambda: add_layer_norm(X, None, None, None, 1e-5), "weight must be a tensor"),  # type: ignore[arg-type]
+        (lambda: add_rms_norm(torch.tensor(1.0), None, GAIN, 1e-5), "got a single number"),
+        (lambda: rotary(X[:, None], TURN, TURN, [0]), "positions must be a tensor, got list"),  # type: ignore[arg-type]
+    ],
+)
+def test_types_are_named(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call()
