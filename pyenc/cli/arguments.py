@@ -58,7 +58,7 @@ Finished parts are kept in OUT.partial/, every few seconds, until OUT is complet
 place in one step. An interrupted run (Ctrl-C, SIGTERM, a full disk) leaves no OUT; the same command
 with --resume goes on where it stopped, after checking that checkpoint, options and texts are the
 same. --device, --batch-tokens and --skip-bad may change: the first two move vectors by rounding
-only.
+only. While a run is at work, a second one into the same OUT is refused and touches nothing.
 """
 
 EMBED_EXAMPLES = """\

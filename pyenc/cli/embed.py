@@ -15,6 +15,7 @@ from ..models.int8 import quantization
 from ..ops.backend import requested_backend
 from ..text import TextEncoder
 from . import quantising, work
+from .alone import alone
 from .failing import one_line, out_of_memory
 from .files import FULL
 from .parquet import need_pyarrow
@@ -30,8 +31,15 @@ def run(args: argparse.Namespace) -> int:
     """The command."""
     output = _named(args.output)
     source = open_source(args.input, args.field, args.id_field, args.format)
+    _check_place(output, source)
+    # From before it is asked what stands there: the answer must hold until the end.
+    with alone(output):
+        return _run(args, output, source)
+
+
+def _run(args: argparse.Namespace, output: Path, source: Source) -> int:
     parts = Parts(output)
-    _check_output(output, source, parts, args)
+    _check_left(output, parts, args)
     source.look()
     encoder = load_encoder(args)
     options = {**encode_options(args), "batch_tokens": args.batch_tokens, "on_long": args.on_long}
@@ -57,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
             source, encoder, options, parts, shard=args.shard, skip_bad=args.skip_bad,
             progress=sys.stderr.isatty() if args.progress is None else args.progress,
         )  # fmt: skip
+        parts.check(tally.texts, tally.skipped)
         write(parts, output, dim, with_ids=args.id_field is not None, dtype=dtype)
     except KeyboardInterrupt as stop:
         stop.args = tuple(_kept(parts) or [NOTHING_KEPT])
@@ -95,8 +104,8 @@ def _named(word: str) -> Path:
     return output
 
 
-def _check_output(output: Path, source: Source, parts: Parts, args: argparse.Namespace) -> None:
-    """All that can be said against the output before anything is loaded."""
+def _check_place(output: Path, source: Source) -> None:
+    """What can be said against the output whatever stands there."""
     if output.suffix.lower() not in WRITERS:
         raise InputError(f"{output}: cannot write that; writable: {', '.join(WRITERS)}")
     if output.suffix.lower() == ".parquet":
@@ -107,13 +116,16 @@ def _check_output(output: Path, source: Source, parts: Parts, args: argparse.Nam
         raise InputError(f"{output}: the folder {output.parent} does not exist")
     if not os.access(output.parent, os.W_OK):
         raise InputError(f"{output}: the folder {output.parent} is not writable")
-    if output.exists():
-        if source.path is not None and output.samefile(source.path):
-            raise InputError(f"{output}: input and output are the same file")
-        if not args.overwrite:
-            raise InputError(f"{output}: exists; --overwrite replaces it")
+    if source.path is not None and output.exists() and output.samefile(source.path):
+        raise InputError(f"{output}: input and output are the same file")
     if source.path is not None and source.path.name == ranges_beside(output).name:
         raise InputError(f"{source.path}: would be replaced by what is written beside {output}")
+
+
+def _check_left(output: Path, parts: Parts, args: argparse.Namespace) -> None:
+    """What an older run has left there, and --resume or --overwrite has to be asked for."""
+    if output.exists() and not args.overwrite:
+        raise InputError(f"{output}: exists; --overwrite replaces it")
     if parts.folder.exists() and not parts.folder.is_dir():
         raise InputError(f"{parts.folder}: a file stands where finished parts would be kept")
     if parts.exists() and not args.resume and not args.overwrite:

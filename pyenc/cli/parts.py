@@ -4,8 +4,8 @@
         manifest.json       the checkpoint's files by sha256, and the options
         ranges.npy          (2, dim) float32, of int8 and uint8
         part-000000.npy     (texts, dim), float32 or as --precision says
-        part-000000.json    rows, ids and sha256 of those texts, and the rows left out; written
-                            last, so it marks the end
+        part-000000.json    rows, ids and sha256 of those texts, the rows left out, and sha256 of
+                            the vectors; written last, so it marks the end
 
 Every file is written under another name, synced, and moved into place: what stands there is whole.
 """
@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import numpy as np
 from ..errors import InputError
 from .files import replacing
 from .rows import BadRow, Row
-from .vectors import read_array, write_header, write_values
+from .vectors import read_array, values_hash, write_header, write_values
 
 MANIFEST = "manifest.json"
 SETTINGS = "made with"
@@ -56,6 +56,8 @@ class Part:
     """Tokens of the longest text that was cut."""
     skipped: list[tuple[int, str | int | None, str]] = field(default_factory=list)
     """Row, id and reason of those left out."""
+    vectors: str = field(default="", compare=False)
+    """sha256 of their values, once they are written."""
 
     @property
     def entries(self) -> int:
@@ -74,6 +76,7 @@ class Part:
         whole = [part.truncated, part.longest, *part.rows]
         good = (
             isinstance(part.sha256, str)
+            and isinstance(part.vectors, str)
             and isinstance(part.rows, list)
             and isinstance(skipped, list)
             and all(isinstance(each, list) and len(each) == 3 for each in skipped)
@@ -115,6 +118,8 @@ class Parts:
         self.ranges = self.folder / RANGES
         self.count = 0
         """Finished parts; they are always the first ones."""
+        self._seen: dict[int, bytes] = {}
+        """sha256 of what their files said when this run first wrote or read them."""
 
     def exists(self) -> bool:
         return self.folder.exists()
@@ -153,16 +158,54 @@ class Parts:
         with replacing(self._npy(self.count)) as file:
             write_header(file, len(vectors), vectors.shape[1], vectors.dtype)
             write_values(file, vectors)
-        _write(self._json(self.count), json.dumps(asdict(part)).encode())
+        content = json.dumps(asdict(replace(part, vectors=values_hash(vectors)))).encode()
+        _write(self._json(self.count), content)
+        self._seen[self.count] = hashlib.sha256(content).digest()
         self.count += 1
 
     def part(self, number: int) -> Part:
-        """What is known of a finished part."""
+        """What is known of a finished part.
+
+        Raises:
+            InputError: its file is damaged, or is no longer what this run wrote or read there.
+        """
         path = self._json(number)
+        content = _content(path)
+        seen = hashlib.sha256(content).digest()
+        if self._seen.setdefault(number, seen) != seen:
+            raise self._changed(path)
         try:
-            return Part.of(_read(path))
+            return Part.of(_object(path, content))
         except TypeError as error:
             raise InputError(f"{path}: damaged; start anew with --overwrite") from error
+
+    def check(self, texts: int, skipped: int) -> None:
+        """The parts are those of this run, every row of it once: not so where another run came
+        between, which a lock forbids where the file system has any.
+
+        Args:
+            texts: rows that the run gave a vector.
+            skipped: rows that it left out.
+
+        Raises:
+            InputError: they are not.
+        """
+        rows, left, last = 0, 0, -1
+        for number in range(self.count):
+            part = self.part(number)
+            for row in part.rows:
+                if row <= last:
+                    raise self._changed(self._json(number))
+                last = row
+            rows, left = rows + len(part.rows), left + len(part.skipped)
+        if (rows, left) != (texts, skipped):
+            raise self._changed(self.folder)
+
+    def _changed(self, path: Path) -> InputError:
+        return InputError(
+            f"{path}: changed by somebody else while this run was at work, so nothing was written; "
+            f"see that one run at a time uses {self.folder}, and start anew with --overwrite"
+        )
 
     def vectors(self, number: int, dim: int, dtype: Any = np.float32) -> np.ndarray:
         """(texts, dim) of that dtype, of a finished part."""
@@ -171,8 +214,13 @@ class Parts:
             vectors = read_array(path)
         except (OSError, InputError) as error:
             raise InputError(f"{path}: damaged; start anew with --overwrite") from error
-        if vectors.shape != (len(self.part(number).rows), dim) or vectors.dtype != dtype:
+        part = self.part(number)
+        if vectors.shape != (len(part.rows), dim) or vectors.dtype != dtype:
             raise InputError(f"{path}: damaged: {vectors.dtype} {vectors.shape}; use --overwrite")
+        if part.vectors != values_hash(vectors):
+            raise InputError(
+                f"{path}: damaged: not the vectors that were written; start anew with --overwrite"
+            )
         return vectors
 
     def remove(self) -> None:
@@ -221,13 +269,24 @@ def _differences(old: dict[str, Any], new: dict[str, Any], within: str = "") -> 
 
 
 def _read(path: Path) -> dict[str, Any]:
+    return _object(path, _content(path))
+
+
+def _content(path: Path) -> bytes:
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return path.read_bytes()
+    except OSError as error:
         raise InputError(f"{path}: missing or damaged; start anew with --overwrite") from error
-    if not isinstance(content, dict):
+
+
+def _object(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        read = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: missing or damaged; start anew with --overwrite") from error
+    if not isinstance(read, dict):
         raise InputError(f"{path}: damaged; start anew with --overwrite")
-    return content
+    return read
 
 
 def _write(path: Path, content: bytes) -> None:

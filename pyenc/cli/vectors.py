@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from pathlib import Path
@@ -20,7 +21,16 @@ def write_header(file: IO[bytes], rows: int, dim: int, dtype: Any = np.float32) 
 
 def write_values(file: IO[bytes], vectors: np.ndarray) -> None:
     """Values behind a head; `numpy.save` would lose the number of the system's error."""
-    file.write(np.ascontiguousarray(vectors, dtype=_stored(vectors.dtype)).tobytes())
+    file.write(_bytes(vectors))
+
+
+def values_hash(vectors: np.ndarray) -> str:
+    """sha256 of values as they are written."""
+    return hashlib.sha256(_bytes(vectors)).hexdigest()
+
+
+def _bytes(vectors: np.ndarray) -> bytes:
+    return np.ascontiguousarray(vectors, dtype=_stored(vectors.dtype)).tobytes()
 
 
 def _stored(dtype: Any) -> np.dtype[Any]:

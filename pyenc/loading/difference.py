@@ -26,6 +26,7 @@ from ..errors import CheckpointError, InputError
 from ..models import Encoder, EncoderConfig
 from ..models.meta import on_meta
 from .checkpoint import Checkpoint
+from .files import moved_into
 from .save import own_checkpoint
 
 FORMAT = "pyenc-difference-1"
@@ -55,9 +56,8 @@ def write_difference(
     said |= {"format": FORMAT}
     said["sha256"] = content_hash(tensors, said)
     _check(str(path), tensors, said)
-    partial = path.with_name(path.name + ".partial")
-    save_file({n: t.contiguous() for n, t in tensors.items()}, partial, metadata=said)
-    partial.replace(path)
+    with moved_into(path) as partial:
+        save_file({n: t.contiguous() for n, t in tensors.items()}, partial, metadata=said)
 
 
 def read_difference(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

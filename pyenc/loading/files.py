@@ -1,8 +1,11 @@
-"""Small files of a checkpoint folder."""
+"""Files of a checkpoint folder: small ones read, and any written whole."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,3 +23,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
+
+
+@contextlib.contextmanager
+def moved_into(path: Path) -> Iterator[Path]:
+    """A path to write to, moved to `path` at the end; what could not be written whole is removed.
+
+    The name is nobody else's: processes that train together may all save into one folder, and each
+    file there is then a whole one, of one of them.
+    """
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise

@@ -17,6 +17,7 @@ from ..models import Encoder
 from ..models.families import own, rows_of
 from ..models.int8 import quantization, quantized_tensors
 from .checkpoint import Checkpoint
+from .files import moved_into
 from .quantized import KEY, SAID, stored
 from .target import DTYPES
 from .writable import check_writable
@@ -153,12 +154,9 @@ def save_checkpoint(
             if not path.resolve().is_relative_to(folder.resolve()):
                 raise CheckpointError(f"{name}: leads out of {folder}")
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(path.name + ".partial")
-            partial.write_bytes(content)
-            partial.replace(path)
-        partial = folder / "model.safetensors.partial"
-        with torch.no_grad():
+            with moved_into(path) as partial:
+                partial.write_bytes(content)
+        with torch.no_grad(), moved_into(folder / "model.safetensors") as partial:
             save_file(tensors, partial, metadata={"format": "pt"})
-        partial.replace(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be written: {error}") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..loading import Checkpoint, save_checkpoint
+from ..loading.files import moved_into
 from .assumed import limit_file, recipe_files, told
 from .recipe import LONE_POOLING, Recipe
 
@@ -79,4 +80,5 @@ def write_folder(
     save_checkpoint(checkpoint, folder / inside, bare)
     for name, content in rest.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
+        with moved_into(folder / name) as partial:
+            partial.write_bytes(content)

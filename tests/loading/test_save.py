@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pyenc.errors import CheckpointError
-from pyenc.loading import load_checkpoint, save_checkpoint
+from pyenc.loading import load_checkpoint, save, save_checkpoint
 from tests.conftest import GOLDEN, Golden
 
 
@@ -79,9 +80,30 @@ def test_nowhere_to_save(tmp_path: Path) -> None:
 
 
 def test_weights_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors.partial").mkdir()
+    (tmp_path / "model.safetensors").mkdir()
     with pytest.raises(CheckpointError, match=f"{tmp_path}: cannot be written"):
         save_checkpoint(load_checkpoint(GOLDEN / "jina_qk_h6"), tmp_path)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_saved_by_two_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of processes that train together: neither writes into what the other is writing."""
+    checkpoint = load_checkpoint(GOLDEN / "jina_qk_h6")
+    save_file, places = save.save_file, list[Path]()
+
+    def within(tensors: dict[str, torch.Tensor], path: Path, **options: Any) -> None:
+        save_file(tensors, path, **options)
+        places.append(path)
+        if len(places) == 1:
+            save_checkpoint(checkpoint, tmp_path)
+            assert path.exists()
+
+    monkeypatch.setattr(save, "save_file", within)
+    save_checkpoint(checkpoint, tmp_path)
+    assert len(set(places)) == 2
+    again = load_checkpoint(tmp_path).encoder.state_dict()
+    assert all(torch.equal(t, again[n]) for n, t in checkpoint.encoder.state_dict().items())
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_pickled_checkpoint(golden: Golden) -> None:
