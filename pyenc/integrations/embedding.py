@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError, InputTypeError
 from ..text import Recipe, TextEncoder, load
+from ..text.arguments import check_many
 from ..text.precision import RANGED
 
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
@@ -94,8 +95,7 @@ def embed(
 
 def _strings(texts: Any) -> list[str]:
     """As a list: one string would be taken for its characters, and pairs for instructions."""
-    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
-        raise InputTypeError(f"texts must be a list of strings, got {texts!r:.40}")
+    check_many(texts, "texts must be a list of strings")
     listed = list(texts)
     for index, text in enumerate(listed):
         if not isinstance(text, str):

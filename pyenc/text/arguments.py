@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from ..callers import stacklevel
 from ..errors import InputError, InputTypeError
@@ -27,6 +29,46 @@ def whole(name: str, value: Any) -> int:
         raise InputError(f"{name} must be a whole number, got {value!r}") from None
 
 
+def flag(name: str, value: Any) -> bool:
+    """True or False, numpy's too, or an error that names the option: "no" would be taken for True
+    by its truth."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise InputTypeError(f"{name} must be True or False, got {value!r:.40}")
+    return bool(value)
+
+
+def flag_or_none(name: str, value: Any) -> bool | None:
+    """The same, or None: as by default."""
+    if value is not None and not isinstance(value, (bool, np.bool_)):
+        raise InputTypeError(f"{name} must be True, False or None, got {value!r:.40}")
+    return None if value is None else bool(value)
+
+
+def check_many(values: Any, wanted: str) -> None:
+    """Many texts, whose order is that of the vectors: no mapping, set or table, which are iterable
+    too, over keys, in any order, or over the names of columns.
+
+    Args:
+        values: what was given.
+        wanted: the beginning of the message: what it is and must be.
+
+    Raises:
+        InputTypeError: it is something else; the message says what to give.
+    """
+    kind = type(values).__name__
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise InputTypeError(f"{wanted}, got {kind}")
+    if isinstance(values, (set, frozenset)):
+        raise InputTypeError(f"{wanted}, got {kind}, whose order is arbitrary; a list has one")
+    dimensions = getattr(values, "ndim", None)
+    if isinstance(dimensions, int) and dimensions > 1:
+        raise InputTypeError(
+            f"{wanted}, got {kind} of {dimensions} dimensions"
+            + ("; give one column, such as frame['text']" if hasattr(values, "columns") else "")
+            + ("; .tolist() makes a list of it" if hasattr(values, "tolist") else "")
+        )
+
+
 def checked_texts(texts: Any, first: int = 0) -> Texts:
     """The texts as a list, and the instructions of `[instruction, text]` pairs.
 
@@ -41,10 +83,7 @@ def checked_texts(texts: Any, first: int = 0) -> Texts:
     """
     if isinstance(texts, str):
         return [texts], None
-    if isinstance(texts, (bytes, dict)) or not isinstance(texts, Iterable):
-        raise InputTypeError(
-            f"texts must be a string or an iterable of strings, got {type(texts).__name__}"
-        )
+    check_many(texts, "texts must be a string or an iterable of strings")
     try:
         listed = list(texts)
     except TypeError as error:  # a numpy array of no dimension calls itself iterable

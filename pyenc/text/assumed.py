@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ..errors import CheckpointError, InputError, InputTypeError
+from .arguments import flag_or_none
 from .recipe import POOLING_FLAGS, POOLINGS, Recipe
 
 KINDS = "sentence_transformers.models."
@@ -46,13 +47,12 @@ def check_said(pooling: object, normalize: object) -> None:
             f"pooling {pooling!r} is not served{f'; did you mean {close[0]!r}?' if close else ''}; "
             f"served: {', '.join(POOLINGS)}"
         )
-    if normalize is not None and not isinstance(normalize, bool):
-        raise InputTypeError(f"normalize must be True, False or None, got {normalize!r}")
+    flag_or_none("normalize", normalize)
 
 
 def told(recipe: Recipe, pooling: str | None, normalize: bool | None) -> Recipe:
     """The recipe with what was said at load, which comes before what the files say."""
-    said = {"pooling": pooling, "normalize": normalize}
+    said = {"pooling": pooling, "normalize": flag_or_none("normalize", normalize)}
     changes: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
     left = tuple(key for key in recipe.assumed if key not in changes)
     return replace(recipe, **changes, assumed=left)

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from ..errors import InputError, InputTypeError
+from ..errors import InputError
 from ..ops.segment_mean import normalize_rows
-from .arguments import whole
+from .arguments import flag, whole
 from .recipe import Recipe
 
 
@@ -59,8 +59,7 @@ def checked_finish(
             token states.
         InputTypeError: `layer_norm` is not a bool.
     """
-    if not isinstance(layer_norm, bool):
-        raise InputTypeError(f"layer_norm must be True or False, got {layer_norm!r}")
+    layer_norm = flag("layer_norm", layer_norm)
     if layer_norm and output != "pooled":
         raise InputError(f'layer_norm is of pooled vectors, not of output="{output}"')
     by_files = recipe.truncate_dim if output == "pooled" else None

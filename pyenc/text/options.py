@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InputError
-from .arguments import Before, checked_before, whole
+from .arguments import Before, checked_before, flag_or_none, whole
 from .batching import BATCH_TOKENS
 from .finish import Finish, checked_finish
 from .limits import checked_limit
@@ -33,6 +33,10 @@ class Options:
     calibration: Any = None
     progress: Any = None
     convert_to_tensor: Any = False
+
+
+FLAGS = ("normalize", "progress", "convert_to_tensor")
+"""Which of them are on, off, or None: as by default. `checked_finish` looks at `layer_norm`."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,10 @@ def checked_call(encoder: Loaded, options: Options, task: str | None = None) -> 
 
     Raises:
         InputError: one has the wrong value, or two do not go together.
+        InputTypeError: one that is on or off is neither.
     """
+    flags = {name: flag_or_none(name, getattr(options, name)) for name in FLAGS}
+    options = replace(options, **flags)
     limit = encoder.max_length
     if options.max_length is not None:
         limit = checked_limit(options.max_length, encoder.tokenizer, encoder.model.config)

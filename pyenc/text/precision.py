@@ -9,7 +9,6 @@ dimension in the highest bit, zeros filling up the last byte; as "binary" the by
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ..callers import stacklevel
 from ..errors import InputError, InputTypeError
+from .arguments import check_many
 
 DTYPES = {
     "float32": np.float32,
@@ -203,11 +203,8 @@ def checked_precision(
         return replace(chosen, ranges=_checked_ranges(ranges, dim))
     if calibration is None:
         return chosen
-    if isinstance(calibration, (str, bytes, dict)):
-        raise InputTypeError(
-            f"calibration must be many texts or vectors, got {type(calibration).__name__}"
-        )
-    if not isinstance(calibration, (np.ndarray, Tensor)) and isinstance(calibration, Iterable):
+    if not isinstance(calibration, (np.ndarray, Tensor)):
+        check_many(calibration, "calibration must be many texts or an array of vectors")
         calibration = list(calibration)
         if all(isinstance(text, str) for text in calibration):
             return replace(chosen, calibration=calibration)

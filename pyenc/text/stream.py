@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..callers import stacklevel
-from ..errors import InputError, InputTypeError
+from ..errors import InputError
 from ..forking import check_forked
-from .arguments import Texts, checked_texts, whole
+from .arguments import Texts, check_many, checked_texts, whole
 from .encoding import Prepared, Results, Start, Starting, calibrated, collect, finished, place_of
 from .encoding import prepare as prepared_of
 from .limits import Overlong, TruncationWarning
@@ -53,10 +53,7 @@ def stream(
 ) -> Iterator[Any]:
     """What `TextEncoder.encode_stream` gives, which explains it."""
     check_forked()
-    if isinstance(texts, (str, bytes, dict)) or not isinstance(texts, Iterable):
-        raise InputTypeError(
-            f"texts of encode_stream must be an iterable of strings, got {type(texts).__name__}"
-        )
+    check_many(texts, "texts of encode_stream must be an iterable of strings")
     if task not in (None, "query", "document"):
         raise InputError(f'task must be "query" or "document", got {task!r}')
     if block is not None and (block := whole("block", block)) < 1:
