@@ -12,8 +12,9 @@ import torch
 
 from ..callers import stacklevel
 from ..errors import CheckpointError
-from ..loading import load_checkpoint, read_json, resolve
+from ..loading import Checkpoint, load_checkpoint, read_json, resolve
 from ..loading.hub import SMALL_FILES
+from ..loading.own_type import leaves_limit
 from ..loading.shipped import load_shipped, shipped
 from .assumed import AssumptionWarning, assumption, check_said, limit_file, recipe_files, told
 from .names import names_nearest
@@ -87,8 +88,10 @@ def load(
     checkpoint = load_checkpoint(inside, **how) if own is None else load_shipped(own, **how)
     recipe = told(read_recipe(folder, checkpoint.family.pooling, pooling), pooling, normalize)
     files = _small_files(folder, recipe)
+    limit = _saved_limit(inside, checkpoint, recipe)
     if own is not None:  # its limit is its own; everything else is the base's
         limit = checkpoint.encoder.config.max_length
+    if limit is not None:
         files |= limit_file(files, recipe, limit)
         recipe = replace(recipe, max_length=limit)
     by_name = str(name_or_folder) in WITHOUT_PROMPT
@@ -106,6 +109,25 @@ def load(
         story = f"{name_or_folder}: {assumption(recipe)}"
         warnings.warn(AssumptionWarning(story, recipe.assumed), stacklevel=stacklevel())
     return encoder
+
+
+def _saved_limit(inside: Path, checkpoint: Checkpoint, recipe: Recipe) -> int | None:
+    """The limit that sentence-transformers gave the tokenizer of a model that pyenc served to it.
+
+    It is written into the file that says a recipe's, since the published `config.json`, with which
+    the checkpoint is saved, would cut it.
+    """
+    path = inside / "tokenizer_config.json"
+    if (
+        recipe.max_length is not None
+        or "model_max_length" in recipe.tokenizer_settings
+        or checkpoint.encoder.config.num_positions
+        or not path.is_file()
+        or next(inside.glob("sentence_*_config.json"), None) is None
+        or not leaves_limit(read_json(inside / "config.json"))
+    ):
+        return None
+    return read_limit(inside, read_json(path))
 
 
 def _borrowed(

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ...errors import InputError
-from ...loading.own_type import OWN_TYPE, published
+from ...loading.own_type import OWN_TYPE, POSITIONS, published
 from ...models import EncoderConfig
 
 LEFT_OUT = frozenset({"auto_map", "attn_implementation", "_attn_implementation"})
@@ -46,7 +46,8 @@ class PyencConfig(PreTrainedConfig):
     Attributes:
         published: the `config.json` of the checkpoint in its own words. It alone decides.
         max_position_embeddings: tokens a text may have by the checkpoint's word, where the
-            tokenizer does not say less: what sentence-transformers cuts texts at.
+            tokenizer does not say less: what sentence-transformers cuts texts at. Never written,
+            and missing where sentence-transformers saved the tokenizer's own limit beside it.
     """
 
     model_type = OWN_TYPE
@@ -58,7 +59,7 @@ class PyencConfig(PreTrainedConfig):
         Raises:
             InputError: a size is set to another value than it has.
         """
-        fixed = key in SIZES or key == "max_position_embeddings"
+        fixed = key in SIZES or key == POSITIONS
         if fixed and self.__dict__.get(key, value) != value:
             raise InputError(
                 f"{key} of a {type(self).__name__} is what its checkpoint says, "
@@ -67,9 +68,23 @@ class PyencConfig(PreTrainedConfig):
             )
         super().__setattr__(key, value)
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is written: without the number that a tokenizer's limit would be cut to.
+
+        It follows from the published `config.json`, where one is needed.
+        """
+        written: dict[str, Any] = super().to_diff_dict()
+        written.pop(POSITIONS, None)
+        return written
+
 
 def own_config(
-    said: Mapping[str, Any], shape: EncoderConfig, beside: Mapping[str, Any], **fields: Any
+    said: Mapping[str, Any],
+    shape: EncoderConfig,
+    beside: Mapping[str, Any],
+    *,
+    capped: bool = True,
+    **fields: Any,
 ) -> tuple[PyencConfig, dict[str, Any]]:
     """The configuration of a checkpoint.
 
@@ -77,6 +92,7 @@ def own_config(
         said: its published `config.json`.
         shape: the encoder that it describes.
         beside: the `config.json` of the folder, which may be one around the published one.
+        capped: whether it says what a tokenizer's limit is cut to.
         fields: over what every configuration of transformers has, such as `dtype` and
             `output_hidden_states`.
 
@@ -89,10 +105,11 @@ def own_config(
     if "tokenizer_class" not in values and said.get("model_type") in TOKENIZERS:
         values["tokenizer_class"] = TOKENIZERS[said["model_type"]]
     values |= {ours: getattr(shape, theirs) for ours, theirs in SIZES.items()}
-    stated = said.get("max_position_embeddings")
-    values["max_position_embeddings"] = max(
-        shape.max_length, stated if type(stated) is int and not shape.num_positions else 0
-    )
+    if capped or shape.num_positions:
+        stated = said.get(POSITIONS)
+        values[POSITIONS] = max(
+            shape.max_length, stated if type(stated) is int and not shape.num_positions else 0
+        )
     values[PUBLISHED_FIELD] = inner
     fields.pop("attn_implementation", None)
     config, unused = PyencConfig.from_dict(values, return_unused_kwargs=True, **fields)

@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedConfig
+from transformers.utils import cached_file
 
 from ...errors import UnknownArchitectureError
-from ...loading.own_type import OWN_TYPE, published
+from ...loading.own_type import OWN_TYPE, POSITIONS, leaves_limit, published
 from ...models.families import ConfigFile
 from . import arguments
 from .config import COMMON, PyencConfig, own_config
 from .deciding import decide, recognised
+
+SENTENCE_CONFIG = "sentence_bert_config.json"
+"""The file of sentence-transformers that stands beside every `config.json` it saves."""
 
 
 def configured(
@@ -42,7 +46,24 @@ def configured(
         raise arguments.refuse("attn_implementation", rest["attn_implementation"])
     rest.pop("return_unused_kwargs", None)
     family, bare = found
+    free = leaves_limit(said) and POSITIONS not in rest and _limited_beside(name, hub)
     # What is said over config.json is said over the published one, and looked at as that is.
     inner = inner | {key: rest.pop(key) for key in list(rest) if key in inner and key not in COMMON}
     shape = family.config(ConfigFile(f"{name}: config.json", inner), bare)
-    return own_config(inner, shape, said, **{**rest, "name_or_path": name})
+    return own_config(inner, shape, said, capped=not free, **{**rest, "name_or_path": name})
+
+
+def _limited_beside(name: str, hub: Mapping[str, Any]) -> bool:
+    """Whether sentence-transformers saved the folder: its tokenizer's limit is the model's then.
+
+    A tokenizer that was saved by itself has its published one, which may be none at all.
+    """
+    found = cached_file(
+        name,
+        SENTENCE_CONFIG,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **hub,
+    )
+    return found is not None
