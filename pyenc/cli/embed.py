@@ -22,6 +22,7 @@ from .parquet import need_pyarrow
 from .parts import Parts
 from .readers import Source, open_source
 from .serving import arithmetic, attention_backend, encode_options, fingerprint, load_encoder
+from .tally import Tally
 from .writers import WRITERS, ranges_beside, skipped_beside, write
 
 NOTHING_KEPT = "nothing is kept yet; the same command with --resume starts again"
@@ -182,7 +183,7 @@ def _disk(error: OSError, parts: Parts) -> str:
 
 
 def _report(
-    tally: work.Tally, encoder: TextEncoder, server: str, output: Path, dim: int, seconds: float
+    tally: Tally, encoder: TextEncoder, server: str, output: Path, dim: int, seconds: float
 ) -> None:
     for warning in tally.warnings():
         print(f"pyenc: warning: {warning}", file=sys.stderr)

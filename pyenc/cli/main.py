@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ..errors import PyencError
 from .arguments import parse
 from .failing import one_line, out_of_memory
-from .signals import Stopped, status_of, stopping
+from .signals import PIPE_CLOSED, Stopped, status_of, stopping
 from .streams import STDOUT, BestEffort, abandon, printing
 
 
@@ -23,10 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments without the program's name; default those of the process.
 
     Returns:
-        0 done; 1 `verify` or `bench` found wrong results, or the reader of standard output went
-        away;
+        0 done; 1 `verify` or `bench` found wrong results;
         2 bad arguments, input, checkpoint or backend, said in one line on standard error;
-        130 interrupted; 143 ended by SIGTERM, 129 by SIGHUP.
+        130 interrupted; 143 ended by SIGTERM, 129 by SIGHUP; 141 the reader of standard output
+        went away.
     """
     # Closed by whoever started this (2>&-); print and tqdm expect something there.
     for name in ("stdout", "stderr"):
@@ -53,7 +53,7 @@ def _run(argv: Sequence[str]) -> int:
     except (PyencError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             abandon(sys.stdout)  # `pyenc info ... | head`: quietly
-            return 1
+            return PIPE_CLOSED
         if isinstance(error, OSError) and error.filename == STDOUT:
             abandon(sys.stdout)
             return _say(f"error: {STDOUT}: {error.strerror}", 2)

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..errors import InputError
 from .files import replacing
-from .rows import BadRow, Row
+from .rows import BadRow, Cut, Row
 from .vectors import read_array, values_hash, write_header, write_values
 
 MANIFEST = "manifest.json"
@@ -54,10 +54,16 @@ class Part:
     truncated: int = 0
     longest: int = 0
     """Tokens of the longest text that was cut."""
+    exact: bool = True
+    """Whether they are all of it, or at least so many."""
     skipped: list[tuple[int, str | int | None, str]] = field(default_factory=list)
     """Row, id and reason of those left out."""
     vectors: str = field(default="", compare=False)
     """sha256 of their values, once they are written."""
+
+    @property
+    def cut(self) -> Cut:
+        return Cut(self.truncated, self.longest, self.exact)
 
     @property
     def entries(self) -> int:
@@ -77,6 +83,7 @@ class Part:
         good = (
             isinstance(part.sha256, str)
             and isinstance(part.vectors, str)
+            and isinstance(part.exact, bool)
             and isinstance(part.rows, list)
             and isinstance(skipped, list)
             and all(isinstance(each, list) and len(each) == 3 for each in skipped)

@@ -1,9 +1,9 @@
-"""What readers give: rows, rows that are bad, and how far the reading is."""
+"""What readers give: rows, rows that are bad, and how far the reading is; what is cut of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,24 @@ class BadRow:
     """Where it could be read all the same."""
     reason: str
     """Names file and line or row."""
+
+
+class Cut(NamedTuple):
+    """Texts that were longer than the maximum length."""
+
+    texts: int = 0
+    longest: int = 0
+    """Tokens of the longest."""
+    exact: bool = True
+    """Whether that is all of it: of a very long text, the rest is not tokenised."""
+
+    def and_then(self, later: Cut) -> Cut:
+        """Of both together."""
+        return Cut(
+            self.texts + later.texts,
+            max(self.longest, later.longest),
+            self.exact and later.exact,
+        )
 
 
 @dataclass

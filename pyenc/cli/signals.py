@@ -8,6 +8,9 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+PIPE_CLOSED = 128 + 13
+"""The status of a command whose reader went away, as shells report SIGPIPE; Windows has none."""
+
 
 class Stopped(KeyboardInterrupt):
     """A signal other than SIGINT asked the process to end."""

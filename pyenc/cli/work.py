@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -20,10 +20,10 @@ from tqdm import tqdm
 from ..errors import InputError, PyencError
 from ..text import TextEncoder, TruncationWarning
 from ..text.batching import BATCH_TOKENS
-from .ids import CAPACITY, SeenIds
 from .parts import Part, Parts, digest
 from .readers import Source
-from .rows import BadRow, Row
+from .rows import BadRow, Cut, Row
+from .tally import Tally
 
 UNIT_TEXTS = 4096
 UNIT_CHARACTERS = 4_000_000
@@ -42,56 +42,12 @@ CLOCK = time.monotonic
 Entry = Row | BadRow
 
 
-@dataclass
-class Tally:
-    """What the run has to say at its end."""
-
-    texts: int = 0
-    resumed: int = 0
-    truncated: int = 0
-    longest: int = 0
-    skipped: int = 0
-    reason: str = ""
-    """Why the first row was left out."""
-    notes: set[str] = field(default_factory=set)
-    """Warnings that are not about length, each once."""
-    seen: SeenIds = field(default_factory=SeenIds)
-
-    def add(self, part: Part, resumed: bool) -> None:
-        self.texts += len(part.rows)
-        self.resumed += len(part.rows) if resumed else 0
-        self.truncated += part.truncated
-        self.longest = max(self.longest, part.longest)
-        self.skipped += len(part.skipped)
-        if part.skipped and not self.reason:
-            self.reason = part.skipped[0][2]
-        again = self.seen.add(part.ids) if part.ids else None
-        if again is not None and part.ids and not any("repeat" in note for note in self.notes):
-            self.notes.add(
-                f"id {part.ids[again]!r} of row {part.rows[again]} stands at a row before it too; "
-                "rows that repeat an id: {repeated}"
-            )
-
-    def warnings(self) -> Iterator[str]:
-        """What to warn of, a line each."""
-        for note in sorted(self.notes):
-            text = " ".join(note.split())
-            yield text.replace("{repeated}", f"{self.seen.repeated:,}")
-        if self.seen.full:
-            yield f"beyond {CAPACITY:,} ids, each was compared with those alone"
-        if self.truncated:
-            yield (
-                f"{self.truncated:,} of {self.texts:,} texts were cut to the maximum length; the "
-                f"longest had {self.longest:,} tokens"
-            )
-
-
 class Unsaved:
     """Units that are done, until they are a part."""
 
     def __init__(self, parts: Parts, tally: Tally, with_ids: bool) -> None:
         self._parts, self._tally, self._with_ids = parts, tally, with_ids
-        self._truncated = self._longest = 0
+        self._cut = Cut()
         self._clear()
 
     def add(self, entries: list[Entry], rows: list[Row], vectors: np.ndarray, part: Part) -> None:
@@ -100,8 +56,7 @@ class Unsaved:
         self._rows += rows
         self._vectors.append(vectors)
         self._skipped += part.skipped
-        self._truncated += part.truncated
-        self._longest = max(self._longest, part.longest)
+        self._cut = self._cut.and_then(part.cut)
         if len(self._entries) >= PART_TEXTS or CLOCK() - self._since >= PART_SECONDS:
             self.save()
 
@@ -111,7 +66,7 @@ class Unsaved:
             return
         ids = [row.id for row in self._rows if row.id is not None] if self._with_ids else None
         rows = [row.index for row in self._rows]
-        part = Part(digest(self._entries), rows, ids, self._truncated, self._longest, self._skipped)
+        part = Part(digest(self._entries), rows, ids, *self._cut, self._skipped)
         self._parts.add(np.concatenate(self._vectors), part)
         self._tally.add(part, resumed=False)
         self._clear()
@@ -122,7 +77,7 @@ class Unsaved:
         self._rows: list[Row] = []
         self._vectors: list[np.ndarray] = []
         self._skipped: list[tuple[int, str | int | None, str]] = []
-        self._truncated = self._longest = 0
+        self._cut = Cut()
 
 
 def embed(
@@ -248,7 +203,7 @@ class _Worker:
         part = Part("", [], None)
         part.skipped.extend((e.index, e.id, e.reason) for e in unit if isinstance(e, BadRow))
         rows = [entry for entry in unit if isinstance(entry, Row)]
-        rows, vectors, truncated, longest = self._encode(rows, part)
+        rows, vectors, cut = self._encode(rows, part)
         good = np.isfinite(vectors).all(axis=1)
         for i in np.flatnonzero(~good).tolist():
             reason = (
@@ -260,9 +215,9 @@ class _Worker:
             part.skipped.append((rows[i].index, rows[i].id, reason))
         rows = [row for row, fine in zip(rows, good, strict=True) if fine]
         part.skipped.sort(key=lambda each: each[0])
-        return rows, vectors[good], Part("", [], None, truncated, longest, part.skipped)
+        return rows, vectors[good], Part("", [], None, *cut, part.skipped)
 
-    def _encode(self, rows: list[Row], part: Part) -> tuple[list[Row], np.ndarray, int, int]:
+    def _encode(self, rows: list[Row], part: Part) -> tuple[list[Row], np.ndarray, Cut]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", TruncationWarning)
             try:
@@ -276,23 +231,24 @@ class _Worker:
                         f"from 0 as texts in what follows): {error}"
                     ) from error
                 return self._by_halves(rows, part, error)
-        truncated = longest = 0
+        cut = Cut()
         for warning in caught:
             if isinstance(warning.message, TruncationWarning):
-                truncated, longest = warning.message.count, warning.message.longest
+                said = warning.message
+                cut = Cut(said.count, said.longest, said.exact)
             else:
                 self.tally.notes.add(f"{warning.category.__name__}: {warning.message}")
-        return rows, vectors, truncated, longest
+        return rows, vectors, cut
 
     def _by_halves(
         self, rows: list[Row], part: Part, error: InputError
-    ) -> tuple[list[Row], np.ndarray, int, int]:
+    ) -> tuple[list[Row], np.ndarray, Cut]:
         """Texts are refused before the model runs, so finding the ones at fault costs little."""
         if len(rows) <= 1:
             for row in rows:
                 reason = f"{self.source.name}, row {row.index}: {error}"
                 part.skipped.append((row.index, row.id, reason))
-            return [], self.encoder.encode([], progress=False, **self.options), 0, 0
+            return [], self.encoder.encode([], progress=False, **self.options), Cut()
         half = len(rows) // 2
         a, b = self._encode(rows[:half], part), self._encode(rows[half:], part)
-        return [*a[0], *b[0]], np.concatenate([a[1], b[1]]), a[2] + b[2], max(a[3], b[3])
+        return [*a[0], *b[0]], np.concatenate([a[1], b[1]]), a[2].and_then(b[2])

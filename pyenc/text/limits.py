@@ -22,14 +22,16 @@ class TruncationWarning(UserWarning):
 
     Attributes:
         count: how many.
-        longest: tokens of the longest of them; at least so many where the message says so, for
-            the rest of a very long text is not tokenised.
+        longest: tokens of the longest of them.
+        exact: whether those are all of it, or at least so many, as the message says: the rest of a
+            very long text is not tokenised.
     """
 
-    def __init__(self, message: str, count: int = 0, longest: int = 0) -> None:
+    def __init__(self, message: str, count: int = 0, longest: int = 0, exact: bool = True) -> None:
         super().__init__(message)
         self.count = count
         self.longest = longest
+        self.exact = exact
 
 
 def loaded_limit(checkpoint: Checkpoint, tokenizer: TextTokenizer | None, recipe: Recipe) -> int:
@@ -109,7 +111,9 @@ class Overlong:
         )
         if on_long == "error":
             raise InputError(f"{story}; the first is {self.what} {self.first}")
-        warning = TruncationWarning(f"{story} and were truncated", self.count, self.most)
+        warning = TruncationWarning(
+            f"{story} and were truncated", self.count, self.most, self.exact
+        )
         warnings.warn(warning, stacklevel=stacklevel())
 
     def and_then(self, later: Overlong) -> Overlong:

@@ -201,7 +201,7 @@ class _Tally:
                 f"text {overlong.first} exceeds {overlong.limit} tokens and was truncated; how "
                 "many more there are is said at the end of the stream"
             )
-            warning = TruncationWarning(message, overlong.count, overlong.most)
+            warning = TruncationWarning(message, overlong.count, overlong.most, overlong.exact)
             warnings.warn(warning, stacklevel=stacklevel())
 
     def tell(self) -> None:

@@ -18,6 +18,8 @@ from cli_support import ENVIRONMENT, TEXTS, Cli
 import pyenc
 from pyenc.cli import alone as lock
 from pyenc.cli import work
+from pyenc.cli.parts import Part, Parts
+from pyenc.cli.tally import Tally
 from pyenc.errors import InputError
 
 Fails = Callable[..., str]
@@ -142,7 +144,7 @@ def test_parts_that_somebody_changed_are_no_output(
     monkeypatch.setattr(work, "PART_SECONDS", 0.0)
     out, embed = tmp_path / f"o{suffix}", work.embed
 
-    def then(*args: Any, **options: Any) -> work.Tally:
+    def then(*args: Any, **options: Any) -> Tally:
         tally = embed(*args, **options)
         change(tmp_path / f"o{suffix}.partial")
         return tally
@@ -158,9 +160,9 @@ def test_parts_that_somebody_changed_are_no_output(
 def test_rows_ascend_and_are_as_many_as_were_counted(
     tmp_path: Path, rows: list[int], texts: int
 ) -> None:
-    parts = work.Parts(tmp_path / "o.npy")
+    parts = Parts(tmp_path / "o.npy")
     parts.start({})
-    parts.add(np.zeros((3, 2), np.float32), work.Part("0" * 64, rows, None))
+    parts.add(np.zeros((3, 2), np.float32), Part("0" * 64, rows, None))
     with pytest.raises(InputError, match="changed by somebody else"):
         parts.check(texts, 0)
 

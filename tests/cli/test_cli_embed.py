@@ -306,6 +306,27 @@ def test_long_texts_are_counted_once(
     assert f"pyenc: warning: {story} {max(long)} tokens" in said.err
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_rest_of_a_very_long_text_is_not_counted(
+    cli: Cli, tmp_path: Path, jina: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the API says, also where the parts of an unfinished run say it."""
+    given, out = tmp_path / "in.txt", tmp_path / "o.npy"
+    given.write_text("the sea kept its own time " * 20_000 + "\none two three four five\n")
+    words = ["embed", jina, given, "-o", out, "--max-length", "4"]
+
+    def stop(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pyenc.cli.embed.write", stop)
+        assert cli(*words).status == 130
+    for more in (["--resume"], ["--overwrite"]):
+        said = cli(*words, *more)
+        assert said.status == 0
+        assert "2 of 2 texts were cut to the maximum length; the longest had at least " in said.err
+
+
 def test_long_texts_as_an_error(
     fails: Callable[..., str], tmp_path: Path, jina: Path, texts_file: Path
 ) -> None:

@@ -174,5 +174,5 @@ def test_module_and_a_reader_that_goes_away(bert: Path) -> None:
     process.stdout.close()
     errors = process.stderr.read()
     process.stderr.close()
-    assert process.wait(timeout=120) == 1
+    assert process.wait(timeout=120) == 141
     assert errors == b""
