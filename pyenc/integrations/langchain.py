@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..text import TextEncoder
+from ..text.names import names_nearest
 from .embedding import embed, encoder_of
 from .missing import needs
 
@@ -34,6 +35,7 @@ class PyencEmbeddings(Embeddings):
         PyencError: what `pyenc.load` has against the model.
     """
 
+    @names_nearest
     def __init__(
         self,
         model: TextEncoder | str | Path,

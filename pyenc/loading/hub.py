@@ -85,14 +85,14 @@ def resolve(
     # Folders of modules (1_Pooling, 2_Dense, and of old 0_Transformer) begin with a digit.
     patterns = [*SMALL_FILES, *SAFETENSORS, "[0-9]_*/*"] if weights else SMALL_FILES
     # Not above: it imports the Hub's client, of which a folder needs nothing.
-    from .hub_fetch import fetch, why
+    from .hub_fetch import fetch, owner_meant, why
 
     try:
         return fetch(name, revision, subfolder, patterns, PICKLES if weights else [], options or {})
     except Exception as error:
         # The exceptions of three HTTP libraries, by the version of huggingface_hub, come here too.
         at = f" at revision {revision!r}" if revision else ""
-        raise CheckpointError(f"{name}{at}: {why(error)}") from error
+        raise CheckpointError(f"{name}{at}: {why(error)}{owner_meant(name)}") from error
 
 
 def _check_arguments(name_or_folder: object, revision: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,21 @@ def fetch(
         # The folder is called by its commit: a branch may have moved on since.
         some(fetched.name, pickles)
     return inside
+
+
+OWNER = "sentence-transformers"
+OWNED = (
+    "LaBSE", "all-*", "distiluse-base-*", "gtr-t5-*", "msmarco-*", "multi-qa-*", "paraphrase-*",
+    "sentence-t5-*",
+)  # fmt: skip
+"""Names that it publishes, and that its library takes without it."""
+
+
+def owner_meant(name: str) -> str:
+    """The end of a message about a name without an owner that is known with one."""
+    if not any(fnmatchcase(name, pattern) for pattern in OWNED):
+        return ""
+    return f"; a Hub name has its owner before it: {OWNER}/{name} is likely meant"
 
 
 def why(error: Exception) -> str:

@@ -26,6 +26,7 @@ ELSEWHERE = {
     "local_files_only": "HF_HUB_OFFLINE=1 in the environment",
     "max_seq_length": "max_length",
     "model_max_length": "max_length",
+    "model_name": "model",
     "model_name_or_path": "name_or_folder",
     "normalize_embeddings": "normalize",
     "output_value": "output",
@@ -72,13 +73,15 @@ def names_nearest(function: Callable[P, R]) -> Callable[P, R]:
     """
     parameters = inspect.signature(function).parameters
     known = [name for name in parameters if name != "self"]
+    # What makes an object is called by the name of its class.
+    called = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         for name in kwargs:
             if name not in parameters:
                 raise InputTypeError(
-                    f"{function.__name__}() has no argument {name!r}{meant(name, known)}; it has: "
+                    f"{called}() has no argument {name!r}{meant(name, known)}; it has: "
                     f"{', '.join(known)}"
                 )
         return function(*args, **kwargs)

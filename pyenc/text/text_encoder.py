@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..models import Encoder
 from .encoding import Start, here
 from .loaded import Loaded
 from .logits import token_logits
@@ -140,6 +141,15 @@ class TextEncoder(Verbs, Loaded):
             f"layers={config.num_layers}, max_length={self.max_length}, {self.device}, "
             f"{str(self.model.dtype).removeprefix('torch.')})"
         )
+
+    if not TYPE_CHECKING:  # which would take every name for one that is there
+
+        def __getattr__(self, name: str) -> Any:
+            """Called where there is no such attribute; what its module has is said to be there."""
+            hint = f"; its module has: encoder.model.{name}" if hasattr(Encoder, name) else ""
+            story = f"a {type(self).__name__} has no attribute {name!r}{hint}"
+            # With both, Python itself says which name is near.
+            raise AttributeError(story, name=name, obj=self)
 
     def _encoder(self) -> TextEncoder:
         return self

@@ -32,15 +32,20 @@ class ConnectError(Exception):
     """No OSError, as those of httpx are."""
 
 
-def said(monkeypatch: pytest.MonkeyPatch, error: BaseException, revision: str | None = None) -> str:
+def said(
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    revision: str | None = None,
+    name: str = NAME,
+) -> str:
     def fail(*args: object, **options: object) -> str:
         raise error
 
     monkeypatch.setattr(hub_fetch, "snapshot_download", fail)
     with pytest.raises(CheckpointError) as caught:
-        resolve(NAME, revision)
+        resolve(name, revision)
     message = str(caught.value)
-    assert message.startswith(NAME)
+    assert message.startswith(name)
     assert "\n" not in message
     return message
 
@@ -65,6 +70,16 @@ def test_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert message.startswith("someone/model at revision 'v2': ")
     assert "no such revision" in message
     assert "no such repository" in said(monkeypatch, errors.HFValidationError("bad"))
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "multi-qa-mpnet-base-dot-v1", "LaBSE"])
+def test_a_name_without_its_owner(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for error in (answered(errors.RepositoryNotFoundError, "404"), unreached(None)):
+        assert said(monkeypatch, error, name=name).endswith(
+            f"; a Hub name has its owner before it: sentence-transformers/{name} is likely meant"
+        )
+        for other in (f"someone/{name}", "my-checkpoint"):
+            assert "likely meant" not in said(monkeypatch, error, name=other)
 
 
 @pytest.mark.parametrize("kind", [errors.DisabledRepoError, errors.HfHubHTTPError])

@@ -144,6 +144,21 @@ def test_unknown_attributes(encoder: pyenc.TextEncoder, name: str, words: str) -
     assert not hasattr(encoder, name)
 
 
+@pytest.mark.parametrize("name", ["to", "half", "train", "eval", "parameters", "state_dict"])
+def test_what_the_module_has_is_pointed_at(encoder: pyenc.TextEncoder, name: str) -> None:
+    story = f"^a TextEncoder has no attribute '{name}'; its module has: encoder.model.{name}$"
+    with pytest.raises(AttributeError, match=story):
+        getattr(encoder, name)
+    assert hasattr(encoder.model, name)
+
+
+def test_attributes_that_nothing_has(encoder: pyenc.TextEncoder) -> None:
+    with pytest.raises(AttributeError, match=r"^a TextEncoder has no attribute 'zzz'$") as caught:
+        encoder.zzz  # type: ignore[attr-defined]  # noqa: B018
+    assert (caught.value.name, caught.value.obj) == ("zzz", encoder)
+    assert not hasattr(encoder, "__array__")
+
+
 @pytest.mark.parametrize("name", ["dim", "device", "model"])
 def test_read_only(encoder: pyenc.TextEncoder, name: str) -> None:
     with pytest.raises(InputAttributeError, match=f"{name} of a TextEncoder is read-only"):

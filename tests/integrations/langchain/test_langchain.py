@@ -87,6 +87,12 @@ def test_bad_input(prompted: pyenc.TextEncoder) -> None:
         PyencEmbeddings(prompted, encode_kwargs={"batch_size": 3}).embed_query("a")
 
 
+def test_the_argument_as_others_call_it() -> None:
+    story = r"^PyencEmbeddings\(\) has no argument 'model_name'; the nearest is 'model'; it has: "
+    with pytest.raises(TypeError, match=story):
+        PyencEmbeddings(model_name="somewhere")  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize("wrong", ["one string", b"bytes", None, {"a": 1}, 3])
 def test_one_string_is_no_list_of_its_letters(prompted: pyenc.TextEncoder, wrong: Any) -> None:
     with pytest.raises(pyenc.InputError, match="texts must be a list of strings, got"):
