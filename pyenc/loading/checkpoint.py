@@ -17,6 +17,7 @@ from ..models.families import ConfigFile, Family, head_parts, recognise, with_he
 from ..models.int8 import check_quantize, quantize_layers
 from ..models.meta import on_meta
 from ..models.position import place_buffers, shapes_alone
+from .files import ADAPTER
 from .heads import Head, find_head, same
 from .own_type import published, read_config
 from .quantized import QuantizedFiles, known_bits, split
@@ -87,6 +88,12 @@ def load_checkpoint(
     check_forked()
     check_quantize(quantize)
     config_path = folder / "config.json"
+    if (folder / ADAPTER).is_file():
+        raise CheckpointError(
+            f"{folder / ADAPTER}: a PEFT adapter, which is not served: its changes to the weights "
+            "would be left out; expected the weights with them: merge_and_unload() of the model "
+            "in peft, then save_pretrained()"
+        )
     config = read_config(folder) if config is None else published(config)
     config, stored_bits = split(config, config_path)
     files = QuantizedFiles(folder) if stored_bits else WeightFiles(folder)

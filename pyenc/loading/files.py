@@ -11,6 +11,9 @@ from typing import Any
 
 from ..errors import CheckpointError
 
+ADAPTER = "adapter_config.json"
+"""Says that a folder is of a PEFT adapter, whether or not other weights lie beside it."""
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or an error that names it."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, InputError, InputTypeError
+from .files import ADAPTER
 
 TOKENIZER_FILES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer_config.json",
@@ -19,6 +20,7 @@ TOKENIZER_FILES = (
 
 SMALL_FILES = [
     "config.json",
+    ADAPTER,
     "config_sentence_transformers.json",
     "modules.json",
     "sentence_*_config.json",
