@@ -10,14 +10,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
+from itertools import count
 from typing import Any
 
 from ..errors import CheckpointError, InputError, InputTypeError
 from .arguments import flag_or_none
+from .module_list import KINDS, kind_of
 from .recipe import POOLING_FLAGS, POOLINGS, Recipe
-
-KINDS = "sentence_transformers.models."
+from .recipe_keys import SENTENCE_CONFIGS
 
 
 class AssumptionWarning(UserWarning):
@@ -86,14 +86,15 @@ def recipe_files(files: Mapping[str, bytes], recipe: Recipe, width: int) -> dict
         width: of the token states.
     """
     listed = json.loads(files["modules.json"]) if "modules.json" in files else []
-    modules = sorted(listed, key=lambda module: int(module.get("idx", 0)))
-    modules = [m for m in modules if _kind(m) != "Normalize"]
+    modules = [m for m in listed if kind_of(m) != "Normalize"]
     if not modules:
         modules = [_module(0, "Transformer", ""), _module(1, "Pooling", "1_Pooling")]
     if recipe.normalize:
-        at = 1 + max(int(module.get("idx", 0)) for module in modules)
-        modules.append(_module(at, "Normalize", f"{at}_Normalize"))
-    pooling = next((m for m in modules if _kind(m) == "Pooling"), None)
+        at = 1 + max(int(module.get("idx", number)) for number, module in enumerate(modules))
+        names = {str(module.get("name")) for module in modules}
+        name = next(str(n) for n in count(at) if str(n) not in names)
+        modules.append(_module(at, "Normalize", f"{at}_Normalize") | {"name": name})
+    pooling = next((m for m in modules if kind_of(m) == "Pooling"), None)
     if pooling is None or not pooling.get("path"):
         raise CheckpointError("modules.json: the Pooling module has no folder to be written to")
     path = f"{pooling['path']}/config.json"
@@ -108,18 +109,15 @@ def recipe_files(files: Mapping[str, bytes], recipe: Recipe, width: int) -> dict
 def limit_file(files: Mapping[str, bytes], recipe: Recipe, limit: int) -> dict[str, bytes]:
     """The sentence-transformers file that says the maximum length."""
     below = f"{recipe.transformer_path}/".lstrip("/")
-    names = (n for n in sorted(files) if fnmatchcase(n, f"{below}sentence_*_config.json"))
-    path = next(names, f"{below}sentence_bert_config.json")
+    paths = [f"{below}sentence_{name}_config.json" for name in SENTENCE_CONFIGS]
+    # The one that is read; an empty one is passed over.
+    path = next((p for p in paths if p in files and json.loads(files[p])), paths[0])
     config = json.loads(files[path]) if path in files else {"do_lower_case": recipe.lower_case}
     return {path: _json(config | {"max_seq_length": limit})}
 
 
 def _module(index: int, kind: str, path: str) -> dict[str, Any]:
     return {"idx": index, "name": str(index), "path": path, "type": KINDS + kind}
-
-
-def _kind(module: Mapping[str, Any]) -> str:
-    return str(module["type"]).rsplit(".", 1)[-1]
 
 
 def _json(content: Any) -> bytes:

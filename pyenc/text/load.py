@@ -17,8 +17,9 @@ from ..loading.hub import SMALL_FILES
 from ..loading.own_type import leaves_limit
 from ..loading.shipped import load_shipped, shipped
 from .assumed import AssumptionWarning, assumption, check_said, limit_file, recipe_files, told
+from .module_list import module_paths, transformer_folder
 from .names import names_nearest
-from .recipe import LONE_POOLING, Recipe, module_paths, read_recipe, transformer_folder
+from .recipe import LONE_POOLING, Recipe, read_recipe, says_pooling
 from .text_encoder import TextEncoder
 from .tokenizer import TOKENIZER_FILES, TextTokenizer, has_tokenizer
 from .tokenizer_settings import LIMITS, read_limit
@@ -80,13 +81,17 @@ def load(
             f"{own.name}: revision={revision!r} goes with a Hub name only; it comes with pyenc"
         )
     folder = resolve(name_or_folder, revision) if own is None else own.base_folder()
-    inside = transformer_folder(folder)
+    # Before the weights: a module that is not served may have none, and is told by its name.
+    recipe = read_recipe(folder, said_pooling=pooling)
+    inside = folder / recipe.transformer_path
     how: dict[str, Any] = {
         "device": device, "dtype": dtype, "backend": backend, "skip_eps": skip_eps,
         "quantize": quantize,
     }  # fmt: skip
     checkpoint = load_checkpoint(inside, **how) if own is None else load_shipped(own, **how)
-    recipe = told(read_recipe(folder, checkpoint.family.pooling, pooling), pooling, normalize)
+    if not says_pooling(folder):
+        recipe = replace(recipe, pooling=checkpoint.family.pooling)
+    recipe = told(recipe, pooling, normalize)
     files = _small_files(folder, recipe)
     limit = _saved_limit(inside, checkpoint, recipe)
     if own is not None:  # its limit is its own; everything else is the base's

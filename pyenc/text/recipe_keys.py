@@ -6,15 +6,36 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..loading import read_json
 
 SENTENCE_CONFIGS = (
     "bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet",
 )  # fmt: skip
 """The middle of `sentence_*_config.json`, in the order in which one is looked for."""
 
+POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
 _ENCODER = {
     "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim",  # used
-    "__version__", "model_type",  # say nothing about a vector
+    "__version__", "requirements",  # say nothing about a vector
+    "model_type",
+}  # fmt: skip
+
+VECTOR = "sentence_embedding"
+"""What modules call the vector of a text."""
+
+_NAMES = ("module_input_name", "module_output_name")
+
+_POOLING = {
+    "pooling_mode", "include_prompt",  # used
+    "word_embedding_dimension", "embedding_dimension",  # wrong in published files
 }  # fmt: skip
 
 _HOW_TO_FETCH = {
@@ -36,6 +57,56 @@ def check_encoder(path: Path, config: dict[str, Any]) -> None:
             raise CheckpointError(
                 f"{path}: {key}: an unknown setting; known: {', '.join(sorted(_ENCODER))}"
             )
+    kind = config.get("model_type", "SentenceTransformer")
+    if kind != "SentenceTransformer":
+        raise CheckpointError(
+            f"{path}: model_type {kind!r:.80} is not served: it gives something else than one "
+            'vector a text; expected "SentenceTransformer"'
+        )
+
+
+def check_pooling(path: Path, config: dict[str, Any]) -> None:
+    """Refuses keys of a Pooling's `config.json` that nobody here knows."""
+    for key in config:
+        if key not in _POOLING and key not in POOLING_FLAGS:
+            known = ", ".join([*sorted(_POOLING), *POOLING_FLAGS])
+            raise CheckpointError(f"{path}: {key}: an unknown setting; known: {known}")
+
+
+def check_dense(path: Path, config: dict[str, Any]) -> None:
+    """Refuses what a Dense's `config.json` asks for and nobody here does, but for the activation
+    and the sizes."""
+    for key, value in config.items():
+        if key in ("bias", "use_residual"):
+            fits, expected = isinstance(value, bool), "true or false"
+        elif key in _NAMES:
+            fits, expected = _on_vectors(key, value), f'"{VECTOR}"'
+        else:
+            fits = key in ("in_features", "out_features", "activation_function")
+            expected = "no such key"
+        if not fits:
+            raise CheckpointError(f"{path}: {key} {value!r:.80} is not served; expected {expected}")
+
+
+def check_normalize(path: Path, own: bool) -> None:
+    """Refuses a Normalize that is of something else than vectors.
+
+    Args:
+        path: its `config.json`, which older ones have not.
+        own: whether that is its own: one without a folder reads the encoder's.
+    """
+    if not path.is_file():
+        return
+    for key, value in read_json(path).items():
+        if key in _NAMES and not _on_vectors(key, value):
+            raise CheckpointError(f'{path}: {key} {value!r:.80} is not served; expected "{VECTOR}"')
+        if own and key not in _NAMES:
+            raise CheckpointError(f"{path}: {key}: an unknown setting; known: {', '.join(_NAMES)}")
+
+
+def _on_vectors(key: str, value: Any) -> bool:
+    """Is what a module reads or writes the vector of a text?"""
+    return value == VECTOR or (value is None and key == "module_output_name")
 
 
 def check_transformer(path: Path, config: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 import pyenc
 from pyenc.errors import CheckpointError
+from pyenc.text.module_list import KINDS
 from pyenc.text.recipe import Dense, Recipe, read_recipe
 from tests.conftest import GOLDEN
 
@@ -35,6 +36,7 @@ def write(path: Path, content: Any) -> None:
 
 
 def module(index: int, kind: str, path: str = "") -> dict[str, Any]:
+    kind = kind if "." in kind else KINDS + kind
     return {"idx": index, "name": str(index), "path": path, "type": kind}
 
 
@@ -62,7 +64,7 @@ def test_each_file_is_read_where_it_exists(tmp_path: Path) -> None:
 def test_new_spelling_of_modules_and_pooling(folder: Path) -> None:
     base = "sentence_transformers.base.modules.transformer.Transformer"
     pooling = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
-    write(folder / "modules.json", [module(1, pooling, "1_Pooling"), module(0, base)])
+    write(folder / "modules.json", [module(0, base), module(1, pooling, "1_Pooling")])
     write(folder / "1_Pooling/config.json", {"embedding_dimension": 64, "pooling_mode": "cls"})
     recipe = read_recipe(folder)
     assert (recipe.pooling, recipe.normalize) == ("cls", False)
@@ -123,11 +125,15 @@ def test_dense(folder: Path, activation: str, tmp_path: Path) -> None:
     ("file", "content", "message"),
     [
         ("modules.json", [], "no Pooling module"),
-        ("modules.json", [module(0, "x.Transformer")], "no Pooling module"),
-        ("modules.json", [module(0, "x.Pooling", "1_Pooling")], "expected one Transformer, as the"),
+        ("modules.json", [module(0, "Transformer")], "no Pooling module"),
         (
             "modules.json",
-            [module(i, f"x.{kind}", "1_Pooling") for i, kind in enumerate(TWICE)],
+            [module(0, "Pooling", "1_Pooling")],
+            "expected one Transformer, as the",
+        ),
+        (
+            "modules.json",
+            [module(i, kind, "1_Pooling") for i, kind in enumerate(TWICE)],
             "expected one Pooling",
         ),
         ("1_Pooling/config.json", {"include_prompt": "false"}, "include_prompt must be true or"),
@@ -137,16 +143,19 @@ def test_dense(folder: Path, activation: str, tmp_path: Path) -> None:
         (
             "modules.json",
             [
-                module(0, "x.Transformer"),
-                module(1, "x.Pooling", "1_Pooling"),
-                module(2, "x.CLIPModel"),
+                module(0, "Transformer"),
+                module(1, "Pooling", "1_Pooling"),
+                module(2, "CLIPModel"),
             ],
-            "module 'x.CLIPModel' is not served",
+            "module 'sentence_transformers.models.CLIPModel' is not served",
         ),
-        ("modules.json", [module(0, "x.Pooling", "../..")], "leads out of the folder"),
+        ("modules.json", [module(0, "Pooling", "../..")], "leads out of the folder"),
         (
             "modules.json",
-            [module(i, f"x.{kind}", "1_Pooling") for i, kind in enumerate(LATE)],
+            [
+                module(i, kind, "1_Pooling" if kind == "Pooling" else "")
+                for i, kind in enumerate(LATE)
+            ],
             "Dense after Normalize is not served",
         ),
         ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "'weightedmean'"),
@@ -276,10 +285,10 @@ def test_normalize_twice(folder: Path) -> None:
     plain = pyenc.load(folder).encode("the sky")
     kinds = ["Transformer", "Pooling", "Normalize", "Normalize"]
     paths = ["", "1_Pooling", "2_Normalize", "3_Normalize"]
-    listed = [module(i, f"x.{k}", p) for i, (k, p) in enumerate(zip(kinds, paths, strict=True))]
+    listed = [module(i, k, p) for i, (k, p) in enumerate(zip(kinds, paths, strict=True))]
     write(folder / "modules.json", listed)
     assert (pyenc.load(folder).encode("the sky") == plain).all()
-    write(folder / "modules.json", [*listed, module(4, "x.Dense", "4_Dense")])
+    write(folder / "modules.json", [*listed, module(4, "Dense", "4_Dense")])
     with pytest.raises(CheckpointError, match="Dense after Normalize is not served"):
         read_recipe(folder)
 
@@ -315,7 +324,7 @@ def test_a_pooling_that_is_said_and_a_dense_layer_for_another(folder: Path) -> N
     """Two poolings side by side are twice as wide; the layer that takes them fits no other."""
     write(folder / "1_Pooling/config.json", {"pooling_mode": ["mean", "cls"]})
     kinds, paths = ["Transformer", "Pooling", "Dense"], ["", "1_Pooling", "2_Dense"]
-    listed = [module(i, f"x.{k}", p) for i, (k, p) in enumerate(zip(kinds, paths, strict=True))]
+    listed = [module(i, k, p) for i, (k, p) in enumerate(zip(kinds, paths, strict=True))]
     write(folder / "modules.json", listed)
     identity = "torch.nn.modules.linear.Identity"
     shape = {"in_features": 128, "out_features": 64, "activation_function": identity}
