@@ -53,7 +53,8 @@ def accelerate(model: Model) -> Model:
     draws what it always drew; in `eval` too, where some are kept in training), training with
     gradient checkpointing of some layers alone, with offloading or reentrant,
     `output_hidden_states`, features that are not plain token ids, torch.compile, and, with one
-    warning, a model whose modules have hooks or were exchanged for others since.
+    warning, a model whose modules have hooks, or were given since what its config does not say:
+    other modules, tables of other shapes, other numbers.
 
     Args:
         model: of sentence-transformers 6.x, with a `Transformer` of one of the families that

@@ -2,7 +2,7 @@
 
 What an optimizer, `load_state_dict` or `.to` does to the model's parameters is done to the
 encoder's, and gradients come to the model's. Where a part of the model is exchanged for another,
-`changed` says so.
+resized, or given another number to compute with, `changed` says so.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ...models.modules import Linear, SplitLinear
 from .probe import check_same
 from .refusals import Refused, check_parameters, hooked, interfered
 from .spelling import as_in_files
+from .watched import Watched, check_numbers
 
 
 class Borrowed:
@@ -39,16 +40,18 @@ class Borrowed:
         if (why := hooked(model)) is not None:
             raise Refused(why)
         self.encoder = encoder_on(model)
-        check_same(model, self.encoder)
-        self.token_types = "token_type_ids" in inspect.signature(model.forward).parameters
         self._modules = [module for module in model.modules() if module is not model]
         self._own = any(module is self.encoder for module in self._modules)
-        self._parts = parts_of(model)
+        if not self._own:
+            check_numbers(model)
+        check_same(model, self.encoder)
+        self.token_types = "token_type_ids" in inspect.signature(model.forward).parameters
+        self._watched = Watched(model)
         self._drops = drops_of(model)
 
     def changed(self, model: nn.Module) -> bool:
-        """Whether the model, a module or a parameter in it is another object than it was."""
-        return model is not self.model or is_changed(self._parts)
+        """Whether the model, or what decides in it what it computes, is not what it was."""
+        return self._watched.changed(model)
 
     def hooked(self) -> bool:
         """Whether something is to happen when one of the model's own modules is called."""
@@ -122,20 +125,6 @@ def drops_of(model: nn.Module) -> list[tuple[nn.Module, str]]:
             if "dropout" in name and isinstance(value, float | int)
         ]
     return found
-
-
-def parts_of(model: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
-    """Where each module and parameter of a model is kept, and which it is."""
-    return [
-        (table, name, part)
-        for module in model.modules()
-        for table in (module._modules, module._parameters)
-        for name, part in table.items()
-    ]
-
-
-def is_changed(parts: list[tuple[dict[str, Any], str, Any]]) -> bool:
-    return any(table.get(name) is not part for table, name, part in parts)
 
 
 def encoder_on(model: nn.Module) -> Encoder:

@@ -20,9 +20,10 @@ from ...models import Encoder
 from ...models.packing import Packed, pack
 from ...models.places import places
 from ...ops import segment_mean
-from .borrowed import Borrowed, is_changed, parts_of
+from .borrowed import Borrowed
 from .classes import Standing
-from .refusals import Refused, warn
+from .refusals import Refused, hooked, warn
+from .watched import Watched
 
 READ = {"input_ids", "attention_mask", "token_type_ids"}
 PASSED = {
@@ -80,8 +81,8 @@ class Slot:
 
     def __init__(self, borrowed: Borrowed | None = None) -> None:
         self.borrowed = borrowed
-        self.refused: list[tuple[dict[str, Any], str, Any]] | None = None
-        """The parts of a model that cannot be served any more, so that it is not tried again."""
+        self.refused: Watched | None = None
+        """A model as it was when it could not be served, so that it is not tried again."""
         self.told: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -157,14 +158,17 @@ class PackedTransformer(Standing):
         with _lock:
             if slot.borrowed is not None and slot.borrowed.changed(model):
                 slot.borrowed = None
-            if slot.borrowed is None and (slot.refused is None or is_changed(slot.refused)):
+            if slot.borrowed is None and (slot.refused is None or slot.refused.changed(model)):
+                if (why := hooked(model)) is not None:  # nothing to remember: hooks are taken off
+                    slot.tell(why)
+                    return None
                 try:
                     # Nothing that is made here may belong to inference alone.
                     with torch.inference_mode(False):
                         slot.borrowed = Borrowed(model)
                     slot.refused = None
                 except Refused as reason:
-                    slot.refused = parts_of(model)
+                    slot.refused = Watched(model)
                     slot.tell(str(reason))
             return slot.borrowed
 
