@@ -72,7 +72,7 @@ class Cuts:
         self._any_end = isinstance(tokenizer.model, models.BPE)
         steps = _steps(tokenizer.normalizer, "normalizers")
         words = _steps(tokenizer.pre_tokenizer, "pretokenizers")
-        if not (all(map(_is_local, steps)) and _ends_words(words)):
+        if not (all(_is_local(step, words) for step in steps) and _ends_words(words)):
             return
         first, alone = words[0], len(words) == 1
         bert = [step for step in steps if step["type"] == "BertNormalizer"]
@@ -187,11 +187,17 @@ def _flat(step: dict[str, Any], inside: str) -> list[dict[str, Any]]:
     return [flat for inner in step[inside] for flat in _flat(inner, inside)]
 
 
-def _is_local(step: dict[str, Any]) -> bool:
+def _is_local(step: dict[str, Any], words: list[dict[str, Any]]) -> bool:
     if step["type"] == "Replace":
-        pattern = step["pattern"]
+        pattern, content = step["pattern"], step["content"]
         text = pattern.get("String", "")
-        return pattern == {"Regex": " {2,}"} or (bool(text) and not re.search("[0-9A-Za-z ]", text))
+        if pattern == {"Regex": " {2,}"}:
+            # What becomes of two spaces must end a word as well as one does.
+            return content == " " or any(
+                word["type"] == "Metaspace" and word.get("split", True) for word in words
+                if word.get("replacement") == content
+            )  # fmt: skip
+        return bool(text) and not re.search("[0-9A-Za-z ]", text)
     return step["type"] in _LOCAL
 
 
@@ -202,10 +208,11 @@ def _ends_words(words: list[dict[str, Any]]) -> bool:
         kind = word["type"]
         if kind in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit"):
             ends = True
-        elif kind == "ByteLevel":
-            ends |= bool(word["use_regex"])
-        elif kind == "Metaspace":
-            ends |= bool(word.get("split", True))
+        elif kind in ("ByteLevel", "Metaspace"):
+            ends |= bool(word["use_regex"] if kind == "ByteLevel" else word.get("split", True))
+            if not ends:
+                # It writes another character for each space, so no later step sees one.
+                return False
         elif kind not in ("Digits", "Punctuation"):
             return False
     return ends

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 import pyenc
 from pyenc.errors import InputError
@@ -183,3 +185,49 @@ def test_a_tokenizer_that_cannot_be_cut_is_not(tmp_path: Path) -> None:
     edit(folder / "tokenizer.json", lambda whole: whole | {"pre_tokenizer": None})
     (tokens,) = TextTokenizer(folder)(["fox " * 9000], 9)
     assert tokens.exact
+
+
+META = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+DOUBLE = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}
+WHITE = {"type": "WhitespaceSplit"}
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "steps", "cut"),
+    [
+        (None, [META, BYTES], False),
+        (None, [META, WHITE], False),
+        (None, [BYTES | {"use_regex": False}, META | {"split": True}], False),
+        (None, [{"type": "Digits", "individual_digits": False}, META, BYTES], False),
+        (None, [WHITE, META], True),
+        (None, [BYTES, META], True),
+        (DOUBLE, [WHITE], False),
+        (DOUBLE, [WHITE, META | {"split": True}], True),
+        (DOUBLE | {"content": " "}, [WHITE], True),
+    ],
+)
+def test_spaces_that_a_later_step_does_not_see(
+    normalizer: Any, steps: list[Any], cut: bool, tmp_path: Path
+) -> None:
+    """A step that writes another character for each space leaves none to end a word."""
+    words = "-) ▁Ġaokxfe" if BYTES not in steps else "-)Ġoâĸģkfxe"
+    vocab = {c: i for i, c in enumerate(dict.fromkeys(words))}
+    merges = ["- Ġ", "a ▁", "▁ -", "Ġ )", "- â", ") â", ") ▁", ") Ġ", "- ▁"]
+    merges = [m for m in merges if set(m.split()) <= set(vocab)]
+    vocab |= {m.replace(" ", ""): len(vocab) + i for i, m in enumerate(merges)}
+    model = {"type": "BPE", "vocab": vocab, "merges": merges}
+    whole = Tokenizer.from_str(
+        json.dumps(
+            {
+                "version": "1.0", "added_tokens": [], "model": model, "normalizer": normalizer,
+                "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
+            }
+        )
+    )  # fmt: skip
+    whole.save(str(tmp_path / "tokenizer.json"))
+    pieces = TextTokenizer(tmp_path)
+    assert pieces._cuts.can == cut
+    texts = ["- ) ) " * 33_333, "-  a  -)  " * 20_000]
+    for a, b in zip(Uncut(tmp_path)(texts, 10**6), pieces(texts, 10**6), strict=True):
+        assert a.ids.tolist() == b.ids.tolist()
