@@ -16,6 +16,7 @@ from ..config import EncoderConfig, HeadConfig
 
 ACTIVATION_NAMES = {
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",

@@ -23,8 +23,12 @@ def named(config: ConfigFile) -> bool:
     kind = config.values.get("model_type")
     if kind is not None:
         return kind in MODEL_TYPES
-    classes = config.values.get("architectures") or ()
-    return any(str(name).startswith(CLASSES) for name in classes)
+    classes = config.values.get("architectures") or []
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise CheckpointError(
+            f"{config.path}: architectures must be a list of class names, got {classes!r:.80}"
+        )
+    return any(name.startswith(CLASSES) for name in classes)
 
 
 def padding_id(config: ConfigFile, default: int) -> int:

@@ -108,7 +108,7 @@ FAMILY = Family(
     parts=_parts,
     model_types=("t5", "mt5"),
     prefixes=("", "transformer.", "model."),
-    set_aside=("decoder.", "lm_head.", "classification_head.", "classifier."),
+    set_aside=("decoder.", "lm_head.", "classification_head.", "classifier.", "qa_outputs."),
     tied={
         "lm_head.weight": "embeddings.word.weight",
         "decoder.embed_tokens.weight": "embeddings.word.weight",
