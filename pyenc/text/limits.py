@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..callers import stacklevel
-from ..errors import InputError
+from ..errors import CheckpointError, InputError
 from ..loading import Checkpoint
 from ..models import EncoderConfig
 from .arguments import whole
@@ -50,6 +50,21 @@ def loaded_limit(checkpoint: Checkpoint, tokenizer: TextTokenizer | None, recipe
         by_tokenizer = min(by_tokenizer, own)
     limit = recipe.max_length or by_tokenizer or config.max_length
     return min(limit, table_limit(config) or limit)
+
+
+def check_room(limit: int, tokenizer: TextTokenizer | None, name: str) -> None:
+    """Has a text room in the limit that the files set, as `checked_limit` asks of a caller's?
+
+    Raises:
+        CheckpointError: the special tokens alone are more.
+    """
+    special = 0 if tokenizer is None else tokenizer.num_special
+    if limit < special:
+        raise CheckpointError(
+            f"{name}: its files set a limit of {limit} tokens (max_seq_length in "
+            "sentence_bert_config.json, model_max_length in tokenizer_config.json, or the "
+            f"positions in config.json), which leaves no room for the {special} special tokens"
+        )
 
 
 def table_limit(config: EncoderConfig) -> int:

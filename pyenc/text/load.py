@@ -109,6 +109,12 @@ def load(
         words = _borrowed(tokenizer, inside, recipe, files)
     elif has_tokenizer(inside):
         words = TextTokenizer(inside, recipe.lower_case, recipe.tokenizer_settings)
+    if words is not None and words.token_types and checkpoint.encoder.config.type_vocab_size:
+        raise CheckpointError(
+            f"{tokenizer or inside}: the tokenizer gives its tokens other types than 0 "
+            "(post_processor in tokenizer.json), and model_input_names hands them to the model, "
+            "which is not served; expected type_id 0 throughout"
+        )
     encoder = TextEncoder(checkpoint, words, recipe, name=str(name_or_folder), files=files)
     if recipe.assumed:
         story = f"{name_or_folder}: {assumption(recipe)}"

@@ -9,7 +9,7 @@ import torch
 from ..errors import CheckpointError, InputAttributeError, InputTypeError
 from ..loading import Checkpoint
 from ..models import Encoder
-from .limits import checked_limit, loaded_limit
+from .limits import check_room, checked_limit, loaded_limit
 from .names import meant
 from .recipe import Recipe
 from .tokenizer import TextTokenizer
@@ -51,6 +51,7 @@ class Loaded:
                     f"{width}"
                 )
             width = int(dense.weight.shape[0])
+        check_room(loaded_limit(checkpoint, tokenizer, recipe), tokenizer, name)
 
     @property
     def max_length(self) -> int:

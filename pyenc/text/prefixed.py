@@ -95,7 +95,8 @@ def prefixed(
     """
     if before.instructions is None and before.instruction is None:
         skip = 0
-        if before.prompt and not recipe.include_prompt:
+        # The last token is the last one whatever is left out before it.
+        if before.prompt and not recipe.include_prompt and recipe.pooling != "lasttoken":
             skip = tokenizer.prompt_length(before.prompt)
             _check_room("the prompt", skip, limit, tokenizer)
         skips = np.full(len(texts), skip, dtype=np.int64)

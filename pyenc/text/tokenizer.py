@@ -17,8 +17,9 @@ import numpy as np
 from tokenizers import normalizers
 
 from ..callers import stacklevel
-from ..errors import InputError
+from ..errors import CheckpointError, InputError
 from ..forking import is_forked
+from .faults import failure, not_unicode, panics_as_errors, surrogate_in
 from .long_pieces import WHOLE, Block, LongPieces, LongWordWarning, Uncut, lengthen
 from .long_texts import SIZE, Cuts, added_texts
 from .tokenizer_files import TOKENIZER_FILES, has_tokenizer, read_tokenizer
@@ -63,6 +64,7 @@ class TextTokenizer:
         max_length: the longest text in tokens that the files name, or None.
         truncation_side: where a text that is too long is cut, "left" or "right".
         class_name: the class whose rules made it.
+        token_types: whether a model that has token types is to be given others than 0.
 
     Raises:
         CheckpointError: no tokenizer files, damaged ones, or settings that are not served.
@@ -83,7 +85,14 @@ class TextTokenizer:
             if self._tokenizer.normalizer is not None:
                 steps.append(self._tokenizer.normalizer)
             self._tokenizer.normalizer = normalizers.Sequence(steps)
-        self._set_up()
+        try:
+            with panics_as_errors():
+                self._set_up()
+                self.token_types = files.token_types and _has_types(self._tokenizer)
+        except Exception as error:  # the library raises bare Exception too
+            raise CheckpointError(
+                f"{folder}: the tokenizer fails on the shortest of texts: {error}"
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         state = {key: value for key, value in self.__dict__.items() if key != "_long"}
@@ -156,7 +165,14 @@ class TextTokenizer:
 
     def prompt_length(self, prompt: str) -> int:
         """Tokens that a prompt takes at the start of a text: all but a closing special token."""
-        encoding = self._tokenizer.encode(prompt)
+        try:
+            with panics_as_errors():
+                encoding = self._tokenizer.encode(prompt)
+        except Exception as error:
+            fault = surrogate_in(prompt)
+            raise InputError(
+                f"the tokenizer failed on the prompt {prompt!r:.60}: {fault or error}"
+            ) from error
         closing = encoding.special_tokens_mask[-1:] == [1]
         return len(encoding.ids) - int(closing)
 
@@ -178,12 +194,11 @@ class TextTokenizer:
                 raise InputError(f"text {number} is not valid Unicode: {fault}")
             if one.piece is None and len(one.text) > WHOLE:
                 _warn_whole(number, len(one.text))
-        whole = [one for one in chunk if one.piece is None]
-        cut = [one for one in chunk if one.is_short]
-        texts = [one.text for one in chunk]
-        encoded = iter(self._encode([one.text for one in whole], spans, True, texts, first))
-        pieces = [one.short[one.piece[0] : one.piece[1]] for one in cut if one.piece]
-        begun = iter(self._encode(pieces, spans, False, texts, first))
+        whole = [(n, one) for n, one in enumerate(chunk, first) if one.piece is None]
+        cut = [(n, one) for n, one in enumerate(chunk, first) if one.is_short]
+        encoded = iter(self._encode([one.text for _, one in whole], spans, True, _numbers(whole)))
+        pieces = [one.short[one.piece[0] : one.piece[1]] for _, one in cut if one.piece]
+        begun = iter(self._encode(pieces, spans, False, _numbers(cut)))
         return [
             self._cut(next(encoded), max_length, spans)
             if one.piece is None
@@ -192,22 +207,21 @@ class TextTokenizer:
         ]
 
     def _encode(
-        self, texts: list[str], spans: bool, special: bool, sources: Sequence[str], first: int,
-        by: Any = None,
-    ) -> list[Any]:  # fmt: skip
+        self, texts: list[str], spans: bool, special: bool, numbers: Sequence[int], by: Any = None
+    ) -> list[Any]:
+        """Of some texts or pieces of texts; `numbers`: which text each is, or is of."""
         by = by or self._tokenizer
         encode = by.encode_batch if spans else by.encode_batch_fast
         try:
-            if is_forked():
-                # Their threads stayed behind too; under TOKENIZERS_PARALLELISM=true the library
-                # waits for them.
-                one = by.encode
-                return [one(text, add_special_tokens=special) for text in texts]
-            return list(encode(texts, add_special_tokens=special)) if texts else []
+            with panics_as_errors():
+                if is_forked():
+                    # Their threads stayed behind too; under TOKENIZERS_PARALLELISM=true the library
+                    # waits for them.
+                    one = by.encode
+                    return [one(text, add_special_tokens=special) for text in texts]
+                return list(encode(texts, add_special_tokens=special)) if texts else []
         except Exception as error:  # the library raises bare Exception too
-            raise InputError(
-                not_unicode(sources, first) or f"the tokenizer failed: {error}"
-            ) from error
+            raise InputError(failure(by, texts, special, numbers, error)) from error
 
     def _cut(self, encoding: Any, max_length: int, spans: bool) -> Tokens:
         ids = np.asarray(encoding.ids, dtype=np.int64)
@@ -286,7 +300,7 @@ class TextTokenizer:
         if end - start > FEW * SIZE and self._long is not None:
 
             def encode(by: Any, piece: str, begin: int) -> Block:
-                (encoding,) = self._encode([piece], spans, False, [], 0, by)
+                (encoding,) = self._encode([piece], spans, False, [number], by)
                 return self._block(encoding, piece, begin, spans, by is self._tokenizer)
 
             try:
@@ -297,7 +311,7 @@ class TextTokenizer:
             except Uncut:
                 if end - start > WHOLE:
                     _warn_whole(number, end - start)
-        (encoding,) = self._encode([one.short[start:end]], spans, False, [], 0)
+        (encoding,) = self._encode([one.short[start:end]], spans, False, [number])
         ids, where = self._block(encoding, one.short[start:end], start, spans)
         yield ids[given:], where[given:]
 
@@ -337,21 +351,13 @@ def _warn_whole(number: int, characters: int) -> None:
     warnings.warn(LongWordWarning(message, number, characters), stacklevel=stacklevel())
 
 
-def surrogate_in(text: str) -> str | None:
-    """Where a text has a lone surrogate, which is no character; None if it has none."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return f"lone surrogate {text[error.start]!r} at character {error.start}"
-    return None
+def _numbers(texts: list[tuple[int, _Text]]) -> list[int]:
+    return [number for number, _ in texts]
 
 
-def not_unicode(texts: Sequence[str], first: int = 0) -> str | None:
-    """Which text, counted from `first`, has a lone surrogate, and where; None if none has."""
-    for index, text in enumerate(texts, first):
-        if (fault := surrogate_in(text)) is not None:
-            return f"text {index} is not valid Unicode: {fault}"
-    return None
+def _has_types(tokenizer: Any) -> bool:
+    """Are tokens of a single text given other types than 0?"""
+    return any(any(tokenizer.encode(text).type_ids) for text in ("", "a"))
 
 
 def _around(tokenizer: Any) -> tuple[list[int], list[int]] | None:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models
 from ..errors import CheckpointError
 from ..loading import read_config, read_json
 from ..loading.hub import TOKENIZER_FILES
+from .faults import panics_as_errors
 from .tokenizer_classes import CLASSES, TokenizerClass, make_tokenizer
 from .tokenizer_names import ALIASES, AS_IT_IS, BY_MODEL, NOT_SERVED
 from .tokenizer_parts import Parts, model_kind, parts_of
@@ -28,6 +29,8 @@ class TokenizerFiles:
     class_name: str
     max_length: int | None
     truncation_side: str
+    token_types: bool
+    """Whether the types of tokens are handed to the model too."""
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -54,23 +57,31 @@ def read_tokenizer(folder: Path, overrides: dict[str, Any] | None = None) -> Tok
     path = next(folder / s[0] for s in VOCABULARIES if all((folder / n).is_file() for n in s))
     whole = read_json(path) if path.name == "tokenizer.json" else None
     try:
-        if whole is not None and not isinstance(whole.get("model"), dict):
-            raise CheckpointError(f"{path}: not a readable tokenizer: no model")
-        settings = read_settings(folder, whole, overrides)
-        name, said = class_of(folder, settings, path)
-        rules = CLASSES[name]
-        if whole is not None and not said and rules.model not in ("", model_kind(whole)):
-            # Four families call themselves "bert", and not all of them cut words as BERT does.
-            rules = CLASSES["PreTrainedTokenizerFast"]
-        parts = _parts(path, whole, rules, settings)
-        tokenizer = make_tokenizer(rules, parts, settings)
+        with panics_as_errors():
+            if whole is not None and not isinstance(whole.get("model"), dict):
+                raise CheckpointError(f"{path}: not a readable tokenizer: no model")
+            settings = read_settings(folder, whole, overrides)
+            name, said = class_of(folder, settings, path)
+            rules = CLASSES[name]
+            if whole is not None and not said and rules.model not in ("", model_kind(whole)):
+                # Four families call themselves "bert", and not all of them cut words as BERT does.
+                rules = CLASSES["PreTrainedTokenizerFast"]
+            parts = _parts(path, whole, rules, settings)
+            tokenizer = make_tokenizer(rules, parts, settings)
     except CheckpointError:
         raise
     except Exception as error:  # the library raises bare Exception on files it cannot parse
         files = f"{path} and merges.txt" if path.name == "vocab.json" else path
         raise CheckpointError(f"{files}: not a readable tokenizer: {error}") from error
     side = str(((whole or {}).get("truncation") or {}).get("direction", "right")).lower()
-    return TokenizerFiles(tokenizer, rules.name, settings.limit(), settings.truncation_side(side))
+    inputs = settings.get("model_input_names")  # without them no class gives other types than 0
+    return TokenizerFiles(
+        tokenizer=tokenizer,
+        class_name=rules.name,
+        max_length=settings.limit(),
+        truncation_side=settings.truncation_side(side),
+        token_types=isinstance(inputs, list) and "token_type_ids" in inputs,
+    )
 
 
 def class_of(folder: Path, settings: Settings, path: Path) -> tuple[str, bool]:

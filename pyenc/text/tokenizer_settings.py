@@ -33,7 +33,7 @@ SWITCHES = {
 
 OTHERS = {
     "added_tokens_decoder", "additional_special_tokens", "extra_special_tokens",
-    "model_max_length", "max_len", "truncation_side", "tokenizer_class",
+    "model_max_length", "max_len", "truncation_side", "tokenizer_class", "model_input_names",
 }  # fmt: skip
 """The other settings that are used."""
 
@@ -45,7 +45,7 @@ HARMLESS = {
         model_type device device_map torch_dtype""",
     "padding, and limits of a call: neither is state here": """max_length pad_to_multiple_of
         pad_token_type_id pad_token_id pad_type_id padding padding_side stride truncation
-        truncation_strategy return_token_type_ids return_tensors model_input_names verbose""",
+        truncation_strategy return_token_type_ids return_tensors verbose""",
     "from ids to text": """clean_up_tokenization_spaces errors spaces_between_special_tokens
         clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output""",
     "for chats": """chat_template chat_control_tokens response_template response_schema
