@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
+from fnmatch import fnmatch, fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
+_FOLDER = re.compile(r"[\w.-]+(/[\w.-]+)*")
+"""No pattern, and not absolute."""
 
 
 def fetch(
@@ -40,8 +45,16 @@ def fetch(
 
     fetched = some(revision, patterns)
     inside = fetched / subfolder
-    if pickles and not [*inside.glob("*.safetensors"), *inside.glob("0_*/*")]:
+    folders = module_folders(inside / "modules.json")
+    missing = [
+        f for f in folders if f and not any(fnmatch(f"{f}/config.json", p) for p in patterns)
+    ]
+    if missing:
         # The folder is called by its commit: a branch may have moved on since.
+        some(fetched.name, [f"{f}/{pattern}" for f in missing for pattern in (*patterns, *pickles)])
+    # Where the encoder's own weights are in a folder of their own, the outer one needs none.
+    first = folders[0] if folders and folders[0] else "0_*"
+    if pickles and not [*inside.glob("*.safetensors"), *inside.glob(f"{first}/*")]:
         some(fetched.name, pickles)
     return inside
 
@@ -59,6 +72,22 @@ def owner_meant(name: str) -> str:
     if not any(fnmatchcase(name, pattern) for pattern in OWNED):
         return ""
     return f"; a Hub name has its owner before it: {OWNER}/{name} is likely meant"
+
+
+def module_folders(path: Path) -> list[str]:
+    """The folders that a `modules.json` names, in its order; "" is its own.
+
+    Empty where it is missing or damaged, without what leads elsewhere: who reads it says so.
+    """
+    try:
+        found = [module.get("path", "") for module in json.loads(path.read_text("utf-8"))]
+        return [name for name in found if not name or _is_inside(name)]
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return []
+
+
+def _is_inside(name: str) -> bool:
+    return bool(_FOLDER.fullmatch(name)) and not {".", ".."} & set(name.split("/"))
 
 
 def why(error: Exception) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -85,6 +87,80 @@ def test_only_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     asked.clear()
     resolve("someone/model")
     assert "pytorch_model.bin" in asked
+
+
+def repository_of(
+    files: dict[str, str], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[list[str]]:
+    """A Hub with one repository, path -> content; what each call fetched of it."""
+    calls: list[list[str]] = []
+
+    def fake(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        taken = [f for f in files if any(fnmatch.fnmatch(f, p) for p in allow_patterns)]
+        calls.append(sorted(taken))
+        for file in taken:
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / file).write_text(files[file])
+        return str(root)
+
+    monkeypatch.setattr(hub_fetch, "snapshot_download", fake)
+    return calls
+
+
+def modules(*paths: Any) -> str:
+    return json.dumps([{"idx": i, "path": path, "type": "x"} for i, path in enumerate(paths)])
+
+
+def test_folders_of_modules_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`modules.json` names them; of each the files that are read, and no other."""
+    files = dict.fromkeys(
+        ["encoder/config.json", "encoder/model.safetensors", "encoder/onnx/model.onnx",
+         "encoder/tokenizer.json", "encoder/modeling.py", "parts/pooling/config.json",
+         "10_Dense/config.json", "10_Dense/pytorch_model.bin", "1_Norm/config.json",
+         "other/config.json", "pytorch_model.bin"], "",
+    )  # fmt: skip
+    files["modules.json"] = modules("encoder", "parts/pooling", "10_Dense", "1_Norm")
+    calls = repository_of(files, tmp_path, monkeypatch)
+    resolve("someone/model")
+    assert calls == [
+        ["1_Norm/config.json", "modules.json"],
+        ["10_Dense/config.json", "10_Dense/pytorch_model.bin", "encoder/config.json",
+         "encoder/model.safetensors", "encoder/tokenizer.json", "parts/pooling/config.json"],
+    ]  # fmt: skip
+    calls.clear()
+    resolve("someone/model", weights=False)
+    assert calls[1] == [
+        "10_Dense/config.json", "1_Norm/config.json", "encoder/config.json",
+        "encoder/tokenizer.json", "parts/pooling/config.json",
+    ]  # fmt: skip
+
+
+def test_an_encoder_in_the_outer_folder_has_its_pickle_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = dict.fromkeys(["config.json", "pytorch_model.bin", "pooling/config.json"], "")
+    files["modules.json"] = modules("", "pooling", None)
+    calls = repository_of(files, tmp_path, monkeypatch)
+    resolve("someone/model")
+    assert calls[1:] == [["pooling/config.json"], ["pytorch_model.bin"]]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        modules("../up", "/etc", "a/../..", "*", "a/[b]", "a//b", ".", "a/."),
+        "{",
+        "[1]",
+        '[{"path": 1}]',
+    ],
+)
+def test_modules_that_lead_elsewhere_are_not_fetched(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = dict.fromkeys(["config.json", "model.safetensors", "a/config.json"], "")
+    calls = repository_of(files | {"modules.json": content}, tmp_path, monkeypatch)
+    resolve("someone/model")
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "a/b/c", "no such folder", "owner/na me"])
