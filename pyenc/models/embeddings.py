@@ -67,7 +67,8 @@ class Embeddings(nn.Module):
     ) -> Tensor:
         x_TC: Tensor = self.word(input_ids)
         if self.scale is not None:
-            x_TC = x_TC * torch.tensor(self.scale, dtype=x_TC.dtype, device=x_TC.device)
+            # Written on its device: a copy from the host would be waited for.
+            x_TC = x_TC * torch.full((), self.scale, dtype=x_TC.dtype, device=x_TC.device)
         if self.token_type is not None:
             if token_type_ids is None:
                 x_TC = x_TC + self.token_type.weight[0]

@@ -94,9 +94,9 @@ def log_length_scale(cu_seqlens: Tensor, length: int, at_least_one: bool, tokens
     """
     counts_B = cu_seqlens.diff()
     # An empty sequence has no token that would take its -inf.
-    scale_B = counts_B.to(torch.float32).log() / torch.log(
-        torch.tensor(float(length), dtype=torch.float32, device=counts_B.device)
-    )
+    # Written there: a copy from the host would be waited for, and is not allowed in a CUDA graph.
+    whole = torch.full((), float(length), dtype=torch.float32, device=counts_B.device)
+    scale_B = counts_B.to(torch.float32).log() / whole.log()
     if at_least_one:
         scale_B = scale_B.clamp(min=1)
     return scale_B[sequence_of_token(cu_seqlens, tokens)][:, None, None]

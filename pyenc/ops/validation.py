@@ -53,11 +53,11 @@ def check_given(op: str, **tensors: Tensor | None) -> None:
             raise InputTypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
 
 
-def check_values_with(op: str, x: Tensor, **tensors: Tensor | None) -> None:
-    """Whole numbers beside x have values where it has: an op of some tensors without (on meta)
-    would give memory that nobody wrote."""
+def check_beside(op: str, x: Tensor, **tensors: Tensor | None) -> None:
+    """Whole numbers are on x's device: a kernel would read them there, and an op of some tensors on
+    meta would give memory that nobody wrote."""
     for name, tensor in tensors.items():
-        if tensor is not None and (tensor.device.type == "meta") != (x.device.type == "meta"):
+        if tensor is not None and tensor.device != x.device:
             raise InputError(
                 f"{op}: {name} is on {tensor.device}, the other tensors on {x.device}; all must "
                 "share a device"

@@ -28,6 +28,7 @@ from ..models import Encoder
 from ..ops import triton_launch
 from ..ops.attention import triton as attention_kernels
 from ..ops.backend import requested_backend
+from ..ops.precision import precisions
 
 MOST_TOKENS = 32768
 """Of a batch. Beyond, the card has more to do than the host (bench/NOTES.md)."""
@@ -186,7 +187,8 @@ def forward(
     # Of all that a graph is made of, lines of distances alone go by it.
     span = 1 << max(longest - 1, 0).bit_length() if model.config.own_position else None
     key = (
-        ids.shape[0], cu_seqlens.shape[0], span, round(math.log2(max(average, 1))),
+        # As tiles are chosen, by whole tokens.
+        ids.shape[0], cu_seqlens.shape[0], span, round(math.log2(max(int(average), 1))),
         configs.ranges_pay(ids.device, tokens, sequences), model.skip_eps, *_settings(model),
     )  # fmt: skip
 
@@ -229,7 +231,7 @@ def _settings(model: Encoder) -> tuple[Any, ...]:
     """What else decides which kernels run."""
     matmul = torch.backends.cuda.matmul
     return (
-        requested_backend(model.backend), matmul.allow_tf32,
+        requested_backend(model.backend), *precisions(),
         matmul.allow_bf16_reduced_precision_reduction,
         matmul.allow_fp16_reduced_precision_reduction,
         torch.are_deterministic_algorithms_enabled(),

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..errors import InputError, InputTypeError, WorkerError
 from ..loading import check_device
 from ..ops.backend import requested_backend
+from ..ops.precision import precisions
 from .encoding import Prepared
 from .loaded import Loaded
 from .packed import Packed
@@ -106,7 +107,7 @@ class Team:
             for number, device in enumerate(devices):
                 greeting = Greeting(
                     str(device), threads, requested_backend(None),
-                    torch.get_float32_matmul_precision(), sent.head, sent.file, sent.body,
+                    precisions(), sent.head, sent.file, sent.body,
                 )  # fmt: skip
                 place = f"worker {number + 1} of {self.size} (device {device})"
                 self.workers.append(_Worker(place, greeting))

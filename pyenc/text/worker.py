@@ -19,6 +19,7 @@ from typing import IO, Any
 import torch
 
 from ..ops import use_backend
+from ..ops.precision import set_precisions
 from .packed import run_packed
 from .sent import received
 
@@ -44,8 +45,8 @@ class Greeting:
     threads: int
     backend: str
     """What `use_backend` and PYENC_BACKEND asked for."""
-    matmul: str
-    """torch's float32 matmul precision."""
+    precisions: tuple[str, ...]
+    """What torch may make products of float32 in."""
     head: bytes
     file: int | None
     body: bytes
@@ -103,7 +104,7 @@ def main(out: int) -> None:
 
 def _settle(greeting: Greeting) -> Any:
     torch.set_num_threads(greeting.threads)
-    torch.set_float32_matmul_precision(greeting.matmul)
+    set_precisions(greeting.precisions)
     if greeting.backend != "auto":
         use_backend(greeting.backend)
     model, recipe = received(greeting.head, greeting.file, greeting.body)

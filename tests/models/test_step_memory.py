@@ -58,7 +58,7 @@ def blocks(registered: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (groups, own_cpu, own_tiles):
         monkeypatch.setattr(module, "BLOCK_ELEMENTS", 2**15)
     monkeypatch.setattr(own_tiles, "TILE_ELEMENTS", 2**15)
-    monkeypatch.setattr(own_tiles, "TILE_KEYS", N)
+    monkeypatch.setattr(own_tiles, "TILE_ROWS", 1)
     register_position("blocks", Blocks)
     register_position("capped", Capped)
 

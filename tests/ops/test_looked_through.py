@@ -15,8 +15,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyenc.errors import BackendError, InputError
 from pyenc.ops import (
+    ALiBi,
     add_layer_norm,
     add_rms_norm,
+    alibi_slopes,
+    attention,
     embedding_norm,
     gated_activation,
     gated_linear,
@@ -194,3 +197,29 @@ def test_the_oracle_far_out() -> None:
 def test_types_are_named(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_columns_first_in_a_graph() -> None:
+    """What an op gives lies in memory as its fake says."""
+    torch._dynamo.reset()
+    bounds = torch.tensor([0, 5, 20])
+    bias = ALiBi(alibi_slopes(2))
+
+    def heads_first(y: Tensor, backend: str) -> Any:
+        z = y.sin().transpose(0, 1).contiguous().transpose(0, 1)
+        return attention(z, z, z, bounds, bias=bias, backend=backend) * 2  # type: ignore[operator]
+
+    def columns_first(y: Tensor, backend: str) -> Any:
+        z = y.flatten(1).t().contiguous().t()
+        return segment_mean(z, bounds, backend=backend)
+
+    for function in (heads_first, columns_first):
+        for backend in ("cpu", "torch"):
+            y = torch.randn(20, 2, 16, requires_grad=True)
+            run = torch.compile(lambda y, f=function, b=backend: f(y, b))
+            ours, eager = run(y), function(y, backend)
+            torch.testing.assert_close(ours, eager)
+            torch.testing.assert_close(
+                *(torch.autograd.grad(out.square().sum(), y)[0] for out in (ours, eager))
+            )
+    torch._dynamo.reset()

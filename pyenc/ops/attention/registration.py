@@ -33,7 +33,7 @@ def _op(*flat: Any) -> tuple[Tensor, Tensor, Tensor]:
     if call.backend == "torch":
         bounds = check_values(call.q, call.cu_seqlens, call.bias, call.positions)
         out, lse = blocks.forward(call.q, call.k, call.v, bounds, terms, call.want_lse)
-        return out, lse, call.q.new_empty((0, 0, 2), dtype=torch.int32)
+        return out.contiguous(), lse, call.q.new_empty((0, 0, 2), dtype=torch.int32)
     q, k, v = (rows_contiguous(x) for x in (call.q, call.k, call.v))
     if call.backend == "triton":
         with on_card_of(q):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...errors import BackendError, InputError
 from .. import triton_launch
+from ..registered import on_card_of
 from .along_check import check_along
 from .bias import DistanceBias, OwnBias, apply_own
 from .map_decay_check import check_map_decay
@@ -70,7 +71,8 @@ def check_score_bias(bias: OwnBias, *, span: int = 8192, device: str = "cuda") -
     probe = triton_launch.module_for("attention.score_probe")
     narrow = params.detach().float().contiguous().to(device)
     placed = (x.float().to(device) for x in (s, i, j))
-    score, slope, learned = probe.values(function, *placed, narrow)
+    with on_card_of(narrow):
+        score, slope, learned = probe.values(function, *placed, narrow)
     s = s.float().double().requires_grad_()
     twin = _torch_form(bias, s, i, j, params)
     plain = twin.detach()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..backend import choose
+from ..registered import on_card_of
 from . import as_line, backend_table, cpu, triton
 from .terms import Bias, is_own, skip_eps_of, terms_of
 from .validation import check_arguments, check_values
@@ -51,5 +52,6 @@ def computed_share(
         return 1.0
     terms, eps = terms_of(q, bias, positions, scale, window), skip_eps_of(q, skip_eps)
     if name == "triton":
-        return triton.computed_share(q, k, cu_seqlens, terms, eps)
+        with on_card_of(q):
+            return triton.computed_share(q, k, cu_seqlens, terms, eps)
     return cpu.forward(q, k, v, cu_seqlens, terms, eps)[3]

@@ -12,12 +12,12 @@ from torch import Tensor
 from ...errors import InputError, InputTypeError
 from ..backend import compiling
 from ..validation import (
+    check_beside,
     check_cu_seqlens,
     check_dense_bias,
     check_float,
     check_given,
     check_positions,
-    check_values_with,
     sequence_bounds,
 )
 from .along import Line
@@ -54,9 +54,10 @@ def check_arguments(
         )
     check_cu_seqlens("attention", cu_seqlens)
     _check_bias(q, bias)
-    check_values_with("attention", q, cu_seqlens=cu_seqlens)
+    check_beside("attention", q, cu_seqlens=cu_seqlens)
     if positions is not None:
         check_given("attention", positions=positions)
+        check_beside("attention", q, positions=positions)
         if positions.shape != q.shape[:1]:
             raise InputError(
                 f"attention: positions must be ({q.shape[0]},), got {tuple(positions.shape)}"

@@ -13,7 +13,7 @@ from .. import oracle, triton_launch
 from ..backend import WhyNot, always, choose, compiling
 from ..launch import why_not
 from ..registered import on_card_of, plain
-from ..validation import check_float, check_given, check_values_with
+from ..validation import check_beside, check_float, check_given
 from . import registration as _registration  # noqa: F401  (it registers the op)
 from .cpu import check_range
 from .reference import rotary_reference
@@ -54,7 +54,7 @@ def rotary(
             f"{tuple(cos.shape)} and {tuple(sin.shape)}"
         )
     check_given("rotary", positions=positions)
-    check_values_with("rotary", x, positions=positions)
+    check_beside("rotary", x, positions=positions)
     if positions.shape != x.shape[:1] or positions.dtype not in _WHOLE:
         raise InputError(
             f"rotary: positions must be ({x.shape[0]},) int32 or int64; got "

@@ -13,10 +13,10 @@ from ...errors import InputError
 from .. import launch, oracle, triton_launch
 from ..backend import WhyNot, always, choose, looked_through
 from ..validation import (
+    check_beside,
     check_cu_seqlens,
     check_float,
     check_given,
-    check_values_with,
     sequence_bounds,
 )
 from .reference import segment_mean_reference
@@ -51,7 +51,7 @@ def segment_mean(
     """
     check_float("segment_mean", x=x, weights=weights)
     check_cu_seqlens("segment_mean", cu_seqlens)
-    check_values_with("segment_mean", x, cu_seqlens=cu_seqlens)
+    check_beside("segment_mean", x, cu_seqlens=cu_seqlens)
     if x.ndim != 2:
         raise InputError(f"segment_mean: x must be (T, C), got {tuple(x.shape)}")
     if weights is not None and weights.shape != x.shape[:1]:

@@ -103,7 +103,7 @@ def _segment_mean_backward_op(
     if want_weights:
         mean = out * norm.clamp(min=NORM_FLOOR) if normalize else out
         grad_weights = ((x - mean[segment]) * grad_x).sum(-1)
-    return (grad_x * weights[:, None]).to(x.dtype), grad_weights
+    return (grad_x * weights[:, None]).to(x.dtype).contiguous(), grad_weights
 
 
 @_segment_mean_backward_op.register_fake

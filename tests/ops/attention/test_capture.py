@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pyenc.errors import BackendError
-from pyenc.ops import alibi_slopes
+from pyenc.errors import BackendError, InputError
+from pyenc.models import rotary
+from pyenc.ops import alibi_slopes, attention
 from pyenc.ops.attention import bias, triton
 from pyenc.ops.attention.terms import Terms
 from tests.ops.attention.capture_watch import Watch
@@ -80,3 +81,21 @@ def test_what_cannot_be_captured_is_refused(
         plain = Terms("none", None, 0, None, -1, -1, 0.3, 0.0, 0)
         with pytest.raises(RuntimeError, match="reached"):
             triton.forward(q, q, q, cu_seqlens, plain, 0.0)
+
+
+def test_log_lengths_are_made_on_the_card() -> None:
+    with FakeTensorMode(), Watch() as watch:
+        bounds = torch.empty(3, dtype=torch.int32, device=CUDA)
+        rotary.log_length_scale(bounds, 64, True, 9)
+    assert watch.calls
+    assert not watch.found
+
+
+def test_what_is_read_beside_q_is_on_its_card() -> None:
+    with FakeTensorMode():
+        q = torch.empty(9, 2, 8, device=CUDA)
+        bounds, at = torch.tensor([0, 9]), torch.arange(9)
+        with pytest.raises(InputError, match="cu_seqlens is on cpu, the other tensors on cuda:0"):
+            attention(q, q, q, bounds)
+        with pytest.raises(InputError, match="positions is on cpu, the other tensors on cuda:0"):
+            attention(q, q, q, bounds.to(CUDA), positions=at)
