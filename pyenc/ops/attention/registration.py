@@ -108,6 +108,8 @@ def _backward_op(
             want_bias=want_bias,
         )  # fmt: skip
     dq, dk, dv, dbias = grads
+    # As its fake says they lie; only torch's blocks keep the order of what they were given.
+    dq, dk, dv = (grad.contiguous() for grad in (dq, dk, dv))
     return dq, dk, dv, q.new_empty(0) if dbias is None else dbias
 
 
