@@ -37,6 +37,7 @@ import triton  # noqa: E402
 import pyenc  # noqa: E402
 from bench.measure import clock, machine  # noqa: E402
 from bench.mocked_launch import mocked, mocked_card  # noqa: E402
+from pyenc.models.call import call_of  # noqa: E402
 from pyenc.models.meta import on_meta  # noqa: E402
 from pyenc.ops import attention, gated_linear  # noqa: E402
 
@@ -57,7 +58,8 @@ def runs(texts: int, tokens: int, dtype: torch.dtype) -> dict[str, Callable[[], 
     encoder.to_empty(device="cpu")
     layer: Any = encoder.layers[0]
     ids, bounds = torch.zeros(texts * tokens, dtype=torch.int64), torch.arange(texts + 1) * tokens
-    call = encoder._call(ids, bounds, None, True, None)
+    bias: Any = encoder._bias(ids.device)
+    call = call_of(config, bias, len(ids), bounds, None, True, None, None, None)
 
     def whole() -> None:
         encoder.forward_packed(ids, bounds, contiguous=True, checked=True)
