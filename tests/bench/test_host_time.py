@@ -15,6 +15,7 @@ pytest.importorskip("triton")
 import pyenc
 from bench import host_time
 from bench.mocked_launch import Launch, mocked, mocked_card
+from pyenc.models.call import call_of
 from pyenc.models.meta import on_meta
 from pyenc.models.rotary import Rotary
 from pyenc_kernels import interpreting
@@ -94,8 +95,9 @@ def test_q_and_k_are_turned_in_one_launch(noted: list[Launch]) -> None:
     """Where they lie, beside v; the second time by a plan's memory, to the same kernel."""
     encoder = made(1, position="rotary", rotary=Rotary(1e4))
     layer: Any = encoder.layers[0]
-    ids, bounds = torch.zeros(600, dtype=torch.int64), torch.tensor([0, 300, 600])
-    call = encoder._call(ids, bounds, None, True, None)
+    call = call_of(
+        encoder.config, None, 600, torch.tensor([0, 300, 600]), None, True, None, None, None
+    )
     x = torch.empty(600, 768, dtype=torch.bfloat16)
     with mocked_card(), torch.inference_mode():
         layer.attention(x, call)
