@@ -49,3 +49,24 @@ def python(*argv: str) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
     )
+
+
+def waiting(model: Path, where: Path) -> subprocess.Popen[bytes]:
+    """A run of `pyenc embed` into o.npy that has parts and waits for more of its input."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pyenc", "embed", model, "-o", "o.npy", "--progress"],
+        env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"},
+        cwd=where,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stdin.write(b"the sea kept its own time\n" * 1200)
+    process.stdin.flush()
+    said = b""
+    while b"texts" not in said:  # of the bar, once a unit is done
+        byte = process.stderr.read(1)
+        assert byte, said
+        said += byte
+    return process

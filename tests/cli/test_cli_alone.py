@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_support import ENVIRONMENT, TEXTS, Cli
+from cli_support import TEXTS, Cli, waiting
 
 import pyenc
 from pyenc.cli import alone as lock
@@ -28,22 +28,7 @@ Fails = Callable[..., str]
 @pytest.fixture
 def first(bert: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A run that has parts and waits for more of its input."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pyenc", "embed", bert, "-o", "o.npy", "--progress"],
-        env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdin is not None
-    assert process.stderr is not None
-    process.stdin.write(b"the sea kept its own time\n" * 1200)
-    process.stdin.flush()
-    said = b""
-    while b"texts" not in said:  # of the bar, once a unit is done
-        byte = process.stderr.read(1)
-        assert byte, said
-        said += byte
+    process = waiting(bert, tmp_path)
     yield process
     process.kill()
     process.communicate(timeout=60)

@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
-from cli_support import ENVIRONMENT, TEXTS, Cli
+from cli_support import TEXTS, Cli, waiting
 
 import pyenc
 from pyenc.cli import files, info, main, work
@@ -152,22 +151,7 @@ def test_signals(
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_a_signal_from_outside(bert: Path, tmp_path: Path) -> None:
     """While the process waits for more of its input."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pyenc", "embed", bert, "-o", "o.npy", "--progress"],
-        env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdin is not None
-    assert process.stderr is not None
-    process.stdin.write(b"the sea kept its own time\n" * 1200)
-    process.stdin.flush()
-    said = b""
-    while b"texts" not in said:  # of the bar, once a unit is done
-        byte = process.stderr.read(1)
-        assert byte, said
-        said += byte
+    process = waiting(bert, tmp_path)
     process.terminate()
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143

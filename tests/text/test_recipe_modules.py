@@ -17,20 +17,11 @@ from pyenc.errors import CheckpointError
 from pyenc.text.module_list import KINDS
 from pyenc.text.recipe import read_recipe
 from tests.conftest import GOLDEN
+from tests.text.test_recipe import folder as folder
+from tests.text.test_recipe import write
 
 TEXTS = ["the sky", "a quick brown fox"]
 IDENTITY = "torch.nn.modules.linear.Identity"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    shutil.copytree(GOLDEN / "bert_mean_h4", tmp_path / "model")
-    return tmp_path / "model"
-
-
-def write(path: Path, content: Any) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content))
 
 
 def listed(*kinds: str, names: tuple[str, ...] = ()) -> list[dict[str, Any]]:
