@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 PLACES = ("", "cuda.matmul", "mkldnn", "mkldnn.matmul")
-"""Of `torch.backends`; each goes before the one that it is a part of."""
+"""Of `torch.backends`, the whole before its parts, whose it is until they are set themselves."""
 
 
 def precisions() -> tuple[str, ...]:

@@ -39,22 +39,37 @@ def attention_custom_bias(
 ) -> tuple[Tensor, Tensor]:
     """out (T, H, D) in q's dtype and log-sum-exp (T, H), float32 or wider, both differentiable."""
     parameters = terms.parameters()
-    if torch.is_grad_enabled() and len(q):
-        check_listed(q, terms)
     with_backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *parameters))
+    if torch.is_grad_enabled() and len(q):
+        check_learned(q, terms, with_backward)
     out, lse = _Attention.apply(terms, with_backward, q, k, v, *parameters)
     return out, lse
 
 
-def check_listed(q: Tensor, terms: CustomTerms) -> None:
+TRIES = 3
+"""Other threads draw random numbers too, but hardly at each of so many short calls."""
+
+
+def check_learned(q: Tensor, terms: CustomTerms, with_backward: bool) -> None:
     """Raises:
-    InputError: the bias takes a gradient to a tensor that `parameters()` does not list.
+    InputError: the bias takes a gradient to a tensor that `parameters()` does not list, or, where a
+        backward follows, draws random numbers.
     """
     # One query, and its keys: an object may count on there being some.
     at = next(terms.groups(q.device))[1]
     wide = torch.promote_types(q.dtype, torch.float32)  # as the scores are
     score = torch.zeros((q.shape[1], 1, len(at)), dtype=wide, device=q.device)
-    made = apply_own(terms.bias, score, at[:1], at)
+    for _ in range(TRIES):
+        before = _drawn(q.device)
+        made = apply_own(terms.bias, score.clone(), at[:1], at)
+        if not with_backward or torch.equal(before, _drawn(q.device)):
+            break
+    else:
+        name, method = type(terms.bias).__name__, "score" if terms.mapped else "block"
+        raise InputError(
+            f"attention: {name}.{method} draws random numbers, and the backward, which asks it "
+            "again, would be of others: draw them once and keep them, or use dropout_p"
+        )
     if made.requires_grad and (lost := unlisted(made, terms.parameters())):
         raise InputError(
             f"attention: {type(terms.bias).__name__} wants a gradient of a tensor of shape "
@@ -72,20 +87,6 @@ def forward(
 
     with_backward: whether one follows.
     """
-    before = _drawn(q.device) if with_backward else None
-    found = _forward(q, k, v, terms, with_backward)
-    if before is not None and not torch.equal(before, _drawn(q.device)):
-        name, method = type(terms.bias).__name__, "score" if terms.mapped else "block"
-        raise InputError(
-            f"attention: {name}.{method} draws random numbers, and the backward, which asks it "
-            "again, would be of others: draw them once and keep them, or use dropout_p"
-        )
-    return found
-
-
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, terms: CustomTerms, with_backward: bool
-) -> tuple[Tensor, ...]:
     if terms.extension:
         with suppress(Unsupported):  # two queries and two keys had a program
             whole, lse, shift, total = own_cpu.forward(q, k, v, terms, with_backward)

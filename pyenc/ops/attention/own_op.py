@@ -20,7 +20,7 @@ from ...errors import InputError
 from ..constant import constant_result
 from ..registered import op_anywhere
 from .bias import OwnBias
-from .own_bias import backward, check_listed, forward
+from .own_bias import backward, check_learned, forward
 from .terms import CustomTerms
 from .validation import check_values
 
@@ -89,7 +89,7 @@ def _op(
     *numbers, want_backward = rest
     terms = _terms(q, cu_seqlens, *numbers)
     if want_backward and len(q):
-        _with_autograd(q, lambda: check_listed(q, terms))
+        _with_autograd(q, lambda: check_learned(q, terms, True))
     out, lse, whole, shift, total = forward(q, k, v, terms, want_backward)
     return out, lse, out.new_empty(0) if whole is out else whole, shift, total
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyenc.errors import BackendError, InputError, InputTypeError
 from pyenc.ops import ALiBi, alibi_slopes, attention, check_score_bias
+from pyenc.ops.attention import own_bias
 from tests.seeds import seed
 
 
@@ -152,6 +153,20 @@ def test_random_numbers_have_no_gradient(bias: Any, named: str, backend: str | N
         attention(*qkv, bounds, bias=bias, backend=backend)  # type: ignore[arg-type]
     with torch.no_grad():
         assert isinstance(attention(*qkv, bounds, bias=bias, backend=backend), Tensor)  # type: ignore[arg-type]
+
+
+def test_another_threads_random_numbers_are_not_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn while the object is asked, once."""
+    drawn_, told = own_bias._drawn, []
+
+    def states(device: torch.device) -> Tensor:
+        told.append(1)
+        return drawn_(device) + (len(told) == 2)
+
+    monkeypatch.setattr(own_bias, "_drawn", states)
+    qkv = drawn(20)
+    assert isinstance(attention(*qkv, torch.tensor([0, 0, 20]), bias=Normed()), Tensor)  # type: ignore[arg-type]
+    assert len(told) == 4
 
 
 class Partly(nn.Module):
