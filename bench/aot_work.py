@@ -107,6 +107,9 @@ ON_SM_90 = ("alibi-whole", "alibi-fixed", "alibi-fixed-whole", "alibi-int64", "t
            "line-fixed", "line-fixed-whole")  # fmt: skip
 """Variants that are compiled for sm_90 alone: they are there for `SERIALISED`, and no other
 architecture has wgmma."""
+WIDE = ("none", "window", "t5", "dense", "line")
+"""Variants that are compiled with wide heads too, where shared memory is scarce: what the families
+with such heads run, and what is gathered for each pair."""
 SHAPES = dict.fromkeys(VARIANTS, "64") | {
     "embedding": "768",
     "gated": "3072",
@@ -177,6 +180,12 @@ def listed() -> list[Work]:
         for architecture in ARCHITECTURES
         for op in SHAPES
         if op not in ON_SM_90 or architecture == "sm_90"
+    ]
+    work += [
+        Work(architecture, op, "bfloat16", width)
+        for architecture in ARCHITECTURES
+        for op in WIDE
+        for width in ("128", "256")
     ]
     for architecture in ARCHITECTURES:
         work += _entries(architecture, (architecture, "default"))

@@ -79,7 +79,7 @@ class Tensors(NamedTuple):
 def common(
     q: Tensor, cu_seqlens: Tensor, terms: Terms, met: Ranges | None
 ) -> tuple[Tensors, tuple[Any, ...], int]:
-    """What every main kernel takes: tensors and numbers, what decides its flags (`_flags`), and its
+    """What every main kernel takes: tensors and numbers, what decides its `flags_of`, and its
     programs if each had a whole grain."""
     tokens, heads, head_dim = q.shape
     n_sequences = cu_seqlens.shape[0] - 1
@@ -130,6 +130,21 @@ def flags_of(
         "BLOCK_D": block_d_of(head_dim),
         "PRECISION": "ieee",
     }
+
+
+def constants_of(config: Config, *form: Any) -> dict[str, Any]:
+    """What a main kernel is compiled for but what is its own: its tile, the stages of its loop over
+    pairs, and the flags of a form.
+
+    What a bias gathers for a pair is copied ahead into shared memory. One number in two stages is
+    what all cards have room for, where the tile has any (a configuration of one stage has none to
+    spare); of more, or of nobody knows how many (None), the loop that evaluates pairs is not
+    pipelined. Without any that loop has as many stages as the kernel's others.
+    """
+    flags = dict(flags_of(*form))
+    gathers = flags.pop("GATHERS")
+    stages = None if gathers == 0 else min(config.num_stages, 2) if gathers == 1 else 1
+    return {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": stages, **flags}
 
 
 def or_other(tensor: Tensor | None, other: Tensor) -> Tensor:

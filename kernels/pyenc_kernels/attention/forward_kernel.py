@@ -171,19 +171,6 @@ def phases(
     return a, b, c
 
 
-@triton.constexpr_function
-def stages_of(side, gathers):
-    """Stages of a loop; None: as many as the kernel's others.
-
-    What a bias gathers for a pair is copied ahead into shared memory. One number in two stages is
-    what all cards have room for; of more, or of nobody knows how many (None), the loop that
-    evaluates pairs is not pipelined.
-    """
-    if side != 0 or gathers == 0:
-        return None
-    return 2 if gathers == 1 else 1
-
-
 @triton.jit
 def unforeseen(last, p_cu, PLAIN: tl.constexpr):
     """The same, by way of cu_seqlens' first number, 0. Where the compiler can foresee a loop's
@@ -200,7 +187,7 @@ def _walk(
     p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
     begin, n, o_i, b_i, i_head, scale, window_left, window_right,
     dropout_p, seed,
-    SIDE: tl.constexpr, SCORE: tl.constexpr, GATHERS: tl.constexpr, AFFINE_FROM: tl.constexpr,
+    SIDE: tl.constexpr, SCORE: tl.constexpr, STAGES: tl.constexpr, AFFINE_FROM: tl.constexpr,
     BY_DISTANCE: tl.constexpr, PLAIN: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
@@ -212,7 +199,7 @@ def _walk(
     o_d = tl.arange(0, BLOCK_D)
     if SIDE != 0 and BY_DISTANCE:
         b_columns = columns_of(SCORE, AFFINE_FROM, SIDE < 0, i_head, p_params, BLOCK_N)
-    for turn in tl.range(first, last, num_stages=stages_of(SIDE, GATHERS)):
+    for turn in tl.range(first, last, num_stages=STAGES):
         tile = turn
         if SIDE == 0 and AFFINE_FROM is not None:
             tile = tl.where(turn < gap, turn, turn - gap + after)
@@ -289,7 +276,7 @@ def attention_forward(
     p_q, p_k, p_v, p_out, p_lse, p_cu, p_positions, p_params, p_dense, p_ranges, p_order,
     s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_params, s_dense_h, s_dense,
     n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
-    SCORE: tl.constexpr, GATHERS: tl.constexpr, AFFINE_FROM: tl.constexpr,
+    SCORE: tl.constexpr, STAGES: tl.constexpr, AFFINE_FROM: tl.constexpr,
     BY_DISTANCE: tl.constexpr, PLAIN: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HAS_RANGES: tl.constexpr, HAS_ORDER: tl.constexpr, HEAD_DIM: tl.constexpr,
@@ -333,7 +320,7 @@ def attention_forward(
             b_acc, b_top, b_sum, b_q, a, b + last - c, b, c,
             p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
             begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-            0, SCORE, GATHERS, AFFINE_FROM, BY_DISTANCE, False, HAS_POSITIONS, HAS_DENSE,
+            0, SCORE, STAGES, AFFINE_FROM, BY_DISTANCE, False, HAS_POSITIONS, HAS_DENSE,
             HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
         )  # fmt: skip
         if PLAIN or AFFINE_FROM is not None:
@@ -341,7 +328,7 @@ def attention_forward(
                 b_acc, b_top, b_sum, b_q, first, a, a, a,
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-                -1, SCORE, GATHERS, AFFINE_FROM, BY_DISTANCE, PLAIN, HAS_POSITIONS, HAS_DENSE,
+                -1, SCORE, None, AFFINE_FROM, BY_DISTANCE, PLAIN, HAS_POSITIONS, HAS_DENSE,
                 HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
         if AFFINE_FROM is not None:
@@ -349,7 +336,7 @@ def attention_forward(
                 b_acc, b_top, b_sum, b_q, b, c, c, c,
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-                1, SCORE, GATHERS, AFFINE_FROM, BY_DISTANCE, False, HAS_POSITIONS, HAS_DENSE,
+                1, SCORE, None, AFFINE_FROM, BY_DISTANCE, False, HAS_POSITIONS, HAS_DENSE,
                 HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
         p_out += i_head * HEAD_DIM

@@ -15,7 +15,6 @@ from .forward_kernel import (
     met_tiles,
     phases,
     places_of,
-    stages_of,
     store_rows,
     unforeseen,
     window_tiles,
@@ -29,7 +28,7 @@ def _walk_queries(
     p_q, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense, p_ranges, s_qt, s_gt, s_dense,
     begin, n, o_j, b_j, nearest_left, nearest_right, i_grain, i_head, scale,
     window_left, window_right, dropout_p, seed,
-    SIDE: tl.constexpr, SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr,
+    SIDE: tl.constexpr, SCORE: tl.constexpr, STAGES: tl.constexpr, SLOPE: tl.constexpr,
     AFFINE_FROM: tl.constexpr, PLAIN: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HAS_RANGES: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -37,7 +36,7 @@ def _walk_queries(
 ):  # fmt: skip
     """Query tiles [first, last); SIDE is that of the keys as the queries see them."""
     o_d = tl.arange(0, BLOCK_D)
-    for tile in tl.range(first, last, num_stages=stages_of(SIDE, GATHERS)):
+    for tile in tl.range(first, last, num_stages=STAGES):
         o_i = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         b_q = load_rows(p_q, begin, o_i, n, o_d, s_qt, HEAD_DIM, BLOCK_D)
         b_g = load_rows(p_grad_out, begin, o_i, n, o_d, s_gt, HEAD_DIM, BLOCK_D)
@@ -81,7 +80,7 @@ def attention_grad_keys(
     p_cu, p_positions, p_params, p_dense, p_ranges, p_hulls, p_order,
     s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_gt, s_gh, s_params, s_dense_h, s_dense,
     n_tokens, n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
-    SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr,
+    SCORE: tl.constexpr, STAGES: tl.constexpr, SLOPE: tl.constexpr,
     AFFINE_FROM: tl.constexpr, BY_DISTANCE: tl.constexpr, PLAIN: tl.constexpr,
     HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, HAS_RANGES: tl.constexpr, HAS_ORDER: tl.constexpr,
@@ -134,7 +133,7 @@ def attention_grad_keys(
             p_q, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense, p_ranges,
             s_qt, s_gt, s_dense, begin, n, o_j, b_j, nearest_left, nearest_right, i_grain, i_head,
             scale, window_left, window_right, dropout_p, seed,
-            0, SCORE, GATHERS, SLOPE, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
+            0, SCORE, STAGES, SLOPE, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
             HAS_DROPOUT, HAS_RANGES, HEAD_DIM, BLOCK_M, BLOCK_D, PRECISION,
         )  # fmt: skip
         if PLAIN or AFFINE_FROM is not None:
@@ -143,7 +142,7 @@ def attention_grad_keys(
                 p_q, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense, p_ranges,
                 s_qt, s_gt, s_dense, begin, n, o_j, b_j, nearest_left, nearest_right, i_grain,
                 i_head, scale, window_left, window_right, dropout_p, seed,
-                1, SCORE, GATHERS, SLOPE, AFFINE_FROM, PLAIN, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
+                1, SCORE, None, SLOPE, AFFINE_FROM, PLAIN, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
                 HAS_DROPOUT, HAS_RANGES, HEAD_DIM, BLOCK_M, BLOCK_D, PRECISION,
             )  # fmt: skip
         if AFFINE_FROM is not None:
@@ -152,7 +151,7 @@ def attention_grad_keys(
                 p_q, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense, p_ranges,
                 s_qt, s_gt, s_dense, begin, n, o_j, b_j, nearest_left, nearest_right, i_grain,
                 i_head, scale, window_left, window_right, dropout_p, seed,
-                -1, SCORE, GATHERS, SLOPE, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
+                -1, SCORE, None, SLOPE, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
                 HAS_DROPOUT, HAS_RANGES, HEAD_DIM, BLOCK_M, BLOCK_D, PRECISION,
             )  # fmt: skip
         s_out = n_heads * HEAD_DIM

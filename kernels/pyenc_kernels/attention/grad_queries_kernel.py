@@ -27,7 +27,6 @@ from .forward_kernel import (
     phases,
     places_of,
     side_terms,
-    stages_of,
     store_rows,
     unforeseen,
     window_tiles,
@@ -108,7 +107,7 @@ def _walk_keys(
     b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, first, last, gap, after,
     p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
     begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-    SIDE: tl.constexpr, SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr,
+    SIDE: tl.constexpr, SCORE: tl.constexpr, STAGES: tl.constexpr, SLOPE: tl.constexpr,
     PARAMETER: tl.constexpr, LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr,
     BY_DISTANCE: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr, N_LEARNED: tl.constexpr,
     N_LOOKED: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -126,7 +125,7 @@ def _walk_keys(
     b_columns = None
     if SIDE != 0 and BY_DISTANCE:
         b_columns = columns_of(SCORE, AFFINE_FROM, SIDE < 0, i_head, p_params, BLOCK_N)[None, :]
-    for turn in tl.range(first, last, num_stages=stages_of(SIDE, GATHERS)):
+    for turn in tl.range(first, last, num_stages=STAGES):
         tile = turn
         if SIDE == 0 and AFFINE_FROM is not None:
             tile = tl.where(turn < gap, turn, turn - gap + after)
@@ -198,7 +197,7 @@ def attention_grad_queries(
     p_cu, p_positions, p_params, p_dense, p_ranges, p_order,
     s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_gt, s_gh, s_params, s_dense_h, s_dense,
     n_tokens, n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
-    SCORE: tl.constexpr, GATHERS: tl.constexpr, SLOPE: tl.constexpr, PARAMETER: tl.constexpr,
+    SCORE: tl.constexpr, STAGES: tl.constexpr, SLOPE: tl.constexpr, PARAMETER: tl.constexpr,
     LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr, BY_DISTANCE: tl.constexpr,
     FLAT: tl.constexpr, PLAIN: tl.constexpr, N_LEARNED: tl.constexpr, N_LOOKED: tl.constexpr,
     BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr, CORRECTED: tl.constexpr, HAS_OFF: tl.constexpr,
@@ -251,7 +250,7 @@ def attention_grad_queries(
                 b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, first, a, a, a,
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-                -1, SCORE, GATHERS, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, PLAIN,
+                -1, SCORE, None, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, PLAIN,
                 N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, HAS_OFF, HAS_POSITIONS, HAS_DENSE,
                 HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
@@ -260,7 +259,7 @@ def attention_grad_queries(
                 b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, b, c, c, c,
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-                1, SCORE, GATHERS, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, False,
+                1, SCORE, None, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, False,
                 N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, HAS_OFF, HAS_POSITIONS, HAS_DENSE,
                 HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
@@ -270,7 +269,7 @@ def attention_grad_queries(
             b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, a, b + last - c, b, c,
             p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
             begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-            0, SCORE, GATHERS, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, False,
+            0, SCORE, STAGES, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, False,
             N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, HAS_OFF, HAS_POSITIONS, HAS_DENSE,
             HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
         )  # fmt: skip

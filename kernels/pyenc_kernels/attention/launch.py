@@ -14,7 +14,7 @@ from torch import Tensor
 from ..configs import Config
 from ..launching import Known, Launch, Plans
 from ..slots import GRAIN
-from .call import Ranges, Terms, common, config_of, flags_of, variant_of
+from .call import Ranges, Terms, common, config_of, constants_of, flags_of, variant_of
 from .forward_kernel import attention_forward
 
 
@@ -64,8 +64,4 @@ def _form_variant(*form: Any) -> str | None:
     return variant_of(flags_of(*form), False)
 
 
-def _forward_constants(config: Config, *form: Any) -> dict[str, Any]:
-    return {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, **flags_of(*form)}
-
-
-_FORWARD = Plans(attention_forward, _forward_constants)
+_FORWARD = Plans(attention_forward, constants_of)

@@ -13,7 +13,17 @@ from torch import Tensor
 from ..configs import FUSED, Config
 from ..score_function import ScoreFunction
 from ..slots import GRAIN
-from .call import Ranges, Terms, block_d_of, common, config_of, flags_of, or_other, variant_of
+from .call import (
+    Ranges,
+    Terms,
+    block_d_of,
+    common,
+    config_of,
+    constants_of,
+    flags_of,
+    or_other,
+    variant_of,
+)
 from .grad_dense_kernel import attention_grad_dense
 from .grad_keys_kernel import attention_grad_keys
 from .grad_line_kernel import attention_grad_line
@@ -76,7 +86,7 @@ def backward(
         N_LOOKED=bias.looked_up if bias is not None and n_learned else 0, BLOCK_L=block_l,
         BLOCK_C=triton.next_power_of_2(max(corrected, 1)), CORRECTED=corrected > 0,
         HAS_OFF=lined, HAS_GRAD_LSE=grad_lse is not None,
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, **flags, **config.launch,
+        **constants_of(config, *form), **config.launch,
     )  # fmt: skip
 
     config = config_of("attention_grad_keys", q, cu_seqlens, variant_of(flags, False), configs)
@@ -87,7 +97,7 @@ def backward(
         q if met is None else met.met, q if hulls is None else hulls.met,
         q if hulls is None else hulls.order,
         *strides, *tensors.strides, tokens, *tensors.numbers,
-        SLOPE=slope, BLOCK_M=config.block_m, BLOCK_N=config.block_n, **flags, **config.launch,
+        SLOPE=slope, **constants_of(config, *form), **config.launch,
     )  # fmt: skip
     learned = shares.sum(1)[:, :n_learned] if n_learned else None
     if lined:
@@ -129,17 +139,17 @@ def _grad_dense(
     heads, side, _ = terms.dense.shape
     grad = torch.empty_like(terms.dense, memory_format=torch.contiguous_format)
     tensors, form, _ = common(q, cu_seqlens, terms, None)
-    flags = dict(flags_of(*form))
-    config = config_of("attention_grad_keys", q, cu_seqlens, variant_of(flags, False))
-    for name in ("GATHERS", "BY_DISTANCE", "HAS_RANGES", "HAS_ORDER"):
-        del flags[name]
+    config = config_of("attention_grad_keys", q, cu_seqlens, variant_of(flags_of(*form), False))
+    constants = constants_of(config, *form)
+    for name in ("STAGES", "BY_DISTANCE", "HAS_RANGES", "HAS_ORDER"):
+        del constants[name]
     n_sequences, _, *numbers = tensors.numbers
     tiles = triton.cdiv(side, config.block_m), triton.cdiv(side, config.block_n)
     attention_grad_dense[(*tiles, heads)](
         q, k, v, grad_out, rows, grad, cu_seqlens, tensors.positions, tensors.params,
         tensors.dense, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *grad_out.stride()[:2],
         *tensors.strides, side, q.shape[0], n_sequences, *numbers,
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, **flags, **config.launch,
+        **constants, **config.launch,
     )  # fmt: skip
     return grad
 
