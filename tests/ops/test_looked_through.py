@@ -185,9 +185,24 @@ def test_the_oracle_far_out() -> None:
         embedding_norm(torch.tensor([-1]), X, GAIN, None, 1e-5, backend="reference")
 
 
+NOTHING: Any = None
+PLACES, ENDS = torch.arange(T), torch.tensor([0, T])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (
+            lambda: embedding_norm(NOTHING, X, GAIN, None, 1e-5),
+            "input_ids must be an int32 or int64",
+        ),
+        (lambda: embedding_norm(PLACES, NOTHING, GAIN, None, 1e-5), "word must be a tensor"),
+        (lambda: gated_linear(X, NOTHING, None, "gelu"), "weight must be a tensor"),
+        (lambda: gated_activation(NOTHING, X, "gelu"), "gate must be a tensor"),
+        (lambda: segment_mean(NOTHING, ENDS), "segment_mean: x must be a tensor"),
+        (lambda: rotary(X[:, None], NOTHING, TURN, PLACES), "cos must be a tensor"),
+        (lambda: attention(X[:, None], X[:, None], NOTHING, ENDS), "v must be a tensor"),
+        (lambda: int8_linear(X, NOTHING, GAIN), "int8_linear: weight must be a tensor"),
         (lambda: linear(X, None), "linear: weight must be a tensor, got NoneType"),  # type: ignore[arg-type]
         (lambda: add_layer_norm(X, None, None, None, 1e-5), "weight must be a tensor"),  # type: ignore[arg-type]
         (lambda: add_rms_norm(torch.tensor(1.0), None, GAIN, 1e-5), "got a single number"),
@@ -223,3 +238,13 @@ def test_columns_first_in_a_graph() -> None:
                 *(torch.autograd.grad(out.square().sum(), y)[0] for out in (ours, eager))
             )
     torch._dynamo.reset()
+
+
+def test_a_scale_that_is_a_symbol() -> None:
+    """Of a graph of symbolic shapes, which not only torch.compile makes."""
+
+    def run(q: Tensor) -> Any:
+        return attention(q, q, q, ENDS, scale=q.shape[-1] ** -0.5)
+
+    traced = make_fx(run, tracing_mode="symbolic", _allow_non_fake_inputs=True)(X[:, None])
+    torch.testing.assert_close(traced(X[:, None]), run(X[:, None]))
