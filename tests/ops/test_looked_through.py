@@ -248,3 +248,38 @@ def test_a_scale_that_is_a_symbol() -> None:
 
     traced = make_fx(run, tracing_mode="symbolic", _allow_non_fake_inputs=True)(X[:, None])
     torch.testing.assert_close(traced(X[:, None]), run(X[:, None]))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_attention_refuses_transforms_by_name(own: bool) -> None:
+    class Bias:
+        def block(self, i: Tensor, j: Tensor) -> Tensor:
+            return 0.1 * (j[None, :] - i[:, None])
+
+    def run(q: Tensor, backend: str | None = None) -> Any:
+        bias = Bias() if own else ALiBi(alibi_slopes(1))
+        return attention(q, q, q, ENDS, bias=bias, backend=backend)  # type: ignore[arg-type]
+
+    q = X[:, None]
+    with pytest.raises(BackendError, match=r"transforms of torch\.func .* backend=\"reference\""):
+        torch.func.grad(lambda x: run(x).sum())(q)
+    with pytest.raises(BackendError, match=r"transforms of torch\.func .* backend=\"reference\""):
+        torch.func.grad(lambda x: torch.func.vmap(run)(x[None]).sum())(q)
+    leaf = q.clone().requires_grad_()
+    right = torch.autograd.grad(run(leaf).square().sum(), leaf)[0]
+    found = torch.func.grad(lambda x: run(x, "reference").square().sum())(q)
+    torch.testing.assert_close(found, right)
+
+
+def test_attention_of_what_is_not_derived_by() -> None:
+    """And of what is mapped over, where torch calls an op of its own accord for each."""
+    q, bias = X[:, None], ALiBi(alibi_slopes(1))
+
+    def run(x: Tensor) -> Any:
+        return attention(x, x, x, ENDS, bias=bias)
+
+    found = torch.func.grad(lambda x: (x * run(q)).sum())(q)
+    torch.testing.assert_close(found, run(q))
+    torch.testing.assert_close(
+        torch.func.vmap(run)(torch.stack([q, -q])), torch.stack([run(q), run(-q)])
+    )
