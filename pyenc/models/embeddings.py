@@ -8,8 +8,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ..ops import embedding_norm
+from ..ops.embedding import few_rows
 from .config import EncoderConfig
 from .modules import Norm
 
@@ -72,6 +74,8 @@ class Embeddings(nn.Module):
         if self.token_type is not None:
             if token_type_ids is None:
                 x_TC = x_TC + self.token_type.weight[0]
+            elif _untouched(self.token_type) and _gathers(self.token_type):
+                x_TC = x_TC + few_rows(token_type_ids, self.token_type.weight)
             else:
                 x_TC = x_TC + self.token_type(token_type_ids)
         if self.position is not None:
@@ -93,3 +97,10 @@ def _untouched(module: nn.Module) -> bool:
     hooks = module._forward_hooks or module._forward_pre_hooks
     own = type(module) in (nn.Embedding, Norm) and type(module.weight) is nn.Parameter
     return own and not hooks and "forward" not in module.__dict__
+
+
+def _gathers(table: nn.Embedding) -> bool:
+    """Whether its gradient is a gather's and nothing else, which nobody listens to."""
+    hooks = table._backward_hooks or table._backward_pre_hooks or _has_any_global_hook()
+    other = table.padding_idx is not None or table.sparse or table.scale_grad_by_freq
+    return not (hooks or other)

@@ -121,7 +121,22 @@ def explain(table: Mapping[str, WhyNot]) -> dict[str, str]:
 def looked_through() -> bool:
     """Whether torch looks through what is computed, which of a kernel it cannot: derivatives go
     forward, or torch.func transforms the call."""
-    return forward_derivative() or (not compiling() and torch._C._are_functorch_transforms_active())
+    return forward_derivative() or transformed()
+
+
+def transformed() -> bool:
+    """Whether torch.func transforms the call."""
+    return not compiling() and torch._C._are_functorch_transforms_active()
+
+
+def followed(x: Tensor) -> bool:
+    """Whether torch.func takes a derivative by x, or by what it is made of."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_gradtrackingtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return False
 
 
 def forward_derivative(*tensors: Tensor) -> bool:

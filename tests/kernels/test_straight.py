@@ -241,8 +241,12 @@ def test_wrong_lengths_are_told(bounds: list[int], device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"scale": float("nan")}, {"skip_eps": 1.0}, {"dropout_p": None}, {"backend": "none"}]
-)
+    "wrong",
+    [
+        {"scale": float("nan")}, {"scale": "big"}, {"scale": torch.tensor(0.3)}, {"skip_eps": 1.0},
+        {"dropout_p": None}, {"backend": "none"},
+    ],
+)  # fmt: skip
 def test_wrong_options_are_told(wrong: dict[str, Any], device: str) -> None:
     _, qkv = calls(device)["attention"]
     cu_seqlens = torch.tensor([0, T], device=device)

@@ -128,3 +128,22 @@ def test_compiled_whole_without_a_gradient(calls: list[int]) -> None:
         right = made(IDS, PLACES, TYPES, None)
         torch.testing.assert_close(compiled(IDS, PLACES, TYPES, None), right)
     assert calls
+
+
+def test_the_gradient_of_types_is_added_up_wide() -> None:
+    made = embeddings(**FORMS["no norm"] | {"type_vocab_size": 2}).to(torch.bfloat16)
+    assert made.token_type is not None
+    ids, types = torch.randint(8, (8192,)), torch.randint(2, (8192,))
+    onto = torch.rand(8192, 16).to(torch.bfloat16)
+    made(ids, None, types, None).backward(onto)
+    right = torch.stack([onto[types == kind].double().sum(0) for kind in (0, 1)])
+    assert made.token_type.weight.grad is not None
+    assert (made.token_type.weight.grad.double() - right).norm() <= 2**-7 * right.norm()
+
+
+def test_who_listens_to_types_hears_of_their_gradient() -> None:
+    made, heard = embeddings(**FORMS["all"]).to(torch.bfloat16), []
+    assert made.token_type is not None
+    made.token_type.register_full_backward_hook(lambda *given: heard.append(given))
+    made(IDS, PLACES, TYPES, None).sum().backward()
+    assert len(heard) == 1

@@ -185,9 +185,24 @@ def test_the_oracle_far_out() -> None:
         embedding_norm(torch.tensor([-1]), X, GAIN, None, 1e-5, backend="reference")
 
 
+NOTHING: Any = None
+PLACES, ENDS = torch.arange(T), torch.tensor([0, T])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (
+            lambda: embedding_norm(NOTHING, X, GAIN, None, 1e-5),
+            "input_ids must be an int32 or int64",
+        ),
+        (lambda: embedding_norm(PLACES, NOTHING, GAIN, None, 1e-5), "word must be a tensor"),
+        (lambda: gated_linear(X, NOTHING, None, "gelu"), "weight must be a tensor"),
+        (lambda: gated_activation(NOTHING, X, "gelu"), "gate must be a tensor"),
+        (lambda: segment_mean(NOTHING, ENDS), "segment_mean: x must be a tensor"),
+        (lambda: rotary(X[:, None], NOTHING, TURN, PLACES), "cos must be a tensor"),
+        (lambda: attention(X[:, None], X[:, None], NOTHING, ENDS), "v must be a tensor"),
+        (lambda: int8_linear(X, NOTHING, GAIN), "int8_linear: weight must be a tensor"),
         (lambda: linear(X, None), "linear: weight must be a tensor, got NoneType"),  # type: ignore[arg-type]
         (lambda: add_layer_norm(X, None, None, None, 1e-5), "weight must be a tensor"),  # type: ignore[arg-type]
         (lambda: add_rms_norm(torch.tensor(1.0), None, GAIN, 1e-5), "got a single number"),
@@ -223,3 +238,48 @@ def test_columns_first_in_a_graph() -> None:
                 *(torch.autograd.grad(out.square().sum(), y)[0] for out in (ours, eager))
             )
     torch._dynamo.reset()
+
+
+def test_a_scale_that_is_a_symbol() -> None:
+    """Of a graph of symbolic shapes, which not only torch.compile makes."""
+
+    def run(q: Tensor) -> Any:
+        return attention(q, q, q, ENDS, scale=q.shape[-1] ** -0.5)
+
+    traced = make_fx(run, tracing_mode="symbolic", _allow_non_fake_inputs=True)(X[:, None])
+    torch.testing.assert_close(traced(X[:, None]), run(X[:, None]))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_attention_refuses_transforms_by_name(own: bool) -> None:
+    class Bias:
+        def block(self, i: Tensor, j: Tensor) -> Tensor:
+            return 0.1 * (j[None, :] - i[:, None])
+
+    def run(q: Tensor, backend: str | None = None) -> Any:
+        bias = Bias() if own else ALiBi(alibi_slopes(1))
+        return attention(q, q, q, ENDS, bias=bias, backend=backend)  # type: ignore[arg-type]
+
+    q = X[:, None]
+    with pytest.raises(BackendError, match=r"transforms of torch\.func .* backend=\"reference\""):
+        torch.func.grad(lambda x: run(x).sum())(q)
+    with pytest.raises(BackendError, match=r"transforms of torch\.func .* backend=\"reference\""):
+        torch.func.grad(lambda x: torch.func.vmap(run)(x[None]).sum())(q)
+    leaf = q.clone().requires_grad_()
+    right = torch.autograd.grad(run(leaf).square().sum(), leaf)[0]
+    found = torch.func.grad(lambda x: run(x, "reference").square().sum())(q)
+    torch.testing.assert_close(found, right)
+
+
+def test_attention_of_what_is_not_derived_by() -> None:
+    """And of what is mapped over, where torch calls an op of its own accord for each."""
+    q, bias = X[:, None], ALiBi(alibi_slopes(1))
+
+    def run(x: Tensor) -> Any:
+        return attention(x, x, x, ENDS, bias=bias)
+
+    found = torch.func.grad(lambda x: (x * run(q)).sum())(q)
+    torch.testing.assert_close(found, run(q))
+    torch.testing.assert_close(
+        torch.func.vmap(run)(torch.stack([q, -q])), torch.stack([run(q), run(-q)])
+    )

@@ -153,8 +153,9 @@ class PackedTransformer(Standing):
     def _current(self) -> Borrowed | None:
         """The encoder on what the model's parameters are now."""
         slot, model = self._pyenc, self.model
-        if slot.borrowed is not None and not slot.borrowed.changed(model):
-            return slot.borrowed
+        borrowed = slot.borrowed  # which another thread may take away meanwhile
+        if borrowed is not None and not borrowed.changed(model):
+            return borrowed
         with _lock:
             if slot.borrowed is not None and slot.borrowed.changed(model):
                 slot.borrowed = None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...errors import BackendError
 from .. import oracle
-from ..backend import WhyNot, always, choose, compiling, forward_derivative
+from ..backend import WhyNot, always, choose, compiling, followed, forward_derivative, transformed
 from ..launch import DTYPE_CODES
 from . import cpu as cpu_kernels
 from . import flash_attn
@@ -101,10 +101,22 @@ def attention(
         q, k, v, bias, dropout_p, positions, return_lse, scale, cu_seqlens, within
     )  # fmt: skip
     name = choose("attention", backend, table)
-    if name != "reference" and forward_derivative() and _dual(q, k, v, bias):
+    if (
+        name != "reference" and forward_derivative()
+        and forward_derivative(*_inputs(q, k, v, bias))
+    ):  # fmt: skip
         raise BackendError(
             "attention: a derivative forward (torch.func.jvp, torch.autograd.forward_ad) is not "
             'served by its ops; backend="reference" has one'
+        )
+    # An object of one's own goes through an autograd.Function, which no transform takes.
+    if (
+        name != "reference" and transformed()
+        and ((is_own(bias) and not has_line(bias)) or any(map(followed, _inputs(q, k, v, bias))))
+    ):  # fmt: skip
+        raise BackendError(
+            "attention: transforms of torch.func (grad, vjp, jacrev) do not go through its ops; "
+            'backend="reference" has them, and torch.autograd.grad goes through all'
         )
     bias = as_line(bias, q, cu_seqlens, positions, name, within)
     if name == "reference":
@@ -168,11 +180,11 @@ def as_line(
     return line_of(bias, q.shape[1], reach, q.device)
 
 
-def _dual(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> bool:
-    """Whether a derivative goes forward through any of them."""
+def _inputs(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> list[Tensor]:
+    """What a derivative may be of."""
     listed: Any = getattr(bias, "parameters", None)
     own = listed() if listed is not None else [flatten(bias)[1]]
-    return forward_derivative(q, k, v, *(x for x in own if isinstance(x, Tensor)))
+    return [q, k, v, *(x for x in own if isinstance(x, Tensor))]
 
 
 def _as_autocast(x: Tensor) -> Tensor:

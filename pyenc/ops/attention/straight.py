@@ -70,7 +70,7 @@ def terms_for(
             return None
     if scale is None:
         scale = head_dim**-0.5
-    elif not math.isfinite(scale):
+    elif not isinstance(scale, float | int) or not math.isfinite(scale):
         return None
     if skip_eps is not None and not (isinstance(skip_eps, float | int) and 0 <= skip_eps < 1):
         return None

@@ -40,6 +40,7 @@ def check_arguments(
     skip_eps: float | None,
 ) -> None:
     """Everything that shapes and dtypes alone can tell."""
+    check_given("attention", q=q, k=k, v=v, cu_seqlens=cu_seqlens)
     check_float("attention", q=q, k=k, v=v)
     if q.ndim != 3 or k.shape != q.shape or v.shape != q.shape:
         raise InputError(
@@ -79,8 +80,9 @@ def check_arguments(
 
 
 def check_number(what: str, value: Any) -> None:
-    """A number, or None."""
-    if value is not None and not compiling() and not isinstance(value, Real):
+    """A number, be it a symbol of a graph that is traced, or None."""
+    numbers = (Real, torch.SymInt, torch.SymFloat)
+    if value is not None and not compiling() and not isinstance(value, numbers):
         raise InputTypeError(f"{what} must be a number or None, got {value!r:.80}")
 
 

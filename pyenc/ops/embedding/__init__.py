@@ -15,7 +15,7 @@ from ..backend import WhyNot, choose
 from ..launch import DTYPE_CODES
 from ..norm import add_layer_norm, add_rms_norm
 from ..norm import backend_table as norm_table
-from ..validation import check_float
+from ..validation import check_float, check_given
 from . import registration as _registration  # noqa: F401  (it registers the op)
 from .reference import embedding_norm_reference
 
@@ -88,13 +88,24 @@ def embedding_norm(
         return normed
     x = F.embedding(input_ids, word)
     if token_type is not None:
-        types = token_type[0] if token_type_ids is None else F.embedding(token_type_ids, token_type)
-        x = x + types
+        x = x + (token_type[0] if token_type_ids is None else few_rows(token_type_ids, token_type))
     if position is not None and position_ids is not None:
         x = x + F.embedding(position_ids, position)
     if rms:
         return add_rms_norm(x, None, weight, eps, backend=backend)[0]
     return add_layer_norm(x, None, weight, bias, eps, backend=backend)[0]
+
+
+def few_rows(ids: Tensor, table: Tensor) -> Tensor:
+    """Rows of a table that has few, as of types, whose gradient is added up in float32.
+
+    Of halves torch's gather on a CPU adds it up in the half: of thousands of tokens a row it is off
+    by a tenth and more. A wide copy of a table of words would be too dear for what it mends.
+    """
+    half = table.dtype in (torch.bfloat16, torch.float16) and table.device.type == "cpu"
+    if not (half and torch.is_grad_enabled() and table.requires_grad):
+        return F.embedding(ids, table)
+    return F.embedding(ids, table.float()).to(table.dtype)
 
 
 def backend_table(x: Tensor) -> dict[str, WhyNot]:
@@ -121,6 +132,7 @@ def _check(
     **tables: Tensor | None,
 ) -> None:  # fmt: skip
     op = "embedding_norm"
+    check_given(op, word=word, weight=weight)
     check_float(op, word=word, **tables, weight=weight, bias=bias)
     if word.ndim != 2:
         raise InputError(f"{op}: word must be (vocabulary, C), got {tuple(word.shape)}")
@@ -138,7 +150,7 @@ def _check(
 
 def _check_ids(name: str, ids: Tensor | None, input_ids: Tensor, table: Tensor | None) -> None:
     op = "embedding_norm"
-    if ids is None:
+    if ids is None and name != "input_ids":
         return
     if not isinstance(ids, Tensor) or ids.dtype not in (torch.int32, torch.int64):
         found = getattr(ids, "dtype", type(ids).__name__)

@@ -20,7 +20,7 @@ from ..constant import constant_result
 from ..launch import DTYPE_CODES, as_rows, why_not
 from ..linear import linear
 from ..registered import on_card_of, plain
-from ..validation import check_float
+from ..validation import check_float, check_given
 from . import registration as _registration  # noqa: F401  (it registers the ops)
 from .reference import gated_activation_reference, gated_linear_reference
 
@@ -41,6 +41,7 @@ def gated_activation(
     Raises:
         InputError: shapes, dtypes or the activation's name are wrong.
     """
+    check_given("gated_activation", gate=gate, value=value)
     check_float("gated_activation", gate=gate, value=value)
     if gate.shape != value.shape or gate.dtype != value.dtype:
         raise InputError(
@@ -94,6 +95,7 @@ def gated_linear(
     """
     if (found := _straight(x, weight, bias, activation, gate_first, backend)) is not None:
         return found
+    check_given("gated_linear", x=x, weight=weight)
     check_float("gated_linear", x=x, weight=weight, bias=bias)
     if weight.ndim != 2 or weight.shape[0] % 2 or x.shape[-1:] != weight.shape[1:]:
         raise InputError(

@@ -27,7 +27,7 @@ from ..activation import check_activation
 from ..backend import WhyNot, always, choose, forward_derivative
 from ..constant import constant_result
 from ..unseen import unseen
-from ..validation import check_beside, check_float
+from ..validation import check_beside, check_float, check_given
 from . import int8_rows, packs
 from .int8_rows import STEPS, TINY
 from .reference import int8_linear_reference
@@ -223,6 +223,7 @@ def _try() -> str | None:
 def _check(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, activation: str | None
 ) -> None:
+    check_given("int8_linear", x=x, weight=weight, scale=scale)
     check_float("int8_linear", x=x, scale=scale, bias=bias)
     check_beside("int8_linear", x, weight=weight)
     if x.device.type not in ("cpu", "meta"):

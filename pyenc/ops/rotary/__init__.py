@@ -45,6 +45,7 @@ def rotary(
     """
     if (found := _straight(x, cos, sin, positions, backend)) is not None:
         return found
+    check_given("rotary", x=x, cos=cos, sin=sin, positions=positions)
     check_float("rotary", x=x, cos=cos, sin=sin)
     if x.ndim != 3 or x.shape[-1] % 2:
         raise InputError(f"rotary: x must be (T, H, D) with D even, got {tuple(x.shape)}")
@@ -53,7 +54,6 @@ def rotary(
             f"rotary: cos and sin must be (P, {x.shape[2] // 2}); got "
             f"{tuple(cos.shape)} and {tuple(sin.shape)}"
         )
-    check_given("rotary", positions=positions)
     check_beside("rotary", x, positions=positions)
     if positions.shape != x.shape[:1] or positions.dtype not in _WHOLE:
         raise InputError(

@@ -49,6 +49,7 @@ def segment_mean(
         InputError: shapes, dtypes or cu_seqlens are wrong.
         BackendError: `backend` cannot serve this call.
     """
+    check_given("segment_mean", x=x, cu_seqlens=cu_seqlens)
     check_float("segment_mean", x=x, weights=weights)
     check_cu_seqlens("segment_mean", cu_seqlens)
     check_beside("segment_mean", x, cu_seqlens=cu_seqlens)

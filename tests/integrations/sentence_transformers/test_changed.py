@@ -274,3 +274,17 @@ def test_a_class_that_is_made_otherwise(bert: Any) -> None:
     bert[0].model.__class__ = Mine
     check_numbers(bert[0].model)
     assert served(accelerate(bert))
+
+
+def test_another_thread_takes_the_encoder_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While this one asks whether the model is what it was."""
+    model = accelerate(loaded("bert_mean_h4"))
+    slot = model[0]._pyenc
+    borrowed = slot.borrowed
+
+    def changed(_: Any) -> bool:
+        slot.borrowed = None
+        return False
+
+    monkeypatch.setattr(borrowed, "changed", changed)
+    assert model[0]._current() is borrowed

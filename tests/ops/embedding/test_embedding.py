@@ -47,6 +47,28 @@ def test_the_bits_of_what_it_is_made_of(dtype: torch.dtype, backend: str | None)
     assert torch.equal(got, add_rms_norm(word[IDS], None, weight, 1e-5, backend=backend)[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_gradient_of_types_is_added_up_wide(dtype: torch.dtype) -> None:
+    """In the half, as torch's own gather adds them up, the types of many tokens are off by a tenth
+    and more."""
+    tokens = 8192
+    word, types = (torch.randn(n, COLUMNS).to(dtype) for n in (WORDS, KINDS))
+    ids, kinds = torch.randint(WORDS, (tokens,)), torch.randint(KINDS, (tokens,))
+    onto = (torch.randn(tokens, COLUMNS) + 0.5).to(dtype)
+
+    def gradient(wanted: torch.dtype) -> Tensor:
+        table = types.to(wanted).requires_grad_()
+        out = embedding_norm(
+            ids, word.to(wanted), torch.ones(COLUMNS, dtype=wanted), None, 1e-5,
+            token_type_ids=kinds, token_type=table,
+        )  # fmt: skip
+        (grad,) = torch.autograd.grad(out, table, onto.to(wanted))
+        return grad.double()
+
+    right = gradient(torch.float64)
+    assert (gradient(dtype) - right).norm() <= torch.finfo(dtype).eps * right.norm()
+
+
 def test_the_kernel_is_first_on_a_card_alone() -> None:
     with FakeTensorMode():
         on_card = torch.empty(2, 64, device="cuda")
