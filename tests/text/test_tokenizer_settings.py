@@ -199,6 +199,8 @@ def test_word_lists_are_cut_at_newlines_alone(entry: str, tmp_path: Path) -> Non
         ("special_tokens_map.json", {"do_lower_case": False}, "do_lower_case: not a special token"),
         ("added_tokens.json", {"newtok": 9999}, "'newtok' is said to be 9999"),
         ("added_tokens.json", {"newtok": "1"}, "'newtok': expected an id"),
+        ("tokenizer.json", {"lowercase": True}, "lowercase: an unknown setting; known: version"),
+        ("tokenizer.json", {"version": "2.0"}, "version '2.0' is not served; expected '1.0'"),
     ],
 )
 def test_refused_with_file_and_key(
