@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..errors import InputError, InputTypeError
 from ..text import Recipe, TextEncoder, load
 from ..text.arguments import check_many
+from ..text.names import ELSEWHERE, meant, names_nearest
 from ..text.precision import RANGED
 
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
@@ -19,6 +21,39 @@ PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus
 
 BEFORE = ("prompt", "prompt_name", "instruction")
 """Options of `encode` that say what is put before a text."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+INSTRUCTIONS = {
+    "query_instruction": 'query_encode_kwargs={"prompt": ...}',
+    "text_instruction": 'encode_kwargs={"prompt": ...}',
+    "embed_instruction": 'encode_kwargs={"prompt": ...}',
+}
+"""What other embedders call what is put before a text."""
+
+
+def place_of(name: str, known: Sequence[str]) -> str:
+    """As `meant`, of a keyword of an embedder; one of `pyenc.load` or of `TextEncoder.encode` is
+    said to go where those are given."""
+    ours = ELSEWHERE.get(name, "")
+    if name in INSTRUCTIONS and INSTRUCTIONS[name].partition("=")[0] in known:
+        return f"; that is {INSTRUCTIONS[name]}"
+    if ours not in known:
+        for one in (name, ours):
+            for options, function in (
+                ("model_kwargs", load),
+                ("encode_kwargs", TextEncoder.encode),
+            ):
+                if one in inspect.signature(function).parameters and options in known:
+                    return f"; that is {options}={{{one!r}: ...}}"
+    return meant(name, known)
+
+
+def options_nearest(function: Callable[P, R]) -> Callable[P, R]:
+    """`names_nearest` of what makes an embedder."""
+    return names_nearest(function, place_of)
 
 
 def encoder_of(model: TextEncoder | str | Path, options: Mapping[str, Any] | None) -> TextEncoder:

@@ -11,7 +11,7 @@ import torch
 
 from ..errors import InputTypeError
 from ..text import TextEncoder
-from .embedding import embed, encoder_of
+from .embedding import embed, encoder_of, options_nearest
 from .missing import needs
 
 with needs("haystack", "haystack-ai"):
@@ -81,6 +81,7 @@ class PyencTextEmbedder(_Embedder):
         MissingPackageError: haystack-ai is not installed (as this module is imported).
     """
 
+    @options_nearest
     def __init__(
         self,
         model: TextEncoder | str | Path,
@@ -148,6 +149,7 @@ class PyencDocumentEmbedder(_Embedder):
         MissingPackageError: haystack-ai is not installed (as this module is imported).
     """
 
+    @options_nearest
     def __init__(
         self,
         model: TextEncoder | str | Path,

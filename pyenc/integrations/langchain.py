@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..text import TextEncoder
-from ..text.names import names_nearest
-from .embedding import embed, encoder_of
+from .embedding import embed, encoder_of, options_nearest
 from .missing import needs
 
 with needs("langchain_core", "langchain-core"):
@@ -35,7 +34,7 @@ class PyencEmbeddings(Embeddings):
         PyencError: what `pyenc.load` has against the model.
     """
 
-    @names_nearest
+    @options_nearest
     def __init__(
         self,
         model: TextEncoder | str | Path,

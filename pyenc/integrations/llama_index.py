@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..text import TextEncoder
-from .embedding import embed, encoder_of
+from ..text.names import check_names
+from .embedding import embed, encoder_of, place_of
 from .missing import needs
 
 with needs("llama_index", "llama-index-core"):
@@ -34,6 +35,7 @@ class PyencEmbedding(BaseEmbedding):
 
     Raises:
         MissingPackageError: llama-index-core is not installed (as this module is imported).
+        InputTypeError: an argument does not exist.
         PyencError: what `pyenc.load` has against the model.
     """
 
@@ -56,6 +58,8 @@ class PyencEmbedding(BaseEmbedding):
         embed_batch_size: int = BATCH_TEXTS,
         **more: Any,
     ) -> None:
+        # BaseEmbedding passes over what it does not know.
+        check_names("PyencEmbedding", more, list(type(self).model_fields), place_of)
         encoder = encoder_of(model_name, model_kwargs)
         fields: dict[str, Any] = {
             "model_name": encoder.name,

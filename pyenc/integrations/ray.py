@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import InputError, InputTypeError
 from ..text import TextEncoder
-from .embedding import PROMPT_NAMES, embed, encoder_of
+from .embedding import PROMPT_NAMES, embed, encoder_of, options_nearest
 from .missing import needs
 
 with needs("ray"):
@@ -58,6 +58,7 @@ class Embed:
         PyencError: what `pyenc.load` has against the model.
     """
 
+    @options_nearest
     def __init__(
         self,
         model: TextEncoder | str | Path,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, ParamSpec, TypeVar
 
@@ -66,24 +66,42 @@ def meant(name: str, known: Iterable[str]) -> str:
     return f"; the nearest is {close[0]!r}" if close else ""
 
 
-def names_nearest(function: Callable[P, R]) -> Callable[P, R]:
-    """A decorator: an unknown keyword is an `InputTypeError` that names the nearest one.
+def check_names(
+    called: str,
+    given: Iterable[str],
+    known: Sequence[str],
+    hint: Callable[[str, Sequence[str]], str] = meant,
+) -> None:
+    """Are these keywords known?
 
-    `InputTypeError` is a TypeError too, which is what Python raises.
+    Args:
+        called: what they are given to, for the message.
+        given: their names.
+        known: those that there are.
+        hint: as `meant`.
+
+    Raises:
+        InputTypeError: one is not; it is a TypeError too, which is what Python raises.
     """
-    parameters = inspect.signature(function).parameters
-    known = [name for name in parameters if name != "self"]
+    for name in given:
+        if name not in known:
+            raise InputTypeError(
+                f"{called}() has no argument {name!r}{hint(name, known)}; it has: "
+                f"{', '.join(known)}"
+            )
+
+
+def names_nearest(
+    function: Callable[P, R], hint: Callable[[str, Sequence[str]], str] = meant
+) -> Callable[P, R]:
+    """A decorator: an unknown keyword is an `InputTypeError` that names the nearest one."""
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
     # What makes an object is called by the name of its class.
     called = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name in kwargs:
-            if name not in parameters:
-                raise InputTypeError(
-                    f"{called}() has no argument {name!r}{meant(name, known)}; it has: "
-                    f"{', '.join(known)}"
-                )
+        check_names(called, kwargs, known, hint)
         return function(*args, **kwargs)
 
     return checked

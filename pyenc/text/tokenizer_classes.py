@@ -36,6 +36,8 @@ class TokenizerClass:
     """Named tokens that are ordinary ones in text: found after normalising; mask takes a space."""
     extra: Callable[[Settings], list[Any]] | None = None
     """Further special tokens of its own."""
+    lists: bool = True
+    """Whether lists of words and merges will do, or `tokenizer.json` alone."""
 
 
 def _bert(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
@@ -57,6 +59,17 @@ def _byte_level(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
     tokenizer = Tokenizer(model)
     space = bool(settings.get("add_prefix_space", False))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    return tokenizer
+
+
+def _gemma(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
+    model = models.BPE(
+        parts.vocab, parts.merges, unk_token=str(named["unk_token"]), fuse_unk=True,
+        byte_fallback=True,
+    )  # fmt: skip
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     return tokenizer
 
 
@@ -136,6 +149,7 @@ ROBERTA = {
     "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>",
     "pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>",
 }  # fmt: skip
+GEMMA = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "unk", "pad", "mask")}
 T5 = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 END = "<|endoftext|>"
 
@@ -161,6 +175,7 @@ CLASSES = {
             "GPT2Tokenizer", "BPE", dict.fromkeys(("unk_token", "bos_token", "eos_token"), END),
             _byte_level, None,
         ),
+        TokenizerClass("GemmaTokenizer", "BPE", GEMMA, _gemma, None, lists=False),
         TokenizerClass(
             "XLMRobertaTokenizer", "Unigram", ROBERTA, _unigram(lambda *_: 3, True),
             lambda t, s, n: _template(t, n, "bos_token", "eos_token"),

@@ -122,7 +122,7 @@ def _parts(
     if whole is not None:
         return parts_of(whole, path, rules.name, rules.model)
     expected = "WordPiece" if path.name == "vocab.txt" else "BPE"
-    if rules.model != expected:
+    if rules.model != expected or not rules.lists:
         raise CheckpointError(
             f"{path}: tokenizer_class {rules.name} cannot be made of it; expected tokenizer.json"
         )

@@ -22,7 +22,7 @@ _NOT_SERVED = """
     CpmAntTokenizer CpmTokenizer DPRContextEncoderTokenizer DPRQuestionEncoderTokenizer
     DPRReaderTokenizer DebertaTokenizer DebertaV2Tokenizer EsmTokenizer EsmcTokenizer
     FNetTokenizer FSMTTokenizer FlaubertTokenizer FunnelTokenizer GPTNeoXJapaneseTokenizer
-    GPTNeoXTokenizer GPTSw3Tokenizer GemmaTokenizer HerbertTokenizer LayoutLMv2Tokenizer
+    GPTNeoXTokenizer GPTSw3Tokenizer HerbertTokenizer LayoutLMv2Tokenizer
     LayoutLMv3Tokenizer LayoutXLMTokenizer LlamaTokenizer LukeTokenizer M2M100Tokenizer
     MBart50Tokenizer MBartTokenizer MLukeTokenizer MarianTokenizer MarkupLMTokenizer
     MyT5Tokenizer NllbTokenizer NougatTokenizer OpenAIGPTTokenizer PLBartTokenizer

@@ -12,6 +12,14 @@ from tokenizers import Tokenizer
 
 from ..errors import CheckpointError
 
+VERSION = "1.0"
+"""The format of `tokenizer.json` that there is."""
+
+KEYS = (
+    "version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
+    "post_processor", "decoder", "model",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -29,7 +37,18 @@ class Parts:
 
 
 def parts_of(whole: dict[str, Any], path: Path, name: str, kind_wanted: str) -> Parts:
-    """The vocabulary of a `tokenizer.json`."""
+    """The vocabulary of a `tokenizer.json`.
+
+    Raises:
+        CheckpointError: the file has another format, a key that nobody knows, or the vocabulary is
+            of another kind than the class wants.
+    """
+    if whole.get("version", VERSION) != VERSION:
+        raise CheckpointError(
+            f"{path}: version {whole['version']!r:.40} is not served; expected {VERSION!r}"
+        )
+    if strange := [key for key in whole if key not in KEYS]:
+        raise CheckpointError(f"{path}: {strange[0]}: an unknown setting; known: {', '.join(KEYS)}")
     if kind_wanted == "":
         return Parts(path, whole=True)
     model, kind = whole["model"], model_kind(whole)
@@ -44,7 +63,7 @@ def parts_of(whole: dict[str, Any], path: Path, name: str, kind_wanted: str) -> 
     merges = [m.split(" ") if isinstance(m, str) else m for m in model.get("merges") or []]
     # The processor alone, on an empty vocabulary: the library has no reader for one part.
     light = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer"))
-    light |= {"version": "1.0", "added_tokens": [], "post_processor": whole.get("post_processor")}
+    light |= {"version": VERSION, "added_tokens": [], "post_processor": whole.get("post_processor")}
     light |= {"decoder": None, "model": {"type": "WordLevel", "vocab": {}, "unk_token": "x"}}
     return Parts(
         path,

@@ -144,6 +144,8 @@ def test_unknown_architecture_lists_the_nearest(folder: Path) -> None:
         ("bert_mean_h4", {"model_type": "electra"}, "model_type is 'electra'"),
         ("bert_mean_h4", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ("bert_mean_h4", {"is_decoder": True}, "is_decoder is True"),
+        ("t5_mean_relu_h4", {"is_decoder": True}, "is_decoder is True"),
+        ("jina_geglu_h4", {"is_decoder": True}, "is_decoder is True"),
         ("bert_mean_h4", {"hidden_act": "mish"}, "hidden_act 'mish' is unknown; known: gelu"),
         ("bert_mean_h4", {"hidden_size": "64"}, "hidden_size must be a whole number"),
         ("bert_mean_h4", {"num_attention_heads": 7}, "not a multiple of num_heads 7"),

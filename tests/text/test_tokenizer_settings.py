@@ -112,12 +112,13 @@ def test_the_configuration_wins_for_bert(tmp_path: Path) -> None:
 
 
 def test_no_post_processor(tmp_path: Path) -> None:
-    """BERT's special tokens come with its class; tokenizer.json as it is has what it says."""
+    """BERT's special tokens come with its class; tokenizer.json as it is, and Gemma's, has what it
+    says."""
     for kind in KINDS:
         folder = KINDS[kind](tmp_path / kind)
         edit(folder / "tokenizer.json", lambda whole: whole | {"post_processor": None})
         as_transformers(folder, TEXTS)
-        right = {"as it is": 0, "t5": 1}.get(kind, 2)
+        right = {"as it is": 0, "gemma": 0, "t5": 1}.get(kind, 2)
         assert TextTokenizer(folder).num_special == right
 
 
@@ -139,6 +140,16 @@ def test_files_beside(tmp_path: Path) -> None:
     as_transformers(left, TEXTS)
     assert TextTokenizer(left).truncation_side == "left"
     assert {"added_tokens.json", "chat_template.jinja"} <= set(SMALL_FILES)
+
+
+def test_gemma_is_made_of_one_file(tmp_path: Path) -> None:
+    """Its class knows no lists: transformers would go on with a vocabulary of five tokens."""
+    folder = KINDS["gemma"](tmp_path)
+    (folder / "vocab.json").write_text('{"<unk>": 0}')
+    (folder / "merges.txt").write_text("")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="GemmaTokenizer cannot be made of it; expected tok"):
+        TextTokenizer(folder)
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "tokenizer.json"])
@@ -188,6 +199,8 @@ def test_word_lists_are_cut_at_newlines_alone(entry: str, tmp_path: Path) -> Non
         ("special_tokens_map.json", {"do_lower_case": False}, "do_lower_case: not a special token"),
         ("added_tokens.json", {"newtok": 9999}, "'newtok' is said to be 9999"),
         ("added_tokens.json", {"newtok": "1"}, "'newtok': expected an id"),
+        ("tokenizer.json", {"lowercase": True}, "lowercase: an unknown setting; known: version"),
+        ("tokenizer.json", {"version": "2.0"}, "version '2.0' is not served; expected '1.0'"),
     ],
 )
 def test_refused_with_file_and_key(

@@ -113,6 +113,16 @@ def t5(folder: Path, **config: Any) -> Path:
     return unigram(folder, "t5", ["<pad>", "</s>", "<unk>"], **config)
 
 
+def gemma(folder: Path, **config: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).write_bytes((GOLDEN / "gemma_embed_like_h3" / file).read_bytes())
+    (folder / "config.json").write_text('{"model_type": "gemma3_text"}')
+    config = {"tokenizer_class": "GemmaTokenizer"} | config
+    edit(folder / "tokenizer_config.json", lambda old: old | config)
+    return folder
+
+
 KINDS: dict[str, Callable[..., Path]] = {
     "bert": bert,
     "mpnet": lambda folder, **config: bert(
@@ -123,6 +133,7 @@ KINDS: dict[str, Callable[..., Path]] = {
     "xlm-roberta": xlm_roberta,
     "camembert": camembert,
     "t5": t5,
+    "gemma": gemma,
     "as it is": lambda folder, **config: bert(
         folder, **{"tokenizer_class": "PreTrainedTokenizerFast", **config}
     ),

@@ -24,6 +24,10 @@ SCORED_BY = {"cosine": ScoringFunction.COSINE, "dot": ScoringFunction.DOT_PRODUC
 """What `config_sentence_transformers.json` calls it -> what mteb can score with."""
 
 
+WITHOUT_EFFECT = ("batch_size", "convert_to_numpy", "convert_to_tensor")
+"""Options of a call that change no number of its vectors."""
+
+
 class PyencEncoder(AbsEncoder):
     """A checkpoint as an encoder of mteb (its `EncoderProtocol`, of version 2).
 
@@ -49,8 +53,9 @@ class PyencEncoder(AbsEncoder):
     Attributes:
         model: the `TextEncoder`.
         mteb_model_meta: name, dimensions and so on. Without a revision, its `revision` is a digest
-            of the weights and the recipe, so that mteb's cache of results never takes one
-            checkpoint's scores for another's.
+            of the weights and the recipe, and its `experiment_kwargs` have one of the options and
+            prompts given here, so that mteb's cache of results never takes the scores of one for
+            another's.
 
     Raises:
         MissingPackageError: mteb is not installed (as this module is imported).
@@ -82,6 +87,7 @@ class PyencEncoder(AbsEncoder):
             embed_dim=self.encode_kwargs.get("truncate_dim") or self.model.dim,
             n_parameters=sum(p.numel() for p in self.model.model.parameters()),
             similarity_fn_name=_scored_by(self.model),
+            experiment_kwargs=_experiment(options, self.encode_kwargs, model_prompts),
         )
 
     def encode(
@@ -101,15 +107,22 @@ class PyencEncoder(AbsEncoder):
             task_metadata: of the task: its name and type choose the prompt.
             hf_split, hf_subset: of the task's data; without effect.
             prompt_type: query, document or None.
-            kwargs: `show_progress_bar`, `batch_size`; a `precision` goes to `TextEncoder.encode`.
+            kwargs: the `encode_kwargs` of `mteb.evaluate`: `show_progress_bar`; `batch_size` and
+                the kind of array have no effect; all others go to `TextEncoder.encode`, over this
+                encoder's own `encode_kwargs`.
 
         Returns:
             (texts, dim) float32.
+
+        Raises:
+            InputTypeError: an option does not exist; the message names the nearest.
         """
         texts = [text for batch in inputs for text in batch["text"]]
-        options = {"progress": bool(kwargs.get("show_progress_bar", False)), **self.encode_kwargs}
-        if kwargs.get("precision") not in (None, "float32"):
-            options["precision"] = kwargs["precision"]
+        asked = {name: value for name, value in kwargs.items() if name not in WITHOUT_EFFECT}
+        progress = bool(asked.pop("show_progress_bar", False))
+        if asked.get("precision") in (None, "float32"):
+            asked.pop("precision", None)
+        options = {"progress": progress, **self.encode_kwargs, **asked}
         said = ("prompt", "prompt_name", "instruction")
         if not any(options.get(name) is not None for name in said):
             prompts = self.model_prompts or {}
@@ -178,6 +191,27 @@ def _scored_by(encoder: TextEncoder) -> ScoringFunction:
             f"{', '.join(SCORED_BY)}"
         )
     return SCORED_BY[name]
+
+
+NO_NUMBER = ("batch_tokens", "devices", "progress")
+"""Options that change no number of a vector."""
+
+
+def _experiment(*options: Mapping[str, Any] | None) -> dict[str, str] | None:
+    """What mteb is to tell apart beside a model and its revision: a digest of all that is said."""
+    said = [
+        [(key, value) for key, value in sorted((each or {}).items()) if key not in NO_NUMBER]
+        for each in options
+    ]
+    if not any(said):
+        return None
+    digest = hashlib.sha256()
+    for number, each in enumerate(said):
+        for key, value in each:
+            array = isinstance(value, np.ndarray | torch.Tensor)
+            told = torch.as_tensor(value).tolist() if array else value
+            digest.update(f"{number} {key} {told!r}\n".encode())
+    return {"options": digest.hexdigest()[:12]}
 
 
 def _digest(encoder: TextEncoder) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +99,22 @@ def test_bad_input(prompted: pyenc.TextEncoder) -> None:
         )
     with pytest.raises(pyenc.InputError, match="device: of no use"):
         PyencTextEmbedder(prompted, model_kwargs={"device": "cpu"})
+
+
+@pytest.mark.parametrize("embedder", [PyencTextEmbedder, PyencDocumentEmbedder])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("device", "model_kwargs={'device': ...}"),
+        ("normalize_embeddings", "model_kwargs={'normalize': ...}"),
+        ("batch_size", "encode_kwargs={'batch_tokens': ...}"),
+        ("token", "HF_TOKEN in the environment"),
+    ],
+)
+def test_arguments_of_other_embedders(embedder: Any, name: str, said: str) -> None:
+    story = rf"has no argument '{name}'; that is {re.escape(said)}; it has: model, "
+    with pytest.raises(pyenc.InputError, match=story):
+        embedder("somewhere", **{name: "x"})
 
 
 def test_pipelines_index_and_search_also_after_yaml(minilm: Path) -> None:

@@ -91,6 +91,9 @@ def test_the_argument_as_others_call_it() -> None:
     story = r"^PyencEmbeddings\(\) has no argument 'model_name'; the nearest is 'model'; it has: "
     with pytest.raises(TypeError, match=story):
         PyencEmbeddings(model_name="somewhere")  # type: ignore[call-arg]
+    story = r"no argument 'query_instruction'; that is query_encode_kwargs=.\"prompt\": \.\.\..; it"
+    with pytest.raises(TypeError, match=story):
+        PyencEmbeddings("somewhere", query_instruction="q: ")  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("wrong", ["one string", b"bytes", None, {"a": 1}, 3])

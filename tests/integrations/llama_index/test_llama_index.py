@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,36 @@ def test_bad_input(prompted: pyenc.TextEncoder) -> None:
         PyencEmbedding(prompted).get_text_embedding_batch([None])  # type: ignore[list-item]
     with pytest.raises(pyenc.CheckpointError):
         PyencEmbedding("no/such/folder/anywhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("query_instruction", 'query_encode_kwargs={"prompt": ...}'),
+        ("text_instruction", 'encode_kwargs={"prompt": ...}'),
+        ("max_length", "encode_kwargs={'max_length': ...}"),
+        ("device", "model_kwargs={'device': ...}"),
+        ("pooling", "model_kwargs={'pooling': ...}"),
+        ("trust_remote_code", "not needed"),
+        ("embed_batch", "'embed_batch_size'"),
+    ],
+)
+def test_arguments_of_other_embedders_are_not_passed_over(
+    prompted: pyenc.TextEncoder, name: str, said: str
+) -> None:
+    story = (
+        rf"^PyencEmbedding\(\) has no argument '{name}'; .* {re.escape(said)}.*; it has: model_name"
+    )
+    with pytest.raises(TypeError, match=story):
+        PyencEmbedding(prompted, **{name: "x"})
+
+
+def test_fields_of_the_base_class_and_of_a_subclass(prompted: pyenc.TextEncoder) -> None:
+    class More(PyencEmbedding):
+        note: str = ""
+
+    made = More(prompted, num_workers=2, note="kept")
+    assert (made.num_workers, made.note) == (2, "kept")
 
 
 def test_an_index_finds_what_answers(minilm: Path) -> None:

@@ -114,6 +114,57 @@ def test_options_of_encode_reach_it() -> None:
     assert ours.mteb_model_meta.embed_dim == 16
 
 
+def asked(ours: PyencEncoder, **options: Any) -> Any:
+    return ours.encode(
+        [{"text": ["a"]}], task_metadata=SmallSTS.metadata, hf_split="test", hf_subset="default",
+        **options,
+    )  # fmt: skip
+
+
+def test_options_of_evaluate_reach_it() -> None:
+    encoder = pyenc.load(PROMPTED, device="cpu")
+    ours = PyencEncoder(encoder, encode_kwargs={"normalize": False, "truncate_dim": 20})
+    found = asked(
+        ours, normalize=True, truncate_dim=16, prompt="passage: ", batch_size=3,
+        show_progress_bar=False, convert_to_numpy=True, convert_to_tensor=True,
+    )  # fmt: skip
+    right = encoder.encode(["a"], prompt="passage: ", truncate_dim=16, normalize=True)
+    np.testing.assert_allclose(found, right, atol=1e-6)
+    with pytest.raises(
+        pyenc.InputError, match="'normalize_embeddings'; the nearest is 'normalize'"
+    ):
+        asked(ours, normalize_embeddings=True)
+
+
+def test_the_cache_of_results_tells_options_apart(tmp_path: Path) -> None:
+    def place(**options: Any) -> tuple[Any, ...]:
+        meta = PyencEncoder(PROMPTED, device="cpu", **options).mteb_model_meta
+        return meta.name, meta.revision, meta.experiment_name
+
+    ranges = {"precision": "int8", "ranges": np.array([[0.0], [1.0]])}
+    different: list[dict[str, Any]] = [
+        {}, {"embed_dim": 4}, {"encode_kwargs": {"prompt": "x"}},
+        {"encode_kwargs": {"prompt": "y"}}, {"model_prompts": {"query": "x"}},
+        {"encode_kwargs": ranges},
+        {"encode_kwargs": {**ranges, "ranges": np.array([[0.0], [2.0]])}},
+    ]  # fmt: skip
+    assert len({place(**options) for options in different}) == len(different)
+    assert [place(**options) for options in different] == [
+        place(**options) for options in different
+    ]
+    assert place(encode_kwargs={"progress": False}) == place()
+    cache = mteb.ResultCache(tmp_path)
+    found = []
+    for options in ({}, {"embed_dim": 2}):
+        ours = PyencEncoder(PROMPTED, device="cpu", **options)
+        result = mteb.evaluate(
+            ours, SmallSTS(), cache=cache, co2_tracker=False, show_progress_bar=False
+        ).task_results[0]
+        found.append(result.scores["test"][0]["main_score"])
+        assert found[-1] == pytest.approx(scores(ours, SmallSTS)["main_score"])
+    assert found[0] != found[1]
+
+
 def test_it_is_one_of_theirs_and_says_what_it_is(tmp_path: Path) -> None:
     ours = PyencEncoder(PROMPTED, device="cpu")
     assert isinstance(ours, EncoderProtocol)

@@ -144,6 +144,10 @@ def test_bad_input(encoder: pyenc.TextEncoder) -> None:
         Embed(encoder, on_null="skip")
     with pytest.raises(pyenc.InputError, match="kind must be one of query, document"):
         Embed(encoder, kind="passage")
+    with pytest.raises(
+        pyenc.InputError, match=r"^Embed\(\) has no argument 'batch_size'; that is enc"
+    ):
+        Embed(encoder, batch_size=3)  # type: ignore[call-arg]
     with pytest.raises(pyenc.InputError, match=r"got str; Embed is for Dataset\.map_batches"):
         Embed(encoder)("a text")
 
