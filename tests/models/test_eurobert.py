@@ -196,7 +196,7 @@ def test_a_head_without_its_bias(tmp_path: Path) -> None:
     del tensors["lm_head.bias"]
     save_file(tensors, folder / NAME)
     checkpoint = load_checkpoint(folder)
-    with pytest.raises(InputError, match="the weights lack lm_head.bias"):
+    with pytest.raises(InputError, match=r"the weights lack lm_head.bias"):
         checkpoint.encoder.check_head()
     assert checkpoint.set_aside.keys() == {"lm_head.weight"}
 
