@@ -113,6 +113,15 @@ def t5(folder: Path, **config: Any) -> Path:
     return unigram(folder, "t5", ["<pad>", "</s>", "<unk>"], **config)
 
 
+def llama3(folder: Path, **config: Any) -> Path:
+    """EuroBERT's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / file).write_bytes((GOLDEN / "eurobert_like_h4" / file).read_bytes())
+    edit(folder / "tokenizer_config.json", lambda old: old | config)
+    return folder
+
+
 KINDS: dict[str, Callable[..., Path]] = {
     "bert": bert,
     "mpnet": lambda folder, **config: bert(
@@ -123,6 +132,7 @@ KINDS: dict[str, Callable[..., Path]] = {
     "xlm-roberta": xlm_roberta,
     "camembert": camembert,
     "t5": t5,
+    "llama 3": llama3,
     "as it is": lambda folder, **config: bert(
         folder, **{"tokenizer_class": "PreTrainedTokenizerFast", **config}
     ),
