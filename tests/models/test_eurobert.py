@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyenc.errors import CheckpointError, InputError
 from pyenc.loading import load_checkpoint, save_checkpoint
+from pyenc.loading.save import own_checkpoint
 from pyenc.models import EncoderConfig
 
 transformers = pytest.importorskip("transformers", minversion="5")
@@ -199,6 +200,19 @@ def test_a_head_without_its_bias(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the weights lack lm_head.bias"):
         checkpoint.encoder.check_head()
     assert checkpoint.set_aside.keys() == {"lm_head.weight"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [False, True])
+def test_in_a_format_of_ones_own(tied: bool, tmp_path: Path) -> None:
+    model = original(tie_word_embeddings=tied, mlp_bias=True)
+    encoder = load_checkpoint(saved(model, tmp_path / "a"), skip_eps=0).encoder
+    save_checkpoint(own_checkpoint(encoder), tmp_path / "b")
+    again = load_checkpoint(tmp_path / "b", skip_eps=0).encoder
+    assert again.config == encoder.config
+    assert again.config.padding_row == PADDING
+    ids, mask = batch()
+    assert torch.equal(again.token_logits(ids, mask), encoder.token_logits(ids, mask))
 
 
 def test_padding_takes_no_gradient(tmp_path: Path) -> None:
