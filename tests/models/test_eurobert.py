@@ -191,6 +191,18 @@ def test_a_head_that_the_config_does_not_describe(
         load_checkpoint(folder).encoder.check_head()
 
 
+def test_words_that_nothing_ties(tmp_path: Path) -> None:
+    """A file that does not say it has no head in its word embeddings; as of the class."""
+    assert not transformers.EuroBertConfig().tie_word_embeddings
+    folder = saved(original().model, tmp_path)
+    path = folder / "config.json"
+    said = json.loads(path.read_text())
+    said.pop("tie_word_embeddings", None)
+    path.write_text(json.dumps(said))
+    with pytest.raises(InputError, match=r"the weights lack lm_head.weight"):
+        load_checkpoint(folder).encoder.check_head()
+
+
 def test_a_head_without_its_bias(tmp_path: Path) -> None:
     folder = saved(original(mlp_bias=True), tmp_path)
     tensors = load_file(folder / NAME)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,9 @@ from tokenizers import Tokenizer
 
 import pyenc
 from pyenc.errors import InputError
-from pyenc.text import LongWordWarning, TextTokenizer, tokenizer
-from pyenc.text.long_texts import LLAMA3
+from pyenc.text import TextTokenizer, tokenizer
 from tests.conftest import GOLDEN
-from tests.text.tokenizer_folders import KINDS, bert, edit, llama3, odd_texts, roberta, xlm_roberta
+from tests.text.tokenizer_folders import KINDS, bert, edit, odd_texts, roberta, xlm_roberta
 
 
 class Uncut(TextTokenizer):
@@ -82,57 +80,6 @@ def test_added_tokens_across_a_cut(
     for a, b in zip(whole, pieces, strict=True):
         assert a.ids.tolist() == b.ids.tolist()
         assert np.array_equal(a.spans, b.spans)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("fox (and) hound, " * 20_000, 0),
-        ("你好，世界。" * 60_000, 0),
-        ("字" * 300_000, 300_000),
-        ("1" * 300_000, 300_000),  # counted off by three from its first
-        ("fox" + " \n" * 150_000 + "fox", 300_006),
-        ("(fox" * 80_000, 0),
-    ],
-    ids=["words", "Chinese", "a word", "a number", "white space", "marks"],
-)
-def test_long_texts_of_llama_3(text: str, told: int, side: str, tmp_path: Path) -> None:
-    """Cut where a word ends, and tokenised whole, with a warning, where none does."""
-    folder = llama3(tmp_path, truncation_side=side)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", LongWordWarning)
-        (right,) = Uncut(folder)([text], 40, True)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        (got,) = TextTokenizer(folder)([text], 40, True)
-    assert got.ids.tolist() == right.ids.tolist()
-    assert np.array_equal(got.spans, right.spans)  # type: ignore[arg-type]
-    assert got.exact == bool(told)
-    assert [w.message.characters for w in caught if isinstance(w.message, LongWordWarning)] == (
-        [told] if told else []
-    )
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"pattern": {"Regex": LLAMA3.replace("{1,3}", "{1,2}")}},
-        {"behavior": "MergedWithNext"},
-        {"invert": True},
-    ],
-    ids=str,
-)
-def test_another_split_is_not_cut(change: dict[str, Any], tmp_path: Path) -> None:
-    folder = llama3(tmp_path)
-    assert TextTokenizer(folder)(["fox " * 50_000], 9)[0].exact is False
-
-    def other(whole: dict[str, Any]) -> dict[str, Any]:
-        whole["pre_tokenizer"]["pretokenizers"][0] |= change
-        return whole
-
-    edit(folder / "tokenizer.json", other)
-    assert TextTokenizer(folder)(["fox " * 50_000], 9)[0].exact is True
 
 
 def test_what_the_warning_says() -> None:
