@@ -22,8 +22,8 @@ NAME = "model.safetensors"
 class Naming:
     """What the original code of a family calls its head, and how it computes it."""
 
-    dense: str
-    norm: str
+    dense: str | None
+    norm: str | None
     bias: str | None
     decoder: str
     words: str
@@ -61,7 +61,13 @@ MODERNBERT = Naming(
     words="model.embeddings.tok_embeddings.weight", eps=1e-5, dense_bias=False, norm_bias=False,
 )  # fmt: skip
 
+EUROBERT = Naming(
+    dense=None, norm=None, bias=None, decoder="lm_head.weight", words="model.embed_tokens.weight",
+    eps=0.0,
+)  # fmt: skip
+
 STORED = {
+    "eurobert_like_h4": EUROBERT,
     "jina_mlm_prefix_h4": bert("bert."),
     "mosaic_mlm_h4": bert("bert.", bias="cls.predictions.decoder.bias"),
     "modernbert_mmbert_like_h3": MODERNBERT,
@@ -125,20 +131,22 @@ def random_head(naming: Naming, tensors: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def logits(naming: Naming, tensors: dict[str, Tensor], hidden: Tensor) -> Tensor:
-    """W norm(activation(dense(x))) + b in float64, as the original codes have it."""
+    """W norm(activation(dense(x))) + b in float64, as the original codes have it; or W x + b."""
 
     def get(name: str | None, there: bool = True) -> Tensor | float:
         return tensors[name].double() if name and there else 0.0
 
-    x = hidden.double() @ tensors[f"{naming.dense}.weight"].double().T
-    x = x + get(f"{naming.dense}.bias", naming.dense_bias)
-    if naming.activation == "gelu":
-        x = x * (1 + torch.erf(x / math.sqrt(2))) / 2
-    else:
-        assert naming.activation == "silu"
-        x = x / (1 + torch.exp(-x))
-    x = x - x.mean(-1, keepdim=True)
-    x = x / torch.sqrt(x.square().mean(-1, keepdim=True) + naming.eps)
-    x = x * get(f"{naming.norm}.weight") + get(f"{naming.norm}.bias", naming.norm_bias)
+    x = hidden.double()
+    if naming.dense is not None:
+        x = x @ tensors[f"{naming.dense}.weight"].double().T
+        x = x + get(f"{naming.dense}.bias", naming.dense_bias)
+        if naming.activation == "gelu":
+            x = x * (1 + torch.erf(x / math.sqrt(2))) / 2
+        else:
+            assert naming.activation == "silu"
+            x = x / (1 + torch.exp(-x))
+        x = x - x.mean(-1, keepdim=True)
+        x = x / torch.sqrt(x.square().mean(-1, keepdim=True) + naming.eps)
+        x = x * get(f"{naming.norm}.weight") + get(f"{naming.norm}.bias", naming.norm_bias)
     decoder = tensors.get(naming.decoder, tensors[naming.words]).double()
     return x @ decoder.T + get(naming.bias)

@@ -62,7 +62,7 @@ def find_head(
         return found
     try:
         head = family.head(config, found.bare)
-        tie = tie_wanted(config)
+        tie = tie_wanted(head, config)
     except CheckpointError:
         return found  # with_head comes upon it too, and says so
     try:

@@ -25,8 +25,11 @@ def check_eps(where: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """A masked-LM head: logits = W norm(activation(dense(x))) + b for every hidden state x."""
+    """A masked-LM head: logits = W norm(activation(dense(x))) + b for every hidden state x, or
+    W x + b."""
 
+    transform: bool = True
+    """Whether there are dense, activation and norm; the fields about them count only then."""
     activation: str = "gelu"
     norm_eps: float = 1e-12
     dense_bias: bool = True
@@ -99,6 +102,9 @@ class EncoderConfig:
     log_length_at_least_one: bool = False
 
     type_vocab_size: int = 0
+    padding_row: int | None = None
+    """Row of the word embeddings that tokens give no gradient (torch's `padding_idx`), for families
+    whose padding is a token of every text as well."""
     embedding_scale: float | None = None
     """Factor of the word embeddings, rounded to their dtype (Gemma's sqrt(hidden_size))."""
     activation: str = "gelu"
@@ -181,6 +187,11 @@ class EncoderConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"EncoderConfig: {name} must be positive: {value}")
+        if self.padding_row is not None and not 0 <= self.padding_row < self.vocab_size:
+            raise InputError(
+                f"EncoderConfig: padding_row {self.padding_row} must be one of vocab_size "
+                f"{self.vocab_size} rows"
+            )
         check_eps("EncoderConfig", self.norm_eps)
         for name in ("scale", "embedding_scale"):
             value = getattr(self, name)

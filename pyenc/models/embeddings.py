@@ -21,7 +21,7 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.word = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.word = nn.Embedding(config.vocab_size, config.hidden_size, config.padding_row)
         self.token_type: nn.Embedding | None = None
         self.position: nn.Embedding | None = None
         if config.type_vocab_size:

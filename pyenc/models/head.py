@@ -16,7 +16,7 @@ from .modules import Linear, Norm
 
 
 class MaskedLMHead(nn.Module):
-    """logits = W norm(activation(dense(x))) + b.
+    """logits = W norm(activation(dense(x))) + b, or W x + b.
 
     Where W is tied there is no parameter of that name here: the word embeddings are handed in, so
     the two can never come apart, and `state_dict` has them once.
@@ -25,17 +25,21 @@ class MaskedLMHead(nn.Module):
     def __init__(self, config: EncoderConfig, head: HeadConfig) -> None:
         super().__init__()
         width = config.hidden_size
-        self.dense = Linear(width, width, bias=head.dense_bias)
-        self.norm = Norm(
-            replace(config, norm="layer", norm_bias=head.norm_bias, norm_eps=head.norm_eps)
-        )
+        self.dense: Linear | None = None
+        self.norm: Norm | None = None
+        if head.transform:
+            self.dense = Linear(width, width, bias=head.dense_bias)
+            self.norm = Norm(
+                replace(config, norm="layer", norm_bias=head.norm_bias, norm_eps=head.norm_eps)
+            )
         self.decoder = None if head.tied else Linear(width, config.vocab_size, bias=False)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if head.bias else None
         self.activation = head.activation
 
     def forward(self, x: Tensor, words_VC: Tensor, backend: str | None) -> Tensor:
         """(..., C) and the word embeddings (V, C) to (..., V)."""
-        x, _ = self.norm(self.dense(x, backend, self.activation), None, backend)
+        if self.dense is not None and self.norm is not None:
+            x, _ = self.norm(self.dense(x, backend, self.activation), None, backend)
         weight_VC = words_VC if self.decoder is None else self.decoder.weight
         # Under autocast the norm answers in float32 and the products do not.
         return linear(x, weight_VC, self.bias, backend=backend)

@@ -44,6 +44,8 @@ class LongBPE:
         )
         self.can = (
             not model.dropout
+            # A word that is a token as it stands would not be merged at all.
+            and not model.ignore_merges
             and not model.continuing_subword_prefix
             and not model.end_of_word_suffix
             and len(set(vocab.values())) == len(vocab)

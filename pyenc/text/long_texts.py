@@ -55,6 +55,18 @@ _CLASSES = (
     r"|(?<=\d)(?=[^\W\d])|(?<=[^\W\d])(?=\d)"
 )
 
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""The words of Llama 3's tokenizer, and EuroBERT's.
+
+A word ends before a space that follows anything but white space, and where letters or numbers begin
+or end, but for a mark before letters: one is of their word. Numbers are counted off by three from
+their first, and a newline far away decides what white space before it is, so that what is near a
+place inside of such a run does not say what a cut there would do.
+"""
+
 _LOCAL = {
     "BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt",
     "Precompiled",
@@ -69,15 +81,21 @@ class Cuts:
         self._at: re.Pattern[str] | None = None
         self._runs: LongRuns | None = None
         self._keep = 0
-        self._any_end = isinstance(tokenizer.model, models.BPE)
+        self.near = True
+        """Whether what is near a place tells where words end there."""
         steps = _steps(tokenizer.normalizer, "normalizers")
         words = _steps(tokenizer.pre_tokenizer, "pretokenizers")
-        if not (all(_is_local(step, words) for step in steps) and _ends_words(words)):
+        llama = _is_llama3(words)
+        self._any_end = isinstance(tokenizer.model, models.BPE) and not llama
+        if not (all(_is_local(step, words) for step in steps) and (llama or _ends_words(words))):
             return
         first, alone = words[0], len(words) == 1
         bert = [step for step in steps if step["type"] == "BertNormalizer"]
         self._places = Places(tokenizer, added_texts(tokenizer))
-        if first["type"] == "BertPreTokenizer" and alone and bert:
+        if llama:
+            self.near = False
+            self._places.rule, self._at = "llama", re.compile(_CLASSES)
+        elif first["type"] == "BertPreTokenizer" and alone and bert:
             self._places.rule, self._at = (
                 "bert",
                 re.compile(rf"(?=[\W_{_CHINESE}])|(?<=[\W_{_CHINESE}])"),
@@ -199,6 +217,20 @@ def _is_local(step: dict[str, Any], words: list[dict[str, Any]]) -> bool:
             )  # fmt: skip
         return bool(text) and not re.search("[0-9A-Za-z ]", text)
     return step["type"] in _LOCAL
+
+
+def _is_llama3(words: list[dict[str, Any]]) -> bool:
+    """Are the steps a split into Llama 3's words, written as bytes?"""
+    if [word["type"] for word in words] != ["Split", "ByteLevel"]:
+        return False
+    split, level = words
+    return (
+        split["pattern"] == {"Regex": LLAMA3}
+        and split["behavior"] == "Isolated"
+        and not split["invert"]
+        and not level["add_prefix_space"]
+        and not level["use_regex"]
+    )
 
 
 def _ends_words(words: list[dict[str, Any]]) -> bool:

@@ -24,6 +24,7 @@ class Places:
 
     - "bert": beside what BERT drops (white space) or makes a word (punctuation, Chinese);
     - "classes": before white space, and between letters, numbers and the rest, as ByteLevel does;
+    - "llama": before U+0020, and between them but for the rest before letters, as Llama 3 does;
     - "white": before white space;
     - "space": before U+0020 alone.
 
@@ -75,11 +76,12 @@ class Places:
             return False
         left, right = _kind(before[-1]), _kind(after[0])
         if b in _WHITE:
-            plain = b == after == " " or (self.rule != "space" and right == " ")
+            one = self.rule in ("space", "llama")
+            plain = b == after == " " or (not one and right == " ")
             return plain and left not in (" ", "")
         # A contraction, 's, would begin with the apostrophe.
         return (
-            self.rule == "classes"
+            (self.rule == "classes" or (self.rule == "llama" and (left, right) != ("O", "L")))
             and {left, right} <= {"L", "N", "O"}
             and left != right
             and "'" not in (a, before[-1])

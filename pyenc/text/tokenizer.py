@@ -114,7 +114,7 @@ class TextTokenizer:
         self._long = self._long_pieces()
 
     def _long_pieces(self) -> LongPieces | None:
-        if not self._cuts.can:
+        if not (self._cuts.can and self._cuts.near):
             return None
         return LongPieces(self._tokenizer, added_texts(self._tokenizer))
 
@@ -297,7 +297,8 @@ class TextTokenizer:
     ) -> Iterator[Block]:
         """The tokens of a piece, a part of it at a time where it is long."""
         given = 0
-        if end - start > FEW * SIZE and self._long is not None:
+        long = end - start > FEW * SIZE
+        if long and self._long is not None:
 
             def encode(by: Any, piece: str, begin: int) -> Block:
                 (encoding,) = self._encode([piece], spans, False, [number], by)
@@ -309,8 +310,9 @@ class TextTokenizer:
                     yield block
                 return
             except Uncut:
-                if end - start > WHOLE:
-                    _warn_whole(number, end - start)
+                pass
+        if long and end - start > WHOLE:
+            _warn_whole(number, end - start)
         (encoding,) = self._encode([one.short[start:end]], spans, False, [number])
         ids, where = self._block(encoding, one.short[start:end], start, spans)
         yield ids[given:], where[given:]

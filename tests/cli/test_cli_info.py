@@ -25,6 +25,7 @@ CHECKPOINTS = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 FAMILIES = {
     "bert": "BERT",
     "distilbert": "DistilBERT",
+    "eurobert": "EuroBERT",
     "gemma": "Gemma",
     "gte": "GTE v1.5",
     "jina": "JinaBert",

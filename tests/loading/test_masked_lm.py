@@ -22,6 +22,10 @@ SIZES = {
     "eos_token_id": 2,
 }  # fmt: skip
 MODERN = SIZES | {"local_attention": 6, "cls_token_id": 0, "sep_token_id": 2}
+EURO = SIZES | {
+    "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False,
+    "rope_parameters": {"rope_theta": 250000.0, "rope_type": "default"},
+}  # fmt: skip
 DISTIL = {
     "vocab_size": WORDS, "dim": 24, "n_layers": 2, "n_heads": 2, "hidden_dim": 40,
     "max_position_embeddings": 40, "pad_token_id": 1,
@@ -44,6 +48,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "camembert": ("Camembert", SIZES),
     "mpnet": ("MPNet", SIZES),
     "distilbert": ("DistilBert", DISTIL),
+    "eurobert": ("EuroBert", EURO),
+    "eurobert, tied": ("EuroBert", EURO | {"tie_word_embeddings": True}),
+    "eurobert, biases": (
+        "EuroBert",
+        EURO | {"mlp_bias": True, "attention_bias": True, "head_dim": 8, "hidden_act": "gelu"},
+    ),
     "gte": ("Gte", SIZES | {"hidden_act": "silu"}),
     "nomic": ("NomicBert", SIZES),
 }

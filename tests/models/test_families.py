@@ -28,7 +28,7 @@ def shape_of(family: str, name: str, **changes: Any) -> EncoderConfig:
 
 
 GTE, NOMIC, MODERN = "gte_base_like_h4", "nomic_v1_like_h2", "modernbert_embed_like_h2"
-GEMMA = "gemma_embed_like_h3"
+GEMMA, EURO = "gemma_embed_like_h3", "eurobert_like_h4"
 
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("GTE v1.5", GTE, {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling: .*yarn"),
@@ -102,6 +102,52 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("Gemma", GEMMA, {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be positive"),
     ("Gemma", GEMMA, {"hidden_activation": "gelu_10"}, "hidden_activation 'gelu_10' is unknown"),
     ("Gemma", GEMMA, {"model_type": "gemma2"}, "model_type"),
+    ("EuroBERT", EURO, {"model_type": "llama"}, "model_type 'llama', .*EuroBERT"),
+    ("EuroBERT", EURO, {"model_type": ...}, "unknown architecture: model_type None"),
+    ("EuroBERT", EURO, {"rope_theta": ...}, "rope_theta is missing: 250000 in the original code"),
+    ("EuroBERT", EURO, {"rope_theta": None}, "rope_theta is missing"),
+    ("EuroBERT", EURO, {"rope_theta": 0}, "rope_theta must be positive, got 0"),
+    ("EuroBERT", EURO, {"rope_theta": "1e4"}, "rope_theta must be a number, .* got '1e4'"),
+    ("EuroBERT", EURO, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling: .*line"),
+    ("EuroBERT", EURO, {"rope_scaling": 2.0}, "rope_scaling must be an object or null, got 2.0"),
+    (
+        "EuroBERT",
+        EURO,
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 250000}},
+        "rope_parameters: .*yarn.* is not served; served: rope_theta with",
+    ),
+    ("EuroBERT", EURO, {"rope_parameters": {"factor": 2.0}}, "rope_parameters: .*factor"),
+    ("EuroBERT", EURO, {"rope_parameters": {"rope_theta": 9.0}}, "rope_theta is 250000, and 9.0"),
+    (
+        "EuroBERT",
+        EURO,
+        {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "default"}},
+        "rope_parameters is .* and rope_scaling is .*, two spellings",
+    ),
+    ("EuroBERT", EURO, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+    (
+        "EuroBERT",
+        EURO,
+        {"rope_parameters": {"partial_rotary_factor": 0.5}},
+        "partial_rotary_factor': 0.5} is not served",
+    ),
+    ("EuroBERT", EURO, {"num_key_value_heads": 3}, "num_heads 4 must be a multiple of num_kv_head"),
+    ("EuroBERT", EURO, {"num_key_value_heads": 0}, "num_heads 4 must be a multiple of num_kv_head"),
+    ("EuroBERT", EURO, {"head_dim": 11}, "rotary needs even heads, not 11"),
+    ("EuroBERT", EURO, {"head_dim": "12"}, "head_dim must be a whole number"),
+    ("EuroBERT", EURO, {"head_dim": 0}, "head_size must be positive: 0"),
+    ("EuroBERT", EURO, {"hidden_size": 50, "head_dim": None}, "hidden_size 50 is not a multiple"),
+    ("EuroBERT", EURO, {"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu' is unknown"),
+    ("EuroBERT", EURO, {"attention_bias": 1}, "attention_bias must be true or false, got 1"),
+    ("EuroBERT", EURO, {"attention_bias": True}, "missing tensor 'model.layers.0.self_attn.q_pro"),
+    ("EuroBERT", EURO, {"mlp_bias": "no"}, "mlp_bias must be true or false, got 'no'"),
+    ("EuroBERT", EURO, {"mlp_bias": True}, "missing tensor 'model.layers.0.mlp.gate_proj.bias'"),
+    ("EuroBERT", EURO, {"pad_token_id": 384}, "pad_token_id must be null or one of the 384"),
+    ("EuroBERT", EURO, {"pad_token_id": ...}, "pad_token_id must be null or .*, got 128001"),
+    ("EuroBERT", EURO, {"pad_token_id": -1}, "pad_token_id must be a whole number"),
+    ("EuroBERT", EURO, {"rms_norm_eps": None}, "rms_norm_eps must be a number"),
+    ("EuroBERT", EURO, {"attention_dropout": 1.0}, "attention_dropout must be in"),
+    ("EuroBERT", EURO, {"max_position_embeddings": 0}, "max_length must be positive"),
     ("MPNet", "mpnet_base_v2_like_h4", {"relative_attention_num_buckets": 16}, "num_buckets is 16"),
     ("RoBERTa", "xlmr_e5_like_h2", {"pad_token_id": None}, "pad_token_id is null, but positions"),
     ("RoBERTa", "xlmr_e5_like_h2", {"max_position_embeddings": 2}, "leaves no position after"),
@@ -225,6 +271,23 @@ def test_gemma_spellings() -> None:
     whole = shape_of("Gemma", GEMMA, layer_types=["full_attention"] * 4)
     assert whole.window is None
     assert whole.local == (False,) * 4
+
+
+def test_eurobert_spellings() -> None:
+    old = shape_of("EuroBERT", EURO)
+    assert (old.rotary, old.kv_heads, old.padding_row) == (Rotary(250_000.0), 2, 377)
+    parameters = {"rope_theta": 250_000, "rope_type": "default"}
+    for key in ("rope_parameters", "rope_scaling"):
+        assert shape_of("EuroBERT", EURO, **{key: parameters}, rope_theta=...) == old
+        assert shape_of("EuroBERT", EURO, **{key: parameters}) == old
+        assert shape_of("EuroBERT", EURO, **{key: {"type": "default"}}) == old
+    twice = {"rope_parameters": parameters, "rope_scaling": parameters}
+    assert shape_of("EuroBERT", EURO, **twice, partial_rotary_factor=1.0) == old
+    assert shape_of("EuroBERT", EURO, head_dim=None).head_dim == 12
+    assert shape_of("EuroBERT", EURO, head_dim=...).head_dim == 12
+    assert shape_of("EuroBERT", EURO, num_key_value_heads=None).kv_heads == 4
+    assert shape_of("EuroBERT", EURO, num_key_value_heads=...).kv_heads == 4
+    assert shape_of("EuroBERT", EURO, pad_token_id=None).padding_row is None
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,14 @@ MUTATIONS: dict[str, list[dict[str, Any]]] = {
         {"activation": "gelu"},
         {"norm_eps": 1e-5},
     ],
+    "eurobert_like_h4": [
+        {"rotary": Rotary(10_000.0)},
+        {"scale": 1.0},
+        {"norm": "layer", "norm_bias": False},
+        {"norm_eps": 1e-6},
+        {"activation": "gelu"},
+        {"gate_first": False},
+    ],
     "modernbert_embed_like_h2": [{"local_rotary": None}, {"activation": "gelu_tanh"}],
     "nomic_ntk_h3": [
         {"rotary": Rotary(1000.0)},

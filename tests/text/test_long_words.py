@@ -15,6 +15,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from pyenc.text import LongWordWarning, TextTokenizer, long_pieces, tokenizer
+from pyenc.text.long_bpe import LongBPE
 from tests.text.test_long_texts import Uncut
 from tests.text.tokenizer_folders import KINDS, bert, edit
 
@@ -215,3 +216,10 @@ def test_an_alphabet_that_the_runs_do_not_list(tmp_path: Path) -> None:
     (a,), (b,) = Uncut(folder)([text], 99, True), TextTokenizer(folder)([text], 99, True)
     assert a.ids.tolist() == b.ids.tolist()
     assert np.array_equal(a.spans, b.spans)  # type: ignore[arg-type]
+
+
+def test_words_that_pass_over_the_merges() -> None:
+    """A piece of a word may be a token as it stands, and not where more of the word is there."""
+    vocab, merges = {"a": 0, "b": 1, "ab": 2, "bab": 3}, [("a", "b")]
+    assert LongBPE(models.BPE(vocab, merges)).can
+    assert not LongBPE(models.BPE(vocab, merges, ignore_merges=True)).can

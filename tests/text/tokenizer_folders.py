@@ -123,6 +123,15 @@ def gemma(folder: Path, **config: Any) -> Path:
     return folder
 
 
+def llama3(folder: Path, **config: Any) -> Path:
+    """EuroBERT's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / file).write_bytes((GOLDEN / "eurobert_like_h4" / file).read_bytes())
+    edit(folder / "tokenizer_config.json", lambda old: old | config)
+    return folder
+
+
 KINDS: dict[str, Callable[..., Path]] = {
     "bert": bert,
     "mpnet": lambda folder, **config: bert(
@@ -134,6 +143,7 @@ KINDS: dict[str, Callable[..., Path]] = {
     "camembert": camembert,
     "t5": t5,
     "gemma": gemma,
+    "llama 3": llama3,
     "as it is": lambda folder, **config: bert(
         folder, **{"tokenizer_class": "PreTrainedTokenizerFast", **config}
     ),

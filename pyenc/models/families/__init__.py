@@ -10,6 +10,7 @@ from ...errors import UnknownArchitectureError
 from . import (
     bert,
     distilbert,
+    eurobert,
     gemma,
     gte,
     jina,
@@ -33,6 +34,7 @@ FAMILIES: tuple[Family, ...] = (
     gte.FAMILY,
     modernbert.FAMILY,
     gemma.FAMILY,
+    eurobert.FAMILY,
     nomic.FAMILY,
     mpnet.FAMILY,
     t5.FAMILY,

@@ -43,11 +43,14 @@ class HeadNames:
 
     config: HeadConfig
     """`tied` is not the family's to say: a file with the decoder in it decides."""
-    dense: str
-    norm: str
     decoder: str
     biases: tuple[str, ...]
     """Names of the decoder's bias: one tensor, stored under any of them or under several."""
+    dense: str = ""
+    norm: str = ""
+    """Of a head with them: `HeadConfig.transform`."""
+    tie_unsaid: bool = True
+    """What `tie_word_embeddings` is where `config.json` does not say it."""
 
 
 @dataclass(frozen=True)

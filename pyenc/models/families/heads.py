@@ -1,7 +1,7 @@
 """Masked-LM heads: where a checkpoint has a whole one, and which tensors it is.
 
-All families compute logits = W norm(activation(dense(x))) + b (BERT's, Devlin et al., arXiv
-1810.04805); they differ in names, in biases, and in whether W is stored beside the word embeddings.
+Families compute logits = W norm(activation(dense(x))) + b (BERT's, Devlin et al., arXiv 1810.04805)
+or W x + b; they differ in names, in biases, and in whether W is stored beside the word embeddings.
 A head that lacks a tensor is none: its tensors stay set aside, and `EncoderConfig.no_lm_head` says
 what is missing.
 """
@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ...errors import CheckpointError
 from ..config import EncoderConfig, HeadConfig
-from .family import ConfigFile, Family, HeadNames, Names, Parts
+from .family import ConfigFile, Family, HeadNames, Names, Parts, both, weights
 
 
 def predictions(config: ConfigFile, names: Names) -> HeadNames:
@@ -39,9 +39,9 @@ def roberta_head(config: ConfigFile, names: Names) -> HeadNames:
     )
 
 
-def tie_wanted(config: ConfigFile) -> bool:
+def tie_wanted(head: HeadNames, config: ConfigFile) -> bool:
     """Whether a decoder that equals the word embeddings is one with them."""
-    return config.flag("tie_word_embeddings", True)
+    return config.flag("tie_word_embeddings", head.tie_unsaid)
 
 
 def with_head(
@@ -74,12 +74,13 @@ def head_parts(family: Family, config: ConfigFile, shape: EncoderConfig, names: 
     if family.head is None or shape.lm_head is None:
         return {}
     head, said = family.head(config, names), shape.lm_head
-    parts: Parts = {"lm_head.dense.weight": (f"{head.dense}.weight",)}
-    if said.dense_bias:
-        parts["lm_head.dense.bias"] = (f"{head.dense}.bias",)
-    parts["lm_head.norm.weight"] = (f"{head.norm}.weight",)
-    if said.norm_bias:
-        parts["lm_head.norm.bias"] = (f"{head.norm}.bias",)
+    parts: Parts = {}
+    for ours, theirs, biased in (
+        ("lm_head.dense", head.dense, said.dense_bias),
+        ("lm_head.norm", head.norm, said.norm_bias),
+    ):
+        if said.transform:
+            parts |= both(ours, theirs) if biased else weights(ours, theirs)
     if not said.tied:
         parts["lm_head.decoder.weight"] = (f"{head.decoder}.weight",)
     if said.bias:
@@ -89,7 +90,7 @@ def head_parts(family: Family, config: ConfigFile, shape: EncoderConfig, names: 
 
 def tensors(head: HeadNames) -> Names:
     """Every name that a tensor of the head may have."""
-    layers = (head.dense, head.norm, head.decoder)
+    layers = filter(None, (head.dense, head.norm, head.decoder))
     return frozenset(f"{layer}.{w}" for layer in layers for w in ("weight", "bias")) | frozenset(
         head.biases
     )
@@ -99,14 +100,16 @@ def _lacking(head: HeadNames, config: ConfigFile, names: Names) -> str:
     """What keeps these names from being a whole head; "" where nothing does."""
     said = head.config
     stored_bias = next((name for name in head.biases if name in names), head.biases[0])
-    described = {
-        f"{head.dense}.weight": True,
-        f"{head.dense}.bias": said.dense_bias,
-        f"{head.norm}.weight": True,
-        f"{head.norm}.bias": said.norm_bias,
-        stored_bias: said.bias,
-    }
-    if not tie_wanted(config):
+    described = {}
+    if said.transform:
+        described = {
+            f"{head.dense}.weight": True,
+            f"{head.dense}.bias": said.dense_bias,
+            f"{head.norm}.weight": True,
+            f"{head.norm}.bias": said.norm_bias,
+        }
+    described[stored_bias] = said.bias
+    if not tie_wanted(head, config):
         described[f"{head.decoder}.weight"] = True
     missing = [name for name, there in described.items() if there and name not in names]
     if missing:

@@ -20,6 +20,7 @@ from tests.integrations.sentence_transformers.test_answers import off
 PAIRS = (TEXTS[:5], TEXTS[5:])
 
 NAMES = ("bert_mean_h4", "modernbert_embed_like_h2", "t5_instructor_relu_h4")
+EURO = "eurobert_like_h4"
 
 
 def pair_of(name: str) -> tuple[Any, Any]:
@@ -72,7 +73,7 @@ def assert_near(found: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) 
         assert off(found[name], wanted) <= 1e-4 * max(1e-2, float(wanted.abs().max())), name
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, EURO])
 def test_gradient_checkpointing(name: str, packed: list[Any]) -> None:
     """Packed, by the encoder's own, with no hook taken for a stranger's; and off again."""
     plain, ours = pair_of(name)
@@ -217,6 +218,7 @@ def of_attention(model: Any) -> None:
     [
         *((name, change) for name in NAMES for change in (set_by_hand, kept_on)),
         ("modernbert_embed_like_h2", of_attention),
+        (EURO, of_attention),
     ],
 )
 def test_dropout_of_modules(name: str, change: Callable[[Any], None], packed: list[Any]) -> None:
