@@ -28,6 +28,7 @@ FAMILIES = {
     "gemma": "Gemma",
     "gte": "GTE v1.5",
     "jina": "JinaBert",
+    "jinav3": "jina-embeddings-v3",
     "modernbert": "ModernBERT",
     "mosaic": "MosaicBERT",
     "mpnet": "MPNet",

@@ -29,6 +29,7 @@ def shape_of(family: str, name: str, **changes: Any) -> EncoderConfig:
 
 GTE, NOMIC, MODERN = "gte_base_like_h4", "nomic_v1_like_h2", "modernbert_embed_like_h2"
 GEMMA = "gemma_embed_like_h3"
+JINA3 = "jinav3_hf_like_h4"
 
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("GTE v1.5", GTE, {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling: .*yarn"),
@@ -102,6 +103,15 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("Gemma", GEMMA, {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be positive"),
     ("Gemma", GEMMA, {"hidden_activation": "gelu_10"}, "hidden_activation 'gelu_10' is unknown"),
     ("Gemma", GEMMA, {"model_type": "gemma2"}, "model_type"),
+    ("jina-embeddings-v3", JINA3, {"position_embedding_type": "absolute"}, "has rotary positions"),
+    ("jina-embeddings-v3", JINA3, {"rope_scaling": {"type": "ntk"}}, "rope_scaling is"),
+    ("jina-embeddings-v3", JINA3, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+    ("jina-embeddings-v3", JINA3, {"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn"),
+    ("jina-embeddings-v3", JINA3, {"rope_parameters": {"factor": 2.0}}, "factor is not served"),
+    ("jina-embeddings-v3", JINA3, {"rotary_emb_base": 10_000}, "rotary_emb_base is 10000, but"),
+    ("jina-embeddings-v3", JINA3, {"hidden_act": "mish"}, "hidden_act 'mish' is unknown"),
+    ("jina-embeddings-v3", JINA3, {"head_dim": 15}, "rotary needs even heads, not 15"),
+    ("jina-embeddings-v3", JINA3, {"model_type": "roberta"}, "model_type is 'roberta'"),
     ("MPNet", "mpnet_base_v2_like_h4", {"relative_attention_num_buckets": 16}, "num_buckets is 16"),
     ("RoBERTa", "xlmr_e5_like_h2", {"pad_token_id": None}, "pad_token_id is null, but positions"),
     ("RoBERTa", "xlmr_e5_like_h2", {"max_position_embeddings": 2}, "leaves no position after"),
@@ -200,6 +210,18 @@ def test_modernbert_spellings() -> None:
     assert shape_of("ModernBERT", MODERN, local_attention=21).window == 10
     assert shape_of("ModernBERT", MODERN, sliding_window=10) == shape_of("ModernBERT", MODERN)
     assert shape_of("ModernBERT", MODERN, local_attention=..., sliding_window=7).window == 7
+
+
+def test_jina_v3_spellings() -> None:
+    shape = shape_of("jina-embeddings-v3", JINA3)
+    assert (shape.rotary, shape.norm_eps, shape.head_size) == (Rotary(20_000.0), 1e-5, None)
+    silent = {"rope_parameters": ..., "layer_norm_eps": ..., "type_vocab_size": ...}
+    assert shape_of("jina-embeddings-v3", JINA3, **silent) == shape
+    flat = {"rope_parameters": None, "rope_theta": 5.0}
+    assert shape_of("jina-embeddings-v3", JINA3, **flat).rotary == Rotary(5.0)
+    nested = {"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}, "rope_theta": 5.0}
+    assert shape_of("jina-embeddings-v3", JINA3, **nested).rotary == Rotary(7.0)
+    assert shape_of("jina-embeddings-v3", JINA3, head_dim=8).head_dim == 8
 
 
 def test_gemma_spellings() -> None:

@@ -36,7 +36,6 @@ FAMILIES: tuple[Family, ...] = (
     gemma.FAMILY,
     nomic.FAMILY,
     jina_v3.FAMILY,
-    jina_v3.FAMILY_IN_MEMORY,
     mpnet.FAMILY,
     t5.FAMILY,
     distilbert.FAMILY,
@@ -82,7 +81,8 @@ def recognise(names: Collection[str], config: ConfigFile) -> tuple[Family, str]:
         return own.FAMILY, ""
     for family in FAMILIES:
         for prefix in family.prefixes:
-            if all(prefix + name in present for name in family.signature):
+            marks = filter(None, (family.signature, family.other_signature))
+            if any(all(prefix + name in present for name in names) for names in marks):
                 if not family.accepts(config):
                     continue
                 why = f"the tensor names are {family.name}'s, whose arithmetic that type is not"

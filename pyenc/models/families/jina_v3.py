@@ -8,7 +8,7 @@ into the weights as they are read (`pyenc.loading.tasks`).
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ...errors import CheckpointError
 from ..config import EncoderConfig, HeadConfig
@@ -103,40 +103,44 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     )
 
 
+@dataclass(frozen=True)
+class _Names:
+    """What the tensors outside of the word embeddings are called."""
+
+    embedding_norm: str
+    layer: str
+    qkv: tuple[str, ...]
+    out: str
+    attention_norm: str
+    feed_forward_norm: str
+
+
+IN_FILES = _Names(
+    "emb_ln", "encoder.layers", ("mixer.Wqkv",), "mixer.out_proj", "norm1", "norm2"
+)  # fmt: skip
+IN_MEMORY = _Names(
+    "embeddings.LayerNorm", "layers", tuple(f"self_attn.{x}_proj" for x in "qkv"),
+    "self_attn.o_proj", "post_attention_layernorm", "post_mlp_layernorm",
+)  # fmt: skip
+"""Of a model of transformers, which converts them as it loads and, unless told not to, saves."""
+
+
 def _parts(config: EncoderConfig, names: Names) -> Parts:
+    called = IN_FILES if f"{IN_FILES.embedding_norm}.weight" in names else IN_MEMORY
     parts: Parts = {"embeddings.word.weight": ("embeddings.word_embeddings.weight",)}
     if config.type_vocab_size:
         parts["embeddings.token_type.weight"] = ("embeddings.token_type_embeddings.weight",)
-    parts |= both("embeddings.norm", "emb_ln")
+    parts |= both("embeddings.norm", called.embedding_norm)
     if config.pooler:
         parts |= both("pooler", "pooler.dense")
     for i in range(config.num_layers):
-        ours, theirs = f"layers.{i}", f"encoder.layers.{i}"
-        parts |= both(f"{ours}.attention.qkv", f"{theirs}.mixer.Wqkv")
-        parts |= both(f"{ours}.attention.out", f"{theirs}.mixer.out_proj")
-        parts |= both(f"{ours}.attention_norm", f"{theirs}.norm1")
+        ours, theirs = f"layers.{i}", f"{called.layer}.{i}"
+        parts |= both(f"{ours}.attention.qkv", *(f"{theirs}.{name}" for name in called.qkv))
+        parts |= both(f"{ours}.attention.out", f"{theirs}.{called.out}")
+        parts |= both(f"{ours}.attention_norm", f"{theirs}.{called.attention_norm}")
         parts |= both(f"{ours}.feed_forward.up", f"{theirs}.mlp.fc1")
         parts |= both(f"{ours}.feed_forward.down", f"{theirs}.mlp.fc2")
-        parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.norm2")
-    return parts
-
-
-def _parts_in_memory(config: EncoderConfig, names: Names) -> Parts:
-    parts: Parts = {"embeddings.word.weight": ("embeddings.word_embeddings.weight",)}
-    if config.type_vocab_size:
-        parts["embeddings.token_type.weight"] = ("embeddings.token_type_embeddings.weight",)
-    parts |= both("embeddings.norm", "embeddings.LayerNorm")
-    if config.pooler:
-        parts |= both("pooler", "pooler.dense")
-    for i in range(config.num_layers):
-        layer = f"layers.{i}"
-        theirs = f"{layer}.self_attn"
-        parts |= both(f"{layer}.attention.qkv", *(f"{theirs}.{x}_proj" for x in "qkv"))
-        parts |= both(f"{layer}.attention.out", f"{theirs}.o_proj")
-        parts |= both(f"{layer}.attention_norm", f"{layer}.post_attention_layernorm")
-        parts |= both(f"{layer}.feed_forward.up", f"{layer}.mlp.fc1")
-        parts |= both(f"{layer}.feed_forward.down", f"{layer}.mlp.fc2")
-        parts |= both(f"{layer}.feed_forward_norm", f"{layer}.post_mlp_layernorm")
+        parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.{called.feed_forward_norm}")
     return parts
 
 
@@ -156,29 +160,12 @@ FAMILY = Family(
         ),
     ),
     signature=("encoder.layers.0.mixer.Wqkv.weight", "emb_ln.weight"),
+    other_signature=("layers.0.mlp.fc1.weight", "layers.0.post_mlp_layernorm.weight"),
     config=_config,
     parts=_parts,
     head=_head,
     model_types=("jina_embeddings_v3", ORIGINAL),
     prefixes=("", "roberta.", "model.", "model.roberta."),
     tied={"lm_head.decoder.weight": "embeddings.word.weight"},
-    layer=r"encoder\.layers\.(\d+)\.",
+    layer=r"(?:encoder\.)?layers\.(\d+)\.",
 )
-
-FAMILY_IN_MEMORY = replace(
-    FAMILY,
-    name="jina-embeddings-v3, named as in memory",
-    checkpoints=(
-        Published(
-            "jina-embeddings-v3-hf, written with the names of transformers' model",
-            "golden",
-            "8,192 by its files; rotary positions have no table",
-            "without an adapter",
-        ),
-    ),
-    signature=("layers.0.mlp.fc1.weight", "layers.0.post_mlp_layernorm.weight"),
-    parts=_parts_in_memory,
-    model_types=("jina_embeddings_v3",),
-    layer=r"layers\.(\d+)\.",
-)
-"""The names that a model of transformers has, where they were written unchanged."""

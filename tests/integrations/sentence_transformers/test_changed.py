@@ -171,6 +171,8 @@ NUMBERS: list[tuple[str, str, str, Any]] = [
     ("modernbert_embed_like_h2", "rotary_emb", "full_attention_attention_scaling", 2.0),
     ("gemma_embed_like_h3", "self_attn", "scaling", 0.01),
     ("gemma_embed_like_h3", "input_layernorm", "eps", 1.0),
+    ("jinav3_hf_like_h4", "rotary_emb", "attention_scaling", 3.0),
+    ("jinav3_hf_like_h4", "post_mlp_layernorm", "eps", 1.0),
     ("t5_mean_relu_h4", "layer_norm", "variance_epsilon", 1.0),
     ("t5_mean_relu_h4", "layer_norm", "variance_epsilon", torch.ones(64)),
     ("t5_mean_relu_h4", "SelfAttention", "relative_attention_max_distance", 64),
