@@ -29,7 +29,7 @@ def shape_of(family: str, name: str, **changes: Any) -> EncoderConfig:
 
 GTE, NOMIC, MODERN = "gte_base_like_h4", "nomic_v1_like_h2", "modernbert_embed_like_h2"
 GEMMA = "gemma_embed_like_h3"
-JINA3 = "jinav3_hf_like_h4"
+JINA3, ORIGINAL3 = "jinav3_hf_like_h4", "jinav3_lora_like_h2"
 
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("GTE v1.5", GTE, {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling: .*yarn"),
@@ -112,6 +112,27 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("jina-embeddings-v3", JINA3, {"hidden_act": "mish"}, "hidden_act 'mish' is unknown"),
     ("jina-embeddings-v3", JINA3, {"head_dim": 15}, "rotary needs even heads, not 15"),
     ("jina-embeddings-v3", JINA3, {"model_type": "roberta"}, "model_type is 'roberta'"),
+    ("jina-embeddings-v3", ORIGINAL3, {"position_embedding_type": ...}, "rotary positions alone"),
+    ("jina-embeddings-v3", ORIGINAL3, {"position_embedding_type": "alibi"}, "positions alone"),
+    ("jina-embeddings-v3", ORIGINAL3, {"emb_pooler": "cls"}, "emb_pooler is 'cls'"),
+    ("jina-embeddings-v3", ORIGINAL3, {"truncate_dim": 24}, "truncate_dim is 24"),
+    ("jina-embeddings-v3", ORIGINAL3, {"layer_norm_eps": ...}, "layer_norm_eps is missing: 1e-05"),
+    (
+        "jina-embeddings-v3",
+        ORIGINAL3,
+        {"rotary_emb_interleaved": True},
+        "rotary_emb_interleaved is",
+    ),
+    ("jina-embeddings-v3", ORIGINAL3, {"rotary_emb_scale_base": 512}, "rotary_emb_scale_base is"),
+    ("jina-embeddings-v3", ORIGINAL3, {"rotary_emb_dim": 12}, "rotary_emb_dim is 12"),
+    ("jina-embeddings-v3", ORIGINAL3, {"last_layer_subset": True}, "last_layer_subset is True"),
+    ("jina-embeddings-v3", ORIGINAL3, {"pad_vocab_size_multiple": 8}, "pad_vocab_size_multiple is"),
+    (
+        "jina-embeddings-v3",
+        ORIGINAL3,
+        {"rope_theta": 5.0},
+        "rotary_emb_base is 20000.0, but rope_th",
+    ),
     ("MPNet", "mpnet_base_v2_like_h4", {"relative_attention_num_buckets": 16}, "num_buckets is 16"),
     ("RoBERTa", "xlmr_e5_like_h2", {"pad_token_id": None}, "pad_token_id is null, but positions"),
     ("RoBERTa", "xlmr_e5_like_h2", {"max_position_embeddings": 2}, "leaves no position after"),
@@ -222,6 +243,11 @@ def test_jina_v3_spellings() -> None:
     nested = {"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}, "rope_theta": 5.0}
     assert shape_of("jina-embeddings-v3", JINA3, **nested).rotary == Rotary(7.0)
     assert shape_of("jina-embeddings-v3", JINA3, head_dim=8).head_dim == 8
+    original = shape_of("jina-embeddings-v3", ORIGINAL3)
+    assert original.rotary == Rotary(20_000.0)
+    unsaid = shape_of("jina-embeddings-v3", ORIGINAL3, rotary_emb_base=...)
+    assert unsaid.rotary == Rotary(10_000.0)
+    assert shape_of("jina-embeddings-v3", ORIGINAL3, rotary_emb_dim=24) == original
 
 
 def test_gemma_spellings() -> None:

@@ -8,7 +8,9 @@ into the weights as they are read (`pyenc.loading.tasks`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ...errors import CheckpointError
 from ..config import EncoderConfig, HeadConfig
@@ -37,6 +39,27 @@ NOT_SERVED = {
 
 def original(config: ConfigFile) -> bool:
     return config.values.get("model_type") == ORIGINAL
+
+
+OF_ADAPTERS = (
+    "lora_adaptations", "lora_alpha", "lora_dropout_p", "lora_main_params_trainable", "lora_rank",
+    "load_trained_adapters", "task_instructions",
+)  # fmt: skip
+OF_THE_CODE = (
+    "_name_or_path", "auto_map", "emb_pooler", "matryoshka_dimensions", "position_embedding_type",
+    "rotary_emb_base", "truncate_dim", "use_flash_attn", "use_reentrant",
+)  # fmt: skip
+
+
+def native(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The original's `config.json` as transformers writes it, without adapters."""
+    gone = (*OF_ADAPTERS, *OF_THE_CODE)
+    base = config.get("rotary_emb_base", 10_000.0)
+    return {key: value for key, value in config.items() if key not in gone} | {
+        "model_type": "jina_embeddings_v3",
+        "architectures": ["JinaEmbeddingsV3Model"],
+        "rope_parameters": {"rope_theta": base, "rope_type": "default"},
+    }
 
 
 def _rotary(config: ConfigFile) -> Rotary:
@@ -153,10 +176,16 @@ FAMILY = Family(
     name="jina-embeddings-v3",
     checkpoints=(
         Published(
-            "jina-embeddings-v3-hf (model_type jina_embeddings_v3)",
+            "jina-embeddings-v3",
             "golden",
             "8,192 by its files; rotary positions have no table",
-            "without an adapter",
+            'an adapter by task="retrieval.query" and so on',
+        ),
+        Published(
+            "jina-embeddings-v3-hf (model_type jina_embeddings_v3)",
+            "golden",
+            "8,192 by its files",
+            "without its adapters",
         ),
     ),
     signature=("encoder.layers.0.mixer.Wqkv.weight", "emb_ln.weight"),
