@@ -103,7 +103,8 @@ def check_task(task: Any, tasks: Tasks | None, where: str) -> None:
     if tasks is None:
         raise InputError(
             f"{where}: task={task!r} asks for an adapter, and the weights have none; without task= "
-            "they are read as they are"
+            "they are read as they are (adapters of PEFT, in folders of their own, are not served; "
+            "jinaai/jina-embeddings-v3 has its own among the weights)"
         )
     if task not in tasks.instructions:
         raise InputError(

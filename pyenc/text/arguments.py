@@ -191,7 +191,6 @@ OTHER_NAMES = {
 }
 """What checkpoints also call the prompt of a task."""
 
-
 THIS_SIDE = {"query": "retrieval.query", "document": "retrieval.passage"}
 OTHER_SIDE = {"query": "retrieval.passage", "document": "retrieval.query"}
 """The tasks of jina-embeddings-v3 that a text of either kind goes with, and does not."""
@@ -210,10 +209,11 @@ def _prompt_of(task: str, recipe: Recipe) -> str:
             )
         for name in OTHER_NAMES.get(task, ()):
             if recipe.prompts.get(name):
+                adapter = f" (its adapter too: task={name!r} of pyenc.load)"
                 message = (
                     f"this checkpoint has no prompt {task!r}, so none is put before the texts, as "
                     f"in sentence-transformers; it has {name!r}, and prompt_name={name!r} asks for "
-                    "that"
+                    f"that{adapter if name == THIS_SIDE[task] else ''}"
                 )
                 warnings.warn(PromptWarning(message), stacklevel=stacklevel())
                 break

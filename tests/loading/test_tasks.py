@@ -119,6 +119,16 @@ def test_in_eight_bits(task: str | None, tmp_path: Path) -> None:
     assert torch.equal(again.encoder(ids, mask), checkpoint.encoder(ids, mask))
 
 
+def test_of_a_pickle(tmp_path: Path) -> None:
+    """As it was published first."""
+    folder = copied(NAME, tmp_path)
+    torch.save(tensors_of(folder), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    state = load_checkpoint(folder, task="separation").encoder.state_dict()
+    right = load_checkpoint(GOLDEN / NAME, task="separation").encoder.state_dict()
+    assert all(torch.equal(state[name], right[name]) for name in right)
+
+
 def test_read_by_transformers(tmp_path: Path) -> None:
     """What is saved for a task is a checkpoint of transformers' own class."""
     transformers = pytest.importorskip("transformers", minversion="5")

@@ -63,7 +63,7 @@ def test_texts_without_a_task(golden: Golden, tmp_path: Path) -> None:
     assert off(got, right(golden, None)) <= 1e-5
     assert tuple(encoder.recipe.prompts) == TASKS
     for side, method in (("query", encoder.encode_query), ("passage", encoder.encode_document)):
-        with pytest.warns(PromptWarning, match=f"it has 'retrieval.{side}'"):
+        with pytest.warns(PromptWarning, match=f"adapter too: task='retrieval.{side}'"):
             assert (method(golden.texts) == got).all()
     encoder.save(tmp_path)
     again = pyenc.load(tmp_path, task="separation", skip_eps=0)
