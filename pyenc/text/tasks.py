@@ -49,16 +49,18 @@ def of_task(recipe: Recipe, checkpoint: Checkpoint, where: str) -> Recipe:
 
 
 def task_files(files: Mapping[str, bytes], recipe: Recipe) -> dict[str, bytes]:
-    """The files that say so, once the adapter is in the weights: sentence-transformers' own class
-    reads them then."""
+    """The file that says its prompt."""
     said = json.loads(files[PROMPTS]) if PROMPTS in files else {}
     said |= {"prompts": recipe.prompts, "default_prompt_name": recipe.default_prompt_name}
-    found = {PROMPTS: (json.dumps(said, indent=2) + "\n").encode()}
-    if "modules.json" in files:
-        modules = json.loads(files["modules.json"])
-        for module in modules:
-            if kind_of(module) == JINAS:
-                module["type"] = KINDS + "Transformer"
-                module.pop("kwargs", None)
-        found["modules.json"] = (json.dumps(modules, indent=2) + "\n").encode()
-    return found
+    return {PROMPTS: (json.dumps(said, indent=2) + "\n").encode()}
+
+
+def own_modules(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """`modules.json` without the class of the repository, whose file is not carried along: what is
+    saved may have no adapters any more."""
+    modules = json.loads(files.get("modules.json", b"[]"))
+    jinas = [module for module in modules if kind_of(module) == JINAS]
+    for module in jinas:
+        module["type"] = KINDS + "Transformer"
+        module.pop("kwargs", None)
+    return {"modules.json": (json.dumps(modules, indent=2) + "\n").encode()} if jinas else {}

@@ -11,6 +11,7 @@ import pytest
 
 import pyenc
 from pyenc.errors import CheckpointError, InputError
+from pyenc.loading import own_checkpoint
 from pyenc.text.arguments import PromptWarning
 from tests.conftest import GOLDEN, Golden, read_golden
 
@@ -78,6 +79,20 @@ def test_read_by_sentence_transformers(golden: Golden, tmp_path: Path) -> None:
     model = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
     assert off(model.encode(golden.texts), right(golden, "retrieval.query")) <= 1e-5
     assert off(model.encode_query(golden.texts), right(golden, "retrieval.query")) <= 1e-5
+
+
+@pytest.mark.parametrize("task", ["separation", None])
+def test_saved_without_adapters(golden: Golden, task: str | None, tmp_path: Path) -> None:
+    """In eight bits, and in pyenc's own format."""
+    encoder = pyenc.load(golden.folder, task=task, quantize="int8")
+    encoder.save(tmp_path / "int8")
+    again = pyenc.load(tmp_path / "int8")
+    assert (again.encode(golden.texts) == encoder.encode(golden.texts)).all()
+    encoder = pyenc.load(golden.folder, task=task, skip_eps=0)
+    encoder.checkpoint = own_checkpoint(encoder.model)
+    encoder.save(tmp_path / "own")
+    again = pyenc.load(tmp_path / "own", skip_eps=0)
+    assert off(again.encode(golden.texts), right(golden, task)) <= 1e-5
 
 
 def copied(to: Path, **files: object) -> Path:

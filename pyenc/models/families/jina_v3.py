@@ -75,16 +75,17 @@ def _rotary(config: ConfigFile) -> Rotary:
     kind = parameters.spelled("rope_type", "type")
     parameters.require(kind, ("default",), "default", "pyenc turns jina-embeddings-v3 by one base")
     place = parameters if parameters.values.get("rope_theta") is not None else config
-    base = config.values.get("rotary_emb_base")
-    theta = place.values.get("rope_theta")
-    if base is not None and theta is not None and base != theta:
-        raise CheckpointError(
-            f"{config.path}: rotary_emb_base is {base!r}, but rope_theta in {place.path} is "
-            f"{theta!r}, two spellings of one setting"
-        )
-    if theta is not None:
-        return Rotary(place.number("rope_theta", 20_000.0))
-    return Rotary(config.number("rotary_emb_base", 10_000.0 if original(config) else 20_000.0))
+    keys = {"rotary_emb_base": config, "rope_theta": place}
+    key, default = ("rotary_emb_base", 10_000.0) if original(config) else ("rope_theta", 20_000.0)
+    said = keys.pop(key)
+    theta = said.number(key, default) if said.values.get(key) is not None else default
+    for other, where in keys.items():
+        if where.values.get(other) not in (None, theta):
+            raise CheckpointError(
+                f"{where.path}: {other} is {where.values[other]!r}, but {key}, which counts for "
+                f"model_type {config.values.get('model_type')!r}, is {theta!r}"
+            )
+    return Rotary(theta)
 
 
 def _check_original(config: ConfigFile) -> None:
