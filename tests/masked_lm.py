@@ -87,6 +87,7 @@ ADDED = {
     "roberta_distil_like_h4": roberta(1e-5),
     "xlmr_bge_m3_like_h4": roberta(1e-5),
     "mpnet_base_v2_like_h4": roberta(1e-5),
+    "jinav3_hf_like_h4": roberta(1e-5),
     "gte_base_like_h4": roberta(norm="lm_head.norm", bias="lm_head.decoder.bias"),
 }  # fmt: skip
 """Goldens that have none: a random one is put beside them."""

@@ -265,6 +265,11 @@ def _model(parser: Parser) -> None:
         "--backend", choices=BACKENDS, help="of every op; default: the fastest that can serve"
     )
     group.add_argument(
+        "--task",
+        metavar="NAME",
+        help="whose adapter is used, of a checkpoint that has some (pyenc info); default: none",
+    )
+    group.add_argument(
         "--pooling", choices=POOLINGS, help="of token states; default: as the checkpoint says"
     )
     group.add_argument(

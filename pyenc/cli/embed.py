@@ -156,6 +156,7 @@ def _settings(args: argparse.Namespace, encoder: TextEncoder, dim: int) -> dict[
         "options": {**encode_options(args), "on_long": args.on_long},
         "pooling": encoder.recipe.pooling,
         "dtype": str(encoder.model.dtype).removeprefix("torch."),
+        **({"task": task} if (task := encoder.checkpoint.task) else {}),
         **({"quantize": bits} if (bits := quantization(encoder.model)) else {}),
         "backend": requested_backend(args.backend),
         "dim": dim,

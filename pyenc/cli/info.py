@@ -153,6 +153,8 @@ def _vectors(encoder: TextEncoder) -> dict[str, Any]:
         ],
         "prompts": recipe.prompts,
         "default_prompt_name": recipe.default_prompt_name,
+        "tasks": list(encoder.checkpoint.task_instructions),
+        "task": encoder.checkpoint.task,
         "lower_case": recipe.lower_case,
     }
 
@@ -242,6 +244,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         yield _row("", f"no file says so: {options} say what the model card does")
     for dense in vectors["dense"]:
         yield _row("dense layer", f"{dense['in']} -> {dense['out']}, {dense['activation']}")
+    if vectors["tasks"]:
+        yield from _wrapped("adapters", ", ".join(vectors["tasks"]))
+        yield _row("", f"--task NAME: {vectors['task'] or 'none'} is in the weights")
     default = vectors["default_prompt_name"]
     for name, prompt in vectors["prompts"].items():
         yield _row("prompt", f"{name}{' (default)' if name == default else ''}: {prompt!r}")

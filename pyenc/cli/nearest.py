@@ -42,7 +42,8 @@ MEANINGS: dict[str, tuple[str, ...]] = {
         "truncate-dims", "truncate-dimension",
     ),
     "--prompt": ("prefix", "query-prefix", "query-instruction", "document-prefix"),
-    "--prompt-name": ("task", "prompt-type", "task-name"),
+    "--prompt-name": ("prompt-type",),
+    "--task": ("adapter", "adapter-name", "default-task", "lora", "task-name", "task-type"),
     "--on-long": ("truncate", "truncation", "on-too-long", "too-long", "no-truncate"),
     "--skip-bad": (
         "ignore-errors", "skip-errors", "skip-invalid", "skip-bad-rows", "on-error", "keep-going",

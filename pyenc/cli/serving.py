@@ -52,7 +52,8 @@ def load_encoder(args: argparse.Namespace, *, quiet: bool = False, **changes: An
     """
     options: dict[str, Any] = {
         "device": args.device, "dtype": args.dtype, "backend": args.backend,
-        "pooling": args.pooling, "normalize": args.normalize, "quantize": args.quantize, **changes,
+        "pooling": args.pooling, "normalize": args.normalize, "quantize": args.quantize,
+        "task": args.task, **changes,
     }  # fmt: skip
     requested_backend(options["backend"])  # a bad PYENC_BACKEND is an error before the weights
     check_device(options["device"])  # and so is a device that is not there

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import CheckpointError, InputError
 from ..forking import check_forked
 from ..models import Encoder
-from ..models.families import ConfigFile, Family, head_parts, recognise, with_head
+from ..models.families import ConfigFile, Family, head_parts, jina_v3, recognise, with_head
 from ..models.int8 import check_quantize, quantize_layers
 from ..models.meta import on_meta
 from ..models.position import place_buffers, shapes_alone
@@ -31,6 +31,7 @@ from .strict import (
     readings,
 )
 from .target import DTYPES, check_device, check_dtype, check_eight_bits
+from .tasks import MergedFiles, check_task, factors, plain_name, read_tasks
 from .weights import WeightFiles
 from .wrappers import modern_names
 
@@ -56,6 +57,12 @@ class Checkpoint:
     """Constants such as `embeddings.position_ids`, equal to what is computed, and the step counter
     of an average, under their names in the file."""
     stored_dtype: torch.dtype = torch.float32
+    adapters: dict[str, Tensor] = field(default_factory=dict)
+    """Of tasks, under their names in the file, where none is in the weights."""
+    task_instructions: dict[str, str] = field(default_factory=dict)
+    """Of the tasks that the weights came with adapters for, what their texts begin with."""
+    task: str | None = None
+    """Whose adapter is in the weights."""
 
 
 def load_checkpoint(
@@ -67,6 +74,7 @@ def load_checkpoint(
     skip_eps: float | None = None,
     config: Mapping[str, Any] | None = None,
     quantize: str | None = None,
+    task: str | None = None,
 ) -> Checkpoint:
     """Read a checkpoint folder into an `Encoder`, in eval mode.
 
@@ -79,9 +87,11 @@ def load_checkpoint(
         config: in the place of the folder's `config.json`, which is then not read.
         quantize: "int8" for linear layers in eight bits (`pyenc.models.int8`), on a CPU; None as
             stored, which is in eight bits where a quantised encoder was saved.
+        task: whose adapter is merged into the weights, of a checkpoint that has some (`tasks.py`).
 
     Raises:
-        InputError: `quantize` is unknown, or the device serves no eight bits.
+        InputError: `quantize` is unknown, the device serves no eight bits, or the checkpoint has no
+            adapter for the task; the message names those there are.
         CheckpointError: a file or tensor is missing, damaged, unsafe, misshapen or not finite.
         UnknownArchitectureError: the tensors belong to no known family.
     """
@@ -99,6 +109,10 @@ def load_checkpoint(
     files = QuantizedFiles(folder) if stored_bits else WeightFiles(folder)
     names = modern_names(files.names, folder)
     reader = ConfigFile(str(config_path), config)
+    tasks = read_tasks(files, reader)
+    check_task(task, tasks, str(folder))
+    if tasks is not None:
+        files = MergedFiles(files, tasks, task)
     family, prefix = recognise(names, reader)
     bare = frozenset(n.removeprefix(prefix) for n in names)
     layers = count_layers(bare, family)
@@ -128,7 +142,7 @@ def load_checkpoint(
                 encoder = Encoder(shape, backend=backend, skip_eps=skip_eps)
         except InputError as error:
             raise CheckpointError(f"{config_path}: {error}") from error
-    stored = files.read(word).dtype
+    stored = files.dtype(word)
     target_device, target_dtype = check_device(device), check_dtype(dtype, stored)
     if quantize or stored_bits:
         check_eight_bits(target_device)
@@ -148,11 +162,26 @@ def load_checkpoint(
         stored_dtype=stored,
     )
     _set_aside(checkpoint, files, names, prefix, head)
+    if tasks is not None:
+        checkpoint.task_instructions = dict(tasks.instructions)
+        _settle(checkpoint, files, task, bool(quantize))
     if isinstance(files, QuantizedFiles):
         quantize_layers(encoder, known_bits(files, checkpoint.sources, encoder))
     elif quantize:
         quantize_layers(encoder)
     return checkpoint
+
+
+def _settle(checkpoint: Checkpoint, files: WeightFiles, task: str | None, bits: bool) -> None:
+    """What weights with adapters are to be saved as: as they came, or without the adapters, where
+    one is in the weights or those are no longer what the adapters belong to."""
+    checkpoint.task = task
+    if task is None and not bits:
+        checkpoint.adapters = factors(files)
+        return
+    sources = checkpoint.sources.items()
+    checkpoint.sources = {p: tuple(plain_name(n) for n in ns) for p, ns in sources}
+    checkpoint.config = jina_v3.native(checkpoint.config)
 
 
 def _read(files: WeightFiles, names: list[str], device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -53,7 +53,8 @@ def original_tensors(
             continue
         _check_loadable(parameter, whole)
         tensors |= {name: piece.clone() for name, piece in zip(names, pieces, strict=True)}
-    for name, tensor in (checkpoint.set_aside | checkpoint.buffers).items():
+    beside = checkpoint.set_aside | checkpoint.buffers | checkpoint.adapters
+    for name, tensor in beside.items():
         # A copy each: tensors that are one in memory are not in a safetensors file.
         tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
     for name, parameter in checkpoint.tied.items():

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -62,6 +63,10 @@ class WeightFiles:
         with _naming(path):
             tensor: Tensor = self._safe[path].get_tensor(name)
         return tensor
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Of the tensor as stored."""
+        return self.read(name).dtype
 
     def shape(self, name: str) -> tuple[int, ...]:
         path = self._file_of[name]

@@ -18,6 +18,19 @@ INNER = "auto_model"
 """sentence-transformers' name of the encoder in its first module, which is called 0."""
 
 
+BASE = ".parametrizations.weight.original"
+FACTORS = (".parametrizations.weight.0.lora_A", ".parametrizations.weight.0.lora_B")
+"""A weight that has adapters beside it, and those (`tasks.py`). What other parametrizations make of
+an original is not known."""
+
+
+def adapted(stored: Iterable[str]) -> list[str]:
+    """The layers whose weights have adapters beside them."""
+    there = set(stored)
+    stems = (name.removesuffix(BASE) for name in there if name.endswith(BASE))
+    return sorted(s for s in stems if all(s + factor in there for factor in FACTORS))
+
+
 def modern_names(stored: Iterable[str], folder: Path) -> dict[str, str]:
     """Name as the families know it (a prefix such as `bert.` and all) -> name in the file.
 
@@ -25,8 +38,13 @@ def modern_names(stored: Iterable[str], folder: Path) -> dict[str, str]:
         CheckpointError: two tensors of the file are one under the families' names.
     """
     names: dict[str, str] = {}
+    stored = list(stored)
+    bases = {layer + BASE: layer + ".weight" for layer in adapted(stored)}
+    beside = {layer + factor for layer in adapted(stored) for factor in FACTORS}
     for name in stored:
-        modern = _modern(name)
+        if name in beside:
+            continue
+        modern = _modern(bases.get(name, name))
         if modern in names:
             first, second = sorted((names[modern], name))
             raise CheckpointError(

@@ -185,8 +185,15 @@ def checked_before(
     return Before(prompt=prompt)
 
 
-OTHER_NAMES = {"document": ("passage", "corpus")}
+OTHER_NAMES = {
+    "query": ("retrieval.query",),
+    "document": ("passage", "corpus", "retrieval.passage"),
+}
 """What checkpoints also call the prompt of a task."""
+
+THIS_SIDE = {"query": "retrieval.query", "document": "retrieval.passage"}
+OTHER_SIDE = {"query": "retrieval.passage", "document": "retrieval.query"}
+"""The tasks of jina-embeddings-v3 that a text of either kind goes with, and does not."""
 
 
 class PromptWarning(UserWarning):
@@ -195,12 +202,18 @@ class PromptWarning(UserWarning):
 
 def _prompt_of(task: str, recipe: Recipe) -> str:
     if task not in recipe.prompts:
+        if recipe.default_prompt_name == OTHER_SIDE[task]:
+            raise InputError(
+                f"this encoder is of the task {recipe.default_prompt_name!r}, and not for a "
+                f"{task}: that is pyenc.load(..., task={THIS_SIDE[task]!r})"
+            )
         for name in OTHER_NAMES.get(task, ()):
             if recipe.prompts.get(name):
+                adapter = f" (its adapter too: task={name!r} of pyenc.load)"
                 message = (
                     f"this checkpoint has no prompt {task!r}, so none is put before the texts, as "
                     f"in sentence-transformers; it has {name!r}, and prompt_name={name!r} asks for "
-                    "that"
+                    f"that{adapter if name == THIS_SIDE[task] else ''}"
                 )
                 warnings.warn(PromptWarning(message), stacklevel=stacklevel())
                 break

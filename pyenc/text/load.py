@@ -16,10 +16,12 @@ from ..loading import Checkpoint, load_checkpoint, read_json, resolve
 from ..loading.hub import SMALL_FILES
 from ..loading.own_type import leaves_limit
 from ..loading.shipped import load_shipped, shipped
+from ..loading.tasks import check_task
 from .assumed import AssumptionWarning, assumption, check_said, limit_file, recipe_files, told
 from .module_list import module_paths, transformer_folder
 from .names import names_nearest
 from .recipe import LONE_POOLING, Recipe, read_recipe, says_pooling
+from .tasks import of_task, own_modules, task_files
 from .text_encoder import TextEncoder
 from .tokenizer import TOKENIZER_FILES, TextTokenizer, has_tokenizer
 from .tokenizer_settings import LIMITS, read_limit
@@ -41,6 +43,7 @@ def load(
     pooling: str | None = None,
     normalize: bool | None = None,
     quantize: str | None = None,
+    task: str | None = None,
 ) -> TextEncoder:
     """A published checkpoint, by Hub name or from a folder, ready to embed.
 
@@ -64,6 +67,10 @@ def load(
         quantize: "int8" for two of a layer's four products in eight bits, on a CPU: weights by
             channel, activations by token, as they come; everything else in `dtype`. The vectors
             differ from those of float32 by about what the README's section says. Default: as saved.
+        task: of a checkpoint with adapters (jina-embeddings-v3): "retrieval.query" and so on, whose
+            adapter is merged into the weights and whose instruction is put before every text.
+            Default: neither, as in the original code. Two tasks are two encoders. Saved, it is a
+            checkpoint without adapters, which transformers and sentence-transformers read.
 
     Warns:
         AssumptionWarning: once, if something had to be assumed; `recipe.assumed` says what.
@@ -88,11 +95,19 @@ def load(
         "device": device, "dtype": dtype, "backend": backend, "skip_eps": skip_eps,
         "quantize": quantize,
     }  # fmt: skip
-    checkpoint = load_checkpoint(inside, **how) if own is None else load_shipped(own, **how)
+    if own is not None:
+        check_task(task, None, own.name)
+        checkpoint = load_shipped(own, **how)
+    else:
+        checkpoint = load_checkpoint(inside, task=task, **how)
+    recipe = of_task(recipe, checkpoint, str(name_or_folder))
     if not says_pooling(folder):
         recipe = replace(recipe, pooling=checkpoint.family.pooling)
     recipe = told(recipe, pooling, normalize)
     files = _small_files(folder, recipe)
+    files |= own_modules(files)
+    if checkpoint.task is not None:
+        files |= task_files(files, recipe)
     limit = _saved_limit(inside, checkpoint, recipe)
     if own is not None:  # its limit is its own; everything else is the base's
         limit = checkpoint.encoder.config.max_length

@@ -9,6 +9,10 @@ from typing import Any
 
 from ..errors import CheckpointError
 
+JINAS = "custom_st.Transformer"
+"""The first module of jina-embeddings-v3, a file of its repository: as sentence-transformers' own,
+but for the adapter of a task."""
+
 KINDS = "sentence_transformers.models."
 """How the classes were called for years; newer files name the modules they moved to since."""
 
@@ -38,6 +42,8 @@ def read_modules(path: Path) -> list[dict[str, Any]]:
                 raise TypeError("type and path must be strings")
             if not (path.parent / where).resolve().is_relative_to(path.parent.resolve()):
                 raise ValueError(f"path {where!r} leads out of the folder")
+            if kind == JINAS and _has_tasks(path.parent / where / "config.json"):
+                module["type"] = KINDS + "Transformer"
     except (
         ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError, RecursionError,
     ) as error:  # fmt: skip
@@ -55,6 +61,14 @@ def read_modules(path: Path) -> list[dict[str, Any]]:
                 "sentence-transformers keeps the last alone; expected a name for each"
             )
     return modules
+
+
+def _has_tasks(path: Path) -> bool:
+    """Whether a `config.json` is of jina-embeddings-v3's original code."""
+    said = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return said.get("model_type") == "xlm-roberta" and isinstance(
+        said.get("lora_adaptations"), list
+    )
 
 
 def transformer_folder(folder: Path) -> Path:

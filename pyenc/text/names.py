@@ -36,7 +36,9 @@ ELSEWHERE = {
     "sentences": "texts",
     "show_progress_bar": "progress",
     "target_devices": "devices",
-    "task": "the method encode_query or encode_document",
+    "default_task": "task",
+    "task": "the method encode_query or encode_document, or task= of pyenc.load where a checkpoint "
+    "has adapters",
     "token": "HF_TOKEN in the environment",
     "tokenizer_name_or_path": "tokenizer",
     "torch_dtype": "dtype",

@@ -18,7 +18,9 @@ import pytest
 from cli_support import GOLDEN, TEXTS, Cli
 
 import pyenc
-from pyenc.cli import work
+from pyenc.cli import embed, work
+from pyenc.cli.arguments import build_parser
+from pyenc.cli.serving import load_encoder
 
 CLOSE = 2e-6
 """Cut into parts or not, a text's vector moves by rounding only."""
@@ -386,3 +388,17 @@ def test_what_is_assumed_is_said_once(cli: Cli, texts_file: Path, tmp_path: Path
     assert said.status == 0
     assert "files do not say" not in said.err
     np.testing.assert_array_equal(np.load(tmp_path / "told.npy"), expected(GOLDEN / "bert_cls_h2"))
+
+
+def test_task(cli: Cli, texts_file: Path, tmp_path: Path) -> None:
+    """A checkpoint's adapter, which decides what the vectors are."""
+    name = GOLDEN / "jinav3_lora_like_h2"
+    argv = ["embed", str(name), str(texts_file), "-o", str(tmp_path / "o.npy"), "--task"]
+    assert cli(*argv, "separation").status == 0
+    right = pyenc.load(name, task="separation").encode(TEXTS)
+    assert np.array_equal(np.load(tmp_path / "o.npy"), right)
+    settings = []
+    for task in ("separation", "classification"):
+        args = build_parser().parse_args([*argv, task])
+        settings.append(embed._settings(args, load_encoder(args), 48))
+    assert {key for key in settings[0] if settings[0][key] != settings[1][key]} == {"task"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ FAMILIES = {
     "gemma": "Gemma",
     "gte": "GTE v1.5",
     "jina": "JinaBert",
+    "jinav3": "jina-embeddings-v3",
     "modernbert": "ModernBERT",
     "mosaic": "MosaicBERT",
     "mpnet": "MPNet",
@@ -274,3 +276,20 @@ def test_what_comes_with_pyenc_says_from_what(cli: Cli) -> None:
     assert known["architecture"]["position"] == "table_alibi"
     said = cli("info", "long-minilm").out
     assert "a difference from all-MiniLM-L6-v2" in said.splitlines()[1]
+
+
+def test_tasks(cli: Cli, fails: Callable[..., str]) -> None:
+    name = GOLDEN / "jinav3_lora_like_h2"
+    found = facts(cli, name)["vectors"]
+    assert (found["tasks"][0], found["task"]) == ("retrieval.query", None)
+    said = cli("info", name).out
+    assert "adapters        retrieval.query, retrieval.passage, separation" in said
+    assert "none is in the weights" in said
+    assert "set aside" not in said
+    found = facts(cli, name, "--task", "separation")["vectors"]
+    assert (found["task"], found["default_prompt_name"]) == ("separation", "separation")
+    assert "separation is in the weights" in cli("info", name, "--task", "separation").out
+    assert "task 'x' is unknown; this checkpoint has: retrieval" in fails(
+        "info", name, "--task", "x"
+    )
+    assert facts(cli, GOLDEN / "bert_mean_h4")["vectors"]["tasks"] == []

@@ -56,6 +56,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gte": ("Gte", SIZES | {"hidden_act": "silu"}),
     "nomic": ("NomicBert", SIZES),
+    "jina v3": ("JinaEmbeddingsV3", SIZES | {"hidden_act": "relu"}),
+    "jina v3, untied": ("JinaEmbeddingsV3", SIZES | {"tie_word_embeddings": False}),
 }
 """What pyenc serves -> the start of transformers' class names, and a small configuration."""
 

@@ -29,6 +29,7 @@ def shape_of(family: str, name: str, **changes: Any) -> EncoderConfig:
 
 GTE, NOMIC, MODERN = "gte_base_like_h4", "nomic_v1_like_h2", "modernbert_embed_like_h2"
 GEMMA, EURO = "gemma_embed_like_h3", "eurobert_like_h4"
+JINA3, ORIGINAL3 = "jinav3_hf_like_h4", "jinav3_lora_like_h2"
 
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("GTE v1.5", GTE, {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling: .*yarn"),
@@ -148,6 +149,42 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("EuroBERT", EURO, {"rms_norm_eps": None}, "rms_norm_eps must be a number"),
     ("EuroBERT", EURO, {"attention_dropout": 1.0}, "attention_dropout must be in"),
     ("EuroBERT", EURO, {"max_position_embeddings": 0}, "max_length must be positive"),
+    ("jina-embeddings-v3", JINA3, {"position_embedding_type": "absolute"}, "has rotary positions"),
+    ("jina-embeddings-v3", JINA3, {"rope_scaling": {"type": "ntk"}}, "rope_scaling is"),
+    ("jina-embeddings-v3", JINA3, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+    ("jina-embeddings-v3", JINA3, {"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn"),
+    ("jina-embeddings-v3", JINA3, {"rope_parameters": {"factor": 2.0}}, "factor is not served"),
+    ("jina-embeddings-v3", JINA3, {"rotary_emb_base": 10_000}, "rotary_emb_base is 10000, but"),
+    (
+        "jina-embeddings-v3",
+        JINA3,
+        {"rope_parameters": None, "rotary_emb_base": 5},
+        "but rope_theta",
+    ),
+    ("jina-embeddings-v3", JINA3, {"hidden_act": "mish"}, "hidden_act 'mish' is unknown"),
+    ("jina-embeddings-v3", JINA3, {"head_dim": 15}, "rotary needs even heads, not 15"),
+    ("jina-embeddings-v3", JINA3, {"model_type": "roberta"}, "model_type is 'roberta'"),
+    ("jina-embeddings-v3", ORIGINAL3, {"position_embedding_type": ...}, "rotary positions alone"),
+    ("jina-embeddings-v3", ORIGINAL3, {"position_embedding_type": "alibi"}, "positions alone"),
+    ("jina-embeddings-v3", ORIGINAL3, {"emb_pooler": "cls"}, "emb_pooler is 'cls'"),
+    ("jina-embeddings-v3", ORIGINAL3, {"truncate_dim": 24}, "truncate_dim is 24"),
+    ("jina-embeddings-v3", ORIGINAL3, {"layer_norm_eps": ...}, "layer_norm_eps is missing: 1e-05"),
+    (
+        "jina-embeddings-v3",
+        ORIGINAL3,
+        {"rotary_emb_interleaved": True},
+        "rotary_emb_interleaved is",
+    ),
+    ("jina-embeddings-v3", ORIGINAL3, {"rotary_emb_scale_base": 512}, "rotary_emb_scale_base is"),
+    ("jina-embeddings-v3", ORIGINAL3, {"rotary_emb_dim": 12}, "rotary_emb_dim is 12"),
+    ("jina-embeddings-v3", ORIGINAL3, {"last_layer_subset": True}, "last_layer_subset is True"),
+    ("jina-embeddings-v3", ORIGINAL3, {"pad_vocab_size_multiple": 8}, "pad_vocab_size_multiple is"),
+    (
+        "jina-embeddings-v3",
+        ORIGINAL3,
+        {"rope_theta": 5.0},
+        "rope_theta is 5.0, but rotary_emb_base",
+    ),
     ("MPNet", "mpnet_base_v2_like_h4", {"relative_attention_num_buckets": 16}, "num_buckets is 16"),
     ("RoBERTa", "xlmr_e5_like_h2", {"pad_token_id": None}, "pad_token_id is null, but positions"),
     ("RoBERTa", "xlmr_e5_like_h2", {"max_position_embeddings": 2}, "leaves no position after"),
@@ -246,6 +283,23 @@ def test_modernbert_spellings() -> None:
     assert shape_of("ModernBERT", MODERN, local_attention=21).window == 10
     assert shape_of("ModernBERT", MODERN, sliding_window=10) == shape_of("ModernBERT", MODERN)
     assert shape_of("ModernBERT", MODERN, local_attention=..., sliding_window=7).window == 7
+
+
+def test_jina_v3_spellings() -> None:
+    shape = shape_of("jina-embeddings-v3", JINA3)
+    assert (shape.rotary, shape.norm_eps, shape.head_size) == (Rotary(20_000.0), 1e-5, None)
+    silent = {"rope_parameters": ..., "layer_norm_eps": ..., "type_vocab_size": ...}
+    assert shape_of("jina-embeddings-v3", JINA3, **silent) == shape
+    flat = {"rope_parameters": None, "rope_theta": 5.0}
+    assert shape_of("jina-embeddings-v3", JINA3, **flat).rotary == Rotary(5.0)
+    nested = {"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}, "rope_theta": 5.0}
+    assert shape_of("jina-embeddings-v3", JINA3, **nested).rotary == Rotary(7.0)
+    assert shape_of("jina-embeddings-v3", JINA3, head_dim=8).head_dim == 8
+    original = shape_of("jina-embeddings-v3", ORIGINAL3)
+    assert original.rotary == Rotary(20_000.0)
+    unsaid = shape_of("jina-embeddings-v3", ORIGINAL3, rotary_emb_base=...)
+    assert unsaid.rotary == Rotary(10_000.0)
+    assert shape_of("jina-embeddings-v3", ORIGINAL3, rotary_emb_dim=24) == original
 
 
 def test_gemma_spellings() -> None:

@@ -16,6 +16,7 @@ from tests.conftest import GOLDEN
 from tests.loading.test_strict import copied, edit_config, edit_tensors
 
 GTE, NOMIC, MODERN = "gte_base_like_h4", "nomic_v1_like_h2", "modernbert_embed_like_h2"
+JINA3 = "jinav3_hf_like_h4"
 
 
 def test_t5_classifier_prefix(tmp_path: Path) -> None:
@@ -115,9 +116,45 @@ def test_roberta_without_model_type(name: str, tmp_path: Path) -> None:
         load_checkpoint(folder)
 
 
+IN_MEMORY = (
+    ("emb_ln", "embeddings.LayerNorm"), ("encoder.layers", "layers"),
+    ("mixer.out_proj", "self_attn.o_proj"), ("norm1", "post_attention_layernorm"),
+    ("norm2", "post_mlp_layernorm"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["", "roberta."])
+def test_jina_v3_named_as_in_memory(prefix: str, tmp_path: Path) -> None:
+    """What transformers writes where it is told not to convert."""
+
+    def renamed(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            tensor, new = tensors.pop(name), prefix + name
+            for theirs, ours in IN_MEMORY:
+                new = new.replace(theirs, ours)
+            if "mixer.Wqkv" in new:
+                for x, rows in zip("qkv", tensor.chunk(3), strict=True):
+                    tensors[new.replace("mixer.Wqkv", f"self_attn.{x}_proj")] = rows.clone()
+            else:
+                tensors[new] = tensor
+
+    expected = load_checkpoint(GOLDEN / JINA3)
+    folder = copied(JINA3, tmp_path)
+    edit_tensors(folder, renamed)
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.encoder.config == expected.encoder.config
+    state = checkpoint.encoder.state_dict()
+    for name, tensor in expected.encoder.state_dict().items():
+        assert torch.equal(state[name], tensor), name
+    written = original_tensors(checkpoint)
+    assert len([name for name in written if "self_attn.q_proj" in name]) == 6
+    assert all(name.startswith(prefix) for name in written)
+
+
 FREQUENCIES = [
     (GTE, "rotary_emb.inv_freq", 500_000.0, 2.0),
     (NOMIC, "encoder.layers.1.attn.rotary_emb.inv_freq", 1_000.0, 1.0),
+    (JINA3, "rotary_emb.inv_freq", 20_000.0, 1.0),
     (MODERN, "layers.0.attn.rotary_emb.inv_freq", 80_000.0, 1.0),
     (MODERN, "layers.1.attn.rotary_emb.inv_freq", 5_000.0, 1.0),
 ]

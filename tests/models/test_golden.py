@@ -137,6 +137,11 @@ MUTATIONS: dict[str, list[dict[str, Any]]] = {
         {"activation": "gelu"},
         {"gate_first": False},
     ],
+    "jinav3_hf_like_h4": [
+        {"rotary": Rotary(10_000.0)},
+        {"activation": "gelu_tanh"},
+        {"norm_eps": 1e-12},
+    ],
     "modernbert_embed_like_h2": [{"local_rotary": None}, {"activation": "gelu_tanh"}],
     "nomic_ntk_h3": [
         {"rotary": Rotary(1000.0)},

@@ -14,7 +14,11 @@ from ...models import EncoderConfig
 LEFT_OUT = frozenset({"auto_map", "attn_implementation", "_attn_implementation"})
 """Of a published config: remote code, which is never run, and attention that there is not here."""
 
-TOKENIZERS = {"bert": "BertTokenizer", "nomic_bert": "BertTokenizer"}
+TOKENIZERS = {
+    "bert": "BertTokenizer",
+    "nomic_bert": "BertTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+}
 """By published `model_type`, where no file names a tokenizer: as transformers has it."""
 
 COMMON = (

@@ -5,6 +5,8 @@ Of the families that pyenc knows, transformers 5.24 without remote code
 - makes a BertModel with random tensors, and no error, of JinaBert v2 and MosaicBERT, which call
   themselves "bert" (of JinaBert qk-post-norm it does not get so far: its config.json names an
   attention that is unknown);
+- makes an XLMRobertaModel with random tensors of jina-embeddings-v3, which calls itself
+  "xlm-roberta" (jina-embeddings-v3-hf it loads right);
 - knows no `model_type` "new" (GTE as Alibaba-NLP published it);
 - reads nomic-bert's `config.json` by other names than it was published with, and takes defaults for
   what it does not find.
@@ -28,11 +30,14 @@ from .naming import names_of
 
 SERVED = frozenset({
     "JinaBert v2", "JinaBert v2, original feed-forward", "JinaBert qk-post-norm", "MosaicBERT",
-    "GTE v1.5", "nomic-bert",
+    "GTE v1.5", "nomic-bert", "jina-embeddings-v3",
 })  # fmt: skip
 """Families that transformers gets wrong; nomic-bert only sometimes."""
 
-TYPES = ("bert", "new", "nomic_bert")
+CLASSES = {"bert": "a BertModel", "xlm-roberta": "an XLMRobertaModel"}
+"""What transformers makes of types that are others' too, with random tensors and no error."""
+
+TYPES = (*CLASSES, "new", "nomic_bert")
 """What they call themselves. Other types are never looked at."""
 
 MARKS = ("auto_map", "alibi_starting_size", "feed_forward_type")
@@ -57,6 +62,8 @@ def decide(
     # "new" may be someone's own, or a later transformers may know it.
     if kind not in TYPES or (kind == "new" and kind in CONFIG_MAPPING):
         return None
+    if kind == "xlm-roberta" and said.get("position_embedding_type") != "rotary":
+        return None
     if kind == "bert" and not _marked(said) and not Path(name).is_dir():
         return None  # on the Hub a plain BERT is one, and is not asked about twice
     found = recognised(name, said, hub)
@@ -66,10 +73,10 @@ def decide(
     try:
         shape = family.config(ConfigFile(f"{name}: config.json", said), bare)
     except (CheckpointError, InputError) as error:
-        if kind == "bert" and not trusted:
+        if kind in CLASSES and not trusted:
             raise CheckpointError(
-                f"{name}: {family.name}, of which transformers would make a BertModel with random "
-                f"tensors, and not as pyenc serves it: {error}"
+                f"{name}: {family.name}, of which transformers would make {CLASSES[kind]} with "
+                f"random tensors, and not as pyenc serves it: {error}"
             ) from error
         return None  # transformers has something to say about it
     return None if kind == "nomic_bert" and _reads_it_right(said, shape) else found
@@ -110,6 +117,8 @@ def _by_config(reader: ConfigFile) -> Family | None:
     said = reader.values
     if (kind := said.get("model_type")) in ("new", "nomic_bert"):
         return by_name("GTE v1.5" if kind == "new" else "nomic-bert")
+    if kind == "xlm-roberta":
+        return by_name("jina-embeddings-v3")
     if said.get("alibi_starting_size") is not None:
         return by_name("MosaicBERT")
     if said.get("position_embedding_type") == "alibi":

@@ -15,6 +15,7 @@ from . import (
     gte,
     jina,
     jina_qk,
+    jina_v3,
     modernbert,
     mosaic,
     mpnet,
@@ -36,6 +37,7 @@ FAMILIES: tuple[Family, ...] = (
     gemma.FAMILY,
     eurobert.FAMILY,
     nomic.FAMILY,
+    jina_v3.FAMILY,
     mpnet.FAMILY,
     t5.FAMILY,
     distilbert.FAMILY,
@@ -81,7 +83,8 @@ def recognise(names: Collection[str], config: ConfigFile) -> tuple[Family, str]:
         return own.FAMILY, ""
     for family in FAMILIES:
         for prefix in family.prefixes:
-            if all(prefix + name in present for name in family.signature):
+            marks = filter(None, (family.signature, family.other_signature))
+            if any(all(prefix + name in present for name in names) for names in marks):
                 if not family.accepts(config):
                     continue
                 why = f"the tensor names are {family.name}'s, whose arithmetic that type is not"

@@ -78,6 +78,8 @@ class Family:
     config: Callable[[ConfigFile, Names], EncoderConfig]
     """The encoder that `config.json` and the tensor names describe."""
     parts: Callable[[EncoderConfig, Names], Parts]
+    other_signature: tuple[str, ...] = ()
+    """The same, where its tensors go by two sets of names."""
     accepts: Callable[[ConfigFile], bool] = lambda config: True
     """Where names are shared: does `config.json` say that it is this family?"""
     model_types: tuple[str, ...] = ("bert",)

@@ -176,6 +176,8 @@ NUMBERS: list[tuple[str, str, str, Any]] = [
     ("eurobert_like_h4", "input_layernorm", "variance_epsilon", 1.0),
     ("eurobert_like_h4", "rotary_emb", "attention_scaling", 3.0),
     ("eurobert_like_h4", "embed_tokens", "padding_idx", 5),
+    ("jinav3_hf_like_h4", "rotary_emb", "attention_scaling", 3.0),
+    ("jinav3_hf_like_h4", "post_mlp_layernorm", "eps", 1.0),
     ("t5_mean_relu_h4", "layer_norm", "variance_epsilon", 1.0),
     ("t5_mean_relu_h4", "layer_norm", "variance_epsilon", torch.ones(64)),
     ("t5_mean_relu_h4", "SelfAttention", "relative_attention_max_distance", 64),

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import pyenc
+from pyenc.errors import CheckpointError
 from tests.conftest import GOLDEN, read_golden
 
 # By a module of it: a folder of tests has its name.
@@ -26,6 +27,7 @@ from tests.integrations.transformers.register_support import registered as regis
 
 pytestmark = pytest.mark.usefixtures("registered")
 
+JINA3 = "jinav3_lora_like_h2"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NATIVE = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256,
@@ -233,3 +235,16 @@ def test_published_configuration_is_kept_whole() -> None:
     again = type(config).from_dict(json.loads(config.to_json_string()))
     assert again.published == config.published
     assert again.num_attention_heads == said["n_head"]
+
+
+def test_an_xlm_roberta_and_jinas() -> None:
+    """One model_type: rotary positions tell jina-embeddings-v3 from XLM-RoBERTa."""
+    assert kind(GOLDEN / JINA3) == "PyencConfig"
+    assert kind(GOLDEN / "xlmr_e5_like_h2") == "XLMRobertaConfig"
+
+
+def test_jinas_that_pyenc_refuses(tmp_path: Path) -> None:
+    """transformers would make random tensors of it."""
+    folder = copied(JINA3, tmp_path, emb_pooler="cls")
+    with pytest.raises(CheckpointError, match=r"make an XLMRobertaModel with random tensors.*cls"):
+        AutoConfig.from_pretrained(folder)

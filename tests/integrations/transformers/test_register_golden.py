@@ -16,7 +16,13 @@ pytest.importorskip("transformers.modeling_utils")
 
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-from tests.integrations.transformers.register_support import LEFT, SERVED, copied, hidden
+from tests.integrations.transformers.register_support import (
+    LEFT,
+    OF_SENTENCES,
+    SERVED,
+    copied,
+    hidden,
+)
 from tests.integrations.transformers.register_support import registered as registered
 
 OFF = 1e-5
@@ -49,7 +55,7 @@ def normalized(golden: Golden) -> bool:
 
 
 @pytest.mark.usefixtures("registered")
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", OF_SENTENCES)
 def test_sentence_transformer(name: str) -> None:
     SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
     golden = read_golden(name)

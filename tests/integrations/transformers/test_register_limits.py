@@ -18,7 +18,7 @@ SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTrans
 
 from transformers import AutoModel, AutoTokenizer
 
-from tests.integrations.transformers.register_support import SERVED
+from tests.integrations.transformers.register_support import OF_SENTENCES
 from tests.integrations.transformers.register_support import registered as registered
 
 pytestmark = [
@@ -47,7 +47,7 @@ def limits(folder: Path) -> tuple[int, int]:
     return loaded(folder).max_seq_length, by_pyenc(folder).max_length
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", OF_SENTENCES)
 def test_limit_and_long_texts_survive(name: str, tmp_path: Path) -> None:
     """sentence-transformers -> itself again -> pyenc -> both."""
     model = loaded(GOLDEN / name)

@@ -1,0 +1,201 @@
+"""jina-embeddings-v3: XLM-RoBERTa with rotary positions.
+
+Sturua et al., arXiv 2409.10173. Post-norm, every layer with biases. The tensors have the names of
+the original code (`model_type: xlm-roberta`, mixer.Wqkv), which transformers writes too
+(`jina_embeddings_v3`), or those that its model has in memory. The adapters of its tasks are merged
+into the weights as they are read (`pyenc.loading.tasks`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ...errors import CheckpointError
+from ..config import EncoderConfig, HeadConfig
+from ..rotary import Rotary
+from .family import (
+    ConfigFile,
+    Family,
+    HeadNames,
+    Names,
+    Parts,
+    Published,
+    both,
+    common_fields,
+)
+from .heads import roberta_head
+
+ORIGINAL = "xlm-roberta"
+"""What the original calls itself, as every XLM-RoBERTa does."""
+
+NOT_SERVED = {
+    "rotary_emb_interleaved": False, "rotary_emb_scale_base": None, "last_layer_subset": False,
+    "pad_vocab_size_multiple": 1, "truncate_dim": None,
+}  # fmt: skip
+"""Settings of the original code alone; `truncate_dim` cuts what its `encode` gives."""
+
+
+def original(config: ConfigFile) -> bool:
+    return config.values.get("model_type") == ORIGINAL
+
+
+OF_ADAPTERS = (
+    "lora_adaptations", "lora_alpha", "lora_dropout_p", "lora_main_params_trainable", "lora_rank",
+    "load_trained_adapters", "task_instructions",
+)  # fmt: skip
+OF_THE_CODE = (
+    "_name_or_path", "auto_map", "emb_pooler", "matryoshka_dimensions", "position_embedding_type",
+    "rotary_emb_base", "truncate_dim", "use_flash_attn", "use_reentrant",
+)  # fmt: skip
+
+
+def native(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The original's `config.json` as transformers writes it, without adapters."""
+    gone = (*OF_ADAPTERS, *OF_THE_CODE)
+    base = config.get("rotary_emb_base", 10_000.0)
+    return {key: value for key, value in config.items() if key not in gone} | {
+        "model_type": "jina_embeddings_v3",
+        "architectures": ["JinaEmbeddingsV3Model"],
+        "rope_parameters": {"rope_theta": base, "rope_type": "default"},
+    }
+
+
+def _rotary(config: ConfigFile) -> Rotary:
+    """One base; the original code and transformers spell it apart, with defaults of their own."""
+    parameters = config.section("rope_parameters")
+    for key, plain in (("rope_scaling", None), ("partial_rotary_factor", 1.0)):
+        config.require(key, (None, plain), None, "pyenc serves jina-embeddings-v3 without it")
+    if strange := sorted(parameters.values.keys() - {"rope_theta", "rope_type", "type"}):
+        raise CheckpointError(
+            f"{parameters.path}: {', '.join(strange)} is not served; served: rope_theta with "
+            'rope_type "default"'
+        )
+    kind = parameters.spelled("rope_type", "type")
+    parameters.require(kind, ("default",), "default", "pyenc turns jina-embeddings-v3 by one base")
+    place = parameters if parameters.values.get("rope_theta") is not None else config
+    keys = {"rotary_emb_base": config, "rope_theta": place}
+    key, default = ("rotary_emb_base", 10_000.0) if original(config) else ("rope_theta", 20_000.0)
+    said = keys.pop(key)
+    theta = said.number(key, default) if said.values.get(key) is not None else default
+    for other, where in keys.items():
+        if where.values.get(other) not in (None, theta):
+            raise CheckpointError(
+                f"{where.path}: {other} is {where.values[other]!r}, but {key}, which counts for "
+                f"model_type {config.values.get('model_type')!r}, is {theta!r}"
+            )
+    return Rotary(theta)
+
+
+def _check_original(config: ConfigFile) -> None:
+    why = "pyenc serves the original code's XLM-RoBERTa with rotary positions alone"
+    config.require("position_embedding_type", ("rotary",), None, why)
+    for key, value in NOT_SERVED.items():
+        config.require(key, (value, None), value, "pyenc serves jina-embeddings-v3 without it")
+    config.require("emb_pooler", (None, "mean"), None, "pyenc takes the mean of its tokens")
+    heads = max(config.integer("num_attention_heads"), 1)
+    whole = config.integer("hidden_size") // heads
+    config.require("rotary_emb_dim", (whole, None), None, "pyenc turns whole heads")
+    if "layer_norm_eps" not in config.values:
+        raise CheckpointError(
+            f"{config.path}: layer_norm_eps is missing: 1e-05 or 1e-12, by the copy of the "
+            "original code"
+        )
+
+
+def _config(config: ConfigFile, names: Names) -> EncoderConfig:
+    head_size = None
+    if original(config):
+        _check_original(config)
+    else:
+        rotary = "jina-embeddings-v3 has rotary positions"
+        config.require("position_embedding_type", ("rotary", None), "rotary", rotary)
+        if config.values.get("head_dim") is not None:
+            head_size = config.integer("head_dim")
+    fields = common_fields(config, names)
+    fields["type_vocab_size"] = config.integer("type_vocab_size", 1)
+    fields["norm_eps"] = config.number("layer_norm_eps", 1e-5)
+    return EncoderConfig(
+        **fields,
+        head_size=head_size,
+        position="rotary",
+        max_length=config.integer("max_position_embeddings", 8194),
+        rotary=_rotary(config),
+        activation=config.activation(),
+        attention_dropout=config.number("attention_probs_dropout_prob", 0.1),
+    )
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What the tensors outside of the word embeddings are called."""
+
+    embedding_norm: str
+    layer: str
+    qkv: tuple[str, ...]
+    out: str
+    attention_norm: str
+    feed_forward_norm: str
+
+
+IN_FILES = _Names(
+    "emb_ln", "encoder.layers", ("mixer.Wqkv",), "mixer.out_proj", "norm1", "norm2"
+)  # fmt: skip
+IN_MEMORY = _Names(
+    "embeddings.LayerNorm", "layers", tuple(f"self_attn.{x}_proj" for x in "qkv"),
+    "self_attn.o_proj", "post_attention_layernorm", "post_mlp_layernorm",
+)  # fmt: skip
+"""Of a model of transformers, which converts them as it loads and, unless told not to, saves."""
+
+
+def _parts(config: EncoderConfig, names: Names) -> Parts:
+    called = IN_FILES if f"{IN_FILES.embedding_norm}.weight" in names else IN_MEMORY
+    parts: Parts = {"embeddings.word.weight": ("embeddings.word_embeddings.weight",)}
+    if config.type_vocab_size:
+        parts["embeddings.token_type.weight"] = ("embeddings.token_type_embeddings.weight",)
+    parts |= both("embeddings.norm", called.embedding_norm)
+    if config.pooler:
+        parts |= both("pooler", "pooler.dense")
+    for i in range(config.num_layers):
+        ours, theirs = f"layers.{i}", f"{called.layer}.{i}"
+        parts |= both(f"{ours}.attention.qkv", *(f"{theirs}.{name}" for name in called.qkv))
+        parts |= both(f"{ours}.attention.out", f"{theirs}.{called.out}")
+        parts |= both(f"{ours}.attention_norm", f"{theirs}.{called.attention_norm}")
+        parts |= both(f"{ours}.feed_forward.up", f"{theirs}.mlp.fc1")
+        parts |= both(f"{ours}.feed_forward.down", f"{theirs}.mlp.fc2")
+        parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.{called.feed_forward_norm}")
+    return parts
+
+
+def _head(config: ConfigFile, names: Names) -> HeadNames:
+    eps = config.number("layer_norm_eps", 1e-5)
+    return replace(roberta_head(config, names), config=HeadConfig(activation="gelu", norm_eps=eps))
+
+
+FAMILY = Family(
+    name="jina-embeddings-v3",
+    checkpoints=(
+        Published(
+            "jina-embeddings-v3",
+            "golden",
+            "8,192 by its files; rotary positions have no table",
+            'an adapter by task="retrieval.query" and so on',
+        ),
+        Published(
+            "jina-embeddings-v3-hf (model_type jina_embeddings_v3)",
+            "golden",
+            "8,192 by its files",
+            "without its adapters",
+        ),
+    ),
+    signature=("encoder.layers.0.mixer.Wqkv.weight", "emb_ln.weight"),
+    other_signature=("layers.0.mlp.fc1.weight", "layers.0.post_mlp_layernorm.weight"),
+    config=_config,
+    parts=_parts,
+    head=_head,
+    model_types=("jina_embeddings_v3", ORIGINAL),
+    prefixes=("", "roberta.", "model.", "model.roberta."),
+    tied={"lm_head.decoder.weight": "embeddings.word.weight"},
+    layer=r"(?:encoder\.)?layers\.(\d+)\.",
+)
