@@ -180,7 +180,7 @@ FAMILY = Family(
             "jina-embeddings-v3",
             "golden",
             "8,192 by its files; rotary positions have no table",
-            'an adapter by task="retrieval.query" and so on',
+            'adapters by task="retrieval.query" and so on, merged as the formula says',
         ),
         Published(
             "jina-embeddings-v3-hf (model_type jina_embeddings_v3)",
