@@ -31,7 +31,6 @@ SHARED_LIMIT = {
     "sm_89": 101376,
     "sm_90": 232448,
     "sm_100": 232448,
-    "sm_120": 101376,
 }
 """Bytes of shared memory a program may have."""
 GFX_SHARED_LIMIT = 65536

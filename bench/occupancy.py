@@ -14,7 +14,6 @@ RESIDENT = {
     "sm_89": (48, 24),
     "sm_90": (64, 32),
     "sm_100": (64, 32),
-    "sm_120": (48, 24),
 }
 """(warps, blocks) of a multiprocessor, at the most."""
 QUARTERS, REGISTERS, UNIT, THREADS = 4, 16384, 256, 32

@@ -209,7 +209,7 @@ def _experiment(*options: Mapping[str, Any] | None) -> dict[str, str] | None:
     for number, each in enumerate(said):
         for key, value in each:
             array = isinstance(value, np.ndarray | torch.Tensor)
-            told = torch.as_tensor(value).tolist() if array else value
+            told = value.tolist() if array else value
             digest.update(f"{number} {key} {told!r}\n".encode())
     return {"options": digest.hexdigest()[:12]}
 
