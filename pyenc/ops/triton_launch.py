@@ -6,6 +6,7 @@ import functools
 import importlib
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 import pyenc_kernels
@@ -53,4 +54,21 @@ def module_for(name: str) -> ModuleType:
 @constant_result
 def missing(device_type: str) -> str | None:
     """Why no Triton kernel can run on devices of a type, or None."""
-    return pyenc_kernels.unavailable_reason(device_type)
+    reason = pyenc_kernels.unavailable_reason(device_type)
+    return too_old() if reason is None and device_type == "cuda" else reason
+
+
+def too_old() -> str | None:
+    """Why NVIDIA cards that torch sees cannot run the kernels, or None: before sm_80 they have
+    neither bfloat16 nor the shared memory that backward passes are compiled for."""
+    if torch.version.hip:
+        return None
+    for number in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(number)
+        if major < 8:
+            return (
+                f"the Triton kernels need sm_80 or later, and card {number} "
+                f"({torch.cuda.get_device_name(number)}) is sm_{major}{minor}"
+                " (CUDA_VISIBLE_DEVICES leaves it out)"
+            )
+    return None
