@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import CheckpointError, InputError
 from ..forking import check_forked
 from ..models import Encoder
-from ..models.families import ConfigFile, Family, head_parts, jina_v3, recognise, with_head
+from ..models.families import ConfigFile, Family, head_parts, recognise, with_head
 from ..models.int8 import check_quantize, quantize_layers
 from ..models.meta import on_meta
 from ..models.position import place_buffers, shapes_alone
@@ -114,6 +114,10 @@ def load_checkpoint(
     if tasks is not None:
         files = MergedFiles(files, tasks, task)
     family, prefix = recognise(names, reader)
+    if tasks is not None and family.without_adapters is None:
+        raise CheckpointError(
+            f"{folder}: the weights have adapters of tasks, which {family.name} does not have"
+        )
     bare = frozenset(n.removeprefix(prefix) for n in names)
     layers = count_layers(bare, family)
     try:
@@ -181,7 +185,8 @@ def _settle(checkpoint: Checkpoint, files: WeightFiles, task: str | None, bits: 
         return
     sources = checkpoint.sources.items()
     checkpoint.sources = {p: tuple(plain_name(n) for n in ns) for p, ns in sources}
-    checkpoint.config = jina_v3.native(checkpoint.config)
+    assert checkpoint.family.without_adapters is not None
+    checkpoint.config = checkpoint.family.without_adapters(checkpoint.config)
 
 
 def _read(files: WeightFiles, names: list[str], device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -218,3 +218,23 @@ def test_what_the_weights_have(
     edit_tensors(folder, change)
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(folder, task="separation")
+
+
+def test_of_another_family(tmp_path: Path) -> None:
+    """What its config.json would be without them is not known."""
+
+    def beside(tensors: dict[str, Tensor]) -> None:
+        (name,) = (n for n in tensors if n.endswith("encoder.layer.0.output.dense.weight"))
+        stem, weight = name.removesuffix(".weight"), tensors.pop(name)
+        tensors[f"{stem}.parametrizations.weight.original"] = weight
+        rows, width = weight.shape
+        for letter, shape in (("A", (1, 2, width)), ("B", (1, rows, 2))):
+            tensors[f"{stem}.parametrizations.weight.0.lora_{letter}"] = torch.ones(shape)
+
+    folder = copied("bert_mean_h4", tmp_path)
+    edit_tensors(folder, beside)
+    adapters = {"lora_adaptations": ["one"], "task_instructions": {"one": "one: "}}
+    edit_config(folder, **adapters, lora_rank=2, load_trained_adapters=True)
+    for task in (None, "one"):
+        with pytest.raises(CheckpointError, match=r"adapters of tasks, which BERT does not have"):
+            load_checkpoint(folder, task=task)

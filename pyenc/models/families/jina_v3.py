@@ -51,7 +51,7 @@ OF_THE_CODE = (
 )  # fmt: skip
 
 
-def native(config: Mapping[str, Any]) -> dict[str, Any]:
+def _native(config: Mapping[str, Any]) -> dict[str, Any]:
     """The original's `config.json` as transformers writes it, without adapters."""
     gone = (*OF_ADAPTERS, *OF_THE_CODE)
     base = config.get("rotary_emb_base", 10_000.0)
@@ -196,6 +196,7 @@ FAMILY = Family(
     head=_head,
     model_types=("jina_embeddings_v3", ORIGINAL),
     prefixes=("", "roberta.", "model.", "model.roberta."),
+    without_adapters=_native,
     tied={"lm_head.decoder.weight": "embeddings.word.weight"},
     layer=r"(?:encoder\.)?layers\.(\d+)\.",
 )
