@@ -8,7 +8,7 @@ note what it was given where somebody asks. Tensors lie in memory, which nobody 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
@@ -23,6 +23,8 @@ from triton.runtime.jit import JITFunction
 from bench.ahead_of_time import NoDevice, kernels, target_of
 from pyenc.models import encoder
 from pyenc.ops import alibi_slopes
+from pyenc.ops.attention import triton as attention
+from pyenc.ops.attention.bias import relative_position_bucket
 
 ARCHITECTURE = "sm_90"
 
@@ -118,8 +120,9 @@ def mocked_card(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
     """Within, every tensor says in Python that it lies on a card.
 
     Torch's own operations go on to find it in memory. Its matrix product and its look-up of rows
-    only allocate, and slopes are made in memory. The dispatcher knows registered ops by their CPU
-    key, whose implementation is the card's but for the guard that makes its card the current one.
+    only allocate, and ranges of numbers, slopes and buckets are made in memory. The dispatcher
+    knows registered ops by their CPU key, whose implementation is the card's but for the guard that
+    makes its card the current one.
     """
     card = torch.device("cuda", 0)
     major, minor = capability
@@ -135,12 +138,26 @@ def mocked_card(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
             (torch.cuda, "is_current_stream_capturing", lambda: False),
             (torch.cuda, "_exchange_device", lambda index: index),
             (torch.cuda, "_maybe_exchange_device", lambda index: index),
+            (torch, "arange", _in_memory(torch.arange)),
             (torch.nn.functional, "linear", _allocated_product),
             (torch.nn.functional, "embedding", _allocated_rows),
             (encoder, "slopes_on", lambda heads, device: alibi_slopes(heads)),
+            (attention, "buckets_beside", _buckets),
         ):
             stack.enter_context(mock.patch.object(where, what, value, create=True))
         yield
+
+
+def _in_memory(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def made(*sizes: Any, device: Any = None, **rest: Any) -> Tensor:
+        return make(*sizes, **rest)
+
+    return made
+
+
+def _buckets(table: Tensor, reach: int) -> Tensor:
+    distances = torch.arange(-reach, reach + 1)
+    return relative_position_bucket(distances, table.shape[0], reach)
 
 
 def _allocated_rows(ids: Tensor, weight: Tensor, *_: Any) -> Tensor:

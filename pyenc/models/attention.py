@@ -56,10 +56,9 @@ class Attention(nn.Module):
         if self.position_bias is not None:
             bias = cast(OwnBias, self.position_bias)
         # A graph has no values to find the longest distance in, and a card's would be waited for.
-        holes = call.positions is not None
-        if call.span is not None and (holes if compiling() else x_TC.is_cuda) and has_line(bias):
-            span = call.span if holes else min(call.span, x_TC.shape[0])
-            bias = cast(Bias, Within(bias, max(span - 1, 0)))
+        known = call.positions is not None if compiling() else x_TC.is_cuda
+        if call.span is not None and known and has_line(bias):
+            bias = cast(Bias, Within(bias, call.reach(x_TC.shape[0])))
         out_THD = attention(
             q_THD,
             k_THD,

@@ -45,6 +45,13 @@ class Call:
     made: dict[Any, Any] = field(default_factory=dict)
     """What the first layer makes for those after it (straight.py)."""
 
+    def reach(self, tokens: int) -> int:
+        """The longest distance there may be among so many tokens."""
+        if self.span is None:
+            return max(tokens - 1, 0)
+        span = self.span if self.positions is not None else min(self.span, tokens)
+        return max(span - 1, 0)
+
 
 def call_of(
     config: EncoderConfig,

@@ -21,8 +21,9 @@ from ..ops import ALiBi, RelativePositionBias
 from ..ops.attention.bias import OwnBias, slopes_on
 from ..ops.attention.terms import Bias
 from ..ops.attention.validation import check_skip_eps
-from ..ops.backend import requested_backend
-from .call import call_of
+from ..ops.backend import compiling, requested_backend
+from ..ops.sharing import sharing
+from .call import Call, call_of
 from .config import EncoderConfig
 from .embeddings import Embeddings
 from .head import MaskedLMHead
@@ -195,6 +196,13 @@ class Encoder(nn.Module):
             contiguous, span, self.backend, self.skip_eps,
         )  # fmt: skip
         x_TC = self.embeddings(input_ids, position_ids, token_type_ids, self.backend)
+        if compiling():
+            return self._through(x_TC, call, states)
+        with sharing():
+            return self._through(x_TC, call, states)
+
+    def _through(self, x_TC: Tensor, call: Call, states: list[Tensor] | None) -> Tensor:
+        """The layers and what comes after them."""
         again = self._recompute if self.training and torch.is_grad_enabled() else None
         layers = [
             partial(layer, call=call) if again is None else partial(again, i, layer, call=call)

@@ -40,6 +40,8 @@ PARTS = 8
 """Buckets from one power of two to the next: at most an eighth more tokens than there are."""
 FEWEST = 64
 """Tokens of the smallest bucket."""
+MOST_RAN_OUT = 3
+"""Captures of a model that found no memory, until no more is tried."""
 
 
 class Shape(NamedTuple):
@@ -75,6 +77,7 @@ def filled(
 def why_not(model: Encoder, tokens: int, sequences: int) -> str | None:
     """Why a batch is run as it is, or None."""
     if model.device.type != "cuda":
+        let_go(model)  # of a model that was on a card
         return "there are graphs on a GPU alone"
     if torch.version.hip:
         return "they have been tried on NVIDIA's cards alone"
@@ -124,6 +127,8 @@ class _Graphs:
     """Memory that all of them share: none runs while another does."""
     last: Any = None
     """An event after the last replay, for which other streams wait."""
+    ran_out: int = 0
+    """Captures that found no memory."""
 
     @classmethod
     def of(cls, model: Encoder) -> _Graphs:
@@ -149,6 +154,27 @@ class _Graphs:
             for where, name, there, address in self.registered
         )
 
+    def let_go(self) -> bool:
+        """Give back their memory, and whether there was any; what has run once is forgotten too."""
+        # A replay may be under way on another stream than that which takes the memory next.
+        if self.by_key and self.last is not None:
+            self.last.synchronize()
+        held = bool(self.by_key)
+        self.by_key.clear()
+        self.seen.clear()
+        self.pool = None
+        return held
+
+    def failed(self, error: BaseException) -> str | None:
+        """After a capture that failed: why none is tried from now on, or None."""
+        if not _ran_out(error):
+            return f"capturing it failed: {error}"
+        self.let_go()
+        self.ran_out += 1
+        if self.ran_out < MOST_RAN_OUT:
+            return None
+        return f"{self.ran_out} captures found no memory, the last: {error}"
+
     def why_not(self) -> str | None:
         if self.foreign is not None:
             return self.foreign
@@ -172,6 +198,16 @@ def _graphs_of(model: Encoder) -> _Graphs:
         if graphs is None or not graphs.hold():
             graphs = _OF_MODEL[model] = _Graphs.of(model)
         return graphs
+
+
+def let_go(model: Encoder) -> bool:
+    """Give back the memory of a model's graphs; whether there was any."""
+    with _LOCK:
+        graphs = _OF_MODEL.get(model)
+    if graphs is None:
+        return False
+    with graphs.lock:
+        return graphs.let_go()
 
 
 def forward(
@@ -211,8 +247,10 @@ def forward(
             try:
                 captured = _capture(graphs, run, ids, cu_seqlens)
             except (RuntimeError, BackendError) as error:
-                graphs.foreign = f"capturing it failed: {error}"
-                warnings.warn(f"no CUDA graphs for this model: {error}", RuntimeWarning, 2)
+                graphs.foreign = graphs.failed(error)
+                if graphs.foreign is not None:
+                    warnings.warn(f"no CUDA graphs for this model: {error}", RuntimeWarning, 2)
+            if captured is None:
                 return run(ids, cu_seqlens)
             graphs.by_key[key] = captured
             while len(graphs.by_key) > KEPT:
@@ -225,6 +263,13 @@ def forward(
         graphs.last = torch.cuda.Event()
         graphs.last.record(stream)
         return values
+
+
+def _ran_out(error: BaseException | None) -> bool:
+    """Whether it comes of memory that was not there; a capture that ends on one raises another."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _settings(model: Encoder) -> tuple[Any, ...]:

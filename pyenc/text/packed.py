@@ -31,6 +31,16 @@ def run_packed(
     model: Encoder, recipe: Recipe, batch: Packed, output: str, finish: Finish
 ) -> Tensor:
     """Pooled (B, dim), or every token's state (T, dim); float32, on the model's device."""
+    try:
+        return _run(model, recipe, batch, output, finish)
+    except torch.OutOfMemoryError:
+        # What graphs of earlier batches hold is worth less than this one.
+        if not graphs.let_go(model):
+            raise
+    return _run(model, recipe, batch, output, finish)
+
+
+def _run(model: Encoder, recipe: Recipe, batch: Packed, output: str, finish: Finish) -> Tensor:
     bounds = np.cumsum(np.concatenate([[0], batch.lengths]))
     numbers = batch.ids.astype(np.int64, copy=False)
     # Here, where looking at them waits for nobody.

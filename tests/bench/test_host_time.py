@@ -18,6 +18,7 @@ from bench.mocked_launch import Launch, mocked, mocked_card
 from pyenc.models.call import call_of
 from pyenc.models.meta import on_meta
 from pyenc.models.rotary import Rotary
+from pyenc.models.straight import straight
 from pyenc_kernels import interpreting
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="the kernels are interpreted")
@@ -57,6 +58,43 @@ def told(launch: Launch) -> tuple[Any, ...]:
         (x.dtype, x.numel()) if isinstance(x, Tensor) else (type(x), x) for x in launch.arguments
     ]
     return launch.kernel.name, launch.kernel.key, launch.grid, kinds
+
+
+ONE = ["attention_forward", "norm_forward", "norm_forward"]
+BERT = {"gated": False, "up_bias": True, "position": "absolute", "num_positions": 600}
+OTHERS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "bert": (BERT, ONE),
+    "mpnet": (BERT | {"relative_buckets": 32}, ONE),
+    "table": (BERT | {"position": "table_alibi", "num_positions": 0}, ONE),
+    "nomic": (
+        {"position": "rotary", "rotary": Rotary(1e4), "activation": "silu"},
+        ["rotary_turn", *LAYER_9_0],
+    ),
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_launch_the_same(
+    family: str, noted: list[Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer of each goes straight, and to what it launches by its modules."""
+    fields, layer = OTHERS[family]
+    went: list[bool] = []
+
+    def noting(*given: Any) -> Any:
+        found = straight(*given)
+        went.append(found is not None)
+        return found
+
+    monkeypatch.setattr("pyenc.models.encoder.straight", noting)
+    run(torch.int32, torch.tensor([0, 250, 600]), 3, **fields)
+    assert went == [True] * 3
+    found = [told(launch) for launch in noted]
+    assert [name for name, *_ in found if name in {*ONE, *LAYER_9_0, "rotary_turn"}] == 3 * layer
+    noted.clear()
+    monkeypatch.setattr("pyenc.models.encoder.straight", lambda *given: None)
+    run(torch.int32, torch.tensor([0, 250, 600]), 3, **fields)
+    assert [told(launch) for launch in noted] == found
 
 
 @pytest.mark.parametrize("tokens", [600, 8192])

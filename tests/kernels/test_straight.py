@@ -22,6 +22,7 @@ import pyenc
 from pyenc.errors import BackendError, InputError
 from pyenc.models import encoder as encoders
 from pyenc.models import straight as layers
+from pyenc.models.rotary import Rotary
 from pyenc.ops import (
     ALiBi,
     add_layer_norm,
@@ -254,13 +255,28 @@ def test_wrong_options_are_told(wrong: dict[str, Any], device: str) -> None:
         attention(*qkv, cu_seqlens, **{"backend": "triton", **wrong})
 
 
-def small(device: str) -> pyenc.Encoder:
+FAMILIES: dict[str, dict[str, Any]] = {
+    "jina": {"position": "alibi", "gated": True, "up_bias": False},
+    "bert": {"position": "absolute", "num_positions": 64},
+    "tanh": {"position": "absolute", "num_positions": 64, "activation": "gelu_tanh"},
+    "nomic": {"position": "rotary", "rotary": Rotary(1e4), "gated": True, "activation": "silu"},
+    "turned bert": {"position": "rotary", "rotary": Rotary(1e4), "activation": "relu"},
+    "mpnet": {"position": "absolute", "num_positions": 64, "relative_buckets": 8,
+              "relative_max_distance": 20},
+    "table": {"position": "table_alibi", "position_fields": {"reach": 3}},
+}  # fmt: skip
+
+
+def small(device: str, family: str = "jina") -> pyenc.Encoder:
     torch.manual_seed(0)
     config = pyenc.EncoderConfig(
         vocab_size=11, hidden_size=C, num_layers=2, num_heads=H, intermediate_size=F,
-        position="alibi", max_length=64, gated=True, up_bias=False,
+        max_length=64, **FAMILIES[family],
     )  # fmt: skip
-    return pyenc.Encoder(config, backend="triton").eval().to(device)
+    encoder = pyenc.Encoder(config, backend="triton").eval()
+    for parameter in encoder.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return encoder.to(device)
 
 
 def run(encoder: pyenc.Encoder, device: str) -> tuple[Tensor, int]:
@@ -279,8 +295,9 @@ def run(encoder: pyenc.Encoder, device: str) -> tuple[Tensor, int]:
     return hidden, sum(went)
 
 
-def test_a_layer_gives_the_same_numbers(device: str) -> None:
-    encoder = small(device)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_layer_gives_the_same_numbers(family: str, device: str) -> None:
+    encoder = small(device, family)
     found, went = run(encoder, device)
     assert went == 2
     with mock.patch.object(layers, "plain", return_value=False):

@@ -278,6 +278,82 @@ def test_what_cannot_be_captured_is_said_and_runs(monkeypatch: pytest.MonkeyPatc
     assert "capturing it failed" in graphs_of(model).why_not()
 
 
+def test_a_capture_without_memory_gives_back_what_others_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, card = small(), Recorded(monkeypatch)
+    capture = graphs._capture
+    full = [False]
+
+    def allocating(*args: Any) -> Any:
+        if not full[0]:
+            return capture(*args)
+        try:
+            raise torch.OutOfMemoryError("no memory")
+        finally:  # as the end of a capture does, by what went wrong in it
+            raise RuntimeError("capture was invalidated")
+
+    monkeypatch.setattr(graphs, "_capture", allocating)
+
+    def run(tokens: int) -> list[str]:
+        with torch.inference_mode():
+            ids = torch.zeros(tokens, dtype=torch.long)
+            graphs.forward(model, ids, torch.tensor([0, tokens]), tokens, 1, tokens)
+        return [each for each in card.take() if each != "ran"]
+
+    assert [run(64), run(64), run(64)] == [[], ["captured", "replayed"], ["replayed"]]
+    run(16)
+    full[0] = True
+    assert run(16) == []
+    assert not graphs_of(model).by_key
+    full[0] = False
+    # Nothing is lost but what was captured: each is captured again when it has come twice.
+    assert [run(64), run(64)] == [[], ["captured", "replayed"]]
+    assert [run(16), run(16)] == [[], ["captured", "replayed"]]
+    full[0] = True
+    for tokens in (128, 256):
+        run(tokens)
+        assert graphs_of(model).why_not() is None
+        if tokens == 128:
+            assert run(tokens) == []
+        else:
+            with pytest.warns(RuntimeWarning, match="no CUDA graphs for this model: capture was"):
+                assert run(tokens) == []
+    assert "3 captures found no memory" in graphs_of(model).why_not()
+
+
+def test_a_batch_without_memory_takes_that_of_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = small(), []
+    batch, finish = batch_of(model, [3, 9]), Finish(32, normalize=True)
+    wanted = run_packed(model, Recipe(), batch, "pooled", finish)
+    plain = Encoder.forward_packed
+
+    def forward_packed(model: Encoder, *args: Any, **rest: Any) -> Tensor:
+        seen.append(len(graphs_of(model).by_key))
+        if seen[-1] or always:
+            raise torch.OutOfMemoryError("no memory")
+        return plain(model, *args, **rest)
+
+    monkeypatch.setattr(Encoder, "forward_packed", forward_packed)
+    always = False
+    # A card's, which lets nothing go before it is asked to.
+    monkeypatch.setattr(graphs, "shape_for", lambda *_: None)
+    graphs_of(model).by_key["a shape"] = mock.MagicMock()
+    assert torch.equal(wanted, run_packed(model, Recipe(), batch, "pooled", finish))
+    assert seen == [1, 0]
+    always = True
+    with pytest.raises(torch.OutOfMemoryError):
+        run_packed(model, Recipe(), batch, "pooled", finish)
+    assert seen == [1, 0, 0]
+
+
+def test_a_model_that_leaves_the_card_leaves_no_graphs() -> None:
+    model = small()
+    graphs_of(model).by_key["a shape"] = mock.MagicMock()
+    assert "on a GPU alone" in str(graphs.why_not(model, 100, 2))
+    assert not graphs_of(model).by_key
+
+
 def batch_of(model: Encoder, lengths: list[int], seed: int = 0) -> Packed:
     numbers = np.random.default_rng(seed).integers(5, model.config.vocab_size, sum(lengths))
     return Packed(numbers, np.array(lengths), np.zeros(len(lengths), dtype=np.int64))

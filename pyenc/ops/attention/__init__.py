@@ -15,6 +15,7 @@ from ...errors import BackendError
 from .. import oracle
 from ..backend import WhyNot, always, choose, compiling, followed, forward_derivative, transformed
 from ..launch import DTYPE_CODES
+from ..sharing import shared
 from . import cpu as cpu_kernels
 from . import flash_attn
 from . import registration as _registration  # noqa: F401  (it registers the ops)
@@ -177,7 +178,11 @@ def as_line(
     reach = reach_of(q, cu_seqlens, positions) if within is None else within
     if positions is not None and too_far(reach, q.shape[0]):
         return bias
-    return line_of(bias, q.shape[1], reach, q.device)
+    heads, device = q.shape[1], q.device
+    # A gradient's graph is each call's own: torch.utils.checkpoint may compute one of them again.
+    if torch.is_grad_enabled() or type(reach) is not int:  # or a symbol of a trace
+        return line_of(bias, heads, reach, device)
+    return shared(lambda: line_of(bias, heads, reach, device), ("line", heads, reach, device), bias)
 
 
 def _inputs(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> list[Tensor]:

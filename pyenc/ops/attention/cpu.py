@@ -25,6 +25,7 @@ from ..launch import (
     module_for,
     pointer,
 )
+from ..sharing import shared
 from ..validation import check_cu_seqlens, check_dense_bias, check_positions, sequence_bounds
 from .along import Falls, falls_of, grad_of_line, spread
 from .bias import ALiBi, relative_position_bucket
@@ -143,7 +144,7 @@ def backward(
     if want_bias:
         sums: tuple[int, ...] = ()
         if terms.kind in ("t5", "line"):
-            reach = min(terms.max_distance, int(call.places.max()) if len(q) else 0)
+            reach = min(terms.max_distance, int(call.made.places.max()) if len(q) else 0)
             sums = (2 * reach + 1,)
         grad_bias = torch.zeros((q.shape[1], *sums), dtype=torch.float64, device=q.device)
     module.attention_backward(
@@ -159,14 +160,22 @@ def rows_of(x: Tensor) -> tuple[int, int, int]:
     return x.data_ptr(), x.stride(0), x.stride(1)
 
 
+class Arrays(NamedTuple):
+    """What is made of lengths, positions and a bias, as csrc/attention/arguments.h wants it."""
+
+    cu_seqlens: Tensor
+    places: Tensor
+    bias: Tensor | None
+    dtype: int
+    reach: int
+    falls: Falls | None
+
+
 class Call(NamedTuple):
     """The fields of csrc/attention/arguments.h, and the tensors whose addresses are among them."""
 
     fields: dict[str, Any]
-    cu_seqlens: Tensor
-    places: Tensor
-    bias: Tensor | None
-    falls: Falls | None
+    made: Arrays
 
 
 def call_of(
@@ -192,33 +201,44 @@ def call_of(
         raise InputError(f"{OP}: skip_eps must be in [0, 1), got {skip_eps}")
     if not 0 <= terms.dropout_p < 1:
         raise InputError(f"{OP}: dropout_p must be in [0, 1), got {terms.dropout_p}")
-    check_cu_seqlens(OP, cu_seqlens)
-    check_memory(OP, cu_seqlens=cu_seqlens)
-    cu_seqlens = cu_seqlens.to(torch.int64).contiguous()
-    bounds = sequence_bounds(OP, cu_seqlens, q.shape[0])
-    places = _places(cu_seqlens, bounds, q.shape[0], terms.positions)
-    if terms.kind not in BIAS_CODES or (terms.tensor is None) != (terms.kind == "none"):
-        held = "no tensor" if terms.tensor is None else "a tensor"
-        raise InputError(f"{OP}: a bias of kind {terms.kind!r} with {held}")
-    tensor, dtype, reach = _bias(terms, q.shape[1], bounds, places)
-    falls = None
-    if terms.kind == "line" and tensor is not None and skip_eps > 0 and len(q):
-        span = int(places.max())
-        falls = falls_of(tensor, span, _longest(bounds), skip_eps)
+    made = shared(
+        lambda: _arrays_of(q.shape[:2], cu_seqlens, terms, skip_eps),
+        (OP, q.shape[:2], terms.kind, terms.max_distance, skip_eps),
+        cu_seqlens, terms.positions, terms.tensor,
+    )  # fmt: skip
+    falls = made.falls
     fields = {
         "q": rows_of(q), "k": rows_of(k), "v": rows_of(v), "dtype": DTYPE_CODES[q.dtype],
-        "cu_seqlens": cu_seqlens.data_ptr(), "n_sequences": len(bounds) - 1,
+        "cu_seqlens": made.cu_seqlens.data_ptr(), "n_sequences": made.cu_seqlens.numel() - 1,
         "n_heads": q.shape[1], "head_dim": q.shape[2],
-        "positions": places.data_ptr(), "contiguous": terms.positions is None,
-        "kind": BIAS_CODES[terms.kind], "bias": pointer(tensor), "bias_dtype": dtype,
-        "reach": reach, "saturation": terms.max_distance,
+        "positions": made.places.data_ptr(), "contiguous": terms.positions is None,
+        "kind": BIAS_CODES[terms.kind], "bias": pointer(made.bias), "bias_dtype": made.dtype,
+        "reach": made.reach, "saturation": terms.max_distance,
         "tails": pointer(falls and falls.tails), "peaks": pointer(falls and falls.peaks),
         "nearby": pointer(falls and falls.nearby),
         "window_left": terms.window_left, "window_right": terms.window_right,
         "scale": terms.scale, "skip_eps": skip_eps, "threads": torch.get_num_threads(),
         "dropout": terms.dropout_p, "seed": terms.seed,
     }  # fmt: skip
-    return Call(fields, cu_seqlens, places, tensor, falls)
+    return Call(fields, made)
+
+
+def _arrays_of(shape: torch.Size, cu_seqlens: Tensor, terms: Terms, skip_eps: float) -> Arrays:
+    """Of a call on (T, H) heads."""
+    tokens, heads = shape
+    check_cu_seqlens(OP, cu_seqlens)
+    check_memory(OP, cu_seqlens=cu_seqlens)
+    cu_seqlens = cu_seqlens.to(torch.int64).contiguous()
+    bounds = sequence_bounds(OP, cu_seqlens, tokens)
+    places = _places(cu_seqlens, bounds, tokens, terms.positions)
+    if terms.kind not in BIAS_CODES or (terms.tensor is None) != (terms.kind == "none"):
+        held = "no tensor" if terms.tensor is None else "a tensor"
+        raise InputError(f"{OP}: a bias of kind {terms.kind!r} with {held}")
+    tensor, dtype, reach = _bias(terms, heads, bounds, places)
+    falls = None
+    if terms.kind == "line" and tensor is not None and skip_eps > 0 and tokens:
+        falls = falls_of(tensor, int(places.max()), _longest(bounds), skip_eps)
+    return Arrays(cu_seqlens, places, tensor, dtype, reach, falls)
 
 
 def _places(

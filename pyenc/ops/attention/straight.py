@@ -16,10 +16,11 @@ from torch import Tensor
 
 from .. import triton_launch
 from ..registered import PLAIN, on_card_of, plain
-from ..validation import sequence_bounds
-from .bias import ALiBi
-from .terms import Bias, skip_eps_of
-from .triton import MAX_HEAD_DIM, OP
+from ..validation import FLOATS, sequence_bounds
+from .along import Line
+from .bias import ALiBi, RelativePositionBias
+from .terms import Bias, Terms, flatten, named, skip_eps_of
+from .triton import MAX_HEAD_DIM, OP, kernel_terms, range_slots, why_not
 
 
 def straight(
@@ -59,7 +60,16 @@ def terms_for(
     device = x.get_device()
     if cu_seqlens.get_device() != device:
         return None
+    if skip_eps is not None and not (isinstance(skip_eps, float | int) and 0 <= skip_eps < 1):
+        return None
+    if scale is None:
+        scale = head_dim**-0.5
+    elif not isinstance(scale, float | int) or not math.isfinite(scale):
+        return None
+    scale, skip_eps = float(scale), skip_eps_of(x, skip_eps)
     slopes = function = None
+    if type(bias) in (Line, RelativePositionBias):
+        return _terms_of_table(x, cu_seqlens, heads, bias, scale, skip_eps)
     if bias is not None:
         if type(bias) is not ALiBi or type(bias.slopes) not in PLAIN:
             return None
@@ -68,15 +78,32 @@ def terms_for(
             return None
         if slopes.get_device() != device or not slopes.is_contiguous():
             return None
-    if scale is None:
-        scale = head_dim**-0.5
-    elif not isinstance(scale, float | int) or not math.isfinite(scale):
-        return None
-    if skip_eps is not None and not (isinstance(skip_eps, float | int) and 0 <= skip_eps < 1):
-        return None
     return triton_launch.module_for("attention").Terms(
-        scale=float(scale), bias=function, params=slopes, skip_eps=skip_eps_of(x, skip_eps)
+        scale=scale, bias=function, params=slopes, skip_eps=skip_eps
     )
+
+
+def _terms_of_table(
+    x: Tensor, cu_seqlens: Tensor, heads: int, bias: Bias, scale: float, skip_eps: float
+) -> Any:
+    """Of a bias whose numbers are looked up by distance: `terms_for` its table or its line."""
+    if why_not(x.new_empty((0, heads, 1)), bias) is not None:
+        return None
+    kind, tensor, max_distance = flatten(bias)
+    kind, affine_from = named(kind)
+    if (
+        tensor is None
+        or type(tensor) not in PLAIN
+        or tensor.ndim != 2
+        or tensor.dtype not in FLOATS
+    ):
+        return None
+    if tensor.shape[1 if kind == "t5" else 0] != heads or tensor.get_device() != x.get_device():
+        return None
+    terms = Terms(kind, tensor, max_distance, None, -1, -1, scale, 0.0, 0, affine_from=affine_from)
+    sequences = cu_seqlens.shape[0] - 1
+    slots = range_slots(kind, (-1, -1), x.shape[0], sequences, skip_eps, x.device)
+    return kernel_terms(terms, heads, skip_eps if slots else 0.0)
 
 
 def launch(

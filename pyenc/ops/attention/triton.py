@@ -15,6 +15,7 @@ from torch import Tensor
 from ...errors import BackendError, InputError
 from .. import triton_launch
 from ..launch import DTYPE_CODES
+from ..sharing import shared
 from ..validation import check_dense_bias, check_positions, sequence_bounds
 from .bias import relative_position_bucket
 from .terms import Terms
@@ -89,7 +90,7 @@ def _met(
     """A call as the kernels have it, and what it is to meet (None: everything)."""
     window, n_sequences = (terms.window_left, terms.window_right), cu_seqlens.shape[0] - 1
     slots = range_slots(terms.kind, window, q.shape[0], n_sequences, skip_eps, q.device)
-    call = _terms(terms, q.shape[1], skip_eps if slots else 0.0)
+    call = kernel_terms(terms, q.shape[1], skip_eps if slots else 0.0)
     return call, triton_launch.module_for("attention").ranges(q, k, cu_seqlens, call)
 
 
@@ -124,7 +125,7 @@ def backward(
     """Gradients of q, k, v and, where wanted, of the bias's tensor; arguments as `forward` had them
     and gave them."""
     kernels = triton_launch.module_for("attention")
-    call = _terms(terms, q.shape[1], 0.0)
+    call = kernel_terms(terms, q.shape[1], 0.0)
     if want_bias and terms.kind not in ("dense", "line") and not call.bias.n_learned:
         raise BackendError(
             f"{OP}: the parameters of {terms.kind.split('#')[0]} want a gradient, but its "
@@ -174,7 +175,7 @@ def _own(key: str) -> Any:
     return function
 
 
-def _terms(terms: Terms, heads: int, skip_eps: float) -> Any:
+def kernel_terms(terms: Terms, heads: int, skip_eps: float) -> Any:
     """A call's terms as `pyenc_kernels.attention.Terms`."""
     functions = triton_launch.module_for("score_function")
     bias = params = dense = None
@@ -186,13 +187,17 @@ def _terms(terms: Terms, heads: int, skip_eps: float) -> Any:
         if terms.kind == "alibi":
             bias, params = functions.ALIBI, tensor.float().contiguous()[:, None]
         elif terms.kind == "t5":
-            buckets = _buckets(tensor.shape[0], terms.max_distance, tensor.is_cuda)
-            buckets = buckets.to(tensor.device, non_blocking=True)
             bias = functions.relative_position(tensor.shape[0], terms.max_distance)
-            params = functions.relative_position_params(tensor, buckets)
+            params = shared(
+                lambda: _relative_params(tensor, terms.max_distance),
+                (OP, "t5", terms.max_distance), terms.tensor,
+            )  # fmt: skip
         elif terms.kind == "line":
-            bias = functions.line(terms.affine_from)
-            params = functions.line_params(tensor, tails=skip_eps > 0)
+            bias, tails = functions.line(terms.affine_from), skip_eps > 0
+            params = shared(
+                lambda: functions.line_params(tensor, tails=tails), (OP, "line", tails),
+                terms.tensor,
+            )  # fmt: skip
         elif terms.kind == "dense":
             dense = tensor if tensor.dtype in DTYPE_CODES else tensor.float()
             if dense.stride(-1) != 1:
@@ -205,6 +210,18 @@ def _terms(terms: Terms, heads: int, skip_eps: float) -> Any:
         window=(terms.window_left, terms.window_right), dropout_p=terms.dropout_p,
         seed=terms.seed, skip_eps=skip_eps,
     )  # fmt: skip
+
+
+def _relative_params(table: Tensor, max_distance: int) -> Any:
+    """What the kernels read of a T5 table (buckets, H)."""
+    buckets = buckets_beside(table, max_distance)
+    return triton_launch.module_for("score_function").relative_position_params(table, buckets)
+
+
+def buckets_beside(table: Tensor, reach: int) -> Tensor:
+    """(2 reach + 1,) where the table (buckets, H) lies: the bucket of key - query from -reach."""
+    buckets = _buckets(table.shape[0], reach, table.is_cuda)
+    return buckets.to(table.device, non_blocking=True)
 
 
 @functools.cache
