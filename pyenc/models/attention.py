@@ -102,12 +102,7 @@ class Attention(nn.Module):
             q_THD = q_THD * call.query_scale.to(q_THD.dtype)
         if kv_heads == heads:
             return q_THD, k_THD, v_THD
-        # Of one head no number is copied.
-        shared = (
-            y_THD[:, :, None].expand(-1, -1, heads // kv_heads, -1) for y_THD in (k_THD, v_THD)
-        )
-        k_THD, v_THD = (y_THGD.flatten(1, 2) for y_THGD in shared)
-        return q_THD, k_THD, v_THD
+        return q_THD, repeated(k_THD, heads), repeated(v_THD, heads)
 
     def _apart(self, x_TC: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
         """Each a tensor of its own, normed where they are: heads of queries (T, H, D), and of keys
@@ -128,3 +123,9 @@ class Attention(nn.Module):
             k_THD, _ = self.k_norm(k_THD, None, call.backend)
         # Under autocast the norms answer in float32 and the product does not.
         return q_THD.to(dtype), k_THD.to(dtype), v_THD
+
+
+def repeated(y_THD: Tensor, heads: int) -> Tensor:
+    """Each of fewer heads as often as it takes; of one head no number is copied."""
+    y_THGD = y_THD[:, :, None].expand(-1, -1, heads // y_THD.shape[1], -1)
+    return y_THGD.flatten(1, 2)

@@ -33,7 +33,7 @@ from .packing import Packed, check_packed, check_ranges, count_from_padding, pac
 from .places import places
 from .position import check_apart, make_position
 from .recompute import Recompute, recompute_of
-from .straight import straight
+from .straight import straight, straight_pre_norm
 
 SETTINGS = ("backend", "skip_eps")
 """What may be set of an encoder that is made."""
@@ -219,9 +219,10 @@ class Encoder(nn.Module):
         if self.config.wide_residual and dtype == torch.float16:
             x_TC = x_TC.float()
         term_TC: Tensor | None = None
-        for layer in layers:
+        for layer, module in zip(layers, self.layers, strict=True):
             _put(states, x_TC, term_TC)
-            x_TC, term_TC = layer(x_TC, term_TC)
+            made = straight_pre_norm(module, x_TC, term_TC, call)
+            x_TC, term_TC = layer(x_TC, term_TC) if made is None else made
         x_TC, _ = self.final_norm(x_TC, term_TC, self.backend)
         x_TC = F.dropout(x_TC.to(dtype), self.dropout, self.training)
         _put(states, x_TC)

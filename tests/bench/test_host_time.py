@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from bench.mocked_launch import Launch, mocked, mocked_card
 from pyenc.models.call import call_of
 from pyenc.models.meta import on_meta
 from pyenc.models.rotary import Rotary
-from pyenc.models.straight import straight
+from pyenc.models.straight import straight, straight_pre_norm
 from pyenc_kernels import interpreting
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="the kernels are interpreted")
@@ -62,6 +62,7 @@ def told(launch: Launch) -> tuple[Any, ...]:
 
 ONE = ["attention_forward", "norm_forward", "norm_forward"]
 BERT = {"gated": False, "up_bias": True, "position": "absolute", "num_positions": 600}
+PRE = {"norm_first": True, "embedding_norm": False}
 OTHERS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "bert": (BERT, ONE),
     "mpnet": (BERT | {"relative_buckets": 32}, ONE),
@@ -70,7 +71,21 @@ OTHERS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"position": "rotary", "rotary": Rotary(1e4), "activation": "silu"},
         ["rotary_turn", *LAYER_9_0],
     ),
-}
+    "t5": (
+        BERT | PRE | {"position": "relative", "num_positions": 0, "relative_buckets": 32,
+                      "norm": "rms"},
+        ["norm_forward", "attention_forward", "norm_forward"],
+    ),
+    "modernbert": (
+        PRE | {"position": "rotary", "rotary": Rotary(1e4), "local_rotary": Rotary(1e5),
+               "window": 64, "local": (False, True, True)},
+        ["norm_forward", "rotary_turn", *LAYER_9_0[:-1]],
+    ),
+    "eurobert": (
+        PRE | {"position": "rotary", "rotary": Rotary(1e4), "num_kv_heads": 4, "norm": "rms"},
+        ["norm_forward", "rotary_turn", *LAYER_9_0[:-1]],
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", OTHERS)
@@ -81,18 +96,24 @@ def test_other_families_launch_the_same(
     fields, layer = OTHERS[family]
     went: list[bool] = []
 
-    def noting(*given: Any) -> Any:
-        found = straight(*given)
-        went.append(found is not None)
-        return found
+    def noted_by(way: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*given: Any) -> Any:
+            found = way(*given)
+            went.append(found is not None)
+            return found
 
-    monkeypatch.setattr("pyenc.models.encoder.straight", noting)
+        return noting
+
+    for way in (straight, straight_pre_norm):
+        monkeypatch.setattr(f"pyenc.models.encoder.{way.__name__}", noted_by(way))
     run(torch.int32, torch.tensor([0, 250, 600]), 3, **fields)
     assert went == [True] * 3
     found = [told(launch) for launch in noted]
-    assert [name for name, *_ in found if name in {*ONE, *LAYER_9_0, "rotary_turn"}] == 3 * layer
+    launched = [name for name, *_ in found if name in {*ONE, *LAYER_9_0, "rotary_turn"}]
+    assert launched == 3 * layer + ["norm_forward"] * fields.get("norm_first", False)
     noted.clear()
-    monkeypatch.setattr("pyenc.models.encoder.straight", lambda *given: None)
+    for way in (straight, straight_pre_norm):
+        monkeypatch.setattr(f"pyenc.models.encoder.{way.__name__}", lambda *given: None)
     run(torch.int32, torch.tensor([0, 250, 600]), 3, **fields)
     assert [told(launch) for launch in noted] == found
 

@@ -255,6 +255,8 @@ def test_wrong_options_are_told(wrong: dict[str, Any], device: str) -> None:
         attention(*qkv, cu_seqlens, **{"backend": "triton", **wrong})
 
 
+PRE = {"norm_first": True, "embedding_norm": False}
+BARE = {"qkv_bias": False, "out_bias": False, "up_bias": False, "down_bias": False}
 FAMILIES: dict[str, dict[str, Any]] = {
     "jina": {"position": "alibi", "gated": True, "up_bias": False},
     "bert": {"position": "absolute", "num_positions": 64},
@@ -264,15 +266,24 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mpnet": {"position": "absolute", "num_positions": 64, "relative_buckets": 8,
               "relative_max_distance": 20},
     "table": {"position": "table_alibi", "position_fields": {"reach": 3}},
+    "t5": {"position": "relative", "relative_buckets": 8, "relative_max_distance": 20,
+           "scale": 1.0, "head_size": 24, "norm": "rms", "wide_residual": True, **PRE, **BARE},
+    "modernbert": {"position": "rotary", "rotary": Rotary(1e4), "local_rotary": Rotary(1e2),
+                   "window": 3, "local": (False, True), "gated": True, "norm_bias": False,
+                   "first_norm": False, **PRE, **BARE},
+    "eurobert": {"position": "rotary", "rotary": Rotary(1e4), "num_heads": 4, "num_kv_heads": 2,
+                 "gated": True, "activation": "silu", "norm": "rms", **PRE},
+    "one key head": {"position": "rotary", "rotary": Rotary(1e4), "num_kv_heads": 1, **PRE},
 }  # fmt: skip
 
 
 def small(device: str, family: str = "jina") -> pyenc.Encoder:
     torch.manual_seed(0)
-    config = pyenc.EncoderConfig(
-        vocab_size=11, hidden_size=C, num_layers=2, num_heads=H, intermediate_size=F,
-        max_length=64, **FAMILIES[family],
-    )  # fmt: skip
+    fields: dict[str, Any] = {
+        "vocab_size": 11, "hidden_size": C, "num_layers": 2, "num_heads": H,
+        "intermediate_size": F, "max_length": 64,
+    }  # fmt: skip
+    config = pyenc.EncoderConfig(**(fields | FAMILIES[family]))
     encoder = pyenc.Encoder(config, backend="triton").eval()
     for parameter in encoder.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
@@ -285,12 +296,17 @@ def run(encoder: pyenc.Encoder, device: str) -> tuple[Tensor, int]:
     cu_seqlens = torch.tensor([0, 9, T], device=device)
     went = []
 
-    def noting(*given: Any) -> Any:
-        found = layers.straight(*given)
-        went.append(found is not None)
-        return found
+    def noted(way: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*given: Any) -> Any:
+            found = way(*given)
+            went.append(found is not None)
+            return found
 
-    with torch.inference_mode(), mock.patch.object(encoders, "straight", noting):
+        return noting
+
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        for name in ("straight", "straight_pre_norm"):
+            patch.setattr(encoders, name, noted(getattr(layers, name)))
         hidden = encoder.forward_packed(ids, cu_seqlens, contiguous=True)
     return hidden, sum(went)
 
@@ -312,8 +328,9 @@ MODULES = ("", "attention", "attention.qkv", "attention.out", "attention_norm", 
 
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("how", ["hook", "pre-hook", "forward", "class"])
-def test_who_listens_to_a_module_hears(name: str, how: str, device: str) -> None:
-    encoder = small(device)
+@pytest.mark.parametrize("family", ["jina", "eurobert"])
+def test_who_listens_to_a_module_hears(name: str, how: str, family: str, device: str) -> None:
+    encoder = small(device, family)
     module: Any = encoder.layers[1].get_submodule(name)
     heard = []
     if how == "hook":
@@ -345,8 +362,6 @@ def test_who_listens_to_a_module_hears(name: str, how: str, device: str) -> None
         lambda layer: layer.attention.qkv.double(),
         lambda layer: layer.feed_forward_norm.half(),
         lambda layer: setattr(layer.feed_forward, "gated", False),
-        lambda layer: setattr(layer.feed_forward, "wide", True),
-        lambda layer: setattr(layer.attention, "window", (4, 4)),
         lambda layer: (layer.train(), setattr(layer, "dropout", 0.1)),
         lambda layer: (layer.train(), setattr(layer.attention, "dropout", 0.1)),
         lambda layer: (layer.train(), setattr(layer.feed_forward, "dropout", 0.1)),
@@ -365,6 +380,38 @@ def test_another_layer_is_asked_itself(change: Callable[[Any], Any], device: str
     layer = small(device).layers[0]
     x = torch.zeros(T, C, device=device)
     with torch.inference_mode():
-        assert layers.parts_of(layer, x) is not None
+        assert layers.post_norm_parts(layer, x) is not None
         change(layer)
-        assert layers.parts_of(layer, x) is None
+        assert layers.post_norm_parts(layer, x) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.attention.out.double(),
+        lambda layer: layer.attention_norm.half(),
+        lambda layer: setattr(layer.attention_norm, "plus_one", True),
+        lambda layer: setattr(layer, "attention_term_norm", layer.attention_norm),
+        lambda layer: setattr(layer, "feed_forward_term_norm", layer.attention_norm),
+        lambda layer: (layer.train(), setattr(layer, "dropout", 0.1)),
+        lambda layer: setattr(layer.attention, "k_norm", layer.attention_norm),
+        lambda layer: setattr(layer.attention, "kv_heads", 4),
+        lambda layer: setattr(layer.attention, "position_bias", nn.Identity()),
+    ],
+)
+def test_another_pre_norm_layer_is_asked_itself(change: Callable[[Any], Any], device: str) -> None:
+    layer = small(device, "eurobert").layers[1]
+    x = torch.zeros(T, C, device=device)
+    with torch.inference_mode():
+        assert layers.pre_norm_parts(layer, x) is not None
+        assert layers.post_norm_parts(layer, x) is None
+        change(layer)
+        assert layers.pre_norm_parts(layer, x) is None
+
+
+def test_a_wide_residual_of_halves_is_no_way_straight(device: str) -> None:
+    """In float16 its sums are float32, and so is the product before them."""
+    for dtype, straight in ((torch.float32, True), (torch.bfloat16, True), (torch.float16, False)):
+        layer = small(device, "t5").to(dtype).layers[0]
+        x = torch.zeros(T, C, device=device, dtype=dtype)
+        assert (layers.pre_norm_parts(layer, x) is not None) == straight

@@ -47,7 +47,7 @@ def straight(
 
 def terms_for(
     x: Tensor, cu_seqlens: Tensor, heads: int, head_dim: int, bias: Bias, scale: float | None,
-    skip_eps: float | None,
+    skip_eps: float | None, window: tuple[int, int] | None = None,
 ) -> Any:  # fmt: skip
     """The kernels' `Terms` of a call on so many heads in x's dtype and on its device, if these, the
     cumulative lengths and the bias are as `launch` takes them; else None."""
@@ -68,8 +68,9 @@ def terms_for(
         return None
     scale, skip_eps = float(scale), skip_eps_of(x, skip_eps)
     slopes = function = None
+    window = (-1, -1) if window is None else window
     if type(bias) in (Line, RelativePositionBias):
-        return _terms_of_table(x, cu_seqlens, heads, bias, scale, skip_eps)
+        return _terms_of_table(x, cu_seqlens, heads, bias, scale, skip_eps, window)
     if bias is not None:
         if type(bias) is not ALiBi or type(bias.slopes) not in PLAIN:
             return None
@@ -79,13 +80,14 @@ def terms_for(
         if slopes.get_device() != device or not slopes.is_contiguous():
             return None
     return triton_launch.module_for("attention").Terms(
-        scale=scale, bias=function, params=slopes, skip_eps=skip_eps
+        scale=scale, bias=function, params=slopes, window=window, skip_eps=skip_eps
     )
 
 
 def _terms_of_table(
-    x: Tensor, cu_seqlens: Tensor, heads: int, bias: Bias, scale: float, skip_eps: float
-) -> Any:
+    x: Tensor, cu_seqlens: Tensor, heads: int, bias: Bias, scale: float, skip_eps: float,
+    window: tuple[int, int],
+) -> Any:  # fmt: skip
     """Of a bias whose numbers are looked up by distance: `terms_for` its table or its line."""
     if why_not(x.new_empty((0, heads, 1)), bias) is not None:
         return None
@@ -100,9 +102,9 @@ def _terms_of_table(
         return None
     if tensor.shape[1 if kind == "t5" else 0] != heads or tensor.get_device() != x.get_device():
         return None
-    terms = Terms(kind, tensor, max_distance, None, -1, -1, scale, 0.0, 0, affine_from=affine_from)
+    terms = Terms(kind, tensor, max_distance, None, *window, scale, 0.0, 0, affine_from=affine_from)
     sequences = cu_seqlens.shape[0] - 1
-    slots = range_slots(kind, (-1, -1), x.shape[0], sequences, skip_eps, x.device)
+    slots = range_slots(kind, window, x.shape[0], sequences, skip_eps, x.device)
     return kernel_terms(terms, heads, skip_eps if slots else 0.0)
 
 
