@@ -1,12 +1,14 @@
 """What Python takes to launch a layer of an encoder, in microseconds, without a card.
 
-    python bench/host_time.py [--tokens 512] [--texts 1] [--dtype bfloat16] [--architecture 9.0]
+    python bench/host_time.py [--family jina] [--tokens 512] [--texts 1] [--dtype bfloat16]
+        [--architecture 9.0]
 
 A layer of Jina-base's shape (MosaicBERT's but for the bias of its norms), a twelfth of an encoder's
 forward of packed ids in inference_mode, op by op: linear for q, k and v, attention with ALiBi,
 linear, add and norm, gated feed-forward, add and norm. Nothing is computed. --architecture takes
 the entries of configs.json of its cards: with 9.0 product and activation of the gated feed-forward
-are one kernel, else a linear and a kernel.
+are one kernel, else a linear and a kernel. --family takes another family's layers, of the same
+width; of those the whole alone is timed.
 
 Counted is the host's time up to the driver: every Python function of pyenc and torch, the choice of
 a backend and of tile sizes, the dispatcher, Triton's binding of arguments and its launcher. Not
@@ -39,6 +41,7 @@ from bench.measure import clock, machine  # noqa: E402
 from bench.mocked_launch import mocked, mocked_card  # noqa: E402
 from pyenc.models.call import call_of  # noqa: E402
 from pyenc.models.meta import on_meta  # noqa: E402
+from pyenc.models.rotary import Rotary  # noqa: E402
 from pyenc.ops import attention, gated_linear  # noqa: E402
 
 CALLS = 100
@@ -46,23 +49,45 @@ CALLS = 100
 LAYERS = 12
 WHOLE, PARTS = "a layer", "parts"
 
+BERT = {"position": "absolute", "num_positions": 8192}
+PRE_NORM = {"norm_first": True, "embedding_norm": False}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "jina": {"position": "alibi", "gated": True, "up_bias": False},
+    "bert": BERT,
+    "mpnet": BERT | {"relative_buckets": 32},
+    "long-minilm": {"position": "table_alibi"},
+    "nomic": {"position": "rotary", "rotary": Rotary(1e4), "gated": True, "activation": "silu"},
+    "t5": PRE_NORM | {"position": "relative", "relative_buckets": 32, "norm": "rms"},
+    "modernbert": PRE_NORM | {
+        "position": "rotary", "rotary": Rotary(160e3), "local_rotary": Rotary(1e4), "window": 64,
+        "local": tuple(layer % 3 > 0 for layer in range(LAYERS)), "gated": True,
+    },
+}  # fmt: skip
+"""What their layers are made of; biases of products, which cost the host nothing, as it comes."""
 
-def runs(texts: int, tokens: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
-    """The whole layer, and its parts on what the layer gives them."""
+
+def runs(family: str, texts: int, tokens: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
+    """The whole layer, and Jina's parts on what the layer gives them."""
+    fields = FAMILIES[family]
+    if "local" in fields:
+        fields = fields | {"local": fields["local"][:LAYERS]}
     config = pyenc.EncoderConfig(
         vocab_size=8, hidden_size=768, num_layers=LAYERS, num_heads=12, intermediate_size=3072,
-        position="alibi", max_length=8192, gated=True, up_bias=False,
+        max_length=8192, **fields,
     )  # fmt: skip
     with on_meta():
         encoder = pyenc.Encoder(config).to(dtype).eval()
     encoder.to_empty(device="cpu")
     layer: Any = encoder.layers[0]
     ids, bounds = torch.zeros(texts * tokens, dtype=torch.int64), torch.arange(texts + 1) * tokens
-    bias: Any = encoder._bias(ids.device)
-    call = call_of(config, bias, len(ids), bounds, None, True, None, None, None)
 
     def whole() -> None:
-        encoder.forward_packed(ids, bounds, contiguous=True, checked=True)
+        encoder.forward_packed(ids, bounds, span=tokens, contiguous=True, checked=True)
+
+    if family != "jina":
+        return {WHOLE: whole}
+    bias: Any = encoder._bias(ids.device)
+    call = call_of(config, bias, len(ids), bounds, None, True, None, None, None)
 
     x, wide = (torch.empty(texts * tokens, size, dtype=dtype) for size in (768, 3072))
     mixer, up = layer.attention, layer.feed_forward.up
@@ -115,14 +140,17 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     for name, each in found.items():
         fastest, spread = min(each["seconds"]), each["spread"] or 0.0
         lines.append(f"{name:<12}{each['median'] * 1e6:>10.1f}{fastest * 1e6:>10.1f}{spread:>9.0%}")
-    parts = sum(each["median"] for name, each in found.items() if name != WHOLE)
-    return "\n".join([*lines, f"{PARTS:<12}{parts * 1e6:>10.1f}"])
+    if len(found) > 1:
+        parts = sum(each["median"] for name, each in found.items() if name != WHOLE)
+        lines.append(f"{PARTS:<12}{parts * 1e6:>10.1f}")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--family", choices=FAMILIES, default="jina")
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--texts", type=int, default=1)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
@@ -136,10 +164,13 @@ def main() -> None:
         f"torch {torch.__version__}, Triton {triton.__version__}; commit {here['commit']}"
     )
     print(
-        f"{options.texts} of {options.tokens} tokens, {options.dtype}, for {options.architecture}"
+        f"{options.family}: {options.texts} of {options.tokens} tokens, {options.dtype}, "
+        f"for {options.architecture}"
     )
     clock.keep_freed_memory()
-    calls = runs(options.texts, options.tokens, getattr(torch, options.dtype))
+    # What little torch computes (tables of angles) is not to wait for others of its threads.
+    torch.set_num_threads(1)
+    calls = runs(options.family, options.texts, options.tokens, getattr(torch, options.dtype))
     with mocked(), mocked_card((major, minor)), torch.inference_mode():
         found = measure(calls, options.rounds)
     print(table(found))

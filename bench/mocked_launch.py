@@ -119,10 +119,10 @@ def mocked(driver: Any = None, noted: list[Launch] | None = None) -> Iterator[No
 def mocked_card(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
     """Within, every tensor says in Python that it lies on a card.
 
-    Torch's own operations go on to find it in memory. Its matrix product and its look-up of rows
-    only allocate, and ranges of numbers, slopes and buckets are made in memory. The dispatcher
-    knows registered ops by their CPU key, whose implementation is the card's but for the guard that
-    makes its card the current one.
+    Torch's own operations go on to find it in memory. Its matrix product, activations
+    and look-up of rows only allocate, and ranges of numbers, slopes and buckets are made in memory.
+    The dispatcher knows registered ops by their CPU key, whose implementation is the card's but for
+    the guard that makes its card the current one.
     """
     card = torch.device("cuda", 0)
     major, minor = capability
@@ -139,6 +139,7 @@ def mocked_card(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
             (torch.cuda, "_exchange_device", lambda index: index),
             (torch.cuda, "_maybe_exchange_device", lambda index: index),
             (torch, "arange", _in_memory(torch.arange)),
+            *((torch.nn.functional, name, _allocated) for name in ("gelu", "silu", "relu")),
             (torch.nn.functional, "linear", _allocated_product),
             (torch.nn.functional, "embedding", _allocated_rows),
             (encoder, "slopes_on", lambda heads, device: alibi_slopes(heads)),
@@ -158,6 +159,10 @@ def _in_memory(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _buckets(table: Tensor, reach: int) -> Tensor:
     distances = torch.arange(-reach, reach + 1)
     return relative_position_bucket(distances, table.shape[0], reach)
+
+
+def _allocated(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return torch.empty_like(x)
 
 
 def _allocated_rows(ids: Tensor, weight: Tensor, *_: Any) -> Tensor:

@@ -16,6 +16,7 @@ import pyenc
 from bench import host_time
 from bench.mocked_launch import Launch, mocked, mocked_card
 from pyenc.models.call import call_of
+from pyenc.models.layers import Layer, PreNormLayer
 from pyenc.models.meta import on_meta
 from pyenc.models.rotary import Rotary
 from pyenc.models.straight import straight, straight_pre_norm
@@ -176,3 +177,17 @@ def test_the_program_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     said = capsys.readouterr().out
     rows = [line.rsplit(None, 3)[0] for line in said.splitlines()[3:-1]]
     assert [row.strip() for row in rows] == ["a layer", "attention", "gated", "norms", "linears"]
+
+
+@pytest.mark.parametrize("family", host_time.FAMILIES)
+def test_every_family_goes_straight(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the program times of a family is what an encoder does, and no layer is asked itself."""
+    monkeypatch.setattr(host_time, "LAYERS", 3)
+    calls = host_time.runs(family, 2, 40, torch.bfloat16)
+    with mocked(), mocked_card(), torch.inference_mode():
+        with monkeypatch.context() as patch:
+            for layer in (Layer, PreNormLayer):
+                patch.setattr(layer, "__call__", pytest.fail)
+            calls[host_time.WHOLE]()
+        for call in calls.values():
+            call()
