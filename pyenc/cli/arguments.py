@@ -97,7 +97,7 @@ def build_parser() -> Parser:
         epilog="pyenc COMMAND --help says more. Exit status: 0 done, 1 wrong results, 2 error, "
         "128 + its number where a signal ended it (130 Ctrl-C, 141 a reader that went away).",
     )
-    parser.add_argument("--version", action="version", version=f"pyenc {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"pyenc {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     raw = argparse.RawDescriptionHelpFormatter
     embed = commands.add_parser(

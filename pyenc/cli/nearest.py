@@ -56,7 +56,7 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     "--pooling": ("pooling-mode", "pool", "pooling-strategy"),
     "--tolerance": ("atol", "rtol", "tol", "eps", "threshold"),
     "--against": ("expected", "reference", "baseline", "compare", "vectors", "golden"),
-    "--version": ("V", "v"),
+    "--version": ("v",),
     "--out": ("o", "output", "output-file", "json", "save", "result"),
     "--cases": ("case", "filter", "only", "k", "match", "pattern", "select", "name"),
     "--quick": ("fast", "smoke", "short", "small", "dry-run"),

@@ -53,7 +53,8 @@ def test_help(cli: Cli, command: list[str]) -> None:
 
 
 def test_version(cli: Cli) -> None:
-    assert cli("--version") == (0, f"pyenc {pyenc.__version__}\n", "")
+    for option in ("--version", "-V"):
+        assert cli(option) == (0, f"pyenc {pyenc.__version__}\n", "")
 
 
 def test_names_of_backends_and_dtypes_are_those_of_the_library() -> None:
