@@ -96,6 +96,7 @@ def checked_texts(texts: Any, first: int = 0) -> Texts:
             raise InputTypeError(
                 f"text {index} is {text!r:.40} ({type(text).__name__}), expected a string"
                 + (", as those before it: pairs and plain texts do not mix" if strings else "")
+                + ("; .to_pylist() makes a list of strings" if hasattr(text, "as_py") else "")
             )
     return listed, None
 

@@ -88,6 +88,13 @@ def test_empty_list_and_empty_string(encoder: pyenc.TextEncoder) -> None:
     assert np.abs(encoder.encode("")).max() > 0
 
 
+class Scalar:
+    """A number or a string as pyarrow's columns give it."""
+
+    def as_py(self) -> str:
+        return "a"
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -100,6 +107,7 @@ def test_empty_list_and_empty_string(encoder: pyenc.TextEncoder) -> None:
         (3.5, "got float"),
         ({"a": 1}, "got dict"),
         (np.array("a"), "texts must be a string or an iterable of them"),
+        ([Scalar()], "(Scalar), expected a string; .to_pylist() makes a list of strings"),
     ],
 )
 def test_not_text(encoder: pyenc.TextEncoder, bad: Any, message: str) -> None:
