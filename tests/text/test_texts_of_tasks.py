@@ -127,6 +127,24 @@ def test_a_module_of_ones_own(tmp_path: Path) -> None:
         pyenc.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "config.json: not readable JSON"),
+        ("[]", "config.json: expected a JSON object, got list"),
+        (None, "config.json: missing"),
+    ],
+)
+def test_a_damaged_config(content: str | None, message: str, tmp_path: Path) -> None:
+    """Which the class of the first module is known by: it is named, and not modules.json."""
+    path = copied(tmp_path) / "config.json"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        pyenc.load(tmp_path)
+
+
 def test_where_it_is_said() -> None:
     with pytest.raises(TypeError, match=r"task= of pyenc.load where a checkpoint has adapters"):
         pyenc.load(GOLDEN / NAME).encode("ok", task="separation")  # type: ignore[call-arg]
