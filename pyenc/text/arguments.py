@@ -200,14 +200,19 @@ class PromptWarning(UserWarning):
     """A checkpoint has a prompt that looks meant for the task, and that does not serve it."""
 
 
+def check_side(task: str, recipe: Recipe) -> None:
+    """Refuses queries of an encoder of documents, and documents of one of queries."""
+    if task not in recipe.prompts and recipe.default_prompt_name == OTHER_SIDE[task]:
+        raise InputError(
+            f"this encoder is of the task {recipe.default_prompt_name!r}, and not for a {task}: "
+            f"that is pyenc.load(..., task={THIS_SIDE[task]!r})"
+        )
+
+
 def _prompt_of(task: str, recipe: Recipe) -> str:
+    check_side(task, recipe)
     if task not in recipe.prompts:
-        if recipe.default_prompt_name == OTHER_SIDE[task]:
-            raise InputError(
-                f"this encoder is of the task {recipe.default_prompt_name!r}, and not for a "
-                f"{task}: that is pyenc.load(..., task={THIS_SIDE[task]!r})"
-            )
-        for name in OTHER_NAMES.get(task, ()):
+        for name in OTHER_NAMES[task]:
             if recipe.prompts.get(name):
                 adapter = f" (its adapter too: task={name!r} of pyenc.load)"
                 message = (
