@@ -123,7 +123,7 @@ def load_checkpoint(
     bare = frozenset(n.removeprefix(prefix) for n in names)
     layers = count_layers(bare, family)
     try:
-        shape = family.config(reader, bare)
+        shape = family.shape(reader, bare)
         # One layer too many is enough to be refused, and config.json may speak of a million.
         some = replace(shape, num_layers=min(shape.num_layers, layers + 1))
         parts = {p: tuple(prefix + n for n in ns) for p, ns in family.parts(some, bare).items()}

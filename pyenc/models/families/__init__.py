@@ -90,8 +90,6 @@ def recognise(names: Collection[str], config: ConfigFile) -> tuple[Family, str]:
                 why = f"the tensor names are {family.name}'s, whose arithmetic that type is not"
                 allowed = (*family.model_types, None)
                 config.require("model_type", allowed, None, why)
-                # Of any family: transformers and the published code then hide what comes after.
-                config.require("is_decoder", (False, None), False, "pyenc runs encoders only")
                 return family, prefix
     some = ", ".join(sorted(present)[:3]) or "none"
     near = "; ".join(family.known for family in nearest(present, config))
