@@ -185,7 +185,7 @@ def without_adapters(checkpoint: Checkpoint) -> Checkpoint:
     no longer what the adapters belong to."""
     sources = {p: tuple(plain_name(n) for n in ns) for p, ns in checkpoint.sources.items()}
     assert checkpoint.family.without_adapters is not None
-    config = checkpoint.family.without_adapters(checkpoint.config)
+    config = checkpoint.family.without_adapters(checkpoint.config, checkpoint.encoder.config)
     return replace(checkpoint, sources=sources, config=config, adapters={})
 
 

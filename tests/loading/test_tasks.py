@@ -100,8 +100,13 @@ def test_written_as_they_came(tmp_path: Path) -> None:
     assert all(torch.equal(state[name], again[name]) for name in state)
 
 
-def test_written_for_a_task(tmp_path: Path) -> None:
-    checkpoint = load_checkpoint(GOLDEN / NAME, task="classification")
+@pytest.mark.parametrize("said", [{}, {"head_dim": 6}], ids=str)
+def test_written_for_a_task(said: dict[str, Any], tmp_path: Path) -> None:
+    """By what its config.json came to, also where the original passes over a key."""
+    folder = copied(NAME, tmp_path / "a")
+    edit_config(folder, **said)
+    checkpoint = load_checkpoint(folder, task="classification")
+    tmp_path /= "b"
     save_checkpoint(checkpoint, tmp_path)
     written = tensors_of(tmp_path)
     assert "roberta.encoder.layers.0.mixer.Wqkv.weight" in written

@@ -100,9 +100,10 @@ class Family:
     """Head tensors that are one with a parameter; written from it when they were equal."""
     same: Mapping[str, str] = field(default_factory=dict)
     """Second names of a tensor: name -> the name that is read; refused where they differ."""
-    without_adapters: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    without_adapters: Callable[[Mapping[str, Any], EncoderConfig], dict[str, Any]] | None = None
     """The `config.json` of weights that had adapters of tasks beside them and have none any more
-    (`pyenc.loading.tasks`). None: no checkpoint of the family has such."""
+    (`pyenc.loading.tasks`), from the one that they came with and the encoder that it described.
+    None: no checkpoint of the family has such."""
     layer: str = r"encoder\.layer\.(\d+)\."
     """How the names of a layer's tensors begin."""
     layers_key: str = "num_hidden_layers"
