@@ -84,7 +84,7 @@ def recognise(names: Collection[str], config: ConfigFile) -> tuple[Family, str]:
     for family in FAMILIES:
         for prefix in family.prefixes:
             marks = filter(None, (family.signature, family.other_signature))
-            if any(all(prefix + name in present for name in names) for names in marks):
+            if any(all(prefix + name in present for name in mark) for mark in marks):
                 if not family.accepts(config):
                     continue
                 why = f"the tensor names are {family.name}'s, whose arithmetic that type is not"
