@@ -124,8 +124,8 @@ class PyencEncoder(AbsEncoder):
         texts = [text for batch in inputs for text in batch["text"]]
         asked = {name: value for name, value in kwargs.items() if name not in WITHOUT_EFFECT}
         progress = bool(asked.pop("show_progress_bar", False))
-        if asked.get("precision") in (None, "float32"):
-            asked.pop("precision", None)
+        if asked.get("precision", "") is None:
+            del asked["precision"]
         options = {"progress": progress, **self.encode_kwargs, **asked}
         said = ("prompt", "prompt_name", "instruction")
         if not any(options.get(name) is not None for name in said):

@@ -143,6 +143,9 @@ def test_options_of_evaluate_reach_it() -> None:
     )  # fmt: skip
     right = encoder.encode(["a"], prompt="passage: ", truncate_dim=16, normalize=True)
     np.testing.assert_allclose(found, right, atol=1e-6)
+    ours = PyencEncoder(encoder, encode_kwargs={"precision": "float16", "prompt": ""})
+    for precision, dtype in ((None, "float16"), ("float32", "float32"), ("float16", "float16")):
+        assert asked(ours, precision=precision).dtype == dtype
     with pytest.raises(
         pyenc.InputError, match="'normalize_embeddings'; the nearest is 'normalize'"
     ):
