@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError, InputTypeError
 from ..text import Recipe, TextEncoder, load
-from ..text.arguments import check_many
+from ..text.arguments import check_many, check_side
 from ..text.names import ELSEWHERE, meant, names_nearest
 from ..text.precision import RANGED
 
@@ -85,10 +85,14 @@ def prompt_of(recipe: Recipe, kind: str) -> dict[str, str]:
 
     A checkpoint that has prompts but none for this kind puts nothing, not its default one either,
     as `encode_query` of sentence-transformers does.
+
+    Raises:
+        InputError: the encoder was loaded for the other side's task.
     """
     for name in PROMPT_NAMES[kind]:
         if name in recipe.prompts:
             return {"prompt_name": name}
+    check_side(kind, recipe)
     return {"prompt": ""}
 
 
@@ -108,7 +112,8 @@ def embed(
     Raises:
         InputTypeError: one string in the place of many, or something else that is no list of
             strings; the message names what.
-        InputError: `options` asks for token vectors, or for bytes without their ranges.
+        InputError: `options` asks for token vectors, or for bytes without their ranges; or the
+            encoder was loaded for the other side's task.
     """
     given = {"progress": False, **(options or {})}
     if given.get("output", "pooled") != "pooled":

@@ -22,6 +22,8 @@ from .heads import Head, find_head, same
 from .own_type import published, read_config
 from .quantized import QuantizedFiles, known_bits, split
 from .strict import (
+    check_dtype_served,
+    check_finite,
     check_names,
     check_shape,
     check_shapes,
@@ -121,7 +123,7 @@ def load_checkpoint(
     bare = frozenset(n.removeprefix(prefix) for n in names)
     layers = count_layers(bare, family)
     try:
-        shape = family.config(reader, bare)
+        shape = family.shape(reader, bare)
         # One layer too many is enough to be refused, and config.json may speak of a million.
         some = replace(shape, num_layers=min(shape.num_layers, layers + 1))
         parts = {p: tuple(prefix + n for n in ns) for p, ns in family.parts(some, bare).items()}
@@ -167,8 +169,10 @@ def load_checkpoint(
     )
     _set_aside(checkpoint, files, names, prefix, head)
     if tasks is not None:
-        checkpoint.task_instructions = dict(tasks.instructions)
-        _settle(checkpoint, files, task, bool(quantize))
+        checkpoint.task, checkpoint.task_instructions = task, dict(tasks.instructions)
+        checkpoint.adapters = factors(files) if task is None else {}
+        if task is not None:
+            checkpoint = without_adapters(checkpoint)
     if isinstance(files, QuantizedFiles):
         quantize_layers(encoder, known_bits(files, checkpoint.sources, encoder))
     elif quantize:
@@ -176,17 +180,13 @@ def load_checkpoint(
     return checkpoint
 
 
-def _settle(checkpoint: Checkpoint, files: WeightFiles, task: str | None, bits: bool) -> None:
-    """What weights with adapters are to be saved as: as they came, or without the adapters, where
-    one is in the weights or those are no longer what the adapters belong to."""
-    checkpoint.task = task
-    if task is None and not bits:
-        checkpoint.adapters = factors(files)
-        return
-    sources = checkpoint.sources.items()
-    checkpoint.sources = {p: tuple(plain_name(n) for n in ns) for p, ns in sources}
+def without_adapters(checkpoint: Checkpoint) -> Checkpoint:
+    """What weights that came with adapters are saved as where one is in the weights, or these are
+    no longer what the adapters belong to."""
+    sources = {p: tuple(plain_name(n) for n in ns) for p, ns in checkpoint.sources.items()}
     assert checkpoint.family.without_adapters is not None
-    checkpoint.config = checkpoint.family.without_adapters(checkpoint.config)
+    config = checkpoint.family.without_adapters(checkpoint.config, checkpoint.encoder.config)
+    return replace(checkpoint, sources=sources, config=config, adapters={})
 
 
 def _read(files: WeightFiles, names: list[str], device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -194,26 +194,12 @@ def _read(files: WeightFiles, names: list[str], device: torch.device, dtype: tor
     pieces = []
     for name in names:
         tensor = files.read(name)
-        if tensor.dtype not in DTYPES.values():
-            raise CheckpointError(
-                f"{files.file_of(name)}: tensor {name!r} is {tensor.dtype}, which is not served: "
-                f"quantised weights; served: {', '.join(DTYPES)}"
-            )
+        check_dtype_served(files, name, tensor)
         piece = tensor.to(dtype)
-        _check_finite(files, name, piece, tensor.dtype)
+        check_finite(files, name, piece, tensor.dtype)
         pieces.append(piece)
     # A copy of even one piece: a mapped file may change or vanish under us.
     return (torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone()).to(device)
-
-
-def _check_finite(files: WeightFiles, name: str, tensor: Tensor, stored: torch.dtype) -> None:
-    finite = torch.isfinite(tensor)
-    if not bool(finite.all()):
-        at = tuple((~finite).nonzero()[0].tolist())
-        raise CheckpointError(
-            f"{files.file_of(name)}: tensor {name!r} has {tensor[at].item()} at {at}"
-            + ("" if tensor.dtype == stored else f" (as {tensor.dtype})")
-        )
 
 
 def _set_aside(
@@ -257,7 +243,7 @@ def _set_aside(
         if tensor.is_floating_point():
             # The small dtypes of quantised heads cannot be asked.
             plain = tensor if tensor.dtype in DTYPES.values() else tensor.float()
-            _check_finite(files, name, plain, plain.dtype)
+            check_finite(files, name, plain, plain.dtype)
         parameter = next(filter(None, map(family.tied.get, readings(modern, family, prefix))), None)
         source = checkpoint.sources.get(parameter, ("",))[0] if parameter else ""
         if parameter and source and same(tensor, files.read(source)):

@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 from ..models import Encoder
 from ..models.families import own, rows_of
 from ..models.int8 import quantization, quantized_tensors
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, without_adapters
 from .files import moved_into
 from .quantized import KEY, SAID, stored
 from .target import DTYPES
@@ -36,6 +36,7 @@ def original_tensors(
         CheckpointError: the encoder has what its checkpoint cannot hold, or what would not load
             again, such as a weight that is not finite; the message names it.
     """
+    checkpoint = _settled(checkpoint)
     check_writable(checkpoint.encoder, checkpoint.family, checkpoint.config, checkpoint.bare)
     state = checkpoint.encoder.state_dict() if state is None else state
     tensors: dict[str, Tensor] = {}
@@ -60,6 +61,13 @@ def original_tensors(
     for name, parameter in checkpoint.tied.items():
         tensors[name] = state[parameter].detach().cpu().clone()
     return tensors
+
+
+def _settled(checkpoint: Checkpoint) -> Checkpoint:
+    """As it is written: adapters belong to the weights as they came, and not to eight bits."""
+    if checkpoint.adapters and quantization(checkpoint.encoder):
+        return without_adapters(checkpoint)
+    return checkpoint
 
 
 def _check_loadable(parameter: str, tensor: Tensor) -> None:
@@ -108,7 +116,7 @@ def own_checkpoint(encoder: Encoder) -> Checkpoint:
 
 def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """The published `config.json`, with the dtype that the encoder has now."""
-    config = dict(checkpoint.config)
+    config = dict(_settled(checkpoint).config)
     # Newer files say "dtype", some say both.
     for key in [key for key in ("torch_dtype", "dtype") if key in config] or ["torch_dtype"]:
         config[key] = str(checkpoint.encoder.dtype).removeprefix("torch.")

@@ -6,11 +6,13 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 
 import torch
+from torch import Tensor
 
 from ..errors import CheckpointError
 from ..models import Encoder, EncoderConfig
 from ..models.families import Family, Parts, rows_of
 from .constants import Same, constant
+from .target import DTYPES
 from .weights import WeightFiles
 
 
@@ -91,6 +93,26 @@ def check_names(
         f"{files.folder}: the tensors are not those of {family.name} as config.json describes "
         "it:\n  " + "\n  ".join(problems)
     )
+
+
+def check_dtype_served(files: WeightFiles, name: str, tensor: Tensor) -> None:
+    """A tensor of the file holds weights as they are."""
+    if tensor.dtype not in DTYPES.values():
+        raise CheckpointError(
+            f"{files.file_of(name)}: tensor {name!r} is {tensor.dtype}, which is not served: "
+            f"quantised weights; served: {', '.join(DTYPES)}"
+        )
+
+
+def check_finite(files: WeightFiles, name: str, tensor: Tensor, stored: torch.dtype) -> None:
+    """A tensor of the file, in the dtype that it is held in, has no infinity and no NaN."""
+    finite = torch.isfinite(tensor)
+    if not bool(finite.all()):
+        at = tuple((~finite).nonzero()[0].tolist())
+        raise CheckpointError(
+            f"{files.file_of(name)}: tensor {name!r} has {tensor[at].item()} at {at}"
+            + ("" if tensor.dtype == stored else f" (as {tensor.dtype})")
+        )
 
 
 def check_shape(files: WeightFiles, name: str, right: tuple[int, ...]) -> None:

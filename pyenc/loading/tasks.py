@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, InputError, InputTypeError
 from ..models.families import ConfigFile
+from .strict import check_dtype_served, check_finite
 from .weights import WeightFiles
 from .wrappers import BASE, FACTORS, adapted
 
@@ -147,14 +148,17 @@ class MergedFiles(WeightFiles):
         return self._files.dtype(name)
 
     def read(self, name: str) -> Tensor:
-        """The tensor; with an adapter float32, which holds the sum of halves better than halves."""
+        """The tensor; with an adapter at least float32, which holds the sum of halves better than
+        halves."""
         base = self._files.read(name)
         layer = name.removesuffix(BASE)
-        if self._number is None or layer == name or not base.is_floating_point():
+        if self._number is None or layer == name:
             return base
-        a, b = (self._files.read(layer + factor)[self._number].float() for factor in FACTORS)
+        check_dtype_served(self, name, base)
+        wide = torch.promote_types(base.dtype, torch.float32)
+        a, b = (_factor(self, layer + factor)[self._number].to(wide) for factor in FACTORS)
         left, right = (a, b) if _embedding(layer) else (b, a)
-        return torch.addmm(base.float(), left, right, alpha=self._scaling)
+        return torch.addmm(base.to(wide), left, right, alpha=self._scaling)
 
 
 def plain_name(name: str) -> str:
@@ -165,7 +169,15 @@ def plain_name(name: str) -> str:
 def factors(files: WeightFiles) -> dict[str, Tensor]:
     """The adapters themselves, in memory of their own, to be written back beside the weights."""
     return {
-        layer + factor: files.read(layer + factor).clone()
+        layer + factor: _factor(files, layer + factor).clone()
         for layer in adapted(files.names)
         for factor in FACTORS
     }
+
+
+def _factor(files: WeightFiles, name: str) -> Tensor:
+    """A tensor of adapters, of all tasks."""
+    tensor = files.read(name)
+    check_dtype_served(files, name, tensor)
+    check_finite(files, name, tensor, tensor.dtype)
+    return tensor

@@ -39,8 +39,9 @@ def modern_names(stored: Iterable[str], folder: Path) -> dict[str, str]:
     """
     names: dict[str, str] = {}
     stored = list(stored)
-    bases = {layer + BASE: layer + ".weight" for layer in adapted(stored)}
-    beside = {layer + factor for layer in adapted(stored) for factor in FACTORS}
+    layers = adapted(stored)
+    bases = {layer + BASE: layer + ".weight" for layer in layers}
+    beside = {layer + factor for layer in layers for factor in FACTORS}
     for name in stored:
         if name in beside:
             continue

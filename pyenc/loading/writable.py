@@ -49,7 +49,7 @@ def check_writable(
     """
     try:
         file = ConfigFile("config.json", config)
-        said = with_head(family, file, family.config(file, bare), bare)
+        said = with_head(family, file, family.shape(file, bare), bare)
         with on_meta():
             plain = Encoder(said)
             if quantization(encoder):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,12 +143,14 @@ def checked_before(
     recipe: Recipe,
     *,
     task: str | None = None,
+    adapters: Container[str] = (),
 ) -> Before:
     """What the pairs bring, the call asks for, or the recipe says, in that order.
 
     Where nothing is given, a `task` ("query", "document") takes the prompt of that name, and no
     prompt where the checkpoint has none: neither its default one nor one of another name. That is
     what sentence-transformers 6.2.0 does, whose models always have a "query" and a "document".
+    `adapters`: the tasks that the checkpoint has some for, which a warning tells of.
 
     Raises:
         InputError: more than one is given, one beside pairs, one is not valid Unicode, or the name
@@ -172,7 +174,7 @@ def checked_before(
     if instructions is not None or instruction is not None:
         return Before(instructions, instruction)
     if not set_ones and task is not None:
-        return Before(prompt=_prompt_of(task, recipe))
+        return Before(prompt=_prompt_of(task, recipe, adapters))
     if prompt is None:
         prompt_name = prompt_name or recipe.default_prompt_name
         if prompt_name is None:
@@ -201,20 +203,25 @@ class PromptWarning(UserWarning):
     """A checkpoint has a prompt that looks meant for the task, and that does not serve it."""
 
 
-def _prompt_of(task: str, recipe: Recipe) -> str:
+def check_side(task: str, recipe: Recipe) -> None:
+    """Refuses queries of an encoder of documents, and documents of one of queries."""
+    if task not in recipe.prompts and recipe.default_prompt_name == OTHER_SIDE[task]:
+        raise InputError(
+            f"this encoder is of the task {recipe.default_prompt_name!r}, and not for a {task}: "
+            f"that is pyenc.load(..., task={THIS_SIDE[task]!r}) of the checkpoint with the adapters"
+        )
+
+
+def _prompt_of(task: str, recipe: Recipe, adapters: Container[str]) -> str:
+    check_side(task, recipe)
     if task not in recipe.prompts:
-        if recipe.default_prompt_name == OTHER_SIDE[task]:
-            raise InputError(
-                f"this encoder is of the task {recipe.default_prompt_name!r}, and not for a "
-                f"{task}: that is pyenc.load(..., task={THIS_SIDE[task]!r})"
-            )
-        for name in OTHER_NAMES.get(task, ()):
+        for name in OTHER_NAMES[task]:
             if recipe.prompts.get(name):
                 adapter = f" (its adapter too: task={name!r} of pyenc.load)"
                 message = (
                     f"this checkpoint has no prompt {task!r}, so none is put before the texts, as "
                     f"in sentence-transformers; it has {name!r}, and prompt_name={name!r} asks for "
-                    f"that{adapter if name == THIS_SIDE[task] else ''}"
+                    f"that{adapter if name in adapters else ''}"
                 )
                 warnings.warn(PromptWarning(message), stacklevel=stacklevel())
                 break

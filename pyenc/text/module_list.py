@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..loading import read_json
 
 JINAS = "custom_st.Transformer"
 """The first module of jina-embeddings-v3, a file of its repository: as sentence-transformers' own,
@@ -42,12 +43,13 @@ def read_modules(path: Path) -> list[dict[str, Any]]:
                 raise TypeError("type and path must be strings")
             if not (path.parent / where).resolve().is_relative_to(path.parent.resolve()):
                 raise ValueError(f"path {where!r} leads out of the folder")
-            if kind == JINAS and _has_tasks(path.parent / where / "config.json"):
-                module["type"] = KINDS + "Transformer"
     except (
         ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError, RecursionError,
     ) as error:  # fmt: skip
         raise CheckpointError(f"{path}: not a readable list of modules: {error!r}") from error
+    for module in modules:
+        if module["type"] == JINAS and _has_tasks(path.parent / module.get("path", "")):
+            module["type"] = KINDS + "Transformer"
     if numbers != sorted(numbers):
         raise CheckpointError(
             f"{path}: the modules' idx, {numbers}, contradict the order in which they are listed, "
@@ -63,9 +65,9 @@ def read_modules(path: Path) -> list[dict[str, Any]]:
     return modules
 
 
-def _has_tasks(path: Path) -> bool:
-    """Whether a `config.json` is of jina-embeddings-v3's original code."""
-    said = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+def _has_tasks(folder: Path) -> bool:
+    """Whether a folder's `config.json` is of jina-embeddings-v3's original code."""
+    said = read_json(folder / "config.json")
     return said.get("model_type") == "xlm-roberta" and isinstance(
         said.get("lora_adaptations"), list
     )

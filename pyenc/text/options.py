@@ -61,7 +61,7 @@ class Call:
         given = self.options
         return checked_before(
             instructions, given.instruction, given.prompt, given.prompt_name, encoder.recipe,
-            task=self.task,
+            task=self.task, adapters=encoder.checkpoint.task_instructions,
         )  # fmt: skip
 
 

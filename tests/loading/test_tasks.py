@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyenc.errors import CheckpointError, InputError, InputTypeError
 from pyenc.loading import load_checkpoint, read_json, save_checkpoint
-from pyenc.models.int8 import quantization
+from pyenc.models.int8 import quantization, quantize_layers
 from tests.conftest import GOLDEN, read_golden
 from tests.loading.test_strict import copied, edit_config, edit_tensors
 
@@ -71,6 +71,19 @@ def test_rounded_once() -> None:
         assert torch.equal(tensor, wide[name].to(torch.bfloat16)), name
 
 
+def test_in_doubles(tmp_path: Path) -> None:
+    """The sum is as wide as the weights are."""
+    folder = copied(NAME, tmp_path)
+    edit_tensors(
+        folder, lambda tensors: tensors.update({n: t.double() for n, t in tensors.items()})
+    )
+    stored, number = tensors_of(folder), TASKS.index("separation")
+    a, b = (stored[f"{QKV}.0.lora_{x}"][number] for x in "AB")
+    checkpoint = load_checkpoint(folder, task="separation", dtype="auto")
+    got = checkpoint.encoder.state_dict()["layers.1.attention.qkv.weight"]
+    assert (got - (stored[f"{QKV}.original"] + b @ a * 2 / 3)).abs().max() <= 1e-14
+
+
 def tensors_of(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors")
 
@@ -87,8 +100,13 @@ def test_written_as_they_came(tmp_path: Path) -> None:
     assert all(torch.equal(state[name], again[name]) for name in state)
 
 
-def test_written_for_a_task(tmp_path: Path) -> None:
-    checkpoint = load_checkpoint(GOLDEN / NAME, task="classification")
+@pytest.mark.parametrize("said", [{}, {"head_dim": 6}], ids=str)
+def test_written_for_a_task(said: dict[str, Any], tmp_path: Path) -> None:
+    """By what its config.json came to, also where the original passes over a key."""
+    folder = copied(NAME, tmp_path / "a")
+    edit_config(folder, **said)
+    checkpoint = load_checkpoint(folder, task="classification")
+    tmp_path /= "b"
     save_checkpoint(checkpoint, tmp_path)
     written = tensors_of(tmp_path)
     assert "roberta.encoder.layers.0.mixer.Wqkv.weight" in written
@@ -106,10 +124,14 @@ def test_written_for_a_task(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("later", [False, True])
 @pytest.mark.parametrize("task", ["text-matching", None])
-def test_in_eight_bits(task: str | None, tmp_path: Path) -> None:
-    """Quantised weights are no longer what the adapters belong to: these are left out."""
-    checkpoint = load_checkpoint(GOLDEN / NAME, task=task, quantize="int8")
+def test_in_eight_bits(task: str | None, later: bool, tmp_path: Path) -> None:
+    """Quantised weights are no longer what the adapters belong to: these are left out, whenever
+    they were quantised."""
+    checkpoint = load_checkpoint(GOLDEN / NAME, task=task, quantize=None if later else "int8")
+    if later:
+        quantize_layers(checkpoint.encoder)
     save_checkpoint(checkpoint, tmp_path)
     assert not [name for name in tensors_of(tmp_path) if "lora" in name]
     again = load_checkpoint(tmp_path)
@@ -196,7 +218,6 @@ def infinite(tensors: dict[str, Tensor]) -> None:
 TENSORS: list[tuple[Callable[[dict[str, Tensor]], object], str]] = [
     (without(f"{QKV}.0.lora_A"), "unexpected tensor .*Wqkv.parametrizations"),
     (without(f"{QKV}.original"), "missing tensor 'roberta.encoder.layers.1.mixer.Wqkv.weight'"),
-    (infinite, r"1.mixer.Wqkv.parametrizations.weight.original' has -?(inf|nan) at \(5, 0\)"),
     (
         lambda tensors: tensors.update({f"{QKV}.0.lora_A": torch.zeros(5, 48, 3)}),
         r"lora_A' has shape \(5, 48, 3\), but 5 tasks of rank 3 beside \(144, 48\) ask for",
@@ -208,6 +229,28 @@ TENSORS: list[tuple[Callable[[dict[str, Tensor]], object], str]] = [
         "is in the weights twice",
     ),
 ]
+
+
+def quantised(tensors: dict[str, Tensor]) -> None:
+    tensors[f"{QKV}.0.lora_B"] = tensors[f"{QKV}.0.lora_B"].to(torch.int8)
+
+
+@pytest.mark.parametrize("task", ["separation", None])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (infinite, r"1.mixer.Wqkv.parametrizations.weight.0.lora_B' has inf at \(2, 5, 1\)"),
+        (quantised, r"1.mixer.Wqkv.parametrizations.weight.0.lora_B' is torch.int8, which is not"),
+    ],
+)
+def test_what_an_adapter_has(
+    change: Callable[[dict[str, Tensor]], object], message: str, task: str | None, tmp_path: Path
+) -> None:
+    """Named itself, and not the weight that it would be added to; asked for or not."""
+    folder = copied(NAME, tmp_path)
+    edit_tensors(folder, change)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(folder, task=task)
 
 
 @pytest.mark.parametrize(("change", "message"), TENSORS)

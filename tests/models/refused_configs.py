@@ -141,6 +141,13 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("jina-embeddings-v3", JINA3, {"hidden_act": "mish"}, "hidden_act 'mish' is unknown"),
     ("jina-embeddings-v3", JINA3, {"head_dim": 15}, "rotary needs even heads, not 15"),
     ("jina-embeddings-v3", JINA3, {"model_type": "roberta"}, "model_type is 'roberta'"),
+    ("jina-embeddings-v3", JINA3, {"rope_parameters": {"rope_theta": None}}, "got None"),
+    (
+        "jina-embeddings-v3",
+        ORIGINAL3,
+        {"rotary_emb_base": None},
+        "rotary_emb_base must be a number",
+    ),
     ("jina-embeddings-v3", ORIGINAL3, {"position_embedding_type": ...}, "rotary positions alone"),
     ("jina-embeddings-v3", ORIGINAL3, {"position_embedding_type": "alibi"}, "positions alone"),
     ("jina-embeddings-v3", ORIGINAL3, {"emb_pooler": "cls"}, "emb_pooler is 'cls'"),

@@ -71,6 +71,15 @@ def test_texts_without_a_task(golden: Golden, tmp_path: Path) -> None:
     assert off(again.encode(golden.texts), right(golden, "separation")) <= 1e-5
 
 
+def test_prompts_of_tasks_without_adapters(tmp_path: Path) -> None:
+    """No adapter is told of that is not there."""
+    shutil.copytree(GOLDEN / "jinav3_hf_like_h4", tmp_path, dirs_exist_ok=True)
+    prompts = {"prompts": {"retrieval.query": "query: "}}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    with pytest.warns(PromptWarning, match="prompt_name='retrieval.query' asks for that$"):
+        pyenc.load(tmp_path).encode_query("a text")
+
+
 def test_read_by_sentence_transformers(golden: Golden, tmp_path: Path) -> None:
     """What is saved for a task needs no code of the repository."""
     sentence_transformers = pytest.importorskip("sentence_transformers", minversion="5")
@@ -125,6 +134,24 @@ def test_a_module_of_ones_own(tmp_path: Path) -> None:
     shutil.copy(GOLDEN / "jinav3_hf_like_h4" / "config.json", folder)
     with pytest.raises(CheckpointError, match=r"'custom_st.Transformer' is not served"):
         pyenc.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "config.json: not readable JSON"),
+        ("[]", "config.json: expected a JSON object, got list"),
+        (None, "config.json: missing"),
+    ],
+)
+def test_a_damaged_config(content: str | None, message: str, tmp_path: Path) -> None:
+    """Which the class of the first module is known by: it is named, and not modules.json."""
+    path = copied(tmp_path) / "config.json"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        pyenc.load(tmp_path)
 
 
 def test_where_it_is_said() -> None:

@@ -13,12 +13,14 @@ import torch
 
 from ...errors import InputError
 from ...text import TextEncoder
+from ...text.arguments import check_side
 from ..embedding import PROMPT_NAMES, encoder_of
 from ..missing import needs
 
 with needs("mteb"):
     from mteb.models.abs_encoder import AbsEncoder, get_prompt_name
     from mteb.models.model_meta import ModelMeta, ScoringFunction
+    from mteb.types import PromptType
 
 SCORED_BY = {"cosine": ScoringFunction.COSINE, "dot": ScoringFunction.DOT_PRODUCT}
 """What `config_sentence_transformers.json` calls it -> what mteb can score with."""
@@ -116,17 +118,22 @@ class PyencEncoder(AbsEncoder):
 
         Raises:
             InputTypeError: an option does not exist; the message names the nearest.
+            InputError: the encoder was loaded for the task of queries, and these are documents, or
+                the other way round.
         """
         texts = [text for batch in inputs for text in batch["text"]]
         asked = {name: value for name, value in kwargs.items() if name not in WITHOUT_EFFECT}
         progress = bool(asked.pop("show_progress_bar", False))
-        if asked.get("precision") in (None, "float32"):
-            asked.pop("precision", None)
+        if asked.get("precision", "") is None:
+            del asked["precision"]
         options = {"progress": progress, **self.encode_kwargs, **asked}
         said = ("prompt", "prompt_name", "instruction")
         if not any(options.get(name) is not None for name in said):
             prompts = self.model_prompts or {}
             name = get_prompt_name(prompts, task_metadata, prompt_type)
+            kind = None if prompt_type is None else PromptType(prompt_type).value
+            if kind in PROMPT_NAMES and name in (None, kind) and not prompts.get(kind):
+                check_side(kind, self.model.recipe)
             options["prompt"] = None if name is None else prompts[name]
         vectors: np.ndarray = self.model.encode(texts, **options)
         return vectors

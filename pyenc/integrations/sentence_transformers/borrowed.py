@@ -143,7 +143,7 @@ def encoder_on(model: nn.Module) -> Encoder:
     try:
         family, prefix = recognise(known, config)
         bare = frozenset(name.removeprefix(prefix) for name in known)
-        shape = family.config(config, bare)
+        shape = family.shape(config, bare)
         parts = family.parts(shape, bare)
     except UnknownArchitectureError as error:
         kind = type(model).__name__

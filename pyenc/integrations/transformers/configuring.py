@@ -49,7 +49,7 @@ def configured(
     free = leaves_limit(said) and POSITIONS not in rest and _limited_beside(name, hub)
     # What is said over config.json is said over the published one, and looked at as that is.
     inner = inner | {key: rest.pop(key) for key in list(rest) if key in inner and key not in COMMON}
-    shape = family.config(ConfigFile(f"{name}: config.json", inner), bare)
+    shape = family.shape(ConfigFile(f"{name}: config.json", inner), bare)
     return own_config(inner, shape, said, capped=not free, **{**rest, "name_or_path": name})
 
 

@@ -41,7 +41,7 @@ TYPES = (*CLASSES, "new", "nomic_bert")
 """What they call themselves. Other types are never looked at."""
 
 MARKS = ("auto_map", "alibi_starting_size", "feed_forward_type")
-"""Keys that no config.json of a plain BERT has."""
+"""Keys that no config.json of a plain BERT or XLM-RoBERTa has."""
 
 
 def decide(
@@ -62,16 +62,14 @@ def decide(
     # "new" may be someone's own, or a later transformers may know it.
     if kind not in TYPES or (kind == "new" and kind in CONFIG_MAPPING):
         return None
-    if kind == "xlm-roberta" and said.get("position_embedding_type") != "rotary":
-        return None
-    if kind == "bert" and not _marked(said) and not Path(name).is_dir():
+    if kind in CLASSES and not _marked(said) and not Path(name).is_dir():
         return None  # on the Hub a plain BERT is one, and is not asked about twice
     found = recognised(name, said, hub)
     if found is None or found[0].name not in SERVED:
         return None
     family, bare = found
     try:
-        shape = family.config(ConfigFile(f"{name}: config.json", said), bare)
+        shape = family.shape(ConfigFile(f"{name}: config.json", said), bare)
     except (CheckpointError, InputError) as error:
         if kind in CLASSES and not trusted:
             raise CheckpointError(
@@ -106,7 +104,7 @@ def recognised(
 
 
 def _marked(said: Mapping[str, Any]) -> bool:
-    """Whether a config.json has what a plain BERT's has not."""
+    """Whether a config.json has what a plain BERT's, or XLM-RoBERTa's, has not."""
     if said.get("position_embedding_type", "absolute") != "absolute":
         return True
     return any(said.get(key) is not None for key in MARKS)
@@ -118,7 +116,8 @@ def _by_config(reader: ConfigFile) -> Family | None:
     if (kind := said.get("model_type")) in ("new", "nomic_bert"):
         return by_name("GTE v1.5" if kind == "new" else "nomic-bert")
     if kind == "xlm-roberta":
-        return by_name("jina-embeddings-v3")
+        rotary = said.get("position_embedding_type") == "rotary"
+        return by_name("jina-embeddings-v3") if rotary else None
     if said.get("alibi_starting_size") is not None:
         return by_name("MosaicBERT")
     if said.get("position_embedding_type") == "alibi":

@@ -84,14 +84,12 @@ def recognise(names: Collection[str], config: ConfigFile) -> tuple[Family, str]:
     for family in FAMILIES:
         for prefix in family.prefixes:
             marks = filter(None, (family.signature, family.other_signature))
-            if any(all(prefix + name in present for name in names) for names in marks):
+            if any(all(prefix + name in present for name in mark) for mark in marks):
                 if not family.accepts(config):
                     continue
                 why = f"the tensor names are {family.name}'s, whose arithmetic that type is not"
                 allowed = (*family.model_types, None)
                 config.require("model_type", allowed, None, why)
-                # Of any family: transformers and the published code then hide what comes after.
-                config.require("is_decoder", (False, None), False, "pyenc runs encoders only")
                 return family, prefix
     some = ", ".join(sorted(present)[:3]) or "none"
     near = "; ".join(family.known for family in nearest(present, config))

@@ -76,7 +76,7 @@ class Family:
     signature: tuple[str, ...]
     """Tensor names (prefix stripped) that together mark the family."""
     config: Callable[[ConfigFile, Names], EncoderConfig]
-    """The encoder that `config.json` and the tensor names describe."""
+    """What makes an encoder of `config.json` and the tensor names; asked through `shape`."""
     parts: Callable[[EncoderConfig, Names], Parts]
     other_signature: tuple[str, ...] = ()
     """The same, where its tensors go by two sets of names."""
@@ -100,13 +100,25 @@ class Family:
     """Head tensors that are one with a parameter; written from it when they were equal."""
     same: Mapping[str, str] = field(default_factory=dict)
     """Second names of a tensor: name -> the name that is read; refused where they differ."""
-    without_adapters: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    without_adapters: Callable[[Mapping[str, Any], EncoderConfig], dict[str, Any]] | None = None
     """The `config.json` of weights that had adapters of tasks beside them and have none any more
-    (`pyenc.loading.tasks`). None: no checkpoint of the family has such."""
+    (`pyenc.loading.tasks`), from the one that they came with and the encoder that it described.
+    None: no checkpoint of the family has such."""
     layer: str = r"encoder\.layer\.(\d+)\."
     """How the names of a layer's tensors begin."""
     layers_key: str = "num_hidden_layers"
     """What `config.json` calls the number of layers."""
+
+    def shape(self, config: ConfigFile, names: Names) -> EncoderConfig:
+        """The encoder that `config.json` and the tensor names describe.
+
+        Raises:
+            CheckpointError: `config.json` asks for what is not served.
+            InputError: its numbers make no encoder.
+        """
+        # Of any family: transformers and the published code then hide what comes after.
+        config.require("is_decoder", (False, None), False, "pyenc runs encoders only")
+        return self.config(config, names)
 
     @property
     def known(self) -> str:

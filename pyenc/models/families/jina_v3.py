@@ -51,14 +51,15 @@ OF_THE_CODE = (
 )  # fmt: skip
 
 
-def _native(config: Mapping[str, Any]) -> dict[str, Any]:
+def _native(config: Mapping[str, Any], shape: EncoderConfig) -> dict[str, Any]:
     """The original's `config.json` as transformers writes it, without adapters."""
-    gone = (*OF_ADAPTERS, *OF_THE_CODE)
-    base = config.get("rotary_emb_base", 10_000.0)
+    # Of another size of heads the original knows nothing.
+    gone = (*OF_ADAPTERS, *OF_THE_CODE, *(() if shape.head_size else ("head_dim",)))
+    assert shape.rotary is not None
     return {key: value for key, value in config.items() if key not in gone} | {
         "model_type": "jina_embeddings_v3",
         "architectures": ["JinaEmbeddingsV3Model"],
-        "rope_parameters": {"rope_theta": base, "rope_type": "default"},
+        "rope_parameters": {"rope_theta": shape.rotary.theta, "rope_type": "default"},
     }
 
 
@@ -74,11 +75,10 @@ def _rotary(config: ConfigFile) -> Rotary:
         )
     kind = parameters.spelled("rope_type", "type")
     parameters.require(kind, ("default",), "default", "pyenc turns jina-embeddings-v3 by one base")
-    place = parameters if parameters.values.get("rope_theta") is not None else config
+    place = parameters if "rope_theta" in parameters.values else config
     keys = {"rotary_emb_base": config, "rope_theta": place}
     key, default = ("rotary_emb_base", 10_000.0) if original(config) else ("rope_theta", 20_000.0)
-    said = keys.pop(key)
-    theta = said.number(key, default) if said.values.get(key) is not None else default
+    theta = keys.pop(key).number(key, default)
     for other, where in keys.items():
         if where.values.get(other) not in (None, theta):
             raise CheckpointError(

@@ -76,6 +76,21 @@ def test_a_checkpoint_without_prompts_puts_nothing_before(tmp_path: Path) -> Non
     assert ours.embed_documents(["a text"]) == encoder.encode(["a text"]).tolist()
 
 
+def test_an_encoder_of_one_side() -> None:
+    """Loaded for the queries of jina-embeddings-v3 it gives no vectors of documents."""
+    folder = GOLDEN / "jinav3_lora_like_h2"
+    ours = PyencEmbeddings(folder, model_kwargs={"device": "cpu", "task": "retrieval.query"})
+    assert ours.embed_query("a text") == ours.encoder.encode("a text").tolist()
+    with pytest.raises(pyenc.InputError, match=r"'retrieval.query', and not for a document"):
+        ours.embed_documents(["a text"])
+    ours = PyencEmbeddings(
+        ours.encoder, encode_kwargs={"prompt": "d: "}, query_encode_kwargs={"prompt": ""}
+    )
+    assert (
+        ours.embed_documents(["a text"])[0] == ours.encoder.encode("d: a text", prompt="").tolist()
+    )
+
+
 def test_bad_input(prompted: pyenc.TextEncoder) -> None:
     with pytest.raises(pyenc.InputError, match="device: of no use beside a model that is loaded"):
         PyencEmbeddings(prompted, model_kwargs={"device": "cpu"})

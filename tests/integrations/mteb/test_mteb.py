@@ -121,6 +121,19 @@ def asked(ours: PyencEncoder, **options: Any) -> Any:
     )  # fmt: skip
 
 
+def test_an_encoder_of_one_side() -> None:
+    """Loaded for the queries of jina-embeddings-v3 it gives no vectors of documents."""
+    encoder = pyenc.load(GOLDEN / "jinav3_lora_like_h2", device="cpu", task="retrieval.query")
+    ours = PyencEncoder(encoder)
+    for kind in (PromptType.query, None):
+        np.testing.assert_allclose(asked(ours, prompt_type=kind), encoder.encode(["a"]), atol=1e-6)
+    with pytest.raises(pyenc.InputError, match=r"'retrieval.query', and not for a document"):
+        asked(ours, prompt_type=PromptType.document)
+    told = PyencEncoder(encoder, model_prompts={"document": "d: "})
+    right = encoder.encode(["a"], prompt="d: ")
+    np.testing.assert_allclose(asked(told, prompt_type=PromptType.document), right, atol=1e-6)
+
+
 def test_options_of_evaluate_reach_it() -> None:
     encoder = pyenc.load(PROMPTED, device="cpu")
     ours = PyencEncoder(encoder, encode_kwargs={"normalize": False, "truncate_dim": 20})
@@ -130,6 +143,9 @@ def test_options_of_evaluate_reach_it() -> None:
     )  # fmt: skip
     right = encoder.encode(["a"], prompt="passage: ", truncate_dim=16, normalize=True)
     np.testing.assert_allclose(found, right, atol=1e-6)
+    ours = PyencEncoder(encoder, encode_kwargs={"precision": "float16", "prompt": ""})
+    for precision, dtype in ((None, "float16"), ("float32", "float32"), ("float16", "float16")):
+        assert asked(ours, precision=precision).dtype == dtype
     with pytest.raises(
         pyenc.InputError, match="'normalize_embeddings'; the nearest is 'normalize'"
     ):

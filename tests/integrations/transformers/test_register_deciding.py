@@ -130,6 +130,30 @@ def test_refused_by_both(tmp_path: Path) -> None:
     assert type(AutoConfig.from_pretrained(folder, trust_remote_code=True)) is BertConfig
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("jina_geglu_h4", {"is_decoder": True}),
+        (JINA3, {"is_decoder": True}),
+        (JINA3, {"position_embedding_type": None, "auto_map": None}),
+    ],
+)
+def test_what_would_be_random(name: str, change: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever pyenc has against it: an error."""
+    folder = copied(name, tmp_path, **change)
+    with pytest.raises(pyenc.CheckpointError, match=f"random tensors.*{next(iter(change))} is"):
+        AutoModel.from_pretrained(folder)
+
+
+def test_xlm_roberta_is_left_alone(tmp_path: Path) -> None:
+    """With marks and without, with tensors and without."""
+    for number, marks in enumerate(({}, {"auto_map": {"AutoModel": "x--y.Z"}})):
+        folder = copied("xlmr_e5_like_h2", tmp_path / str(number), **marks)
+        assert kind(folder) == "XLMRobertaConfig"
+        (folder / "model.safetensors").unlink()
+        assert kind(folder) == "XLMRobertaConfig"
+
+
 def test_native_gte_is_left_alone(tmp_path: Path) -> None:
     assert kind(copied("gte_base_like_h4", tmp_path, model_type="gte")) == "GteConfig"
 
