@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import InputError
+from ...forking import check_forked
 from .. import oracle
 from ..activation import ACTIVATIONS, activate, check_activation
 from ..backend import WhyNot, always, choose, compiling, requested_backend
@@ -22,6 +23,7 @@ from . import activated, packs, parts, product, wide
 from . import onednn as kernels
 from .reference import linear_reference
 from .registration import wide_or_not, work
+from .straight import straight
 
 _CHOOSES = ("auto", "cpu", "triton", "flash_attn")
 """Names that leave the choice to this op."""
@@ -83,8 +85,12 @@ def linear(
     if _torch_serves(x, weight, bias, activation, backend):
         made = F.linear(x, weight, bias)
         return made if activation is None else activate(made, activation)
-    _check(x, weight, bias, activation)
     requested = requested_backend(backend)
+    if requested in ("auto", "cpu"):
+        check_forked()
+        if (found := straight(x, weight, bias, activation)) is not None:
+            return found
+    _check(x, weight, bias, activation)
     table = backend_table(x, weight, bias, requested=requested)
     name = choose("linear", backend, table)
     if name in _CHOOSES:

@@ -58,11 +58,16 @@ def why_not(weight: Tensor) -> str | None:
     return None
 
 
+def kept(weight: Tensor) -> Any:
+    """The pack of a weight, if there is one."""
+    entry = _entries.get(id(weight))
+    return entry.pack if entry is not None and entry.stands_for(weight) else None
+
+
 def packed(weight: Tensor, pack: Callable[[Tensor], Any]) -> Any:
     """The pack of a weight for which `why_not` is None, made by `pack` when there is none."""
-    entry = _entries.get(id(weight))
-    if entry is not None and entry.stands_for(weight):
-        return entry.pack
+    if (found := kept(weight)) is not None:
+        return found
     with _lock:  # one copy, also when several threads come at once
         entry = _entries.get(id(weight))
         if entry is None or not entry.stands_for(weight):

@@ -1,0 +1,91 @@
+"""A linear layer without a gradient on a CPU, straight to the product that the table has for it.
+
+Of a short text's products, what the ordinary way asks of its arguments and of torch's switches
+takes as long as the arithmetic. The answers are the same in every layer, and are kept here by what
+they follow from: small products are torch's, and large ones go to oneDNN where a pack is kept. All
+others take the ordinary way, which also makes packs and says what is wrong.
+
+Shapes: C channels in, F channels out; any leading dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..activation import ACTIVATIONS, activate
+from ..registered import plain
+from . import activated, choices, onednn, packs, parts
+
+
+class Sizes(NamedTuple):
+    """Multiplications of a product, by what serves it."""
+
+    torch: float
+    """Below so many nothing else gains."""
+    pack: float
+    """From so many on a pack of the weight is the choice; infinite where it never is."""
+
+
+_sizes: dict[tuple[object, ...], tuple[choices.Choice, Sizes]] = {}
+"""By what they follow from beside the table's word, which is kept with them."""
+
+
+def straight(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
+) -> Tensor | None:
+    """activation(x W^T + b); None where the ordinary way is to be taken."""
+    if not plain(x, weight, weight if bias is None else bias):
+        return None
+    if not (x.is_cpu and weight.is_cpu and x.layout == weight.layout == torch.strided):
+        return None
+    dtype, given, rows = x.dtype, x.shape, weight.shape
+    if dtype != weight.dtype or dtype not in onednn.DTYPES:
+        return None
+    if len(rows) != 2 or not given or given[-1] != rows[1]:
+        return None
+    if bias is not None and (
+        bias.dtype != dtype or not bias.is_cpu or bias.ndim != 1 or bias.shape[0] != rows[0]
+    ):
+        return None
+    if activation is not None and activation not in ACTIVATIONS:
+        return None
+    sizes, work = _sizes_of(dtype), x.numel() * rows[0]
+    if work < sizes.torch:
+        if activation is not None and activated.why_not(x, weight, bias) is None:
+            return activated.linear(x, weight, bias, activation)
+        y = F.linear(x, weight, bias)
+        return y if activation is None else activate(y, activation)
+    if work < sizes.pack or x._is_zerotensor() or (pack := packs.kept(weight)) is None:
+        return None
+    return onednn.run(x, pack, bias, activation or "")
+
+
+def _sizes_of(dtype: torch.dtype) -> Sizes:
+    key = (
+        dtype, os.environ.get(onednn.VARIABLE), torch.backends.mkldnn.enabled, onednn.precision(),
+    )  # fmt: skip
+    choice = choices.choice(dtype)
+    if (found := _sizes.get(key)) is None or found[0] is not choice:
+        found = _sizes[key] = choice, _of_the_table(dtype)
+    return found[1]
+
+
+def _of_the_table(dtype: torch.dtype) -> Sizes:
+    """As the ordinary way comes to them."""
+    if onednn.forced() is not None:
+        return Sizes(0, math.inf)
+    ways = {
+        way: onednn.min_work(dtype, way)
+        for way in ("onednn", "forward")
+        if onednn.not_preferred(dtype, way) is None
+    }
+    if dtype == torch.float32 and any(parts.not_preferred(way) is None for way in parts.PARTS):
+        return Sizes(min([parts.MIN_WORK, onednn.MIN_WORK, *ways.values()]), math.inf)
+    pack = ways.get("onednn", math.inf) if onednn.unavailable(dtype) is None else math.inf
+    return Sizes(min([onednn.MIN_WORK, *ways.values()]), pack)
