@@ -219,12 +219,13 @@ def backend_table(
 ) -> dict[str, WhyNot]:
     """The backends of this op and why each cannot serve, for `choose` and `explain`."""
 
-    def far(known: Tensor | None) -> str | None:
-        if known is None:
-            return None
+    def reach(known: Tensor | None) -> int:
         # Without bounds all tokens are taken for one sequence.
-        bounds = known.new_tensor([0, q.shape[0]]) if cu_seqlens is None else cu_seqlens
-        return too_far(reach_of(q, bounds, known), q.shape[0])
+        whole = torch.tensor([0, q.shape[0]], dtype=torch.int64, device=q.device)
+        return reach_of(q, whole if cu_seqlens is None else cu_seqlens, known)
+
+    def far(known: Tensor | None) -> str | None:
+        return None if known is None else too_far(reach(known), q.shape[0])
 
     def cpu() -> str | None:
         if is_own(bias) and is_map(bias):
@@ -233,10 +234,13 @@ def backend_table(
             if reason is not None:
                 return f"it has no kernel for {type(bias).__name__}.score: {reason}"
         # A traced graph has no values to look at; the op itself will.
-        known = None if hides_values(positions) else positions
-        if has_line(bias) and (reason := far(known)):
-            return reason
-        return cpu_kernels.why_not(q, bias, dropout_p, known)
+        span = 0
+        if q.device.type == "cpu" and not hides_values(positions, cu_seqlens):
+            if has_line(bias) and (reason := far(positions)):
+                return reason
+            if positions is not None or q.shape[0] > cpu_kernels.MAX_SPAN:
+                span = reach(positions)
+        return cpu_kernels.why_not(q, bias, dropout_p, span)
 
     def triton() -> str | None:
         own = is_own(bias) and hasattr(bias, "kernel")
