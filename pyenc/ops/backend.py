@@ -13,6 +13,7 @@ from types import TracebackType
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from ..errors import BackendError
@@ -150,6 +151,17 @@ def forward_derivative(*tensors: Tensor) -> bool:
 def compiling() -> bool:
     """True while `torch.compile` traces: checks that must read values are left to the op then."""
     return torch.compiler.is_compiling()
+
+
+def hides_values(*tensors: Tensor | None) -> bool:
+    """Whether values cannot be looked at: a graph is traced (by torch.compile or make_fx), or one
+    of the tensors has none (on meta, or a fake one). The registered ops look at them themselves."""
+    if compiling() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+        return True
+    return any(
+        tensor is not None and (tensor.device.type == "meta" or isinstance(tensor, FakeTensor))
+        for tensor in tensors
+    )
 
 
 def _check_name(name: str | None, where: str) -> None:

@@ -87,7 +87,8 @@ def check_bounds(op: str, bounds: Sequence[int], num_tokens: int) -> None:
 
 
 def check_positions(op: str, positions: Tensor, bounds: Sequence[int]) -> None:
-    """Positions must increase strictly inside each sequence (they carry masks with holes)."""
+    """Positions must increase strictly inside each sequence (they carry masks with holes), and
+    their differences be numbers of 64 bits."""
     if positions.shape[0] < 2:
         return
     rises = positions[1:] > positions[:-1]
@@ -98,6 +99,15 @@ def check_positions(op: str, positions: Tensor, bounds: Sequence[int]) -> None:
         raise InputError(
             f"{op}: positions must increase strictly in each sequence; token {t} has "
             f"{int(positions[t])} after {int(positions[t - 1])}"
+        )
+    ends = [(a, b - 1) for a, b in itertools.pairwise(bounds) if b > a]
+    first, last = positions[torch.tensor(ends, dtype=torch.long, device=rises.device)].long().t()
+    wraps = last - first < 0
+    if bool(wraps.any()):
+        b = int(wraps.nonzero()[0])
+        raise InputError(
+            f"{op}: positions of a sequence run from {int(first[b])} to {int(last[b])}, which is "
+            "further than 64 bits can tell"
         )
 
 

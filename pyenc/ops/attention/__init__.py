@@ -13,7 +13,16 @@ from torch import Tensor
 
 from ...errors import BackendError
 from .. import oracle
-from ..backend import WhyNot, always, choose, compiling, followed, forward_derivative, transformed
+from ..backend import (
+    WhyNot,
+    always,
+    choose,
+    compiling,
+    followed,
+    forward_derivative,
+    hides_values,
+    transformed,
+)
 from ..launch import DTYPE_CODES
 from ..sharing import shared
 from . import cpu as cpu_kernels
@@ -173,7 +182,7 @@ def as_line(
         return bias
     if backend == "triton" and hasattr(bias, "kernel"):
         return bias
-    if positions is not None and within is None and compiling():
+    if positions is not None and within is None and hides_values(positions):
         return bias  # whose values tell how far apart they are
     reach = reach_of(q, cu_seqlens, positions) if within is None else within
     if positions is not None and too_far(reach, q.shape[0]):
@@ -215,12 +224,13 @@ def backend_table(
 ) -> dict[str, WhyNot]:
     """The backends of this op and why each cannot serve, for `choose` and `explain`."""
 
-    def far(known: Tensor | None) -> str | None:
-        if known is None or known.device.type == "meta":
-            return None
+    def reach(known: Tensor | None) -> int:
         # Without bounds all tokens are taken for one sequence.
-        bounds = known.new_tensor([0, q.shape[0]]) if cu_seqlens is None else cu_seqlens
-        return too_far(reach_of(q, bounds, known), q.shape[0])
+        whole = torch.tensor([0, q.shape[0]], dtype=torch.int64, device=q.device)
+        return reach_of(q, whole if cu_seqlens is None else cu_seqlens, known)
+
+    def far(known: Tensor | None) -> str | None:
+        return None if known is None else too_far(reach(known), q.shape[0])
 
     def cpu() -> str | None:
         if is_own(bias) and is_map(bias):
@@ -229,10 +239,13 @@ def backend_table(
             if reason is not None:
                 return f"it has no kernel for {type(bias).__name__}.score: {reason}"
         # A traced graph has no values to look at; the op itself will.
-        known = None if compiling() else positions
-        if has_line(bias) and (reason := far(known)):
-            return reason
-        return cpu_kernels.why_not(q, bias, dropout_p, known)
+        span = 0
+        if q.device.type == "cpu" and not hides_values(positions, cu_seqlens):
+            if has_line(bias) and (reason := far(positions)):
+                return reason
+            if positions is not None or q.shape[0] > cpu_kernels.MAX_SPAN:
+                span = reach(positions)
+        return cpu_kernels.why_not(q, bias, dropout_p, span)
 
     def triton() -> str | None:
         own = is_own(bias) and hasattr(bias, "kernel")
@@ -243,9 +256,9 @@ def backend_table(
             if positions is not None and wants_gradient(bias, q.shape[1], q.device):
                 name = type(bias).__name__
                 return f"{name} has no method kernel(), and a line has a gradient by places alone"
-            if positions is not None and within is None and compiling():
+            if positions is not None and within is None and hides_values(positions):
                 return "a traced graph has no values to tell how far apart positions are"
-            return far(None if compiling() else positions)
+            return far(None if hides_values(positions) else positions)
         if reason is None and own:
             function, params = bias.kernel()  # type: ignore[union-attr]
             if params.requires_grad and torch.is_grad_enabled() and not function.n_learned:

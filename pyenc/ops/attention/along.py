@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import InputError
-from ..backend import compiling
+from ..backend import compiling, hides_values
 from ..gradient import unlisted
 from .bias import DistanceBias, exactly
 
@@ -127,7 +127,7 @@ def _checked(bias: DistanceBias, offsets: Tensor, heads: int) -> Tensor:
 def reach_of(q: Tensor, cu_seqlens: Tensor, positions: Tensor | None) -> int:
     """The longest distance of a call, or a bound of it where the values must not be looked at.
 
-    Without positions that is where torch.compile traces, and on a GPU, which would be waited for:
+    Without positions that is where a graph is traced, and on a GPU, which would be waited for:
     every sequence is then taken to have all tokens. Of positions the span of each sequence is
     looked at: they rise in it.
     """
@@ -139,7 +139,7 @@ def reach_of(q: Tensor, cu_seqlens: Tensor, positions: Tensor | None) -> int:
         at, bounds = positions.long(), cu_seqlens.long().clamp(0, tokens)
         first, last = bounds[:-1].clamp(max=tokens - 1), (bounds[1:] - 1).clamp(min=0)
         return max(0, int((at[last] - at[first]).masked_fill(bounds.diff() < 1, 0).max()))
-    if compiling() or q.device.type != "cpu":
+    if q.device.type != "cpu" or hides_values(cu_seqlens):
         return max(tokens - 1, 0)
     # Whatever it says: that cu_seqlens is wrong is found where its values are looked at.
     longest = int(cu_seqlens.diff().max()) if cu_seqlens.numel() > 1 else 0

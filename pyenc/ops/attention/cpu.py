@@ -45,8 +45,9 @@ LINE_PADDING = 64
 MAX_SPAN = 2**24
 
 
-def why_not(q: Tensor, bias: Any, dropout_p: float, positions: Tensor | None = None) -> str | None:
-    """Why these kernels cannot serve a call, or None."""
+def why_not(q: Tensor, bias: Any, dropout_p: float, span: int = 0) -> str | None:
+    """Why these kernels cannot serve a call, or None; span: how far apart two tokens of one
+    sequence are, where it may be much."""
     if q.shape[-1] > MAX_HEAD_DIM:
         return f"head dim {q.shape[-1]} is more than {MAX_HEAD_DIM}"
     if dropout_p > 0 and is_own(bias) and not has_line(bias):
@@ -55,8 +56,8 @@ def why_not(q: Tensor, bias: Any, dropout_p: float, positions: Tensor | None = N
         return "it has no gradient of ALiBi's slopes under dropout"
     if isinstance(bias, Tensor) and _learned(bias):
         return "it has no gradient of a dense bias"
-    if positions is not None and positions.device.type == "cpu" and _span(positions) > MAX_SPAN:
-        return f"positions span more than {MAX_SPAN}"
+    if span > MAX_SPAN:
+        return f"positions of a sequence span {span}, more than {MAX_SPAN}"
     return launch.why_not(q)
 
 
@@ -270,11 +271,6 @@ def _places(
                 f"{MAX_SPAN}; use backend='torch'"
             )
     return places.to(torch.float32)
-
-
-def _span(positions: Tensor) -> int:
-    """How far apart any two of them are."""
-    return int(positions.max()) - int(positions.min()) if len(positions) else 0
 
 
 def _bias(

@@ -50,7 +50,7 @@ def attention_reference(
         outs.append(einsum(score.softmax(-1), v[start:end], "h i j, j h d -> i h d"))
         lses.append(rearrange(score.logsumexp(-1), "h i -> i h"))
     if not outs:
-        return q.new_zeros(q.shape), q.new_zeros(q.shape[:2])
+        return q + k + v, (q + k).sum(-1)  # no numbers, but of one graph with what they are of
     return torch.cat(outs), torch.cat(lses)
 
 

@@ -81,7 +81,8 @@ def int8_linear(
 
     A token's range [min(0, x), max(0, x)] is cut into 191 steps; which step a value is rounded to
     depends on its own token alone, and the sums are exact, so a row of the result does not depend
-    on the others. Not differentiable.
+    on the others (but for the last bit of an activation that torch computes: backend "torch",
+    float64, or without the extension). Not differentiable.
 
     Args:
         x: (..., C), float16/32/64 or bfloat16, on a CPU. A row with an inf or nan gives nan.

@@ -48,7 +48,8 @@ def finish(
 
     step, zero (T,), sums and bias (F,) float32; out of any dtype, rounded to once.
     """
-    y_TF.addr_(zero, sums, alpha=-1).mul_(step[:, None])
+    # Not `addr_`, which rounds once or twice by where in a row of vectors a number lies.
+    y_TF.sub_(zero[:, None] * sums).mul_(step[:, None])
     if bias is not None:
         y_TF.add_(bias)
     out_TF.copy_(y_TF if activation is None else activate(y_TF, activation))

@@ -24,8 +24,8 @@ def segment_mean_reference(
             w = weights[start:end].to(x.dtype)
         total = w.sum()
         row = einsum(w, x[start:end], "t, t c -> c")
-        row = row / total if float(total.detach()) != 0 else torch.zeros_like(row)
+        row = row / total if float(total.detach()) != 0 else row.masked_fill(total == 0, 0)
         if normalize:
             row = row / row.norm().clamp(min=1e-12)
         rows.append(row)
-    return torch.stack(rows) if rows else x.new_zeros(0, x.shape[1])
+    return torch.stack(rows) if rows else x[:0]  # of no sequences, in x's graph

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyenc.errors import BackendError, InputError
-from pyenc.ops import ALiBi, RelativePositionBias, alibi_slopes, attention
+from pyenc.ops import ALiBi, RelativePositionBias, alibi_slopes, attention, extension
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,7 @@ from pyenc.ops import ALiBi, RelativePositionBias, alibi_slopes, attention
         ({"positions": torch.arange(9)}, r"positions must be \(10,\)"),
         ({"positions": torch.zeros(10, dtype=torch.long)}, "increase strictly.*token 1 has 0"),
         ({"positions": torch.arange(10.0)}, "positions must be int32"),
+        ({"positions": torch.tensor([-(2**63), *range(8), 2**63 - 1])}, "further than 64 bits"),
         ({"window": (1, -2)}, "window must be"),
         ({"window": (1.5, 2)}, "whole numbers"),
         ({"window": 3}, "window must be"),
@@ -55,6 +56,23 @@ def test_positions_may_restart_with_a_sequence() -> None:
     q = torch.randn(6, 1, 8)
     positions = torch.tensor([4, 5, 9, 0, 1, 2])
     attention(q, q, q, torch.tensor([0, 3, 3, 6]), positions=positions)
+
+
+@pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
+def test_sequences_may_stand_far_from_one_another() -> None:
+    """Distances are those of one sequence."""
+    q = torch.randn(6, 1, 8)
+    ends, near, far = torch.tensor([0, 3, 6]), torch.tensor([4, 5, 9, 0, 1, 2]), 2**50
+    for bias in (None, ALiBi(torch.ones(1)), RelativePositionBias(torch.randn(32, 1))):
+        moved, right = (
+            attention(q, q, q, ends, bias=bias, positions=at, backend="cpu")
+            for at in (near + far * (torch.arange(6) > 2), near)
+        )
+        assert isinstance(moved, Tensor)
+        assert isinstance(right, Tensor)
+        assert torch.equal(moved, right)
+    with pytest.raises(BackendError, match="positions of a sequence span 1125899906842626, more"):
+        attention(q, q, q, ends, positions=near + far * (torch.arange(6) > 4), backend="cpu")
 
 
 def test_biases_that_are_no_tensors() -> None:

@@ -105,9 +105,11 @@ def test_it_would_be_found_out_if_it_saturated(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_row_does_not_depend_on_the_others(backend: str) -> None:
-    weight, scale, bias = layer(96, 130)
-    x = torch.randn(700, 96)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("f", [1, 3, 17, 130])
+def test_a_row_does_not_depend_on_the_others(backend: str, dtype: torch.dtype, f: int) -> None:
+    weight, scale, bias = layer(96, f)
+    x = torch.randn(700, 96, dtype=dtype)
     x[5] *= 1e4
     whole = int8_linear(x, weight, scale, bias, backend=backend)
     for rows in (slice(0, 1), slice(4, 7), slice(130, 700), slice(511, 514)):

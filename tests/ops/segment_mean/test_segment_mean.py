@@ -78,6 +78,19 @@ def test_no_weight_gives_zeros_and_no_gradient(backend: str, norm: bool) -> None
     assert torch.isfinite(grad).all()
 
 
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("bounds", [[0], [0, 0], [0, 3]], ids=str)
+def test_of_no_weight_at_all_there_is_a_gradient_of_zeros(
+    backend: str, norm: bool, bounds: list[int]
+) -> None:
+    x = torch.randn(bounds[-1], 4, requires_grad=True)
+    out = segment_mean(x, torch.tensor(bounds), torch.zeros(len(x)), norm, backend=backend)
+    assert torch.equal(out, torch.zeros(len(bounds) - 1, 4))
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(grad, torch.zeros_like(x))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_same_bits_twice(backend: str) -> None:
     x, bounds = torch.randn(5000, 33), torch.tensor([0, 4990, 5000])
