@@ -36,6 +36,7 @@ from .own_bias import attention_custom_bias
 from .own_op import attention_traced
 from .reference import attention_reference
 from .straight import straight
+from .straight_cpu import straight_cpu
 from .terms import Arguments, Bias, CustomTerms, flatten, has_line, is_own, skip_eps_of
 from .validation import check_arguments, check_values
 
@@ -98,6 +99,14 @@ def attention(
         found = straight(q, k, v, cu_seqlens, bias, scale, skip_eps, backend)
         if found is not None:
             return found if return_lse else found[0]
+    if positions is None and dropout_p == 0:
+        near = straight_cpu(
+            q, k, v, cu_seqlens, bias, scale, window, skip_eps, backend, return_lse,
+            lambda own: as_line(own, q, cu_seqlens, None, "cpu"),
+        )  # fmt: skip
+        if near is not None:
+            out, lse = near
+            return (out, lse) if return_lse else out  # type: ignore[return-value]
     q, k, v = (_as_autocast(x) for x in (q, k, v))
     bias, within = (bias.bias, bias.reach) if isinstance(bias, Within) else (bias, None)
     check_arguments(

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import InputError
+from ...forking import check_forked
 from .. import oracle, triton_launch
-from ..backend import WhyNot, always, choose
+from ..backend import WhyNot, always, choose, requested_backend
 from ..launch import DTYPE_CODES, why_not
 from ..registered import on_card_of, plain
-from ..validation import check_float, check_given
+from ..validation import FLOATS, check_float, check_given
 from . import registration as _registration  # noqa: F401  (it registers the op)
 from .reference import add_layer_norm_reference, add_rms_norm_reference
 
@@ -134,10 +135,14 @@ def _straight(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, rms: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor] | None:  # fmt: skip
-    """As encoders on a card call it, straight to the Triton kernels; None: the ordinary way, which
-    also says what is wrong."""
+    """As encoders call it, straight to the Triton kernels, or to torch; None: the ordinary way,
+    which also says what is wrong."""
     other, shift = x if residual is None else residual, weight if bias is None else bias
-    if not plain(x, other, weight, shift) or not triton_launch.serves(x, backend):
+    if not plain(x, other, weight, shift):
+        return None
+    if x.is_cpu and not (x.is_cuda or rms) and requested_backend(backend) == "auto":
+        return _straight_by_torch(x, residual, weight, bias, eps)
+    if not triton_launch.serves(x, backend):
         return None
     shape, device = x.shape, x.get_device()
     if len(shape) != 2 or other.shape != shape or not 0 < shape[1] <= WIDEST:
@@ -157,6 +162,25 @@ def _straight(
             x, residual, weight, bias, eps, rms
         )
     return normed, x if residual is None else total
+
+
+def _straight_by_torch(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor] | None:
+    """On a CPU without a gradient the choice is torch's norm; None: the ordinary way."""
+    dtype, shape = x.dtype, x.shape
+    if dtype not in FLOATS or not shape or x.layout != torch.strided:
+        return None
+    if residual is not None and (
+        residual.dtype != dtype or residual.shape != shape or not residual.is_cpu
+    ):
+        return None
+    for tensor in (weight, weight if bias is None else bias):
+        if tensor.dtype != dtype or not tensor.is_cpu or tensor.shape != shape[-1:]:
+            return None
+    check_forked()
+    total = x if residual is None else x + residual
+    return F.layer_norm(total, shape[-1:], weight, bias, eps), total
 
 
 def _by_kernels(
