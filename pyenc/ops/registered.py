@@ -33,8 +33,9 @@ class KernelOp:
         self.name, self.function = name, function
         schema = schema or torch.library.infer_schema(function, mutates_args=())
         torch.library.define(name, schema)
+        whole = _making_no_views(function)
         for key in keys:
-            torch.library.impl(name, key, _on_its_card(function) if key == "CUDA" else function)
+            torch.library.impl(name, key, _on_its_card(whole) if key == "CUDA" else whole)
 
     def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """What the op returns, by shape and dtype alone."""
@@ -143,6 +144,18 @@ def on_card_of(x: Tensor) -> AbstractContextManager[Any]:
     if not x.is_cuda or x.get_device() == torch.cuda.current_device():
         return _HERE
     return torch.cuda.device(x.device)
+
+
+def _making_no_views(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As torch's own ops are: what was made there, seen in another shape, is no view to autograd,
+    which under no_grad nobody could write to afterwards."""
+
+    @functools.wraps(function)
+    def run(*given: Any) -> Any:
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            return function(*given)
+
+    return run
 
 
 def _on_its_card(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ Shapes: T packed tokens, H heads, D head dim, C channels.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,9 +21,15 @@ from pyenc.ops import (
     ALiBi,
     RelativePositionBias,
     add_layer_norm,
+    add_rms_norm,
     alibi_slopes,
     attention,
     extension,
+    gated_activation,
+    gated_linear,
+    linear,
+    rotary,
+    segment_mean,
 )
 
 pytestmark = pytest.mark.skipif(extension.missing() is not None, reason=str(extension.missing()))
@@ -199,3 +206,25 @@ def test_wrong_lengths_are_told(bounds: list[int]) -> None:
     _, qkv = calls(torch.float32)["attention none"]
     with torch.no_grad(), pytest.raises(InputError, match="cu_seqlens"):
         attention(*qkv, torch.tensor(bounds, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("lead", [(T,), (2, 3)])
+def test_what_is_made_without_a_gradient_may_be_written_to(lead: tuple[int, ...]) -> None:
+    """A view made under no_grad may not, and the ops' results are none."""
+    x, w = torch.randn(*lead, C), torch.randn(C)
+    turned, tables = torch.randn(T, H, D), torch.randn(2, T, D // 2)
+    learned = torch.ones(1, requires_grad=True)
+    for call in (
+        lambda: add_rms_norm(x, None, w, 1e-5)[0],
+        lambda: add_rms_norm(x, x, w, 1e-5)[1],
+        lambda: add_layer_norm(x, x, w, w, 1e-5, backend="cpu")[0],
+        lambda: gated_activation(x, x, "gelu"),
+        lambda: gated_linear(x, torch.randn(8, C), None, "gelu"),
+        lambda: linear(x, torch.randn(8, C), w[:8], "gelu"),
+        lambda: rotary(turned, *tables, torch.arange(T)),
+        lambda: segment_mean(x.flatten(0, -2), torch.tensor([0, math.prod(lead)])),
+    ):
+        with torch.no_grad():
+            y = call()
+        y.mul_(learned)
+        assert y.requires_grad
