@@ -28,6 +28,9 @@ WIDE = (torch.float32, torch.float64)
 NEARBY = 80.0
 """A key whose bias lies this far (nats) below the query's own is not near; to order work by."""
 
+FAINT = 1e-260
+"""Of the largest weight: sums below are not reckoned, but bounded by their largest term."""
+
 
 @dataclass(frozen=True, eq=False)
 class Line:
@@ -179,12 +182,11 @@ def falls_of(line: Tensor, span: int, longest: int, eps: float) -> Falls:
     # A side outward in: its last distance first, which has all keys from there on where there are
     # any beyond.
     sides = np.stack([wide[:, : reach + 1], wide[:, : reach - 1 if reach else None : -1]])
-    mass = sides.copy()
-    if span > reach:
-        mass[:, :, 0] += math.log(max(longest, 1))
+    beyond = max(longest, 1) if span > reach else 1
     own = wide[:, reach]
-    with np.errstate(invalid="ignore"):  # of a NaN, which stays one
-        mass, peaks = np.logaddexp.accumulate(mass, 2), np.maximum.accumulate(sides, 2)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # of a NaN, which stays one
+        peaks = np.maximum.accumulate(sides, 2)
+        mass = _mass(sides, peaks, beyond)
         fall = own - peaks[:, :, max(reach - span, 0)].min(0)
     near = ((wide >= own[:, None] - NEARBY) & (off <= span)).sum(1)
     # So little that nothing may be left out costs bounds for nothing. A NaN hides among the largest
@@ -192,6 +194,19 @@ def falls_of(line: Tensor, span: int, longest: int, eps: float) -> Falls:
     falls = (fall > 0.5 * math.log(1 / eps)) & ~np.isnan(wide).any(1)
     nearby = torch.from_numpy((near.clip(1) * falls).astype(np.float32))
     return Falls(_up(mass), _up(peaks), nearby)
+
+
+def _mass(sides: np.ndarray, peaks: np.ndarray, beyond: int) -> np.ndarray:
+    """log sum exp from the first number on, of each number; the first counts `beyond` times. peaks:
+    the largest from the first on."""
+    # One scale a side: smallest first, their sums lose nothing, but what is e^-600 of the largest.
+    top = peaks[:, :, -1:]
+    top = np.where(np.isfinite(top), top, 0.0)
+    terms = np.exp(sides - top)
+    terms[:, :, 0] *= beyond
+    sums = terms.cumsum(2)
+    count = np.arange(beyond, beyond + sides.shape[2])
+    return np.where(sums < FAINT, peaks + np.log(count), np.log(sums) + top)
 
 
 def _up(sides: np.ndarray) -> Tensor:

@@ -41,6 +41,10 @@ MAX_HEAD_DIM = 256
 # Lanes of the widest strip of queries, all of which a line of biases by distance must cover.
 LINE_PADDING = 64
 
+# Tokens of the longest sequence from which on what may be left out of a line is worth its bounds;
+# csrc/attention/plan.h leaves nothing out of shorter ones than kShortestSkipping.
+WORTH_FALLS = 320
+
 # Places and differences of positions are float32 inside.
 MAX_SPAN = 2**24
 
@@ -237,8 +241,9 @@ def _arrays_of(shape: torch.Size, cu_seqlens: Tensor, terms: Terms, skip_eps: fl
         raise InputError(f"{OP}: a bias of kind {terms.kind!r} with {held}")
     tensor, dtype, reach = _bias(terms, heads, bounds, places)
     falls = None
-    if terms.kind == "line" and tensor is not None and skip_eps > 0 and tokens:
-        falls = falls_of(tensor, int(places.max()), _longest(bounds), skip_eps)
+    longest = _longest(bounds)
+    if terms.kind == "line" and tensor is not None and skip_eps > 0 and longest >= WORTH_FALLS:
+        falls = falls_of(tensor, int(places.max()), longest, skip_eps)
     return Arrays(cu_seqlens, places, tensor, dtype, reach, falls)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyenc.errors import BackendError, InputError
 from pyenc.ops import ALiBi, DistanceBias, attention, computed_share, extension
-from pyenc.ops.attention import along
+from pyenc.ops.attention import along, cpu
 from tests.ops.attention.share_rule import check_row_shares
 from tests.ops.attention.skip_inputs import SkipInputs
 from tests.oracle import assert_right, naively
@@ -24,6 +24,12 @@ CPU = pytest.param(
     "cpu", marks=pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
 )
 BACKENDS = [CPU, "torch"]
+
+
+@pytest.fixture(autouse=True)
+def bounds_of_short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds are looked for in the short texts of tests too, which they are not worth."""
+    monkeypatch.setattr(cpu, "WORTH_FALLS", 1)
 
 
 class Lopsided(nn.Module):
@@ -366,6 +372,38 @@ def test_bounds_by_the_sums_themselves() -> None:
             peak = falls.peaks[h, 40 + x].item()
             if x != 0:
                 assert max(beyond) / math.log(2) <= peak <= max(beyond) / math.log(2) + 1e-3
+
+
+def test_no_bounds_are_made_for_short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    if extension.missing() is not None:
+        pytest.skip("no extension")
+    asked: list[int] = []
+    plain = along.falls_of
+
+    def noting(line: Tensor, span: int, longest: int, eps: float) -> Any:
+        asked.append(longest)
+        return plain(line, span, longest, eps)
+
+    monkeypatch.setattr(cpu, "falls_of", noting)
+    for lengths in ([cpu.WORTH_FALLS - 1, 40], [cpu.WORTH_FALLS, 3]):
+        given, bounds = inputs(lengths), torch.tensor([0, *itertools.accumulate(lengths)])
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                attention(*given["qkv"], bounds, bias=Lopsided(2), backend="cpu")
+    assert asked == 2 * [cpu.WORTH_FALLS]
+
+
+def test_sums_that_no_double_holds() -> None:
+    """What is e^-600 of the largest weight and less is bounded, and never below what it is."""
+    line = -torch.tensor([[5.0], [900.0]]) * torch.arange(-50, 51).abs()
+    line[0, :40] = -math.inf
+    falls = along.falls_of(line, 50, 51, 1e-3)
+    for h, x in itertools.product(range(2), range(1, 51)):
+        beyond = line[h, 50 + x :].double()
+        mass = (beyond.max() + (beyond - beyond.max()).exp().sum().log()).item() / math.log(2)
+        assert mass <= falls.tails[h, 50 + x].item() <= mass + math.log2(51) + 0.1
+    assert (falls.tails[0, :40] == -math.inf).all()
 
 
 def test_it_is_a_protocol() -> None:
