@@ -288,7 +288,7 @@ class Encoder(nn.Module):
             InputError: an option is unknown or cannot be had.
         """
         self._recompute = recompute_of(
-            gradient_checkpointing_kwargs, every_n_layers, offload, self.layers
+            gradient_checkpointing_kwargs, every_n_layers, offload, self.layers, self.position_bias
         )
 
     def gradient_checkpointing_disable(self) -> None:

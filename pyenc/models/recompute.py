@@ -39,14 +39,15 @@ class Recompute:
         if index % self.every:
             return bound(*given)
         if dict(self.options).get(STATE) is False:
-            _check_kept(layer)  # what it drops may have been set since
+            _check_kept(layer, call.bias)  # what it drops may have been set since
         return checkpoint(bound, *given, use_reentrant=False, **dict(self.options))
 
 
 def recompute_of(
-    options: Mapping[str, Any] | None, every_n_layers: int, offload: bool, layers: nn.Module
+    options: Mapping[str, Any] | None, every_n_layers: int, offload: bool, *parts: Any
 ) -> Recompute:
-    """What `gradient_checkpointing_enable` was asked for, of an encoder's layers.
+    """What `gradient_checkpointing_enable` was asked for, of an encoder's layers and what they
+    have in common.
 
     Raises:
         InputError: an option is unknown or cannot be had; the message names it.
@@ -70,7 +71,7 @@ def recompute_of(
         )
     if not said.get(STATE, True):
         said[STATE] = False
-        _check_kept(layers)
+        _check_kept(*parts)
     if type(every_n_layers) is not int or every_n_layers < 1:
         raise InputError(f"every_n_layers must be a positive integer, got {every_n_layers!r}")
     if offload:
@@ -81,13 +82,13 @@ def recompute_of(
     return Recompute(tuple(sorted(said.items())), every_n_layers)
 
 
-def _check_kept(layers: nn.Module) -> None:
-    """Nothing is dropped, now that what is drawn is not drawn again.
+def _check_kept(*parts: Any) -> None:
+    """Of modules, and what is none, nothing is dropped, now that what is drawn is not drawn again.
 
     Raises:
         InputError: something is.
     """
-    if any(map(_drops, layers.modules())):
+    if any(_drops(m) for part in parts if isinstance(part, nn.Module) for m in part.modules()):
         raise InputError(
             f"gradient_checkpointing_kwargs: {STATE}=False goes with an encoder without dropout: "
             "what is computed again would be dropped elsewhere, and the gradients be wrong"

@@ -213,6 +213,11 @@ def test_dropout_that_was_set_by_hand() -> None:
     layer.attention.out.added = torch.nn.Dropout(0.5)
     with pytest.raises(InputError, match=refused):
         step(encoder)
+    shared = encoder_of("own, shared")
+    assert shared.position_bias is not None
+    shared.position_bias.added = torch.nn.Dropout(0.5)
+    with pytest.raises(InputError, match=refused):
+        shared.gradient_checkpointing_enable(options)
     dropping = encoder_of("alibi", hidden_dropout=0.4)
     for part in dropping.modules():
         if hasattr(part, "dropout"):
