@@ -72,7 +72,9 @@ class Curve:
     def points(self) -> list[dict[str, Any]]:
         if not self.path.is_file():
             return []
-        return [json.loads(line) for line in self.path.read_text().splitlines()]
+        # A process that is killed as it writes leaves a line without its end.
+        *lines, _ = self.path.read_text().split("\n")
+        return [json.loads(line) for line in lines]
 
     def add(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         with open(self.path, "a") as file:
@@ -85,7 +87,9 @@ class Curve:
             for p in self.points()
             if p["step"] < step or (p["step"] == step and p["of"] != "held out")
         ]
-        self.path.write_text("".join(json.dumps(p) + "\n" for p in kept))
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(p) + "\n" for p in kept))
+        partial.replace(self.path)
 
 
 def save(
