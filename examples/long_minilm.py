@@ -54,6 +54,7 @@ from examples.distillation import (
     training,
     windows,
 )
+from examples.distillation.options import parse
 from examples.distillation.teacher import Teacher
 from pyenc.loading.difference import write_difference
 
@@ -74,7 +75,7 @@ class Work:
         self.options, self.folder = options, options.work
         encoder = pyenc.load(bundled.minilm())
         self.teacher = encoder.model
-        roots = [corpus.Root(Path(f).name, Path(f)) for f in options.folder]
+        roots = corpus.given_roots(options.folder)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", pyenc.LongWordWarning)
             self.texts = tokens.cached(
@@ -82,6 +83,7 @@ class Work:
                 lambda: tokens.tokenized(
                     corpus.collect(roots or corpus.default_roots(), say), encoder.tokenizer
                 ),
+                options.folder,
             )
         self.drawn = windows.draw(
             self.texts, self.texts.of_part("train"), options.tokens, LONG_SHARE, seed=0
@@ -260,40 +262,8 @@ def plot(folder: Path) -> None:
     figure.savefig(folder / "curve.svg")
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument(
-        "--work", type=Path, default=Path("build/long-minilm"), help="default: %(default)s"
-    )
-    made.add_argument(
-        "--folder", action="append", default=[], help="where texts are, instead of what was found"
-    )
-    made.add_argument("--steps", type=int, default=1900, help="of all layers; default: %(default)s")
-    made.add_argument(
-        "--factor-steps", type=int, default=2600, help="of the factors afterwards; %(default)s"
-    )
-    made.add_argument("--batch-tokens", type=int, default=3072, help="of a step; %(default)s")
-    made.add_argument("--rate", type=float, default=2.5e-4, help="the peak's; %(default)s")
-    made.add_argument(
-        "--tokens", type=int, default=5_000_000, help="of the windows drawn; default: %(default)s"
-    )
-    made.add_argument(
-        "--documents", type=int, default=300, help="that recall is of, at the most; %(default)s"
-    )
-    made.add_argument(
-        "--bfloat16", action="store_true",
-        help="matrix products in bfloat16: twice as fast where a processor has them (AMX)",
-    )  # fmt: skip
-    made.add_argument("--threads", type=int, default=torch.get_num_threads())
-    made.add_argument("--now", action="store_true", help="of the checkpoints as they are")
-    made.add_argument("--export", type=Path, help="the file to write; default: in --work")
-    return made
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    options = parse(arguments, __doc__ or "")
     torch.set_num_threads(options.threads)
     try:
         work = Work(options)
@@ -302,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         tensors, steps = made
         figures = judged(work, tensors)
-    except (bundled.WeightsError, pyenc.PyencError, ValueError) as error:
+    except (bundled.WeightsError, pyenc.PyencError, ValueError, FloatingPointError) as error:
         print(f"long_minilm: {error}", file=sys.stderr)
         return 2
     path = options.export or options.work / "long-minilm.safetensors"

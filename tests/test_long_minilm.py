@@ -146,12 +146,16 @@ def run(
 
 @pytest.mark.parametrize("with_factors", [False, True])
 def test_stopped_and_resumed_it_has_the_same_curve(
-    texts: Corpus, tiny: pyenc.Encoder, tmp_path: Path, with_factors: bool
-) -> None:
+    texts: Corpus, tiny: pyenc.Encoder, tmp_path: Path, with_factors: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Stopped between two points of the training's losses, too, which are means of their steps."""
+    monkeypatch.setattr(training, "EVERY", 3)
     whole, curve = run(texts, tiny, tmp_path / "whole", (None,), with_factors)
     parts, again = run(texts, tiny, tmp_path / "parts", (1, 2, None), with_factors)
     assert again == curve
-    assert [point["step"] for point in curve] == [0, 2, 3]
+    points = [(point["step"], point["of"]) for point in curve]
+    assert points == [(0, "held out"), (2, "held out"), (3, "training"), (3, "held out")]
     for name, tensor in whole.items():
         assert torch.equal(parts[name], tensor), name
     assert torch.equal(whole["embeddings.word.weight"], tiny.embeddings.word.weight)

@@ -13,11 +13,13 @@ import re
 import sys
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from pyenc.errors import InputError
 
 from . import readers
 
@@ -63,18 +65,33 @@ class Root(NamedTuple):
 
     name: str
     folder: Path
+    kind: str = ""
+    """How it is laid out, where that is known: "python", "man" or "info"."""
 
 
 def default_roots() -> list[Root]:
     """Python's standard library, its packages, and the system's documentation, where there are."""
     paths = sysconfig.get_paths()
     roots = [
-        Root("python", Path(paths["stdlib"])),
+        Root("python", Path(paths["stdlib"]), "python"),
         Root("packages", Path(paths["purelib"])),
-        *(Root(name, Path("/usr/share") / name) for name in ("doc", "man", "info", "perl")),
+        *(Root(name, Path("/usr/share") / name, name) for name in ("doc", "man", "info", "perl")),
         *(Root(path.name, path) for path in sorted(Path("/usr/share").glob("cmake-*"))),
     ]
     return [root for root in roots if root.folder.is_dir()]
+
+
+def given_roots(folders: Sequence[str]) -> list[Root]:
+    """Folders of somebody's own.
+
+    Raises:
+        InputError: one is not there, or no folder.
+    """
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            what = "no folder" if folder.exists() else "not there"
+            raise InputError(f"--folder {folder}: {what}; it is where texts are looked for")
+    return [Root(Path(folder).name, Path(folder)) for folder in folders]
 
 
 def collect(roots: list[Root], say: Callable[[str], object] = print) -> list[Document]:
@@ -178,7 +195,7 @@ def _files(roots: list[Root]) -> Iterator[File]:
             read = reader_of(root, path)
             if read is None or path.is_symlink() or not path.is_file():
                 continue
-            if root.name == "python" and "site-packages" in path.parts:
+            if root.kind == "python" and "site-packages" in path.parts:
                 continue
             if (real := path.resolve()) in done:
                 continue
@@ -186,12 +203,13 @@ def _files(roots: list[Root]) -> Iterator[File]:
             inside = path.relative_to(root.folder)
             name = f"{root.name}:{inside.as_posix()}"
             owner = f"{root.name}:{inside.parts[0] if len(inside.parts) > 1 else ''}"
-            if root.name in ("info", "python"):
+            if root.kind in ("info", "python"):
                 owner = name
-            elif root.name == "man":  # by its first word, as of git-add or gcloud_compute
+            elif root.kind == "man":  # by its first word, as of git-add or gcloud_compute
                 owner = f"man:{re.split('[-_.]', path.name)[0]}"
             yield File(name, path, owner, part_of(name), zlib.crc32(name.encode()[::-1]), read)
-    yield from _topics()
+    if any(root.kind == "python" for root in roots):
+        yield from _topics()
 
 
 def reader_of(root: Root, path: Path) -> Callable[[Path], str] | None:
@@ -199,7 +217,7 @@ def reader_of(root: Root, path: Path) -> Callable[[Path], str] | None:
     parts = path.relative_to(root.folder).parts
     if any(p.startswith((".", "_")) or p in LEFT_OUT for p in parts[:-1]):
         return None
-    if root.name == "man":
+    if root.kind == "man":
         return (
             readers.manual_page
             if re.fullmatch(r"man\d", parts[0]) and path.suffix == ".gz"
@@ -208,7 +226,7 @@ def reader_of(root: Root, path: Path) -> Callable[[Path], str] | None:
     name = path.name.removesuffix(".gz")
     if re.search(r"licen[cs]e|copying|copyright|authors|changelog|\bnews\b", name, re.IGNORECASE):
         return None
-    if root.name == "info":
+    if root.kind == "info":
         return readers.plain
     if name in ("METADATA", "PKG-INFO"):
         return readers.description
@@ -247,7 +265,7 @@ def _topics() -> Iterator[File]:
 
 def main() -> int:
     """Print what is found."""
-    roots = [Root(Path(a).name, Path(a)) for a in sys.argv[1:]] or default_roots()
+    roots = given_roots(sys.argv[1:]) or default_roots()
     for document in collect(roots):
         print(document.part, len(document.text), document.name)
     return 0

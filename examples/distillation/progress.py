@@ -63,6 +63,25 @@ def copy(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -
         parameter.copy_(values[name])
 
 
+class Sums:
+    """Figures of steps, added up until their means are a point of the curve."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.values[name] = self.values.get(name, 0.0) + value
+        self.count += 1
+
+    def means(self) -> dict[str, float]:
+        """Of what was added since they were asked for last."""
+        found = {name: value / self.count for name, value in self.values.items()}
+        self.values, self.count = {}, 0
+        return found
+
+
 class Curve:
     """A line of JSON a point: step, what it is of, and its figures."""
 
@@ -72,7 +91,9 @@ class Curve:
     def points(self) -> list[dict[str, Any]]:
         if not self.path.is_file():
             return []
-        return [json.loads(line) for line in self.path.read_text().splitlines()]
+        # A process that is killed as it writes leaves a line without its end.
+        *lines, _ = self.path.read_text().split("\n")
+        return [json.loads(line) for line in lines]
 
     def add(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         with open(self.path, "a") as file:
@@ -85,12 +106,14 @@ class Curve:
             for p in self.points()
             if p["step"] < step or (p["step"] == step and p["of"] != "held out")
         ]
-        self.path.write_text("".join(json.dumps(p) + "\n" for p in kept))
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(p) + "\n" for p in kept))
+        partial.replace(self.path)
 
 
 def save(
     path: Path, step: int, parameters: Mapping[str, nn.Parameter], averages: Averages,
-    optimizer: torch.optim.Optimizer, settings: Mapping[str, Any],
+    optimizer: torch.optim.Optimizer, settings: Mapping[str, Any], sums: Sums,
 ) -> None:  # fmt: skip
     """Write a checkpoint, whole or not at all."""
     partial = path.with_suffix(".partial")
@@ -101,6 +124,7 @@ def save(
             "parameters": {name: p.detach() for name, p in parameters.items()},
             "averages": averages.values,
             "optimizer": optimizer.state_dict(),
+            "sums": {"values": sums.values, "count": sums.count},
         },
         partial,
     )
@@ -109,7 +133,7 @@ def save(
 
 def resume(
     path: Path, parameters: Mapping[str, nn.Parameter], averages: Averages,
-    optimizer: torch.optim.Optimizer, settings: Mapping[str, Any],
+    optimizer: torch.optim.Optimizer, settings: Mapping[str, Any], sums: Sums,
 ) -> int:  # fmt: skip
     """The step that comes next, with all values of the checkpoint in their places; 0 without one.
 
@@ -128,4 +152,6 @@ def resume(
     averages.put(state["parameters"])
     averages.values = state["averages"]
     optimizer.load_state_dict(state["optimizer"])
+    # Older checkpoints have none, and what was begun is the mean of fewer steps.
+    sums.values, sums.count = (state.get("sums") or {"values": {}, "count": 0}).values()
     return int(state["step"])

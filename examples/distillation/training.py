@@ -22,10 +22,13 @@ from torch import Tensor, nn
 from pyenc import Encoder
 from pyenc.ops import segment_mean
 
-from .progress import Averages, Between, Curve, resume, save
+from .progress import Averages, Between, Curve, Sums, resume, save
 from .student import is_position
 from .teacher import Teacher
 from .windows import batches, packed
+
+EVERY = 25
+"""Steps whose mean losses are a point of the curve."""
 
 
 @dataclass(frozen=True)
@@ -147,11 +150,12 @@ def train(
     optimizer = _optimizer(parameters, settings)
     path, curve = folder / "state.pt", Curve(folder / "curve.jsonl")
     averages = Averages(parameters, settings.average, between)
-    step = resume(path, parameters, averages, optimizer, asdict(settings))
+    sums = Sums()
+    step = resume(path, parameters, averages, optimizer, asdict(settings), sums)
     curve.cut(step)
 
     def keep() -> None:
-        save(path, step, parameters, averages, optimizer, asdict(settings))
+        save(path, step, parameters, averages, optimizer, asdict(settings), sums)
 
     epoch, plan = -1, batches(teacher.windows, settings.batch_tokens, settings.seed, 0)
     if not plan:
@@ -161,8 +165,6 @@ def train(
     weights = settings.weights()
     products = torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16)
     started, seen, saved = time.monotonic(), 0, time.monotonic()
-    sums: dict[str, float] = {}
-    summed = 0
     with Stop() as stop:
         while step < settings.steps:
             if step % judge_every == 0:
@@ -201,19 +203,16 @@ def train(
             step += 1
             averages.update(step)
             seen += len(ids)
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + value.item()
-            summed += 1
-            if step % 25 == 0:
-                means = {name: value / summed for name, value in sums.items()}
+            sums.add({name: value.item() for name, value in parts.items()})
+            if step % EVERY == 0:
+                means = sums.means()
                 rate = seen / (time.monotonic() - started)
                 curve.add(step, "training", means)
                 say(
                     f"step {step:,} of {settings.steps:,}, {rate:,.0f} tokens/s: "
                     + ", ".join(f"{k} {v:.4f}" for k, v in means.items())
                 )
-                sums, summed = {}, 0
-            if time.monotonic() - saved > save_seconds and step % 25 == 0:
+            if time.monotonic() - saved > save_seconds and step % EVERY == 0:
                 keep()
                 saved = time.monotonic()
         keep()

@@ -72,12 +72,16 @@ class Embeddings(nn.Module):
             # Written on its device: a copy from the host would be waited for.
             x_TC = x_TC * torch.full((), self.scale, dtype=x_TC.dtype, device=x_TC.device)
         if self.token_type is not None:
-            if token_type_ids is None:
-                x_TC = x_TC + self.token_type.weight[0]
-            elif _untouched(self.token_type) and _gathers(self.token_type):
-                x_TC = x_TC + few_rows(token_type_ids, self.token_type.weight)
+            types = self.token_type
+            if not (_untouched(types) and _gathers(types)):
+                first = (
+                    torch.zeros_like(input_ids[:1]) if token_type_ids is None else token_type_ids
+                )
+                x_TC = x_TC + types(first)
+            elif token_type_ids is None:
+                x_TC = x_TC + types.weight[0]
             else:
-                x_TC = x_TC + self.token_type(token_type_ids)
+                x_TC = x_TC + few_rows(token_type_ids, types.weight)
         if self.position is not None:
             x_TC = x_TC + self.position(position_ids)
         if self.norm is not None:
@@ -94,13 +98,13 @@ def _untouched(module: nn.Module) -> bool:
     """Not another in its place, without hooks, not given another `forward` or weight."""
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         return False  # which is written into the table at a call
-    hooks = module._forward_hooks or module._forward_pre_hooks
+    hooks = module._forward_hooks or module._forward_pre_hooks or _has_any_global_hook()
     own = type(module) in (nn.Embedding, Norm) and type(module.weight) is nn.Parameter
     return own and not hooks and "forward" not in module.__dict__
 
 
 def _gathers(table: nn.Embedding) -> bool:
     """Whether its gradient is a gather's and nothing else, which nobody listens to."""
-    hooks = table._backward_hooks or table._backward_pre_hooks or _has_any_global_hook()
+    hooks = table._backward_hooks or table._backward_pre_hooks
     other = table.padding_idx is not None or table.sparse or table.scale_grad_by_freq
     return not (hooks or other)

@@ -28,7 +28,7 @@ from .config import EncoderConfig
 from .embeddings import Embeddings
 from .head import MaskedLMHead
 from .layers import Layer, PreNormLayer
-from .modules import Norm
+from .modules import Norm, untouched
 from .packing import Packed, check_packed, check_ranges, count_from_padding, pack
 from .places import places
 from .position import check_apart, make_position
@@ -266,9 +266,11 @@ class Encoder(nn.Module):
             # Made here, not kept as a buffer: buffers come back as garbage from meta devices.
             return ALiBi(slopes_on(self.config.num_heads, device))
         if self.relative_bias is not None:
-            return RelativePositionBias(
-                self.relative_bias.weight, self.config.relative_max_distance
-            )
+            table = self.relative_bias.weight
+            if not untouched(self.relative_bias, nn.Embedding):
+                rows = torch.arange(self.config.relative_buckets, device=device)
+                table = self.relative_bias(rows)
+            return RelativePositionBias(table, self.config.relative_max_distance)
         return cast(OwnBias | None, self.position_bias)
 
     def gradient_checkpointing_enable(
@@ -295,7 +297,7 @@ class Encoder(nn.Module):
             InputError: an option is unknown or cannot be had.
         """
         self._recompute = recompute_of(
-            gradient_checkpointing_kwargs, every_n_layers, offload, self.config.drops
+            gradient_checkpointing_kwargs, every_n_layers, offload, self.layers, self.position_bias
         )
 
     def gradient_checkpointing_disable(self) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..ops import gated_activation, gated_linear, linear
 from ..ops.backend import compiling
 from ..ops.linear import by_parts
 from .config import EncoderConfig
-from .modules import Linear, SplitLinear, dropped
+from .modules import Linear, SplitLinear, activated, dropped, untouched
 
 CPU_BYTES = 16 * 2**20
 """Of what a feed-forward's first product gives, how much a CPU makes at a time when no gradient is
@@ -60,7 +61,7 @@ class FeedForward(nn.Module):
             if not self.gate_first:
                 first_TF, second_TF = second_TF, first_TF
             m_TF = gated_activation(first_TF, second_TF, self.activation, backend=backend)
-        elif self.gated and isinstance(self.up, Linear):
+        elif self.gated and isinstance(self.up, Linear) and untouched(self.up, Linear):
             m_TF = gated_linear(
                 x_TC, self.up.weight, self.up.bias, self.activation, self.gate_first,
                 backend=backend,
@@ -71,10 +72,11 @@ class FeedForward(nn.Module):
                 gate_TF, value_TF = value_TF, gate_TF
             m_TF = gated_activation(gate_TF, value_TF, self.activation, backend=backend)
         else:
-            m_TF = self.up(x_TC, backend, self.activation)
+            m_TF = activated(self.up, x_TC, backend, self.activation)
         m_TF = dropped(m_TF, inner, self.training)
-        if self.wide and m_TF.dtype == torch.float16 and not isinstance(self.down, Linear):
-            out_TC = self.down(m_TF.float(), backend)
+        if self.wide and m_TF.dtype == torch.float16 and not untouched(self.down, Linear):
+            widened = {name: p.float() for name, p in self.down.named_parameters()}
+            out_TC = functional_call(self.down, widened, (m_TF.float(), backend))
         elif self.wide and m_TF.dtype == torch.float16:
             bias = None if self.down.bias is None else self.down.bias.float()
             out_TC = linear(m_TF.float(), self.down.weight.float(), bias, backend=backend)

@@ -1,4 +1,4 @@
-"""Encoders with linear layers in eight bits: the module, and how an encoder comes to have it.
+"""Encoders with linear layers in eight bits: how an encoder comes to have them.
 
 Attention's output product and the feed-forward's first (with its gate, where it has one) are
 quantised. Embeddings, norms, biases, the other linear layers, the products of q with k and of
@@ -7,16 +7,14 @@ weights with v, the pooler and the masked-LM head stay in the model's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..ops.linear.int8 import int8_linear, quantize_weight
 from .encoder import Encoder
 from .meta import on_meta
+from .modules import Int8Linear as Int8Linear
 from .modules import Linear
 
 QUANTIZED = ("int8",)
@@ -26,71 +24,6 @@ WIDE = ("attention.qkv", "feed_forward.down")
 """Layers that are not quantised: with these in eight bits too, the nearest of 2,000 sentences was
 another one for 5.6% of MiniLM's vectors and 7.5% of MPNet's, without them for 2.9% and 3.8%; what
 they would gain in time stands in bench/NOTES.md."""
-
-
-class Int8Linear(nn.Module):
-    """In the place of a `Linear`: weight (F, C) int8 and its scale (F,) float32.
-
-    Its tensors are buffers: they are saved and moved with a model, and nothing trains them. The
-    scale stays float32 whatever dtype the model is brought to.
-
-    Args:
-        linear: what it stands for.
-        weight, scale: the eight bits, where they are known; default `quantize_weight` of its own.
-    """
-
-    weight: Tensor
-    scale: Tensor
-    bias: Tensor | None
-    form: Tensor
-
-    def __init__(
-        self, linear: Linear, weight: Tensor | None = None, scale: Tensor | None = None
-    ) -> None:
-        super().__init__()
-        if linear.weight.device.type == "meta":
-            weight = torch.empty_like(linear.weight, dtype=torch.int8)
-            scale = torch.empty_like(linear.weight[:, 0], dtype=torch.float32)
-        elif weight is None or scale is None:
-            weight, scale = quantize_weight(linear.weight)
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale)
-        bias = None if linear.bias is None else linear.bias.detach()
-        self.register_buffer("bias", bias)
-        # Of no size: it has the model's dtype, also where there is no bias that has.
-        form = torch.empty(0, dtype=linear.dtype, device=weight.device)
-        self.register_buffer("form", form, persistent=False)
-
-    def forward(self, x_TC: Tensor, backend: str | None, activation: str | None = None) -> Tensor:
-        return int8_linear(x_TC, self.weight, self.scale, self.bias, activation, backend=backend)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.form.dtype
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
-        scale = self.scale
-        super()._apply(fn, recurse)
-        self.scale = self.scale if self.scale.dtype == scale.dtype else scale.to(self.weight.device)
-        return self
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        # Torch would cast another dtype's numbers to eight bits, which is no quantising.
-        for name in ("weight", "scale"):
-            given, own = state_dict.get(prefix + name), getattr(self, name)
-            if given is not None and given.dtype != own.dtype:
-                raise InputError(
-                    f"{prefix}{name} is {given.dtype} in the state dict and {own.dtype} in this "
-                    "encoder, whose linear layers are quantised: load the other one's checkpoint "
-                    'with quantize="int8"'
-                )
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[arg-type]
-
-    def extra_repr(self) -> str:
-        rows, columns = self.weight.shape
-        return f"in_features={columns}, out_features={rows}, bias={self.bias is not None}"
 
 
 def quantized_names(encoder: Encoder, wide: tuple[str, ...] = WIDE) -> Iterator[str]:

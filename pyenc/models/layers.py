@@ -11,7 +11,7 @@ from .attention import Attention
 from .call import Call
 from .config import EncoderConfig
 from .feed_forward import FeedForward
-from .modules import Norm, dropped
+from .modules import Norm, dropped, dtype_of
 
 
 class Layer(nn.Module):
@@ -59,12 +59,12 @@ class PreNormLayer(nn.Module):
         if self.attention_norm is not None:
             y_TC, x_TC = self.attention_norm(x_TC, term_TC, call.backend)
         # Where the sums are wider than the weights, the products are not.
-        y_TC = y_TC.to(self.attention.qkv.dtype)
+        y_TC = y_TC.to(dtype_of(self.attention.qkv, y_TC.dtype))
         a_TC = dropped(self.attention(y_TC, call), self.dropout, self.training)
         if self.attention_term_norm is not None:
             a_TC, _ = self.attention_term_norm(a_TC.to(x_TC.dtype), None, call.backend)
         y_TC, x_TC = self.feed_forward_norm(x_TC, a_TC, call.backend)
-        y_TC = y_TC.to(self.feed_forward.up.dtype)
+        y_TC = y_TC.to(dtype_of(self.feed_forward.up, y_TC.dtype))
         f_TC = self.feed_forward(y_TC, call.backend)
         if self.feed_forward_term_norm is not None:
             f_TC, _ = self.feed_forward_term_norm(f_TC.to(x_TC.dtype), None, call.backend)

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import InputError, InputTypeError
@@ -37,13 +38,16 @@ class Recompute:
         bound = partial(layer, call=call)
         if index % self.every:
             return bound(*given)
+        if dict(self.options).get(STATE) is False:
+            _check_kept(layer, call.bias)  # what it drops may have been set since
         return checkpoint(bound, *given, use_reentrant=False, **dict(self.options))
 
 
 def recompute_of(
-    options: Mapping[str, Any] | None, every_n_layers: int, offload: bool, drops: bool
+    options: Mapping[str, Any] | None, every_n_layers: int, offload: bool, *parts: Any
 ) -> Recompute:
-    """What `gradient_checkpointing_enable` was asked for, of an encoder with dropout or without.
+    """What `gradient_checkpointing_enable` was asked for, of an encoder's layers and what they
+    have in common.
 
     Raises:
         InputError: an option is unknown or cannot be had; the message names it.
@@ -65,11 +69,9 @@ def recompute_of(
             "gradient_checkpointing_kwargs: use_reentrant=True is not served (torch.autograd.grad "
             "and what the layers share are beyond it); use_reentrant=False is"
         )
-    if drops and not said.get(STATE, True):
-        raise InputError(
-            f"gradient_checkpointing_kwargs: {STATE}=False goes with an encoder without dropout: "
-            "what is computed again would be dropped elsewhere, and the gradients be wrong"
-        )
+    if not said.get(STATE, True):
+        said[STATE] = False
+        _check_kept(*parts)
     if type(every_n_layers) is not int or every_n_layers < 1:
         raise InputError(f"every_n_layers must be a positive integer, got {every_n_layers!r}")
     if offload:
@@ -78,3 +80,22 @@ def recompute_of(
             "moves what is kept"
         )
     return Recompute(tuple(sorted(said.items())), every_n_layers)
+
+
+def _check_kept(*parts: Any) -> None:
+    """Of modules, and what is none, nothing is dropped, now that what is drawn is not drawn again.
+
+    Raises:
+        InputError: something is.
+    """
+    if any(_drops(m) for part in parts if isinstance(part, nn.Module) for m in part.modules()):
+        raise InputError(
+            f"gradient_checkpointing_kwargs: {STATE}=False goes with an encoder without dropout: "
+            "what is computed again would be dropped elsewhere, and the gradients be wrong"
+        )
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a module is one of torch's dropouts, or has a number for one, that is not zero."""
+    p = getattr(module, "p" if isinstance(module, _DropoutNd) else "dropout", 0)
+    return isinstance(p, int | float) and p > 0

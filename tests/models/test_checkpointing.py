@@ -190,3 +190,37 @@ def test_refused(options: tuple[Any, ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
         encoder.gradient_checkpointing_enable(given, **named)
     assert not encoder.is_gradient_checkpointing
+
+
+def test_dropout_that_was_set_by_hand() -> None:
+    """What modules drop now decides where draws are not made again, not what the config said; an
+    adapter's own dropout too, and one that is set after checkpointing was asked for."""
+    options = {"preserve_rng_state": False}
+    refused = "preserve_rng_state=False goes with .* without dropout"
+    encoder = encoder_of("alibi")
+    layer: Any = encoder.layers[1]
+    plain = step(encoder)
+    layer.attention.dropout = 0.3
+    with pytest.raises(InputError, match=refused):
+        encoder.gradient_checkpointing_enable(options)
+    layer.attention.dropout = 0.0
+    encoder.gradient_checkpointing_enable(options)
+    assert all(torch.equal(a, b) for a, b in zip(step(encoder), plain, strict=True))
+    layer.attention.dropout = 0.3
+    with pytest.raises(InputError, match=refused):
+        step(encoder)
+    layer.attention.dropout = 0.0
+    layer.attention.out.added = torch.nn.Dropout(0.5)
+    with pytest.raises(InputError, match=refused):
+        step(encoder)
+    shared = encoder_of("own, shared")
+    assert shared.position_bias is not None
+    shared.position_bias.added = torch.nn.Dropout(0.5)
+    with pytest.raises(InputError, match=refused):
+        shared.gradient_checkpointing_enable(options)
+    dropping = encoder_of("alibi", hidden_dropout=0.4)
+    for part in dropping.modules():
+        if hasattr(part, "dropout"):
+            part.dropout = 0.0
+    dropping.gradient_checkpointing_enable(options)
+    assert dropping.is_gradient_checkpointing

@@ -109,8 +109,10 @@ class PackedTransformer(Standing):
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """As of `Transformer`; exact zeros where there is padding."""
         borrowed, known = None, self._pyenc.borrowed
+        # What is traced asks for no value: it would end the graph, and run outside of it.
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         # Asked first where it can be: to look a model over costs more than a few tokens gain.
-        if not kwargs and (known is None or not is_small(features, known)):
+        if not (kwargs or traced) and (known is None or not is_small(features, known)):
             borrowed = self._borrowed(features)
         if borrowed is None or (borrowed is not known and is_small(features, borrowed)):
             found: dict[str, Any] = self.own().forward(features, **kwargs)
@@ -133,9 +135,7 @@ class PackedTransformer(Standing):
         model = self.model
         settings: Any = getattr(model, "config", None)
         if (
-            torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
-            or getattr(settings, "output_hidden_states", False)
+            getattr(settings, "output_hidden_states", False)
             # A replica's weights are no parameters.
             or getattr(model, "_is_replica", False)
         ):

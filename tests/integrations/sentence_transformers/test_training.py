@@ -282,3 +282,21 @@ def test_trainer(tmp_path: Path, packed: list[Any]) -> None:
         assert off(found[name], right) <= 1e-3 * moved + 1e-6, name
         assert torch.equal(resumed[name], found[name]), name
     assert max(float((right - first[n]).abs().max()) for n, right in expected.items()) > 1e-3
+
+
+def test_compiled(packed: list[Any]) -> None:
+    """One graph, as of the plain model: the model's own code, to the bit; with its gradients."""
+    models = pair_of("bert_mean_h4")
+    found = []
+    for model in models:
+        features = dict(model.preprocess(TEXTS))
+        torch._dynamo.reset()
+        packed.clear()
+        run = torch.compile(model, fullgraph=True, backend="aot_eager")
+        answer = run(features)["sentence_embedding"]
+        assert not packed
+        answer.square().sum().backward()
+        found.append([answer, *(p.grad for p in model.parameters() if p.grad is not None)])
+    torch._dynamo.reset()
+    assert len(found[0]) > 10
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
