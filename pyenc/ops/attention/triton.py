@@ -206,10 +206,15 @@ def kernel_terms(terms: Terms, heads: int, skip_eps: float) -> Any:
             bias, params = _own(terms.kind), tensor.float().contiguous()
     return triton_launch.module_for("attention").Terms(
         scale=terms.scale, bias=bias, params=params, dense=dense,
-        positions=None if terms.positions is None else terms.positions.contiguous(),
+        positions=None if terms.positions is None else _wide(terms.positions),
         window=(terms.window_left, terms.window_right), dropout_p=terms.dropout_p,
         seed=terms.seed, skip_eps=skip_eps,
     )  # fmt: skip
+
+
+def _wide(positions: Tensor) -> Tensor:
+    """Of 64 bits: the kernels take differences in their dtype, which 32 may not hold."""
+    return shared(lambda: positions.to(torch.int64).contiguous(), (OP, "positions"), positions)
 
 
 def _relative_params(table: Tensor, max_distance: int) -> Any:

@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from pyenc.ops import ALiBi, attention
 from tests.kernels.attention.attention_case import DTYPES, Case
 
 LENGTHS = {
@@ -44,6 +45,20 @@ def test_windows(window: tuple[int, int], kind: str, device: str) -> None:
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_positions_with_holes(kind: str, device: str) -> None:
     Case([150, 40], kind, device, holes=True).check()
+
+
+def test_positions_of_32_bits_whose_differences_have_more(device: str) -> None:
+    limits = torch.iinfo(torch.int32)
+    at = [limits.min, limits.min + 9, -5, 0, limits.max - 9, limits.max]
+    positions = torch.tensor(at, dtype=torch.int32, device=device)
+    q, k, v = torch.randn(3, len(at), 2, 16, device=device)
+    bias = ALiBi(torch.tensor([1e-9, 3e-9], device=device))
+    given = {"cu_seqlens": torch.tensor([0, len(at)], device=device), "bias": bias}
+    out, wanted = (
+        attention(q, k, v, **given, positions=x, backend=backend)
+        for x, backend in ((positions, "triton"), (positions.long(), "reference"))
+    )
+    torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_same_bits_twice(device: str) -> None:
