@@ -38,6 +38,7 @@ def cases(quick: bool) -> list[Case]:
         return mixed(shortest, 64, few)
 
     listed = [
+        *(Case(model, "one of 16", (16,)) for model in ("minilm", "jina", "mpnet", "gte-base")),
         Case("minilm", "128", (128,) * (64 // few)),
         Case("minilm", "512", (512,) * (16 // few)),
         Case("minilm", "16 to 512", ragged(16)),
