@@ -1,45 +1,48 @@
-"""A layer in eager inference on Triton's kernels: launches, and little else.
+"""A layer in eager inference: on a card launches of Triton's kernels, and little else; on a CPU see
+straight_cpu.py.
 
 At 512 tokens a card waits for Python. The modules' calls and what each op asks of its arguments
 take longer than the launches, and come out the same in every layer of a batch; here they are one
 list of conditions. A layer that fails any goes the ordinary way, module by module and op by op:
 that is every other kind of layer or module, one that somebody listens to, and every mistake.
 
-Shapes as suffixes: T packed tokens, C channels.
+Shapes as suffixes: T packed tokens, H heads, D head dim, C channels, F feed-forward.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.modules import module as torch_module
 
 from ..ops import triton_launch
+from ..ops.activation import activate
+from ..ops.attention.along import line_of
+from ..ops.attention.straight import launch as launch_attention
+from ..ops.attention.straight import terms_for
+from ..ops.attention.terms import has_line
+from ..ops.gated import launch as launch_gated
 from ..ops.norm import WIDEST
 from ..ops.registered import on_card_of, plain
-from .call import Call
-from .layers import Layer, PreNormLayer
+from .attention import repeated
+from .call import Call, Turn
+from .straight_cpu import straight_cpu, straight_cpu_pre_norm
 from .straight_parts import (
     AttentionPart,
     FeedForwardPart,
     NormPart,
-    attended,
-    attention_of,
-    fed_forward,
-    feed_forward_of,
-    made_for,
-    norm_of,
-    normed,
-    silent,
+    post_norm_parts,
+    pre_norm_parts,
+    turn_of,
 )
-
-PostNormParts = tuple[AttentionPart, NormPart, FeedForwardPart, NormPart]
-PreNormParts = tuple[NormPart | None, AttentionPart, NormPart, FeedForwardPart]
 
 
 def straight(layer: Any, x_TC: Tensor, call: Call) -> Tensor | None:
     """What a post-norm layer gives, (T, C); None where it is to be asked itself."""
+    if call.backend == "auto" and x_TC.is_cpu and not x_TC.is_cuda:
+        return straight_cpu(layer, x_TC, call)
     if not _serves(call, x_TC) or (parts := post_norm_parts(layer, x_TC)) is None:
         return None
     attention, attention_norm, feed_forward, feed_forward_norm = parts
@@ -58,6 +61,8 @@ def straight_pre_norm(
 ) -> tuple[Tensor, Tensor] | None:
     """What a pre-norm layer gives, (x (T, C), the term (T, C) that is to be added to it); None
     where it is to be asked itself."""
+    if call.backend == "auto" and x_TC.is_cpu and not x_TC.is_cuda:
+        return straight_cpu_pre_norm(layer, x_TC, term_TC, call)
     if not _serves(call, x_TC, x_TC if term_TC is None else term_TC):
         return None
     if (parts := pre_norm_parts(layer, x_TC)) is None:
@@ -93,39 +98,97 @@ def _serves(call: Call, *given_TC: Tensor) -> bool:
     return x_TC.is_contiguous() and other_TC.is_contiguous()
 
 
-def post_norm_parts(layer: Any, x: Tensor) -> PostNormParts | None:
-    """Those of a layer that is what `straight` computes, to which nothing listens and whose
-    parameters the kernels can read beside x (T, C); else None."""
-    if torch_module._has_any_global_hook() or not silent(layer, Layer):
-        return None
-    of: Any = layer._modules
-    if of.get("second_norm") is not None or (layer.training and layer.dropout):
-        return None
-    attention, attention_norm = attention_of(of["attention"], x), norm_of(of["attention_norm"], x)
-    feed_forward = feed_forward_of(of["feed_forward"], x)
-    last = norm_of(of["feed_forward_norm"], x)
-    if attention is None or attention_norm is None or feed_forward is None or last is None:
-        return None
-    return attention, attention_norm, feed_forward, last
+class Made(NamedTuple):
+    """What the first of like layers makes for those after it."""
+
+    terms: Any
+    lse_TH: Tensor
+    """Where a log-sum-exp is written that nobody reads."""
+    unread: tuple[Tensor, Tensor]
+    """Likewise the sum (T, C) and stats (T, 2) of a norm."""
+    known: dict[Any, Any]
+    """Launches (`Known` of the kernels)."""
 
 
-def pre_norm_parts(layer: Any, x: Tensor) -> PreNormParts | None:
-    """As `post_norm_parts`, of what `straight_pre_norm` computes."""
-    if torch_module._has_any_global_hook() or not silent(layer, PreNormLayer):
+def made_for(part: AttentionPart, x_TC: Tensor, call: Call) -> Made | None:
+    """Of a layer's attention on x; None where the kernels do not take such a call."""
+    module = part.module
+    (heads, dim), window = module.heads, module.window
+    key = x_TC.shape, x_TC.dtype, x_TC.get_device(), heads, dim, module.scale, window
+    if (made := call.made.get(key)) is not None:
+        found: Made = made
+        return found
+    turn = turn_of(module, call)
+    if turn is not None and not _turns(turn, x_TC, dim):
         return None
-    of: Any = layer._modules
-    if layer.training and layer.dropout:
+    bias = call.bias
+    if has_line(bias):
+        if hasattr(bias, "kernel"):
+            return None
+        bias = line_of(bias, heads, call.reach(x_TC.shape[0]), x_TC.device)
+    terms = terms_for(x_TC, call.cu_seqlens, heads, dim, bias, module.scale, call.skip_eps, window)
+    if terms is None:
         return None
-    if of.get("attention_term_norm") is not None or of.get("feed_forward_term_norm") is not None:
-        return None
-    first, attention_norm = of.get("attention_norm"), None
-    if first is not None and (attention_norm := norm_of(first, x)) is None:
-        return None
-    attention, feed_forward = (
-        attention_of(of["attention"], x),
-        feed_forward_of(of["feed_forward"], x),
+    tokens = x_TC.shape[0]
+    lse_TH = x_TC.new_empty((tokens, heads), dtype=torch.float32)
+    unread = torch.empty_like(x_TC), x_TC.new_empty((tokens, 2), dtype=torch.float32)
+    found = call.made[key] = Made(terms, lse_TH, unread, {})
+    return found
+
+
+def _turns(turn: Turn, x: Tensor, dim: int) -> bool:
+    """Whether the kernel takes the tables, of heads of so many channels."""
+    tables = turn.cos_TD, turn.sin_TD
+    return (
+        dim % 2 == 0
+        and plain(*tables, turn.rows_T)
+        and all(t.dtype == torch.float32 and t.is_contiguous() for t in tables)
+        and all(t.shape == (x.shape[0], dim // 2) for t in tables)
+        and all(t.get_device() == x.get_device() for t in (*tables, turn.rows_T))
     )
-    last = norm_of(of["feed_forward_norm"], x)
-    if attention is None or feed_forward is None or last is None:
-        return None
-    return attention_norm, attention, last, feed_forward
+
+
+def attended(part: AttentionPart, x_TC: Tensor, call: Call, made: Made) -> Tensor:
+    """The attention of a layer (T, C), on the current card."""
+    module = part.module
+    (heads, dim), kv_heads = module.heads, module.kv_heads
+    qkv_THD = F.linear(x_TC, *part.qkv).view(x_TC.shape[0], heads + 2 * kv_heads, dim)
+    qk_THD, v_THD = qkv_THD.split((heads + kv_heads, kv_heads), 1)
+    if (turn := turn_of(module, call)) is not None:
+        # The heads of k are further heads of q.
+        turned = triton_launch.module_for("rotary").turn
+        qk_THD = turned(qk_THD, turn.cos_TD, turn.sin_TD, turn.rows_T)
+    q_THD, k_THD = qk_THD.split((heads, kv_heads), 1)
+    if kv_heads != heads:
+        k_THD, v_THD = (repeated(y_THD, heads) for y_THD in (k_THD, v_THD))
+    a_THD, _ = launch_attention(
+        q_THD, k_THD, v_THD, call.cu_seqlens, made.terms, made.lse_TH, made.known
+    )
+    return F.linear(a_THD.flatten(1), *part.out)
+
+
+def fed_forward(part: FeedForwardPart, x_TC: Tensor, call: Call, made: Made) -> Tensor:
+    """The feed-forward of a layer (T, C), on the current card."""
+    module = part.module
+    if module.gated:
+        m_TF = launch_gated(
+            x_TC, *part.up, module.activation, module.gate_first, call.backend, made.known
+        )
+    else:
+        m_TF = activate(F.linear(x_TC, *part.up), module.activation)
+    return F.linear(m_TF, *part.down)
+
+
+def normed(
+    part: NormPart, x_TC: Tensor, residual_TC: Tensor | None, made: Made, read: bool
+) -> tuple[Tensor, Tensor]:
+    """(norm(x + residual), x + residual, of which nothing is true unless it is to be read)."""
+    norm = triton_launch.module_for("norm").forward
+    module, unread = part.module, None if read else made.unread
+    # Launches that are known have a residual.
+    known = None if residual_TC is None else made.known
+    y_TC: Tensor
+    y_TC, total_TC, _ = norm(
+        x_TC, residual_TC, *part.parameters, module.eps, module.rms, None, unread, known
+    )
+    return y_TC, x_TC if residual_TC is None else total_TC

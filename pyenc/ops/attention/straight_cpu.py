@@ -23,6 +23,7 @@ from ..launch import DTYPE_CODES
 from ..registered import PLAIN, plain
 from ..validation import FLOATS
 from . import cpu
+from .along import Line
 from .bias import ALiBi, RelativePositionBias
 from .terms import Bias, Terms, flatten, has_line, named, skip_eps_of
 
@@ -54,11 +55,26 @@ def straight_cpu(
         return None
     if not q.stride(2) == k.stride(2) == v.stride(2) == 1 or not cu_seqlens.is_cpu:
         return None
-    if scale is None:
-        scale = shape[2] ** -0.5
-    elif type(scale) not in (float, int) or not math.isfinite(scale):
-        return None
     if skip_eps is not None and not (type(skip_eps) in (float, int) and 0 <= skip_eps < 1):
+        return None
+    if has_line(bias):
+        bias = line_of(bias)
+    terms = terms_for(bias, shape[1], shape[2], scale, window)
+    if terms is None:
+        return None
+    eps = skip_eps_of(q, skip_eps)
+    out, lse, _, _ = cpu.forward(q, k, v, cu_seqlens, terms, eps, want_lse=want_lse)
+    return out, lse
+
+
+def terms_for(
+    bias: Bias, heads: int, head_dim: int, scale: float | None, window: tuple[int, int] | None
+) -> Terms | None:
+    """The terms of a call without positions and dropout, if the kernels take such a bias (one by
+    distance: as a line) and the numbers are what they should be; else None."""
+    if scale is None:
+        scale = head_dim**-0.5
+    elif type(scale) not in (float, int) or not math.isfinite(scale):
         return None
     left = right = -1
     if window is not None:
@@ -67,21 +83,16 @@ def straight_cpu(
         left, right = window
         if not (-1 <= left < 2**31 and -1 <= right < 2**31):
             return None
-    if has_line(bias):
-        bias = line_of(bias)
-    elif bias is not None and type(bias) not in (ALiBi, RelativePositionBias):
+    if bias is not None and type(bias) not in (ALiBi, RelativePositionBias, Line):
         return None
     kind, tensor, max_distance = flatten(bias)
     kind, affine_from = named(kind)
     if tensor is not None:
         if type(tensor) not in PLAIN or not tensor.is_cpu or tensor.dtype not in FLOATS:
             return None
-        if tensor.ndim != _WIDTH[kind] or tensor.shape[_HEADS_AT[kind]] != shape[1]:
+        if tensor.ndim != _WIDTH[kind] or tensor.shape[_HEADS_AT[kind]] != heads:
             return None
-    terms = Terms(
+    return Terms(
         kind, tensor, max_distance, None, left, right, float(scale), 0.0, 0,
         affine_from=affine_from,
     )  # fmt: skip
-    eps = skip_eps_of(q, skip_eps)
-    out, lse, _, _ = cpu.forward(q, k, v, cu_seqlens, terms, eps, want_lse=want_lse)
-    return out, lse

@@ -55,13 +55,21 @@ def straight(
         return None
     if activation is not None and activation not in ACTIVATIONS:
         return None
-    sizes, work = _sizes_of(dtype), x.numel() * rows[0]
+    return None if x._is_zerotensor() else product(x, weight, bias, activation)
+
+
+def product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
+) -> Tensor | None:
+    """The same of plain tensors of one dtype of oneDNN's on a CPU, whose shapes agree; nothing is
+    checked."""
+    sizes, work = _sizes_of(x.dtype), x.numel() * weight.shape[0]
     if work < sizes.torch:
         if activation is not None and activated.why_not(x, weight, bias) is None:
             return activated.linear(x, weight, bias, activation)
         y = F.linear(x, weight, bias)
         return y if activation is None else activate(y, activation)
-    if work < sizes.pack or x._is_zerotensor() or (pack := packs.kept(weight)) is None:
+    if work < sizes.pack or (pack := packs.kept(weight)) is None:
         return None
     return onednn.run(x, pack, bias, activation or "")
 

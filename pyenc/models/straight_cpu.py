@@ -1,0 +1,157 @@
+"""A layer in eager inference on a CPU: products, kernels, and little else.
+
+Of a short text most of the time would go into the modules' calls and into what each op asks of its
+arguments, the same in every layer. What a layer must be to be computed here is what it must be on a
+card (straight_parts.py); every other, and every mistake, goes the ordinary way. The numbers are the
+ordinary way's, to the bit.
+
+Shapes as suffixes: T packed tokens, H heads, D head dim, C channels, F feed-forward.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops import add_rms_norm, extension, linear, rotary
+from ..ops.attention import as_line
+from ..ops.attention import cpu as attention_kernels
+from ..ops.attention.straight_cpu import terms_for
+from ..ops.attention.terms import Bias, Terms, has_line, skip_eps_of
+from ..ops.gated import cpu as gated_kernels
+from ..ops.launch import DTYPE_CODES
+from ..ops.linear.straight import product
+from ..ops.registered import plain
+from .attention import repeated
+from .call import Call
+from .feed_forward import CPU_BYTES
+from .straight_parts import (
+    AttentionPart,
+    FeedForwardPart,
+    NormPart,
+    Parameters,
+    post_norm_parts,
+    pre_norm_parts,
+    turn_of,
+)
+
+
+def straight_cpu(layer: Any, x_TC: Tensor, call: Call) -> Tensor | None:
+    """What a post-norm layer gives, (T, C); None where it is to be asked itself."""
+    if not _serves(call, x_TC) or (parts := post_norm_parts(layer, x_TC, True)) is None:
+        return None
+    attention, attention_norm, feed_forward, feed_forward_norm = parts
+    if not _fits(feed_forward, x_TC) or (terms := _terms_for(attention, x_TC, call)) is None:
+        return None
+    a_TC = _attended(attention, x_TC, call, terms)
+    h_TC, _ = _normed(attention_norm, a_TC, x_TC)
+    f_TC = _fed_forward(feed_forward, h_TC)
+    y_TC, _ = _normed(feed_forward_norm, f_TC, h_TC)
+    return y_TC
+
+
+def straight_cpu_pre_norm(
+    layer: Any, x_TC: Tensor, term_TC: Tensor | None, call: Call
+) -> tuple[Tensor, Tensor] | None:
+    """What a pre-norm layer gives, (x (T, C), the term (T, C) that is to be added to it); None
+    where it is to be asked itself."""
+    if not _serves(call, x_TC, x_TC if term_TC is None else term_TC):
+        return None
+    if (parts := pre_norm_parts(layer, x_TC, True)) is None:
+        return None
+    attention_norm, attention, feed_forward_norm, feed_forward = parts
+    if not _fits(feed_forward, x_TC) or (terms := _terms_for(attention, x_TC, call)) is None:
+        return None
+    y_TC = x_TC
+    if attention_norm is not None:
+        y_TC, x_TC = _normed(attention_norm, x_TC, term_TC)
+    a_TC = _attended(attention, y_TC, call, terms)
+    y_TC, x_TC = _normed(feed_forward_norm, x_TC, a_TC)
+    return x_TC, _fed_forward(feed_forward, y_TC)
+
+
+def _serves(call: Call, *given_TC: Tensor) -> bool:
+    """Whether what a layer is given is as it is taken here."""
+    if call.positions is not None or call.query_scale is not None or call.backend != "auto":
+        return False
+    if not plain(*given_TC, call.cu_seqlens) or extension.missing() is not None:
+        return False
+    x_TC, other_TC = given_TC[0], given_TC[-1]
+    if x_TC.dtype not in DTYPE_CODES or x_TC.ndim != 2 or not x_TC.is_contiguous():
+        return False
+    if not 0 < x_TC.shape[0] <= attention_kernels.MAX_SPAN:
+        return False
+    return other_TC is x_TC or (
+        other_TC.is_cpu
+        and other_TC.dtype == x_TC.dtype
+        and other_TC.shape == x_TC.shape
+        and other_TC.is_contiguous()
+    )
+
+
+def _fits(part: FeedForwardPart, x_TC: Tensor) -> bool:
+    """Whether all tokens go through the feed-forward at once."""
+    return x_TC.shape[0] * part.module.width * x_TC.element_size() <= CPU_BYTES
+
+
+def _terms_for(part: AttentionPart, x_TC: Tensor, call: Call) -> Terms | None:
+    """Of a layer's scores; None where the kernels do not take them. Those of layers with a bias in
+    common are made by the first."""
+    module = part.module
+    own = module._modules.get("position_bias")
+    key = own is None, module.heads, module.scale, module.window
+    if own is None and (known := call.made.get(key)) is not None:
+        found: Terms = known
+        return found
+    (heads, dim), bias = module.heads, cast(Bias, call.bias if own is None else own)
+    if has_line(bias):
+        like_THD = x_TC.new_empty((x_TC.shape[0], heads, 0))
+        bias = as_line(bias, like_THD, call.cu_seqlens, None, "cpu")
+    if dim > attention_kernels.MAX_HEAD_DIM:
+        return None
+    terms = terms_for(bias, heads, dim, module.scale, module.window)
+    if own is None and terms is not None:
+        call.made[key] = terms
+    return terms
+
+
+def _attended(part: AttentionPart, x_TC: Tensor, call: Call, terms: Terms) -> Tensor:
+    module = part.module
+    (heads, dim), kv_heads = module.heads, module.kv_heads
+    qkv_THD = _product(x_TC, part.qkv).view(x_TC.shape[0], heads + 2 * kv_heads, dim)
+    qk_THD, v_THD = qkv_THD.split((heads + kv_heads, kv_heads), 1)
+    if (turn := turn_of(module, call)) is not None:
+        # The heads of k are further heads of q.
+        qk_THD = rotary(qk_THD, turn.cos_TD, turn.sin_TD, turn.rows_T, backend="auto")
+    q_THD, k_THD = qk_THD.split((heads, kv_heads), 1)
+    if kv_heads != heads:
+        k_THD, v_THD = (repeated(y_THD, heads) for y_THD in (k_THD, v_THD))
+    eps = skip_eps_of(q_THD, call.skip_eps)
+    a_THD, _, _, _ = attention_kernels.forward(q_THD, k_THD, v_THD, call.cu_seqlens, terms, eps)
+    return _product(a_THD.flatten(1), part.out)
+
+
+def _fed_forward(part: FeedForwardPart, x_TC: Tensor) -> Tensor:
+    module = part.module
+    if not module.gated:
+        return _product(_product(x_TC, part.up, module.activation), part.down)
+    gate_TF, value_TF = _product(x_TC, part.up).chunk(2, -1)
+    if not module.gate_first:
+        gate_TF, value_TF = value_TF, gate_TF
+    return _product(gated_kernels.forward(gate_TF, value_TF, module.activation), part.down)
+
+
+def _normed(part: NormPart, x_TC: Tensor, residual_TC: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(norm(x + residual), x + residual)."""
+    (weight, bias), eps = part.parameters, part.module.eps
+    if part.module.rms:
+        return add_rms_norm(x_TC, residual_TC, weight, eps, backend="auto")
+    total_TC = x_TC if residual_TC is None else x_TC + residual_TC
+    return F.layer_norm(total_TC, weight.shape, weight, bias, eps), total_TC
+
+
+def _product(x_TC: Tensor, parameters: Parameters, activation: str | None = None) -> Tensor:
+    found = product(x_TC, *parameters, activation)
+    return linear(x_TC, *parameters, activation, backend="auto") if found is None else found
