@@ -1,4 +1,4 @@
-"""Layers in eager inference on a CPU: the ordinary way's numbers, and none where somebody listens."""
+"""Layers in eager inference on a CPU: the numbers of the ordinary way, which listeners get."""
 
 from __future__ import annotations
 
