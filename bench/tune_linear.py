@@ -26,6 +26,8 @@ from pyenc.ops.linear import choices, onednn, parts, processor, product, wide
 
 SHAPES = ((256, 512, 512), (512, 384, 1536), (1024, 768, 768), (4096, 384, 1536))
 """(tokens, channels in, channels out)."""
+FEW = 16
+"""Tokens of a short text."""
 ROUNDS, QUICK_ROUNDS, SECONDS = 15, 3, 1.5
 """Of a way: as many rounds, fewer where those take longer than that."""
 
@@ -96,6 +98,10 @@ def ways(dtype: torch.dtype, shape: Shape) -> dict[str, Pair]:
     if onednn.why_not(dtype) is None:
         packed = onednn.pack(weight)
         pairs["onednn"] = plain, lambda: onednn.run(x, packed, bias, "")
+        rows = x[:FEW]
+        pairs["few"] = (
+            lambda: F.linear(rows, weight, bias), lambda: onednn.run(rows, packed, bias, "")
+        )  # fmt: skip
         pairs["forward"] = plain, lambda: onednn.run(x, weight, bias, "")
         pairs["unpacked"] = (
             functools.partial(with_gradients, torchs),

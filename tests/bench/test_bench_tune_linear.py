@@ -47,7 +47,7 @@ def test_the_ratio_is_the_cautious_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_measured_are_the_ways_that_serve(dtype: torch.dtype) -> None:
     ways = tune_linear.ways(dtype, (70, 48, 96))
     packs = onednn.why_not(dtype) is None
-    expected = ({"onednn", "forward", "unpacked", "gelu_fused"} if packs else set()) | (
+    expected = ({"onednn", "few", "forward", "unpacked", "gelu_fused"} if packs else set()) | (
         {"wide"} if dtype in wide.DTYPES else set()
     )
     x = torch.randn(2, dtype=dtype)

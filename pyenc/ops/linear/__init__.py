@@ -22,7 +22,7 @@ from ..validation import FLOATS, check_float, check_given
 from . import activated, packs, parts, product, wide
 from . import onednn as kernels
 from .reference import linear_reference
-from .registration import wide_or_not, work
+from .registration import FEW, wide_or_not, work
 from .straight import straight
 
 _CHOOSES = ("auto", "cpu", "triton", "flash_attn")
@@ -45,11 +45,12 @@ def linear(
     process on one kind of processor makes the same choice, compiled or not. Where a gradient is
     needed, or there can be no pack, oneDNN takes the operands as they lie, those of the gradient's
     products too, where the table has that as faster ("unpacked"); without a gradient also where a
-    pack would gain too little ("forward", 1.05x, since that costs no memory). The pack is a second
-    copy of the weight in memory; it lives as long as the weight, and is made anew when the
-    weight changes (in place, by an optimizer, `load_state_dict`, `.to`, another `.data`). Only a
-    write that counts no version and misses a sample of values, some of every row and column, goes
-    unseen: single numbers set through `.data` or `.numpy()`.
+    pack would gain too little ("forward", 1.05x, since that costs no memory), unless few rows, a
+    short text's, gain by it ("few", 1.15x at 16). The pack is a second copy of the weight in
+    memory; it lives as long as the weight, and is made anew when the weight changes (in place, by
+    an optimizer, `load_state_dict`, `.to`, another `.data`). Only a write that counts no version
+    and misses a sample of values, some of every row and column, goes unseen: single numbers set
+    through `.data` or `.numpy()`.
 
     Large products of bfloat16 or float16 on a CPU are made in float32 and rounded once where the
     same table has that as faster, as on processors without such instructions; also with
@@ -103,6 +104,13 @@ def linear(
     if name in product.WAYS:
         by_name = name in (requested, _forced())
         lies = name == "onednn" and not by_name and _as_it_lies(x, weight, bias)
+        if (
+            lies
+            and (compiling() or kernels.is_few(x, weight))
+            and _may_be_few(weight, str(x.dtype))
+        ):
+            few: Tensor = torch.ops.pyenc.linear(x, weight, bias, activation or "", FEW)
+            return few
         if lies or name != "onednn" or _no_pack(x, weight, bias) is not None:
             way = product.FORWARD if lies else name if by_name else ""
             return product.linear(x, weight, bias, activation, way)
@@ -216,6 +224,9 @@ def _onednn_not_worth_it(
     no_pack = _no_pack(x, weight, bias)
     if _as_it_lies(x, weight, bias):
         kind, reason = product.FORWARD, None
+        few = weight is not None and not compiling() and kernels.is_few(x, weight)
+        if few and weight is not None and _may_be_few(weight, str(x.dtype)):
+            return None
     else:
         kind = "onednn" if no_pack is None else product.UNPACKED
         reason = _not_preferred(kind, str(x.dtype))
@@ -234,6 +245,11 @@ def _as_it_lies(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     if _needs_gradient(x, weight, bias) or _not_preferred(product.FORWARD, dtype) is not None:
         return False
     return _no_pack(x, weight, bias) is not None or _not_preferred("onednn", dtype) is not None
+
+
+def _may_be_few(weight: Tensor, dtype: str) -> bool:
+    """Whether a product of few rows takes a pack of this weight where others take it as it lies."""
+    return isinstance(weight, nn.Parameter) and _not_preferred("few", dtype) is None
 
 
 def _no_pack(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str | None:

@@ -19,14 +19,18 @@ from . import processor
 
 FILE = Path(__file__).with_name("choices.json")
 
-WAYS = ("bf16x6", "bf16x3", "onednn", "forward", "unpacked", "gelu_fused", "wide")
+WAYS = ("bf16x6", "bf16x3", "onednn", "few", "forward", "unpacked", "gelu_fused", "wide")
 """float32 by three parts of bfloat16 beside `F.linear`, and by two; oneDNN with a packed weight
-beside it; oneDNN with operands as they lie beside it, of a product by itself, and of one and those
-of its gradient; GELU in the same pass beside after it; halves in float32 beside `F.linear`."""
+beside it, and of few rows; oneDNN with operands as they lie beside it, of a product by itself, and
+of one and those of its gradient; GELU in the same pass beside after it; halves in float32 beside
+`F.linear`."""
 
-_RIVALS = {"forward": ("bf16x6", "wide"), "unpacked": ("bf16x6", "wide"), "gelu_fused": ()}
+_RIVALS = {
+    "few": (), "forward": ("bf16x6", "wide"), "unpacked": ("bf16x6", "wide"), "gelu_fused": (),
+}  # fmt: skip
 """Of a way, which others must be no faster; of one not named `bf16x6`, `onednn` and `wide`. The
-pack serves where there can be one and it gains; else "forward", or with gradients "unpacked"."""
+pack serves where there can be one and it gains; else "forward", or with gradients "unpacked". Where
+"forward" does, "few" says whether few rows take a pack after all."""
 
 MARGIN = 1.15
 """How many times faster a way must have been: less is noise, and a pack costs memory."""

@@ -36,6 +36,11 @@ MUCH = 1.5
 LITTLE_WORK = {"onednn": 2**20, "forward": 2**22, "unpacked": 2**22}
 """The same by the table's way where its gain is `MUCH` or more: short texts' products gain too."""
 
+FEW_ROWS = 64
+FEW_WORK = 2**17
+"""Of "few": rows at the most, since of more the arithmetic is what takes time, and multiplications
+at the least."""
+
 ROUNDED = {"bf16": 2.0**-8, "tf32": 2.0**-10}
 """What operands of float32 may be rounded by where torch's switches allow it."""
 
@@ -150,6 +155,12 @@ def min_work(dtype: torch.dtype, way: str = "onednn") -> int:
     """Multiplications from which on it gains, by the table."""
     gain = choices.choice(dtype).gains.get(way, False)
     return LITTLE_WORK[way] if gain is not True and gain >= MUCH else MIN_WORK
+
+
+def is_few(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product is one of "few" rows."""
+    rows = x.numel() // max(1, weight.shape[1])
+    return rows <= FEW_ROWS and rows * weight.numel() >= FEW_WORK
 
 
 def fuses(dtype: torch.dtype) -> bool:

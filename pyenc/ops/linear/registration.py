@@ -13,6 +13,8 @@ from ..activation import activate
 from . import onednn, packs, product, wide
 from .onednn import MIN_WORK
 
+FEW = -1
+
 
 def work(x: Tensor, weight: Tensor) -> int:
     """Multiplications of a product."""
@@ -34,8 +36,14 @@ def _linear_op(
     """Opaque, with the ordinary weight: torch.compile cannot carry a packed one.
 
     torch's product serves where there are fewer than `least` multiplications, a size that only a
-    call tells; no gradient is needed then.
+    call tells; no gradient is needed then, nor with `FEW`: of few rows a pack serves, of others
+    what serves a weight as it lies.
     """
+    if least == FEW:
+        packs_it = onednn.is_few(x, weight) and packs.why_not(weight) is None
+        if not packs_it or product.why_not("onednn", x, weight, bias) is not None:
+            return product.linear(x, weight, bias, activation or None, product.FORWARD)
+        return onednn.linear(x, weight, bias, activation)
     if work(x, weight) < least or product.why_not("onednn", x, weight, bias) is not None:
         return product.by_torch(x, weight.t(), bias, activation)
     if packs.why_not(weight) is None:

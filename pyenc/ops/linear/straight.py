@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..activation import ACTIVATIONS, activate
 from ..registered import plain
@@ -30,6 +30,8 @@ class Sizes(NamedTuple):
     """Below so many nothing else gains."""
     pack: float
     """From so many on a pack of the weight is the choice; infinite where it never is."""
+    few: bool
+    """Whether it is of few rows."""
 
 
 _sizes: dict[tuple[object, ...], tuple[choices.Choice, Sizes]] = {}
@@ -64,12 +66,13 @@ def product(
     """The same of plain tensors of one dtype of oneDNN's on a CPU, whose shapes agree; nothing is
     checked."""
     sizes, work = _sizes_of(x.dtype), x.numel() * weight.shape[0]
-    if work < sizes.torch:
+    few = sizes.few and onednn.is_few(x, weight) and isinstance(weight, nn.Parameter)
+    if work < sizes.torch and not few:
         if activation is not None and activated.why_not(x, weight, bias) is None:
             return activated.linear(x, weight, bias, activation)
         y = F.linear(x, weight, bias)
         return y if activation is None else activate(y, activation)
-    if work < sizes.pack or (pack := packs.kept(weight)) is None:
+    if (work < sizes.pack and not few) or (pack := packs.kept(weight)) is None:
         return None
     return onednn.run(x, pack, bias, activation or "")
 
@@ -87,13 +90,18 @@ def _sizes_of(dtype: torch.dtype) -> Sizes:
 def _of_the_table(dtype: torch.dtype) -> Sizes:
     """As the ordinary way comes to them."""
     if onednn.forced() is not None:
-        return Sizes(0, math.inf)
+        return Sizes(0, math.inf, False)
     ways = {
         way: onednn.min_work(dtype, way)
         for way in ("onednn", "forward")
         if onednn.not_preferred(dtype, way) is None
     }
     if dtype == torch.float32 and any(parts.not_preferred(way) is None for way in parts.PARTS):
-        return Sizes(min([parts.MIN_WORK, onednn.MIN_WORK, *ways.values()]), math.inf)
-    pack = ways.get("onednn", math.inf) if onednn.unavailable(dtype) is None else math.inf
-    return Sizes(min([onednn.MIN_WORK, *ways.values()]), pack)
+        return Sizes(min([parts.MIN_WORK, onednn.MIN_WORK, *ways.values()]), math.inf, False)
+    there = onednn.unavailable(dtype) is None
+    few = there and "forward" in ways and "onednn" not in ways
+    return Sizes(
+        min([onednn.MIN_WORK, *ways.values()]),
+        ways.get("onednn", math.inf) if there else math.inf,
+        few and onednn.not_preferred(dtype, "few") is None,
+    )

@@ -25,10 +25,10 @@ TABLES: list[dict[str, float | bool]] = [
     {}, {"onednn": 2.0}, {"onednn": 1.2}, {"onednn": True}, {"forward": 2.0},
     {"forward": 1.06, "onednn": 1.1}, {"onednn": 2.0, "forward": 2.1, "gelu_fused": 1.2},
     {"onednn": 1.2, "wide": 1.3}, {"wide": 2.0}, {"onednn": 1.2, "bf16x6": 2.0},
-    {"onednn": 2.0, "bf16x3": 3.0}, {"unpacked": 2.0},
+    {"onednn": 2.0, "bf16x3": 3.0}, {"unpacked": 2.0}, {"forward": 1.1, "few": 1.6},
+    {"forward": 2.0, "few": 1.6}, {"onednn": 2.0, "few": 3.0}, {"few": 2.0},
 ]  # fmt: skip
-SHAPES = [(4, 256, 256), (16, 256, 256), (17, 256, 256), (64, 256, 256), (65, 256, 256),
-          (257, 256, 256)]  # fmt: skip
+SHAPES = [(rows, 256, 256) for rows in (1, 2, 4, 16, 17, 64, 65, 257)]
 """Rows, channels out and in, on both sides of where a choice may turn."""
 
 
