@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyenc.errors import InputError
-from pyenc.models import Encoder
+from pyenc.models import Encoder, straight_cpu
 from pyenc.models import attention as module
 from tests.models.own_positions import CONFIGS, registered, shape
 from tests.models.test_encoder import SHAPES
@@ -98,6 +98,7 @@ def test_what_a_layer_keeps(name: str) -> None:
 
 def test_layers_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """In training with gradients alone: not in `eval`, not without."""
+    monkeypatch.setattr(straight_cpu, "_serves", lambda *_: False)  # which asks no module
     encoder = encoder_of("alibi")
     calls = []
     attend = module.attention

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyenc.models import Encoder, register_position
+from pyenc.models import Encoder, register_position, straight_cpu
 from tests.models.own_positions import CONFIGS, Blocks, Kerple, batch, registered, shape
 from tests.oracle import assert_right
 
@@ -62,6 +62,7 @@ def test_the_bias_is_what_it_says() -> None:
     with torch.no_grad():
         wanted = encoder(ids)
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(straight_cpu, "_serves", lambda *_: False)  # which asks no module
             patch.setattr(called, "attention", dense)
             got = encoder(ids)
         module.outer.mul_(3)

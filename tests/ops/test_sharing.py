@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyenc.models import Encoder, EncoderConfig
+from pyenc.models import Encoder, EncoderConfig, straight_cpu
 from pyenc.ops import sharing
 
 LAYERS = 3
@@ -92,6 +92,7 @@ def test_a_line_is_made_once_a_forward(
         assert counted.times == 2 * (LAYERS if per_layer else 1)
         forward(model, (3,))
     with mode(), monkeypatch.context() as alone:
+        alone.setattr(straight_cpu, "_serves", lambda *_: False)  # whose layers share terms
         for name in ("pyenc.ops.attention", "pyenc.ops.attention.cpu"):
             alone.setattr(sys.modules[name], "shared", lambda make, *_: make())
         counted.times = 0
