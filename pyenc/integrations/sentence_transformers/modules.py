@@ -20,6 +20,7 @@ from ...models import Encoder
 from ...models.packing import Packed, pack
 from ...models.places import places
 from ...ops import segment_mean
+from ...ops.linear import few_rows_gain
 from .borrowed import Borrowed
 from .classes import Standing
 from .refusals import Refused, hooked, warn
@@ -41,6 +42,9 @@ SMALL = 2**27
 """Tokens, and thirty-two times the padding beside them, times the square of the channels: below it
 a batch is computed by the model's own code, for the calls cost more there than the padding does.
 Measured where a batch takes as long either way (bench/NOTES.md)."""
+
+SMALL_PACKED = 2**20
+"""The same where products of few rows take packed weights, and gain."""
 
 PACKED = "_pyenc_packed"
 """Attribute of a tensor of token embeddings: the `Kept` of it."""
@@ -216,7 +220,10 @@ def is_small(features: dict[str, Any], borrowed: Borrowed) -> bool:
         return False
     tokens = int(mask.sum())
     weighed = tokens + 32 * (ids.numel() - tokens)
-    return weighed * borrowed.encoder.config.hidden_size**2 < SMALL
+    encoder = borrowed.encoder
+    plainly = not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+    least = SMALL_PACKED if plainly and few_rows_gain(encoder.dtype) else SMALL
+    return weighed * encoder.config.hidden_size**2 < least
 
 
 def packed_batch(features: dict[str, Any], borrowed: Borrowed) -> Packed:

@@ -23,6 +23,7 @@ from . import activated, packs, parts, product, wide
 from . import onednn as kernels
 from .reference import linear_reference
 from .registration import FEW, wide_or_not, work
+from .straight import few_rows_gain as few_rows_gain
 from .straight import straight
 
 _CHOOSES = ("auto", "cpu", "triton", "flash_attn")

@@ -77,6 +77,12 @@ def product(
     return onednn.run(x, pack, bias, activation or "")
 
 
+def few_rows_gain(dtype: torch.dtype) -> bool:
+    """Whether products of a short text, without a gradient, are much faster than torch's here."""
+    sizes = _sizes_of(dtype)
+    return sizes.few or sizes.pack <= onednn.LITTLE_WORK["onednn"]
+
+
 def _sizes_of(dtype: torch.dtype) -> Sizes:
     key = (
         dtype, os.environ.get(onednn.VARIABLE), torch.backends.mkldnn.enabled, onednn.precision(),
@@ -89,19 +95,22 @@ def _sizes_of(dtype: torch.dtype) -> Sizes:
 
 def _of_the_table(dtype: torch.dtype) -> Sizes:
     """As the ordinary way comes to them."""
-    if onednn.forced() is not None:
-        return Sizes(0, math.inf, False)
+    single = dtype == torch.float32
+    if (asked := onednn.forced()) is not None:
+        return Sizes(math.inf if single and asked == "torch" else 0, math.inf, False)
     ways = {
         way: onednn.min_work(dtype, way)
         for way in ("onednn", "forward")
         if onednn.not_preferred(dtype, way) is None
     }
-    if dtype == torch.float32 and any(parts.not_preferred(way) is None for way in parts.PARTS):
-        return Sizes(min([parts.MIN_WORK, onednn.MIN_WORK, *ways.values()]), math.inf, False)
+    # Halves may be widened, whatever else serves.
+    least = [*ways.values(), *([] if single else [onednn.MIN_WORK])]
+    if single and any(parts.not_preferred(way) is None for way in parts.PARTS):
+        return Sizes(min([parts.MIN_WORK, *least]), math.inf, False)
     there = onednn.unavailable(dtype) is None
     few = there and "forward" in ways and "onednn" not in ways
     return Sizes(
-        min([onednn.MIN_WORK, *ways.values()]),
+        min(least, default=math.inf),
         ways.get("onednn", math.inf) if there else math.inf,
         few and onednn.not_preferred(dtype, "few") is None,
     )

@@ -18,7 +18,8 @@ from tests.test_training_page import PAGE
 
 def test_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     (section,) = (s for s in sections(PAGE.read_text("utf-8")) if s.needs)
-    monkeypatch.setattr(modules, "SMALL", 0)
+    for name in ("SMALL", "SMALL_PACKED"):
+        monkeypatch.setattr(modules, name, 0)
     calls = []
     states = modules.packed_states
     monkeypatch.setattr(modules, "packed_states", lambda *a: calls.append(1) or states(*a))

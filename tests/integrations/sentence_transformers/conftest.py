@@ -17,7 +17,8 @@ from tests.integrations.sentence_transformers.models import NAMES, loaded
 @pytest.fixture(autouse=True)
 def _whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """The models here are so small that all their batches would be left to their own code."""
-    monkeypatch.setattr(modules, "SMALL", 0)
+    for name in ("SMALL", "SMALL_PACKED"):
+        monkeypatch.setattr(modules, name, 0)
 
 
 @pytest.fixture(scope="module", params=NAMES)

@@ -218,6 +218,7 @@ def test_t5_in_halves_of_its_own() -> None:
 
 def test_small_batches_are_left_to_it(bert: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, ours = bert, accelerate(copy.deepcopy(bert))
+    monkeypatch.setattr(modules, "few_rows_gain", lambda dtype: False)
     monkeypatch.setattr(modules, "SMALL", 10**12)
     assert off(*(m.encode(TEXTS) for m in (plain, ours))) == 0
     looked: list[str] = []
@@ -227,3 +228,30 @@ def test_small_batches_are_left_to_it(bert: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(modules, "SMALL", 0)
     ours.encode(TEXTS)
     assert looked
+
+
+def test_what_is_small_goes_by_what_serves_few_rows(
+    bert: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only without a gradient, in which no weight is packed, and without autocast."""
+    ours = accelerate(copy.deepcopy(bert))
+    ours.encode(TEXTS)
+    borrowed = ours[0]._pyenc.borrowed
+    width = borrowed.encoder.config.hidden_size
+    features = {
+        name: torch.ones(1, 9, dtype=torch.long) for name in ("input_ids", "attention_mask")
+    }
+    asked: list[torch.dtype] = []
+    gains = [True]
+    monkeypatch.setattr(modules, "few_rows_gain", lambda dtype: asked.append(dtype) or gains[0])
+    monkeypatch.setattr(modules, "SMALL_PACKED", 9 * width**2)
+    monkeypatch.setattr(modules, "SMALL", 9 * width**2 + 1)
+    with torch.inference_mode():
+        assert not modules.is_small(features, borrowed)
+        gains[0] = False
+        assert modules.is_small(features, borrowed)
+        gains[0] = True
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert modules.is_small(features, borrowed)
+    assert modules.is_small(features, borrowed)
+    assert asked == [torch.float32] * 2

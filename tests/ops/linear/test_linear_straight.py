@@ -28,7 +28,7 @@ TABLES: list[dict[str, float | bool]] = [
     {"onednn": 2.0, "bf16x3": 3.0}, {"unpacked": 2.0}, {"forward": 1.1, "few": 1.6},
     {"forward": 2.0, "few": 1.6}, {"onednn": 2.0, "few": 3.0}, {"few": 2.0},
 ]  # fmt: skip
-SHAPES = [(rows, 256, 256) for rows in (1, 2, 4, 16, 17, 64, 65, 257)]
+SHAPES = [(rows, 256, 256) for rows in (1, 2, 4, 16, 17, 64, 65, 257, 2049)]
 """Rows, channels out and in, on both sides of where a choice may turn."""
 
 
@@ -66,13 +66,19 @@ class Ways:
 
 
 @pytest.mark.parametrize("activation", [None, "gelu", "relu"])
-@pytest.mark.parametrize("gains", TABLES, ids=str)
+@pytest.mark.parametrize(
+    ("gains", "forced"),
+    [*((gains, "") for gains in TABLES), ({"onednn": 2.0}, "torch"), ({}, "onednn")],
+    ids=str,
+)
 def test_the_same_choice(
-    gains: dict[str, Any], activation: str | None, dtype: torch.dtype,
+    gains: dict[str, Any], forced: str, activation: str | None, dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     torch.manual_seed(0)
     pin(monkeypatch, gains, dtype)
+    if forced:
+        monkeypatch.setenv(linear_onednn.VARIABLE, forced)
     ways, went = Ways(monkeypatch), []
     for rows, f, c in SHAPES:
         weight = nn.Parameter(torch.randn(f, c, dtype=dtype))
@@ -90,7 +96,10 @@ def test_the_same_choice(
                 assert torch.equal(found, wanted)
                 assert found.stride() == wanted.stride()
                 went.append(straight_module.straight(x, weight, bias, activation) is not None)
-    assert any(went), "no product went straight"
+    if not forced:
+        assert any(went), "no product went straight"
+    elif forced == "torch" and dtype == torch.float32:
+        assert all(went)
     linear_packs.forget_all()
 
 
@@ -120,6 +129,25 @@ def test_what_is_switched_since_is_heard(switch: str, monkeypatch: pytest.Monkey
         monkeypatch.setattr(linear_onednn, "_tried", {(torch.float32, "tf32"): None})
         # By parts, from so many on; here too few for any, and a pack is no choice of small ones.
         assert straight_module._sizes_of(torch.float32).pack == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("gains", "gain"),
+    [
+        ({}, False), ({"onednn": 1.2}, False), ({"onednn": 1.6}, True), ({"few": 2.0}, False),
+        ({"forward": 1.1, "few": 1.2}, True), ({"forward": 1.1, "few": 1.1}, False),
+        ({"onednn": 2.0, "bf16x6": 2.5}, False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_whether_few_rows_gain(
+    gains: dict[str, Any], gain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pin(monkeypatch, gains, torch.float32)
+    if linear_onednn.why_not(torch.float32):
+        pytest.skip("no oneDNN")
+    assert straight_module.few_rows_gain(torch.float32) == gain
+    assert not straight_module.few_rows_gain(torch.float64)
 
 
 def test_a_weight_that_changes_is_packed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
