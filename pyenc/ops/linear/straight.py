@@ -90,7 +90,7 @@ def _of_the_table(dtype: torch.dtype) -> Sizes:
         return Sizes(0, math.inf)
     ways = {
         way: onednn.min_work(dtype, way)
-        for way in ("onednn", "forward")
+        for way in ("onednn", "forward", "unpacked")  # the last: of a weight that has no pack
         if onednn.not_preferred(dtype, way) is None
     }
     if dtype == torch.float32 and any(parts.not_preferred(way) is None for way in parts.PARTS):
