@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module as torch_module
 
+from ..ops.activation import ACTIVATIONS
 from ..ops.registered import PLAIN
 from .attention import Attention
 from .call import Call, Turn
@@ -100,7 +101,7 @@ def attention_of(module: Any, x: Tensor, own_bias: bool = False) -> AttentionPar
 def feed_forward_of(module: Any, x: Tensor) -> FeedForwardPart | None:
     if not silent(module, FeedForward) or (module.training and module.dropout):
         return None
-    if module.wide and x.dtype == torch.float16:
+    if (module.wide and x.dtype == torch.float16) or module.activation not in ACTIVATIONS:
         return None
     of: Any = module._modules
     if not silent(of.get("down"), Linear):

@@ -255,6 +255,22 @@ def test_wrong_options_are_told(wrong: dict[str, Any], device: str) -> None:
         attention(*qkv, cu_seqlens, **{"backend": "triton", **wrong})
 
 
+@pytest.mark.parametrize(
+    ("place", "name", "wrong", "told"),
+    [
+        ("feed_forward", "activation", "swish", "gated_linear: unknown activation 'swish'"),
+        ("attention", "window", (3, -2), "window must be"),
+    ],
+)
+def test_mistakes_in_a_layer_are_told_as_ever(
+    place: str, name: str, wrong: Any, told: str, device: str
+) -> None:
+    encoder = small(device)
+    setattr(encoder.layers[1].get_submodule(place), name, wrong)
+    with pytest.raises(InputError, match=told):
+        run(encoder, device)
+
+
 PRE = {"norm_first": True, "embedding_norm": False}
 BARE = {"qkv_bias": False, "out_bias": False, "up_bias": False, "down_bias": False}
 FAMILIES: dict[str, dict[str, Any]] = {

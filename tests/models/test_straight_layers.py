@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -214,6 +215,24 @@ def test_a_parameter_without_memory_is_told_of(what: str, name: str, norm_first:
     module = model.layers[1].get_submodule(name)
     setattr(module, what, nn.Parameter(getattr(module, what).detach().to("meta")))
     with torch.no_grad(), pytest.raises(InputError, match=f"{what} is on meta"):
+        model(torch.ones(1, 5, dtype=torch.long))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(
+    ("place", "name", "wrong", "told"),
+    [
+        ("feed_forward", "activation", "swish", "linear: unknown activation 'swish'"),
+        ("attention", "window", (3, -2), "window must be"),
+        ("attention", "scale", math.inf, "scale must be finite"),
+    ],
+)
+def test_mistakes_in_a_layer_are_told_as_ever(
+    place: str, name: str, wrong: Any, told: str, gated: bool
+) -> None:
+    model = small(gated=gated)
+    setattr(model.layers[1].get_submodule(place), name, wrong)
+    with torch.no_grad(), pytest.raises(InputError, match=told):
         model(torch.ones(1, 5, dtype=torch.long))
 
 
