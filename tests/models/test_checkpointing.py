@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyenc.errors import InputError
-from pyenc.models import Encoder
+from pyenc.models import Encoder, straight_cpu
 from pyenc.models import attention as module
 from tests.models.own_positions import CONFIGS, registered, shape
 from tests.models.test_encoder import SHAPES
@@ -100,8 +100,10 @@ def test_layers_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """In training with gradients alone: not in `eval`, not without."""
     encoder = encoder_of("alibi")
     calls = []
-    attend = module.attention
-    monkeypatch.setattr(module, "attention", lambda *a, **n: calls.append(1) or attend(*a, **n))
+    # The second is of layers that go straight.
+    for where, name in ((module, "attention"), (straight_cpu, "_attended")):
+        attend = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *a, of=attend, **n: calls.append(1) or of(*a, **n))
     encoder.gradient_checkpointing_enable()
     counts = []
     for run in (
