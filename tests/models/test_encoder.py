@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyenc.errors import InputError
 from pyenc.loading import load_checkpoint
-from pyenc.models import Encoder, EncoderConfig, feed_forward, packing
+from pyenc.models import Encoder, EncoderConfig, feed_forward, packing, straight_cpu
 from pyenc.models import encoder as encoder_module
 from pyenc.models.rotary import Rotary
 from tests.conftest import GOLDEN
@@ -332,6 +332,7 @@ def test_feed_forward_a_few_rows_at_a_time(
 ) -> None:
     """More of them where products take weights apart in every call."""
     monkeypatch.setattr(feed_forward, "by_parts", lambda *_: by_parts)
+    monkeypatch.setattr(straight_cpu, "CPU_BYTES", 0)  # layers that go straight take all at once
     ids, mask = padded(rows([9, 30, 2]))
     made: list[int] = []
     rows_of = feed_forward.FeedForward.rows
