@@ -114,7 +114,9 @@ def made_for(part: AttentionPart, x_TC: Tensor, call: Call) -> Made | None:
     """Of a layer's attention on x; None where the kernels do not take such a call."""
     module = part.module
     (heads, dim), window = module.heads, module.window
-    key = x_TC.shape, x_TC.dtype, x_TC.get_device(), heads, dim, module.scale, window
+    # Launches that are known have the strides of q, k and v, which go by the heads of k, too.
+    of = heads, module.kv_heads, dim, module.scale, window
+    key = x_TC.shape, x_TC.dtype, x_TC.get_device(), *of
     if (made := call.made.get(key)) is not None:
         found: Made = made
         return found

@@ -100,7 +100,7 @@ def _terms_for(part: AttentionPart, x_TC: Tensor, call: Call) -> Terms | None:
     """Of a layer's scores; None where the kernels do not take them. Those of layers with a bias in
     common are made by the first."""
     module = part.module
-    own = module._modules.get("position_bias")
+    own = module.position_bias
     key = own is None, module.heads, module.scale, module.window
     if own is None and (known := call.made.get(key)) is not None:
         found: Terms = known

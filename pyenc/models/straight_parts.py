@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module as torch_module
 
+from ..ops.activation import ACTIVATIONS
 from ..ops.registered import PLAIN
 from .attention import Attention
 from .call import Call, Turn
@@ -49,12 +50,12 @@ def post_norm_parts(layer: Any, x: Tensor, own_bias: bool = False) -> PostNormPa
     if torch_module._has_any_global_hook() or not silent(layer, Layer):
         return None
     of: Any = layer._modules
-    if of.get("second_norm") is not None or (layer.training and layer.dropout):
+    if layer.second_norm is not None or (layer.training and layer.dropout):
         return None
-    attention = attention_of(of["attention"], x, own_bias)
-    attention_norm = norm_of(of["attention_norm"], x)
-    feed_forward = feed_forward_of(of["feed_forward"], x)
-    last = norm_of(of["feed_forward_norm"], x)
+    attention = attention_of(of.get("attention"), x, own_bias)
+    attention_norm = norm_of(of.get("attention_norm"), x)
+    feed_forward = feed_forward_of(of.get("feed_forward"), x)
+    last = norm_of(of.get("feed_forward_norm"), x)
     if attention is None or attention_norm is None or feed_forward is None or last is None:
         return None
     return attention, attention_norm, feed_forward, last
@@ -67,16 +68,16 @@ def pre_norm_parts(layer: Any, x: Tensor, own_bias: bool = False) -> PreNormPart
     of: Any = layer._modules
     if layer.training and layer.dropout:
         return None
-    if of.get("attention_term_norm") is not None or of.get("feed_forward_term_norm") is not None:
+    if layer.attention_term_norm is not None or layer.feed_forward_term_norm is not None:
         return None
-    first, attention_norm = of.get("attention_norm"), None
+    first, attention_norm = layer.attention_norm, None
     if first is not None and (attention_norm := norm_of(first, x)) is None:
         return None
     attention, feed_forward = (
-        attention_of(of["attention"], x, own_bias),
-        feed_forward_of(of["feed_forward"], x),
+        attention_of(of.get("attention"), x, own_bias),
+        feed_forward_of(of.get("feed_forward"), x),
     )
-    last = norm_of(of["feed_forward_norm"], x)
+    last = norm_of(of.get("feed_forward_norm"), x)
     if attention is None or feed_forward is None or last is None:
         return None
     return attention_norm, attention, last, feed_forward
@@ -85,26 +86,29 @@ def pre_norm_parts(layer: Any, x: Tensor, own_bias: bool = False) -> PreNormPart
 def attention_of(module: Any, x: Tensor, own_bias: bool = False) -> AttentionPart | None:
     if not silent(module, Attention) or (module.training and module.dropout):
         return None
+    # Not of its modules alone: what stands there need be none, a bias say.
+    if module.q_norm is not None or module.k_norm is not None:
+        return None
+    if not own_bias and module.position_bias is not None:
+        return None
     of: Any = module._modules
-    if of.get("q_norm") is not None or of.get("k_norm") is not None:
-        return None
-    if not own_bias and of.get("position_bias") is not None:
-        return None
     (heads, dim), kv_heads = module.heads, module.kv_heads
-    qkv = _linear_of(of["qkv"], x, (heads + 2 * kv_heads) * dim, x.shape[1])
-    out = _linear_of(of["out"], x, x.shape[1], heads * dim)
+    qkv = _linear_of(of.get("qkv"), x, (heads + 2 * kv_heads) * dim, x.shape[1])
+    out = _linear_of(of.get("out"), x, x.shape[1], heads * dim)
     return None if qkv is None or out is None else AttentionPart(module, qkv, out)
 
 
 def feed_forward_of(module: Any, x: Tensor) -> FeedForwardPart | None:
     if not silent(module, FeedForward) or (module.training and module.dropout):
         return None
-    if module.wide and x.dtype == torch.float16:
+    if (module.wide and x.dtype == torch.float16) or module.activation not in ACTIVATIONS:
         return None
     of: Any = module._modules
+    if not silent(of.get("down"), Linear):
+        return None
     weight = of["down"]._parameters.get("weight")
     inner = weight.shape[1] if type(weight) in PLAIN and weight.ndim == 2 else 0
-    up = _linear_of(of["up"], x, inner * (1 + module.gated), x.shape[1])
+    up = _linear_of(of.get("up"), x, inner * (1 + module.gated), x.shape[1])
     down = _linear_of(of["down"], x, x.shape[1], inner)
     return None if up is None or down is None else FeedForwardPart(module, up, down)
 
@@ -113,16 +117,20 @@ def norm_of(module: Any, x: Tensor) -> NormPart | None:
     if not silent(module, Norm) or module.plus_one:
         return None
     parameters = _parameters(module, x, x.shape[1], 0)
-    return None if parameters is None else NormPart(module, parameters)
+    if parameters is None or (module.rms and parameters[1] is not None):
+        return None
+    return NormPart(module, parameters)
 
 
 def silent(module: Any, kind: Any) -> bool:
     """Whether a module is exactly one of ours, and to call its `forward` is to call it, where no
     gradient is taken."""
+    if type(module) is not kind:
+        return False
     own = module.__dict__
-    return type(module) is kind and not (
-        own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own
-    )
+    if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own:
+        return False
+    return own.get("_compiled_call_impl") is None  # of `module.compile()`
 
 
 def _linear_of(module: Any, x: Tensor, rows: int, columns: int) -> Parameters | None:
@@ -130,25 +138,37 @@ def _linear_of(module: Any, x: Tensor, rows: int, columns: int) -> Parameters | 
 
 
 def _parameters(module: Any, x: Tensor, rows: int, columns: int) -> Parameters | None:
-    """(weight, bias or None): (rows, columns), without columns (rows,), and (rows,); plain,
-    contiguous, of x's dtype and on its device; else None."""
-    dtype, device = x.dtype, x.get_device()
+    """(weight, bias or None): (rows, columns), without columns (rows,), and (rows,); as `_lies`
+    asks; else None."""
     own: Any = module._parameters
     weight, bias = own.get("weight"), own.get("bias")
-    if type(weight) not in PLAIN or weight.dtype != dtype or weight.get_device() != device:
+    if not _lies(weight, x):
         return None
     shape = weight.shape
     if len(shape) != (2 if columns else 1) or shape[0] != rows:
         return None
-    if (columns and shape[1] != columns) or not weight.is_contiguous():
+    if columns and shape[1] != columns:
         return None
     if bias is None:
-        return None if module.__dict__.get("bias") is not None else (weight, None)
-    if type(bias) not in PLAIN or bias.dtype != dtype or bias.get_device() != device:
-        return None
-    if bias.ndim != 1 or bias.shape[0] != rows or not bias.is_contiguous():
+        # It may be a buffer, or an attribute alone.
+        return None if module.bias is not None else (weight, None)
+    if not _lies(bias, x) or bias.ndim != 1 or bias.shape[0] != rows:
         return None
     return weight, bias
+
+
+def _lies(parameter: Any, x: Tensor) -> bool:
+    """Whether it is plain, dense, contiguous, of x's dtype and on its device, its numbers as they
+    lie in memory."""
+    return (
+        type(parameter) in PLAIN
+        and parameter.dtype == x.dtype
+        and parameter.get_device() == x.get_device()
+        and parameter.is_cpu == x.is_cpu  # on meta, too, there is no number of a device
+        and parameter.layout == torch.strided
+        and parameter.is_contiguous()
+        and not parameter.is_neg()
+    )
 
 
 def turn_of(module: Attention, call: Call) -> Turn | None:

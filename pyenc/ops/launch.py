@@ -83,6 +83,15 @@ def as_rows(x: Tensor) -> Tensor:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1] if x.ndim else 1)
 
 
+def shaped(rows: Tensor, x: Tensor) -> Tensor:
+    """(..., F) as x (..., C) is, of rows (T, F) that nobody else has: no view to autograd, which
+    under no_grad nobody could write to afterwards."""
+    if x.ndim == 2:
+        return rows
+    made: Tensor = torch.ops.aten._unsafe_view(rows, (*x.shape[:-1], rows.shape[-1]))
+    return made
+
+
 def rows_in_place(x: Tensor) -> Tensor:
     """`as_rows` with contiguous columns; a view wherever that is what it is."""
     rows = as_rows(x)

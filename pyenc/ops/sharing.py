@@ -22,7 +22,8 @@ _made: ContextVar[dict[Hashable, tuple[Any, Any]] | None] = ContextVar("made", d
 
 @contextmanager
 def sharing() -> Iterator[None]:
-    """Within, in this thread, nobody writes to the arguments that calls have in common."""
+    """Within, in this thread, nobody changes the objects that calls have in common, but for tensors
+    that count who writes to them."""
     token = _made.set({})
     try:
         yield
@@ -38,14 +39,20 @@ def shared(make: Callable[[], Made], key: Hashable, *of: object) -> Made:
 
     Args:
         key: what it goes by beside the objects: who asks, and its numbers.
-        of: objects (tensors too), told apart by identity.
+        of: objects, told apart by identity, and tensors also by what was written to them.
     """
     made = None if compiling() else _made.get()
     if made is None:
         return make()
-    whole = key, torch.is_inference_mode_enabled(), *map(id, of)
+    whole = key, torch.is_inference_mode_enabled(), *map(_state, of)
     if whole not in made:
         # The objects are held, so that no other one comes to their place.
         made[whole] = make(), of
     there: Made = made[whole][0]
     return there
+
+
+def _state(x: object) -> tuple[int, int]:
+    # What was made in inference mode counts nothing.
+    counts = isinstance(x, torch.Tensor) and not x.is_inference()
+    return id(x), x._version if counts else 0  # type: ignore[attr-defined]

@@ -182,6 +182,7 @@ class _Graphs:
             return "there are hooks on all modules"
         for each in self.modules:
             own = "forward" in each.__dict__ or "along" in each.__dict__
+            own = own or each.__dict__.get("_compiled_call_impl") is not None  # each.compile()
             if each._forward_hooks or each._forward_pre_hooks or own:
                 return f"a {type(each).__name__} has a hook, or a forward of its own"
         return None

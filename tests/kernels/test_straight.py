@@ -255,6 +255,22 @@ def test_wrong_options_are_told(wrong: dict[str, Any], device: str) -> None:
         attention(*qkv, cu_seqlens, **{"backend": "triton", **wrong})
 
 
+@pytest.mark.parametrize(
+    ("place", "name", "wrong", "told"),
+    [
+        ("feed_forward", "activation", "swish", "gated_linear: unknown activation 'swish'"),
+        ("attention", "window", (3, -2), "window must be"),
+    ],
+)
+def test_mistakes_in_a_layer_are_told_as_ever(
+    place: str, name: str, wrong: Any, told: str, device: str
+) -> None:
+    encoder = small(device)
+    setattr(encoder.layers[1].get_submodule(place), name, wrong)
+    with pytest.raises(InputError, match=told):
+        run(encoder, device)
+
+
 PRE = {"norm_first": True, "embedding_norm": False}
 BARE = {"qkv_bias": False, "out_bias": False, "up_bias": False, "down_bias": False}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -322,6 +338,19 @@ def test_a_layer_gives_the_same_numbers(family: str, device: str) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("swapped", [0, 1])
+def test_layers_with_other_heads_of_keys(swapped: int, device: str) -> None:
+    """In one encoder, where somebody puts one: theirs are other strides."""
+    encoder = small(device, "eurobert")
+    with mock.patch.dict(FAMILIES, eurobert={**FAMILIES["eurobert"], "num_kv_heads": 4}):
+        encoder.layers[swapped] = small(device, "eurobert").layers[swapped]
+    found, went = run(encoder, device)
+    assert went == 2
+    with mock.patch.object(layers, "plain", return_value=False):
+        wanted, _ = run(encoder, device)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
 MODULES = ("", "attention", "attention.qkv", "attention.out", "attention_norm", "feed_forward",
            "feed_forward.up", "feed_forward.down", "feed_forward_norm")  # fmt: skip
 
@@ -368,6 +397,13 @@ def test_who_listens_to_a_module_hears(name: str, how: str, family: str, device:
         lambda layer: setattr(layer, "second_norm", layer.attention_norm),
         lambda layer: setattr(layer.attention, "q_norm", layer.attention_norm),
         lambda layer: setattr(layer.attention, "position_bias", nn.Identity()),
+        lambda layer: setattr(layer.attention, "position_bias", ALiBi(alibi_slopes(H))),
+        lambda layer: setattr(
+            layer.feed_forward_norm,
+            "weight",
+            nn.Parameter(torch._neg_view(layer.feed_forward_norm.weight.detach())),
+        ),
+        lambda layer: layer.feed_forward.compile(),
         lambda layer: setattr(
             layer.attention.out, "weight", nn.Parameter(layer.attention.out.weight.t())
         ),
@@ -391,6 +427,7 @@ def test_another_layer_is_asked_itself(change: Callable[[Any], Any], device: str
         lambda layer: layer.attention.out.double(),
         lambda layer: layer.attention_norm.half(),
         lambda layer: setattr(layer.attention_norm, "plus_one", True),
+        lambda layer: setattr(layer.attention_norm, "bias", layer.attention_norm.weight),
         lambda layer: setattr(layer, "attention_term_norm", layer.attention_norm),
         lambda layer: setattr(layer, "feed_forward_term_norm", layer.attention_norm),
         lambda layer: (layer.train(), setattr(layer, "dropout", 0.1)),

@@ -101,8 +101,10 @@ def test_layers_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(straight_cpu, "_serves", lambda *_: False)  # which asks no module
     encoder = encoder_of("alibi")
     calls = []
-    attend = module.attention
-    monkeypatch.setattr(module, "attention", lambda *a, **n: calls.append(1) or attend(*a, **n))
+    # The second is of layers that go straight.
+    for where, name in ((module, "attention"), (straight_cpu, "_attended")):
+        attend = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *a, of=attend, **n: calls.append(1) or of(*a, **n))
     encoder.gradient_checkpointing_enable()
     counts = []
     for run in (

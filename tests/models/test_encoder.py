@@ -333,6 +333,7 @@ def test_feed_forward_a_few_rows_at_a_time(
     """More of them where products take weights apart in every call."""
     monkeypatch.setattr(straight_cpu, "_serves", lambda *_: False)  # which asks no module
     monkeypatch.setattr(feed_forward, "by_parts", lambda *_: by_parts)
+    monkeypatch.setattr(straight_cpu, "CPU_BYTES", 0)  # layers that go straight take all at once
     ids, mask = padded(rows([9, 30, 2]))
     made: list[int] = []
     rows_of = feed_forward.FeedForward.rows

@@ -64,6 +64,7 @@ def test_the_bias_is_what_it_says() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(straight_cpu, "_serves", lambda *_: False)  # which asks no module
             patch.setattr(called, "attention", dense)
+            patch.setattr(straight_cpu, "_serves", lambda *given: False)  # which does not call it
             got = encoder(ids)
         module.outer.mul_(3)
         other = encoder(ids)

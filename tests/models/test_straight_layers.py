@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from pyenc.errors import InputError
 from pyenc.loading import load_checkpoint
 from pyenc.models import Encoder, EncoderConfig, straight_cpu
 from pyenc.models import encoder as module
 from pyenc.ops import extension
+from pyenc.ops.attention import cpu as attention_cpu
 from tests.conftest import CHECKPOINTS, read_golden
 
 pytestmark = pytest.mark.skipif(extension.missing() is not None, reason=str(extension.missing()))
@@ -145,6 +148,128 @@ def test_who_is_asked_itself(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert went == [True, False, True]
             return
     assert went == [False] * 3
+
+
+def as_buffer(module: nn.Module, name: str) -> None:
+    value = getattr(module, name).detach()
+    delattr(module, name)
+    module.register_buffer(name, value)
+
+
+def random(model: Encoder) -> Encoder:
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+class Root:
+    """A bias by distance that is no module."""
+
+    def along(self, offsets: Tensor) -> Tensor:
+        return -offsets.abs().float().sqrt()[None].expand(2, -1)
+
+
+CHANGES: dict[str, Any] = {
+    "a linear layer's bias": lambda layer: as_buffer(layer.attention.out, "bias"),
+    "a norm's bias": lambda layer: as_buffer(layer.feed_forward_norm, "bias"),
+    "a weight": lambda layer: as_buffer(layer.feed_forward.up, "weight"),
+    "a position": lambda layer: setattr(layer.attention, "position_bias", Root()),
+    "a norm of queries": lambda layer: setattr(
+        layer.attention, "q_norm", lambda q, *_: (2 * q, q)
+    ),
+    "rows of few numbers": lambda layer: setattr(
+        layer.attention.qkv,
+        "weight",
+        nn.Parameter(layer.attention.qkv.weight.detach().relu().to_sparse_csr(), False),
+    ),
+    "a sign to be changed": lambda layer: setattr(
+        layer.attention_norm,
+        "weight",
+        nn.Parameter(torch._neg_view(layer.attention_norm.weight.detach()), False),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post-norm", "pre-norm"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_stands_elsewhere_is_not_passed_over(
+    change: str, norm_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random(small(norm_first=norm_first))
+    with torch.no_grad():
+        before = forward(model, monkeypatch)[0]
+        CHANGES[change](model.layers[1])
+        if change == "a norm of queries":
+            model.layers[1].attention.k_norm = lambda k, *_: (k, k)
+        found, _ = forward(model, monkeypatch)
+        assert torch.equal(found, ordinary(model, monkeypatch))
+    assert torch.equal(found, before) == (change in ("a weight", *list(CHANGES)[:2]))
+
+
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post-norm", "pre-norm"])
+@pytest.mark.parametrize("name", ["attention.out", "attention_norm", "feed_forward.up"])
+@pytest.mark.parametrize("what", ["weight", "bias"])
+def test_a_parameter_without_memory_is_told_of(what: str, name: str, norm_first: bool) -> None:
+    model = small(norm_first=norm_first)
+    module = model.layers[1].get_submodule(name)
+    setattr(module, what, nn.Parameter(getattr(module, what).detach().to("meta")))
+    with torch.no_grad(), pytest.raises(InputError, match=f"{what} is on meta"):
+        model(torch.ones(1, 5, dtype=torch.long))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(
+    ("place", "name", "wrong", "told"),
+    [
+        ("feed_forward", "activation", "swish", "linear: unknown activation 'swish'"),
+        ("attention", "window", (3, -2), "window must be"),
+        ("attention", "scale", math.inf, "scale must be finite"),
+    ],
+)
+def test_mistakes_in_a_layer_are_told_as_ever(
+    place: str, name: str, wrong: Any, told: str, gated: bool
+) -> None:
+    model = small(gated=gated)
+    setattr(model.layers[1].get_submodule(place), name, wrong)
+    with torch.no_grad(), pytest.raises(InputError, match=told):
+        model(torch.ones(1, 5, dtype=torch.long))
+
+
+def test_a_layer_compiled_in_place_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, graphs = small(), []
+
+    def backend(graph: Any, given: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model.layers[1].compile(backend=backend)
+    with torch.no_grad():
+        _, went = forward(model, monkeypatch)
+    assert went == [True, False, True]
+    assert graphs
+    torch._dynamo.reset()
+
+
+def test_lengths_that_a_hook_writes_are_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those checked before are not the ones that a kernel reads, and nobody's copy is older."""
+    model = small()
+    ids, cu_seqlens = torch.arange(40), torch.tensor([0, 20, 40])
+    wanted = 7
+
+    def write(*_: Any) -> None:
+        cu_seqlens[1] = wanted
+
+    model.layers[0].register_forward_hook(write)
+    with torch.no_grad():
+        found = model.forward_packed(ids, cu_seqlens)
+        with monkeypatch.context() as patch:
+            patch.setattr(attention_cpu, "shared", lambda make, *_: make())
+            cu_seqlens[1] = 20
+            assert torch.equal(found, model.forward_packed(ids, cu_seqlens))
+        wanted, cu_seqlens[1] = 41, 20
+        with pytest.raises(InputError, match="cu_seqlens"):
+            model.forward_packed(ids, cu_seqlens)
 
 
 def test_weights_that_change_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,21 @@ def test_objects_that_come_and_go_are_told_apart() -> None:
     assert seen == list(range(50))
 
 
+def test_a_tensor_that_is_written_to_is_another() -> None:
+    with torch.inference_mode():
+        uncounted = torch.zeros(2)
+    given, made = torch.zeros(2), []
+
+    def make() -> int:
+        made.append(1)
+        return len(made)
+
+    with sharing.sharing():
+        assert [sharing.shared(make, "key", given, uncounted) for _ in range(2)] == [1, 1]
+        given[0] = 1
+        assert [sharing.shared(make, "key", given, uncounted) for _ in range(2)] == [2, 2]
+
+
 @pytest.mark.parametrize("per_layer", [False, True])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_line_is_made_once_a_forward(
@@ -95,6 +110,8 @@ def test_a_line_is_made_once_a_forward(
         alone.setattr(straight_cpu, "_serves", lambda *_: False)  # whose layers share terms
         for name in ("pyenc.ops.attention", "pyenc.ops.attention.cpu"):
             alone.setattr(sys.modules[name], "shared", lambda make, *_: make())
+        # Layers that go straight keep more than that for one another.
+        alone.setattr(straight_cpu, "_serves", lambda *given: False)
         counted.times = 0
         assert torch.equal(first, forward(model))
         assert counted.times == LAYERS

@@ -31,6 +31,7 @@ from pyenc.ops import (
     rotary,
     segment_mean,
 )
+from pyenc.ops.linear.int8 import int8_linear, quantize_weight
 
 pytestmark = pytest.mark.skipif(extension.missing() is not None, reason=str(extension.missing()))
 
@@ -208,6 +209,11 @@ def test_wrong_lengths_are_told(bounds: list[int]) -> None:
         attention(*qkv, torch.tensor(bounds, dtype=torch.int64))
 
 
+def many(lead: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Of a product that is worth choosing for, with a weight of which there is no pack."""
+    return torch.randn(*lead, 8, 512), torch.randn(4096, 512)
+
+
 @pytest.mark.parametrize("lead", [(T,), (2, 3)])
 def test_what_is_made_without_a_gradient_may_be_written_to(lead: tuple[int, ...]) -> None:
     """A view made under no_grad may not, and the ops' results are none."""
@@ -221,6 +227,9 @@ def test_what_is_made_without_a_gradient_may_be_written_to(lead: tuple[int, ...]
         lambda: gated_activation(x, x, "gelu"),
         lambda: gated_linear(x, torch.randn(8, C), None, "gelu"),
         lambda: linear(x, torch.randn(8, C), w[:8], "gelu"),
+        lambda: linear(*many(lead)),
+        lambda: linear(*many(lead), activation="gelu", backend="onednn"),
+        lambda: int8_linear(x, *quantize_weight(torch.randn(8, C))),
         lambda: rotary(turned, *tables, torch.arange(T)),
         lambda: segment_mean(x.flatten(0, -2), torch.tensor([0, math.prod(lead)])),
     ):
@@ -228,3 +237,14 @@ def test_what_is_made_without_a_gradient_may_be_written_to(lead: tuple[int, ...]
             y = call()
         y.mul_(learned)
         assert y.requires_grad
+
+
+@pytest.mark.parametrize(
+    "cu_seqlens",
+    [torch.zeros(2, 1, dtype=torch.long), torch.tensor([0, math.nan]), torch.tensor([0, 5j])],
+    ids=["axes", "floats", "complex"],
+)
+def test_lengths_that_are_none_are_told_of_before_a_line_is_made(cu_seqlens: Tensor) -> None:
+    q = torch.randn(5, H, D)
+    with torch.no_grad(), pytest.raises(InputError, match="cu_seqlens must be"):
+        attention(q, q, q, cu_seqlens, bias=Fading())

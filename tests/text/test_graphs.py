@@ -107,6 +107,9 @@ def test_what_a_replay_would_leave_out_is_not_captured() -> None:
     model.layers[0].attention.forward = lambda *_: None  # type: ignore[method-assign]
     assert "a forward of its own" in graphs_of(model).why_not()
     del model.layers[0].attention.forward
+    model.layers[0].compile(backend="eager")
+    assert "a Layer has" in graphs_of(model).why_not()
+    model.layers[0]._compiled_call_impl = None
     model.layers[0].attention.out = Shouting(32, 32)  # type: ignore[assignment]
     assert "a Shouting of" in graphs_of(model).why_not()
 

@@ -233,7 +233,8 @@ def _arrays_of(shape: torch.Size, cu_seqlens: Tensor, terms: Terms, skip_eps: fl
     tokens, heads = shape
     check_cu_seqlens(OP, cu_seqlens)
     check_memory(OP, cu_seqlens=cu_seqlens)
-    cu_seqlens = cu_seqlens.to(torch.int64).contiguous()
+    # A copy: what others write to theirs once it was checked, no kernel is to read.
+    cu_seqlens = cu_seqlens.to(torch.int64, copy=True).contiguous()
     bounds = sequence_bounds(OP, cu_seqlens, tokens)
     places = _places(cu_seqlens, bounds, tokens, terms.positions)
     if terms.kind not in BIAS_CODES or (terms.tensor is None) != (terms.kind == "none"):

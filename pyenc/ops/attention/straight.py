@@ -21,6 +21,7 @@ from .along import Line
 from .bias import ALiBi, RelativePositionBias
 from .terms import Bias, Terms, flatten, named, skip_eps_of
 from .triton import MAX_HEAD_DIM, OP, kernel_terms, range_slots, why_not
+from .validation import is_window
 
 
 def straight(
@@ -68,7 +69,10 @@ def terms_for(
         return None
     scale, skip_eps = float(scale), skip_eps_of(x, skip_eps)
     slopes = function = None
-    window = (-1, -1) if window is None else window
+    if window is None:
+        window = -1, -1
+    elif not is_window(window):
+        return None
     if type(bias) in (Line, RelativePositionBias):
         return _terms_of_table(x, cu_seqlens, heads, bias, scale, skip_eps, window)
     if bias is not None:

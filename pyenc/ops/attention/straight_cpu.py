@@ -55,6 +55,8 @@ def straight_cpu(
         return None
     if not q.stride(2) == k.stride(2) == v.stride(2) == 1 or not cu_seqlens.is_cpu:
         return None
+    if cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        return None
     if skip_eps is not None and not (type(skip_eps) in (float, int) and 0 <= skip_eps < 1):
         return None
     if has_line(bias):

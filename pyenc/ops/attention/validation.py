@@ -65,7 +65,7 @@ def check_arguments(
             )
         if positions.dtype not in (torch.int32, torch.int64):
             raise InputError(f"attention: positions must be int32 or int64, got {positions.dtype}")
-    if window is not None and not _is_window(window):
+    if window is not None and not is_window(window):
         raise InputError(
             "attention: window must be (left, right), whole numbers, each -1 (unbounded) or more; "
             f"got {window!r}"
@@ -86,7 +86,8 @@ def check_number(what: str, value: Any) -> None:
         raise InputTypeError(f"{what} must be a number or None, got {value!r:.80}")
 
 
-def _is_window(window: Any) -> bool:
+def is_window(window: Any) -> bool:
+    """Whether it is (left, right), -1 for unbounded."""
     if not isinstance(window, (tuple, list)) or len(window) != 2:
         return False
     return all(type(side) is int and -1 <= side < 2**31 for side in window)

@@ -149,7 +149,7 @@ def _op(
     rows = launch.as_rows(x)
     out = x.new_empty(rows.shape[0], weight.shape[0])
     if out.numel() == 0:
-        return out.view(*x.shape[:-1], weight.shape[0])
+        return launch.shaped(out, x)
     wide_bias = None if bias is None else bias.float()
     scale = scale.contiguous()
     packed, sums = _ready(weight, scale, name)
@@ -166,7 +166,7 @@ def _op(
         else:
             y = (steps.float() @ packed.t()).mul_(scale)
         finish(y, step, zero, sums, wide_bias, activation, out[at : at + BLOCK])
-    return out.view(*x.shape[:-1], weight.shape[0])
+    return launch.shaped(out, x)
 
 
 @_op.register_fake

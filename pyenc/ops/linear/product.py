@@ -77,8 +77,8 @@ def linear(
     rows = launch.as_rows(x)
     tensors = [t for t in (x, weight, bias) if t is not None]
     if plain(*tensors):
-        y = product(rows, weight.t(), bias, activation or "", way)
-    elif torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return launch.shaped(product(rows, weight.t(), bias, activation or "", way), x)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         y = torch.ops.pyenc.product(rows, weight.t(), bias, "", way)
         y = y if activation is None else activate(y, activation)
     else:

@@ -100,7 +100,7 @@ def _of_the_table(dtype: torch.dtype) -> Sizes:
         return Sizes(math.inf if single and asked == "torch" else 0, math.inf, False)
     ways = {
         way: onednn.min_work(dtype, way)
-        for way in ("onednn", "forward")
+        for way in ("onednn", "forward", "unpacked")  # the last: of a weight that has no pack
         if onednn.not_preferred(dtype, way) is None
     }
     # Halves may be widened, whatever else serves.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import launch
 from ..activation import activate
 from . import choices, onednn
 from .product import product
@@ -39,4 +40,4 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | Non
         part = product(rows.float(), wide.t(), offset)
         parts.append((part if activation is None else activate(part, activation)).to(x.dtype))
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return whole.view(*x.shape[:-1], weight.shape[0])
+    return launch.shaped(whole, x)

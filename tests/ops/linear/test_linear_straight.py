@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -81,9 +82,10 @@ def test_the_same_choice(
         monkeypatch.setenv(linear_onednn.VARIABLE, forced)
     ways, went = Ways(monkeypatch), []
     for rows, f, c in SHAPES:
-        weight = nn.Parameter(torch.randn(f, c, dtype=dtype))
-        x = torch.randn(rows, c, dtype=dtype)
-        for bias in (None, torch.randn(2 * f, dtype=dtype)[::2]):
+        x, strided = torch.randn(rows, c, dtype=dtype), torch.randn(2 * f, dtype=dtype)[::2]
+        made = torch.randn(f, c, dtype=dtype)
+        # There is no pack of what is no parameter.
+        for weight, bias in itertools.product((nn.Parameter(made), made), (None, strided)):
             with torch.inference_mode():
                 linear(x, weight, bias, activation)  # which makes a pack where one is wanted
                 ways.take()
