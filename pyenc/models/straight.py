@@ -11,6 +11,7 @@ Shapes as suffixes: T packed tokens, H heads, D head dim, C channels, F feed-for
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,13 +27,13 @@ from ..ops.attention.terms import has_line
 from ..ops.gated import launch as launch_gated
 from ..ops.norm import WIDEST
 from ..ops.registered import on_card_of, plain
-from .attention import repeated
 from .call import Call, Turn
 from .straight_cpu import straight_cpu, straight_cpu_pre_norm
 from .straight_parts import (
     AttentionPart,
     FeedForwardPart,
     NormPart,
+    heads_of,
     post_norm_parts,
     pre_norm_parts,
     turn_of,
@@ -152,17 +153,11 @@ def _turns(turn: Turn, x: Tensor, dim: int) -> bool:
 
 def attended(part: AttentionPart, x_TC: Tensor, call: Call, made: Made) -> Tensor:
     """The attention of a layer (T, C), on the current card."""
-    module = part.module
-    (heads, dim), kv_heads = module.heads, module.kv_heads
-    qkv_THD = F.linear(x_TC, *part.qkv).view(x_TC.shape[0], heads + 2 * kv_heads, dim)
-    qk_THD, v_THD = qkv_THD.split((heads + kv_heads, kv_heads), 1)
-    if (turn := turn_of(module, call)) is not None:
-        # The heads of k are further heads of q.
-        turned = triton_launch.module_for("rotary").turn
-        qk_THD = turned(qk_THD, turn.cos_TD, turn.sin_TD, turn.rows_T)
-    q_THD, k_THD = qk_THD.split((heads, kv_heads), 1)
-    if kv_heads != heads:
-        k_THD, v_THD = (repeated(y_THD, heads) for y_THD in (k_THD, v_THD))
+    turn, turned = turn_of(part.module, call), None
+    if turn is not None:
+        launched = triton_launch.module_for("rotary").turn
+        turned = partial(launched, cos=turn.cos_TD, sin=turn.sin_TD, positions=turn.rows_T)
+    q_THD, k_THD, v_THD = heads_of(part.module, F.linear(x_TC, *part.qkv), turned)
     a_THD, _ = launch_attention(
         q_THD, k_THD, v_THD, call.cu_seqlens, made.terms, made.lse_TH, made.known
     )

@@ -10,6 +10,7 @@ Shapes as suffixes: T packed tokens, H heads, D head dim, C channels, F feed-for
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import torch.nn.functional as F
@@ -24,7 +25,6 @@ from ..ops.gated import cpu as gated_kernels
 from ..ops.launch import DTYPE_CODES
 from ..ops.linear.straight import product
 from ..ops.registered import plain
-from .attention import repeated
 from .call import Call
 from .feed_forward import CPU_BYTES
 from .straight_parts import (
@@ -32,6 +32,7 @@ from .straight_parts import (
     FeedForwardPart,
     NormPart,
     Parameters,
+    heads_of,
     post_norm_parts,
     pre_norm_parts,
     turn_of,
@@ -118,16 +119,12 @@ def _terms_for(part: AttentionPart, x_TC: Tensor, call: Call) -> Terms | None:
 
 
 def _attended(part: AttentionPart, x_TC: Tensor, call: Call, terms: Terms) -> Tensor:
-    module = part.module
-    (heads, dim), kv_heads = module.heads, module.kv_heads
-    qkv_THD = _product(x_TC, part.qkv).view(x_TC.shape[0], heads + 2 * kv_heads, dim)
-    qk_THD, v_THD = qkv_THD.split((heads + kv_heads, kv_heads), 1)
-    if (turn := turn_of(module, call)) is not None:
-        # The heads of k are further heads of q.
-        qk_THD = rotary(qk_THD, turn.cos_TD, turn.sin_TD, turn.rows_T, backend="auto")
-    q_THD, k_THD = qk_THD.split((heads, kv_heads), 1)
-    if kv_heads != heads:
-        k_THD, v_THD = (repeated(y_THD, heads) for y_THD in (k_THD, v_THD))
+    turn, turned = turn_of(part.module, call), None
+    if turn is not None:
+        turned = partial(
+            rotary, cos=turn.cos_TD, sin=turn.sin_TD, positions=turn.rows_T, backend="auto"
+        )
+    q_THD, k_THD, v_THD = heads_of(part.module, _product(x_TC, part.qkv), turned)
     eps = skip_eps_of(q_THD, call.skip_eps)
     a_THD, _, _, _ = attention_kernels.forward(q_THD, k_THD, v_THD, call.cu_seqlens, terms, eps)
     return _product(a_THD.flatten(1), part.out)

@@ -6,6 +6,7 @@ Shapes as suffixes: T packed tokens, H heads, D head dim, C channels, F feed-for
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn.modules import module as torch_module
 
 from ..ops.activation import ACTIVATIONS
 from ..ops.registered import PLAIN
-from .attention import Attention
+from .attention import Attention, repeated
 from .call import Call, Turn
 from .feed_forward import FeedForward
 from .layers import Layer, PreNormLayer
@@ -174,3 +175,18 @@ def _lies(parameter: Any, x: Tensor) -> bool:
 def turn_of(module: Attention, call: Call) -> Turn | None:
     """Of the layers with a window, which may have tables of their own, or of the others."""
     return call.turn if module.window is None else call.local_turn
+
+
+def heads_of(
+    module: Attention, qkv_TC: Tensor, turned: Callable[[Tensor], Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (T, H, D) of their one product; turned: what turns the first two."""
+    (heads, dim), kv_heads = module.heads, module.kv_heads
+    qkv_THD = qkv_TC.view(qkv_TC.shape[0], heads + 2 * kv_heads, dim)
+    qk_THD, v_THD = qkv_THD.split((heads + kv_heads, kv_heads), 1)
+    if turned is not None:
+        qk_THD = turned(qk_THD)  # the heads of k are further heads of q
+    q_THD, k_THD = qk_THD.split((heads, kv_heads), 1)
+    if kv_heads == heads:
+        return q_THD, k_THD, v_THD
+    return q_THD, repeated(k_THD, heads), repeated(v_THD, heads)

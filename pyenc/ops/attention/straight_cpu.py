@@ -26,6 +26,7 @@ from . import cpu
 from .along import Line
 from .bias import ALiBi, RelativePositionBias
 from .terms import Bias, Terms, flatten, has_line, named, skip_eps_of
+from .validation import is_window
 
 _HEADS_AT = {"alibi": 0, "t5": 1, "line": 0}
 """Which axis of a bias's tensor is H."""
@@ -78,13 +79,10 @@ def terms_for(
         scale = head_dim**-0.5
     elif type(scale) not in (float, int) or not math.isfinite(scale):
         return None
-    left = right = -1
-    if window is not None:
-        if type(window) is not tuple or list(map(type, window)) != [int, int]:
-            return None
-        left, right = window
-        if not (-1 <= left < 2**31 and -1 <= right < 2**31):
-            return None
+    if window is None:
+        window = -1, -1
+    elif not is_window(window):
+        return None
     if bias is not None and type(bias) not in (ALiBi, RelativePositionBias, Line):
         return None
     kind, tensor, max_distance = flatten(bias)
@@ -95,6 +93,6 @@ def terms_for(
         if tensor.ndim != _WIDTH[kind] or tensor.shape[_HEADS_AT[kind]] != heads:
             return None
     return Terms(
-        kind, tensor, max_distance, None, left, right, float(scale), 0.0, 0,
+        kind, tensor, max_distance, None, *window, float(scale), 0.0, 0,
         affine_from=affine_from,
     )  # fmt: skip

@@ -105,11 +105,7 @@ def linear(
     if name in product.WAYS:
         by_name = name in (requested, _forced())
         lies = name == "onednn" and not by_name and _as_it_lies(x, weight, bias)
-        if (
-            lies
-            and (compiling() or kernels.is_few(x, weight))
-            and _may_be_few(weight, str(x.dtype))
-        ):
+        if lies and _few(x, weight):
             few: Tensor = torch.ops.pyenc.linear(x, weight, bias, activation or "", FEW)
             return few
         if lies or name != "onednn" or _no_pack(x, weight, bias) is not None:
@@ -225,8 +221,7 @@ def _onednn_not_worth_it(
     no_pack = _no_pack(x, weight, bias)
     if _as_it_lies(x, weight, bias):
         kind, reason = product.FORWARD, None
-        few = weight is not None and not compiling() and kernels.is_few(x, weight)
-        if few and weight is not None and _may_be_few(weight, str(x.dtype)):
+        if weight is not None and _few(x, weight):
             return None
     else:
         kind = "onednn" if no_pack is None else product.UNPACKED
@@ -248,9 +243,12 @@ def _as_it_lies(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     return _no_pack(x, weight, bias) is not None or _not_preferred("onednn", dtype) is not None
 
 
-def _may_be_few(weight: Tensor, dtype: str) -> bool:
-    """Whether a product of few rows takes a pack of this weight where others take it as it lies."""
-    return isinstance(weight, nn.Parameter) and _not_preferred("few", dtype) is None
+def _few(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product is of few rows, which take a pack of this weight where others take it as it
+    lies; in a graph whether it may be, for the registered op to see."""
+    if not isinstance(weight, nn.Parameter) or _not_preferred("few", str(x.dtype)) is not None:
+        return False
+    return compiling() or kernels.is_few(x, weight)
 
 
 def _no_pack(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str | None:
