@@ -31,7 +31,7 @@ class Sizes(NamedTuple):
     pack: float
     """From so many on a pack of the weight is the choice; infinite where it never is."""
     few: bool
-    """Whether it is of few rows."""
+    """Whether it is the choice for few rows."""
 
 
 _sizes: dict[tuple[object, ...], tuple[choices.Choice, Sizes]] = {}
