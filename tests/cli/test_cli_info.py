@@ -35,6 +35,7 @@ FAMILIES = {
     "mosaic": "MosaicBERT",
     "mpnet": "MPNet",
     "nomic": "nomic-bert",
+    "qwen2": "Qwen2",
     "qwen3": "Qwen3",
     "roberta": "RoBERTa",
     "t5": "T5",

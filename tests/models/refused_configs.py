@@ -6,7 +6,7 @@ from typing import Any
 
 GTE, NOMIC, MODERN = "gte_base_like_h4", "nomic_v1_like_h2", "modernbert_embed_like_h2"
 GEMMA, EURO = "gemma_embed_like_h3", "eurobert_like_h4"
-QWEN3 = "qwen3_embed_like_h4"
+QWEN2, QWEN3 = "qwen2_code_like_h6", "qwen3_embed_like_h4"
 JINA3, ORIGINAL3 = "jinav3_hf_like_h4", "jinav3_lora_like_h2"
 
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
@@ -187,6 +187,13 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         {"auto_map": {"AutoModel": "modeling_qwen.Qwen2Model"}, "is_causal": False},
         "auto_map names code of the checkpoint's own for its layers, 'modeling_qwen.Qwen2Model'",
     ),
+    ("Qwen2", QWEN2, {"model_type": "qwen3"}, "unknown architecture: model_type 'qwen3'.*Qwen3"),
+    ("Qwen2", QWEN2, {"use_mrope": True}, "use_mrope is True"),
+    ("Qwen2", QWEN2, {"head_dim": 10}, "q_proj.weight' has shape .48, 48., but .* .60, 48."),
+    ("Qwen2", QWEN2, {"head_dim": None}, "head_dim must be a whole number"),
+    ("Qwen2", QWEN2, {"hidden_size": 50}, "hidden_size 50 is not a multiple of num_heads 6"),
+    ("Qwen2", QWEN2, {"auto_map": {"AutoModel": "modeling.Qwen2Model"}}, "auto_map names code of"),
+    ("Qwen2", QWEN2, {"auto_map": "modeling.Qwen2Model"}, "auto_map must be an object or null"),
     ("jina-embeddings-v3", JINA3, {"position_embedding_type": "absolute"}, "has rotary positions"),
     ("jina-embeddings-v3", JINA3, {"rope_scaling": {"type": "ntk"}}, "rope_scaling is"),
     ("jina-embeddings-v3", JINA3, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),

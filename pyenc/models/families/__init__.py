@@ -38,6 +38,7 @@ FAMILIES: tuple[Family, ...] = (
     gemma.FAMILY,
     eurobert.FAMILY,
     qwen.FAMILY,
+    qwen.FAMILY_2,
     nomic.FAMILY,
     jina_v3.FAMILY,
     mpnet.FAMILY,

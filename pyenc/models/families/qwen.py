@@ -1,14 +1,17 @@
-"""Qwen3-Embedding-0.6B, -4B, -8B.
+"""Qwen3-Embedding-0.6B, -4B, -8B, and encoders made of Qwen 2 and 2.5.
 
 Zhang et al., arXiv 2506.05176: Qwen 3's language model (Yang et al., arXiv 2505.09388), whose last
 token's state is the vector. Llama's layers with a norm of each head's queries and keys before they
-are turned; no token sees one after it.
+are turned; Qwen 2's (Yang et al., arXiv 2407.10671) have none, and biases there. No token sees one
+after it.
 
 Language models and rerankers have the same tensors and the same `config.json`: they load as what
 they are, and what a vector of theirs would be is not in their files.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from ...errors import CheckpointError
 from ..config import EncoderConfig
@@ -53,10 +56,13 @@ def _local(config: ConfigFile, layers: int, causal: bool) -> tuple[tuple[bool, .
     return local, width - 1  # the file's number counts the token itself
 
 
-def _config(config: ConfigFile, names: Names) -> EncoderConfig:
+def _config(
+    config: ConfigFile, head_size: int | None, qkv_bias: bool, out_bias: bool, head_norm: bool
+) -> EncoderConfig:
     _refuse_code(config)
+    config.require("use_mrope", (False, None), None, "pyenc turns heads by one position a token")
     words, layers = config.integer("vocab_size", 151_936), config.integer("num_hidden_layers", 32)
-    causal, biased = config.flag("is_causal", True), config.flag("attention_bias", False)
+    causal = config.flag("is_causal", True)
     local, window = _local(config, layers, causal)
     return EncoderConfig(
         vocab_size=words,
@@ -64,7 +70,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         num_layers=layers,
         num_heads=config.integer("num_attention_heads", 32),
         num_kv_heads=optional(config, "num_key_value_heads", 32),
-        head_size=config.integer("head_dim", 128),
+        head_size=head_size,
         intermediate_size=config.integer("intermediate_size", 22_016),
         position="rotary",
         max_length=config.integer("max_position_embeddings", 32_768),
@@ -75,17 +81,27 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         padding_row=padding(config, words),
         activation=config.activation("hidden_act", "silu"),
         gated=True,
-        qkv_bias=biased,
-        out_bias=biased,
+        qkv_bias=qkv_bias,
+        out_bias=out_bias,
         up_bias=False,
         down_bias=False,
         norm="rms",
         norm_eps=config.number("rms_norm_eps", 1e-6),
         norm_first=True,
         embedding_norm=False,
-        head_norm=True,
+        head_norm=head_norm,
         attention_dropout=config.number("attention_dropout", 0.0),
     )
+
+
+def _qwen3(config: ConfigFile, names: Names) -> EncoderConfig:
+    biased = config.flag("attention_bias", False)
+    return _config(config, config.integer("head_dim", 128), biased, biased, head_norm=True)
+
+
+def _qwen2(config: ConfigFile, names: Names) -> EncoderConfig:
+    head_size = config.integer("head_dim") if "head_dim" in config.values else None
+    return _config(config, head_size, qkv_bias=True, out_bias=False, head_norm=False)
 
 
 FAMILY = Family(
@@ -100,11 +116,28 @@ FAMILY = Family(
     signature=(*SIGNATURE, "layers.0.self_attn.q_norm.weight"),
     # Other models of the same names (Qwen's of several kinds, OLMo) have other arithmetic.
     accepts=lambda config: config.values.get("model_type") == "qwen3",
-    config=_config,
+    config=_qwen3,
     parts=lambda config, names: parts(config),
     model_types=("qwen3",),
     prefixes=("", "model."),
     set_aside=("lm_head.",),
     tied={"lm_head.weight": "embeddings.word.weight"},
     layer=LAYER,
+)
+
+FAMILY_2 = replace(
+    FAMILY,
+    name="Qwen2",
+    checkpoints=(
+        Published(
+            "jina-code-embeddings-0.5b, -1.5b",
+            "unverified",
+            "32,768 by their files",
+            "layers verified on small checkpoints of transformers' class; their files not seen",
+        ),
+    ),
+    signature=SIGNATURE,
+    accepts=lambda config: config.values.get("model_type") == "qwen2",
+    config=_qwen2,
+    model_types=("qwen2",),
 )

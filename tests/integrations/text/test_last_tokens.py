@@ -16,7 +16,7 @@ import pyenc
 from tests.conftest import GOLDEN
 
 sentence_transformers = pytest.importorskip("sentence_transformers", minversion="6")
-NAMES = ("qwen3_embed_like_h4",)
+NAMES = ("qwen2_code_like_h6", "qwen3_embed_like_h4")
 NEAR = 2e-5
 TEXTS = [
     "", "a", " ", "two words", "The quick brown fox jumps over the lazy dog. " * 40,

@@ -27,7 +27,7 @@ SIZES: dict[str, Any] = {
     "bos_token_id": END, "eos_token_id": END,
     "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"},
 }  # fmt: skip
-OWN: dict[str, dict[str, Any]] = {"Qwen3": {"head_dim": 10}}
+OWN: dict[str, dict[str, Any]] = {"Qwen3": {"head_dim": 10}, "Qwen2": {}}
 """Classes of transformers -> what their configurations have besides."""
 
 HONOURED: dict[str, list[Any]] = {
@@ -85,12 +85,15 @@ CASES = [
 
 
 def original(kind: str = "Qwen3", task: str = "ForCausalLM", **changes: Any) -> Any:
-    """A random model of transformers, far from where it begins."""
+    """A random model of transformers, far from where it begins; wide ones no less well conditioned
+    than narrow ones."""
     config = getattr(transformers, f"{kind}Config")(**(SIZES | OWN[kind] | changes))
     config._attn_implementation = "eager"
     model = getattr(transformers, f"{kind}{task}")(config)
     for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, float("norm" in name), 0.3)
+        wide = parameter.ndim == 2 and "embed" not in name
+        std = 1.5 * parameter.shape[1] ** -0.5 if wide else 0.3
+        torch.nn.init.normal_(parameter, float("norm" in name), std)
     return model.eval()
 
 
