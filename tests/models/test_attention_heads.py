@@ -97,6 +97,7 @@ def written_out(module: Any, config: EncoderConfig, x: Tensor, lengths: list[int
         {"causal": True},
         {"causal": True, "head_norm": True, "norm": "rms"},
         {"causal": True, "local": (True,), "window": 3},
+        {"causal": True, "local": (False,), "window": 3, "local_rotary": Rotary(7.0)},
     ],
     ids=str,
 )
