@@ -37,10 +37,10 @@ def _local(config: ConfigFile, layers: int, causal: bool) -> tuple[tuple[bool, .
     if sliding and config.values.get("sliding_window", 4096) is not None:
         width = config.integer("sliding_window", 4096)
     local = listed(config, layers)
-    if local is None:
+    if local is None and width is not None:
         first = config.integer("max_window_layers", 28)
-        local = tuple(width is not None and i >= first for i in range(layers))
-    if not any(local):
+        local = tuple(i >= first for i in range(layers))
+    if local is None or not any(local):
         return (), None
     if not width:
         said = config.values.get("sliding_window") if sliding else "not used"
