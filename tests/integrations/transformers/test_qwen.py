@@ -165,20 +165,21 @@ def test_a_value_is_refused(key: str, value: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", range(8))
 @pytest.mark.parametrize("kind", OWN)
 def test_odd_sizes(kind: str, number: int, tmp_path: Path) -> None:
-    """Sizes at random, most of them no multiple of anything."""
+    """Sizes at random, most of them no multiple of anything; not so few channels that a norm of
+    them makes much of float32's rounding."""
     some = random.Random(f"{seed(number)} {kind}")
-    kept, head = some.randint(1, 3), 2 * some.randint(1, 37)
+    kept, head = some.randint(1, 3), 2 * some.randint(9 if kind == "Qwen2" else 1, 37)
     heads = kept * some.randint(1, 4)
     sizes: dict[str, Any] = {
         "vocab_size": some.randint(9, 300), "num_hidden_layers": some.randint(1, 4),
         "num_attention_heads": heads, "num_key_value_heads": kept,
-        "intermediate_size": some.randint(1, 90),
+        "intermediate_size": some.randint(5, 90),
         "rope_parameters": {"rope_theta": some.choice([50.0, 1e4, 1e6]), "rope_type": "default"},
         "rms_norm_eps": some.choice([1e-6, 1e-3]),
         "use_sliding_window": some.random() < 0.5, "sliding_window": some.randint(1, 20),
         "max_window_layers": some.randint(0, 3),
     }  # fmt: skip
-    sizes |= {"hidden_size": some.randint(3, 70), "head_dim": head, "attention_bias": heads > 4}
+    sizes |= {"hidden_size": some.randint(17, 70), "head_dim": head, "attention_bias": heads > 4}
     if kind == "Qwen2":
         del sizes["head_dim"], sizes["attention_bias"]
         sizes["hidden_size"] = heads * head
