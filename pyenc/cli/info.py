@@ -73,6 +73,7 @@ def _architecture(encoder: TextEncoder) -> dict[str, Any]:
         "vocabulary": config.vocab_size,
         "tokenizer_vocabulary": encoder.tokenizer.vocab_size if encoder.tokenizer else None,
         "token_types": config.type_vocab_size,
+        "causal": config.causal,
         "query_key_norm": config.qk_norm or config.head_norm,
         "pooler": config.pooler,
     }
@@ -220,7 +221,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield _row(
         "encoder",
         f"{shape['layers']} layers, hidden {shape['hidden_size']}, {shape['heads']} heads of "
-        f"{shape['head_dim']}{shared}" + (", query-key norm" if shape["query_key_norm"] else ""),
+        f"{shape['head_dim']}{shared}"
+        + (", query-key norm" if shape["query_key_norm"] else "")
+        + (", causal" if shape["causal"] else ""),
     )
     yield _row("feed-forward", f"{gated}{forward['activation']}, {forward['size']}")
     yield _row("positions", shape["position"] + table)

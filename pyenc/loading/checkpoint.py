@@ -66,6 +66,16 @@ class Checkpoint:
     task: str | None = None
     """Whose adapter is in the weights."""
 
+    @property
+    def pooling(self) -> str:
+        """How token states are pooled where no file says it: by the family, and the last token's of
+        a language model, as in sentence-transformers."""
+        classes = self.config.get("architectures") or [""]
+        language_model = isinstance(classes, list) and str(classes[0]).endswith("ForCausalLM")
+        if language_model and self.config.get("is_causal", True):
+            return "lasttoken"
+        return self.family.pooling
+
 
 def load_checkpoint(
     folder: Path,

@@ -41,10 +41,8 @@ class Attention(nn.Module):
         self.heads = (config.num_heads, config.head_dim)
         self.kv_heads = config.kv_heads
         self.scale = config.scale
-        local = config.local[index] if config.local else False
-        self.window = (
-            (config.window, config.window) if local and config.window is not None else None
-        )
+        self.local = bool(config.local) and config.local[index]
+        self.window = _window(config, self.local)
         self.dropout = config.attention_dropout
         self.position_bias: nn.Module | None = None
         if config.own_position and config.position_per_layer:
@@ -65,8 +63,8 @@ class Attention(nn.Module):
             v_THD,
             call.cu_seqlens,
             bias=bias,
-            # Without either, nothing in attention has a distance.
-            positions=call.positions if bias is not None or self.window else None,
+            # Without either, nothing in attention has a distance; before and after have none.
+            positions=call.positions if bias is not None or self.local else None,
             scale=self.scale,
             window=self.window,
             dropout_p=self.dropout if self.training else 0.0,
@@ -79,7 +77,7 @@ class Attention(nn.Module):
     def _heads(self, x_TC: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (T, H, D) each."""
         (heads, dim), kv_heads = self.heads, self.kv_heads
-        turn = call.local_turn if self.window is not None else call.turn
+        turn = call.local_turn if self.local else call.turn
 
         def turned(y_THD: Tensor, turn: Turn) -> Tensor:
             return rotary(y_THD, turn.cos_TD, turn.sin_TD, turn.rows_T, backend=call.backend)
@@ -123,6 +121,13 @@ class Attention(nn.Module):
             k_THD, _ = self.k_norm(k_THD, None, call.backend)
         # Under autocast the norms answer in float32 and the product does not.
         return q_THD.to(dtype), k_THD.to(dtype), v_THD
+
+
+def _window(config: EncoderConfig, local: bool) -> tuple[int, int] | None:
+    """Distances (before, after) that a query sees, as `pyenc.ops.attention` takes them."""
+    if local and config.window is not None:
+        return config.window, 0 if config.causal else config.window
+    return (-1, 0) if config.causal else None
 
 
 def repeated(y_THD: Tensor, heads: int) -> Tensor:

@@ -92,9 +92,11 @@ class EncoderConfig:
     local_rotary: Rotary | None = None
     """Of layers with a window, where theirs is another."""
     window: int | None = None
-    """Keys that a local layer sees on each side of a query."""
+    """Keys that a local layer sees on each side of a query; before it alone where `causal`."""
     local: tuple[bool, ...] = ()
     """Which layers see no more than `window`; empty: none."""
+    causal: bool = False
+    """Whether no token sees one after it, in any layer (a decoder's layers)."""
     scale: float | None = None
     """Factor of the scores; None: head_dim ** -0.5."""
     log_length: int = 0

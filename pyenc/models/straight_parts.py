@@ -174,7 +174,7 @@ def _lies(parameter: Any, x: Tensor) -> bool:
 
 def turn_of(module: Attention, call: Call) -> Turn | None:
     """Of the layers with a window, which may have tables of their own, or of the others."""
-    return call.turn if module.window is None else call.local_turn
+    return call.local_turn if module.local else call.turn
 
 
 def heads_of(

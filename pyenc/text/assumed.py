@@ -1,7 +1,8 @@
 """What a checkpoint's files leave open about its vectors: assumed aloud, said at load, and saved.
 
 A folder without `modules.json` says neither how token states are pooled nor whether the vector has
-unit length. Mean pooling and no normalisation are then assumed, as sentence-transformers does.
+unit length. Mean pooling (the last token's state of a language model) and no normalisation are then
+assumed, as sentence-transformers does.
 """
 
 from __future__ import annotations

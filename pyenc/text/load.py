@@ -61,7 +61,8 @@ def load(
             says "bert-base-uncased"). Without one the encoder loads, and takes token ids alone. Its
             words are borrowed, and no limit on a text's length.
         pooling: "mean", "cls", "max" or "lasttoken", before whatever the checkpoint's files say.
-            Without it and without `modules.json` the mean is assumed, as in sentence-transformers.
+            Without it and without `modules.json` the mean is assumed, or the last token of a
+            language model (`architectures` in config.json), as in sentence-transformers.
         normalize: whether vectors have unit length, likewise; assumed not to. A `truncate_dim` of
             the files cuts them afterwards. What is said here is saved too.
         quantize: "int8" for two of a layer's four products in eight bits, on a CPU: weights by
@@ -102,7 +103,7 @@ def load(
         checkpoint = load_checkpoint(inside, task=task, **how)
     recipe = of_task(recipe, checkpoint, str(name_or_folder))
     if not says_pooling(folder):
-        recipe = replace(recipe, pooling=checkpoint.family.pooling)
+        recipe = replace(recipe, pooling=checkpoint.pooling)
     recipe = told(recipe, pooling, normalize)
     files = _small_files(folder, recipe)
     files |= own_modules(files)

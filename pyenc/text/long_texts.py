@@ -67,6 +67,9 @@ their first, and a newline far away decides what white space before it is, so th
 place inside of such a run does not say what a cut there would do.
 """
 
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+"""The words of Qwen 2's and Qwen 3's: the same, each number by itself."""
+
 _LOCAL = {
     "BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt",
     "Precompiled",
@@ -220,12 +223,12 @@ def _is_local(step: dict[str, Any], words: list[dict[str, Any]]) -> bool:
 
 
 def _is_llama3(words: list[dict[str, Any]]) -> bool:
-    """Are the steps a split into Llama 3's words, written as bytes?"""
+    """Are the steps a split into Llama 3's words, or Qwen's, written as bytes?"""
     if [word["type"] for word in words] != ["Split", "ByteLevel"]:
         return False
     split, level = words
     return (
-        split["pattern"] == {"Regex": LLAMA3}
+        split["pattern"] in ({"Regex": LLAMA3}, {"Regex": QWEN2})
         and split["behavior"] == "Isolated"
         and not split["invert"]
         and not level["add_prefix_space"]

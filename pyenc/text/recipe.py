@@ -3,7 +3,7 @@
 `modules.json` lists the steps, `1_Pooling/config.json` the pooling, `2_Dense/` an optional linear
 layer, `sentence_bert_config.json` the maximum length, `config_sentence_transformers.json` the
 prompts and how vectors are compared. Each is read where it exists; where none names a pooling, the
-family's own serves.
+checkpoint's own serves (`Checkpoint.pooling`).
 """
 
 from __future__ import annotations
@@ -63,18 +63,18 @@ class Recipe:
 
 
 def says_pooling(folder: Path) -> bool:
-    """Is there a file that says how token states are pooled? The family's own serves otherwise."""
+    """Is there a file that says how token states are pooled? Else it is assumed."""
     return any((folder / name).is_file() for name in ("modules.json", LONE_POOLING))
 
 
 def read_recipe(
-    folder: Path, family_pooling: str = "mean", said_pooling: str | None = None
+    folder: Path, unsaid_pooling: str = "mean", said_pooling: str | None = None
 ) -> Recipe:
     """The recipe of a checkpoint folder.
 
     Args:
         folder: the checkpoint's folder.
-        family_pooling: the pooling of a checkpoint whose files name none.
+        unsaid_pooling: the pooling of a checkpoint whose files name none.
         said_pooling: one that comes before the files': theirs may be one that is not served.
 
     Raises:
@@ -83,7 +83,7 @@ def read_recipe(
     modules_path = folder / "modules.json"
     if not modules_path.is_file():
         pooling = folder / LONE_POOLING
-        found: dict[str, Any] = {"pooling": family_pooling, "assumed": ("pooling",)}
+        found: dict[str, Any] = {"pooling": unsaid_pooling, "assumed": ("pooling",)}
         if pooling.is_file():
             found = _pooling(pooling, said_pooling)
         found["assumed"] += ("normalize",)

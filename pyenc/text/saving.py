@@ -20,7 +20,7 @@ def said_files(
     *,
     max_length: int | None,
     width: int,
-    family_pooling: str,
+    unsaid_pooling: str,
     name: str,
 ) -> dict[str, bytes]:
     """The files to save, relative path -> content: as they came, and what has been set since.
@@ -31,8 +31,8 @@ def said_files(
         recipe: what they are to say.
         max_length: the limit that was set since, in tokens.
         width: of the token states.
-        family_pooling: what is read where no file names a pooling, by the checkpoint's family as it
-            is now; an encoder in pyenc's own format may have been of another one.
+        unsaid_pooling: what is read where no file names a pooling, by the checkpoint as it is now;
+            an encoder in pyenc's own format may have been another one.
         name: of the checkpoint, for messages.
 
     Raises:
@@ -46,18 +46,18 @@ def said_files(
                 f"{name}: its recipe was changed beyond pooling and normalize, which a "
                 "saved folder would not hold"
             )
-    if recipe != loaded or not _says(said, recipe, family_pooling):
+    if recipe != loaded or not _says(said, recipe, unsaid_pooling):
         said |= recipe_files(said, recipe, width)
     if max_length is not None:
         said |= limit_file(said, recipe, max_length)
     return said
 
 
-def _says(files: Mapping[str, bytes], recipe: Recipe, family_pooling: str) -> bool:
+def _says(files: Mapping[str, bytes], recipe: Recipe, unsaid_pooling: str) -> bool:
     """Whether a recipe that the files left open would be read from them again."""
     if "modules.json" in files:
         return True
-    pooled = recipe.pooling == family_pooling and recipe.include_prompt
+    pooled = recipe.pooling == unsaid_pooling and recipe.include_prompt
     return not recipe.normalize and (pooled or LONE_POOLING in files)
 
 

@@ -130,7 +130,7 @@ class TextEncoder(Verbs, Loaded):
         files = said_files(
             self._files, loaded, self.recipe, max_length=self._max_length,
             width=self.model.config.hidden_size, name=self.name,
-            family_pooling=self.checkpoint.family.pooling,
+            unsaid_pooling=self.checkpoint.pooling,
         )  # fmt: skip
         write_folder(self.checkpoint, files, self.recipe, Path(folder))
 

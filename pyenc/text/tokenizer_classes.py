@@ -11,9 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from ..errors import CheckpointError
+from .long_texts import QWEN2
 from .tokenizer_parts import Parts
 from .tokenizer_settings import NAMED, Settings
 
@@ -38,6 +47,8 @@ class TokenizerClass:
     """Further special tokens of its own."""
     lists: bool = True
     """Whether lists of words and merges will do, or `tokenizer.json` alone."""
+    may_lack: tuple[str, ...] = ("mask_token", "pad_token")
+    """Its special tokens that a file may say there are none of."""
 
 
 def _bert(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
@@ -59,6 +70,19 @@ def _byte_level(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
     tokenizer = Tokenizer(model)
     space = bool(settings.get("add_prefix_space", False))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    return tokenizer
+
+
+def _qwen2(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
+    tokenizer = _byte_level(parts, settings, named)
+    tokenizer.normalizer = normalizers.NFC()
+    space = bool(settings.get("add_prefix_space", False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=space, use_regex=False),
+        ]
+    )
     return tokenizer
 
 
@@ -175,6 +199,10 @@ CLASSES = {
             "GPT2Tokenizer", "BPE", dict.fromkeys(("unk_token", "bos_token", "eos_token"), END),
             _byte_level, None,
         ),
+        TokenizerClass(
+            "Qwen2Tokenizer", "BPE", dict.fromkeys(("unk_token", "eos_token", "pad_token"), END),
+            _qwen2, None, may_lack=NAMED,
+        ),
         TokenizerClass("GemmaTokenizer", "BPE", GEMMA, _gemma, None, lists=False),
         TokenizerClass(
             "XLMRobertaTokenizer", "Unigram", ROBERTA, _unigram(lambda *_: 3, True),
@@ -212,7 +240,7 @@ def make_tokenizer(rules: TokenizerClass, parts: Parts, settings: Settings) -> T
         named = {key: rules.named[key] for key in NAMED if key in rules.named}
     named |= {key: settings.values[key] for key in NAMED if key in settings.values}
     for key in rules.named:
-        if named[key] is None and key not in ("mask_token", "pad_token"):
+        if named[key] is None and key not in rules.may_lack:
             raise settings.fault(key, f"null, but {rules.name} needs one")
     if rules.model != "":
         if "mask_token" in named and rules.name == "CamembertTokenizer":
@@ -237,7 +265,7 @@ def make_tokenizer(rules: TokenizerClass, parts: Parts, settings: Settings) -> T
             )
     if rules.around is not None:
         tokenizer.post_processor = rules.around(tokenizer, settings, named)
-    elif rules.name == "GPT2Tokenizer" and not parts.whole:
+    elif rules.name in ("GPT2Tokenizer", "Qwen2Tokenizer") and not parts.whole:
         tokenizer.post_processor = _gpt2_around(tokenizer, settings, named)
     tokenizer.encode_special_tokens = bool(settings.get("split_special_tokens", False))
     return tokenizer

@@ -13,7 +13,7 @@ from ..loading import read_config, read_json
 from ..loading.hub import TOKENIZER_FILES
 from .faults import panics_as_errors
 from .tokenizer_classes import CLASSES, TokenizerClass, make_tokenizer
-from .tokenizer_names import ALIASES, AS_IT_IS, BY_MODEL, NOT_SERVED
+from .tokenizer_names import ALIASES, AS_IT_IS, BY_MODEL, BY_MODEL_ALONE, NOT_SERVED
 from .tokenizer_parts import Parts, model_kind, parts_of
 from .tokenizer_settings import Settings, read_settings
 
@@ -97,6 +97,10 @@ def class_of(folder: Path, settings: Settings, path: Path) -> tuple[str, bool]:
     model_type = str(config.get("model_type", ""))
     if model_type in AS_IT_IS:
         return "PreTrainedTokenizerFast", True
+    remote = settings.get("auto_map")
+    remote = isinstance(remote, dict) and bool(remote.get("AutoTokenizer"))
+    if model_type in BY_MODEL_ALONE and not remote:
+        return BY_MODEL[model_type], True
     said = named is not None
     if named is None:
         named, where = BY_MODEL.get(model_type), config_path
@@ -107,8 +111,7 @@ def class_of(folder: Path, settings: Settings, path: Path) -> tuple[str, bool]:
     name = ALIASES.get(name, name)
     if name in CLASSES:
         return name, said
-    remote = settings.get("auto_map")
-    if name in NOT_SERVED or (isinstance(remote, dict) and remote.get("AutoTokenizer")):
+    if name in NOT_SERVED or remote:
         raise CheckpointError(
             f"{where}: tokenizer_class {named!r} has rules of its own, which are not served; "
             f"served: {', '.join(CLASSES)} (the first takes tokenizer.json as it is)"

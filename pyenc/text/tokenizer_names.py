@@ -26,7 +26,7 @@ _NOT_SERVED = """
     LayoutLMv3Tokenizer LayoutXLMTokenizer LlamaTokenizer LukeTokenizer M2M100Tokenizer
     MBart50Tokenizer MBartTokenizer MLukeTokenizer MarianTokenizer MarkupLMTokenizer
     MyT5Tokenizer NllbTokenizer NougatTokenizer OpenAIGPTTokenizer PLBartTokenizer
-    PegasusTokenizer PerceiverTokenizer PhobertTokenizer ProphetNetTokenizer Qwen2Tokenizer
+    PegasusTokenizer PerceiverTokenizer PhobertTokenizer ProphetNetTokenizer
     Qwen3_5Tokenizer RagTokenizer ReformerTokenizer RemBertTokenizer RoCBertTokenizer
     RoFormerTokenizer SiglipTokenizer Siglip2Tokenizer SplinterTokenizer TapasTokenizer
     UdopTokenizer XGLMTokenizer XLMTokenizer XLNetTokenizer
@@ -65,3 +65,6 @@ BY_MODEL = {
 
 AS_IT_IS = {"modernbert", "modernbert-decoder", "nystromformer", "umt5", "xlm-roberta-xl"}
 """Model types whose `tokenizer.json` is taken as it is, whatever class the files name."""
+
+BY_MODEL_ALONE = {"qwen2"}
+"""Model types whose class is the one of `BY_MODEL`, whatever class the files name."""

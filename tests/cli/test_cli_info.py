@@ -35,6 +35,8 @@ FAMILIES = {
     "mosaic": "MosaicBERT",
     "mpnet": "MPNet",
     "nomic": "nomic-bert",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
     "roberta": "RoBERTa",
     "t5": "T5",
     "xlmr": "RoBERTa",
@@ -66,6 +68,7 @@ def test_every_golden(cli: Cli, name: str) -> None:
     assert shape["hidden_size"] == config.hidden_size
     assert shape["feed_forward"]["gated"] == config.gated
     assert shape["position"] == config.position
+    assert shape["causal"] == config.causal == name.startswith("qwen")
     count = sum(p.numel() for p in encoder.model.parameters())
     assert found["parameters"]["count"] == count
     assert found["parameters"]["megabytes"] == pytest.approx(count * 4 / 1e6, abs=1e-3)

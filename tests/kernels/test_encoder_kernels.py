@@ -26,7 +26,7 @@ def test_golden(name: str, device: str) -> None:
     golden = read_golden(name)
     checkpoint = load_checkpoint(golden.folder, backend="triton", skip_eps=0)
     encoder = checkpoint.encoder.to(device)
-    recipe = read_recipe(golden.folder, checkpoint.family.pooling)
+    recipe = read_recipe(golden.folder, checkpoint.pooling)
     ids, mask, types = (None if x is None else x.to(device) for x in golden.inputs("ragged"))
     assert ids is not None
     assert mask is not None

@@ -60,6 +60,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
                    "first_norm": False, **PRE, **BARE},
     "eurobert": {"position": "rotary", "rotary": Rotary(1e4), "num_heads": 4, "num_kv_heads": 2,
                  "gated": True, "activation": "silu", "norm": "rms", **PRE},
+    "qwen2": {"position": "rotary", "rotary": Rotary(1e4), "local_rotary": Rotary(1e2), "window": 3,
+              "local": (False, True), "causal": True, "num_kv_heads": 1, "gated": True,
+              "activation": "silu", "norm": "rms", **PRE},
     "one key head": {"position": "rotary", "rotary": Rotary(1e4), "num_kv_heads": 1, **PRE},
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ from typing import Any
 
 GTE, NOMIC, MODERN = "gte_base_like_h4", "nomic_v1_like_h2", "modernbert_embed_like_h2"
 GEMMA, EURO = "gemma_embed_like_h3", "eurobert_like_h4"
+QWEN2, QWEN3 = "qwen2_code_like_h6", "qwen3_embed_like_h4"
 JINA3, ORIGINAL3 = "jinav3_hf_like_h4", "jinav3_lora_like_h2"
 
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
@@ -126,6 +127,73 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("EuroBERT", EURO, {"rms_norm_eps": None}, "rms_norm_eps must be a number"),
     ("EuroBERT", EURO, {"attention_dropout": 1.0}, "attention_dropout must be in"),
     ("EuroBERT", EURO, {"max_position_embeddings": 0}, "max_length must be positive"),
+    ("Qwen3", QWEN3, {"model_type": "qwen3_moe"}, "unknown architecture: model_type 'qwen3_moe'"),
+    ("Qwen3", QWEN3, {"model_type": ...}, "unknown architecture: model_type None"),
+    ("Qwen3", QWEN3, {"head_dim": None}, "head_dim must be a whole number"),
+    ("Qwen3", QWEN3, {"head_dim": 15}, "rotary needs even heads, not 15"),
+    ("Qwen3", QWEN3, {"head_dim": ...}, "q_proj.weight' has shape .64, 48., but .* .512, 48."),
+    (
+        "Qwen3",
+        QWEN3,
+        {"num_key_value_heads": 3},
+        "num_heads 4 must be a multiple of num_kv_heads 3",
+    ),
+    ("Qwen3", QWEN3, {"is_causal": "no"}, "is_causal must be true or false, got 'no'"),
+    ("Qwen3", QWEN3, {"is_decoder": True}, "is_decoder is True"),
+    ("Qwen3", QWEN3, {"attention_bias": True}, "missing tensor 'layers.0.self_attn.q_proj.bias'"),
+    ("Qwen3", QWEN3, {"rope_theta": None}, "rope_theta must be a number, .* got None"),
+    ("Qwen3", QWEN3, {"rope_parameters": {"rope_theta": None}}, "rope_parameters: rope_theta must"),
+    ("Qwen3", QWEN3, {"rope_parameters": {"rope_theta": 9.0}}, "rope_theta is 1000000, and 9.0"),
+    (
+        "Qwen3",
+        QWEN3,
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+        "rope_scaling: .*yarn.* is not served; served: rope_theta with",
+    ),
+    ("Qwen3", QWEN3, {"pad_token_id": 384}, "pad_token_id must be null or one of the 384"),
+    ("Qwen3", QWEN3, {"layer_types": ["full_attention"] * 4}, "a list of 3 layers, got 4"),
+    (
+        "Qwen3",
+        QWEN3,
+        {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        "layers with a window, and sliding_window is 'not used'; expected use_sliding_window",
+    ),
+    (
+        "Qwen3",
+        QWEN3,
+        {"use_sliding_window": True, "layer_types": ["sliding_attention"] * 3},
+        "there are layers with a window, and sliding_window is None; expected",
+    ),
+    (
+        "Qwen3",
+        QWEN3,
+        {"use_sliding_window": True, "sliding_window": 0, "max_window_layers": 1},
+        "sliding_window is 0; expected use_sliding_window true and a positive sliding_window",
+    ),
+    (
+        "Qwen3",
+        QWEN3,
+        {
+            "use_sliding_window": True,
+            "sliding_window": 9,
+            "max_window_layers": 1,
+            "is_causal": False,
+        },
+        "is_causal false with windows .* is not served",
+    ),
+    (
+        "Qwen3",
+        QWEN3,
+        {"auto_map": {"AutoModel": "modeling_qwen.Qwen2Model"}, "is_causal": False},
+        "auto_map names code of the checkpoint's own for its layers, 'modeling_qwen.Qwen2Model'",
+    ),
+    ("Qwen2", QWEN2, {"model_type": "qwen3"}, "unknown architecture: model_type 'qwen3'.*Qwen3"),
+    ("Qwen2", QWEN2, {"use_mrope": True}, "use_mrope is True"),
+    ("Qwen2", QWEN2, {"head_dim": 10}, "q_proj.weight' has shape .48, 48., but .* .60, 48."),
+    ("Qwen2", QWEN2, {"head_dim": None}, "head_dim must be a whole number"),
+    ("Qwen2", QWEN2, {"hidden_size": 50}, "hidden_size 50 is not a multiple of num_heads 6"),
+    ("Qwen2", QWEN2, {"auto_map": {"AutoModel": "modeling.Qwen2Model"}}, "auto_map names code of"),
+    ("Qwen2", QWEN2, {"auto_map": "modeling.Qwen2Model"}, "auto_map must be an object or null"),
     ("jina-embeddings-v3", JINA3, {"position_embedding_type": "absolute"}, "has rotary positions"),
     ("jina-embeddings-v3", JINA3, {"rope_scaling": {"type": "ntk"}}, "rope_scaling is"),
     ("jina-embeddings-v3", JINA3, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),

@@ -1,8 +1,9 @@
-"""Heads of an encoder's attention: norms of q and k, rotary, and keys that several heads share,
-against the formula written out in float64."""
+"""Heads of an encoder's attention: norms of q and k, rotary, keys that several heads share, and
+which keys a query sees, against the formula written out in float64."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyenc.errors import InputError
-from pyenc.models import EncoderConfig
+from pyenc.models import Encoder, EncoderConfig
 from pyenc.models.attention import Attention
 from pyenc.models.call import call_of
 from pyenc.models.modules import Linear, SplitLinear
@@ -65,11 +66,15 @@ def written_out(module: Any, config: EncoderConfig, x: Tensor, lengths: list[int
             return torch.cat([one * c - two * s, two * c + one * s], -1)
 
         qs, ks = turned(q[at]), turned(k[at])
+        ahead = torch.arange(n) - torch.arange(n)[:, None]
+        reach = config.window if any(config.local) and config.window is not None else n
+        hidden = (-ahead > reach) | (ahead > (0 if config.causal else reach))
         if config.log_length:
             qs = qs * log
         for h in range(heads):
             shared = h // (heads // kept)
-            p = (qs[:, h] @ ks[:, shared].T * dim**-0.5).softmax(-1)
+            scores = qs[:, h] @ ks[:, shared].T * dim**-0.5
+            p = scores.masked_fill(hidden, float("-inf")).softmax(-1)
             outs.append((at, h, p @ v[at][:, shared]))
     whole = torch.zeros(len(x), heads, dim, dtype=torch.float64)
     for at, h, out in outs:
@@ -88,6 +93,11 @@ def written_out(module: Any, config: EncoderConfig, x: Tensor, lengths: list[int
         {"head_norm": True},
         {"head_norm": True, "norm": "rms", "norm_plus_one": True},
         {"log_length": 5},
+        {"local": (True,), "window": 3},
+        {"causal": True},
+        {"causal": True, "head_norm": True, "norm": "rms"},
+        {"causal": True, "local": (True,), "window": 3},
+        {"causal": True, "local": (False,), "window": 3, "local_rotary": Rotary(7.0)},
     ],
     ids=str,
 )
@@ -117,6 +127,33 @@ def test_heads(kept: int | None, position: str, given: dict[str, Any], split: bo
     torch.testing.assert_close(got.double(), wanted, rtol=2e-5, atol=2e-5)
     (grad,) = torch.autograd.grad((got.double() * share).sum(), x)
     torch.testing.assert_close(grad.double(), right.double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("local", [(), (True, False)], ids=str)
+@pytest.mark.parametrize("backend", [None, "torch", "reference"])
+def test_no_token_sees_one_after_it(backend: str | None, local: tuple[bool, ...]) -> None:
+    """Of a whole encoder, in rows with padding on either side and with holes: what comes after a
+    token changes nothing of it."""
+    torch.manual_seed(seed(2))
+    window = {"window": 4, "local_rotary": Rotary(7.0)} if local else {}
+    config = config_of(num_layers=2, causal=True, norm_first=True, local=local, **window)
+    encoder = Encoder(config, backend=backend).eval()
+    ids = torch.randint(0, 9, (4, 17))
+    mask = torch.ones_like(ids)
+    mask[1, :5], mask[2, 12:], mask[3, [1, 2, 7]] = 0, 0, 0
+    with torch.no_grad():
+        whole = encoder(ids, mask)
+        other = ids.clone()
+        other[:, 11:] = (ids[:, 11:] + 1) % 9
+        changed, begun = encoder(other, mask), encoder(ids[:, :11], mask[:, :11])
+    torch.testing.assert_close(changed[:, :11], whole[:, :11], rtol=0, atol=2e-6)
+    torch.testing.assert_close(begun, whole[:, :11], rtol=0, atol=2e-6)
+    seen = mask[:, 11:].bool()
+    assert (changed[:, 11:] - whole[:, 11:])[seen].abs().max() > 0.1
+    free = Encoder(replace(config, causal=False)).eval()
+    free.load_state_dict(encoder.state_dict())
+    with torch.no_grad():
+        assert (free(ids, mask) - whole)[:, :11].abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(

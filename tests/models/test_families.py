@@ -16,7 +16,17 @@ from pyenc.models.families import FAMILIES, ConfigFile
 from pyenc.models.rotary import Rotary
 from tests.conftest import GOLDEN
 from tests.loading.test_strict import copied
-from tests.models.refused_configs import EURO, GEMMA, GTE, JINA3, MODERN, NOMIC, ORIGINAL3, REFUSED
+from tests.models.refused_configs import (
+    EURO,
+    GEMMA,
+    GTE,
+    JINA3,
+    MODERN,
+    NOMIC,
+    ORIGINAL3,
+    QWEN3,
+    REFUSED,
+)
 
 FAMILY = {family.name: family for family in FAMILIES}
 
@@ -168,6 +178,27 @@ def test_eurobert_spellings() -> None:
     assert shape_of("EuroBERT", EURO, num_key_value_heads=None).kv_heads == 4
     assert shape_of("EuroBERT", EURO, num_key_value_heads=...).kv_heads == 4
     assert shape_of("EuroBERT", EURO, pad_token_id=None).padding_row is None
+
+
+def test_qwen_spellings() -> None:
+    old = shape_of("Qwen3", QWEN3)
+    assert (old.rotary, old.causal, old.head_dim) == (Rotary(1_000_000.0), True, 16)
+    assert (old.window, old.local, old.padding_row) == (None, (), None)
+    parameters = {"rope_theta": 1_000_000, "rope_type": "default"}
+    assert shape_of("Qwen3", QWEN3, rope_parameters=parameters, rope_theta=...) == old
+    assert shape_of("Qwen3", QWEN3, rope_theta=...).rotary == Rotary(10_000.0)
+    assert shape_of("Qwen3", QWEN3, layer_types=["full_attention"] * 3) == old
+    # Without the switch the number is nobody's.
+    assert shape_of("Qwen3", QWEN3, sliding_window=9, max_window_layers=0) == old
+    windows = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
+    some = shape_of("Qwen3", QWEN3, **windows)
+    assert (some.window, some.local) == (8, (False, True, True))
+    assert shape_of("Qwen3", QWEN3, **(windows | {"sliding_window": None})) == old
+    assert shape_of("Qwen3", QWEN3, **(windows | {"max_window_layers": 3})) == old
+    kinds = {"layer_types": ["sliding_attention", "full_attention", "full_attention"]}
+    assert shape_of("Qwen3", QWEN3, **windows, **kinds).local == (True, False, False)
+    assert not shape_of("Qwen3", QWEN3, is_causal=False).causal
+    assert shape_of("Qwen3", QWEN3, auto_map={"AutoConfig": "configuration_qwen.C"}) == old
 
 
 @pytest.mark.parametrize(

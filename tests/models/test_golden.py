@@ -48,7 +48,7 @@ def hidden(encoder: Encoder, golden: Golden, batch: str) -> tuple[Tensor, Tensor
 
 def test_all_batches(golden: Golden, loaded: tuple[Checkpoint, float]) -> None:
     checkpoint, tolerance = loaded
-    recipe = read_recipe(golden.folder, checkpoint.family.pooling)
+    recipe = read_recipe(golden.folder, checkpoint.pooling)
     compared = 0
     for batch in golden.batches:
         got, mask = hidden(checkpoint.encoder, golden, batch)
@@ -136,6 +136,24 @@ MUTATIONS: dict[str, list[dict[str, Any]]] = {
         {"norm_eps": 1e-6},
         {"activation": "gelu"},
         {"gate_first": False},
+    ],
+    "qwen2_code_like_h6": [
+        {"causal": False},
+        {"rotary": Rotary(10_000.0)},
+        {"scale": 1.0},
+        {"norm_eps": 1e-5},
+        {"activation": "gelu"},
+        {"gate_first": False},
+    ],
+    "qwen3_embed_like_h4": [
+        {"causal": False},
+        {"local": (True,) * 3, "window": 23},
+        {"rotary": Rotary(10_000.0)},
+        {"scale": 48**-0.5},
+        {"norm_eps": 1e-5},
+        {"activation": "gelu"},
+        {"gate_first": False},
+        {"norm_plus_one": True},
     ],
     "jinav3_hf_like_h4": [
         {"rotary": Rotary(10_000.0)},

@@ -19,7 +19,7 @@ from tests.conftest import CHECKPOINTS, read_golden
 
 pytestmark = pytest.mark.skipif(extension.missing() is not None, reason=str(extension.missing()))
 
-ORDINARY = ("jina_qk", "gemma")
+ORDINARY = ("jina_qk", "gemma", "qwen3")
 """Goldens whose layers have what is not computed here: norms of queries and keys, or of terms."""
 
 

@@ -372,7 +372,7 @@ class TestOnACard:
         golden = read_golden(name)
         checkpoint = load_checkpoint(golden.folder)
         model = checkpoint.encoder.cuda()
-        recipe = read_recipe(golden.folder, checkpoint.family.pooling)
+        recipe = read_recipe(golden.folder, checkpoint.pooling)
         for output in ("pooled", "tokens"):
             finish = Finish(10**6, normalize=False)
             for lengths in ([3], [17, 1, 30, 9, 2]):

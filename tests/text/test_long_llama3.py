@@ -1,9 +1,11 @@
-"""Long texts of Llama 3's pre-tokeniser, EuroBERT's: cut where its words end for certain."""
+"""Long texts of Llama 3's pre-tokeniser, EuroBERT's, and Qwen's: cut where its words end for
+certain."""
 
 from __future__ import annotations
 
 import random
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from pyenc.text import LongWordWarning, TextTokenizer
 from pyenc.text.long_texts import LLAMA3, Cuts
 from tests.seeds import seed
 from tests.text.test_long_texts import Uncut
-from tests.text.tokenizer_folders import edit, llama3, odd_texts
+from tests.text.tokenizer_folders import edit, llama3, odd_texts, qwen2
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -31,9 +33,12 @@ from tests.text.tokenizer_folders import edit, llama3, odd_texts
     ],
     ids=["words", "Chinese", "a word", "a number", "white space", "marks"],
 )
-def test_long_texts_of_llama_3(text: str, told: int, side: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [llama3, qwen2])
+def test_long_texts_of_llama_3(
+    kind: Callable[..., Path], text: str, told: int, side: str, tmp_path: Path
+) -> None:
     """Cut where a word ends, and tokenised whole, with a warning, where none does."""
-    folder = llama3(tmp_path, truncation_side=side)
+    folder = kind(tmp_path, truncation_side=side)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LongWordWarning)
         (right,) = Uncut(folder)([text], 40, True)
@@ -48,9 +53,10 @@ def test_long_texts_of_llama_3(text: str, told: int, side: str, tmp_path: Path) 
     )
 
 
-def test_every_place_of_llama_3(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [llama3, qwen2])
+def test_every_place_of_llama_3(kind: Callable[..., Path], tmp_path: Path) -> None:
     """The words of the two sides are those of the whole."""
-    folder = llama3(tmp_path)
+    folder = kind(tmp_path)
     whole = Tokenizer.from_file(str(folder / "tokenizer.json"))
     places, seen = Cuts(whole)._places, 0
 

@@ -12,7 +12,15 @@ from pyenc.errors import CheckpointError
 from pyenc.loading.hub import SMALL_FILES
 from pyenc.text import TextTokenizer
 from tests.conftest import GOLDEN
-from tests.text.tokenizer_folders import KINDS, as_transformers, bert, edit, odd_texts, xlm_roberta
+from tests.text.tokenizer_folders import (
+    KINDS,
+    as_transformers,
+    bert,
+    edit,
+    odd_texts,
+    qwen2,
+    xlm_roberta,
+)
 
 TEXTS = [
     "The quick, Brown fox!", "", "naïve CAFÉ 你好 newtok [NEW]", "a\u2028b\x85c\x0bd\x0ce\x00f",
@@ -112,13 +120,13 @@ def test_the_configuration_wins_for_bert(tmp_path: Path) -> None:
 
 
 def test_no_post_processor(tmp_path: Path) -> None:
-    """BERT's special tokens come with its class; tokenizer.json as it is, and Gemma's, has what it
-    says."""
+    """BERT's special tokens come with its class; tokenizer.json as it is, Gemma's and Qwen's have
+    what they say."""
     for kind in KINDS:
         folder = KINDS[kind](tmp_path / kind)
         edit(folder / "tokenizer.json", lambda whole: whole | {"post_processor": None})
         as_transformers(folder, TEXTS)
-        right = {"as it is": 0, "gemma": 0, "llama 3": 0, "t5": 1}.get(kind, 2)
+        right = {"as it is": 0, "gemma": 0, "llama 3": 0, "qwen 2": 0, "t5": 1}.get(kind, 2)
         assert TextTokenizer(folder).num_special == right
 
 
@@ -140,6 +148,36 @@ def test_files_beside(tmp_path: Path) -> None:
     as_transformers(left, TEXTS)
     assert TextTokenizer(left).truncation_side == "left"
     assert {"added_tokens.json", "chat_template.jinja"} <= set(SMALL_FILES)
+
+
+def test_the_model_says_qwens_class(tmp_path: Path) -> None:
+    """Of Qwen 2, whatever class its files name; of Qwen 3 the files do, as of others. What ends a
+    text is what tokenizer.json says, whatever is said of `add_eos_token` beside it; without that
+    file it is the other way round."""
+    texts = [*TEXTS, "", "12345 it's", "e\u0301 <|endoftext|>"]
+    for name in ("LlamaTokenizerFast", "PreTrainedTokenizerFast", "Qwen2TokenizerFast", "Unknown"):
+        for kind in ("qwen2", "qwen3"):
+            folder = qwen2(tmp_path / kind / name, tokenizer_class=name, add_eos_token=False)
+            (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+            if (kind, name) == ("qwen3", "LlamaTokenizerFast"):
+                with pytest.raises(CheckpointError, match="rules of its own, which are not served"):
+                    TextTokenizer(folder)
+                continue
+            as_transformers(folder, texts)
+            assert TextTokenizer(folder).num_special == 1
+    remote = {"AutoTokenizer": ["tokenization_qwen.Other", None]}
+    folder = qwen2(tmp_path / "remote", tokenizer_class="Other", auto_map=remote)
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    with pytest.raises(CheckpointError, match="rules of its own, which are not served"):
+        TextTokenizer(folder)
+    for ends in (True, False):
+        folder = qwen2(tmp_path / str(ends), add_eos_token=ends, eos_token="<|endoftext|>")
+        model = json.loads((folder / "tokenizer.json").read_text())["model"]
+        (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+        (folder / "merges.txt").write_text("\n".join(" ".join(m) for m in model["merges"]))
+        (folder / "tokenizer.json").unlink()
+        as_transformers(folder, texts)
+        assert TextTokenizer(folder).num_special == int(ends)
 
 
 def test_gemma_is_made_of_one_file(tmp_path: Path) -> None:

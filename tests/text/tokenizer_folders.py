@@ -132,6 +132,15 @@ def llama3(folder: Path, **config: Any) -> Path:
     return folder
 
 
+def qwen2(folder: Path, **config: Any) -> Path:
+    """As Qwen3-Embedding's: what ends every text is said in tokenizer.json alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / file).write_bytes((GOLDEN / "qwen3_embed_like_h4" / file).read_bytes())
+    edit(folder / "tokenizer_config.json", lambda old: old | config)
+    return folder
+
+
 KINDS: dict[str, Callable[..., Path]] = {
     "bert": bert,
     "mpnet": lambda folder, **config: bert(
@@ -144,6 +153,7 @@ KINDS: dict[str, Callable[..., Path]] = {
     "t5": t5,
     "gemma": gemma,
     "llama 3": llama3,
+    "qwen 2": qwen2,
     "as it is": lambda folder, **config: bert(
         folder, **{"tokenizer_class": "PreTrainedTokenizerFast", **config}
     ),

@@ -21,7 +21,7 @@ from ...models.modules import Linear, SplitLinear
 from .probe import check_same
 from .refusals import Refused, check_parameters, hooked, interfered
 from .spelling import as_in_files
-from .watched import Watched, check_numbers
+from .watched import Watched, check_numbers, settings_of
 
 
 class Borrowed:
@@ -136,8 +136,7 @@ def encoder_on(model: nn.Module) -> Encoder:
     own = [module for module in model.modules() if isinstance(module, Encoder)]
     if own:  # one of pyenc's own models, as transformers' classes
         return own[0]
-    settings: Any = model.config
-    config = ConfigFile("its config", _said(settings))
+    config = ConfigFile("its config", _said(settings_of(model)))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     known = as_in_files(parameters, config.values.get("model_type"))
     try:

@@ -92,6 +92,19 @@ def deciding(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+def settings_of(model: nn.Module) -> Any:
+    """A copy of a model's config, as it was when the model was made.
+
+    A trainer of transformers writes the tokenizer's padding into the config; the table of words has
+    the padding that it was made with, and goes on giving that no gradient.
+    """
+    settings: Any = copy.deepcopy(model.config)
+    own, words = vars(model), getattr(model, "get_input_embeddings", lambda: None)()
+    if "padding_idx" in own and getattr(words, "padding_idx", ...) == own["padding_idx"]:
+        settings.pad_token_id = own["padding_idx"]
+    return settings
+
+
 def check_numbers(model: nn.Module) -> None:
     """The numbers of a model's modules are those that its config makes, as pyenc's encoder is made.
 
@@ -100,11 +113,10 @@ def check_numbers(model: nn.Module) -> None:
     Raises:
         Refused: one is not; it is named.
     """
-    settings: Any = model.config
     kind: Any = type(model)
     try:
         with on_meta():
-            made = kind(copy.deepcopy(settings))
+            made = kind(settings_of(model))
     except Exception:
         # A class of someone's own, made otherwise: of any kind, and its states are compared yet.
         return

@@ -21,6 +21,7 @@ from . import (
     mpnet,
     nomic,
     own,
+    qwen,
     roberta,
     t5,
 )
@@ -36,6 +37,8 @@ FAMILIES: tuple[Family, ...] = (
     modernbert.FAMILY,
     gemma.FAMILY,
     eurobert.FAMILY,
+    qwen.FAMILY,
+    qwen.FAMILY_2,
     nomic.FAMILY,
     jina_v3.FAMILY,
     mpnet.FAMILY,

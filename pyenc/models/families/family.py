@@ -85,7 +85,8 @@ class Family:
     model_types: tuple[str, ...] = ("bert",)
     """Values of `model_type` that the family's arithmetic is right for."""
     pooling: str = "mean"
-    """For checkpoints without sentence-transformers files."""
+    """For checkpoints without sentence-transformers files, but for language models
+    (`Checkpoint.pooling`)."""
     prefixes: tuple[str, ...] = ("", "bert.", "model.", "model.bert.")
     set_aside: tuple[str, ...] = ("cls.", "classifier.", "lm_head.", "qa_outputs.")
     """Heads: not part of the encoder, kept as they are so that saving loses nothing."""

@@ -20,7 +20,7 @@ from tests.integrations.sentence_transformers.test_answers import off
 PAIRS = (TEXTS[:5], TEXTS[5:])
 
 NAMES = ("bert_mean_h4", "modernbert_embed_like_h2", "t5_instructor_relu_h4")
-EURO = "eurobert_like_h4"
+EURO, QWEN = "eurobert_like_h4", "qwen3_embed_like_h4"
 
 
 def pair_of(name: str) -> tuple[Any, Any]:
@@ -73,7 +73,7 @@ def assert_near(found: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) 
         assert off(found[name], wanted) <= 1e-4 * max(1e-2, float(wanted.abs().max())), name
 
 
-@pytest.mark.parametrize("name", [*NAMES, EURO])
+@pytest.mark.parametrize("name", [*NAMES, EURO, QWEN])
 def test_gradient_checkpointing(name: str, packed: list[Any]) -> None:
     """Packed, by the encoder's own, with no hook taken for a stranger's; and off again."""
     plain, ours = pair_of(name)
@@ -236,6 +236,24 @@ def test_dropout_of_modules(name: str, change: Callable[[Any], None], packed: li
     assert not torch.equal(plain(plain.preprocess(TEXTS))["sentence_embedding"], answers[0])
     ours.eval()(ours.preprocess(TEXTS))
     assert packed
+
+
+def test_padding_that_a_trainer_writes(packed: list[Any]) -> None:
+    """Into the config, where there was none: the table that is there gives its row, the last token
+    of every text, a gradient as before."""
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    models = pair_of(QWEN)
+    for model in models:
+        assert model[0].model.config.pad_token_id is None
+        model[0].model.config.pad_token_id = model.tokenizer.pad_token_id
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AccelerationWarning)
+        right, found = (gradients(m, MultipleNegativesRankingLoss(m)) for m in models)
+    assert packed
+    assert_near(found, right)
+    words = next(grad for name, grad in found.items() if name.endswith("embed_tokens.weight"))
+    assert words[models[0].tokenizer.pad_token_id].abs().max() > 1e-3
 
 
 @pytest.mark.slow

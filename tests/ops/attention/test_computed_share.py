@@ -47,6 +47,21 @@ def test_the_cpu_kernels_leave_out_what_they_may() -> None:
     assert farther < shares[1]
 
 
+@pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
+def test_keys_after_a_causal_query_are_not_looked_at() -> None:
+    """But for those that share a tile with it: a half is hidden, and a longer text nears it."""
+    q, k, v = (torch.randn(4 * N, 1, 16) for _ in range(3))
+    shares = []
+    for n in (N, 4 * N):
+        for dtype in (torch.float32, torch.bfloat16):
+            given = (x[:n].to(dtype) for x in (q, k, v))
+            bounds = torch.tensor([0, n])
+            shares.append(computed_share(*given, bounds, window=(-1, 0), backend="cpu"))
+    assert all(0.5 < share < 0.75 for share in shares)
+    assert shares[2] < shares[0]
+    assert shares[3] < shares[1]
+
+
 def test_what_is_wrong_is_named() -> None:
     q, k, v = inputs()
     with pytest.raises(InputError, match="skip_eps must be None or in"):

@@ -1,0 +1,99 @@
+"""What families with Llama's layers have in common, by transformers' names: EuroBERT and Qwen.
+
+Pre-norm with RMSNorm, rotary positions, keys and values that several heads may share, a gated
+feed-forward whose first rows are the gate.
+"""
+
+from __future__ import annotations
+
+from ...errors import CheckpointError
+from ..config import EncoderConfig
+from ..rotary import Rotary
+from .family import ConfigFile, Parts, both, weights
+
+SIGNATURE = (
+    "layers.0.self_attn.q_proj.weight", "layers.0.post_attention_layernorm.weight",
+    "layers.0.mlp.gate_proj.weight",
+)  # fmt: skip
+
+LAYER = r"layers\.(\d+)\."
+
+
+def rotary(config: ConfigFile, unsaid: float | None, story: str = "") -> Rotary:
+    """By `rope_theta`, as older files spell it, or `rope_parameters`, as transformers 5.
+
+    Args:
+        config: `config.json`.
+        unsaid: the base where the file does not say it; None: it must.
+        story: for the error of a file that does not.
+    """
+    sections = [config.section(key) for key in ("rope_parameters", "rope_scaling")]
+    said = [section for section in sections if section.values]
+    if len(said) == 2 and said[0].values != said[1].values:
+        raise CheckpointError(
+            f"{config.path}: rope_parameters is {dict(said[0].values)!r} and rope_scaling is "
+            f"{dict(said[1].values)!r}, two spellings of one setting"
+        )
+    scaling = (said or sections)[0]
+    whole = "partial_rotary_factor"
+    config.require(whole, (1.0, None), None, "pyenc turns whole heads")
+    strange = scaling.values.keys() - {"rope_theta", "rope_type", "type", whole}
+    kind = scaling.text(scaling.spelled("rope_type", "type"), "default")
+    if kind != "default" or strange or scaling.values.get(whole, 1.0) != 1.0:
+        raise CheckpointError(
+            f"{scaling.path}: {dict(scaling.values)!r} is not served; served: rope_theta with "
+            'rope_type "default"'
+        )
+    theta, outer = scaling.values.get("rope_theta"), config.values.get("rope_theta")
+    if theta is not None and outer is not None and theta != outer:
+        raise CheckpointError(
+            f"{config.path}: rope_theta is {outer!r}, and {theta!r} in {scaling.path}, two "
+            "spellings of one setting"
+        )
+    if theta is None and outer is None and unsaid is None:
+        raise CheckpointError(f"{config.path}: rope_theta is missing: {story}")
+    place = scaling if "rope_theta" in scaling.values else config
+    number = place.number("rope_theta", unsaid or 0.0)
+    if not number:
+        raise CheckpointError(f"{place.path}: rope_theta must be positive, got 0")
+    return Rotary(number)
+
+
+def optional(config: ConfigFile, key: str, unsaid: int | None = None) -> int | None:
+    """A whole number; null is none of one's own."""
+    if config.values.get(key, unsaid) is None:
+        return None
+    return config.integer(key, unsaid)
+
+
+def padding(config: ConfigFile, words: int, unsaid: int | None = None) -> int | None:
+    """The id of padding, whose row takes no gradient."""
+    found = optional(config, "pad_token_id", unsaid)
+    if found is not None and found >= words:
+        raise CheckpointError(
+            f"{config.path}: pad_token_id must be null or one of the {words} of vocab_size, got "
+            f"{found}"
+        )
+    return found
+
+
+def parts(config: EncoderConfig) -> Parts:
+    """Every parameter, biases and norms of heads as the encoder has them."""
+    found: Parts = {"embeddings.word.weight": ("embed_tokens.weight",)}
+    qkv, out, up, down = (
+        both if bias else weights
+        for bias in (config.qkv_bias, config.out_bias, config.up_bias, config.down_bias)
+    )
+    for i in range(config.num_layers):
+        layer = f"layers.{i}"
+        theirs, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+        found |= weights(f"{layer}.attention_norm", f"{layer}.input_layernorm")
+        found |= qkv(f"{layer}.attention.qkv", *(f"{theirs}.{x}_proj" for x in "qkv"))
+        if config.head_norm:
+            found |= weights(f"{layer}.attention.q_norm", f"{theirs}.q_norm")
+            found |= weights(f"{layer}.attention.k_norm", f"{theirs}.k_norm")
+        found |= out(f"{layer}.attention.out", f"{theirs}.o_proj")
+        found |= weights(f"{layer}.feed_forward_norm", f"{layer}.post_attention_layernorm")
+        found |= up(f"{layer}.feed_forward.up", f"{mlp}.gate_proj", f"{mlp}.up_proj")
+        found |= down(f"{layer}.feed_forward.down", f"{mlp}.down_proj")
+    return found | weights("final_norm", "norm")

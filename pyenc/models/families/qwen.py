@@ -1,0 +1,143 @@
+"""Qwen3-Embedding-0.6B, -4B, -8B, and encoders made of Qwen 2 and 2.5.
+
+Zhang et al., arXiv 2506.05176: Qwen 3's language model (Yang et al., arXiv 2505.09388), whose last
+token's state is the vector. Llama's layers with a norm of each head's queries and keys before they
+are turned; Qwen 2's (Yang et al., arXiv 2407.10671) have none, and biases there. No token sees one
+after it.
+
+Language models and rerankers have the same tensors and the same `config.json`: they load as what
+they are, and what a vector of theirs would be is not in their files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...errors import CheckpointError
+from ..config import EncoderConfig
+from .family import ConfigFile, Family, Names, Published
+from .llama import LAYER, SIGNATURE, optional, padding, parts, rotary
+from .windows import listed
+
+
+def _refuse_code(config: ConfigFile) -> None:
+    """Code of a checkpoint's own is mostly there to change which tokens see which."""
+    named = config.section("auto_map").values
+    if code := [named[key] for key in sorted(named) if key.startswith("AutoModel")]:
+        raise CheckpointError(
+            f"{config.path}: auto_map names code of the checkpoint's own for its layers, "
+            f"{code[0]!r}, which pyenc does not run and does not know; expected none: served are "
+            "the layers of transformers' class, to both sides where is_causal is false"
+        )
+
+
+def _local(config: ConfigFile, layers: int, causal: bool) -> tuple[tuple[bool, ...], int | None]:
+    """Which layers see a window, and how many tokens before its own a token sees in them."""
+    sliding, width = config.flag("use_sliding_window", False), None
+    if sliding and config.values.get("sliding_window", 4096) is not None:
+        width = config.integer("sliding_window", 4096)
+    local = listed(config, layers)
+    if local is None and width is not None:
+        first = config.integer("max_window_layers", 28)
+        local = tuple(i >= first for i in range(layers))
+    if local is None or not any(local):
+        return (), None
+    if not width:
+        said = config.values.get("sliding_window") if sliding else "not used"
+        raise CheckpointError(
+            f"{config.path}: there are layers with a window, and sliding_window is {said!r}; "
+            "expected use_sliding_window true and a positive sliding_window"
+        )
+    if not causal:
+        raise CheckpointError(
+            f"{config.path}: is_causal false with windows (use_sliding_window) is not served: "
+            "transformers' attentions differ in how far they reach"
+        )
+    return local, width - 1  # the file's number counts the token itself
+
+
+def _config(
+    config: ConfigFile, head_size: int | None, qkv_bias: bool, out_bias: bool, head_norm: bool
+) -> EncoderConfig:
+    _refuse_code(config)
+    config.require("use_mrope", (False, None), None, "pyenc turns heads by one position a token")
+    words, layers = config.integer("vocab_size", 151_936), config.integer("num_hidden_layers", 32)
+    causal = config.flag("is_causal", True)
+    local, window = _local(config, layers, causal)
+    return EncoderConfig(
+        vocab_size=words,
+        hidden_size=config.integer("hidden_size", 4096),
+        num_layers=layers,
+        num_heads=config.integer("num_attention_heads", 32),
+        num_kv_heads=optional(config, "num_key_value_heads", 32),
+        head_size=head_size,
+        intermediate_size=config.integer("intermediate_size", 22_016),
+        position="rotary",
+        max_length=config.integer("max_position_embeddings", 32_768),
+        rotary=rotary(config, 10_000.0),
+        window=window,
+        local=local,
+        causal=causal,
+        padding_row=padding(config, words),
+        activation=config.activation("hidden_act", "silu"),
+        gated=True,
+        qkv_bias=qkv_bias,
+        out_bias=out_bias,
+        up_bias=False,
+        down_bias=False,
+        norm="rms",
+        norm_eps=config.number("rms_norm_eps", 1e-6),
+        norm_first=True,
+        embedding_norm=False,
+        head_norm=head_norm,
+        attention_dropout=config.number("attention_dropout", 0.0),
+    )
+
+
+def _qwen3(config: ConfigFile, names: Names) -> EncoderConfig:
+    biased = config.flag("attention_bias", False)
+    return _config(config, config.integer("head_dim", 128), biased, biased, head_norm=True)
+
+
+def _qwen2(config: ConfigFile, names: Names) -> EncoderConfig:
+    head_size = config.integer("head_dim") if "head_dim" in config.values else None
+    return _config(config, head_size, qkv_bias=True, out_bias=False, head_norm=False)
+
+
+FAMILY = Family(
+    name="Qwen3",
+    checkpoints=(
+        Published(
+            "Qwen3-Embedding-0.6B, -4B, -8B",
+            "golden",
+            "32,768 (0.6B) by its files; rotary positions have no table",
+        ),
+    ),
+    signature=(*SIGNATURE, "layers.0.self_attn.q_norm.weight"),
+    # Other models of the same names (Qwen's of several kinds, OLMo) have other arithmetic.
+    accepts=lambda config: config.values.get("model_type") == "qwen3",
+    config=_qwen3,
+    parts=lambda config, names: parts(config),
+    model_types=("qwen3",),
+    prefixes=("", "model."),
+    set_aside=("lm_head.",),
+    tied={"lm_head.weight": "embeddings.word.weight"},
+    layer=LAYER,
+)
+
+FAMILY_2 = replace(
+    FAMILY,
+    name="Qwen2",
+    checkpoints=(
+        Published(
+            "jina-code-embeddings-0.5b, -1.5b",
+            "unverified",
+            "32,768 by their files",
+            "layers verified on small checkpoints of transformers' class; their files not seen",
+        ),
+    ),
+    signature=SIGNATURE,
+    accepts=lambda config: config.values.get("model_type") == "qwen2",
+    config=_qwen2,
+    model_types=("qwen2",),
+)
