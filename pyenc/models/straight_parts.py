@@ -15,6 +15,7 @@ from torch.nn.modules import module as torch_module
 
 from ..ops.activation import ACTIVATIONS
 from ..ops.registered import PLAIN
+from ..ops.validation import is_eps
 from .attention import Attention, repeated
 from .call import Call, Turn
 from .feed_forward import FeedForward
@@ -116,6 +117,8 @@ def feed_forward_of(module: Any, x: Tensor) -> FeedForwardPart | None:
 
 def norm_of(module: Any, x: Tensor) -> NormPart | None:
     if not silent(module, Norm) or module.plus_one:
+        return None
+    if type(module.eps) is not float or not is_eps(module.eps):
         return None
     parameters = _parameters(module, x, x.shape[1], 0)
     if parameters is None or (module.rms and parameters[1] is not None):
