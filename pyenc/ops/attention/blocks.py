@@ -157,8 +157,7 @@ def _fused(q: Tensor, terms: Terms) -> bool:
     if not terms.by_distance or _FLASH_CPU is None or _FLASH_CPU_BACKWARD is None:
         return False
     # Its backward makes weights of a log-sum-exp.
-    looked_up = terms.kind in ("t5", "line") and terms.tensor is not None
-    return not (looked_up and far_numbers(terms.tensor))
+    return terms.kind not in ("t5", "line") or not far_numbers(terms.tensor)
 
 
 # ---- torch's fused kernels --------------------------------------------------------------------

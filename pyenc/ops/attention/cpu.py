@@ -260,8 +260,7 @@ def _arrays_of(shape: torch.Size, cu_seqlens: Tensor, terms: Terms, skip_eps: fl
     longest = _longest(bounds)
     if terms.kind == "line" and tensor is not None and skip_eps > 0 and longest >= WORTH_FALLS:
         falls = falls_of(tensor, int(places.max()), longest, skip_eps)
-    by_distance = terms.kind in ("t5", "line") and tensor is not None
-    far = terms.kind == "dense" or (by_distance and far_numbers(tensor))
+    far = terms.kind == "dense" or (terms.kind in ("t5", "line") and far_numbers(tensor))
     return Arrays(cu_seqlens, places, tensor, dtype, reach, falls, far)
 
 

@@ -19,8 +19,10 @@ FAR = 2.0**12
 """From here on a log-sum-exp in float32 is off by more than naive scores are."""
 
 
-def far_numbers(numbers: Tensor) -> bool:
+def far_numbers(numbers: Tensor | None) -> bool:
     """Whether a bias by distance has numbers by which a row could be far; -inf hides a key."""
+    if numbers is None:
+        return False
     return bool(((numbers.abs() > FAR) & (numbers != -torch.inf)).any())
 
 
