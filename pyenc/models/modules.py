@@ -29,13 +29,20 @@ def untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Whether to call a module is to call the `forward` of one of these kinds on its weights, so
     that an op may take the weights and leave out the call.
 
-    False of what somebody put in its place, an adapter say, and of one that is listened to or given
-    its weights by a hook (pruning). A parametrized one's weight is what it should be.
+    False of what somebody put in its place, an adapter say, of one that is listened to or given its
+    weights by a hook (pruning), of one that was compiled in place, and of one whose `forward`, or
+    its class's, was set since. A parametrized one's weight is what it should be.
     """
     hooks = module._forward_hooks or module._forward_pre_hooks or _has_any_global_hook()
     hooks = hooks or module._backward_hooks or module._backward_pre_hooks
-    own = any(type(module).forward is kind.forward for kind in kinds)
-    return own and not hooks and "forward" not in module.__dict__
+    own = any(type(module).forward is FORWARDS[kind] for kind in kinds)
+    return own and not hooks and calls_forward(module)
+
+
+def calls_forward(module: nn.Module) -> bool:
+    """Whether to call a module, but for its hooks, is to call its class's `forward`, and not one of
+    its own or what `module.compile()` made of it."""
+    return "forward" not in module.__dict__ and module._compiled_call_impl is None
 
 
 def dtype_of(module: nn.Module, default: torch.dtype) -> torch.dtype:
@@ -169,6 +176,12 @@ class Int8Linear(nn.Module):
     def extra_repr(self) -> str:
         rows, columns = self.weight.shape
         return f"in_features={columns}, out_features={rows}, bias={self.bias is not None}"
+
+
+FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {
+    kind: kind.forward for kind in (Norm, Linear, SplitLinear, Int8Linear, nn.Embedding)
+}
+"""As they are written: another that was set on a class since is somebody's own."""
 
 
 def activated(layer: nn.Module, x: Tensor, backend: str | None, activation: str) -> Tensor:
