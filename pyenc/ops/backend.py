@@ -158,6 +158,11 @@ def hides_values(*tensors: Tensor | None) -> bool:
     of the tensors has none (on meta, or a fake one). The registered ops look at them themselves."""
     if compiling() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
         return True
+    return valueless(*tensors)
+
+
+def valueless(*tensors: Tensor | None) -> bool:
+    """Whether one of the tensors is shape and dtype alone: on meta, or a fake one."""
     return any(
         tensor is not None and (tensor.device.type == "meta" or isinstance(tensor, FakeTensor))
         for tensor in tensors

@@ -22,6 +22,7 @@ from ..backend import (
     forward_derivative,
     hides_values,
     transformed,
+    valueless,
 )
 from ..launch import DTYPE_CODES
 from ..sharing import shared
@@ -150,7 +151,10 @@ def attention(
     elif name == "flash_attn":
         slopes = bias.slopes if isinstance(bias, ALiBi) else None
         out, lse = flash_attn.attention(q, k, v, cu_seqlens, slopes, scale, window, dropout_p)
-    elif name in ("cpu", "torch") and is_own(bias) and compiling():
+    elif (
+        name in ("cpu", "torch") and is_own(bias)
+        and (compiling() or valueless(q, k, v, cu_seqlens, positions))
+    ):  # fmt: skip
         out, lse = attention_traced(
             q, k, v, cu_seqlens, bias, positions, scale, window, dropout_p, seed, name == "cpu"
         )  # fmt: skip
