@@ -13,7 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from ..ops import embedding_norm
 from ..ops.embedding import few_rows
 from .config import EncoderConfig
-from .modules import FORWARDS, Norm, calls_forward
+from .modules import FORWARDS, Norm, called, calls_forward
 
 
 class Embeddings(nn.Module):
@@ -85,7 +85,7 @@ class Embeddings(nn.Module):
         if self.position is not None:
             x_TC = x_TC + self.position(position_ids)
         if self.norm is not None:
-            x_TC, _ = self.norm(x_TC, None, backend)
+            x_TC, _ = called(self.norm, backend, x_TC, None)
         return x_TC
 
     def _plain(self) -> bool:

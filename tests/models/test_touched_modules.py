@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.nn.utils import prune
 
 from pyenc.models.modules import Linear
@@ -86,6 +89,41 @@ def test_hooks_are_run(name: str, everywhere: bool, grad: bool) -> None:
                 hook.remove()
     assert ran.issuperset(modules)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("everywhere", [False, True], ids=["own hooks", "a global hook"])
+@pytest.mark.parametrize("name", EACH_FAMILY)
+def test_hooks_that_hand_on_a_tensor_alone(name: str, everywhere: bool, grad: bool) -> None:
+    """As those of tensor parallelism do before a linear layer; it is told its backend all the
+    same."""
+    case = case_of(name)
+    encoder = case.checkpoint.encoder
+    encoder.backend = "reference"
+    told: list[Any] = []
+
+    def alone(module: nn.Module, given: Any) -> Any:
+        return given[0] if isinstance(module, Linear) else None
+
+    def note(module: nn.Module, given: Any, named: Any, answer: Any) -> None:
+        told.append(named.get("backend"))
+
+    with torch.set_grad_enabled(grad):
+        before = loss_of(encoder, case)
+        layers = [encoder.get_submodule(each) for each in linears(encoder)]
+        hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
+        if everywhere:
+            hooks.append(register_module_forward_pre_hook(alone))
+        else:
+            hooks += [layer.register_forward_pre_hook(alone) for layer in layers]
+        try:
+            after = loss_of(encoder, case)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    assert len(told) >= len(layers) - 3  # pooler and head may not be asked
+    assert set(told) == {"reference"}
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
 
 
 def compiled(module: nn.Module, note: Any, patch: pytest.MonkeyPatch) -> None:
