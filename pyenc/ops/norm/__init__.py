@@ -63,7 +63,7 @@ def add_layer_norm(
             oracle.widen(bias),
             eps,
         )
-        return normed.to(dtype), total.to(dtype)
+        return normed.to(dtype), x if residual is None else total.to(dtype)
     if name in ("cpu", "triton"):
         return _by_kernels(name, x, residual, weight, bias, eps, rms=False)
     total = x if residual is None else x + residual
@@ -89,7 +89,7 @@ def add_rms_norm(
         normed, total = add_rms_norm_reference(
             oracle.widen(x), oracle.widen(residual), oracle.widen(weight), eps
         )
-        return normed.to(dtype), total.to(dtype)
+        return normed.to(dtype), x if residual is None else total.to(dtype)
     if name in ("cpu", "triton"):
         return _by_kernels(name, x, residual, weight, None, eps, rms=True)
     total = x if residual is None else x + residual
