@@ -30,7 +30,7 @@ from ..validation import check_cu_seqlens, check_dense_bias, check_positions, se
 from . import blocks
 from .along import Falls, falls_of, grad_of_line, spread
 from .bias import ALiBi, relative_position_bucket
-from .far import far_numbers, far_rows, fitting, mark, marked
+from .far import FULL, far_numbers, far_rows, fitting, mark, marked
 from .terms import Terms, has_line, is_own
 
 OP = "attention"
@@ -46,9 +46,6 @@ LINE_PADDING = 64
 # Tokens of the longest sequence from which on what may be left out of a line is worth its bounds;
 # csrc/attention/plan.h leaves nothing out of shorter ones than kShortestSkipping.
 WORTH_FALLS = 320
-
-# About as large as a number may be so that log2(e) of it is one.
-FULL = 2e38
 
 # Places and differences of positions are float32 inside.
 MAX_SPAN = 2**24

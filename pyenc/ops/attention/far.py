@@ -18,6 +18,9 @@ from torch import Tensor
 FAR = 2.0**12
 """From here on a log-sum-exp in float32 is off by more than naive scores are."""
 
+FULL = 2e38
+"""About as large as a number may be so that log2(e) of it is one."""
+
 
 def far_numbers(numbers: Tensor | None) -> bool:
     """Whether a bias by distance has numbers by which a row could be far; -inf hides a key."""
@@ -26,9 +29,9 @@ def far_numbers(numbers: Tensor | None) -> bool:
     return bool(((numbers.abs() > FAR) & (numbers != -torch.inf)).any())
 
 
-def far_rows(lse_TH: Tensor) -> bool:
-    """Whether there are such rows, or some that overflowed. One of hidden keys alone is none."""
-    return not bool(((lse_TH.abs() <= FAR) | (lse_TH == -torch.inf)).all())
+def far_rows(lse_TH: Tensor, most: float = FAR) -> bool:
+    """Whether there are rows beyond so much, or that overflowed; one of hidden keys is none."""
+    return not bool(((lse_TH.abs() <= most) | (lse_TH == -torch.inf)).all())
 
 
 def mark(ranges: Tensor | None) -> None:
@@ -44,7 +47,7 @@ def marked(ranges: Tensor) -> bool:
 def fitting(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor in a dtype that may be narrower: its finite numbers stay finite, the largest there
     is in the place of those beyond it."""
-    if torch.finfo(tensor.dtype).max <= torch.finfo(dtype).max:
-        return tensor.to(dtype)
     most = torch.finfo(dtype).max
+    if not tensor.is_floating_point() or torch.finfo(tensor.dtype).max <= most:
+        return tensor.to(dtype)
     return torch.where(tensor.isinf(), tensor, tensor.clamp(-most, most)).to(dtype)

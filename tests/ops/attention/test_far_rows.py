@@ -67,6 +67,40 @@ def test_dense(backend: str, value: float, dtype: torch.dtype) -> None:
     Case().check(dense(value), backend, dtype)
 
 
+class Own:
+    """The same numbers, told pair by pair."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers = numbers
+
+    def block(self, i: Tensor, j: Tensor) -> Tensor:
+        return self.numbers[:, i[:, None], j]
+
+
+class OwnMap(Own):
+    """Made new scores of; whatever those were, where numbers are large."""
+
+    def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return s + self.block(i, j).to(s.dtype)
+
+
+@pytest.mark.parametrize("kind", [Own, OwnMap])
+@pytest.mark.parametrize("value", VALUES[1:])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ones_own(backend: str, value: float, kind: Any) -> None:
+    Case().check(kind(dense(value)), backend, torch.float32)
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_ones_own_of_float64(backend: str) -> None:
+    bias = dense(torch.finfo(torch.float64).min, torch.float64)
+    case = Case()
+    got = case.by(Own(bias), backend, torch.float32)
+    right = case.by(dense_like(bias, torch.finfo(torch.float64).min), "reference", torch.float32)
+    for number, (mine, theirs) in enumerate(zip(got, right, strict=True)):
+        assert_right(mine, theirs, theirs.double(), gradient=number > 1, what=str(number))
+
+
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_dense_in_halves(backend: str, kind: torch.dtype) -> None:
