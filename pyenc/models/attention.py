@@ -16,7 +16,7 @@ from ..ops.attention.terms import Bias, has_line
 from ..ops.backend import compiling
 from .call import Call, Turn
 from .config import EncoderConfig
-from .modules import Linear, Norm, SplitLinear
+from .modules import Linear, Norm, SplitLinear, called
 from .position import make_position
 
 
@@ -72,7 +72,7 @@ class Attention(nn.Module):
             backend=call.backend,
         )
         assert isinstance(out_THD, Tensor)
-        return self.out(out_THD.flatten(1), call.backend)
+        return called(self.out, call.backend, out_THD.flatten(1))
 
     def _heads(self, x_TC: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (T, H, D) each."""
@@ -85,11 +85,12 @@ class Attention(nn.Module):
         whole = not isinstance(self.qkv, SplitLinear) and self.q_norm is None
         if whole and turn is not None:
             # One call for both: the heads of k are further heads of q.
-            qkv_THD = self.qkv(x_TC, call.backend).unflatten(-1, (heads + 2 * kv_heads, dim))
+            qkv_TC = called(self.qkv, call.backend, x_TC)
+            qkv_THD = qkv_TC.unflatten(-1, (heads + 2 * kv_heads, dim))
             qk_THD, v_THD = qkv_THD.split((heads + kv_heads, kv_heads), 1)
             q_THD, k_THD = turned(qk_THD, turn).split((heads, kv_heads), 1)
         elif whole and kv_heads == heads and call.query_scale is None:
-            qkv_TC = self.qkv(x_TC, call.backend)
+            qkv_TC = called(self.qkv, call.backend, x_TC)
             q_THD, k_THD, v_THD = qkv_TC.view(x_TC.shape[0], 3, heads, dim).unbind(1)
             return q_THD, k_THD, v_THD
         else:
@@ -107,18 +108,18 @@ class Attention(nn.Module):
         and values as many as there are."""
         (heads, dim), kv_heads = self.heads, self.kv_heads
         if isinstance(self.qkv, SplitLinear):
-            q_TC, k_TC, v_TC = self.qkv(x_TC, call.backend)
+            q_TC, k_TC, v_TC = called(self.qkv, call.backend, x_TC)
         else:
             widths = heads * dim, kv_heads * dim, kv_heads * dim
-            q_TC, k_TC, v_TC = self.qkv(x_TC, call.backend).split(widths, -1)
+            q_TC, k_TC, v_TC = called(self.qkv, call.backend, x_TC).split(widths, -1)
         dtype = v_TC.dtype
         if self.q_norm is not None and self.k_norm is not None and not self.by_head:
-            q_TC, _ = self.q_norm(q_TC, None, call.backend)
-            k_TC, _ = self.k_norm(k_TC, None, call.backend)
+            q_TC, _ = called(self.q_norm, call.backend, q_TC, None)
+            k_TC, _ = called(self.k_norm, call.backend, k_TC, None)
         q_THD, k_THD, v_THD = (y_TC.unflatten(-1, (-1, dim)) for y_TC in (q_TC, k_TC, v_TC))
         if self.q_norm is not None and self.k_norm is not None and self.by_head:
-            q_THD, _ = self.q_norm(q_THD, None, call.backend)
-            k_THD, _ = self.k_norm(k_THD, None, call.backend)
+            q_THD, _ = called(self.q_norm, call.backend, q_THD, None)
+            k_THD, _ = called(self.k_norm, call.backend, k_THD, None)
         # Under autocast the norms answer in float32 and the product does not.
         return q_THD.to(dtype), k_THD.to(dtype), v_THD
 

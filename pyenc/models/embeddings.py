@@ -13,7 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from ..ops import embedding_norm
 from ..ops.embedding import few_rows
 from .config import EncoderConfig
-from .modules import Norm
+from .modules import FORWARDS, Norm, called, calls_forward
 
 
 class Embeddings(nn.Module):
@@ -85,7 +85,7 @@ class Embeddings(nn.Module):
         if self.position is not None:
             x_TC = x_TC + self.position(position_ids)
         if self.norm is not None:
-            x_TC, _ = self.norm(x_TC, None, backend)
+            x_TC, _ = called(self.norm, backend, x_TC, None)
         return x_TC
 
     def _plain(self) -> bool:
@@ -95,12 +95,13 @@ class Embeddings(nn.Module):
 
 
 def _untouched(module: nn.Module) -> bool:
-    """Not another in its place, without hooks, not given another `forward` or weight."""
+    """Not another in its place, without hooks, not given another `forward`, call or weight."""
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         return False  # which is written into the table at a call
     hooks = module._forward_hooks or module._forward_pre_hooks or _has_any_global_hook()
     own = type(module) in (nn.Embedding, Norm) and type(module.weight) is nn.Parameter
-    return own and not hooks and "forward" not in module.__dict__
+    own = own and type(module).forward is FORWARDS[type(module)]
+    return own and not hooks and calls_forward(module)
 
 
 def _gathers(table: nn.Embedding) -> bool:

@@ -28,7 +28,7 @@ from .config import EncoderConfig
 from .embeddings import Embeddings
 from .head import MaskedLMHead
 from .layers import Layer, PreNormLayer
-from .modules import Norm, untouched
+from .modules import Norm, called, untouched
 from .packing import Packed, check_packed, check_ranges, count_from_padding, pack
 from .places import places
 from .position import check_apart, make_position
@@ -195,7 +195,7 @@ class Encoder(nn.Module):
             self.config, self._bias(input_ids.device), input_ids.shape[0], cu_seqlens, positions,
             contiguous, span, self.backend, self.skip_eps,
         )  # fmt: skip
-        x_TC = self.embeddings(input_ids, position_ids, token_type_ids, self.backend)
+        x_TC = called(self.embeddings, self.backend, input_ids, position_ids, token_type_ids)
         if compiling():
             return self._through(x_TC, call, states)
         with sharing():
@@ -223,7 +223,7 @@ class Encoder(nn.Module):
             _put(states, x_TC, term_TC)
             made = straight_pre_norm(module, x_TC, term_TC, call)
             x_TC, term_TC = layer(x_TC, term_TC) if made is None else made
-        x_TC, _ = self.final_norm(x_TC, term_TC, self.backend)
+        x_TC, _ = called(self.final_norm, self.backend, x_TC, term_TC)
         x_TC = F.dropout(x_TC.to(dtype), self.dropout, self.training)
         _put(states, x_TC)
         return x_TC
@@ -352,7 +352,8 @@ class Encoder(nn.Module):
         Raises:
             InputError: the checkpoint has no whole masked-LM head, or the shape is wrong.
         """
-        logits: Tensor = self.check_head()(hidden, self.embeddings.word.weight, self.backend)
+        words_VC = self.embeddings.word.weight
+        logits: Tensor = called(self.check_head(), self.backend, hidden, words_VC)
         return logits
 
     def check_head(self) -> MaskedLMHead:

@@ -5,15 +5,18 @@ Shapes as suffixes: T packed tokens, C channels, F feed-forward.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..errors import InputError
 from ..ops import gated_activation, gated_linear, linear
 from ..ops.backend import compiling
 from ..ops.linear import by_parts
 from .config import EncoderConfig
-from .modules import Linear, SplitLinear, activated, dropped, untouched
+from .modules import Linear, SplitLinear, activated, called, dropped, hooked_before, untouched
 
 CPU_BYTES = 16 * 2**20
 """Of what a feed-forward's first product gives, how much a CPU makes at a time when no gradient is
@@ -57,7 +60,7 @@ class FeedForward(nn.Module):
         """The arithmetic; each token for itself."""
         inner, outer = (self.dropout if drops else 0.0 for drops in self.drops)
         if self.gated and isinstance(self.up, SplitLinear):
-            first_TF, second_TF = self.up(x_TC, backend)
+            first_TF, second_TF = called(self.up, backend, x_TC)
             if not self.gate_first:
                 first_TF, second_TF = second_TF, first_TF
             m_TF = gated_activation(first_TF, second_TF, self.activation, backend=backend)
@@ -67,7 +70,8 @@ class FeedForward(nn.Module):
                 backend=backend,
             )  # fmt: skip
         elif self.gated:
-            gate_TF, value_TF = self.up(x_TC, backend).chunk(2, dim=-1)
+            _check_whole(self.up)
+            gate_TF, value_TF = called(self.up, backend, x_TC).chunk(2, dim=-1)
             if not self.gate_first:
                 gate_TF, value_TF = value_TF, gate_TF
             m_TF = gated_activation(gate_TF, value_TF, self.activation, backend=backend)
@@ -76,10 +80,31 @@ class FeedForward(nn.Module):
         m_TF = dropped(m_TF, inner, self.training)
         if self.wide and m_TF.dtype == torch.float16 and not untouched(self.down, Linear):
             widened = {name: p.float() for name, p in self.down.named_parameters()}
-            out_TC = functional_call(self.down, widened, (m_TF.float(), backend))
+            wide_TF = m_TF.float()
+            if hooked_before(self.down):
+                named = {"backend": backend}
+                out_TC = functional_call(self.down, widened, (wide_TF,), named)
+            else:
+                out_TC = functional_call(self.down, widened, (wide_TF, backend))
         elif self.wide and m_TF.dtype == torch.float16:
             bias = None if self.down.bias is None else self.down.bias.float()
             out_TC = linear(m_TF.float(), self.down.weight.float(), bias, backend=backend)
         else:
-            out_TC = self.down(m_TF, backend)
+            out_TC = called(self.down, backend, m_TF)
         return dropped(out_TC, outer, self.training)
+
+
+def _check_whole(up: nn.Module) -> None:
+    """Gates and values are the two halves of its rows, and of a shard's rows they are not.
+
+    Raises:
+        InputError: tensor parallelism has given this process a part of the rows.
+    """
+    weight: Any = getattr(up, "weight", None)
+    for dim, placement in enumerate(getattr(weight, "placements", ())):
+        if placement.is_shard(0) and weight.device_mesh.size(dim) > 1:
+            raise InputError(
+                "FeedForward: up is gated, and its weight is sharded by rows (ColwiseParallel), of "
+                "which a part holds no value for its gates; shard feed_forward.down or ungated "
+                "layers, or none"
+            )

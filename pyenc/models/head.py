@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..ops import linear
 from .config import EncoderConfig, HeadConfig
-from .modules import Linear, Norm, activated, untouched
+from .modules import Linear, Norm, activated, called, untouched
 
 
 class MaskedLMHead(nn.Module):
@@ -39,9 +39,10 @@ class MaskedLMHead(nn.Module):
     def forward(self, x: Tensor, words_VC: Tensor, backend: str | None) -> Tensor:
         """(..., C) and the word embeddings (V, C) to (..., V)."""
         if self.dense is not None and self.norm is not None:
-            x, _ = self.norm(activated(self.dense, x, backend, self.activation), None, backend)
+            x = activated(self.dense, x, backend, self.activation)
+            x, _ = called(self.norm, backend, x, None)
         if self.decoder is not None and not untouched(self.decoder, Linear):
-            logits: Tensor = self.decoder(x, backend)
+            logits: Tensor = called(self.decoder, backend, x)
             return logits if self.bias is None else logits + self.bias.to(logits.dtype)
         weight_VC = words_VC if self.decoder is None else self.decoder.weight
         # Under autocast the norm answers in float32 and the products do not.

@@ -11,7 +11,7 @@ from .attention import Attention
 from .call import Call
 from .config import EncoderConfig
 from .feed_forward import FeedForward
-from .modules import Norm, dropped, dtype_of
+from .modules import Norm, called, dropped, dtype_of
 
 
 class Layer(nn.Module):
@@ -28,11 +28,11 @@ class Layer(nn.Module):
 
     def forward(self, x_TC: Tensor, call: Call) -> Tensor:
         a_TC = dropped(self.attention(x_TC, call), self.dropout, self.training)
-        h_TC, _ = self.attention_norm(a_TC, x_TC, call.backend)
+        h_TC, _ = called(self.attention_norm, call.backend, a_TC, x_TC)
         if self.second_norm is not None:
-            h_TC, _ = self.second_norm(x_TC, h_TC, call.backend)
-        f_TC = self.feed_forward(h_TC, call.backend)
-        out_TC, _ = self.feed_forward_norm(f_TC, h_TC, call.backend)
+            h_TC, _ = called(self.second_norm, call.backend, x_TC, h_TC)
+        f_TC = called(self.feed_forward, call.backend, h_TC)
+        out_TC, _ = called(self.feed_forward_norm, call.backend, f_TC, h_TC)
         return out_TC
 
 
@@ -57,15 +57,15 @@ class PreNormLayer(nn.Module):
     def forward(self, x_TC: Tensor, term_TC: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
         y_TC = x_TC
         if self.attention_norm is not None:
-            y_TC, x_TC = self.attention_norm(x_TC, term_TC, call.backend)
+            y_TC, x_TC = called(self.attention_norm, call.backend, x_TC, term_TC)
         # Where the sums are wider than the weights, the products are not.
         y_TC = y_TC.to(dtype_of(self.attention.qkv, y_TC.dtype))
         a_TC = dropped(self.attention(y_TC, call), self.dropout, self.training)
         if self.attention_term_norm is not None:
-            a_TC, _ = self.attention_term_norm(a_TC.to(x_TC.dtype), None, call.backend)
-        y_TC, x_TC = self.feed_forward_norm(x_TC, a_TC, call.backend)
+            a_TC, _ = called(self.attention_term_norm, call.backend, a_TC.to(x_TC.dtype), None)
+        y_TC, x_TC = called(self.feed_forward_norm, call.backend, x_TC, a_TC)
         y_TC = y_TC.to(dtype_of(self.feed_forward.up, y_TC.dtype))
-        f_TC = self.feed_forward(y_TC, call.backend)
+        f_TC = called(self.feed_forward, call.backend, y_TC)
         if self.feed_forward_term_norm is not None:
-            f_TC, _ = self.feed_forward_term_norm(f_TC.to(x_TC.dtype), None, call.backend)
+            f_TC, _ = called(self.feed_forward_term_norm, call.backend, f_TC.to(x_TC.dtype), None)
         return x_TC, f_TC

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 
 from ..errors import InputError
 from ..ops import add_layer_norm, add_rms_norm, linear
@@ -29,13 +29,36 @@ def untouched(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Whether to call a module is to call the `forward` of one of these kinds on its weights, so
     that an op may take the weights and leave out the call.
 
-    False of what somebody put in its place, an adapter say, and of one that is listened to or given
-    its weights by a hook (pruning). A parametrized one's weight is what it should be.
+    False of what somebody put in its place, an adapter say, of one that is listened to or given its
+    weights by a hook (pruning), of one that was compiled in place, and of one whose `forward`, or
+    its class's, was set since. A parametrized one's weight is what it should be.
     """
-    hooks = module._forward_hooks or module._forward_pre_hooks or _has_any_global_hook()
+    hooks = (
+        module._forward_hooks or module._forward_pre_hooks or torch_module._has_any_global_hook()
+    )
     hooks = hooks or module._backward_hooks or module._backward_pre_hooks
-    own = any(type(module).forward is kind.forward for kind in kinds)
-    return own and not hooks and "forward" not in module.__dict__
+    own = any(type(module).forward is FORWARDS[kind] for kind in kinds)
+    return own and not hooks and calls_forward(module)
+
+
+def calls_forward(module: nn.Module) -> bool:
+    """Whether to call a module, but for its hooks, is to call its class's `forward`, and not one of
+    its own or what `module.compile()` made of it."""
+    return "forward" not in module.__dict__ and module._compiled_call_impl is None
+
+
+def called(module: nn.Module, backend: str | None, *given: Any) -> Any:
+    """module(*given, backend)."""
+    if hooked_before(module):
+        return module(*given, backend=backend)
+    return module(*given, backend)
+
+
+def hooked_before(module: nn.Module) -> bool:
+    """Whether hooks run before a module, which is then told the backend by its name: those of
+    tensor parallelism put the first argument alone in the place of all that have none."""
+    hooks = getattr(module, "_forward_pre_hooks", None) or torch_module._global_forward_pre_hooks
+    return bool(hooks)
 
 
 def dtype_of(module: nn.Module, default: torch.dtype) -> torch.dtype:
@@ -99,7 +122,7 @@ class SplitLinear(nn.Module):
 
     def forward(self, x_TC: Tensor, backend: str | None) -> tuple[Tensor, ...]:
         """The result's channels, a tensor a part."""
-        return tuple(part(x_TC, backend) for part in self.parts)
+        return tuple(called(part, backend, x_TC) for part in self.parts)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -171,10 +194,16 @@ class Int8Linear(nn.Module):
         return f"in_features={columns}, out_features={rows}, bias={self.bias is not None}"
 
 
+FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {
+    kind: kind.forward for kind in (Norm, Linear, SplitLinear, Int8Linear, nn.Embedding)
+}
+"""As they are written: another that was set on a class since is somebody's own."""
+
+
 def activated(layer: nn.Module, x: Tensor, backend: str | None, activation: str) -> Tensor:
     """activation(layer(x)), in one op where the layer is ours: an adapter adds to what is
     activated, and whoever listens to a layer asks for the product."""
     if untouched(layer, Linear, Int8Linear):
         found: Tensor = layer(x, backend, activation)
         return found
-    return activate(layer(x, backend), activation)
+    return activate(called(layer, backend, x), activation)

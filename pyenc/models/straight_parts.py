@@ -15,11 +15,12 @@ from torch.nn.modules import module as torch_module
 
 from ..ops.activation import ACTIVATIONS
 from ..ops.registered import PLAIN
+from ..ops.validation import is_eps
 from .attention import Attention, repeated
 from .call import Call, Turn
 from .feed_forward import FeedForward
 from .layers import Layer, PreNormLayer
-from .modules import Linear, Norm
+from .modules import FORWARDS, Linear, Norm
 
 Parameters = tuple[Tensor, Tensor | None]
 
@@ -87,6 +88,8 @@ def pre_norm_parts(layer: Any, x: Tensor, own_bias: bool = False) -> PreNormPart
 def attention_of(module: Any, x: Tensor, own_bias: bool = False) -> AttentionPart | None:
     if not silent(module, Attention) or (module.training and module.dropout):
         return None
+    if "_heads" in module.__dict__:
+        return None
     # Not of its modules alone: what stands there need be none, a bias say.
     if module.q_norm is not None or module.k_norm is not None:
         return None
@@ -102,6 +105,8 @@ def attention_of(module: Any, x: Tensor, own_bias: bool = False) -> AttentionPar
 def feed_forward_of(module: Any, x: Tensor) -> FeedForwardPart | None:
     if not silent(module, FeedForward) or (module.training and module.dropout):
         return None
+    if "rows" in module.__dict__:
+        return None
     if (module.wide and x.dtype == torch.float16) or module.activation not in ACTIVATIONS:
         return None
     of: Any = module._modules
@@ -115,7 +120,9 @@ def feed_forward_of(module: Any, x: Tensor) -> FeedForwardPart | None:
 
 
 def norm_of(module: Any, x: Tensor) -> NormPart | None:
-    if not silent(module, Norm) or module.plus_one:
+    if not silent(module, Norm) or module.plus_one or "gain" in module.__dict__:
+        return None
+    if type(module.eps) is not float or not is_eps(module.eps):
         return None
     parameters = _parameters(module, x, x.shape[1], 0)
     if parameters is None or (module.rms and parameters[1] is not None):
@@ -123,10 +130,15 @@ def norm_of(module: Any, x: Tensor) -> NormPart | None:
     return NormPart(module, parameters)
 
 
+_FORWARDS: dict[Any, Any] = FORWARDS | {
+    kind: kind.forward for kind in (Layer, PreNormLayer, Attention, FeedForward)
+}
+
+
 def silent(module: Any, kind: Any) -> bool:
-    """Whether a module is exactly one of ours, and to call its `forward` is to call it, where no
-    gradient is taken."""
-    if type(module) is not kind:
+    """Whether a module is exactly one of ours, its class's `forward` as it is written, and to call
+    that is to call the module, where no gradient is taken."""
+    if type(module) is not kind or kind.forward is not _FORWARDS[kind]:
         return False
     own = module.__dict__
     if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own:

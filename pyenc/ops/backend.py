@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 
 from ..errors import BackendError
 from ..forking import check_forked
+from .constant import constant_result
 
 BACKENDS = ("triton", "cpu", "flash_attn", "bf16x6", "bf16x3", "onednn", "torch", "reference")
 """`reference` is the dense oracle: O(n^2) memory, any dtype, for checking only."""
@@ -126,12 +127,19 @@ def looked_through() -> bool:
 
 
 def transformed() -> bool:
-    """Whether torch.func transforms the call."""
-    return not compiling() and torch._C._are_functorch_transforms_active()
+    """Whether torch.func transforms the call, or what torch.compile traces of it."""
+    return _transforms_active()
+
+
+@constant_result
+def _transforms_active() -> bool:
+    return torch._C._are_functorch_transforms_active()
 
 
 def followed(x: Tensor) -> bool:
     """Whether torch.func takes a derivative by x, or by what it is made of."""
+    if compiling():
+        return x[:0].requires_grad  # of its own arguments a trace does not say it
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(x):
         if functorch.is_gradtrackingtensor(x):
@@ -158,6 +166,11 @@ def hides_values(*tensors: Tensor | None) -> bool:
     of the tensors has none (on meta, or a fake one). The registered ops look at them themselves."""
     if compiling() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
         return True
+    return valueless(*tensors)
+
+
+def valueless(*tensors: Tensor | None) -> bool:
+    """Whether one of the tensors is shape and dtype alone: on meta, or a fake one."""
     return any(
         tensor is not None and (tensor.device.type == "meta" or isinstance(tensor, FakeTensor))
         for tensor in tensors

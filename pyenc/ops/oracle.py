@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from .backend import compiling
+
 
 @overload
 def widen(x: Tensor) -> Tensor: ...
@@ -22,6 +24,13 @@ def widen(x: None) -> None: ...
 def widen(x: Tensor | None) -> Tensor | None:
     """x in float32 or wider; differentiable."""
     return None if x is None else x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An answer in the dtype that it is of, and no view, as the ops of every backend give it: under
+    `no_grad` a view is what nobody could write to where gradients are on."""
+    x = x.to(dtype)
+    return x if compiling() or not x._is_view() else x.clone()
 
 
 class Widening(TorchFunctionMode):

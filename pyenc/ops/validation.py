@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +32,21 @@ def check_float(op: str, **tensors: Tensor | None) -> None:
                 f"{op}: {name} is on {tensor.device}, {first[0]} on {first[1].device}; "
                 "all tensors must share a device"
             )
+
+
+def check_eps(op: str, eps: Any) -> None:
+    """What is added to a variance before its root is taken is finite and not negative."""
+    try:
+        right = bool(is_eps(eps))
+    except TypeError:
+        raise InputTypeError(f"{op}: eps must be a number, got {eps!r:.80}") from None
+    if not right:
+        raise InputError(f"{op}: eps must be finite and not negative, got {eps}")
+
+
+def is_eps(eps: float) -> bool:
+    """Compared alone, for a traced graph's numbers are symbols; NaN is in no range."""
+    return 0 <= eps < math.inf
 
 
 def check_cu_seqlens(op: str, cu_seqlens: Tensor) -> None:

@@ -21,7 +21,7 @@ from .assumed import AssumptionWarning, assumption, check_said, limit_file, reci
 from .module_list import module_paths, transformer_folder
 from .names import names_nearest
 from .recipe import LONE_POOLING, Recipe, read_recipe, says_pooling
-from .tasks import of_task, own_modules, task_files
+from .tasks import of_task, task_files
 from .text_encoder import TextEncoder
 from .tokenizer import TOKENIZER_FILES, TextTokenizer, has_tokenizer
 from .tokenizer_settings import LIMITS, read_limit
@@ -106,7 +106,6 @@ def load(
         recipe = replace(recipe, pooling=checkpoint.pooling)
     recipe = told(recipe, pooling, normalize)
     files = _small_files(folder, recipe)
-    files |= own_modules(files)
     if checkpoint.task is not None:
         files |= task_files(files, recipe)
     limit = _saved_limit(inside, checkpoint, recipe)

@@ -48,7 +48,9 @@ def read_modules(path: Path) -> list[dict[str, Any]]:
     ) as error:  # fmt: skip
         raise CheckpointError(f"{path}: not a readable list of modules: {error!r}") from error
     for module in modules:
-        if module["type"] == JINAS and _has_tasks(path.parent / module.get("path", "")):
+        if module["type"] != JINAS:
+            continue
+        if has_tasks(read_json(path.parent / module.get("path", "") / "config.json")):
             module["type"] = KINDS + "Transformer"
     if numbers != sorted(numbers):
         raise CheckpointError(
@@ -65,11 +67,10 @@ def read_modules(path: Path) -> list[dict[str, Any]]:
     return modules
 
 
-def _has_tasks(folder: Path) -> bool:
-    """Whether a folder's `config.json` is of jina-embeddings-v3's original code."""
-    said = read_json(folder / "config.json")
-    return said.get("model_type") == "xlm-roberta" and isinstance(
-        said.get("lora_adaptations"), list
+def has_tasks(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is of jina-embeddings-v3's original code."""
+    return config.get("model_type") == "xlm-roberta" and isinstance(
+        config.get("lora_adaptations"), list
     )
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from ..errors import CheckpointError
 from ..loading import Checkpoint, save_checkpoint
 from ..loading.files import moved_into
+from ..loading.save import config_of
 from .assumed import limit_file, recipe_files, told
 from .recipe import LONE_POOLING, Recipe
+from .tasks import own_modules
 
 
 def said_files(
@@ -70,6 +72,7 @@ def write_folder(
         CheckpointError: `folder` cannot be written as a checkpoint's folder, or the checkpoint
             holds what its tensors cannot.
     """
+    files = {**files, **own_modules(files, config_of(checkpoint))}
     inside = recipe.transformer_path
     below = {k: v for k, v in files.items() if inside and k.startswith(inside + "/")}
     rest = {k: v for k, v in files.items() if k not in below}

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from ..errors import CheckpointError
 from ..loading import Checkpoint
-from .module_list import JINAS, KINDS, kind_of
+from .module_list import JINAS, KINDS, has_tasks, kind_of
 from .recipe import Recipe
 
 SIDES = {"retrieval.query": ("query",), "retrieval.passage": ("document",)}
@@ -55,12 +56,22 @@ def task_files(files: Mapping[str, bytes], recipe: Recipe) -> dict[str, bytes]:
     return {PROMPTS: (json.dumps(said, indent=2) + "\n").encode()}
 
 
-def own_modules(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """`modules.json` without the class of the repository, whose file is not carried along: what is
-    saved may have no adapters any more."""
+def own_modules(files: Mapping[str, bytes], config: Mapping[str, Any]) -> dict[str, bytes]:
+    """`modules.json` without the class of the repository, where what is saved has no adapters any
+    more and no need of it: transformers has a class for that.
+
+    With adapters it stays. Its file is not carried along, so sentence-transformers asks for it as
+    it does of the published folder, and makes no XLM-RoBERTa of random tensors.
+
+    Args:
+        files: relative path -> content of what is saved.
+        config: the `config.json` that is saved.
+    """
     modules = json.loads(files.get("modules.json", b"[]"))
     jinas = [module for module in modules if kind_of(module) == JINAS]
+    if not jinas or has_tasks(config):
+        return {}
     for module in jinas:
         module["type"] = KINDS + "Transformer"
         module.pop("kwargs", None)
-    return {"modules.json": (json.dumps(modules, indent=2) + "\n").encode()} if jinas else {}
+    return {"modules.json": (json.dumps(modules, indent=2) + "\n").encode()}

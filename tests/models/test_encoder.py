@@ -287,6 +287,7 @@ def test_beyond_the_position_table() -> None:
         ({"local": (True,), "window": 4}, "local names 1 of 2 layers"),
         ({"padding_id": -1}, "padding_id must not be negative"),
         ({"log_length": 1}, "log_length must be at least 2"),
+        *[({"norm_eps": e}, "norm_eps must be finite") for e in (-1e-12, math.nan, math.inf)],
     ],
 )
 def test_impossible_configs(change: dict[str, object], message: str) -> None:

@@ -225,6 +225,8 @@ def test_a_parameter_without_memory_is_told_of(what: str, name: str, norm_first:
         ("feed_forward", "activation", "swish", "linear: unknown activation 'swish'"),
         ("attention", "window", (3, -2), "window must be"),
         ("attention", "scale", math.inf, "scale must be finite"),
+        ("attention_norm", "eps", -1e-12, "add_layer_norm: eps must be finite and not negative"),
+        ("feed_forward_norm", "eps", math.nan, "add_layer_norm: eps must be finite and not negat"),
     ],
 )
 def test_mistakes_in_a_layer_are_told_as_ever(

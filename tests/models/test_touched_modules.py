@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.nn.utils import prune
 
 from pyenc.models.modules import Linear
@@ -86,6 +89,134 @@ def test_hooks_are_run(name: str, everywhere: bool, grad: bool) -> None:
                 hook.remove()
     assert ran.issuperset(modules)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("everywhere", [False, True], ids=["own hooks", "a global hook"])
+@pytest.mark.parametrize("name", EACH_FAMILY)
+def test_hooks_that_hand_on_a_tensor_alone(name: str, everywhere: bool, grad: bool) -> None:
+    """As those of tensor parallelism do before a linear layer; it is told its backend all the
+    same."""
+    case = case_of(name)
+    encoder = case.checkpoint.encoder
+    encoder.backend = "reference"
+    told: list[Any] = []
+
+    def alone(module: nn.Module, given: Any) -> Any:
+        return given[0] if isinstance(module, Linear) else None
+
+    def note(module: nn.Module, given: Any, named: Any, answer: Any) -> None:
+        told.append(named.get("backend"))
+
+    with torch.set_grad_enabled(grad):
+        before = loss_of(encoder, case)
+        layers = [encoder.get_submodule(each) for each in linears(encoder)]
+        hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
+        if everywhere:
+            hooks.append(register_module_forward_pre_hook(alone))
+        else:
+            hooks += [layer.register_forward_pre_hook(alone) for layer in layers]
+        try:
+            after = loss_of(encoder, case)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    assert len(told) >= len(layers) - 3  # pooler and head may not be asked
+    assert set(told) == {"reference"}
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
+
+
+def compiled(module: nn.Module, note: Any, patch: pytest.MonkeyPatch) -> None:
+    """As `module.compile()` leaves it, but that nothing is traced."""
+
+    def call(*given: Any, **named: Any) -> Any:
+        note(module)
+        return module._call_impl(*given, **named)
+
+    patch.setattr(module, "_compiled_call_impl", call)
+
+
+def overridden(module: nn.Module, note: Any, patch: pytest.MonkeyPatch) -> None:
+    own = module.forward
+
+    def forward(*given: Any, **named: Any) -> Any:
+        note(module)
+        return own(*given, **named)
+
+    patch.setattr(module, "forward", forward)
+
+
+def patched(module: nn.Module, note: Any, patch: pytest.MonkeyPatch) -> None:
+    """On its class, which may have been patched for another module before."""
+    own: Any = type(module).forward
+    if getattr(own, "notes", False):
+        return
+
+    def forward(self: nn.Module, *given: Any, **named: Any) -> Any:
+        note(self)
+        return own(self, *given, **named)
+
+    forward.notes = True  # type: ignore[attr-defined]
+    patch.setattr(type(module), "forward", forward)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("change", [compiled, overridden, patched])
+@pytest.mark.parametrize("name", EACH_FAMILY)
+def test_what_a_call_was_made_to_be_is_run(
+    name: str, change: Any, grad: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every module of ours, and of every table."""
+    case = case_of(name)
+    encoder = case.checkpoint.encoder
+    ran: set[nn.Module] = set()
+    with torch.set_grad_enabled(grad):
+        before = loss_of(encoder, case)
+        beside = {encoder, encoder.layers, *([] if encoder.lm_head is None else [encoder.lm_head])}
+        modules = [m for m in encoder.modules() if m not in beside]
+        for module in modules:
+            change(module, ran.add, monkeypatch)
+        after = loss_of(encoder, case)
+        monkeypatch.undo()
+    assert ran.issuperset(modules)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("change", [compiled, overridden, patched])
+def test_one_alone(change: Any, grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each by itself: no other one's change lets it be called."""
+    for name in EACH_FAMILY:
+        case = case_of(name)
+        encoder = case.checkpoint.encoder
+        whole = encoder.layers[-1]
+        tables = [encoder.embeddings, *encoder.embeddings.children()]
+        for module in [*whole.modules(), *tables]:
+            ran: set[nn.Module] = set()
+            with monkeypatch.context() as patch, torch.set_grad_enabled(grad):
+                change(module, ran.add, patch)
+                loss_of(encoder, case)
+            assert module in ran, (name, type(module))
+
+
+@pytest.mark.parametrize(
+    ("place", "method"),
+    [("attention", "_heads"), ("feed_forward", "rows"), ("feed_forward_norm", "gain")],
+)
+def test_methods_that_forward_calls(place: str, method: str) -> None:
+    case = case_of("bert_mean_h4")
+    encoder = case.checkpoint.encoder.eval()
+    module = encoder.layers[0].get_submodule(place)
+    own, ran = getattr(module, method), []
+
+    def note(*given: Any) -> Any:
+        ran.append(method)
+        return own(*given)
+
+    setattr(module, method, note)
+    with torch.no_grad():
+        encoder.hidden(case.packed)
+    assert ran
 
 
 @pytest.mark.parametrize("name", EACH_FAMILY)

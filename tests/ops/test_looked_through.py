@@ -88,6 +88,20 @@ def test_transforms(name: str) -> None:
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("name", OPS)
+def test_transforms_in_a_graph(name: str, inside: bool) -> None:
+    """Whether the transform is compiled, or something that has it inside."""
+    share = torch.randn_like(OPS[name](X, None))
+    leaf = X.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad((OPS[name](leaf, None) * share).sum(), leaf)
+    slope = torch.func.grad(lambda x: (OPS[name](x, None) * share).sum())
+    torch._dynamo.reset()
+    run = torch.compile((lambda x: slope(x) * 1) if inside else slope, backend="aot_eager")
+    torch.testing.assert_close(run(X), wanted, rtol=1e-4, atol=1e-4)
+    torch._dynamo.reset()
+
+
 def test_eight_bits_have_none() -> None:
     weight, scale = quantize_weight(torch.randn(6, C))
     with pytest.raises(InputError, match="have no gradient"):
@@ -265,6 +279,13 @@ def test_attention_refuses_transforms_by_name(own: bool) -> None:
         torch.func.grad(lambda x: run(x).sum())(q)
     with pytest.raises(BackendError, match=r"transforms of torch\.func .* backend=\"reference\""):
         torch.func.grad(lambda x: torch.func.vmap(run)(x[None]).sum())(q)
+    for made in (lambda x: x, lambda x: x.sin()):  # an argument itself, or what is made of it
+        slope = torch.func.grad(lambda x, made=made: run(made(x)).sum())
+        for full, error in ((False, BackendError), (True, Exception)):
+            torch._dynamo.reset()
+            with pytest.raises(error, match=r"transforms of torch\.func .* backend=\"reference\""):
+                torch.compile(slope, backend="aot_eager", fullgraph=full)(q)
+    torch._dynamo.reset()
     leaf = q.clone().requires_grad_()
     right = torch.autograd.grad(run(leaf).square().sum(), leaf)[0]
     found = torch.func.grad(lambda x: run(x, "reference").square().sum())(q)
@@ -278,8 +299,11 @@ def test_attention_of_what_is_not_derived_by() -> None:
     def run(x: Tensor) -> Any:
         return attention(x, x, x, ENDS, bias=bias)
 
-    found = torch.func.grad(lambda x: (x * run(q)).sum())(q)
-    torch.testing.assert_close(found, run(q))
+    slope = torch.func.grad(lambda x: (x * run(q)).sum())
+    torch._dynamo.reset()
+    for function in (slope, torch.compile(slope, backend="aot_eager", fullgraph=True)):
+        torch.testing.assert_close(function(q), run(q))
+    torch._dynamo.reset()
     torch.testing.assert_close(
         torch.func.vmap(run)(torch.stack([q, -q])), torch.stack([run(q), run(-q)])
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,12 +15,14 @@ from pyenc.ops import (
     add_layer_norm,
     add_rms_norm,
     attention,
+    embedding_norm,
     gated_activation,
     gated_linear,
     linear,
     rotary,
     segment_mean,
 )
+from pyenc.ops.linear.int8 import int8_linear, quantize_weight
 
 HALVES = [torch.float16, torch.bfloat16]
 
@@ -119,3 +124,51 @@ def test_a_bias_of_ones_own_in_half() -> None:
     )
     assert torch.equal(out, v[:1].expand_as(v))  # the first key outweighs all others
     assert lse[-1].tolist() == [3000.0 * 299] * 2
+
+
+X, W, V = torch.randn(6, 8), torch.randn(4, 8), torch.randn(8)
+TURN, ENDS = torch.randn(6, 4), torch.tensor([0, 2, 6])
+
+ANSWERS: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
+    "linear": lambda x, w, v: linear(x, w, backend="reference"),
+    "linear of one row": lambda x, w, v: linear(x[0], w, backend="reference"),
+    "linear of rows": lambda x, w, v: linear(x[None], w, None, "relu", backend="reference"),
+    "eight bits": lambda x, w, v: int8_linear(x, *quantize_weight(w.float()), backend="reference"),
+    "gated linear": lambda x, w, v: gated_linear(x, w, None, "gelu", backend="reference"),
+    "gated linear of rows": lambda x, w, v: gated_linear(
+        x[None], w, None, "relu", backend="reference"
+    ),
+    "gated activation": lambda x, w, v: gated_activation(x, x, "silu", backend="reference"),
+    "layer norm": lambda x, w, v: add_layer_norm(x, None, v, None, 1e-5, backend="reference"),
+    "sum and norm": lambda x, w, v: add_rms_norm(x, x, v, 1e-5, backend="reference"),
+    "embeddings": lambda x, w, v: embedding_norm(
+        torch.arange(3), x, v, None, 1e-5, backend="reference"
+    ),
+    "rotary": lambda x, w, v: rotary(
+        x[:, None], TURN, TURN, torch.arange(6), backend="reference"
+    ),
+    "mean": lambda x, w, v: segment_mean(x, ENDS, backend="reference"),
+    "mean of nothing": lambda x, w, v: segment_mean(x[:0], ENDS[:1], backend="reference"),
+    "attention": lambda x, w, v: attention(
+        x[:, None], x[:, None], x[:, None], ENDS, return_lse=True, backend="reference"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ANSWERS)
+def test_no_answer_is_a_view(name: str, dtype: torch.dtype) -> None:
+    """Made without a gradient, it can be written to where gradients are on; a norm's sum without a
+    residual is x itself, as of every backend."""
+    x, w, v = (t.to(dtype) for t in (X, W, V))
+    with torch.no_grad():
+        found = ANSWERS[name](x, w, v)
+    factor = torch.ones((), dtype=dtype, requires_grad=True)
+    for number, answer in enumerate(found if isinstance(found, tuple) else (found,)):
+        if name == "layer norm" and number == 1:
+            assert answer is x
+            continue
+        assert not answer._is_view()
+        assert answer.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+        if answer.dtype == dtype:
+            answer.mul_(factor)

@@ -90,6 +90,40 @@ def test_read_by_sentence_transformers(golden: Golden, tmp_path: Path) -> None:
     assert off(model.encode_query(golden.texts), right(golden, "retrieval.query")) <= 1e-5
 
 
+@pytest.mark.parametrize("inside", ["", "0_Transformer"])
+def test_with_adapters_the_repositorys_class_is_asked_for(inside: str, tmp_path: Path) -> None:
+    """By sentence-transformers alone, as of the published folder: of one of its own module it would
+    make an XLM-RoBERTa of random tensors, without an error."""
+    folder = copied(tmp_path / "published")
+    modules = json.loads((folder / "modules.json").read_text())
+    if inside:
+        (folder / inside).mkdir()
+        for path in folder.glob("*"):
+            if path.is_file() and not path.name.startswith(("modules", "config_sentence")):
+                path.rename(folder / inside / path.name)
+        modules[0]["path"] = inside
+        (folder / "modules.json").write_text(json.dumps(modules))
+    texts = ["a text", "another"]
+    encoder = pyenc.load(folder)
+    encoder.save(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved/modules.json").read_text()) == modules
+    assert (pyenc.load(tmp_path / "saved").encode(texts) == encoder.encode(texts)).all()
+    pyenc.load(folder, normalize=False).save(tmp_path / "bare")
+    assert json.loads((tmp_path / "bare/modules.json").read_text()) == modules[:2]
+    pyenc.load(folder, task="separation").save(tmp_path / "task")
+    first = json.loads((tmp_path / "task/modules.json").read_text())[0]
+    right = {**modules[0], "type": "sentence_transformers.models.Transformer"}
+    right.pop("kwargs")
+    assert first == right
+
+
+def test_with_adapters_sentence_transformers_refuses_it(golden: Golden, tmp_path: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers", minversion="5")
+    pyenc.load(golden.folder).save(tmp_path)
+    with pytest.raises((ValueError, ImportError), match="custom_st"):
+        sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+
+
 @pytest.mark.parametrize("task", ["separation", None])
 def test_saved_without_adapters(golden: Golden, task: str | None, tmp_path: Path) -> None:
     """In eight bits, and in pyenc's own format."""

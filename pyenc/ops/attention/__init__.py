@@ -22,6 +22,7 @@ from ..backend import (
     forward_derivative,
     hides_values,
     transformed,
+    valueless,
 )
 from ..launch import DTYPE_CODES
 from ..sharing import shared
@@ -68,7 +69,8 @@ def attention(
             would be to wait for the device.
         bias: `ALiBi(slopes)`, `RelativePositionBias(table)`, a dense (H, Nmax, Nmax) tensor
             indexed by place in the sequence, or an object of one's own: a `DistanceBias`, a
-            `ScoreBias` (such as `AsymmetricALiBi`) or a `ScoreMap`.
+            `ScoreBias` (such as `AsymmetricALiBi`) or a `ScoreMap`. Finite numbers of float64
+            beyond float32's are taken for the largest there is, where scores are float32.
         positions: (T,) integers, strictly increasing in each sequence; default 0..n-1. They carry
             masks with holes: distances (ALiBi, T5, window) are differences of positions.
         scale: factor of the scores, default D ** -0.5.
@@ -150,7 +152,10 @@ def attention(
     elif name == "flash_attn":
         slopes = bias.slopes if isinstance(bias, ALiBi) else None
         out, lse = flash_attn.attention(q, k, v, cu_seqlens, slopes, scale, window, dropout_p)
-    elif name in ("cpu", "torch") and is_own(bias) and compiling():
+    elif (
+        name in ("cpu", "torch") and is_own(bias)
+        and (compiling() or valueless(q, k, v, cu_seqlens, positions))
+    ):  # fmt: skip
         out, lse = attention_traced(
             q, k, v, cu_seqlens, bias, positions, scale, window, dropout_p, seed, name == "cpu"
         )  # fmt: skip

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from .far import fitting
 
 
 @runtime_checkable
@@ -97,7 +98,7 @@ def apply_own(bias: OwnBias, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
         if isinstance(made, Tensor) and tuple(made.shape) == right:
             return made
         raise _misshapen(bias, "score", made, f"{right}, (H, i, j), as what it is given")
-    return s + added(bias, i, j, s.shape[0]).to(s.dtype)  # type: ignore[arg-type]
+    return s + fitting(added(bias, i, j, s.shape[0]), s.dtype)  # type: ignore[arg-type]
 
 
 def added(bias: ScoreBias | DistanceBias, i: Tensor, j: Tensor, heads: int) -> Tensor:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bias import relative_position_bucket
+from .far import far_numbers, fitting
 from .groups import FAINTEST, Group, groups_of, query_blocks
 from .terms import Terms
 
@@ -153,7 +154,10 @@ def _fused(q: Tensor, terms: Terms) -> bool:
         return False
     if q.device.type != "cpu":
         return terms.bare
-    return terms.by_distance and _FLASH_CPU is not None and _FLASH_CPU_BACKWARD is not None
+    if not terms.by_distance or _FLASH_CPU is None or _FLASH_CPU_BACKWARD is None:
+        return False
+    # Its backward makes weights of a log-sum-exp.
+    return terms.kind not in ("t5", "line") or not far_numbers(terms.tensor)
 
 
 # ---- torch's fused kernels --------------------------------------------------------------------
@@ -224,7 +228,7 @@ def _scores(block: slice, group: Group, q_bhnd: Tensor, k_bhnd: Tensor, terms: T
     if terms.bare:
         return score
     if terms.kind == "dense" and terms.tensor is not None:
-        score += terms.tensor[:, block, : group.n].to(wide)
+        score += fitting(terms.tensor[:, block, : group.n], wide)
     if terms.kind in BY_DISTANCE or terms.window_left >= 0 or terms.window_right >= 0:
         for b, ahead in _ahead(block, group, q_bhnd.device, terms):
             if terms.kind in BY_DISTANCE:
@@ -266,7 +270,7 @@ def _ahead(
 def _distance_bias(ahead: Tensor, terms: Terms, dtype: torch.dtype) -> Tensor:
     """Bias of signed distances j - i, any shape (...): (H, ...)."""
     assert terms.tensor is not None
-    tensor = terms.tensor.to(dtype)
+    tensor = fitting(terms.tensor, dtype)
     if terms.kind == "alibi":
         return -tensor.view(-1, *[1] * ahead.ndim) * ahead.abs()
     if terms.kind == "line":

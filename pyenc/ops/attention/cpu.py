@@ -27,8 +27,10 @@ from ..launch import (
 )
 from ..sharing import shared
 from ..validation import check_cu_seqlens, check_dense_bias, check_positions, sequence_bounds
+from . import blocks
 from .along import Falls, falls_of, grad_of_line, spread
 from .bias import ALiBi, relative_position_bucket
+from .far import FULL, far_numbers, far_rows, fitting, mark, marked
 from .terms import Terms, has_line, is_own
 
 OP = "attention"
@@ -95,11 +97,17 @@ def forward(
     module = module_for(OP)
     call = call_of(q, k, v, cu_seqlens, terms, skip_eps)
     out = q.new_empty(q.shape)
-    lse = q.new_empty(q.shape[:2], dtype=torch.float32) if want_lse else None
+    look = want_lse or call.made.far
+    lse = q.new_empty(q.shape[:2], dtype=torch.float32) if look else None
     ranges = q.new_empty((*q.shape[:2], 2), dtype=torch.int32) if want_ranges else None
     scored, summed, pairs = module.attention_forward(
         call.fields, out=out.data_ptr(), lse=pointer(lse), ranges=pointer(ranges)
     )
+    if lse is not None and call.made.far and far_rows(lse):
+        out, lse = blocks.forward(q, k, v, call.made.cu_seqlens.tolist(), terms, True)
+        mark(ranges)
+        return out.contiguous(), lse if want_lse else None, ranges, 1.0
+    lse = lse if want_lse else None
     return out, lse, ranges, (scored + summed) / (2 * pairs) if pairs else 1.0
 
 
@@ -135,6 +143,9 @@ def backward(
     check_like(OP, "lse", lse, shape[:2], torch.float32)
     check_like(OP, "ranges", ranges, (*shape[:2], 2), torch.int32)
     check_contiguous(OP, lse=lse, ranges=ranges)
+    if marked(ranges):
+        bounds = call.made.cu_seqlens.tolist()
+        return blocks.backward(grad_out, grad_lse, q, k, v, bounds, terms, want_bias)
     if grad_lse is not None:
         grad_lse = grad_lse.contiguous()
         check_like(OP, "grad_lse", grad_lse, shape[:2], torch.float32)
@@ -174,6 +185,7 @@ class Arrays(NamedTuple):
     dtype: int
     reach: int
     falls: Falls | None
+    far: bool  # whether there may be rows that blocks of torch are to serve (far.py)
 
 
 class Call(NamedTuple):
@@ -245,7 +257,8 @@ def _arrays_of(shape: torch.Size, cu_seqlens: Tensor, terms: Terms, skip_eps: fl
     longest = _longest(bounds)
     if terms.kind == "line" and tensor is not None and skip_eps > 0 and longest >= WORTH_FALLS:
         falls = falls_of(tensor, int(places.max()), longest, skip_eps)
-    return Arrays(cu_seqlens, places, tensor, dtype, reach, falls)
+    far = terms.kind == "dense" or (terms.kind in ("t5", "line") and far_numbers(tensor))
+    return Arrays(cu_seqlens, places, tensor, dtype, reach, falls, far)
 
 
 def _places(
@@ -290,30 +303,32 @@ def _bias(
     tensor = tensor.detach()
     if terms.kind == "alibi":
         check_like(OP, "slopes", tensor, (heads,), tensor.dtype)
-        return tensor.to(torch.float32).contiguous(), 0, 0
+        # In base 2 it is a number yet; beside such a slope a query sees itself alone.
+        slopes = torch.where(tensor.isinf(), tensor, tensor.clamp(-FULL, FULL))
+        return slopes.to(torch.float32).contiguous(), 0, 0
     if terms.kind in ("t5", "line"):
         reach = _longest(bounds) + LINE_PADDING
         if terms.positions is not None and len(places):
             reach = max(reach, min(terms.max_distance, int(places.max())))
         if terms.kind == "line":
             check_like(OP, "line", tensor, (heads, 2 * terms.max_distance + 1), tensor.dtype)
-            line = spread(tensor.to(torch.float32), reach).flip(1).contiguous()
+            line = spread(fitting(tensor, torch.float32), reach).flip(1).contiguous()
             return _finite_in_base_2(line), 0, reach
         check_like(OP, "table", tensor, (tensor.shape[0], heads), tensor.dtype)
-        line = tensor.to(torch.float32).t()[:, _buckets(terms, reach)].contiguous()
+        line = fitting(tensor, torch.float32).t()[:, _buckets(terms, reach)].contiguous()
         return _finite_in_base_2(line), 0, reach
     side = tensor.shape[-1]
     check_like(OP, "bias", tensor, (heads, side, side), tensor.dtype)
     check_dense_bias(OP, tensor, bounds)
     if tensor.dtype not in DTYPE_CODES:
-        tensor = tensor.to(torch.float32)
+        tensor = fitting(tensor, torch.float32)
     return tensor.contiguous(), DTYPE_CODES[tensor.dtype], side
 
 
 def _finite_in_base_2(line: Tensor) -> Tensor:
     """What is so negative that log2(e) of it is no number any more, as csrc/attention/tile.h has a
     dense bias: it hides a key from others alone. In place."""
-    return line.masked_fill_((line < -2e38) & (line != -math.inf), -2e38)
+    return line.masked_fill_((line < -FULL) & (line != -math.inf), -FULL)
 
 
 def _longest(bounds: list[int]) -> int:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ..constant import constant_result
 from . import traced_functions as _functions  # noqa: F401  (it fills the table)
@@ -75,12 +76,14 @@ def program_of(bias: ScoreMap | ScoreBias, heads: int, i: Tensor, j: Tensor) -> 
 
 @constant_result
 def why_no_program(bias: ScoreMap | ScoreBias, heads: int) -> str | None:
-    """Why a bias has none, or None: by two queries and two keys."""
-    at = torch.arange(2, dtype=torch.int64, device="cpu")
-    try:
-        program_of(bias, heads, at, at)
-    except Unsupported as error:
-        return str(error)
+    """Why a bias has none, or None: by two queries and two keys, which have values also where
+    tensors are fake."""
+    with unset_fake_temporarily():
+        at = torch.arange(2, dtype=torch.int64, device="cpu")
+        try:
+            program_of(bias, heads, at, at)
+        except Unsupported as error:
+            return str(error)
     return None
 
 

@@ -29,6 +29,7 @@ from ..registered import once
 from . import own_cpu
 from .bias import apply_own
 from .blocks import keep_factor, powers
+from .far import FULL, far_rows
 from .own_tiles import Buffer, Walk, walks
 from .terms import CustomTerms
 from .traced import Unsupported
@@ -90,7 +91,8 @@ def forward(
     if terms.extension:
         with suppress(Unsupported):  # two queries and two keys had a program
             whole, lse, shift, total = own_cpu.forward(q, k, v, terms, with_backward)
-            return whole.to(q.dtype), lse, whole, shift, total
+            if not far_rows(lse, FULL):
+                return whole.to(q.dtype), lse, whole, shift, total
     return _by_tiles(q, k, v, terms)
 
 

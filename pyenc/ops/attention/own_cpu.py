@@ -25,6 +25,7 @@ from ..gradient import gradient_of
 from ..launch import check_contiguous, module_for, pointer
 from . import cpu
 from .bias import added, is_map
+from .far import fitting
 from .groups import BLOCK_ELEMENTS, Group
 from .map_program import MapProgram, program_of
 from .own_map import MapSlab, is_pairs
@@ -215,7 +216,7 @@ class _Part:
         """Those numbers, (H, i, n), as the kernels read them, in the room if they are not."""
         shape = (self.heads, here.stop - here.start, self.group.n)
         try:
-            whole = bias.expand(shape)
+            whole = fitting(bias, torch.float32).expand(shape)
             if whole.dtype == torch.float32 and whole.is_contiguous():
                 return whole
             return room.of(*shape).copy_(whole)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .bias import added, apply_own
+from .far import fitting
 from .groups import BLOCK_ELEMENTS, Group
 from .terms import CustomTerms
 
@@ -104,7 +105,7 @@ class Walk:
         return added(self.terms.bias, self.at[here], self.at, self.heads)  # type: ignore[arg-type]
 
     def add(self, raw: Tensor, bias: Tensor, outside: Tensor | None) -> Tensor:
-        raw.unflatten(0, (-1, self.heads)).add_(bias.detach().to(raw.dtype))
+        raw.unflatten(0, (-1, self.heads)).add_(fitting(bias.detach(), raw.dtype))
         return raw if outside is None else raw.masked_fill_(outside, -math.inf)
 
 

@@ -64,16 +64,24 @@ def _dense_bias(
     if bias is None:
         return score.new_zeros(())
     if isinstance(bias, Tensor):
-        return bias[:, : len(place), : len(place)].to(score.dtype)
+        return _finite_as(score, bias[:, : len(place), : len(place)])
     if isinstance(bias, ALiBi):
         distance = (rearrange(at, "i -> i 1") - rearrange(at, "j -> 1 j")).abs()
-        return -einsum(bias.slopes.to(score.dtype), distance.to(score.dtype), "h, i j -> h i j")
+        return -einsum(_finite_as(score, bias.slopes), distance.to(score.dtype), "h, i j -> h i j")
     ahead = rearrange(at, "j -> 1 j") - rearrange(at, "i -> i 1")
     # Positions with holes may lie far apart: only the distances that occur have a bucket here.
     distances, index = ahead.unique(return_inverse=True)
     buckets = [_t5_bucket(d, bias) for d in distances.tolist()]
     bucket = torch.tensor(buckets, dtype=torch.long, device=score.device)[index]
-    return rearrange(bias.table[bucket].to(score.dtype), "i j h -> h i j")
+    return rearrange(_finite_as(score, bias.table[bucket]), "i j h -> h i j")
+
+
+def _finite_as(score: Tensor, numbers: Tensor) -> Tensor:
+    """Numbers in the scores' dtype; what is finite in a wider one stays so."""
+    most = torch.finfo(score.dtype).max
+    if torch.finfo(numbers.dtype).max > most:
+        numbers = torch.where(numbers.isinf(), numbers, numbers.clamp(-most, most))
+    return numbers.to(score.dtype)
 
 
 def _t5_bucket(ahead: int, bias: RelativePositionBias) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .traced import CPU, DTYPES, Traced, Unsupported, Value, actual
 
@@ -74,7 +75,8 @@ class Trace:
         return self.inputs.setdefault((kind, repr(x)), Value(kind, number, bound=abs(x)))
 
     def _input(self, x: Tensor) -> Value:
-        if type(x) not in (Tensor, torch.nn.Parameter):
+        # A fake one's program is asked for alone, never run.
+        if type(x) not in (Tensor, torch.nn.Parameter, FakeTensor):
             raise Unsupported(f"a {type(x).__name__} is no input")
         if x.is_complex() or x.device.type != "cpu" or x.layout != torch.strided:
             raise Unsupported(f"a tensor of {x.dtype} on {x.device} is no input")

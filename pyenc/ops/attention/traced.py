@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 class Unsupported(Exception):
@@ -40,7 +41,8 @@ class Value:
 
 
 def _state(x: Tensor) -> tuple[Any, ...]:
-    return x.shape, x.data_ptr(), None if x.is_inference() else x._version
+    at = id(x) if isinstance(x, FakeTensor) else x.data_ptr()  # which a fake one has not
+    return x.shape, at, None if x.is_inference() else x._version
 
 
 CPU = torch.device("cpu")

@@ -52,7 +52,7 @@ def gated_activation(
     name = choose("gated_activation", backend, backend_table(gate), others=("flash_attn",))
     if name == "reference":
         exact = gated_activation_reference(oracle.widen(gate), oracle.widen(value), activation)
-        return exact.to(gate.dtype)
+        return oracle.narrow(exact, gate.dtype)
     if name in ("cpu", "triton"):
         out: Tensor = torch.ops.pyenc.gated_activation(gate, value, activation, name)
         return out
@@ -113,7 +113,8 @@ def gated_linear(
             oracle.widen(as_rows(x)), oracle.widen(weight), oracle.widen(bias),
             activation, gate_first,
         )  # fmt: skip
-        return rows.reshape(*x.shape[:-1], weight.shape[0] // 2).to(x.dtype)
+        exact = rows.reshape(*x.shape[:-1], weight.shape[0] // 2)
+        return oracle.narrow(exact, x.dtype)
     if name == "triton" and apart_why(x, weight, bias, backend) is None:
         fused: Tensor = torch.ops.pyenc.gated_linear(x, weight, bias, activation, gate_first)
         return fused

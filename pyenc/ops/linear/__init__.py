@@ -101,7 +101,7 @@ def linear(
         exact = linear_reference(
             oracle.widen(x), oracle.widen(weight), oracle.widen(bias), activation
         )
-        return exact.to(x.dtype)
+        return oracle.narrow(exact, x.dtype)
     if name in product.WAYS:
         by_name = name in (requested, _forced())
         lies = name == "onednn" and not by_name and _as_it_lies(x, weight, bias)

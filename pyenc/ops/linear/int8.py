@@ -110,7 +110,7 @@ def int8_linear(
         exact = int8_linear_reference(
             x, weight, oracle.widen(scale), None if bias is None else oracle.widen(bias), activation
         )
-        return exact.to(x.dtype)
+        return oracle.narrow(exact, x.dtype)
     y: Tensor = torch.ops.pyenc.int8_linear(x, weight, scale, bias, activation, name)
     return y
 

@@ -15,7 +15,7 @@ from .. import oracle, triton_launch
 from ..backend import WhyNot, always, choose, requested_backend
 from ..launch import DTYPE_CODES, why_not
 from ..registered import on_card_of, plain
-from ..validation import FLOATS, check_float, check_given
+from ..validation import FLOATS, check_eps, check_float, check_given, is_eps
 from . import registration as _registration  # noqa: F401  (it registers the op)
 from .reference import add_layer_norm_reference, add_rms_norm_reference
 
@@ -47,11 +47,11 @@ def add_layer_norm(
         (normed, sum), both (..., C) in the dtype of the sum, which a pre-norm block carries on.
 
     Raises:
-        InputError: shapes or dtypes are wrong.
+        InputError: shapes or dtypes are wrong, or eps is negative or not finite.
     """
     if (found := _straight(x, residual, weight, bias, eps, False, backend)) is not None:
         return found
-    _check("add_layer_norm", x, residual, weight, bias)
+    _check("add_layer_norm", x, residual, weight, bias, eps)
     table = _layer_norm_table(x, residual, weight, bias)
     name = choose("add_layer_norm", backend, table, others=("flash_attn",))
     if name == "reference":
@@ -63,7 +63,7 @@ def add_layer_norm(
             oracle.widen(bias),
             eps,
         )
-        return normed.to(dtype), total.to(dtype)
+        return normed.to(dtype), x if residual is None else total.to(dtype)
     if name in ("cpu", "triton"):
         return _by_kernels(name, x, residual, weight, bias, eps, rms=False)
     total = x if residual is None else x + residual
@@ -82,14 +82,14 @@ def add_rms_norm(
     """
     if (found := _straight(x, residual, weight, None, eps, True, backend)) is not None:
         return found
-    _check("add_rms_norm", x, residual, weight, None)
+    _check("add_rms_norm", x, residual, weight, None, eps)
     name = choose("add_rms_norm", backend, backend_table(x, residual), others=("flash_attn",))
     if name == "reference":
         dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
         normed, total = add_rms_norm_reference(
             oracle.widen(x), oracle.widen(residual), oracle.widen(weight), eps
         )
-        return normed.to(dtype), total.to(dtype)
+        return normed.to(dtype), x if residual is None else total.to(dtype)
     if name in ("cpu", "triton"):
         return _by_kernels(name, x, residual, weight, None, eps, rms=True)
     total = x if residual is None else x + residual
@@ -138,7 +138,7 @@ def _straight(
     """As encoders call it, straight to the Triton kernels, or to torch; None: the ordinary way,
     which also says what is wrong."""
     other, shift = x if residual is None else residual, weight if bias is None else bias
-    if not plain(x, other, weight, shift):
+    if not plain(x, other, weight, shift) or type(eps) is not float or not is_eps(eps):
         return None
     if x.is_cpu and not (x.is_cuda or rms) and requested_backend(backend) == "auto":
         return _straight_by_torch(x, residual, weight, bias, eps)
@@ -201,9 +201,10 @@ def _by_kernels(
 
 
 def _check(
-    op: str, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None
+    op: str, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
 ) -> None:
     check_given(op, x=x, weight=weight)
+    check_eps(op, eps)
     check_float(op, x=x, residual=residual, weight=weight, bias=bias)
     if not x.ndim:
         raise InputError(f"{op}: x must be (..., C), got a single number")

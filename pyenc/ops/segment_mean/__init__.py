@@ -66,7 +66,7 @@ def segment_mean(
         pooled = segment_mean_reference(
             oracle.widen(x), cu_seqlens, oracle.widen(weights), normalize
         )
-        return pooled.to(out_dtype(x))
+        return oracle.narrow(pooled, out_dtype(x))
     if weights is not None:
         weights = weights.to(out_dtype(x))
     out: Tensor = torch.ops.pyenc.segment_mean(x, cu_seqlens, weights, normalize, name)[0]

@@ -149,6 +149,12 @@ def test_hooks(bert: Any) -> None:
     refused(bert, "a hook.*encoder.layer.1")
 
 
+def test_a_module_compiled_in_place(bert: Any) -> None:
+    """It would not be called."""
+    bert[0].model.encoder.layer[1].output.compile(backend="eager")
+    refused(bert, "encoder.layer.1.output")
+
+
 def test_dtypes(bert: Any) -> None:
     bert[0].model.encoder.layer[0].half()
     refused(bert, "several dtypes")

@@ -277,27 +277,42 @@ def test_a_line_is_learned_where_far_keys_are_left_out(device: str) -> None:
 
 
 def test_dropout_of_a_learned_line(device: str) -> None:
-    """By finite differences: the seed fixes what is dropped."""
-    q, k, v, g = torch.randn(4, 40, 2, 16, device=device)
-    bounds, bias = torch.tensor([0, 13, 40], device=device), Bent([0.05, 0.2]).to(device)
+    """By the formula in float64, with the weights kept that the kernels keep: unit vectors for
+    values read them off."""
+    n, p = 40, 0.4
+    q, k, v, g = torch.randn(4, n, 2, 16, device=device)
+    bounds, bias = torch.tensor([0, 13, n], device=device), Bent([0.05, 0.2]).to(device)
 
-    def loss() -> Tensor:
+    def dropped(values: Tensor) -> Tensor:
         torch.manual_seed(3)
-        out = attention(q, k, v, bounds, bias=bias, dropout_p=0.4, backend="triton")
-        return (out * g).sum()  # type: ignore[operator]
+        pad = (0, values.shape[-1] - 16)
+        wide_q, wide_k = (nn.functional.pad(x, pad) for x in (q, k))
+        out = attention(
+            wide_q, wide_k, values, bounds, bias=bias, dropout_p=p, scale=0.25, backend="triton"
+        )
+        assert isinstance(out, Tensor)
+        return out
 
-    grads = torch.autograd.grad(loss(), [bias.slopes, bias.table])
-    for parameter, grad in zip((bias.slopes, bias.table), grads, strict=True):
-        toward = torch.randn_like(parameter)
-        step = 0.03 / toward.abs().max()
-        with torch.no_grad():
-            parameter += step * toward
-            above = loss()
-            parameter -= 2 * step * toward
-            below = loss()
-            parameter += step * toward
-        expected = ((above - below) / (2 * step)).item()
-        assert abs((grad * toward).sum().item() - expected) <= 0.02 * max(1.0, abs(expected))
+    units = nn.functional.pad(torch.eye(n, device=device), (0, 64 - n))
+    kept = dropped(units[:, None].expand(n, 2, 64))[..., :n].permute(1, 0, 2) != 0
+    at = torch.arange(n, device=device)
+    own = (at[:, None] < 13) == (at < 13)
+    assert not bool(kept[:, ~own].any())
+    assert abs(kept[:, own].float().mean() - (1 - p)) < 4 * (p * (1 - p) / (2 * own.sum())) ** 0.5
+
+    learned = [bias.slopes, bias.table]
+    got = torch.autograd.grad((dropped(v) * g).sum(), learned)
+    score = torch.einsum("ihd,jhd->hij", q.double(), k.double()) * 0.25
+    slopes, table = (x.detach().double().requires_grad_() for x in learned)
+    offsets = at - at[:, None]
+    line = table[:, offsets.clamp(-30, 30) + 30] - slopes[:, None, None] * offsets.abs()
+    weight = (score + line).masked_fill(~own, -math.inf).softmax(-1) * kept / (1 - p)
+    out = torch.einsum("hij,jhd->ihd", weight, v.double())
+    torch.testing.assert_close(dropped(v).double(), out, rtol=0, atol=1e-5)
+    wanted = torch.autograd.grad((out * g).sum(), [slopes, table])
+    for mine, right in zip(got, wanted, strict=True):
+        bound = 1e-5 * max(1.0, right.abs().max().item())
+        torch.testing.assert_close(mine.double(), right, rtol=0, atol=bound)
 
 
 def test_with_holes_a_learned_line_is_refused_by_name(device: str) -> None:

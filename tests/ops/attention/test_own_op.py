@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pyenc.errors import InputError
-from pyenc.ops import attention
+from pyenc.ops import attention, extension
 from pyenc.ops.attention import own_op
 
 BOUNDS = torch.tensor([0, 9, 9, 30])
@@ -45,6 +46,55 @@ class Added(Capped):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: object) -> tuple[Tensor, Tensor]:
     return attention(q, k, v, BOUNDS, bias=bias, return_lse=True)  # type: ignore
+
+
+class Line(nn.Module):
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.cap = nn.Parameter(slope * torch.tensor([1.0, 2.0]))
+
+    def along(self, offsets: Tensor) -> Tensor:
+        return -self.cap[:, None] * offsets.abs()
+
+
+class Softmax:
+    """Without a program of steps."""
+
+    def __init__(self, slope: float) -> None:
+        self.slope = slope
+
+    def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return self.slope * s.softmax(-1)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("backend", [None, "torch", "cpu"])
+@pytest.mark.parametrize("make", [Capped, Added, Line, Softmax])
+@pytest.mark.parametrize("where", ["fake", "meta"])
+def test_tensors_without_values(
+    where: str, make: type, backend: str | None, dtype: torch.dtype, grad: bool
+) -> None:
+    """Give such of the right shape and dtype, and such gradients; nothing is asked of values."""
+    mode = FakeTensorMode() if where == "fake" else torch.device("meta")
+    if backend == "cpu" and (where == "meta" or make is Softmax or dtype == torch.float64):
+        pytest.skip("the kernels do not serve it")
+    if backend == "cpu" and extension.load() is None:
+        pytest.skip(extension.why_missing())
+    wide = torch.promote_types(dtype, torch.float32)
+    with mode, torch.set_grad_enabled(grad):
+        bias = make(0.1)
+        qkv = [torch.randn(30, 2, 8, dtype=dtype, requires_grad=grad) for _ in range(3)]
+        bounds, positions = torch.tensor([0, 9, 9, 30]), torch.arange(30)
+        for more in ({}, {"positions": positions, "window": (4, -1)}):
+            out, lse = attention(*qkv, bounds, bias=bias, return_lse=True, backend=backend, **more)  # type: ignore[call-overload]
+            assert (out.shape, out.dtype) == ((30, 2, 8), dtype)
+            assert (lse.shape, lse.dtype) == ((30, 2), wide)
+            assert out.requires_grad == grad
+            if grad:
+                learned = list(bias.parameters()) if isinstance(bias, nn.Module) else []
+                found = torch.autograd.grad(out.sum() + lse.sum(), [*qkv, *learned])
+                assert [x.shape for x in found] == [x.shape for x in (*qkv, *learned)]
 
 
 @pytest.mark.parametrize("make", [Capped, Added])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -100,6 +101,8 @@ GOOD = {
         ({"weight": torch.ones(5)}, r"weight must be \(24,\), got \(5,\)"),
         ({"bias": torch.ones(5)}, r"bias must be \(24,\), got \(5,\)"),
         ({"bias": torch.ones(24), "rms": True}, "RMSNorm has no bias"),
+        ({"eps": -1.0}, "embedding_norm: eps must be finite and not negative, got -1"),
+        ({"eps": math.nan, "rms": True}, "embedding_norm: eps must be .* got nan"),
         ({"token_type_ids": TYPES.to("meta")}, "token_type_ids is on meta, its table on cpu"),
     ],
 )

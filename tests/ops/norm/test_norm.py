@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pyenc.errors import InputError
+from pyenc.errors import InputError, InputTypeError
 from pyenc.ops import add_layer_norm, add_rms_norm, extension
 from pyenc.ops.norm import _layer_norm_table
 from tests.ops.elementwise import DTYPES, check
@@ -74,6 +75,28 @@ def test_norms_without_residual() -> None:
 def test_bad_input_is_named(call: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize("backend", [None, *BACKENDS, "reference"])
+@pytest.mark.parametrize("eps", [-1e-5, math.nan, math.inf, -math.inf])
+def test_an_eps_that_is_none_is_refused(eps: float, backend: str | None) -> None:
+    """The root might be of a negative number, and of some rows would be."""
+    x, weight = torch.randn(2, 3), torch.ones(3)
+    for wanted in (False, True):
+        with torch.set_grad_enabled(wanted):
+            with pytest.raises(InputError, match=r"add_layer_norm: eps must be finite and not neg"):
+                add_layer_norm(x, None, weight, None, eps, backend=backend)
+            with pytest.raises(InputError, match=f"add_rms_norm: eps must be .* got {eps}"):
+                add_rms_norm(x, x, weight, eps, backend=backend)
+
+
+def test_an_eps_of_another_kind_is_refused() -> None:
+    x, weight = torch.randn(2, 3), torch.ones(3)
+    for wrong in ("1e-5", None, [1e-5]):
+        for wanted in (False, True):
+            with torch.set_grad_enabled(wanted), pytest.raises(InputTypeError, match="eps must be"):
+                add_layer_norm(x, None, weight, None, wrong)  # type: ignore[arg-type]
+    assert torch.isfinite(add_layer_norm(x, None, weight, None, 0)[0]).all()
 
 
 def test_layer_norm_prefers_its_kernel_on_a_card() -> None:

@@ -1,0 +1,179 @@
+"""Rows whose every score a bias moves far from zero: a query hidden from all keys by the most
+negative number there is has the mean of the values, as by the formula, and its gradient."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyenc.ops import ALiBi, RelativePositionBias, attention, extension
+from tests.oracle import assert_right
+
+N, HEADS = 37, 2
+BOUNDS = torch.tensor([0, 12, N])
+LEAST, MOST = torch.finfo(torch.float32).min, torch.finfo(torch.float32).max
+BACKENDS = ["torch", *(["cpu"] if extension.load() is not None else [])]
+
+pytestmark = pytest.mark.usefixtures("poison")
+
+
+class Case:
+    """Random q, k, v and what is to be learned of them, under a bias."""
+
+    def __init__(self) -> None:
+        self.qkv = list(torch.randn(3, N, HEADS, 16))
+        self.shares = torch.randn(N, HEADS, 16), torch.randn(N, HEADS)
+
+    def by(self, bias: Any, backend: str | None, dtype: torch.dtype, **more: Any) -> list[Tensor]:
+        inputs = [x.to(dtype, copy=True).requires_grad_() for x in self.qkv]
+        out, lse = attention(
+            *inputs, BOUNDS, bias=bias, backend=backend, skip_eps=0, return_lse=True, **more
+        )  # type: ignore[arg-type]
+        shares = [s.to(x.dtype) for s, x in zip(self.shares, (out, lse), strict=True)]
+        # Of a far row even the oracle's log-sum-exp has no digits left to tell a weight from.
+        near = shares[1] * (lse.detach().abs() < 1e6)
+        loss = (out * shares[0]).sum() + (lse * near).sum()
+        return [out.detach(), lse.detach(), *torch.autograd.grad(loss, inputs)]
+
+    def check(self, bias: Any, backend: str, dtype: torch.dtype, wide: Any = None, **more: Any):
+        wide = bias if wide is None else wide
+        three = (
+            self.by(bias, backend, dtype, **more),
+            self.by(bias, "reference", dtype, **more),
+            self.by(wide, "reference", torch.float64, **more),
+        )
+        for number, (got, naive, oracle) in enumerate(zip(*three, strict=True)):
+            assert_right(got, naive, oracle, gradient=number > 1, what=str(number))
+
+
+def dense(value: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    bias = torch.randn(HEADS, N, N).to(dtype)
+    bias[0, 3], bias[:, 20] = value, value  # by place in a sequence
+    bias[:, 5, 2], bias[:, 30, 7] = -abs(value), -math.inf
+    return bias
+
+
+VALUES = [-1e4, -1e10, -1e20, -1e31, -2.5e38, LEAST, 1e8, 1e20, 3e38]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dense(backend: str, value: float, dtype: torch.dtype) -> None:
+    Case().check(dense(value), backend, dtype)
+
+
+class Own:
+    """The same numbers, told pair by pair."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers = numbers
+
+    def block(self, i: Tensor, j: Tensor) -> Tensor:
+        return self.numbers[:, i[:, None], j]
+
+
+class OwnMap(Own):
+    """Made new scores of; whatever those were, where numbers are large."""
+
+    def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return s + self.block(i, j).to(s.dtype)
+
+
+@pytest.mark.parametrize("kind", [Own, OwnMap])
+@pytest.mark.parametrize("value", VALUES[1:])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ones_own(backend: str, value: float, kind: Any) -> None:
+    Case().check(kind(dense(value)), backend, torch.float32)
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_ones_own_of_float64(backend: str) -> None:
+    bias = dense(torch.finfo(torch.float64).min, torch.float64)
+    case = Case()
+    got = case.by(Own(bias), backend, torch.float32)
+    right = case.by(dense_like(bias, torch.finfo(torch.float64).min), "reference", torch.float32)
+    for number, (mine, theirs) in enumerate(zip(got, right, strict=True)):
+        assert_right(mine, theirs, theirs.double(), gradient=number > 1, what=str(number))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dense_in_halves(backend: str, kind: torch.dtype) -> None:
+    Case().check(dense(torch.finfo(kind).min, kind), backend, torch.float32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_which_of_the_hidden_is_less_so(backend: str) -> None:
+    """Where log2(e) of neither is a number any more."""
+    bias = dense(LEAST)
+    bias[:, 20, 15] = 0.9 * LEAST
+    Case().check(bias, backend, torch.float32)
+    Case().check(bias, backend, torch.float32, window=(9, 5))
+    q, k, v = Case().qkv
+    with torch.no_grad():
+        out = attention(q, k, v, BOUNDS, bias=bias, backend=backend)
+    assert isinstance(out, Tensor)
+    assert torch.equal(out[12 + 20], v[12 + 15])
+
+
+@pytest.mark.parametrize("value", [-1e10, -1e20, -2.5e38, LEAST, 1e20, 3e38])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_by_distance(backend: str, value: float) -> None:
+    table = torch.randn(8, HEADS)
+    table[:, 1] = value
+    Case().check(RelativePositionBias(table, 16), backend, torch.float32)
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_numbers_of_float64_stay_finite(backend: str) -> None:
+    """In the scores' float32 they are the largest there is, and a query is not hidden from itself
+    by a slope that would be infinite."""
+    least = torch.finfo(torch.float64).min
+    case, bias = Case(), dense(least, torch.float64)
+    got = case.by(bias, backend, torch.float32)
+    right = case.by(dense_like(bias, least), "reference", torch.float32)
+    for number, (mine, theirs) in enumerate(zip(got, right, strict=True)):
+        assert_right(mine, theirs, theirs.double(), gradient=number > 1, what=str(number))
+    slopes = torch.tensor([1e300, 0.5], dtype=torch.float64)
+    case.check(ALiBi(slopes), backend, torch.float32)
+
+
+def dense_like(bias: Tensor, least: float) -> Tensor:
+    return bias.masked_fill(bias == least, LEAST).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("slope", [2.3e38, 2.5e38, MOST])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_steepest_slopes(backend: str, slope: float, dtype: torch.dtype) -> None:
+    slopes = torch.tensor([slope, 0.5])
+    Case().check(ALiBi(slopes), backend, dtype)
+    positions = torch.randint(1, 5, (N,)).cumsum(0)
+    Case().check(ALiBi(slopes), backend, dtype, positions=positions, window=(7, 2))
+
+
+@pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
+def test_dropout_drops_the_same_in_both_directions() -> None:
+    """Blocks of torch serve such a call whole, with the seed that it was given."""
+    case, bias = Case(), dense(LEAST)
+    found = []
+    for backend in ("cpu", "torch"):
+        torch.manual_seed(4)
+        found.append(case.by(bias, backend, torch.float32, dropout_p=0.3))
+    for mine, theirs in zip(*found, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
+def test_compiled() -> None:
+    case, bias = Case(), dense(LEAST)
+    plain = case.by(bias, "cpu", torch.float32)
+    torch._dynamo.reset()
+    case.by = torch.compile(case.by, backend="aot_eager")  # type: ignore[method-assign]
+    for mine, theirs in zip(case.by(bias, "cpu", torch.float32), plain, strict=True):
+        torch.testing.assert_close(mine, theirs)
