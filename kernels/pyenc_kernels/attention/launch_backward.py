@@ -185,20 +185,24 @@ def _grad_line(
     config = config_of("attention_grad_keys", q, cu_seqlens, variant_of(flags, False))
     block, reach, span = min(config.block_m, config.block_n), _line_reach(terms), q.shape[0] - 1
     n_sequences, _, heads, _, *window = tensors.numbers[:6]
-    before, after = (
+    behind, ahead = (
         triton.cdiv(min(span, int(side)) if side >= 0 else span, block) for side in window
     )
+    # Beyond a line's reach one band has them all: a reach may bound the distances, where shapes do
+    # not.
+    near = triton.cdiv(reach, block) + 1
+    before, after = min(behind, near), min(ahead, near)
     bands = before + 1 + after
     parts = max(1, min(int(n_sequences), MOST_PARTS, MOST_SHARES // bands))
     shares = rows.new_empty((int(heads), parts, bands, 2, block))
     attention_grad_line[(bands, parts, int(heads))](
         q, k, v, grad_out, rows, shares, cu_seqlens, tensors.params, q if met is None else met.met,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *grad_out.stride()[:2],
-        tensors.strides[0], before, q.shape[0], *tensors.numbers, BLOCK=block,
+        tensors.strides[0], before, behind, ahead, q.shape[0], *tensors.numbers, BLOCK=block,
         **{name: flags[name] for name in _OF_A_LINE}, **config.launch,
     )  # fmt: skip
-    behind, ahead = shares.sum(1).unbind(2)  # (H, bands, block)
-    line = (F.pad(behind, (0, 0, 0, 1)) + F.pad(ahead, (0, 0, 1, 0))).flatten(1)
+    lower, upper = shares.sum(1).unbind(2)  # (H, bands, block)
+    line = (F.pad(lower, (0, 0, 0, 1)) + F.pad(upper, (0, 0, 1, 0))).flatten(1)
     # From distance -(1 + before) block on; the line's ends are those of all beyond.
     less, more = (1 + before) * block - reach, (1 + after) * block - 1 - reach
     grad = F.pad(line, (-less, -more))
