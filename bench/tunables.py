@@ -219,6 +219,7 @@ TUNABLES = {
 FIXED = {
     "attention_delta": "reads each number once: any block is as fast",
     "attention_grad_dense": "takes the tiles of attention_grad_keys",
+    "attention_grad_table": "takes the tiles of attention_grad_queries: it has what those left",
     "attention_grad_line": "takes the smaller side of the tiles of attention_grad_keys",
     "key_reach": "a grain a program: what may be left out is told by grains",
     "key_ranges": "its scores are bounds, whatever the card, so its tile is part of what it proves",

@@ -3,9 +3,10 @@
 Dao, arXiv 2307.08691. With g the gradient of out, over the pairs that the forward met:
     p = 2^(s - lse), dp = g v^T, ds = p (dp - delta), delta = sum_d g out - grad_lse,
     dq = scale ds k, dk = scale ds^T q, dv = p^T g; the bias gets ds.
-One kernel walks over keys for each tile of queries (dq, and the parameters of the bias); one over
-queries for each tile of keys (dk, dv: grad_keys_kernel.py); a dense bias takes one more, for
-each tile of its own (grad_dense_kernel.py).
+One kernel walks over keys for each tile of queries (dq, and the parameters of the bias by formula);
+one over queries for each tile of keys (dk, dv: grad_keys_kernel.py). One more gathers ds where it
+is by pair: of a table by what was looked up (grad_table_kernel.py), of a line by distance
+(grad_line_kernel.py), of a dense bias for each tile of its own (grad_dense_kernel.py).
 
 Shapes and names: as in forward_kernel.py.
 """
@@ -104,20 +105,21 @@ def load_lse(p_lse, begin, o_i, n):
 
 @triton.jit
 def _walk_keys(
-    b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, first, last, gap, after,
+    b_dq, b_learned, b_off, b_mass, b_away, b_q, b_g, b_lse, b_delta, first, last, gap, after,
     p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
     begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
     SIDE: tl.constexpr, SCORE: tl.constexpr, STAGES: tl.constexpr, SLOPE: tl.constexpr,
     PARAMETER: tl.constexpr, LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr,
     BY_DISTANCE: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr, N_LEARNED: tl.constexpr,
     N_LOOKED: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr,
-    CORRECTED: tl.constexpr, HAS_OFF: tl.constexpr, HAS_POSITIONS: tl.constexpr,
+    CORRECTED: tl.constexpr, SETTLES: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Key tiles [first, last), as the forward's `_walk` has them: adds to dq, to the gradients
-    of the bias's parameters (BLOCK_L,), to what the rows of ds add up to and, with CORRECTED, to
-    sum_j p d score / d param (BLOCK_M, BLOCK_C) of the parameters from N_LOOKED on.
+    of the bias's parameters from N_LOOKED on (BLOCK_L,), to what the rows of ds add up to, on a
+    flat side beside a table to what those of p do, and, with CORRECTED, to
+    sum_j p d score / d param (BLOCK_M, BLOCK_C) of those parameters.
     """
     o_d = tl.arange(0, BLOCK_D)
     o_l = tl.arange(0, BLOCK_L)
@@ -144,71 +146,71 @@ def _walk_keys(
         if HAS_DROPOUT:
             b_dp = b_dp * keep_factor(seed, (begin + o_i)[:, None], o_j[None, :], i_head, dropout_p)
         b_ds = b_p * (b_dp - b_delta[:, None])
-        if N_LEARNED > 0 or HAS_OFF:
+        if CORRECTED or SETTLES:
             b_off += tl.sum(b_ds, 1)
-        if N_LEARNED > 0:
+        if LOOKUP is not None and FLAT and SIDE != 0:
+            b_mass += tl.sum(b_p, 1)
+        if PARAMETER is not None:
             if FLAT and SIDE != 0:
                 b_whole = tl.sum(tl.sum(b_ds, 1), 0)
                 if SIDE < 0:
                     i_near = nearest + AFFINE_FROM
                 else:
                     i_near = nearest - AFFINE_FROM
-                if LOOKUP is not None:
-                    b_at = o_l == LOOKUP(i_near, nearest, i_head, p_params)
-                    b_learned += tl.where(b_at, b_whole, 0.0)
-                if PARAMETER is not None:
-                    for index in tl.static_range(N_LOOKED, N_LEARNED):
-                        slope = PARAMETER(nearest * 0, i_near, nearest, i_head, p_params, index)
-                        b_learned += tl.where(o_l == index, b_whole * slope, 0.0)
-                        if CORRECTED:
-                            b_row = tl.sum(b_p, 1) * slope
-                            b_away += tl.where(o_c[None, :] == index, b_row[:, None], 0.0)
+                for index in tl.static_range(N_LOOKED, N_LEARNED):
+                    slope = PARAMETER(nearest * 0, i_near, nearest, i_head, p_params, index)
+                    b_learned += tl.where(o_l == index, b_whole * slope, 0.0)
+                    if CORRECTED:
+                        b_row = tl.sum(b_p, 1) * slope
+                        b_away += tl.where(o_c[None, :] == index, b_row[:, None], 0.0)
             else:
-                if LOOKUP is not None:
-                    b_which = LOOKUP(b_i[:, None], b_j[None, :], i_head, p_params)
-                    b_which += tl.zeros(b_ds.shape, tl.int32)
-                    # Those that the tile has, of a table that goes by the distance.
-                    least = tl.min(tl.min(b_which, 1), 0)
-                    most = tl.max(tl.max(b_which, 1), 0)
-                    for index in range(least, most + 1):
-                        b_part = tl.sum(tl.sum(tl.where(b_which == index, b_ds, 0.0), 1), 0)
-                        b_learned += tl.where(o_l == index, b_part, 0.0)
-                if PARAMETER is not None:
-                    for index in tl.static_range(N_LOOKED, N_LEARNED):
-                        b_slope = PARAMETER(
-                            b_dot * scale, b_i[:, None], b_j[None, :], i_head, p_params, index
-                        )
-                        b_part = tl.sum(tl.sum(b_ds * b_slope, 1), 0)
-                        b_learned += tl.where(o_l == index, b_part, 0.0)
-                        if CORRECTED:
-                            b_row = tl.sum(b_p * b_slope, 1)
-                            b_away += tl.where(o_c[None, :] == index, b_row[:, None], 0.0)
+                for index in tl.static_range(N_LOOKED, N_LEARNED):
+                    b_slope = PARAMETER(
+                        b_dot * scale, b_i[:, None], b_j[None, :], i_head, p_params, index
+                    )
+                    b_part = tl.sum(tl.sum(b_ds * b_slope, 1), 0)
+                    b_learned += tl.where(o_l == index, b_part, 0.0)
+                    if CORRECTED:
+                        b_row = tl.sum(b_p * b_slope, 1)
+                        b_away += tl.where(o_c[None, :] == index, b_row[:, None], 0.0)
         if SLOPE is not None:
             b_ds = b_ds * SLOPE(b_dot * scale, b_i[:, None], b_j[None, :], i_head, p_params)
         b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
-    return b_dq, b_learned, b_off, b_away
+    return b_dq, b_learned, b_off, b_mass, b_away
+
+
+@triton.jit
+def _far(
+    o_l, number, SIDE: tl.constexpr, LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr, i_head,
+    p_params,
+):  # fmt: skip
+    """(BLOCK_L,): a number where that of a table is which a flat side is given, else 0."""
+    at = i_head * 0.0
+    return tl.where(o_l == LOOKUP(at - SIDE * AFFINE_FROM, at, i_head, p_params), number, 0.0)
 
 
 @triton.jit(
     do_not_specialize=["n_tokens", "n_sequences", "n_slots", "window_left", "window_right", "seed"]
 )
 def attention_grad_queries(
-    p_q, p_k, p_v, p_grad_out, p_rows, p_grad_lse, p_dq, p_learned, p_off,
+    p_q, p_k, p_v, p_grad_out, p_rows, p_grad_lse, p_dq, p_learned,
     p_cu, p_positions, p_params, p_dense, p_ranges, p_order,
     s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_gt, s_gh, s_params, s_dense_h, s_dense,
     n_tokens, n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
     SCORE: tl.constexpr, STAGES: tl.constexpr, SLOPE: tl.constexpr, PARAMETER: tl.constexpr,
     LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr, BY_DISTANCE: tl.constexpr,
     FLAT: tl.constexpr, PLAIN: tl.constexpr, N_LEARNED: tl.constexpr, N_LOOKED: tl.constexpr,
-    BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr, CORRECTED: tl.constexpr, HAS_OFF: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr, CORRECTED: tl.constexpr, SETTLES: tl.constexpr,
     HAS_GRAD_LSE: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HAS_RANGES: tl.constexpr, HAS_ORDER: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (H S, tiles of a slot): dq (T, H, D) of a tile of queries, and its share of the
-    gradients of the bias's parameters, p_learned (H, S, tiles of a slot, BLOCK_L); HAS_OFF: and
-    what the rows of ds add up to, p_off (H, T)."""
+    gradients of the bias's parameters, p_learned (H, S, tiles of a slot, BLOCK_L), but for what
+    `attention_grad_table` adds. SETTLES: p_rows gets the delta with which rows of ds add up to
+    what they should."""
+    FAR: tl.constexpr = LOOKUP is not None and FLAT and AFFINE_FROM is not None
     i_head, i_slot, i_number, begin, n, i_first = tile_of_program(
         p_cu, p_order, n_sequences, n_slots, HAS_ORDER, BLOCK_M
     )
@@ -243,55 +245,72 @@ def attention_grad_queries(
             first, last, i_first, i_first + BLOCK_M - 1, n, AFFINE_FROM, PLAIN, BLOCK_N
         )
         b_dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        b_off = tl.zeros([BLOCK_M], tl.float32)
+        b_none = tl.zeros([BLOCK_M], tl.float32)
         b_away = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+        b_off, b_left, b_right = b_none, b_none, b_none
         if PLAIN or AFFINE_FROM is not None:
-            b_dq, b_learned, b_off, b_away = _walk_keys(
-                b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, first, a, a, a,
+            b_dq, b_learned, b_off, b_left, b_away = _walk_keys(
+                b_dq, b_learned, b_off, b_none, b_away, b_q, b_g, b_lse, b_delta, first, a, a, a,
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
                 -1, SCORE, None, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, PLAIN,
-                N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, HAS_OFF, HAS_POSITIONS, HAS_DENSE,
+                N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, SETTLES, HAS_POSITIONS, HAS_DENSE,
                 HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
+        if FAR:
+            left = tl.sum(b_off, 0)
+            b_learned += _far(o_l, left, -1, LOOKUP, AFFINE_FROM, i_head, p_params)
         if AFFINE_FROM is not None:
-            b_dq, b_learned, b_off, b_away = _walk_keys(
-                b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, b, c, c, c,
+            b_dq, b_learned, b_off, b_right, b_away = _walk_keys(
+                b_dq, b_learned, b_off, b_none, b_away, b_q, b_g, b_lse, b_delta, b, c, c, c,
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
                 1, SCORE, None, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, False,
-                N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, HAS_OFF, HAS_POSITIONS, HAS_DENSE,
+                N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, SETTLES, HAS_POSITIONS, HAS_DENSE,
                 HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
-        # Last: a table's gradient is a loop in this one, and where it came first ptxas put every
-        # product of the kernel in series (C7515).
-        b_dq, b_learned, b_off, b_away = _walk_keys(
-            b_dq, b_learned, b_off, b_away, b_q, b_g, b_lse, b_delta, a, b + last - c, b, c,
+        if FAR:
+            right = tl.sum(b_off, 0) - left
+            b_learned += _far(o_l, right, 1, LOOKUP, AFFINE_FROM, i_head, p_params)
+        b_dq, b_learned, b_off, _, b_away = _walk_keys(
+            b_dq, b_learned, b_off, b_none, b_away, b_q, b_g, b_lse, b_delta,
+            a, b + last - c, b, c,
             p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
             begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
             0, SCORE, STAGES, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, False,
-            N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, HAS_OFF, HAS_POSITIONS, HAS_DENSE,
+            N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, SETTLES, HAS_POSITIONS, HAS_DENSE,
             HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
         )  # fmt: skip
         store_rows(
             p_dq + i_head * HEAD_DIM, b_dq * scale, begin, o_i, n, o_d, n_heads * HEAD_DIM,
             HEAD_DIM, BLOCK_D,
         )  # fmt: skip
-        if HAS_OFF:
-            tl.store(p_off + i_head.to(tl.int64) * n_tokens + begin + o_i, b_off, mask=o_i < n)
-        if CORRECTED:
-            # delta comes from a rounded output, and is off by as much as the sum of ds is off what
-            # it should be, the gradient of the log-sum-exp. In ds |i - j| that grows with the
-            # distance; ds is off by so much times p, and so it is taken back.
-            b_due = tl.zeros([BLOCK_M], tl.float32)
+        # delta comes from a rounded output, and is off by as much as the sum of ds is off what it
+        # should be, the gradient of the log-sum-exp. In ds |i - j| that grows with the distance, in
+        # a table's number it adds up over pairs whose ds cancel; ds is off by so much times p, and
+        # so it is taken back, here or by who takes the settled delta.
+        if CORRECTED or SETTLES:
+            b_back = -b_off
             if HAS_GRAD_LSE:
                 o_ih = (begin + o_i) * n_heads + i_head
-                b_due = tl.load(p_grad_lse + o_ih, mask=o_i < n, other=0.0)
-            b_back = tl.sum((b_due - b_off)[:, None] * b_away, 0)
+                b_back += tl.load(p_grad_lse + o_ih, mask=o_i < n, other=0.0)
+        if SETTLES:
+            # Made anew: where the address is kept, this kernel spills on sm_86.
+            _, p_delta = rows_of_head(p_rows, i_head, n_heads, n_tokens)
+            p_settled = p_delta + begin + i_first + tl.arange(0, BLOCK_M)
+            tl.store(p_settled, b_delta - b_back, mask=o_i < n)
+        if CORRECTED:
+            b_taken = tl.sum(b_back[:, None] * b_away, 0)
             if N_LOOKED == 0:
-                b_learned += b_back
+                b_learned += b_taken
             else:
                 o_c = N_LOOKED + tl.arange(0, BLOCK_C)
-                b_learned += tl.sum(tl.where(o_l[:, None] == o_c[None, :], b_back[None, :], 0.0), 1)
+                b_at = o_l[:, None] == o_c[None, :]
+                b_learned += tl.sum(tl.where(b_at, b_taken[None, :], 0.0), 1)
+        if FAR:
+            left = tl.sum(b_back * b_left, 0)
+            right = tl.sum(b_back * b_right, 0)
+            b_learned += _far(o_l, left, -1, LOOKUP, AFFINE_FROM, i_head, p_params)
+            b_learned += _far(o_l, right, 1, LOOKUP, AFFINE_FROM, i_head, p_params)
     if N_LEARNED > 0:
         tl.store(p_learned + i_number.to(tl.int64) * BLOCK_L + o_l, b_learned)

@@ -28,6 +28,7 @@ from .grad_dense_kernel import attention_grad_dense
 from .grad_keys_kernel import attention_grad_keys
 from .grad_line_kernel import attention_grad_line
 from .grad_queries_kernel import attention_delta, attention_grad_queries
+from .grad_table_kernel import attention_grad_table
 from .launch_ranges import hulls_of
 
 
@@ -65,30 +66,8 @@ def backward(
 
     tensors, form, programs = common(q, cu_seqlens, terms, met)
     flags = flags_of(*form)
-    variant = variant_of(flags, n_learned > 0)
-    config = config_of("attention_grad_queries", q, cu_seqlens, variant, configs)
-    parts = GRAIN.value // config.block_m
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *grad_out.stride()[:2])
-    block_l = max(triton.next_power_of_2(max(n_learned, 1)), 1)
-    corrected = _corrected(bias) if n_learned else 0
-    shares = lse
-    if n_learned:
-        shares = q.new_empty((heads, programs // heads * parts, block_l), dtype=torch.float32)
-    off = lse.new_empty((heads, tokens)) if lined else lse
-    attention_grad_queries[(programs * parts,)](
-        q, k, v, grad_out, rows, or_other(grad_lse, lse), dq, shares, off,
-        cu_seqlens, tensors.positions, tensors.params, tensors.dense,
-        q if met is None else met.met, q if met is None else met.order,
-        *strides, *tensors.strides, tokens, *tensors.numbers,
-        SLOPE=slope, PARAMETER=bias.parameter if bias is not None and n_learned else None,
-        LOOKUP=bias.lookup if bias is not None and n_learned else None,
-        FLAT=bias is not None and bias.flat, N_LEARNED=n_learned,
-        N_LOOKED=bias.looked_up if bias is not None and n_learned else 0, BLOCK_L=block_l,
-        BLOCK_C=triton.next_power_of_2(max(corrected, 1)), CORRECTED=corrected > 0,
-        HAS_OFF=lined, HAS_GRAD_LSE=grad_lse is not None,
-        **constants_of(config, *form), **config.launch,
-    )  # fmt: skip
-
+    # Before delta is settled: what else wants a gradient is nothing to dk and dv.
     config = config_of("attention_grad_keys", q, cu_seqlens, variant_of(flags, False), configs)
     hulls = None if met is None else hulls_of(met, cu_seqlens)
     attention_grad_keys[(programs * (GRAIN.value // config.block_n),)](
@@ -99,11 +78,43 @@ def backward(
         *strides, *tensors.strides, tokens, *tensors.numbers,
         SLOPE=slope, **constants_of(config, *form), **config.launch,
     )  # fmt: skip
+
+    variant = variant_of(flags, n_learned > 0)
+    config = config_of("attention_grad_queries", q, cu_seqlens, variant, configs)
+    constants = constants_of(config, *form)
+    parts = GRAIN.value // config.block_m
+    block_l = max(triton.next_power_of_2(max(n_learned, 1)), 1)
+    lookup = bias.lookup if bias is not None and n_learned else None
+    corrected = _corrected(bias) if n_learned else 0
+    shares = lse
+    if n_learned:
+        shares = q.new_empty((heads, programs // heads * parts, block_l), dtype=torch.float32)
+    attention_grad_queries[(programs * parts,)](
+        q, k, v, grad_out, rows, or_other(grad_lse, lse), dq, shares,
+        cu_seqlens, tensors.positions, tensors.params, tensors.dense,
+        q if met is None else met.met, q if met is None else met.order,
+        *strides, *tensors.strides, tokens, *tensors.numbers,
+        SLOPE=slope, PARAMETER=bias.parameter if bias is not None and n_learned else None,
+        LOOKUP=lookup, FLAT=bias is not None and bias.flat, N_LEARNED=n_learned,
+        N_LOOKED=bias.looked_up if bias is not None and n_learned else 0, BLOCK_L=block_l,
+        BLOCK_C=triton.next_power_of_2(max(corrected, 1)), CORRECTED=corrected > 0,
+        SETTLES=lined or lookup is not None, HAS_GRAD_LSE=grad_lse is not None,
+        **constants, **config.launch,
+    )  # fmt: skip
+    if bias is not None and lookup is not None:
+        affine_from = constants.pop("AFFINE_FROM")
+        for name in ("BY_DISTANCE", "PLAIN"):
+            del constants[name]
+        attention_grad_table[(programs * parts,)](
+            q, k, v, grad_out, rows, shares,
+            cu_seqlens, tensors.positions, tensors.params, tensors.dense,
+            q if met is None else met.met, q if met is None else met.order,
+            *strides, *tensors.strides, tokens, *tensors.numbers,
+            LOOKUP=lookup, FLAT_FROM=affine_from if bias.flat else None, BLOCK_L=block_l,
+            **constants, **config.launch,
+        )  # fmt: skip
     learned = shares.sum(1)[:, :n_learned] if n_learned else None
     if lined:
-        # What delta's rounding made the rows add up to is taken back before they are summed up:
-        # who makes a line of slopes multiplies it by the distance.
-        rows[1] += off if grad_lse is None else off - grad_lse.t()
         learned = _grad_line(grad_out, q, k, v, cu_seqlens, terms, met, rows)
     dense = None
     if need_dense and terms.dense is not None:
@@ -116,12 +127,11 @@ MOST_CORRECTED = 4
 
 
 def _corrected(bias: ScoreFunction | None) -> int:
-    """Of how many learned numbers the gradient is corrected for the rounding of delta: of those by
-    formula, all or none.
+    """Of how many learned numbers the gradient is corrected for the rounding of delta once it is
+    summed up: of those by formula, all or none. Tables and lines are summed with a settled delta.
 
-    ds is off by p times the same number in all of a row. A formula such as |i - j| makes that grow
-    with the distance; a table only sorts it. To take it back from a table a row would keep a sum
-    for each of its numbers, or know the true delta beforehand: another walk over its keys.
+    ds is off by p times the same number in all of a row, which a formula such as |i - j| makes grow
+    with the distance.
     """
     if bias is None or bias.parameter is None:
         return 0
@@ -168,26 +178,31 @@ def _grad_line(
     met: Ranges | None, rows: Tensor,
 ) -> Tensor:  # fmt: skip
     """(H, 2 reach + 1) float32: the sum of ds at each distance of a line, of places. rows: as
-    `attention_delta` writes them."""
+    `attention_delta` writes and `attention_grad_queries` settles them, for who makes a line of
+    slopes multiplies it by the distance."""
     tensors, form, _ = common(q, cu_seqlens, terms, met)
     flags = flags_of(*form)
     config = config_of("attention_grad_keys", q, cu_seqlens, variant_of(flags, False))
     block, reach, span = min(config.block_m, config.block_n), _line_reach(terms), q.shape[0] - 1
     n_sequences, _, heads, _, *window = tensors.numbers[:6]
-    before, after = (
+    behind, ahead = (
         triton.cdiv(min(span, int(side)) if side >= 0 else span, block) for side in window
     )
+    # Beyond a line's reach one band has them all: a reach may bound the distances, where shapes do
+    # not.
+    near = triton.cdiv(reach, block) + 1
+    before, after = min(behind, near), min(ahead, near)
     bands = before + 1 + after
     parts = max(1, min(int(n_sequences), MOST_PARTS, MOST_SHARES // bands))
     shares = rows.new_empty((int(heads), parts, bands, 2, block))
     attention_grad_line[(bands, parts, int(heads))](
         q, k, v, grad_out, rows, shares, cu_seqlens, tensors.params, q if met is None else met.met,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *grad_out.stride()[:2],
-        tensors.strides[0], before, q.shape[0], *tensors.numbers, BLOCK=block,
+        tensors.strides[0], before, behind, ahead, q.shape[0], *tensors.numbers, BLOCK=block,
         **{name: flags[name] for name in _OF_A_LINE}, **config.launch,
     )  # fmt: skip
-    behind, ahead = shares.sum(1).unbind(2)  # (H, bands, block)
-    line = (F.pad(behind, (0, 0, 0, 1)) + F.pad(ahead, (0, 0, 1, 0))).flatten(1)
+    lower, upper = shares.sum(1).unbind(2)  # (H, bands, block)
+    line = (F.pad(lower, (0, 0, 0, 1)) + F.pad(upper, (0, 0, 1, 0))).flatten(1)
     # From distance -(1 + before) block on; the line's ends are those of all beyond.
     less, more = (1 + before) * block - reach, (1 + after) * block - 1 - reach
     grad = F.pad(line, (-less, -more))

@@ -13,6 +13,26 @@ from .grad_queries_kernel import load_lse
 
 
 @triton.jit
+def pair_gradient(
+    b_q, b_k, b_v, b_g, b_i, b_j, b_lse, b_delta, p_params, p_dense, s_dense, begin, n, o_i, o_j,
+    i_head, scale, window_left, window_right, dropout_p, seed,
+    SCORE: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """p (dp - delta) of rows that were loaded."""
+    b_dot = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+    b_s = pair_scores(
+        SCORE, b_dot, b_i[:, None], b_j[None, :], scale, i_head, p_params, p_dense, s_dense,
+        o_i[:, None], o_j[None, :], n, window_left, window_right, HAS_DENSE, HAS_WINDOW,
+    )  # fmt: skip
+    b_p = tl.exp2(b_s - b_lse[:, None])
+    b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
+    if HAS_DROPOUT:
+        b_dp = b_dp * keep_factor(seed, (begin + o_i)[:, None], o_j[None, :], i_head, dropout_p)
+    return b_p * (b_dp - b_delta[:, None])
+
+
+@triton.jit
 def tile_gradient(
     p_q, p_k, p_v, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense,
     s_qt, s_kt, s_vt, s_gt, s_dense, begin, n, o_i, o_j, i_head,
@@ -32,13 +52,8 @@ def tile_gradient(
     b_j = places_of(p_positions, begin, o_j, n, HAS_POSITIONS)
     b_lse = load_lse(p_lse, begin, o_i, n)
     b_delta = tl.load(p_delta + begin + o_i, mask=o_i < n, other=0.0)
-    b_dot = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-    b_s = pair_scores(
-        SCORE, b_dot, b_i[:, None], b_j[None, :], scale, i_head, p_params, p_dense, s_dense,
-        o_i[:, None], o_j[None, :], n, window_left, window_right, HAS_DENSE, HAS_WINDOW,
+    return pair_gradient(
+        b_q, b_k, b_v, b_g, b_i, b_j, b_lse, b_delta, p_params, p_dense, s_dense, begin, n, o_i,
+        o_j, i_head, scale, window_left, window_right, dropout_p, seed,
+        SCORE, HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, PRECISION,
     )  # fmt: skip
-    b_p = tl.exp2(b_s - b_lse[:, None])
-    b_dp = tl.dot(b_g, tl.trans(b_v), input_precision=PRECISION)
-    if HAS_DROPOUT:
-        b_dp = b_dp * keep_factor(seed, (begin + o_i)[:, None], o_j[None, :], i_head, dropout_p)
-    return b_p * (b_dp - b_delta[:, None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from pyenc.errors import BackendError, InputError
 from pyenc.models.table_alibi import TableALiBi
 from pyenc.ops import attention, check_score_bias, computed_share
 from pyenc.ops.attention.along import Line, line_of
+from pyenc_kernels.attention import launch_backward
 from pyenc_kernels.score_function import line_params
 from tests.ops.attention.capture_watch import Watch
 from tests.ops.attention.share_rule import check_row_shares
@@ -365,3 +367,30 @@ def test_a_graph_may_capture_it(tails: bool) -> None:
     assert not watch.found
     assert row.device == nowhere
     assert row.shape == (4, 1 + 601 * (1 + tails))
+
+
+@pytest.mark.parametrize(
+    ("reach", "window", "sides"),
+    [
+        (199, None, [(199, 0), (199, 0)]),
+        (40, None, [(40, 1), (40, 1)]),
+        (70, (20, -1), [(20, 0), (70, 1)]),
+        (0, None, [(0, 1), (0, 1)]),
+        (0, (0, 0), [(0, 0), (0, 0)]),
+    ],
+    ids=str,
+)
+def test_a_reach_bounds_the_bands(
+    reach: int, window: tuple[int, int] | None, sides: list[tuple[int, int]], device: str
+) -> None:
+    """Of 200 tokens; sides: how far bands go, and whether one more has all that is beyond."""
+    numbers = torch.randn(2, 2 * reach + 1, device=device, requires_grad=True)
+    q, g = torch.randn(2, 200, 2, 16, device=device)
+    cu_seqlens = torch.tensor([0, 90, 200], device=device)
+    with mock.patch.object(launch_backward, "attention_grad_line") as kernel:
+        given = {"bias": Line(numbers), "window": window, "skip_eps": 0, "backend": "triton"}
+        out = attention(q, q, q, cu_seqlens, **given)  # type: ignore[arg-type]
+        torch.autograd.grad(out, numbers, g)  # type: ignore[arg-type]
+    (((bands, *_),), _) = kernel.__getitem__.call_args
+    block = kernel.__getitem__.return_value.call_args.kwargs["BLOCK"]
+    assert bands == 1 + sum(math.ceil(distance / block) + more for distance, more in sides)
