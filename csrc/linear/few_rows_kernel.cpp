@@ -155,6 +155,7 @@ void columns_of(const FewRows& call, std::int64_t column, std::int64_t k, std::i
     return group(std::integral_constant<int, 1>(), share);
   };
   constexpr std::integral_constant<int, 0> kNone;
+  constexpr std::integral_constant<int, 1> kOne;
   constexpr std::integral_constant<int, (S + 2) / 3> kThird;
   constexpr std::integral_constant<int, (S + 1) / 2> kHalf;
   constexpr std::integral_constant<int, S> kAll;
@@ -162,7 +163,8 @@ void columns_of(const FewRows& call, std::int64_t column, std::int64_t k, std::i
     if (fetched <= 0) whole(kNone);
     else if (groups == 1) whole(kAll);
     else if (groups == 2) whole(kHalf);
-    else whole(kThird);
+    else if (groups < S) whole(kThird);
+    else whole(kOne);
   }
 }
 

@@ -140,8 +140,8 @@ def linear(
 
 
 def _others(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[str, int]:
-    """Which way a graph's many rows take, where its few have a kernel of their own (`MANY`), and from
-    how many multiplications on; no gradient is needed."""
+    """Which way of `MANY` a graph's many rows take, where its few have a kernel of their own, and
+    from how many multiplications on; no gradient is needed."""
     if name not in product.WAYS:
         return "wide" if _may_widen(x, weight, bias) else "torch", 0
     if name == "onednn" and _as_it_lies(x, weight, bias):

@@ -29,7 +29,8 @@ operands as they lie beside it, of a product by itself, and of one and those of 
 in the same pass beside after it; halves in float32 beside `F.linear`."""
 
 _RIVALS = {
-    "few_rows": ("few_packed",), "few_packed": (), "forward": ("bf16x6", "wide"), "unpacked": ("bf16x6", "wide"), "gelu_fused": (),
+    "few_rows": ("few_packed",), "few_packed": (), "gelu_fused": (),
+    "forward": ("bf16x6", "wide"), "unpacked": ("bf16x6", "wide"),
 }  # fmt: skip
 """Of a way, which others must be no faster; of one not named `bf16x6`, `onednn` and `wide`. Of few
 rows "few_rows" serves, where it gains, and by itself "few_packed" never does. Of others the pack,

@@ -1,7 +1,7 @@
-"""Products of few rows on a CPU, a short text's, through the C++ kernels: the weight as it lies, bias
-and activation in the same pass (csrc/linear/few_rows.h).
+"""Products of few rows on a CPU, a short text's, through the C++ kernels: the weight as it lies,
+bias and activation in the same pass (csrc/linear/few_rows.h).
 
-There is no pack, so no second copy of a weight, and nothing that has to be seen to stand for it still.
+There is no pack, so no second copy of a weight, and nothing that must be seen to stand for it.
 Where it is preferred is data: `choices`, "few_rows".
 
 Shapes: C channels in, F channels out; any leading dimensions.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import extension, launch
+from .. import launch
 from ..activation import ACTIVATION_CODES
 from ..backend import compiling
 from ..constant import constant_result
@@ -22,15 +22,14 @@ WAY = "few_rows"
 """Its name as a backend, in `PYENC_LINEAR` and in the table."""
 
 ROWS = 64
-"""At the most, unless asked for by name: of more, arithmetic is what takes time, and others do it as
-fast."""
+"""At the most, unless asked for by name: of more, others do as well."""
 
 WORK = 2**17
 """Multiplications at the least."""
 
 
 def is_few(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product of x (..., C) and weight (F, C) is one of few rows, and not next to nothing."""
+    """Whether a product of x (..., C) and weight (F, C) is of few rows, and not next to nothing."""
     given = x.numel()
     return given <= ROWS * weight.shape[1] and given * weight.shape[0] >= WORK
 
@@ -78,8 +77,8 @@ def not_worth_it(x: Tensor, weight: Tensor | None) -> str | None:
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
-    """activation(x W^T + b) (..., F), of x (..., C), weight (F, C), bias (F,) in one dtype, for which
-    `why_not` is None."""
+    """activation(x W^T + b) (..., F), of x (..., C), weight (F, C) and bias (F,), for which `why_not`
+    is None and which share a dtype."""
     x, weight = x.resolve_neg(), weight.resolve_neg()
     offset = None if bias is None else bias.resolve_neg().contiguous()
     rows, (columns, depth) = launch.rows_in_place(x), weight.shape

@@ -84,8 +84,8 @@ argument); as is preferred; by oneDNN as the weight lies; in float32; by torch."
 def _few_rows_op(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, others: str, least: int = 0
 ) -> Tensor:
-    """Few rows by the kernel that is for them; more, in a graph that takes any number, in the way of
-    `MANY` that `others` names, or, where that is "", by the same kernel."""
+    """Few rows by the kernel that is for them; more, in a graph that takes any number, in the way
+    of `MANY` that `others` names, or, where that is "", by the same kernel."""
     if (not others or few_rows.is_few(x, weight)) and few_rows.why_not(x, weight, bias) is None:
         return few_rows.multiply(x, weight, bias, activation or None)
     return MANY[others or "torch"](x, weight, bias, activation, least)

@@ -3,7 +3,8 @@
 Of a short text's products, what the ordinary way asks of its arguments and of torch's switches
 takes as long as the arithmetic. The answers are the same in every layer, and are kept here by what
 they follow from: few rows take their own kernel, other small products are torch's, and large ones
-go to oneDNN where a pack is kept. All others take the ordinary way, which also makes packs and says what is wrong.
+go to oneDNN where a pack is kept. All others take the ordinary way, which also makes packs and says
+what is wrong.
 
 Shapes: C channels in, F channels out; any leading dimensions.
 """
@@ -67,7 +68,8 @@ def product(
     """The same of plain tensors of one dtype of oneDNN's on a CPU, whose shapes agree; nothing is
     checked."""
     sizes, work = _sizes_of(x.dtype), x.numel() * weight.shape[0]
-    if sizes.few and few_rows.is_few(x, weight) and few_rows.lies(weight) and extension.missing() is None:
+    few = sizes.few and few_rows.is_few(x, weight) and few_rows.lies(weight)
+    if few and extension.missing() is None:
         return few_rows.multiply(x, weight, bias, activation)
     if work < sizes.torch:
         if activation is not None and activated.why_not(x, weight, bias) is None:

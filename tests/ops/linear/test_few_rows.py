@@ -221,7 +221,7 @@ def test_without_the_extension(taken: list[int], monkeypatch: pytest.MonkeyPatch
     with torch.no_grad():
         assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
     assert not taken
-    with pytest.raises(BackendError, match="few_rows.*it is not built"):
+    with pytest.raises(BackendError, match=r"few_rows.*it is not built"):
         linear(x, weight, bias, backend=few_rows.WAY)
 
 
@@ -244,9 +244,7 @@ def test_by_name_it_has_gradients(dtype: torch.dtype) -> None:
 def test_what_it_says(taken: list[int]) -> None:
     weight, bias = layer(256, 512)
     with torch.no_grad():
-        told = [
-            explain(backend_table(torch.randn(rows, 256), weight, bias)) for rows in (4, 65)
-        ]
+        told = [explain(backend_table(torch.randn(rows, 256), weight, bias)) for rows in (4, 65)]
     assert told[0]["few_rows"] == "serves"
     assert "up to 64 rows" in told[1]["few_rows"]
     assert explain(backend_table(torch.randn(4, 256), weight))["few_rows"] == "a gradient is needed"
