@@ -77,8 +77,8 @@ def not_worth_it(x: Tensor, weight: Tensor | None) -> str | None:
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
-    """activation(x W^T + b) (..., F), of x (..., C), weight (F, C) and bias (F,), for which `why_not`
-    is None and which share a dtype."""
+    """activation(x W^T + b) (..., F), of x (..., C), weight (F, C) and bias (F,) in one dtype, for
+    which `why_not` is None."""
     x, weight = x.resolve_neg(), weight.resolve_neg()
     offset = None if bias is None else bias.resolve_neg().contiguous()
     rows, (columns, depth) = launch.rows_in_place(x), weight.shape
