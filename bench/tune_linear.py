@@ -22,7 +22,7 @@ from torch import Tensor
 from bench.chosen import chosen
 from bench.measure import machine, record
 from pyenc.errors import InputError
-from pyenc.ops.linear import choices, onednn, parts, processor, product, wide
+from pyenc.ops.linear import choices, few_rows, onednn, parts, processor, product, wide
 
 SHAPES = ((256, 512, 512), (512, 384, 1536), (1024, 768, 768), (4096, 384, 1536))
 """(tokens, channels in, channels out)."""
@@ -95,13 +95,17 @@ def ways(dtype: torch.dtype, shape: Shape) -> dict[str, Pair]:
     for way in parts.PARTS:
         if product.why_not(way, x) is None:
             pairs[way] = plain, functools.partial(product.product, x, weight.t(), bias, way=way)
+    rows = x[:FEW]
+
+    def few() -> object:
+        return F.linear(rows, weight, bias)
+
+    if few_rows.why_not(rows, weight, bias) is None:
+        pairs[few_rows.WAY] = few, lambda: few_rows.multiply(rows, weight, bias, None)
     if onednn.why_not(dtype) is None:
         packed = onednn.pack(weight)
         pairs["onednn"] = plain, lambda: onednn.run(x, packed, bias, "")
-        rows = x[:FEW]
-        pairs["few"] = (
-            lambda: F.linear(rows, weight, bias), lambda: onednn.run(rows, packed, bias, "")
-        )  # fmt: skip
+        pairs["few_packed"] = few, lambda: onednn.run(rows, packed, bias, "")
         pairs["forward"] = plain, lambda: onednn.run(x, weight, bias, "")
         pairs["unpacked"] = (
             functools.partial(with_gradients, torchs),

@@ -1,19 +1,12 @@
-// bfloat16 as pairs: two neighbours of a sum side by side in 32 bits, which the processor multiplies
-// and adds to a float in one instruction (vdpbf16ps), at twice the rate of floats.
+// Of attention, bfloat16 as pairs (shared/pairs.h).
 //
 // Keys and queries pair neighbours in D, values and weights pair neighbouring keys. An odd one out
 // stands beside a zero. Words are kept in arrays of floats and read as 32-bit integers.
 #pragma once
 
 #include "attention/tile.h"
+#include "shared/pairs.h"
 #include "shared/rows.h"
-
-#if defined(__AVX512BF16__)
-#define PYENC_BF16_DOT 1
-#elif defined(PYENC_EMULATE_BF16_DOT)
-// For the tests: the same code on a processor without the instruction.
-#define PYENC_BF16_DOT 1
-#endif
 
 #ifdef PYENC_BF16_DOT
 
@@ -23,17 +16,6 @@ namespace {
 
 PYENC_INLINE void put_word(float* to, std::uint32_t low, std::uint32_t high) {
   *reinterpret_cast<LooseWord*>(to) = low | high << 16;
-}
-
-// sum + a.low b.low + a.high b.high, lane by lane.
-PYENC_INLINE Floats dot_pairs(Floats sum, Ints a, Ints b) {
-#if defined(__AVX512BF16__) && !defined(PYENC_EMULATE_BF16_DOT)
-  return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
-#else
-  const Ints high = Ints{} - 65536;
-  sum += as_floats(a << 16) * as_floats(b << 16);
-  return sum + as_floats(a & high) * as_floats(b & high);
-#endif
 }
 
 // Two floats, rounded to nearest even, to a pair. Weights are never NaN where it matters: a NaN

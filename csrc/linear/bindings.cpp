@@ -1,10 +1,11 @@
 // The Python face of the passes around a product in eight bits, called by pyenc/ops/linear/int8_rows.py
-// alone, and of the product by parts, by parts.py there; see bindings.h.
+// alone, of the product by parts, by parts.py there, and of few rows, by few_rows.py; see bindings.h.
 
 #include <tuple>
 
 #include "bindings.h"
 #include "linear/arguments.h"
+#include "linear/few_rows.h"
 #include "linear/product.h"
 
 namespace pyenc {
@@ -19,6 +20,8 @@ using LinesAt = std::tuple<Address, std::int64_t, std::int64_t>;
 Lines lines_of(LinesAt x) {
   return {at<const float>(std::get<0>(x)), std::get<1>(x), std::get<2>(x)};
 }
+
+using RowsAt = std::tuple<Address, std::int64_t>;
 
 }  // namespace
 
@@ -50,6 +53,17 @@ void bind_linear(py::module_& module) {
          int activation, LinesAt a, LinesAt b, Address bias, Address out) {
         return product({parts, rows, columns, depth, lines_of(a), lines_of(b), at<const float>(bias),
                         activation < 0, static_cast<Activation>(activation), at<float>(out), threads});
+      },
+      py::call_guard<py::gil_scoped_release>());
+  // activation: a negative number stands for none. x, weight: (address, numbers from row to row).
+  module.def(
+      "few_rows",
+      [](int dtype, std::int64_t rows, std::int64_t columns, std::int64_t depth, int threads,
+         int activation, RowsAt x, RowsAt weight, Address bias, Address out) {
+        few_rows({static_cast<Dtype>(dtype), rows, columns, depth, at<const void>(std::get<0>(x)),
+                  std::get<1>(x), at<const void>(std::get<0>(weight)), std::get<1>(weight),
+                  at<const void>(bias), activation < 0, static_cast<Activation>(activation),
+                  at<void>(out), threads});
       },
       py::call_guard<py::gil_scoped_release>());
 }

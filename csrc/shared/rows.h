@@ -23,6 +23,11 @@ PYENC_INLINE Floats read(const BFloat16* from) {
 }
 
 PYENC_INLINE Floats read(const Float16* from) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__) && !defined(PYENC_EMULATE_BF16_DOT)
+  return _mm512_cvtph_ps((__m256i)*reinterpret_cast<const LooseWords*>(from));
+#elif defined(__AVX2__) && defined(__F16C__) && !defined(PYENC_EMULATE_BF16_DOT)
+  return _mm256_cvtph_ps((__m128i)*reinterpret_cast<const LooseWords*>(from));
+#endif
   float wide[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) wide[lane] = widen(from[lane]);
   return load(wide);

@@ -17,6 +17,7 @@ BACKENDS = (
     "flash_attn",
     "bf16x6",
     "bf16x3",
+    "few_rows",
     "onednn",
     "torch",
     "reference",

@@ -20,7 +20,10 @@ from ..errors import BackendError
 from ..forking import check_forked
 from .constant import constant_result
 
-BACKENDS = ("triton", "cpu", "flash_attn", "bf16x6", "bf16x3", "onednn", "torch", "reference")
+BACKENDS = (
+    "triton", "cpu", "flash_attn", "bf16x6", "bf16x3", "few_rows", "onednn",
+    "torch", "reference",
+)  # fmt: skip
 """`reference` is the dense oracle: O(n^2) memory, any dtype, for checking only."""
 
 WhyNot = Callable[[], str | None]

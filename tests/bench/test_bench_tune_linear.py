@@ -13,6 +13,7 @@ import torch
 from bench import tune_linear
 from pyenc.cli.arguments import parse
 from pyenc.errors import InputError
+from pyenc.ops import extension
 from pyenc.ops.linear import choices, onednn, parts, processor, product, wide
 
 
@@ -47,9 +48,9 @@ def test_the_ratio_is_the_cautious_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_measured_are_the_ways_that_serve(dtype: torch.dtype) -> None:
     ways = tune_linear.ways(dtype, (70, 48, 96))
     packs = onednn.why_not(dtype) is None
-    expected = ({"onednn", "few", "forward", "unpacked", "gelu_fused"} if packs else set()) | (
-        {"wide"} if dtype in wide.DTYPES else set()
-    )
+    expected = {"onednn", "few_packed", "forward", "unpacked", "gelu_fused"} if packs else set()
+    expected |= {"wide"} if dtype in wide.DTYPES else set()
+    expected |= {"few_rows"} if extension.missing() is None else set()
     x = torch.randn(2, dtype=dtype)
     expected |= {way for way in parts.PARTS if product.why_not(way, x) is None}
     assert set(ways) == expected

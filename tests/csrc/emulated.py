@@ -185,11 +185,13 @@ def main(arguments: Sequence[str]) -> None:
     from tests.csrc.attention import half_cases, split_cases
     from tests.csrc.linear import product_cases
     from tests.ops.attention.test_attention_cpu import Case
+    from tests.ops.linear import test_few_rows
 
     torch.manual_seed(int(seed))
     torch.set_num_threads(1)  # small matrices wait for a second thread, the oracle's above all
     Case.threads = 2
-    (half_cases.CASES | split_cases.CASES | product_cases.CASES)[name](module)
+    few = {"few rows": lambda _: test_few_rows.main()}
+    (half_cases.CASES | split_cases.CASES | product_cases.CASES | few)[name](module)
     print(module.isa())
 
 

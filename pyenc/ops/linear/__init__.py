@@ -19,10 +19,10 @@ from ..backend import WhyNot, always, choose, compiling, requested_backend
 from ..constant import constant_result
 from ..registered import PLAIN
 from ..validation import FLOATS, check_float, check_given
-from . import activated, packs, parts, product, wide
+from . import activated, few_rows, packs, parts, product, wide
 from . import onednn as kernels
 from .reference import linear_reference
-from .registration import FEW, wide_or_not, work
+from .registration import wide_or_not, work
 from .straight import few_rows_gain as few_rows_gain
 from .straight import straight
 
@@ -46,12 +46,15 @@ def linear(
     process on one kind of processor makes the same choice, compiled or not. Where a gradient is
     needed, or there can be no pack, oneDNN takes the operands as they lie, those of the gradient's
     products too, where the table has that as faster ("unpacked"); without a gradient also where a
-    pack would gain too little ("forward", 1.05x, since that costs no memory), unless few rows, a
-    short text's, gain by it ("few", 1.15x at 16). The pack is a second copy of the weight in
-    memory; it lives as long as the weight, and is made anew when the weight changes (in place, by
-    an optimizer, `load_state_dict`, `.to`, another `.data`). Only a write that counts no version
-    and misses a sample of values, some of every row and column, goes unseen: single numbers set
-    through `.data` or `.numpy()`.
+    pack would gain too little ("forward", 1.05x, since that costs no memory). The pack is a second
+    copy of the weight in memory; it lives as long as the weight, and is made anew when the weight
+    changes (in place, by an optimizer, `load_state_dict`, `.to`, another `.data`). Only a write
+    that counts no version and misses a sample of values, some of every row and column, goes unseen:
+    single numbers set through `.data` or `.numpy()`.
+
+    Where no gradient is needed, up to 64 rows, a short text's, go through a C++ kernel of their own
+    where the table has that as faster ("few_rows", 1.05x at 16): it takes the weight as it lies,
+    and a row's numbers are the same whatever rows are with it.
 
     Large products of bfloat16 or float16 on a CPU are made in float32 and rounded once where the
     same table has that as faster, as on processors without such instructions; also with
@@ -71,11 +74,12 @@ def linear(
         weight: (F, C), in x's dtype (under autocast in any).
         bias: (F,) or None.
         activation: one of `ACTIVATIONS`, or None.
-        backend: "bf16x6", "bf16x3", "onednn", "torch" or "reference"; None chooses, and so do "cpu"
-            and "triton", the names of kernels that other ops have. Differentiable with each.
+        backend: "bf16x6", "bf16x3", "few_rows" (of any number), "onednn", "torch" or "reference";
+            None chooses, and so do "cpu" and "triton", the names of kernels that other ops have.
+            Differentiable with each.
 
     Environment:
-        PYENC_LINEAR=bf16x6|bf16x3|onednn|torch  the choice instead of the table's.
+        PYENC_LINEAR=bf16x6|bf16x3|few_rows|onednn|torch  the choice instead of the table's.
 
     Returns:
         (..., F), dtype of x.
@@ -102,12 +106,18 @@ def linear(
             oracle.widen(x), oracle.widen(weight), oracle.widen(bias), activation
         )
         return oracle.narrow(exact, x.dtype)
+    if name == few_rows.WAY:
+        others, least = "", 0
+        if compiling() and name not in (requested, _forced()):
+            del table[name]
+            others, least = _others(choose("linear", "auto", table), x, weight, bias)
+        few: Tensor = torch.ops.pyenc.linear_few_rows(
+            x, weight, bias, activation or "", others, least
+        )
+        return few
     if name in product.WAYS:
         by_name = name in (requested, _forced())
         lies = name == "onednn" and not by_name and _as_it_lies(x, weight, bias)
-        if lies and _few(x, weight):
-            few: Tensor = torch.ops.pyenc.linear(x, weight, bias, activation or "", FEW)
-            return few
         if lies or name != "onednn" or _no_pack(x, weight, bias) is not None:
             way = product.FORWARD if lies else name if by_name else ""
             return product.linear(x, weight, bias, activation, way)
@@ -127,6 +137,18 @@ def linear(
         return activated.linear(x, weight, bias, activation)
     y = F.linear(x, weight, bias)
     return y if activation is None else activate(y, activation)
+
+
+def _others(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[str, int]:
+    """Which way of `MANY` a graph's many rows take, where its few have a kernel of their own, and
+    from how many multiplications on; no gradient is needed."""
+    if name not in product.WAYS:
+        return "wide" if _may_widen(x, weight, bias) else "torch", 0
+    if name == "onednn" and _as_it_lies(x, weight, bias):
+        return product.FORWARD, 0
+    if name != "onednn" or _no_pack(x, weight, bias) is not None:
+        return "preferred", 0
+    return "packed", _min_work(str(x.dtype))
 
 
 def _looked_at() -> bool:
@@ -164,7 +186,15 @@ def backend_table(
             reason = worth(way, x, weight, bias)
         return reason
 
+    def of_few() -> str | None:
+        reason = few_rows.why_not(x, weight, bias)
+        if reason is None and requested != few_rows.WAY:
+            needed = "a gradient is needed" if _needs_gradient(x, weight, bias) else None
+            reason = needed or few_rows.not_worth_it(x, weight)
+        return reason
+
     return {
+        few_rows.WAY: of_few,
         **{way: functools.partial(of, way) for way in product.WAYS},
         "torch": always,
         "reference": always,
@@ -221,8 +251,6 @@ def _onednn_not_worth_it(
     no_pack = _no_pack(x, weight, bias)
     if _as_it_lies(x, weight, bias):
         kind, reason = product.FORWARD, None
-        if weight is not None and _few(x, weight):
-            return None
     else:
         kind = "onednn" if no_pack is None else product.UNPACKED
         reason = _not_preferred(kind, str(x.dtype))
@@ -241,14 +269,6 @@ def _as_it_lies(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     if _needs_gradient(x, weight, bias) or _not_preferred(product.FORWARD, dtype) is not None:
         return False
     return _no_pack(x, weight, bias) is not None or _not_preferred("onednn", dtype) is not None
-
-
-def _few(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product is of few rows, which take a pack of this weight where others take it as it
-    lies; in a graph whether it may be, for the registered op to see."""
-    if not isinstance(weight, nn.Parameter) or _not_preferred("few", str(x.dtype)) is not None:
-        return False
-    return compiling() or kernels.is_few(x, weight)
 
 
 def _no_pack(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str | None:

@@ -19,24 +19,28 @@ from . import processor
 
 FILE = Path(__file__).with_name("choices.json")
 
-WAYS = ("bf16x6", "bf16x3", "onednn", "few", "forward", "unpacked", "gelu_fused", "wide")
+WAYS = (
+    "bf16x6", "bf16x3", "onednn", "few_rows", "few_packed", "forward", "unpacked", "gelu_fused",
+    "wide",
+)  # fmt: skip
 """float32 by three parts of bfloat16 beside `F.linear`, and by two; oneDNN with a packed weight
-beside it, and of few rows; oneDNN with operands as they lie beside it, of a product by itself, and
-of one and those of its gradient; GELU in the same pass beside after it; halves in float32 beside
-`F.linear`."""
+beside it; few rows by our own kernel beside it, and by oneDNN with a packed weight; oneDNN with
+operands as they lie beside it, of a product by itself, and of one and those of its gradient; GELU
+in the same pass beside after it; halves in float32 beside `F.linear`."""
 
 _RIVALS = {
-    "few": (), "forward": ("bf16x6", "wide"), "unpacked": ("bf16x6", "wide"), "gelu_fused": (),
+    "few_rows": ("few_packed",), "few_packed": (), "gelu_fused": (),
+    "forward": ("bf16x6", "wide"), "unpacked": ("bf16x6", "wide"),
 }  # fmt: skip
-"""Of a way, which others must be no faster; of one not named `bf16x6`, `onednn` and `wide`. The
-pack serves where there can be one and it gains; else "forward", or with gradients "unpacked". Where
-"forward" does, "few" says whether few rows take a pack after all."""
+"""Of a way, which others must be no faster; of one not named `bf16x6`, `onednn` and `wide`. Of few
+rows "few_rows" serves, where it gains, and by itself "few_packed" never does. Of others the pack,
+where there can be one and it gains; else "forward", or with gradients "unpacked"."""
 
 MARGIN = 1.15
 """How many times faster a way must have been: less is noise, and a pack costs memory."""
 
-_MARGINS = {"forward": 1.05}
-"""Of a way that costs nothing else: `F.linear` of bfloat16 writes its bias into every row before it
+_MARGINS = {"forward": 1.05, "few_rows": 1.05}
+"""Of ways that cost nothing else: `F.linear` of bfloat16 writes its bias into every row before it
 multiplies, and oneDNN adds it on the way out."""
 
 

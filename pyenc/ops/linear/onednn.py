@@ -27,7 +27,7 @@ from . import activated, choices, packs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 VARIABLE = "PYENC_LINEAR"
-WAYS = ("bf16x6", "bf16x3", "onednn", "torch")
+WAYS = ("bf16x6", "bf16x3", "few_rows", "onednn", "torch")
 
 MIN_WORK = 2**24
 """Multiplications below which looking up a pack costs what it could save."""
@@ -35,11 +35,6 @@ MIN_WORK = 2**24
 MUCH = 1.5
 LITTLE_WORK = {"onednn": 2**20, "forward": 2**22, "unpacked": 2**22}
 """The same by the table's way where its gain is `MUCH` or more: short texts' products gain too."""
-
-FEW_ROWS = 64
-FEW_WORK = 2**17
-"""Of "few": rows at the most, since of more the arithmetic is what takes time, and multiplications
-at the least."""
 
 ROUNDED = {"bf16": 2.0**-8, "tf32": 2.0**-10}
 """What operands of float32 may be rounded by where torch's switches allow it."""
@@ -155,12 +150,6 @@ def min_work(dtype: torch.dtype, way: str = "onednn") -> int:
     """Multiplications from which on it gains, by the table."""
     gain = choices.choice(dtype).gains.get(way, False)
     return LITTLE_WORK[way] if gain is not True and gain >= MUCH else MIN_WORK
-
-
-def is_few(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product is one of "few" rows."""
-    rows = x.numel() // max(1, weight.shape[1])
-    return rows <= FEW_ROWS and rows * weight.numel() >= FEW_WORK
 
 
 def fuses(dtype: torch.dtype) -> bool:

@@ -3,6 +3,7 @@ decides in them as it does outside."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,10 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..activation import activate
-from . import onednn, packs, product, wide
+from . import few_rows, onednn, packs, product, wide
 from .onednn import MIN_WORK
-
-FEW = -1
 
 
 def work(x: Tensor, weight: Tensor) -> int:
@@ -36,14 +35,14 @@ def _linear_op(
     """Opaque, with the ordinary weight: torch.compile cannot carry a packed one.
 
     torch's product serves where there are fewer than `least` multiplications, a size that only a
-    call tells; no gradient is needed then, nor with `FEW`: of few rows a pack serves, of others
-    what serves a weight as it lies.
+    call tells; no gradient is needed then.
     """
-    if least == FEW:
-        packs_it = onednn.is_few(x, weight) and packs.why_not(weight) is None
-        if not packs_it or product.why_not("onednn", x, weight, bias) is not None:
-            return product.linear(x, weight, bias, activation or None, product.FORWARD)
-        return onednn.linear(x, weight, bias, activation)
+    return packed_or_not(x, weight, bias, activation, least)
+
+
+def packed_or_not(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, least: int
+) -> Tensor:
     if work(x, weight) < least or product.why_not("onednn", x, weight, bias) is not None:
         return product.by_torch(x, weight.t(), bias, activation)
     if packs.why_not(weight) is None:
@@ -68,8 +67,39 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
+MANY: dict[str, Callable[[Tensor, Tensor, Tensor | None, str, int], Tensor]] = {
+    "packed": packed_or_not,
+    "preferred": lambda x, w, b, activation, _: product.linear(x, w, b, activation or None),
+    product.FORWARD: lambda x, w, b, activation, _: product.linear(
+        x, w, b, activation or None, product.FORWARD
+    ),
+    "wide": lambda x, w, b, activation, _: wide_or_not(x, w, b, activation or None),
+    "torch": lambda x, w, b, activation, _: product.by_torch(x, w.t(), b, activation),
+}
+"""How many rows may be made, by name: with a pack from so many multiplications on (the last
+argument); as is preferred; by oneDNN as the weight lies; in float32; by torch."""
+
+
+@torch.library.custom_op("pyenc::linear_few_rows", mutates_args=())
+def _few_rows_op(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, others: str, least: int = 0
+) -> Tensor:
+    """Few rows by the kernel that is for them; more, in a graph that takes any number, in the way
+    of `MANY` that `others` names, or, where that is "", by the same kernel."""
+    if (not others or few_rows.is_few(x, weight)) and few_rows.why_not(x, weight, bias) is None:
+        return few_rows.multiply(x, weight, bias, activation or None)
+    return MANY[others or "torch"](x, weight, bias, activation, least)
+
+
+@_few_rows_op.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, others: str, least: int = 0
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, ctx.activation, _ = inputs
+    x, weight, bias, ctx.activation, *ctx.rest = inputs
     ctx.save_for_backward(x, weight, bias)
 
 
@@ -86,8 +116,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows.t() @ x.reshape(-1, weight.shape[1]) if need_weight else None,
         rows.sum(0) if need_bias else None,
         None,
-        None,
+        *(None for _ in ctx.rest),
     )
 
 
 _linear_op.register_autograd(_backward, setup_context=_setup_context)
+_few_rows_op.register_autograd(_backward, setup_context=_setup_context)

@@ -2,8 +2,9 @@
 
 Of a short text's products, what the ordinary way asks of its arguments and of torch's switches
 takes as long as the arithmetic. The answers are the same in every layer, and are kept here by what
-they follow from: small products are torch's, and large ones go to oneDNN where a pack is kept. All
-others take the ordinary way, which also makes packs and says what is wrong.
+they follow from: few rows take their own kernel, other small products are torch's, and large ones
+go to oneDNN where a pack is kept. All others take the ordinary way, which also makes packs and says
+what is wrong.
 
 Shapes: C channels in, F channels out; any leading dimensions.
 """
@@ -16,11 +17,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from .. import extension
 from ..activation import ACTIVATIONS, activate
 from ..registered import plain
-from . import activated, choices, onednn, packs, parts
+from . import activated, choices, few_rows, onednn, packs, parts
 
 
 class Sizes(NamedTuple):
@@ -31,7 +33,7 @@ class Sizes(NamedTuple):
     pack: float
     """From so many on a pack of the weight is the choice; infinite where it never is."""
     few: bool
-    """Whether it is the choice for few rows."""
+    """Whether few rows have a kernel of their own."""
 
 
 _sizes: dict[tuple[object, ...], tuple[choices.Choice, Sizes]] = {}
@@ -66,13 +68,15 @@ def product(
     """The same of plain tensors of one dtype of oneDNN's on a CPU, whose shapes agree; nothing is
     checked."""
     sizes, work = _sizes_of(x.dtype), x.numel() * weight.shape[0]
-    few = sizes.few and onednn.is_few(x, weight) and isinstance(weight, nn.Parameter)
-    if work < sizes.torch and not few:
+    few = sizes.few and few_rows.is_few(x, weight) and few_rows.lies(weight)
+    if few and extension.missing() is None:
+        return few_rows.multiply(x, weight, bias, activation)
+    if work < sizes.torch:
         if activation is not None and activated.why_not(x, weight, bias) is None:
             return activated.linear(x, weight, bias, activation)
         y = F.linear(x, weight, bias)
         return y if activation is None else activate(y, activation)
-    if (work < sizes.pack and not few) or (pack := packs.kept(weight)) is None:
+    if work < sizes.pack or (pack := packs.kept(weight)) is None:
         return None
     return onednn.run(x, pack, bias, activation or "")
 
@@ -80,7 +84,7 @@ def product(
 def few_rows_gain(dtype: torch.dtype) -> bool:
     """Whether products of a short text, without a gradient, are much faster than torch's here."""
     sizes = _sizes_of(dtype)
-    return sizes.few or sizes.pack <= onednn.LITTLE_WORK["onednn"]
+    return (sizes.few and extension.missing() is None) or sizes.pack <= onednn.LITTLE_WORK["onednn"]
 
 
 def _sizes_of(dtype: torch.dtype) -> Sizes:
@@ -96,8 +100,9 @@ def _sizes_of(dtype: torch.dtype) -> Sizes:
 def _of_the_table(dtype: torch.dtype) -> Sizes:
     """As the ordinary way comes to them."""
     single = dtype == torch.float32
+    few = few_rows.not_preferred(dtype) is None
     if (asked := onednn.forced()) is not None:
-        return Sizes(math.inf if single and asked == "torch" else 0, math.inf, False)
+        return Sizes(math.inf if single and asked == "torch" else 0, math.inf, few)
     ways = {
         way: onednn.min_work(dtype, way)
         for way in ("onednn", "forward", "unpacked")  # the last: of a weight that has no pack
@@ -106,11 +111,10 @@ def _of_the_table(dtype: torch.dtype) -> Sizes:
     # Halves may be widened, whatever else serves.
     least = [*ways.values(), *([] if single else [onednn.MIN_WORK])]
     if single and any(parts.not_preferred(way) is None for way in parts.PARTS):
-        return Sizes(min([parts.MIN_WORK, *least]), math.inf, False)
+        return Sizes(min([parts.MIN_WORK, *least]), math.inf, few)
     there = onednn.unavailable(dtype) is None
-    few = there and "forward" in ways and "onednn" not in ways
     return Sizes(
         min(least, default=math.inf),
         ways.get("onednn", math.inf) if there else math.inf,
-        few and onednn.not_preferred(dtype, "few") is None,
+        few,
     )

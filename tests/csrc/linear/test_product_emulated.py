@@ -1,6 +1,7 @@
 """The product by parts where a processor has no matrix units: in plain C++, and where it has them.
 
-The same cases on both (product_cases.py), each in a process of its own.
+The same cases on both (product_cases.py), each in a process of its own; and the product of few rows
+where it has no instructions for pairs of bfloat16.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ pytestmark = emulated.needs_compiler
 def test_in_plain_cpp(tmp_path: Path) -> None:
     openmp = emulated.flags_serve(["-fopenmp"], tmp_path)
     extension = emulated.build(tmp_path, emulated.TILES, openmp=openmp, op="linear")
-    emulated.check(extension, "product", seed(1))
+    for cases in ("product", "few rows"):
+        emulated.check(extension, cases, seed(1))
 
 
 @emulated.only_sanitized
 def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
-    emulated.check_sanitized(tmp_path, "linear", ["product a little"])
+    emulated.check_sanitized(tmp_path, "linear", ["product a little", "few rows"])
 
 
 @pytest.mark.parametrize("draw", [1, 2, 3])

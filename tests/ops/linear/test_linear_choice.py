@@ -55,7 +55,7 @@ def test_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         assert serves(x[:1]) == "serves"
         monkeypatch.setenv(linear_onednn.VARIABLE, "mkl")
         with pytest.raises(
-            BackendError, match="must be auto, bf16x6, bf16x3, onednn or torch, got 'mkl'"
+            BackendError, match="must be auto, bf16x6, bf16x3, few_rows, onednn or torch, got 'mkl'"
         ):
             serves()
 
@@ -150,46 +150,6 @@ def test_of_oneDNN_and_float32_the_faster(
             check(linear(x, weight, bias), x, weight, bias)
         assert linear_packs.held() == packs * 2 * weight.numel()
         assert len(widened) == times
-
-
-@onednn
-@pytest.mark.parametrize("activation", [None, "gelu"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_few_rows_take_a_pack(
-    dtype: torch.dtype, activation: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where other products take the weight as it lies; compiled or not, and no weight that is no
-    parameter."""
-    if reason := linear_onednn.why_not(dtype):
-        pytest.skip(reason)
-    pin(monkeypatch, {"forward": 1.1, "few": 1.5})
-    weight, bias = layer(256, 512, dtype=dtype)
-
-    def forward(x: Tensor, weight: Tensor = weight) -> Tensor:
-        return linear(x, weight, bias, activation)
-
-    torch._dynamo.reset()
-    compiled = torch.compile(forward, fullgraph=True, backend="aot_eager", dynamic=True)
-    size = weight.numel() * weight.element_size()
-    for rows, packed in ((200, 0), (3, 1), (64, 1), (65, 0), (2, 1), (300, 0)):
-        x, found = torch.randn(rows, 256).to(dtype), []
-        with torch.no_grad():
-            for way in (compiled, forward):
-                linear_packs.forget_all()
-                found += [way(x), way(x)]
-                assert linear_packs.held() == packed * size, (rows, way)
-            assert all(torch.equal(found[0], each) for each in found), rows
-            check(found[0], x, weight, bias, activation=activation)
-            linear_packs.forget_all()
-            forward(x, weight.detach())
-            assert linear_packs.held() == 0
-    x = torch.randn(3, 256).to(dtype)
-    assert forward(x).requires_grad
-    assert linear_packs.held() == 0
-    monkeypatch.setenv(linear_onednn.VARIABLE, "torch")
-    with torch.no_grad():
-        forward(x)
-    assert linear_packs.held() == 0
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ TABLES: list[dict[str, float | bool]] = [
     {}, {"onednn": 2.0}, {"onednn": 1.2}, {"onednn": True}, {"forward": 2.0},
     {"forward": 1.06, "onednn": 1.1}, {"onednn": 2.0, "forward": 2.1, "gelu_fused": 1.2},
     {"onednn": 1.2, "wide": 1.3}, {"wide": 2.0}, {"onednn": 1.2, "bf16x6": 2.0},
-    {"onednn": 2.0, "bf16x3": 3.0}, {"unpacked": 2.0}, {"forward": 1.1, "few": 1.6},
-    {"forward": 2.0, "few": 1.6}, {"onednn": 2.0, "few": 3.0}, {"few": 2.0},
+    {"onednn": 2.0, "bf16x3": 3.0}, {"unpacked": 2.0}, {"forward": 1.1, "few_rows": 1.6},
+    {"forward": 2.0, "few_rows": 1.6}, {"onednn": 2.0, "few_rows": 3.0}, {"few_rows": 2.0},
 ]  # fmt: skip
 SHAPES = [(rows, 256, 256) for rows in (1, 2, 4, 16, 17, 64, 65, 257, 2049)]
 """Rows, channels out and in, on both sides of where a choice may turn."""
@@ -136,8 +136,8 @@ def test_what_is_switched_since_is_heard(switch: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("gains", "gain"),
     [
-        ({}, False), ({"onednn": 1.2}, False), ({"onednn": 1.6}, True), ({"few": 2.0}, False),
-        ({"forward": 1.1, "few": 1.2}, True), ({"forward": 1.1, "few": 1.1}, False),
+        ({}, False), ({"onednn": 1.2}, False), ({"onednn": 1.6}, True), ({"few_rows": 2.0}, True),
+        ({"forward": 1.1, "few_rows": 1.2}, True), ({"few_rows": 1.2, "few_packed": 1.3}, False),
         ({"onednn": 2.0, "bf16x6": 2.5}, False),
     ],
     ids=str,
