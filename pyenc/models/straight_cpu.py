@@ -23,7 +23,7 @@ from ..ops.attention.straight_cpu import terms_for
 from ..ops.attention.terms import Bias, Terms, has_line, skip_eps_of
 from ..ops.gated import cpu as gated_kernels
 from ..ops.launch import DTYPE_CODES
-from ..ops.linear.straight import product
+from ..ops.linear.straight import Sizes, product, sizes_of
 from ..ops.registered import plain
 from .call import Call
 from .feed_forward import CPU_BYTES
@@ -48,7 +48,7 @@ def straight_cpu(layer: Any, x_TC: Tensor, call: Call) -> Tensor | None:
         return None
     a_TC = _attended(attention, x_TC, call, terms)
     h_TC, _ = _normed(attention_norm, a_TC, x_TC)
-    f_TC = _fed_forward(feed_forward, h_TC)
+    f_TC = _fed_forward(feed_forward, h_TC, call)
     y_TC, _ = _normed(feed_forward_norm, f_TC, h_TC)
     return y_TC
 
@@ -70,7 +70,7 @@ def straight_cpu_pre_norm(
         y_TC, x_TC = _normed(attention_norm, x_TC, term_TC)
     a_TC = _attended(attention, y_TC, call, terms)
     y_TC, x_TC = _normed(feed_forward_norm, x_TC, a_TC)
-    return x_TC, _fed_forward(feed_forward, y_TC)
+    return x_TC, _fed_forward(feed_forward, y_TC, call)
 
 
 def _serves(call: Call, *given_TC: Tensor) -> bool:
@@ -124,20 +124,21 @@ def _attended(part: AttentionPart, x_TC: Tensor, call: Call, terms: Terms) -> Te
         turned = partial(
             rotary, cos=turn.cos_TD, sin=turn.sin_TD, positions=turn.rows_T, backend="auto"
         )
-    q_THD, k_THD, v_THD = heads_of(part.module, _product(x_TC, part.qkv), turned)
+    q_THD, k_THD, v_THD = heads_of(part.module, _product(x_TC, part.qkv, call), turned)
     eps = skip_eps_of(q_THD, call.skip_eps)
     a_THD, _, _, _ = attention_kernels.forward(q_THD, k_THD, v_THD, call.cu_seqlens, terms, eps)
-    return _product(a_THD.flatten(1), part.out)
+    return _product(a_THD.flatten(1), part.out, call)
 
 
-def _fed_forward(part: FeedForwardPart, x_TC: Tensor) -> Tensor:
+def _fed_forward(part: FeedForwardPart, x_TC: Tensor, call: Call) -> Tensor:
     module = part.module
     if not module.gated:
-        return _product(_product(x_TC, part.up, module.activation), part.down)
-    gate_TF, value_TF = _product(x_TC, part.up).chunk(2, -1)
+        return _product(_product(x_TC, part.up, call, module.activation), part.down, call)
+    gate_TF, value_TF = _product(x_TC, part.up, call).chunk(2, -1)
     if not module.gate_first:
         gate_TF, value_TF = value_TF, gate_TF
-    return _product(gated_kernels.forward(gate_TF, value_TF, module.activation), part.down)
+    a_TF = gated_kernels.forward(gate_TF, value_TF, module.activation)
+    return _product(a_TF, part.down, call)
 
 
 def _normed(part: NormPart, x_TC: Tensor, residual_TC: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -149,6 +150,11 @@ def _normed(part: NormPart, x_TC: Tensor, residual_TC: Tensor | None) -> tuple[T
     return F.layer_norm(total_TC, weight.shape, weight, bias, eps), total_TC
 
 
-def _product(x_TC: Tensor, parameters: Parameters, activation: str | None = None) -> Tensor:
-    found = product(x_TC, *parameters, activation)
+def _product(
+    x_TC: Tensor, parameters: Parameters, call: Call, activation: str | None = None
+) -> Tensor:
+    sizes: Sizes | None = call.made.get(Sizes)
+    if sizes is None:
+        sizes = call.made[Sizes] = sizes_of(x_TC.dtype)
+    found = product(x_TC, *parameters, activation, sizes)
     return linear(x_TC, *parameters, activation, backend="auto") if found is None else found

@@ -195,10 +195,12 @@ def heads_of(
     """Queries, keys and values (T, H, D) of their one product; turned: what turns the first two."""
     (heads, dim), kv_heads = module.heads, module.kv_heads
     qkv_THD = qkv_TC.view(qkv_TC.shape[0], heads + 2 * kv_heads, dim)
-    qk_THD, v_THD = qkv_THD.split((heads + kv_heads, kv_heads), 1)
-    if turned is not None:
-        qk_THD = turned(qk_THD)  # the heads of k are further heads of q
-    q_THD, k_THD = qk_THD.split((heads, kv_heads), 1)
+    if turned is None:
+        q_THD, k_THD, v_THD = qkv_THD.split_with_sizes((heads, kv_heads, kv_heads), 1)
+    else:
+        qk_THD, v_THD = qkv_THD.split_with_sizes((heads + kv_heads, kv_heads), 1)
+        # The heads of k are further heads of q.
+        q_THD, k_THD = turned(qk_THD).split_with_sizes((heads, kv_heads), 1)
     if kv_heads == heads:
         return q_THD, k_THD, v_THD
     return q_THD, repeated(k_THD, heads), repeated(v_THD, heads)

@@ -223,21 +223,34 @@ def call_of(
         (OP, q.shape[:2], terms.kind, terms.max_distance, skip_eps),
         cu_seqlens, terms.positions, terms.tensor,
     )  # fmt: skip
-    falls = made.falls
+    alike = shared(
+        lambda: _alike(made, q.shape, terms, skip_eps),
+        (OP, q.shape, terms.kind, terms.max_distance, terms.window_left, terms.window_right,
+         terms.scale, terms.dropout_p, terms.seed),
+        made,
+    )  # fmt: skip
     fields = {
-        "q": rows_of(q), "k": rows_of(k), "v": rows_of(v), "dtype": DTYPE_CODES[q.dtype],
+        **alike, "q": rows_of(q), "k": rows_of(k), "v": rows_of(v), "dtype": DTYPE_CODES[q.dtype],
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    return Call(fields, made)
+
+
+def _alike(made: Arrays, shape: torch.Size, terms: Terms, skip_eps: float) -> dict[str, Any]:
+    """The fields that calls on other tensors (T, H, D) have in common."""
+    falls = made.falls
+    return {
         "cu_seqlens": made.cu_seqlens.data_ptr(), "n_sequences": made.cu_seqlens.numel() - 1,
-        "n_heads": q.shape[1], "head_dim": q.shape[2],
+        "n_heads": shape[1], "head_dim": shape[2],
         "positions": made.places.data_ptr(), "contiguous": terms.positions is None,
         "kind": BIAS_CODES[terms.kind], "bias": pointer(made.bias), "bias_dtype": made.dtype,
         "reach": made.reach, "saturation": terms.max_distance,
         "tails": pointer(falls and falls.tails), "peaks": pointer(falls and falls.peaks),
         "nearby": pointer(falls and falls.nearby),
         "window_left": terms.window_left, "window_right": terms.window_right,
-        "scale": terms.scale, "skip_eps": skip_eps, "threads": torch.get_num_threads(),
+        "scale": terms.scale, "skip_eps": skip_eps,
         "dropout": terms.dropout_p, "seed": terms.seed,
     }  # fmt: skip
-    return Call(fields, made)
 
 
 def _arrays_of(shape: torch.Size, cu_seqlens: Tensor, terms: Terms, skip_eps: float) -> Arrays:

@@ -63,11 +63,15 @@ def straight(
 
 
 def product(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    sizes: Sizes | None = None,
 ) -> Tensor | None:
     """The same of plain tensors of one dtype of oneDNN's on a CPU, whose shapes agree; nothing is
-    checked."""
-    sizes, work = _sizes_of(x.dtype), x.numel() * weight.shape[0]
+    checked. sizes: `sizes_of` the dtype, for who makes many products one after another."""
+    sizes, work = sizes or sizes_of(x.dtype), x.numel() * weight.shape[0]
     few = sizes.few and few_rows.is_few(x, weight) and few_rows.lies(weight)
     if few and extension.missing() is None:
         return few_rows.multiply(x, weight, bias, activation)
@@ -83,11 +87,12 @@ def product(
 
 def few_rows_gain(dtype: torch.dtype) -> bool:
     """Whether products of a short text, without a gradient, are much faster than torch's here."""
-    sizes = _sizes_of(dtype)
+    sizes = sizes_of(dtype)
     return (sizes.few and extension.missing() is None) or sizes.pack <= onednn.LITTLE_WORK["onednn"]
 
 
-def _sizes_of(dtype: torch.dtype) -> Sizes:
+def sizes_of(dtype: torch.dtype) -> Sizes:
+    """By the table, torch's switches and PYENC_LINEAR as they are now."""
     key = (
         dtype, os.environ.get(onednn.VARIABLE), torch.backends.mkldnn.enabled, onednn.precision(),
     )  # fmt: skip

@@ -130,7 +130,7 @@ def test_what_is_switched_since_is_heard(switch: str, monkeypatch: pytest.Monkey
         monkeypatch.setattr(linear_onednn, "precision", lambda: "tf32")
         monkeypatch.setattr(linear_onednn, "_tried", {(torch.float32, "tf32"): None})
         # By parts, from so many on; here too few for any, and a pack is no choice of small ones.
-        assert straight_module._sizes_of(torch.float32).pack == float("inf")
+        assert straight_module.sizes_of(torch.float32).pack == float("inf")
 
 
 @pytest.mark.parametrize(
