@@ -74,7 +74,8 @@ def knows(feature: str) -> str:
 GENERIC = Isa("generic", [])
 # GCC and Clang keep to half-width vectors by default, which halves what the v4 kernels are for.
 V4_FLAGS = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
-BF16_FLAGS = [*V4_FLAGS, "-mavx512bf16"]
+# Every processor that has the former has the latter.
+BF16_FLAGS = [*V4_FLAGS, "-mavx512bf16", "-mavx512vnni"]
 X86_64 = [
     Isa("x86_64_v3", ["-march=x86-64-v3"], knows("avx2")),
     Isa("x86_64_v4", V4_FLAGS, knows("avx512f")),

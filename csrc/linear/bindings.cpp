@@ -66,6 +66,18 @@ void bind_linear(py::module_& module) {
                   at<void>(out), threads});
       },
       py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "int8_few_rows",
+      [](int dtype, std::int64_t rows, std::int64_t columns, std::int64_t depth, int threads,
+         int activation, float steps, float least, Address x, RowsAt weight, Address scale,
+         Address bias, Address out) {
+        int8_few_rows({static_cast<Dtype>(dtype), rows, columns, depth, at<const void>(x), depth,
+                       at<const void>(std::get<0>(weight)), std::get<1>(weight),
+                       at<const void>(bias), activation < 0, static_cast<Activation>(activation),
+                       at<void>(out), threads},
+                      steps, least, at<const float>(scale));
+      },
+      py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace pyenc

@@ -15,7 +15,7 @@ namespace pyenc {
 enum class Activation : int;
 
 struct FewRows {
-  Dtype dtype;  // of all four
+  Dtype dtype;  // of all four, if nothing else is said
   std::int64_t rows, columns, depth;  // T, F, C
   const void* x;
   std::int64_t x_row;
@@ -43,5 +43,18 @@ struct FewRowsKernels {
   // Columns [first, last) of out. sums: room for T rows of few_sums(last - first).
   void (*multiply)(const FewRows& call, std::int64_t first, std::int64_t last, float* sums);
 };
+
+// The same in eight bits: `x` unsigned, its last row all ones, and `weight` signed. Column by column,
+// of all other rows y (T - 1, F) = the sum of products times `scale` (F), and of the last one `sums` (F).
+struct Int8FewKernels {
+  // spare: room for T rows of few_sums(last - first).
+  void (*multiply)(const FewRows& call, std::int64_t first, std::int64_t last, const float* scale,
+                   std::int32_t* spare, float* y, float* sums);
+};
+
+// out = activation(x W^T + bias) of few rows, x rounded to steps of eight bits, and W given in them: the
+// passes of linear/arguments.h around a product of integers, without a pack; the same bits. `weight` int8,
+// `bias` and `scale` (F) float.
+void int8_few_rows(const FewRows& call, float steps, float least, const float* scale);
 
 }  // namespace pyenc

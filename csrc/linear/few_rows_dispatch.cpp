@@ -1,15 +1,17 @@
-// The product of few rows over threads, a run of columns at a time.
+// Products of few rows over threads, a run of columns at a time.
 
 #include "linear/few_rows.h"
 
 #include <algorithm>
 #include <memory>
 
+#include "linear/arguments.h"
 #include "shared/isa.h"
 #include "shared/parallel.h"
 
 namespace pyenc {
 PYENC_KERNEL_TABLE(FewRowsKernels, few_rows_kernels)
+PYENC_KERNEL_TABLE(Int8FewKernels, int8_few_kernels)
 
 namespace {
 
@@ -20,23 +22,67 @@ constexpr std::int64_t kMostColumns = 16 * kFewColumns;
 
 std::int64_t cut(std::int64_t whole, std::int64_t part) { return (whole + part - 1) / part; }
 
+// How columns go to threads.
+struct Runs {
+  explicit Runs(const FewRows& call) {
+    const std::int64_t by_work = call.rows * call.columns * call.depth / kWorkPerThread;
+    threads = static_cast<int>(
+        std::max<std::int64_t>(1, std::min<std::int64_t>(call.threads, by_work)));
+    // Two runs a thread, for one may start late.
+    const std::int64_t share = threads == 1 ? kMostColumns : cut(call.columns, 2 * threads);
+    run = std::min(kMostColumns, cut(share, kFewColumns) * kFewColumns);
+    room = call.rows * few_sums(run);
+  }
+
+  // body(first column, last, thread)
+  template <class Body>
+  void each(const FewRows& call, const Body& body) const {
+    parallel_for(cut(call.columns, run), threads, [&](std::int64_t i, int thread) {
+      body(i * run, std::min(call.columns, (i + 1) * run), thread);
+    });
+  }
+
+  int threads;
+  std::int64_t run, room;  // columns; of a thread's sums
+};
+
+template <class Number>
+std::unique_ptr<Number[]> room_for(std::int64_t count) {
+  return std::unique_ptr<Number[]>(new Number[static_cast<std::size_t>(count)]);
+}
+
 }  // namespace
 
 void few_rows(const FewRows& call) {
   if (call.rows == 0 || call.columns == 0) return;
-  const std::int64_t by_work = call.rows * call.columns * call.depth / kWorkPerThread;
-  const int threads = static_cast<int>(
-      std::max<std::int64_t>(1, std::min<std::int64_t>(call.threads, by_work)));
-  // Two runs a thread, for one may start late.
-  const std::int64_t share = threads == 1 ? kMostColumns : cut(call.columns, 2 * threads);
-  const std::int64_t run = std::min(kMostColumns, cut(share, kFewColumns) * kFewColumns);
-  const std::int64_t room = call.rows * few_sums(run);
-  const std::unique_ptr<float[]> sums(new float[static_cast<std::size_t>(room * threads)]);
+  const Runs runs(call);
+  const auto sums = room_for<float>(runs.room * runs.threads);
   const FewRowsKernels& kernels = few_rows_kernels();
-  parallel_for(cut(call.columns, run), threads, [&](std::int64_t i, int thread) {
-    kernels.multiply(call, i * run, std::min(call.columns, (i + 1) * run),
-                     sums.get() + thread * room);
+  runs.each(call, [&](std::int64_t first, std::int64_t last, int thread) {
+    kernels.multiply(call, first, last, sums.get() + thread * runs.room);
   });
+}
+
+void int8_few_rows(const FewRows& call, float steps, float least, const float* scale) {
+  if (call.rows == 0 || call.columns == 0) return;
+  const std::int64_t rows = call.rows, columns = call.columns, depth = call.depth;
+  const auto bytes = room_for<std::uint8_t>((rows + 1) * depth);
+  const auto floats = room_for<float>(rows * columns + columns + 2 * rows);
+  float* y = floats.get();
+  float *sums = y + rows * columns, *step = sums + columns, *zero = step + rows;
+  const Int8Rows of_x{call.dtype, rows, depth, call.threads};
+  int8_quantize(of_x, steps, least, call.x, bytes.get(), step, zero);
+  std::fill_n(bytes.get() + rows * depth, depth, std::uint8_t{1});
+  FewRows product = call;
+  product.x = bytes.get(), product.x_row = depth, product.rows = rows + 1;
+  const Runs runs(product);
+  const auto spare = room_for<std::int32_t>(runs.room * runs.threads);
+  const Int8FewKernels& kernels = int8_few_kernels();
+  runs.each(product, [&](std::int64_t first, std::int64_t last, int thread) {
+    kernels.multiply(product, first, last, scale, spare.get() + thread * runs.room, y, sums);
+  });
+  int8_finish({call.dtype, rows, columns, call.threads}, call.plain, call.activation, y, step, zero,
+              sums, static_cast<const float*>(call.bias), call.out);
 }
 
 }  // namespace pyenc

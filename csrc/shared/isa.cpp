@@ -24,7 +24,9 @@ namespace {
    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
 #endif
 
-#define PYENC_RUNS_V4_BF16 (PYENC_RUNS_V4 && __builtin_cpu_supports("avx512bf16"))
+#define PYENC_RUNS_V4_BF16                                           \
+  (PYENC_RUNS_V4 && __builtin_cpu_supports("avx512bf16") &&          \
+   __builtin_cpu_supports("avx512vnni"))
 
 #define PYENC_RUNS_V4_AMX (PYENC_RUNS_V4_BF16 && has_tiles(ThisSystem()))
 

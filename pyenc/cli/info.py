@@ -282,7 +282,8 @@ def _choice_words(choice: dict[str, Any]) -> Iterator[str]:
         f"{way} {'supposed faster' if gain is True else f'{gain:.2f}x'}"
         for way, gain in choice["gains"].items()
     )
-    yield _row("", f"by {choice['table']}, {choice['entry']}: {gains or 'F.linear'}")
+    yield _row("", f"by {choice['table']}, {choice['entry']}:")
+    yield from _wrapped("", gains or "F.linear")
     yield _row("", f"({choice['source']})")
 
 

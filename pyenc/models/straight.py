@@ -168,8 +168,9 @@ def fed_forward(part: FeedForwardPart, x_TC: Tensor, call: Call, made: Made) -> 
     """The feed-forward of a layer (T, C), on the current card."""
     module = part.module
     if module.gated:
+        weight, bias = part.up
         m_TF = launch_gated(
-            x_TC, *part.up, module.activation, module.gate_first, call.backend, made.known
+            x_TC, weight, bias, module.activation, module.gate_first, call.backend, made.known
         )
     else:
         m_TF = activate(F.linear(x_TC, *part.up), module.activation)

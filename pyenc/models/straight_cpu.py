@@ -23,6 +23,7 @@ from ..ops.attention.straight_cpu import terms_for
 from ..ops.attention.terms import Bias, Terms, has_line, skip_eps_of
 from ..ops.gated import cpu as gated_kernels
 from ..ops.launch import DTYPE_CODES
+from ..ops.linear.int8 import product as int8_product
 from ..ops.linear.straight import Sizes, product, sizes_of
 from ..ops.registered import plain
 from .call import Call
@@ -30,8 +31,9 @@ from .feed_forward import CPU_BYTES
 from .straight_parts import (
     AttentionPart,
     FeedForwardPart,
+    Int8Parameters,
+    LinearParameters,
     NormPart,
-    Parameters,
     heads_of,
     post_norm_parts,
     pre_norm_parts,
@@ -151,10 +153,13 @@ def _normed(part: NormPart, x_TC: Tensor, residual_TC: Tensor | None) -> tuple[T
 
 
 def _product(
-    x_TC: Tensor, parameters: Parameters, call: Call, activation: str | None = None
+    x_TC: Tensor, parameters: LinearParameters, call: Call, activation: str | None = None
 ) -> Tensor:
+    if type(parameters) is Int8Parameters:
+        return int8_product(x_TC, *parameters, activation)
     sizes: Sizes | None = call.made.get(Sizes)
     if sizes is None:
         sizes = call.made[Sizes] = sizes_of(x_TC.dtype)
-    found = product(x_TC, *parameters, activation, sizes)
-    return linear(x_TC, *parameters, activation, backend="auto") if found is None else found
+    weight, bias = parameters
+    found = product(x_TC, weight, bias, activation, sizes)
+    return linear(x_TC, weight, bias, activation, backend="auto") if found is None else found

@@ -20,9 +20,19 @@ from .attention import Attention, repeated
 from .call import Call, Turn
 from .feed_forward import FeedForward
 from .layers import Layer, PreNormLayer
-from .modules import FORWARDS, Linear, Norm
+from .modules import FORWARDS, Int8Linear, Linear, Norm
 
 Parameters = tuple[Tensor, Tensor | None]
+
+
+class Int8Parameters(NamedTuple):
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+
+LinearParameters = Any
+"""`Parameters`, or of a layer on a CPU `Int8Parameters`."""
 
 
 class NormPart(NamedTuple):
@@ -32,21 +42,21 @@ class NormPart(NamedTuple):
 
 class AttentionPart(NamedTuple):
     module: Attention
-    qkv: Parameters
-    out: Parameters
+    qkv: LinearParameters
+    out: LinearParameters
 
 
 class FeedForwardPart(NamedTuple):
     module: FeedForward
-    up: Parameters
-    down: Parameters
+    up: LinearParameters
+    down: LinearParameters
 
 
 PostNormParts = tuple[AttentionPart, NormPart, FeedForwardPart, NormPart]
 PreNormParts = tuple[NormPart | None, AttentionPart, NormPart, FeedForwardPart]
 
 
-def post_norm_parts(layer: Any, x: Tensor, own_bias: bool = False) -> PostNormParts | None:
+def post_norm_parts(layer: Any, x: Tensor, on_cpu: bool = False) -> PostNormParts | None:
     """Those of a layer that is what `straight` computes, to which nothing listens and whose
     parameters the kernels can read beside x (T, C); else None."""
     if torch_module._has_any_global_hook() or not silent(layer, Layer):
@@ -54,16 +64,16 @@ def post_norm_parts(layer: Any, x: Tensor, own_bias: bool = False) -> PostNormPa
     of: Any = layer._modules
     if layer.second_norm is not None or (layer.training and layer.dropout):
         return None
-    attention = attention_of(of.get("attention"), x, own_bias)
+    attention = attention_of(of.get("attention"), x, on_cpu)
     attention_norm = norm_of(of.get("attention_norm"), x)
-    feed_forward = feed_forward_of(of.get("feed_forward"), x)
+    feed_forward = feed_forward_of(of.get("feed_forward"), x, on_cpu)
     last = norm_of(of.get("feed_forward_norm"), x)
     if attention is None or attention_norm is None or feed_forward is None or last is None:
         return None
     return attention, attention_norm, feed_forward, last
 
 
-def pre_norm_parts(layer: Any, x: Tensor, own_bias: bool = False) -> PreNormParts | None:
+def pre_norm_parts(layer: Any, x: Tensor, on_cpu: bool = False) -> PreNormParts | None:
     """As `post_norm_parts`, of what `straight_pre_norm` computes."""
     if torch_module._has_any_global_hook() or not silent(layer, PreNormLayer):
         return None
@@ -76,8 +86,8 @@ def pre_norm_parts(layer: Any, x: Tensor, own_bias: bool = False) -> PreNormPart
     if first is not None and (attention_norm := norm_of(first, x)) is None:
         return None
     attention, feed_forward = (
-        attention_of(of.get("attention"), x, own_bias),
-        feed_forward_of(of.get("feed_forward"), x),
+        attention_of(of.get("attention"), x, on_cpu),
+        feed_forward_of(of.get("feed_forward"), x, on_cpu),
     )
     last = norm_of(of.get("feed_forward_norm"), x)
     if attention is None or feed_forward is None or last is None:
@@ -85,7 +95,7 @@ def pre_norm_parts(layer: Any, x: Tensor, own_bias: bool = False) -> PreNormPart
     return attention_norm, attention, last, feed_forward
 
 
-def attention_of(module: Any, x: Tensor, own_bias: bool = False) -> AttentionPart | None:
+def attention_of(module: Any, x: Tensor, on_cpu: bool = False) -> AttentionPart | None:
     if not silent(module, Attention) or (module.training and module.dropout):
         return None
     if "_heads" in module.__dict__:
@@ -93,16 +103,16 @@ def attention_of(module: Any, x: Tensor, own_bias: bool = False) -> AttentionPar
     # Not of its modules alone: what stands there need be none, a bias say.
     if module.q_norm is not None or module.k_norm is not None:
         return None
-    if not own_bias and module.position_bias is not None:
+    if not on_cpu and module.position_bias is not None:
         return None
     of: Any = module._modules
     (heads, dim), kv_heads = module.heads, module.kv_heads
-    qkv = _linear_of(of.get("qkv"), x, (heads + 2 * kv_heads) * dim, x.shape[1])
-    out = _linear_of(of.get("out"), x, x.shape[1], heads * dim)
+    qkv = _linear_of(of.get("qkv"), x, (heads + 2 * kv_heads) * dim, x.shape[1], on_cpu)
+    out = _linear_of(of.get("out"), x, x.shape[1], heads * dim, on_cpu)
     return None if qkv is None or out is None else AttentionPart(module, qkv, out)
 
 
-def feed_forward_of(module: Any, x: Tensor) -> FeedForwardPart | None:
+def feed_forward_of(module: Any, x: Tensor, on_cpu: bool = False) -> FeedForwardPart | None:
     if not silent(module, FeedForward) or (module.training and module.dropout):
         return None
     if "rows" in module.__dict__:
@@ -110,13 +120,14 @@ def feed_forward_of(module: Any, x: Tensor) -> FeedForwardPart | None:
     if (module.wide and x.dtype == torch.float16) or module.activation not in ACTIVATIONS:
         return None
     of: Any = module._modules
-    if not silent(of.get("down"), Linear):
+    down = of.get("down")
+    if not silent(down, Linear) and not (on_cpu and silent(down, Int8Linear)):
         return None
-    weight = of["down"]._parameters.get("weight")
+    weight = down.weight
     inner = weight.shape[1] if type(weight) in PLAIN and weight.ndim == 2 else 0
-    up = _linear_of(of.get("up"), x, inner * (1 + module.gated), x.shape[1])
-    down = _linear_of(of["down"], x, x.shape[1], inner)
-    return None if up is None or down is None else FeedForwardPart(module, up, down)
+    first = _linear_of(of.get("up"), x, inner * (1 + module.gated), x.shape[1], on_cpu)
+    second = _linear_of(down, x, x.shape[1], inner, on_cpu)
+    return None if first is None or second is None else FeedForwardPart(module, first, second)
 
 
 def norm_of(module: Any, x: Tensor) -> NormPart | None:
@@ -146,8 +157,26 @@ def silent(module: Any, kind: Any) -> bool:
     return own.get("_compiled_call_impl") is None  # of `module.compile()`
 
 
-def _linear_of(module: Any, x: Tensor, rows: int, columns: int) -> Parameters | None:
+def _linear_of(
+    module: Any, x: Tensor, rows: int, columns: int, on_cpu: bool
+) -> LinearParameters | None:
+    if on_cpu and type(module) is Int8Linear:
+        return _int8_parameters(module, x, rows, columns) if silent(module, Int8Linear) else None
     return _parameters(module, x, rows, columns) if silent(module, Linear) else None
+
+
+def _int8_parameters(
+    module: Int8Linear, x: Tensor, rows: int, columns: int
+) -> Int8Parameters | None:
+    own: Any = module._buffers
+    weight, scale, bias = own.get("weight"), own.get("scale"), own.get("bias")
+    if not _plain(weight, x, torch.int8) or weight.shape != (rows, columns):
+        return None
+    if not _plain(scale, x, torch.float32) or scale.shape != (rows,):
+        return None
+    if bias is None:
+        return None if module.bias is not None else Int8Parameters(weight, scale, None)
+    return Int8Parameters(weight, scale, bias) if _lies(bias, x) and bias.shape == (rows,) else None
 
 
 def _parameters(module: Any, x: Tensor, rows: int, columns: int) -> Parameters | None:
@@ -173,9 +202,13 @@ def _parameters(module: Any, x: Tensor, rows: int, columns: int) -> Parameters |
 def _lies(parameter: Any, x: Tensor) -> bool:
     """Whether it is plain, dense, contiguous, of x's dtype and on its device, its numbers as they
     lie in memory."""
+    return _plain(parameter, x, x.dtype)
+
+
+def _plain(parameter: Any, x: Tensor, dtype: torch.dtype) -> bool:
     return (
         type(parameter) in PLAIN
-        and parameter.dtype == x.dtype
+        and parameter.dtype == dtype
         and parameter.get_device() == x.get_device()
         and parameter.is_cpu == x.is_cpu  # on meta, too, there is no number of a device
         and parameter.layout == torch.strided

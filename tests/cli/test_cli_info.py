@@ -236,7 +236,8 @@ def test_where_the_choice_of_linear_layers_comes_from(
     monkeypatch.delenv("PYENC_LINEAR", raising=False)
     folder = GOLDEN / "jina_geglu_h4"
     said = cli("info", folder, "--device", "cpu").out
-    assert f"by choices.json, avx9: {words}\n" in said
+    assert "by choices.json, avx9:\n" in said
+    assert f" {words}\n" in said
     assert "(a test)\n" in said
     chosen = facts(cli, folder, "--device", "cpu")["serving"]["linear_choice"]
     assert (chosen["entry"], chosen["source"], chosen["gains"]) == ("avx9", "a test", gains)

@@ -48,8 +48,12 @@ def test_formats(cli: Cli, tmp_path: Path, bert: Path, texts_file: Path, suffix:
         got = read(out)
         if suffix != ".jsonl":
             assert got.dtype == expected.dtype
-        # Units of three texts, as in `right`; calibration saw them in other batches.
-        assert (got.astype(expected.dtype) == expected).mean() > (0.98 if ranged else 0.9999)
+        # Units of three texts, as in `right`; calibration saw them in other batches, so that its
+        # ranges may be others in the last bit, and a number at a step's edge on its other side.
+        if ranged:
+            assert np.abs(got.astype(int) - expected.astype(int)).max() <= 1
+        else:
+            assert (got.astype(expected.dtype) == expected).mean() > 0.9999
         beside = tmp_path / f"{out.name}.ranges.npy"
         assert beside.exists() == ranged
         if ranged:

@@ -13,8 +13,10 @@ from pyenc.errors import InputError
 from pyenc.loading import load_checkpoint
 from pyenc.models import Encoder, EncoderConfig, straight_cpu
 from pyenc.models import encoder as module
+from pyenc.models.int8 import WIDE, quantize_layers
 from pyenc.ops import extension
 from pyenc.ops.attention import cpu as attention_cpu
+from pyenc.ops.linear import int8
 from tests.conftest import CHECKPOINTS, read_golden
 
 pytestmark = pytest.mark.skipif(extension.missing() is not None, reason=str(extension.missing()))
@@ -65,6 +67,28 @@ def test_the_same_bits(name: str, dtype: torch.dtype, monkeypatch: pytest.Monkey
             found, went = forward(model, monkeypatch)
             assert went == len(model.layers) * [not name.startswith(ORDINARY)]
             assert torch.equal(found, ordinary(model, monkeypatch))
+
+
+@pytest.mark.skipif(int8.why_not() is not None, reason=str(int8.why_not()))
+@pytest.mark.parametrize("lengths", [(7, 30, 1), (70, 3)])
+@pytest.mark.parametrize("wide", [WIDE, ()], ids=["half", "all"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("fields", [{}, {"gated": True}, {"norm_first": True}], ids=str)
+def test_in_eight_bits(
+    fields: dict[str, Any], dtype: torch.dtype, wide: tuple[str, ...], lengths: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    model = small(**fields).to(dtype)
+    quantize_layers(model, wide=wide)
+    with torch.inference_mode():
+        found, went = forward(model, monkeypatch, lengths)
+        assert went == [True] * 3
+        assert torch.equal(found, ordinary(model, monkeypatch, lengths))
+        # A layer that somebody listens to is asked itself.
+        model.layers[1].attention.out.register_forward_hook(lambda *_: None)
+        heard, went = forward(model, monkeypatch, lengths)
+        assert went == [True, False, True]
+        assert torch.equal(found, heard)
 
 
 def small(**fields: Any) -> Encoder:

@@ -67,11 +67,11 @@ def not_preferred(dtype: torch.dtype) -> str | None:
 
 
 def not_worth_it(x: Tensor, weight: Tensor | None) -> str | None:
-    """Why this product is not for it, or None; in a graph, whose sizes only a call tells, None
-    where it may be."""
+    """Why this product is not for it, or None; without a weight, why a large one is not. In a
+    graph, whose sizes only a call tells, None where it may be."""
     if (reason := _not_preferred(str(x.dtype))) is not None:
         return reason
-    if weight is None or compiling() or is_few(x, weight) or onednn.forced() == WAY:
+    if compiling() or onednn.forced() == WAY or (weight is not None and is_few(x, weight)):
         return None
     return f"it is for products of up to {ROWS} rows, and of {WORK:,} multiplications and more"
 

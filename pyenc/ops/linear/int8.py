@@ -28,12 +28,16 @@ from ..backend import WhyNot, always, choose, forward_derivative
 from ..constant import constant_result
 from ..unseen import unseen
 from ..validation import check_beside, check_float, check_given
-from . import int8_rows, packs
+from . import few_rows, int8_rows, packs
 from .int8_rows import STEPS, TINY
 from .reference import int8_linear_reference
 
 LEVELS = 85
 """The largest weight."""
+
+ROWS = few_rows.ROWS
+"""At the most, of few rows: the C++ kernel makes their product of the weight as it lies, without a
+pack and oneDNN's work around one; the integers, and so the bits, are the same."""
 
 BLOCK = 512
 """Rows at a time: what is between the passes stays in a cache."""
@@ -152,6 +156,9 @@ def _op(
         return launch.shaped(out, x)
     wide_bias = None if bias is None else bias.float()
     scale = scale.contiguous()
+    if name == "onednn" and launch.why_not(x) is None and _is_few(rows, weight):
+        few = _few_rows(rows, weight, scale, wide_bias, activation)
+        return launch.shaped(few, x)
     packed, sums = _ready(weight, scale, name)
     zeros = torch.zeros(weight.shape[0], dtype=torch.int64, device=weight.device)
     quantize, finish = int8_rows.quantize, int8_rows.finish
@@ -167,6 +174,27 @@ def _op(
             y = (steps.float() @ packed.t()).mul_(scale)
         finish(y, step, zero, sums, wide_bias, activation, out[at : at + BLOCK])
     return launch.shaped(out, x)
+
+
+def _is_few(rows: Tensor, weight: Tensor) -> bool:
+    return rows.shape[0] <= ROWS and few_rows.lies(weight)
+
+
+def _few_rows(
+    rows: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, activation: str | None
+) -> Tensor:
+    bias = None if bias is None else bias.float().contiguous()
+    return int8_rows.few_rows_in_one(rows.contiguous(), weight, scale, bias, activation)
+
+
+def product(
+    x_TC: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, activation: str | None
+) -> Tensor:
+    """`int8_linear` of plain tensors on a CPU which agree, a scale that is contiguous and no
+    gradient; of few rows past everything but the arithmetic."""
+    if _is_few(x_TC, weight) and launch.why_not(x_TC) is None and why_not() is None:
+        return _few_rows(x_TC, weight, scale, bias, activation)
+    return int8_linear(x_TC, weight, scale, bias, activation, backend="auto")
 
 
 @_op.register_fake

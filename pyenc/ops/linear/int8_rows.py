@@ -1,6 +1,7 @@
 """The passes around a product in eight bits: rows into steps before it, scales and bias after it.
 
 In the C++ extension each is one pass over memory; without it they are torch's, of the same steps.
+Of few rows the extension makes the product too (csrc/linear/few_rows.h), of the weight as it lies.
 
 Shapes: T tokens, C channels in, F channels out.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...errors import InputError
 from .. import launch
 from ..activation import ACTIVATION_CODES, activate
 
@@ -89,3 +91,30 @@ def finish_in_one(
         -1 if activation is None else ACTIVATION_CODES[activation], y_TF.data_ptr(),
         step.data_ptr(), zero.data_ptr(), sums.data_ptr(), launch.pointer(bias), out_TF.data_ptr(),
     )  # fmt: skip
+
+
+def few_rows_in_one(
+    x_TC: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, activation: str | None
+) -> Tensor:
+    """All passes and the product (T, F) by the extension; the same bits.
+
+    x contiguous, float32, bfloat16 or float16; weight (F, C) int8, each row in one piece; scale
+    and bias (F,) float32 and contiguous.
+    """
+    (rows, depth), columns = x_TC.shape, weight.shape[0]
+    launch.check_dtype(OP, "x", x_TC)
+    launch.check_like(OP, "weight", weight, (columns, depth), torch.int8)
+    if weight.stride(1) != 1 and depth > 1:
+        raise InputError(f"{OP}: a row of the weight must be in one piece, got {weight.stride()}")
+    for name, tensor in (("scale", scale), ("bias", bias)):
+        if tensor is not None:
+            launch.check_like(OP, name, tensor, (columns,), torch.float32)
+    launch.check_contiguous(OP, x=x_TC, scale=scale, bias=bias)
+    out = torch.empty(rows, columns, dtype=x_TC.dtype, device=x_TC.device)
+    launch.module_for(OP).int8_few_rows(
+        launch.DTYPE_CODES[x_TC.dtype], rows, columns, depth, torch.get_num_threads(),
+        -1 if activation is None else ACTIVATION_CODES[activation], STEPS, TINY,
+        x_TC.data_ptr(), (weight.data_ptr(), weight.stride(0)), scale.data_ptr(),
+        launch.pointer(bias), out.data_ptr(),
+    )  # fmt: skip
+    return out

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from pyenc.errors import BackendError
 from pyenc.ops import ACTIVATIONS, extension, linear
 from pyenc.ops.backend import explain
-from pyenc.ops.linear import backend_table, few_rows, packs
+from pyenc.ops.linear import backend_table, few_rows, int8_rows, packs
 from pyenc.ops.linear import onednn as linear_onednn
+from pyenc.ops.linear.int8 import quantize_weight
 from tests.ops.linear.linear_support import DTYPES, check, layer, pin
 
 pytestmark = pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
@@ -104,7 +105,43 @@ def values(dtype: torch.dtype) -> None:
         assert torch.equal(product(small, ones, None, None), small)
 
 
-CASES = (sums, one_by_one, layouts, values)
+def eight_bits(dtype: torch.dtype) -> None:
+    """The integers of `int8_linear`, and so its bits where torch makes the product of them."""
+    for rows, f, c in SIZES:
+        if not c:
+            continue
+        x = (torch.randn(rows, c) * 3).to(dtype)
+        weight, scale = quantize_weight(torch.randn(f, c))
+        # The largest there are, all of one sign.
+        weight[0], x[0] = 85, 3.0
+        bias = torch.randn(f)
+        steps, step, zero = int8_rows.quantize_in_one(x)
+        y = (steps.double() @ weight.double().t()).float() * scale
+        wanted = torch.empty(rows, f, dtype=dtype)
+        for activation, offset in ((None, bias), ("gelu", bias), ("silu", None)):
+            int8_rows.finish_in_one(
+                y, step, zero, weight.sum(1) * scale, offset, activation, wanted
+            )
+            got = int8_rows.few_rows_in_one(x, weight, scale, offset, activation)
+            assert torch.equal(got, wanted), (rows, f, c)
+            with torch.no_grad():
+                threads = torch.get_num_threads()
+                torch.set_num_threads(3)
+                again = int8_rows.few_rows_in_one(x, weight, scale, offset, activation)
+                torch.set_num_threads(threads)
+            assert torch.equal(got, again)
+    apart = torch.randint(-85, 86, (7, 90), dtype=torch.int8)[:, :40]
+    x = torch.randn(5, 40).to(dtype)
+    given = (torch.rand(7), None, None)
+    got = int8_rows.few_rows_in_one(x, apart, *given)
+    assert torch.equal(got, int8_rows.few_rows_in_one(x, apart.contiguous(), *given))
+    x[2, 3] = float("nan")
+    got = int8_rows.few_rows_in_one(x, apart, *given)
+    assert torch.equal(got.isnan().all(1), torch.arange(5) == 2)
+    assert not got[:2].isnan().any()
+
+
+CASES = (sums, one_by_one, layouts, values, eight_bits)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

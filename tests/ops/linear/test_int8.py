@@ -56,6 +56,35 @@ def test_against_the_oracle(
         assert_right(got, naive, oracle.double(), what=f"{shape}")
 
 
+@onednn
+@pytest.mark.skipif(extension.missing() is not None, reason=str(extension.missing()))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_few_rows_have_the_bits_of_many(
+    dtype: torch.dtype, activation: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a kernel of their own, without a pack, where rows of the weight are in one piece."""
+    made: list[int] = []
+    plain = int8_rows.few_rows_in_one
+    monkeypatch.setattr(
+        int8_rows, "few_rows_in_one", lambda x, *rest: made.append(len(x)) or plain(x, *rest)
+    )
+    packs.forget_all()
+    for rows, c, f in ((1, 40, 24), (64, 130, 97), (65, 130, 97)):
+        weight, scale, bias = layer(c, f)
+        x = torch.randn(rows, c).to(dtype)
+        got = int8_linear(x, weight, scale, bias.to(dtype), activation)
+        served = rows <= int8.ROWS and dtype != torch.float64
+        assert made == [rows] * served
+        assert (packs.held() == 0) == served
+        made.clear()
+        turned = weight.t().contiguous().t()
+        other = int8_linear(x, turned, scale, bias.to(dtype), activation)
+        assert torch.equal(got, other)
+        assert not made
+        packs.forget_all()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_more_than_half_a_step_off(backend: str) -> None:
     """Of a float64 product with the same weights: an oracle that knows nothing of zero points."""
@@ -154,7 +183,7 @@ def test_a_weight_is_quantised_to_the_nearest() -> None:
 @onednn
 def test_a_changed_weight_is_packed_anew() -> None:
     weight, scale, _ = layer()
-    x = torch.randn(5, 24)
+    x = torch.randn(int8.ROWS + 1, 24)
     packs.forget_all()
     int8_linear(x, weight, scale)
     assert packs.held() >= weight.numel()
