@@ -44,7 +44,7 @@ a batch is computed by the model's own code, for the calls cost more there than 
 Measured where a batch takes as long either way (bench/NOTES.md)."""
 
 SMALL_PACKED = 2**20
-"""The same where products of few rows take packed weights, and gain."""
+"""The same where few rows have products of their own, or take packed weights, and gain."""
 
 PACKED = "_pyenc_packed"
 """Attribute of a tensor of token embeddings: the `Kept` of it."""
