@@ -5,24 +5,22 @@ Shapes: C channels in, F channels out; any leading dimensions (packed: (T, C)).
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import InputError
 from ...forking import check_forked
 from .. import oracle
 from ..activation import ACTIVATIONS, activate, check_activation
-from ..backend import WhyNot, always, choose, compiling, requested_backend
-from ..constant import constant_result
+from ..backend import choose, compiling, requested_backend
 from ..registered import PLAIN
 from ..validation import FLOATS, check_float, check_given
-from . import activated, few_rows, packs, parts, product, wide
-from . import onednn as kernels
+from . import activated, few_rows, parts, product
 from .reference import linear_reference
-from .registration import wide_or_not, work
+from .registration import wide_or_not
+from .serving import as_it_lies, forced, in_one_pass, many_rows, may_widen, min_work, no_pack
+from .serving import backend_table as backend_table
 from .straight import few_rows_gain as few_rows_gain
 from .straight import straight
 
@@ -108,47 +106,35 @@ def linear(
         return oracle.narrow(exact, x.dtype)
     if name == few_rows.WAY:
         others, least = "", 0
-        if compiling() and name not in (requested, _forced()):
+        if compiling() and name not in (requested, forced()):
             del table[name]
-            others, least = _others(choose("linear", "auto", table), x, weight, bias)
+            others, least = many_rows(choose("linear", "auto", table), x, weight, bias)
         few: Tensor = torch.ops.pyenc.linear_few_rows(
             x, weight, bias, activation or "", others, least
         )
         return few
     if name in product.WAYS:
-        by_name = name in (requested, _forced())
-        lies = name == "onednn" and not by_name and _as_it_lies(x, weight, bias)
-        if lies or name != "onednn" or _no_pack(x, weight, bias) is not None:
+        by_name = name in (requested, forced())
+        lies = name == "onednn" and not by_name and as_it_lies(x, weight, bias)
+        if lies or name != "onednn" or no_pack(x, weight, bias) is not None:
             way = product.FORWARD if lies else name if by_name else ""
             return product.linear(x, weight, bias, activation, way)
-        least = 0 if by_name else _min_work(str(x.dtype))
+        least = 0 if by_name else min_work(str(x.dtype))
         y: Tensor = torch.ops.pyenc.linear(x, weight, bias, activation or "", least)
         return y
-    if _may_widen(x, weight, bias):
+    if may_widen(x, weight, bias):
         # A graph, and whoever looks on, is to see one op and no parts.
         if compiling() or torch._C._len_torch_dispatch_stack():
             wide_y: Tensor = torch.ops.pyenc.linear_wide(x, weight, bias, activation or "")
             return wide_y
         return wide_or_not(x, weight, bias, activation)
-    if activation is not None and requested != "torch" and _in_one_pass(x, weight, bias):
+    if activation is not None and requested != "torch" and in_one_pass(x, weight, bias):
         if compiling() or _looked_at():
             one_pass: Tensor = torch.ops.pyenc.linear_activated(x, weight, bias, activation)
             return one_pass
         return activated.linear(x, weight, bias, activation)
     y = F.linear(x, weight, bias)
     return y if activation is None else activate(y, activation)
-
-
-def _others(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[str, int]:
-    """Which way of `MANY` a graph's many rows take, where its few have a kernel of their own, and
-    from how many multiplications on; no gradient is needed."""
-    if name not in product.WAYS:
-        return "wide" if _may_widen(x, weight, bias) else "torch", 0
-    if name == "onednn" and _as_it_lies(x, weight, bias):
-        return product.FORWARD, 0
-    if name != "onednn" or _no_pack(x, weight, bias) is not None:
-        return "preferred", 0
-    return "packed", _min_work(str(x.dtype))
 
 
 def _looked_at() -> bool:
@@ -165,44 +151,6 @@ def by_parts(x: Tensor, backend: str | None = None) -> bool:
     if requested not in _CHOOSES or product.why_not("bf16x6", x) is not None:
         return False
     return product.preferred(x.dtype) in parts.PARTS
-
-
-def backend_table(
-    x: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    *,
-    requested: str = "auto",
-) -> dict[str, WhyNot]:
-    """The backends of this op and why each cannot serve x, for `choose` and `explain`.
-
-    `requested` "bf16x6", "bf16x3" or "onednn" leaves out the reasons why it would not be preferred.
-    """
-
-    def of(way: str) -> str | None:
-        reason = product.why_not(way, x, weight, bias)
-        if reason is None and requested != way:
-            worth = _onednn_not_worth_it if way == "onednn" else _parts_not_worth_it
-            reason = worth(way, x, weight, bias)
-        return reason
-
-    def of_few() -> str | None:
-        reason = few_rows.why_not(x, weight, bias)
-        if reason is None and requested != few_rows.WAY:
-            needed = "a gradient is needed" if _needs_gradient(x, weight, bias) else None
-            reason = needed or few_rows.not_worth_it(x, weight)
-        return reason
-
-    return {
-        few_rows.WAY: of_few,
-        **{way: functools.partial(of, way) for way in product.WAYS},
-        "torch": always,
-        "reference": always,
-        # Asked for by name for all the ops of a model.
-        "cpu": lambda: None if x.device.type == "cpu" else f"the tensors are on {x.device}",
-        "triton": always,
-        "flash_attn": always,
-    }
 
 
 def _torch_serves(
@@ -231,103 +179,6 @@ def _torch_serves(
     if activation is not None and activation not in ACTIVATIONS:
         return False
     return backend == "auto" or requested_backend(backend) in ("auto", "triton")
-
-
-def _parts_not_worth_it(
-    way: str, x: Tensor, weight: Tensor | None, bias: Tensor | None
-) -> str | None:
-    if compiling():
-        return _not_preferred(way, str(x.dtype))
-    if weight is not None and kernels.forced() is None:
-        rows = x.numel() // max(1, weight.shape[1])
-        if not product.gains(way, x.dtype, rows, *weight.shape):
-            return "the product is too small to gain"
-    return product.not_preferred(way, x.dtype)
-
-
-def _onednn_not_worth_it(
-    way: str, x: Tensor, weight: Tensor | None, bias: Tensor | None
-) -> str | None:
-    no_pack = _no_pack(x, weight, bias)
-    if _as_it_lies(x, weight, bias):
-        kind, reason = product.FORWARD, None
-    else:
-        kind = "onednn" if no_pack is None else product.UNPACKED
-        reason = _not_preferred(kind, str(x.dtype))
-    if reason is not None and no_pack is not None:
-        return no_pack
-    if compiling() or weight is None or kernels.forced() is not None:
-        # What only the tensors of a call can tell, the registered op looks at.
-        return reason
-    least = kernels.min_work(x.dtype, kind)
-    return "the product is too small to gain" if work(x, weight) < least else reason
-
-
-def _as_it_lies(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Whether oneDNN takes the weight as it lies where a pack would not gain, or cannot be."""
-    dtype = str(x.dtype)
-    if _needs_gradient(x, weight, bias) or _not_preferred(product.FORWARD, dtype) is not None:
-        return False
-    return _no_pack(x, weight, bias) is not None or _not_preferred("onednn", dtype) is not None
-
-
-def _no_pack(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str | None:
-    """Why oneDNN would take the weight as it lies, or None."""
-    if _needs_gradient(x, weight, bias):
-        return "a gradient is needed"
-    if weight is None:
-        return None
-    if not isinstance(weight, nn.Parameter):
-        return "the weight is no parameter, so its pack may serve only once"
-    return None if compiling() else packs.why_not(weight)
-
-
-def _may_widen(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether torch's product of halves is left for one in float32, if it is large."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype in wide.DTYPES
-        and not torch.is_autocast_enabled("cpu")
-        and not _needs_gradient(x, weight, bias)
-        and _widening_preferred(str(x.dtype))
-    )
-
-
-def _in_one_pass(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether bias and activation go over torch's product together."""
-    return not _needs_gradient(x, weight, bias) and activated.why_not(x, weight, bias) is None
-
-
-def _needs_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-@constant_result
-def _not_preferred(way: str, dtype: str) -> str | None:
-    """As known when torch.compile traces; so are the others that are marked."""
-    if way in parts.PARTS:
-        return product.not_preferred(way, _dtype(dtype))
-    return kernels.not_preferred(_dtype(dtype), way)
-
-
-@constant_result
-def _min_work(dtype: str) -> int:
-    return kernels.min_work(_dtype(dtype))
-
-
-@constant_result
-def _widening_preferred(dtype: str) -> bool:
-    return wide.preferred(_dtype(dtype))
-
-
-@constant_result
-def _forced() -> str | None:
-    return kernels.forced()
-
-
-def _dtype(name: str) -> torch.dtype:
-    found: torch.dtype = getattr(torch, name.removeprefix("torch."))
-    return found
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
