@@ -29,6 +29,12 @@ def far_numbers(numbers: Tensor | None) -> bool:
     return bool(((numbers.abs() > FAR) & (numbers != -torch.inf)).any())
 
 
+def far_slopes(slopes: Tensor, span: int) -> bool:
+    """Whether ALiBi's slopes may make a row far, of keys so far apart. Only those below zero do:
+    with others a query's own key, whose bias is 0, has the largest."""
+    return float(slopes.min()) * span < -FAR
+
+
 def far_rows(lse_TH: Tensor, most: float = FAR) -> bool:
     """Whether there are rows beyond so much, or that overflowed; one of hidden keys is none."""
     return not bool(((lse_TH.abs() <= most) | (lse_TH == -torch.inf)).all())

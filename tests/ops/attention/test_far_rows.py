@@ -157,6 +157,41 @@ def test_the_steepest_slopes(backend: str, slope: float, dtype: torch.dtype) -> 
     Case().check(ALiBi(slopes), backend, dtype, positions=positions, window=(7, 2))
 
 
+@pytest.mark.parametrize("slope", [-1e3, -1e5, -1e7, -1e30])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_slopes_below_zero(backend: str, slope: float) -> None:
+    """The farthest key has the most, and with it the row's scores are far."""
+    slopes = torch.tensor([slope, 0.5])
+    case = Case()
+    case.check(ALiBi(slopes), backend, torch.float32)
+    positions = torch.randint(1, 500, (N,)).cumsum(0)
+    case.check(ALiBi(slopes), backend, torch.float32, positions=positions)
+    case.check(ALiBi(slopes), backend, torch.float32, window=(7, 2))
+    found = []  # of the output alone, as torch's fused kernels serve it
+    for way in (backend, "reference"):
+        inputs = [x.clone().requires_grad_() for x in case.qkv]
+        out = attention(*inputs, BOUNDS, bias=ALiBi(slopes), backend=way)  # type: ignore[arg-type]
+        assert isinstance(out, Tensor)
+        found.append(torch.autograd.grad((out * case.shares[0]).sum(), inputs))
+    for mine, theirs in zip(*found, strict=True):
+        assert_right(mine, theirs, theirs.double(), gradient=True)
+
+
+@pytest.mark.parametrize("far", [False, True])
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_a_hidden_row_beside_a_far_one(backend: str, far: bool) -> None:
+    """Its log-sum-exp is -inf whatever serves the call."""
+    bias = torch.randn(HEADS, N, N)
+    bias[1, 3] = -math.inf
+    if far:
+        bias[:, 5] = LEAST
+    q, k, v = Case().qkv
+    _, lse = attention(q, k, v, BOUNDS, bias=bias, backend=backend, return_lse=True)
+    hidden = lse == -math.inf
+    assert hidden[3].tolist() == hidden[15].tolist() == [False, True]
+    assert int(hidden.sum()) == 2 and not lse.isnan().any()
+
+
 @pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
 def test_dropout_drops_the_same_in_both_directions() -> None:
     """Blocks of torch serve such a call whole, with the seed that it was given."""
