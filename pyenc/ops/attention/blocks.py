@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bias import relative_position_bucket
-from .far import far_numbers, far_slopes, fitting
+from .far import far_bias, fitting
 from .groups import FAINTEST, Group, groups_of, query_blocks
 from .terms import Terms
 
@@ -90,7 +90,12 @@ def backward(
     if want_bias and terms.tensor is not None:
         wide = torch.promote_types(terms.tensor.dtype, torch.float32)
         grad_bias = torch.zeros_like(terms.tensor, dtype=wide)
-    fused = _fused(q, terms, bounds) and q.device.type == "cpu" and grad_lse is None and grad_bias is None
+    fused = (
+        _fused(q, terms, bounds)
+        and q.device.type == "cpu"
+        and grad_lse is None
+        and grad_bias is None
+    )
     generator = torch.Generator(device=q.device).manual_seed(terms.seed)
     for group in groups_of(bounds):
         q_bhnd, k_bhnd, v_bhnd, do_bhnd = (group.take(x).to(work) for x in (q, k, v, grad_out))
@@ -160,9 +165,7 @@ def _fused(q: Tensor, terms: Terms, bounds: list[int]) -> bool:
     if not terms.by_distance or _FLASH_CPU is None or _FLASH_CPU_BACKWARD is None:
         return False
     # Its backward makes weights of a log-sum-exp.
-    if terms.kind == "alibi" and terms.tensor is not None:
-        return not far_slopes(terms.tensor, max(map(operator.sub, bounds[1:], bounds), default=0))
-    return terms.kind not in ("t5", "line") or not far_numbers(terms.tensor)
+    return not far_bias(terms, max(map(operator.sub, bounds[1:], bounds), default=0))
 
 
 # ---- torch's fused kernels --------------------------------------------------------------------
