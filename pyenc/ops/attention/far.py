@@ -34,7 +34,7 @@ def far_bias(terms: Terms, span: int) -> bool:
     keys, as at the end of a long text, and only those far above move the row.
     """
     numbers = terms.tensor
-    if numbers is None or not span and terms.kind == "alibi":
+    if numbers is None or (not span and terms.kind == "alibi"):
         return False
     if terms.kind == "alibi":
         return float(numbers.min()) * span < -FAR

@@ -212,7 +212,8 @@ def test_a_hidden_row_beside_a_far_one(backend: str, far: bool) -> None:
     _, lse = attention(q, k, v, BOUNDS, bias=bias, backend=backend, return_lse=True)
     hidden = lse == -math.inf
     assert hidden[3].tolist() == hidden[15].tolist() == [False, True]
-    assert int(hidden.sum()) == 2 and not lse.isnan().any()
+    assert int(hidden.sum()) == 2
+    assert not lse.isnan().any()
 
 
 @pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
