@@ -142,7 +142,7 @@ def _transforms_active() -> bool:
 def followed(x: Tensor) -> bool:
     """Whether torch.func takes a derivative by x, or by what it is made of."""
     if compiling():
-        return x[:0].requires_grad  # of its own arguments a trace does not say it
+        return x.view_as(x).requires_grad  # of its own arguments a trace does not say it
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(x):
         if functorch.is_gradtrackingtensor(x):

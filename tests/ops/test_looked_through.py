@@ -292,9 +292,22 @@ def test_attention_refuses_transforms_by_name(own: bool) -> None:
     torch.testing.assert_close(found, right)
 
 
+class ByOneNumber:
+    """Learned by a number without an axis."""
+
+    def __init__(self, number: Tensor) -> None:
+        self.number = number
+
+    def along(self, offsets: Tensor) -> Tensor:
+        return -self.number * offsets.abs().float()[None]
+
+    def parameters(self) -> list[Tensor]:
+        return [self.number]
+
+
 def test_attention_of_what_is_not_derived_by() -> None:
     """And of what is mapped over, where torch calls an op of its own accord for each."""
-    q, bias = X[:, None], ALiBi(alibi_slopes(1))
+    q, bias = X[:, None], ALiBi(alibi_slopes(1))  # type: Tensor, Any
 
     def run(x: Tensor) -> Any:
         return attention(x, x, x, ENDS, bias=bias)
@@ -304,6 +317,11 @@ def test_attention_of_what_is_not_derived_by() -> None:
     for function in (slope, torch.compile(slope, backend="aot_eager", fullgraph=True)):
         torch.testing.assert_close(function(q), run(q))
     torch._dynamo.reset()
+    bias = ByOneNumber(torch.tensor(0.3, requires_grad=True))
+    doubled = torch.compile(lambda w: torch.func.vmap(lambda s: s * run(q))(w), backend="aot_eager")
+    torch.testing.assert_close(doubled(torch.tensor([2.0]))[0], 2 * run(q))
+    torch._dynamo.reset()
+    bias = ALiBi(alibi_slopes(1))
     torch.testing.assert_close(
         torch.func.vmap(run)(torch.stack([q, -q])), torch.stack([run(q), run(-q)])
     )

@@ -13,6 +13,7 @@ Shapes: T packed tokens, b sequences of one length n, H heads, D head dim, i que
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bias import relative_position_bucket
-from .far import far_numbers, fitting
+from .far import far_bias, fitting
 from .groups import FAINTEST, Group, groups_of, query_blocks
 from .terms import Terms
 
@@ -45,7 +46,7 @@ def forward(
     out = torch.empty_like(q)
     lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     lse = q.new_empty((q.shape[0] if return_lse else 0, q.shape[1]), dtype=lse_dtype)
-    fused = _fused(q, terms) and (q.device.type == "cpu" or not return_lse)
+    fused = _fused(q, terms, bounds) and (q.device.type == "cpu" or not return_lse)
     generator = torch.Generator(device=q.device).manual_seed(terms.seed)
     for group in groups_of(bounds):
         q_bhnd, k_bhnd, v_bhnd = (group.take(x).to(work) for x in (q, k, v))
@@ -60,7 +61,9 @@ def forward(
         for block in query_blocks(group, q_bhnd):
             weight, top = _weights(_scores(block, group, q_bhnd, k_bhnd, terms))
             total = weight.sum(-1, keepdim=True)
-            lse_bhn[:, :, block] = (top + total.log()).squeeze(-1)
+            # A row of hidden keys has -inf, as in every backend, where its weights are no numbers.
+            whole = (top + total.log()).masked_fill_(top == -math.inf, -math.inf)
+            lse_bhn[:, :, block] = whole.squeeze(-1)
             if terms.dropout_p > 0:
                 weight *= keep_factor(weight, terms.dropout_p, generator)
             o_bhnd[:, :, block] = torch.matmul(weight.to(work), v_bhnd) / total
@@ -87,7 +90,12 @@ def backward(
     if want_bias and terms.tensor is not None:
         wide = torch.promote_types(terms.tensor.dtype, torch.float32)
         grad_bias = torch.zeros_like(terms.tensor, dtype=wide)
-    fused = _fused(q, terms) and q.device.type == "cpu" and grad_lse is None and grad_bias is None
+    fused = (
+        _fused(q, terms, bounds)
+        and q.device.type == "cpu"
+        and grad_lse is None
+        and grad_bias is None
+    )
     generator = torch.Generator(device=q.device).manual_seed(terms.seed)
     for group in groups_of(bounds):
         q_bhnd, k_bhnd, v_bhnd, do_bhnd = (group.take(x).to(work) for x in (q, k, v, grad_out))
@@ -148,7 +156,7 @@ def _work_dtype(q: Tensor) -> torch.dtype:
     return torch.float32 if q.device.type == "cpu" and q.dtype != torch.float64 else q.dtype
 
 
-def _fused(q: Tensor, terms: Terms) -> bool:
+def _fused(q: Tensor, terms: Terms, bounds: list[int]) -> bool:
     """Can torch's own kernel serve? On a GPU a mask would be rounded to half, and materialised."""
     if terms.dropout_p > 0:
         return False
@@ -157,7 +165,7 @@ def _fused(q: Tensor, terms: Terms) -> bool:
     if not terms.by_distance or _FLASH_CPU is None or _FLASH_CPU_BACKWARD is None:
         return False
     # Its backward makes weights of a log-sum-exp.
-    return terms.kind not in ("t5", "line") or not far_numbers(terms.tensor)
+    return not far_bias(terms, max(map(operator.sub, bounds[1:], bounds), default=0))
 
 
 # ---- torch's fused kernels --------------------------------------------------------------------

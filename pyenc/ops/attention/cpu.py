@@ -30,7 +30,7 @@ from ..validation import check_cu_seqlens, check_dense_bias, check_positions, se
 from . import blocks
 from .along import Falls, falls_of, grad_of_line, spread
 from .bias import ALiBi, relative_position_bucket
-from .far import FULL, far_numbers, far_rows, fitting, mark, marked
+from .far import FULL, far_bias, far_rows, fitting, mark, marked
 from .terms import Terms, has_line, is_own
 
 OP = "attention"
@@ -270,7 +270,10 @@ def _arrays_of(shape: torch.Size, cu_seqlens: Tensor, terms: Terms, skip_eps: fl
     longest = _longest(bounds)
     if terms.kind == "line" and tensor is not None and skip_eps > 0 and longest >= WORTH_FALLS:
         falls = falls_of(tensor, int(places.max()), longest, skip_eps)
-    far = terms.kind == "dense" or (terms.kind in ("t5", "line") and far_numbers(tensor))
+    far = terms.kind == "dense"
+    if tensor is not None and not far:
+        span = int(places.max()) if terms.positions is not None and tokens else longest
+        far = far_bias(terms, span)
     return Arrays(cu_seqlens, places, tensor, dtype, reach, falls, far)
 
 

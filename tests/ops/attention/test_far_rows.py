@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from pyenc.ops import ALiBi, RelativePositionBias, attention, extension
+from pyenc.ops.attention.far import far_bias
+from pyenc.ops.attention.terms import Terms
 from tests.oracle import assert_right
 
 N, HEADS = 37, 2
@@ -155,6 +157,63 @@ def test_the_steepest_slopes(backend: str, slope: float, dtype: torch.dtype) -> 
     Case().check(ALiBi(slopes), backend, dtype)
     positions = torch.randint(1, 5, (N,)).cumsum(0)
     Case().check(ALiBi(slopes), backend, dtype, positions=positions, window=(7, 2))
+
+
+@pytest.mark.parametrize("slope", [-1e3, -1e5, -1e7, -1e30])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_slopes_below_zero(backend: str, slope: float) -> None:
+    """The farthest key has the most, and with it the row's scores are far."""
+    slopes = torch.tensor([slope, 0.5])
+    case = Case()
+    case.check(ALiBi(slopes), backend, torch.float32)
+    positions = torch.randint(1, 500, (N,)).cumsum(0)
+    case.check(ALiBi(slopes), backend, torch.float32, positions=positions)
+    case.check(ALiBi(slopes), backend, torch.float32, window=(7, 2))
+    found = []  # of the output alone, as torch's fused kernels serve it
+    for way in (backend, "reference"):
+        inputs = [x.clone().requires_grad_() for x in case.qkv]
+        out = attention(*inputs, BOUNDS, bias=ALiBi(slopes), backend=way)  # type: ignore[arg-type]
+        assert isinstance(out, Tensor)
+        found.append(torch.autograd.grad((out * case.shares[0]).sum(), inputs))
+    for mine, theirs in zip(*found, strict=True):
+        assert_right(mine, theirs, theirs.double(), gradient=True)
+
+
+def test_far_keys_of_a_long_text_make_no_far_rows() -> None:
+    """Where a query's own key is near, what lies far below it costs no other way."""
+    line = -0.5 * torch.arange(-9000, 9001).abs().float().expand(HEADS, -1)
+    table = torch.randn(8, HEADS)
+    table[1:] = LEAST
+    hiding = torch.cat([line[:, :9000], torch.full((HEADS, 1), -math.inf), line[:, 9001:]], 1)
+    for numbers, far in ((line, False), (-line, True), (line - 1e4, True), (hiding, True)):
+        assert far_bias(terms_of("line", numbers, 9000), 9000) == far
+    assert not far_bias(terms_of("t5", table, 16), 9000)
+    assert far_bias(terms_of("t5", -table, 16), 9000)
+    assert far_bias(terms_of("t5", table.flip(0), 16), 9000)
+    slopes = torch.tensor([-0.5, 3.0])
+    for tensor, span, far in ((slopes, 8000, False), (slopes, 9000, True), (-slopes, 8000, True)):
+        assert far_bias(terms_of("alibi", tensor, 0), span) == far
+    assert not far_bias(terms_of("alibi", slopes.abs() * 1e30, 0), 9000)
+
+
+def terms_of(kind: str, tensor: Tensor, most: int) -> Terms:
+    return Terms(kind, tensor, most, None, -1, -1, 1.0, 0.0, 0)
+
+
+@pytest.mark.parametrize("far", [False, True])
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_a_hidden_row_beside_a_far_one(backend: str, far: bool) -> None:
+    """Its log-sum-exp is -inf whatever serves the call."""
+    bias = torch.randn(HEADS, N, N)
+    bias[1, 3] = -math.inf
+    if far:
+        bias[:, 5] = LEAST
+    q, k, v = Case().qkv
+    _, lse = attention(q, k, v, BOUNDS, bias=bias, backend=backend, return_lse=True)
+    hidden = lse == -math.inf
+    assert hidden[3].tolist() == hidden[15].tolist() == [False, True]
+    assert int(hidden.sum()) == 2
+    assert not lse.isnan().any()
 
 
 @pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
