@@ -99,10 +99,19 @@ def settings_of(model: nn.Module) -> Any:
     the padding that it was made with, and goes on giving that no gradient.
     """
     settings: Any = copy.deepcopy(model.config)
-    own, words = vars(model), getattr(model, "get_input_embeddings", lambda: None)()
-    if "padding_idx" in own and getattr(words, "padding_idx", ...) == own["padding_idx"]:
+    own = vars(model)
+    if "padding_idx" in own and getattr(_words(model), "padding_idx", ...) == own["padding_idx"]:
         settings.pad_token_id = own["padding_idx"]
     return settings
+
+
+def _words(model: Any) -> nn.Module | None:
+    """A model's table of words; None of a class that does not say where it is."""
+    try:
+        found: nn.Module | None = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return found
 
 
 def check_numbers(model: nn.Module) -> None:
