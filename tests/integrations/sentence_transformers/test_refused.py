@@ -108,13 +108,13 @@ def test_a_decoder() -> None:
     model = loaded("bert_mean_h4")
     import transformers
 
-    model[0].model = transformers.Qwen2Model(
-        transformers.Qwen2Config(
+    model[0].model = transformers.LlamaModel(
+        transformers.LlamaConfig(
             vocab_size=500, hidden_size=16, num_attention_heads=2, num_key_value_heads=2,
             num_hidden_layers=1, intermediate_size=16,
         )
     )  # fmt: skip
-    refused(model, "no family of encoders that Qwen2Model is")
+    refused(model, "no family of encoders that LlamaModel is")
     model = loaded("bert_mean_h4")
     model[0].model.config.is_decoder = True
     refused(model, "is_decoder")
