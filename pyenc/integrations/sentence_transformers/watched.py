@@ -16,6 +16,8 @@ from ...models.meta import on_meta
 from .refusals import Refused
 
 PLAIN = (bool, int, float, str, type(None))
+SAID = (*PLAIN, list, tuple)
+"""Values of a config that are watched, lists (`layer_types`) as objects."""
 
 OF_TORCH = frozenset(vars(nn.Module()))
 """What every module has: tables, which are looked into, and `training`, which is asked for."""
@@ -49,9 +51,11 @@ class Watched:
             for table in (module._modules, module._parameters, module._buffers):
                 found += ((table, name, part) for name, part in table.items())  # type: ignore[misc]
             found += ((vars(module), name, value) for name, value in deciding(module))
-        # Some of what a config says is read anew whenever the model is called.
+        # Some of what a config says is read anew whenever the model is called, and so is what it
+        # comes to say (`is_causal`).
         for said in configs(model):
-            found += ((said, key, value) for key, value in said.items() if isinstance(value, PLAIN))
+            self._tables.append(said)
+            found += ((said, key, value) for key, value in said.items() if isinstance(value, SAID))
         self._lengths = list(map(len, self._tables))
         self._places = [table for table, _, _ in found]
         self._names = [name for _, name, _ in found]
@@ -99,10 +103,19 @@ def settings_of(model: nn.Module) -> Any:
     the padding that it was made with, and goes on giving that no gradient.
     """
     settings: Any = copy.deepcopy(model.config)
-    own, words = vars(model), getattr(model, "get_input_embeddings", lambda: None)()
-    if "padding_idx" in own and getattr(words, "padding_idx", ...) == own["padding_idx"]:
+    own = vars(model)
+    if "padding_idx" in own and getattr(_words(model), "padding_idx", ...) == own["padding_idx"]:
         settings.pad_token_id = own["padding_idx"]
     return settings
+
+
+def _words(model: Any) -> nn.Module | None:
+    """A model's table of words; None of a class that does not say where it is."""
+    try:
+        found: nn.Module | None = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return found
 
 
 def check_numbers(model: nn.Module) -> None:

@@ -65,6 +65,23 @@ def test_nothing_changed(name: str) -> None:
     assert model[0]._pyenc.borrowed is borrowed
 
 
+@pytest.mark.parametrize("error", [NotImplementedError, AttributeError])
+@pytest.mark.parametrize("name", ["bert_mean_h4", "qwen3_embed_like_h4"])
+def test_a_class_that_does_not_say_where_its_words_are(name: str, error: type[Exception]) -> None:
+    """As transformers' base does not of a class of someone's own that calls them otherwise."""
+    model = loaded(name)
+    right = model.encode(TEXTS)
+
+    def unsaid(self: Any) -> nn.Module:
+        raise error("please override in the subclass")
+
+    kind = type(model[0].model)
+    model[0].model.__class__ = type("Own", (kind,), {"get_input_embeddings": unsaid})
+    accelerate(model)
+    assert served(model)
+    assert off(model.encode(TEXTS), right) <= NEAR
+
+
 def test_nothing_changed_in_one_of_our_own() -> None:
     from sentence_transformers import SentenceTransformer
 
