@@ -1,5 +1,5 @@
-"""oneDNN's and the widened products as registered ops, for graphs: a size that only a call tells
-decides in them as it does outside."""
+"""oneDNN's and the widened products, and those of few rows, as registered ops, for graphs: a size
+that only a call tells decides in them as it does outside."""
 
 from __future__ import annotations
 
