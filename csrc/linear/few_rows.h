@@ -35,8 +35,10 @@ void few_rows(const FewRows& call);
 // Columns that a kernel takes in a step: bounds between runs of columns are multiples of it.
 constexpr std::int64_t kFewColumns = 6;
 
-// Floats of a row of a run's sums: whole vectors.
+// Floats of a row of a run's sums: whole vectors. Each object has its own (shared/isa.h).
+namespace {
 constexpr std::int64_t few_sums(std::int64_t columns) { return (columns + 15) / 16 * 16; }
+}  // namespace
 
 // Compiled once per instruction set.
 struct FewRowsKernels {

@@ -9,7 +9,7 @@
 #include "shared/numeric.h"
 
 // PYENC_EMULATE_BF16_DOT: the width and the code of AVX-512 with bfloat16 on any processor, for the
-// tests (attention/pairs.h).
+// tests (shared/pairs.h).
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif

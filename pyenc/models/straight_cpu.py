@@ -157,9 +157,10 @@ def _product(
 ) -> Tensor:
     if type(parameters) is Int8Parameters:
         return int8_product(x_TC, *parameters, activation)
-    sizes: Sizes | None = call.made.get(Sizes)
+    key = Sizes, x_TC.dtype
+    sizes: Sizes | None = call.made.get(key)
     if sizes is None:
-        sizes = call.made[Sizes] = sizes_of(x_TC.dtype)
+        sizes = call.made[key] = sizes_of(x_TC.dtype)
     weight, bias = parameters
     found = product(x_TC, weight, bias, activation, sizes)
     return linear(x_TC, weight, bias, activation, backend="auto") if found is None else found

@@ -51,8 +51,9 @@ def linear(
     single numbers set through `.data` or `.numpy()`.
 
     Where no gradient is needed, up to 64 rows, a short text's, go through a C++ kernel of their own
-    where the table has that as faster ("few_rows", 1.05x at 16): it takes the weight as it lies,
-    and a row's numbers are the same whatever rows are with it.
+    where the table has that as faster ("few_rows", 1.05x at 16, and no slower than a pack): it
+    takes the weight as it lies, and a row's numbers are the same whichever of those are with it.
+    Of fewer than 2^17 multiplications it serves only where it is asked for.
 
     Large products of bfloat16 or float16 on a CPU are made in float32 and rounded once where the
     same table has that as faster, as on processors without such instructions; also with
@@ -73,8 +74,8 @@ def linear(
         bias: (F,) or None.
         activation: one of `ACTIVATIONS`, or None.
         backend: "bf16x6", "bf16x3", "few_rows" (of any number), "onednn", "torch" or "reference";
-            None chooses, and so do "cpu" and "triton", the names of kernels that other ops have.
-            Differentiable with each.
+            None chooses, and so do "cpu", "triton" and "flash_attn", the names of kernels that
+            other ops have. Differentiable with each, also twice.
 
     Environment:
         PYENC_LINEAR=bf16x6|bf16x3|few_rows|onednn|torch  the choice instead of the table's.

@@ -1,5 +1,5 @@
-"""oneDNN's and the widened products as registered ops, for graphs: a size that only a call tells
-decides in them as it does outside."""
+"""oneDNN's and the widened products, and those of few rows, as registered ops, for graphs: a size
+that only a call tells decides in them as it does outside."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import launch
 from ..activation import activate
 from . import few_rows, onednn, packs, product, wide
 from .onednn import MIN_WORK
@@ -107,13 +108,16 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
     need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
     if ctx.activation:
+        # Of a derivative that is to be derived again, what the activation is taken at is a part.
+        again = torch.is_grad_enabled()
+        y = F.linear(x, weight, bias)
+        y = y if y.requires_grad else y.detach().requires_grad_()
         with torch.enable_grad():
-            y = F.linear(x, weight, bias).detach().requires_grad_()
-            (grad,) = torch.autograd.grad(activate(y, ctx.activation), y, grad)
-    rows = grad.reshape(-1, weight.shape[0])
+            (grad,) = torch.autograd.grad(activate(y, ctx.activation), y, grad, create_graph=again)
+    rows = launch.as_rows(grad)
     return (
         grad @ weight if need_x else None,
-        rows.t() @ x.reshape(-1, weight.shape[1]) if need_weight else None,
+        rows.t() @ launch.as_rows(x) if need_weight else None,
         rows.sum(0) if need_bias else None,
         None,
         *(None for _ in ctx.rest),

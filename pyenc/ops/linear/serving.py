@@ -26,7 +26,7 @@ def backend_table(
 ) -> dict[str, WhyNot]:
     """The backends of this op and why each cannot serve x, for `choose` and `explain`.
 
-    `requested` "bf16x6", "bf16x3" or "onednn" leaves out the reasons why it would not be preferred.
+    `requested` "few_rows", "bf16x6", "bf16x3" or "onednn" leaves out why it would not be preferred.
     """
 
     def of(way: str) -> str | None:

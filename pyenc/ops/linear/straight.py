@@ -59,7 +59,9 @@ def straight(
         return None
     if activation is not None and activation not in ACTIVATIONS:
         return None
-    return None if x._is_zerotensor() else product(x, weight, bias, activation)
+    if x._is_zerotensor() or weight._is_zerotensor():
+        return None
+    return product(x, weight, bias, activation)
 
 
 def product(

@@ -279,6 +279,45 @@ def test_by_name_it_has_gradients(dtype: torch.dtype) -> None:
         torch.library.opcheck(operator, (x, weight, bias, "gelu", others))
 
 
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+def test_by_name_it_has_second_derivatives(activation: str | None) -> None:
+    x, (weight, bias) = torch.randn(2, 5, 40).requires_grad_(), layer(40, 24)
+    weight = nn.Parameter(weight.detach() / 8)
+
+    def second(backend: str, *leaves: Tensor) -> tuple[Tensor, ...]:
+        y = linear(x, weight, bias, activation, backend=backend)
+        first = torch.autograd.grad(y.square().mean(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(each.square().sum() for each in first), (x, weight, bias))
+
+    for leaves in ((x,), (weight, bias), (x, weight, bias)):
+        found, wanted = second(few_rows.WAY, *leaves), second("torch", *leaves)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", [None, "gelu"])
+@pytest.mark.parametrize(("rows", "f", "c"), [(3, 5, 0), (3, 0, 5), (0, 5, 4)])
+def test_by_name_nothing_has_gradients(rows: int, f: int, c: int, activation: str | None) -> None:
+    x, (weight, bias) = torch.randn(rows, c).requires_grad_(), layer(c, f)
+    made = linear(x, weight, bias, activation, backend=few_rows.WAY)
+    naive = linear(x, weight, bias, activation, backend="torch")
+    for got, wanted in zip(
+        torch.autograd.grad(made.sum(), (x, weight, bias)),
+        torch.autograd.grad(naive.sum(), (x, weight, bias)),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_tensors_without_memory_are_torchs(taken: list[int]) -> None:
+    """As derivatives that go forward have them: zeros that nobody wrote down."""
+    x, (weight, bias) = torch.randn(4, 256), layer(256, 512)
+    zero = torch._efficientzerotensor(512, 256)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, zero, bias), bias.detach().expand(4, 512))
+        linear(torch._efficientzerotensor(4, 256), weight, bias)
+    assert not taken
+
+
 def test_what_it_says(taken: list[int]) -> None:
     weight, bias = layer(256, 512)
     with torch.no_grad():

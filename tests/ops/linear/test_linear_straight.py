@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyenc.errors import InputError
 from pyenc.ops import linear
-from pyenc.ops.linear import activated
+from pyenc.ops.linear import activated, few_rows
 from pyenc.ops.linear import onednn as linear_onednn
 from pyenc.ops.linear import packs as linear_packs
 from pyenc.ops.linear import wide as linear_wide
@@ -49,6 +49,7 @@ class Ways:
         self.wraps(patch, linear_onednn, "run", lambda x, w, *_: ("onednn", w.is_mkldnn))
         self.wraps(patch, linear_wide, "linear", lambda *_: "wide")
         self.wraps(patch, activated, "linear", lambda *_: "one pass")
+        self.wraps(patch, few_rows, "multiply", lambda *_: "few rows")
 
     def wraps(
         self, patch: pytest.MonkeyPatch, where: Any, name: str, said: Callable[..., Any]
@@ -69,7 +70,14 @@ class Ways:
 @pytest.mark.parametrize("activation", [None, "gelu", "relu"])
 @pytest.mark.parametrize(
     ("gains", "forced"),
-    [*((gains, "") for gains in TABLES), ({"onednn": 2.0}, "torch"), ({}, "onednn")],
+    [
+        *((gains, "") for gains in TABLES),
+        ({"onednn": 2.0}, "torch"),
+        ({}, "onednn"),
+        ({"few_rows": 2.0}, "torch"),
+        ({"few_rows": 2.0}, "onednn"),
+        ({}, "few_rows"),
+    ],
     ids=str,
 )
 def test_the_same_choice(
