@@ -40,20 +40,9 @@ struct Widened {
 };
 
 #ifdef PYENC_BF16_DOT
-struct Paired {
-  using Scalar = BFloat16;
-  using Vector = Ints;
+struct Paired : InWords<BFloat16> {
   using Sum = float;
   using Sums = Floats;
-  static constexpr std::int64_t kStep = 2 * kLanes;
-  static PYENC_INLINE Vector get(const Scalar* from) {
-    return load_words(reinterpret_cast<const float*>(from));
-  }
-  static PYENC_INLINE Vector get_some(const Scalar* from, std::int64_t count) {
-    alignas(Ints) Scalar some[kStep] = {};
-    for (std::int64_t i = 0; i < count; ++i) some[i] = from[i];
-    return get(some);
-  }
   static PYENC_INLINE Floats multiply_add(Floats sum, Vector a, Vector b) {
     return dot_pairs(sum, a, b);
   }

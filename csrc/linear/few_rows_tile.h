@@ -27,6 +27,22 @@ static_assert(kFewColumns % kTileColumns == 0, "runs of columns are whole tiles"
 // Of a row of W or x, what is summed before it is added up: x's part of all rows stays near.
 constexpr std::int64_t kBlockBytes = 2048;
 
+// Of a Kind whose numbers are read as they are, several in a word of 32 bits.
+template <class Number>
+struct InWords {
+  using Scalar = Number;
+  using Vector = Ints;
+  static constexpr std::int64_t kStep = 4 * kLanes / sizeof(Number);
+  static PYENC_INLINE Vector get(const Scalar* from) {
+    return load_words(reinterpret_cast<const float*>(from));
+  }
+  static PYENC_INLINE Vector get_some(const Scalar* from, std::int64_t count) {
+    alignas(Ints) Scalar some[kStep] = {};
+    for (std::int64_t i = 0; i < count; ++i) some[i] = from[i];
+    return get(some);
+  }
+};
+
 #if defined(__AVX2__) && !defined(PYENC_EMULATE_BF16_DOT)
 #define PYENC_SIDE_BY_SIDE 1
 

@@ -9,20 +9,9 @@ namespace {
 
 // Rows of x unsigned, rows of W signed, both read four in a word. With x up to 192 and W up to 85 a sum of
 // two products fits into 16 bits (pyenc/ops/linear/int8.py), where nothing better is there.
-struct Bytes {
-  using Scalar = std::uint8_t;
-  using Vector = Ints;
+struct Bytes : InWords<std::uint8_t> {
   using Sum = std::int32_t;
   using Sums = Ints;
-  static constexpr std::int64_t kStep = 4 * kLanes;
-  static PYENC_INLINE Vector get(const Scalar* from) {
-    return load_words(reinterpret_cast<const float*>(from));
-  }
-  static PYENC_INLINE Vector get_some(const Scalar* from, std::int64_t count) {
-    alignas(Ints) Scalar some[kStep] = {};
-    for (std::int64_t i = 0; i < count; ++i) some[i] = from[i];
-    return get(some);
-  }
   static PYENC_INLINE Ints multiply_add(Ints sum, Vector x, Vector w) {
 #if defined(PYENC_EMULATE_BF16_DOT)
     return plainly(sum, x, w);

@@ -165,7 +165,8 @@ def _fused(q: Tensor, terms: Terms, bounds: list[int]) -> bool:
     if not terms.by_distance or _FLASH_CPU is None or _FLASH_CPU_BACKWARD is None:
         return False
     # Its backward makes weights of a log-sum-exp.
-    return not far_bias(terms, max(map(operator.sub, bounds[1:], bounds), default=0))
+    longest = max(map(operator.sub, bounds[1:], bounds), default=0)
+    return not far_bias(terms.kind, terms.tensor, terms.max_distance, longest)
 
 
 # ---- torch's fused kernels --------------------------------------------------------------------

@@ -273,7 +273,7 @@ def _arrays_of(shape: torch.Size, cu_seqlens: Tensor, terms: Terms, skip_eps: fl
     far = terms.kind == "dense"
     if tensor is not None and not far:
         span = int(places.max()) if terms.positions is not None and tokens else longest
-        far = far_bias(terms, span)
+        far = far_bias(terms.kind, terms.tensor, terms.max_distance, span)
     return Arrays(cu_seqlens, places, tensor, dtype, reach, falls, far)
 
 

@@ -12,13 +12,8 @@ Shapes: T packed tokens, H heads.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .terms import Terms
 
 FAR = 2.0**12
 """From here on a log-sum-exp in float32 is off by more than naive scores are."""
@@ -27,18 +22,18 @@ FULL = 2e38
 """About as large as a number may be so that log2(e) of it is one."""
 
 
-def far_bias(terms: Terms, span: int) -> bool:
-    """Whether a bias by distance may make a row far, of keys at most so far apart.
+def far_bias(kind: str, numbers: Tensor | None, max_distance: int, span: int) -> bool:
+    """Whether a bias by distance, as `terms.Terms` has it, may make a row far, of keys at most so
+    far apart.
 
     A query sees its own key. Where the bias of that is near zero, others that are far below it hide
     keys, as at the end of a long text, and only those far above move the row.
     """
-    numbers = terms.tensor
-    if numbers is None or (not span and terms.kind == "alibi"):
+    if numbers is None or (not span and kind == "alibi"):
         return False
-    if terms.kind == "alibi":
+    if kind == "alibi":
         return float(numbers.min()) * span < -FAR
-    own = numbers[0] if terms.kind == "t5" else numbers[:, terms.max_distance]
+    own = numbers[0] if kind == "t5" else numbers[:, max_distance]
     if bool((own.abs() <= FAR).all()):
         return bool((numbers > FAR).any())
     return bool(((numbers.abs() > FAR) & (numbers != -torch.inf)).any())

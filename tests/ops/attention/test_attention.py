@@ -174,7 +174,7 @@ def test_half_precision_products_as_on_a_gpu(
 ) -> None:
     """A GPU multiplies halves as they are and keeps the softmax in float32."""
     monkeypatch.setattr(torch_backend, "_work_dtype", lambda q: q.dtype)
-    monkeypatch.setattr(torch_backend, "_fused", lambda q, terms: False)
+    monkeypatch.setattr(torch_backend, "_fused", lambda *given: False)
     check(dtype, MIXED, 3, 16, kind, True)
 
 
