@@ -27,14 +27,16 @@ static_assert(kFewColumns % kTileColumns == 0, "runs of columns are whole tiles"
 // Of a row of W or x, what is summed before it is added up: x's part of all rows stays near.
 constexpr std::int64_t kBlockBytes = 2048;
 
-// Of a Kind whose numbers are read as they are, several in a word of 32 bits.
+// Of a Kind whose numbers are read as they are, several in a word of 32 bits, wherever a row begins.
+typedef std::int32_t Unaligned __attribute__((vector_size(4 * kLanes), aligned(1), may_alias));
+
 template <class Number>
 struct InWords {
   using Scalar = Number;
   using Vector = Ints;
   static constexpr std::int64_t kStep = 4 * kLanes / sizeof(Number);
   static PYENC_INLINE Vector get(const Scalar* from) {
-    return load_words(reinterpret_cast<const float*>(from));
+    return *reinterpret_cast<const Unaligned*>(from);
   }
   static PYENC_INLINE Vector get_some(const Scalar* from, std::int64_t count) {
     alignas(Ints) Scalar some[kStep] = {};
