@@ -51,6 +51,10 @@ WHOLE, PARTS = "a layer", "parts"
 
 BERT = {"position": "absolute", "num_positions": 8192}
 PRE_NORM = {"norm_first": True, "embedding_norm": False}
+QWEN3: dict[str, Any] = PRE_NORM | {
+    "position": "rotary", "rotary": Rotary(1e6), "causal": True,
+    "head_norm": True, "norm": "rms", "gated": True, "activation": "silu",
+}  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
     "jina": {"position": "alibi", "gated": True, "up_bias": False},
     "bert": BERT,
@@ -61,6 +65,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "modernbert": PRE_NORM | {
         "position": "rotary", "rotary": Rotary(160e3), "local_rotary": Rotary(1e4), "window": 64,
         "local": tuple(layer % 3 > 0 for layer in range(LAYERS)), "gated": True,
+    },
+    "jina-qk": {
+        "position": "alibi", "gated": True, "up_bias": False, "qk_norm": True,
+        "second_residual": True,
+    },
+    "qwen3": QWEN3,
+    "gemma": QWEN3 | {
+        "causal": False, "local_rotary": Rotary(1e4), "window": 256, "term_norm": True,
+        "local": tuple(layer % 6 < 5 for layer in range(LAYERS)), "norm_plus_one": True,
+        "activation": "gelu_tanh",
     },
 }  # fmt: skip
 """What their layers are made of; biases of products, which cost the host nothing, as it comes."""

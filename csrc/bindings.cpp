@@ -47,6 +47,7 @@ PYBIND11_MODULE(_C, module) {
   pyenc::bind_gated(module);
   pyenc::bind_linear(module);
   pyenc::bind_norm(module);
+  pyenc::bind_norm_rotary(module);
   pyenc::bind_peak(module);
   pyenc::bind_rotary(module);
   pyenc::bind_segment_mean(module);

@@ -24,6 +24,7 @@ void bind_attention(py::module_& module);
 void bind_gated(py::module_& module);
 void bind_linear(py::module_& module);
 void bind_norm(py::module_& module);
+void bind_norm_rotary(py::module_& module);
 void bind_peak(py::module_& module);
 void bind_rotary(py::module_& module);
 void bind_segment_mean(py::module_& module);

@@ -9,14 +9,14 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from ..ops import attention, rotary
+from ..ops import attention, rms_norm_rotary, rotary
 from ..ops.attention.along import Within
 from ..ops.attention.bias import OwnBias
 from ..ops.attention.terms import Bias, has_line
 from ..ops.backend import compiling
 from .call import Call, Turn
 from .config import EncoderConfig
-from .modules import Linear, Norm, SplitLinear, called
+from .modules import Linear, Norm, SplitLinear, called, untouched
 from .position import make_position
 
 
@@ -32,7 +32,8 @@ class Attention(nn.Module):
         self.qkv: Linear | SplitLinear = Linear(
             config.hidden_size, width + 2 * kv_width, bias=config.qkv_bias
         )
-        self.q_norm = self.k_norm = None
+        self.q_norm: Norm | None = None
+        self.k_norm: Norm | None = None
         self.by_head = config.head_norm
         if config.qk_norm or config.head_norm:
             self.q_norm = Norm(config, config.head_dim if self.by_head else width)
@@ -78,50 +79,83 @@ class Attention(nn.Module):
         """Queries, keys and values, (T, H, D) each."""
         (heads, dim), kv_heads = self.heads, self.kv_heads
         turn = call.local_turn if self.local else call.turn
-
-        def turned(y_THD: Tensor, turn: Turn) -> Tensor:
-            return rotary(y_THD, turn.cos_TD, turn.sin_TD, turn.rows_T, backend=call.backend)
-
-        whole = not isinstance(self.qkv, SplitLinear) and self.q_norm is None
-        if whole and turn is not None:
+        norms = None if turn is None else self._norms_with_turn()
+        apart = isinstance(self.qkv, SplitLinear) or (self.q_norm is not None and norms is None)
+        if turn is not None and not apart:
             # One call for both: the heads of k are further heads of q.
             qkv_TC = called(self.qkv, call.backend, x_TC)
             qkv_THD = qkv_TC.unflatten(-1, (heads + 2 * kv_heads, dim))
             qk_THD, v_THD = qkv_THD.split((heads + kv_heads, kv_heads), 1)
-            q_THD, k_THD = turned(qk_THD, turn).split((heads, kv_heads), 1)
-        elif whole and kv_heads == heads and call.query_scale is None:
+            qk_THD = turned(qk_THD, turn, call.backend, *(norms or ()), k_heads=kv_heads)
+            q_THD, k_THD = qk_THD.split((heads, kv_heads), 1)
+        elif not apart and kv_heads == heads and call.query_scale is None:
             qkv_TC = called(self.qkv, call.backend, x_TC)
             q_THD, k_THD, v_THD = qkv_TC.view(x_TC.shape[0], 3, heads, dim).unbind(1)
             return q_THD, k_THD, v_THD
         else:
-            q_THD, k_THD, v_THD = self._apart(x_TC, call)
+            q_THD, k_THD, v_THD = self._apart(x_TC, call, norms is None)
             if turn is not None:
-                q_THD, k_THD = turned(q_THD, turn), turned(k_THD, turn)
+                q_norm, k_norm = norms or (None, None)
+                q_THD = turned(q_THD, turn, call.backend, q_norm)
+                k_THD = turned(k_THD, turn, call.backend, k_norm)
         if call.query_scale is not None:
             q_THD = q_THD * call.query_scale.to(q_THD.dtype)
         if kv_heads == heads:
             return q_THD, k_THD, v_THD
         return q_THD, repeated(k_THD, heads), repeated(v_THD, heads)
 
-    def _apart(self, x_TC: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
-        """Each a tensor of its own, normed where they are: heads of queries (T, H, D), and of keys
-        and values as many as there are."""
+    def _norms_with_turn(self) -> tuple[Norm, Norm] | None:
+        """Those of q and of k, where one op may norm heads and turn them."""
+        q_norm, k_norm = self.q_norm, self.k_norm
+        if not self.by_head or q_norm is None or k_norm is None:
+            return None
+        if not untouched(q_norm, Norm) or not untouched(k_norm, Norm):
+            return None
+        return (q_norm, k_norm) if alike(q_norm, k_norm) else None
+
+    def _apart(self, x_TC: Tensor, call: Call, normed: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Each a tensor of its own, q and k normed by their modules if so asked and there are any:
+        heads of queries (T, H, D), and of keys and values as many as there are."""
         (heads, dim), kv_heads = self.heads, self.kv_heads
         if isinstance(self.qkv, SplitLinear):
             q_TC, k_TC, v_TC = called(self.qkv, call.backend, x_TC)
         else:
             widths = heads * dim, kv_heads * dim, kv_heads * dim
             q_TC, k_TC, v_TC = called(self.qkv, call.backend, x_TC).split(widths, -1)
-        dtype = v_TC.dtype
-        if self.q_norm is not None and self.k_norm is not None and not self.by_head:
-            q_TC, _ = called(self.q_norm, call.backend, q_TC, None)
-            k_TC, _ = called(self.k_norm, call.backend, k_TC, None)
-        q_THD, k_THD, v_THD = (y_TC.unflatten(-1, (-1, dim)) for y_TC in (q_TC, k_TC, v_TC))
-        if self.q_norm is not None and self.k_norm is not None and self.by_head:
-            q_THD, _ = called(self.q_norm, call.backend, q_THD, None)
-            k_THD, _ = called(self.k_norm, call.backend, k_THD, None)
-        # Under autocast the norms answer in float32 and the product does not.
-        return q_THD.to(dtype), k_THD.to(dtype), v_THD
+
+        def heads_of(y_TC: Tensor, norm: Norm | None = None) -> Tensor:
+            if norm is None:
+                return y_TC.unflatten(-1, (-1, dim))
+            y = y_TC.unflatten(-1, (-1, dim)) if self.by_head else y_TC
+            y, _ = called(norm, call.backend, y, None)
+            # Under autocast the norms answer in float32 and the product does not.
+            y = y.to(v_TC.dtype)
+            return y if self.by_head else y.unflatten(-1, (-1, dim))
+
+        q_norm, k_norm = (self.q_norm, self.k_norm) if normed else (None, None)
+        return heads_of(q_TC, q_norm), heads_of(k_TC, k_norm), heads_of(v_TC)
+
+
+def alike(q_norm: Norm, k_norm: Norm) -> bool:
+    """Whether they differ in their weights alone, and are what is made beside the turn."""
+    same = q_norm.eps == k_norm.eps and q_norm.plus_one == k_norm.plus_one
+    return same and q_norm.rms and k_norm.rms
+
+
+def turned(
+    y_THD: Tensor, turn: Turn, backend: str | None, norm: Norm | None = None,
+    k_norm: Norm | None = None, *, k_heads: int = 0,
+) -> Tensor:  # fmt: skip
+    """Heads turned by their tokens' positions, normed before if norms are given: the last k_heads
+    by k_norm."""
+    tables = turn.cos_TD, turn.sin_TD, turn.rows_T
+    if norm is None:
+        return rotary(y_THD, *tables, backend=backend)
+    return rms_norm_rotary(
+        y_THD, norm.weight, *tables, norm.eps, plus_one=norm.plus_one, backend=backend,
+        k_weight=None if k_norm is None else k_norm.weight,
+        k_heads=0 if k_norm is None else k_heads,
+    )  # fmt: skip
 
 
 def _window(config: EncoderConfig, local: bool) -> tuple[int, int] | None:

@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..ops import add_layer_norm, add_rms_norm, linear
 from ..ops.activation import activate
 from ..ops.linear.int8 import int8_linear, quantize_weight
+from ..ops.norm import gain_of
 from .config import EncoderConfig
 
 
@@ -87,16 +88,15 @@ class Norm(nn.Module):
     def forward(
         self, x_TC: Tensor, residual_TC: Tensor | None, backend: str | None
     ) -> tuple[Tensor, Tensor]:
-        gain = self.gain()
         if self.rms:
-            return add_rms_norm(x_TC, residual_TC, gain, self.eps, backend=backend)
-        return add_layer_norm(x_TC, residual_TC, gain, self.bias, self.eps, backend=backend)
+            return add_rms_norm(
+                x_TC, residual_TC, self.weight, self.eps, plus_one=self.plus_one, backend=backend
+            )
+        return add_layer_norm(x_TC, residual_TC, self.gain(), self.bias, self.eps, backend=backend)
 
     def gain(self) -> Tensor:
         """What it multiplies by."""
-        if not self.plus_one:
-            return self.weight
-        return 1 + self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+        return gain_of(self.weight, self.plus_one)
 
 
 class Linear(nn.Linear):

@@ -37,6 +37,7 @@ from .straight_parts import (
     post_norm_parts,
     pre_norm_parts,
     turn_of,
+    turns_right,
 )
 
 
@@ -46,14 +47,15 @@ def straight(layer: Any, x_TC: Tensor, call: Call) -> Tensor | None:
         return straight_cpu(layer, x_TC, call)
     if not _serves(call, x_TC) or (parts := post_norm_parts(layer, x_TC)) is None:
         return None
-    attention, attention_norm, feed_forward, feed_forward_norm = parts
-    if (made := made_for(attention, x_TC, call)) is None:
+    if (made := made_for(parts.attention, x_TC, call)) is None:
         return None
     with on_card_of(x_TC):
-        a_TC = attended(attention, x_TC, call, made)
-        h_TC, _ = normed(attention_norm, a_TC, x_TC, made, read=False)
-        f_TC = fed_forward(feed_forward, h_TC, call, made)
-        y_TC, _ = normed(feed_forward_norm, f_TC, h_TC, made, read=False)
+        a_TC = attended(parts.attention, x_TC, call, made)
+        h_TC, _ = normed(parts.attention_norm, a_TC, x_TC, made, read=False)
+        if parts.second_norm is not None:
+            h_TC, _ = normed(parts.second_norm, x_TC, h_TC, made, read=False)
+        f_TC = fed_forward(parts.feed_forward, h_TC, call, made)
+        y_TC, _ = normed(parts.feed_forward_norm, f_TC, h_TC, made, read=False)
     return y_TC
 
 
@@ -68,16 +70,19 @@ def straight_pre_norm(
         return None
     if (parts := pre_norm_parts(layer, x_TC)) is None:
         return None
-    attention_norm, attention, feed_forward_norm, feed_forward = parts
-    if (made := made_for(attention, x_TC, call)) is None:
+    if (made := made_for(parts.attention, x_TC, call)) is None:
         return None
     with on_card_of(x_TC):
         y_TC = x_TC
-        if attention_norm is not None:
-            y_TC, x_TC = normed(attention_norm, x_TC, term_TC, made, read=True)
-        a_TC = attended(attention, y_TC, call, made)
-        y_TC, x_TC = normed(feed_forward_norm, x_TC, a_TC, made, read=True)
-        f_TC = fed_forward(feed_forward, y_TC, call, made)
+        if parts.attention_norm is not None:
+            y_TC, x_TC = normed(parts.attention_norm, x_TC, term_TC, made, read=True)
+        a_TC = attended(parts.attention, y_TC, call, made)
+        if parts.attention_term_norm is not None:
+            a_TC, _ = normed(parts.attention_term_norm, a_TC, None, made, read=False)
+        y_TC, x_TC = normed(parts.feed_forward_norm, x_TC, a_TC, made, read=True)
+        f_TC = fed_forward(parts.feed_forward, y_TC, call, made)
+        if parts.feed_forward_term_norm is not None:
+            f_TC, _ = normed(parts.feed_forward_term_norm, f_TC, None, made, read=False)
     return x_TC, f_TC
 
 
@@ -116,13 +121,13 @@ def made_for(part: AttentionPart, x_TC: Tensor, call: Call) -> Made | None:
     module = part.module
     (heads, dim), window = module.heads, module.window
     # Launches that are known have the strides of q, k and v, which go by the heads of k, too.
-    of = heads, module.kv_heads, dim, module.scale, window
+    of = heads, module.kv_heads, dim, module.scale, window, part.norms is None
     key = x_TC.shape, x_TC.dtype, x_TC.get_device(), *of
     if (made := call.made.get(key)) is not None:
         found: Made = made
         return found
     turn = turn_of(module, call)
-    if turn is not None and not _turns(turn, x_TC, dim):
+    if not turns_right(part, turn) or (turn is not None and not _turns(turn, x_TC, dim)):
         return None
     bias = call.bias
     if has_line(bias):
@@ -154,10 +159,23 @@ def _turns(turn: Turn, x: Tensor, dim: int) -> bool:
 def attended(part: AttentionPart, x_TC: Tensor, call: Call, made: Made) -> Tensor:
     """The attention of a layer (T, C), on the current card."""
     turn, turned = turn_of(part.module, call), None
-    if turn is not None:
+    if turn is not None and part.norms is not None:
+        (q_norm, q_parameters), (_, k_parameters) = part.norms
+        launched = triton_launch.module_for("norm_rotary").forward
+        turned = partial(
+            launched, weight=q_parameters[0], k_weight=k_parameters[0],
+            k_heads=part.module.kv_heads, cos=turn.cos_TD, sin=turn.sin_TD, positions=turn.rows_T,
+            eps=q_norm.eps, plus_one=q_norm.plus_one, known=made.known,
+        )  # fmt: skip
+    elif turn is not None:
         launched = triton_launch.module_for("rotary").turn
         turned = partial(launched, cos=turn.cos_TD, sin=turn.sin_TD, positions=turn.rows_T)
-    q_THD, k_THD, v_THD = heads_of(part.module, F.linear(x_TC, *part.qkv), turned)
+
+    def of_full_width(norm: NormPart, y_TC: Tensor) -> Tensor:
+        return normed(norm, y_TC, None, made, read=True)[0]
+
+    qkv_TC = F.linear(x_TC, *part.qkv)
+    q_THD, k_THD, v_THD = heads_of(part, qkv_TC, turned, of_full_width)
     a_THD, _ = launch_attention(
         q_THD, k_THD, v_THD, call.cu_seqlens, made.terms, made.lse_TH, made.known
     )
@@ -183,10 +201,9 @@ def normed(
     """(norm(x + residual), x + residual, of which nothing is true unless it is to be read)."""
     norm = triton_launch.module_for("norm").forward
     module, unread = part.module, None if read else made.unread
-    # Launches that are known have a residual.
-    known = None if residual_TC is None else made.known
     y_TC: Tensor
     y_TC, total_TC, _ = norm(
-        x_TC, residual_TC, *part.parameters, module.eps, module.rms, None, unread, known
-    )
+        x_TC, residual_TC, *part.parameters, module.eps, module.rms, None, unread, made.known,
+        module.plus_one,
+    )  # fmt: skip
     return y_TC, x_TC if residual_TC is None else total_TC

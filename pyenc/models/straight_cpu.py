@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import add_rms_norm, extension, linear, rotary
+from ..ops import add_rms_norm, extension, linear
 from ..ops.attention import as_line
 from ..ops.attention import cpu as attention_kernels
 from ..ops.attention.straight_cpu import terms_for
@@ -26,8 +26,10 @@ from ..ops.launch import DTYPE_CODES
 from ..ops.linear.int8 import product as int8_product
 from ..ops.linear.straight import Sizes, product, sizes_of
 from ..ops.registered import plain
-from .call import Call
+from .attention import turned
+from .call import Call, Turn
 from .feed_forward import CPU_BYTES
+from .modules import Norm
 from .straight_parts import (
     AttentionPart,
     FeedForwardPart,
@@ -38,6 +40,7 @@ from .straight_parts import (
     post_norm_parts,
     pre_norm_parts,
     turn_of,
+    turns_right,
 )
 
 
@@ -45,13 +48,16 @@ def straight_cpu(layer: Any, x_TC: Tensor, call: Call) -> Tensor | None:
     """What a post-norm layer gives, (T, C); None where it is to be asked itself."""
     if not _serves(call, x_TC) or (parts := post_norm_parts(layer, x_TC, True)) is None:
         return None
-    attention, attention_norm, feed_forward, feed_forward_norm = parts
-    if not _fits(feed_forward, x_TC) or (terms := _terms_for(attention, x_TC, call)) is None:
+    if not _fits(parts.feed_forward, x_TC):
         return None
-    a_TC = _attended(attention, x_TC, call, terms)
-    h_TC, _ = _normed(attention_norm, a_TC, x_TC)
-    f_TC = _fed_forward(feed_forward, h_TC, call)
-    y_TC, _ = _normed(feed_forward_norm, f_TC, h_TC)
+    if (terms := _terms_for(parts.attention, x_TC, call)) is None:
+        return None
+    a_TC = _attended(parts.attention, x_TC, call, terms)
+    h_TC, _ = _normed(parts.attention_norm, a_TC, x_TC)
+    if parts.second_norm is not None:
+        h_TC, _ = _normed(parts.second_norm, x_TC, h_TC)
+    f_TC = _fed_forward(parts.feed_forward, h_TC, call)
+    y_TC, _ = _normed(parts.feed_forward_norm, f_TC, h_TC)
     return y_TC
 
 
@@ -64,15 +70,21 @@ def straight_cpu_pre_norm(
         return None
     if (parts := pre_norm_parts(layer, x_TC, True)) is None:
         return None
-    attention_norm, attention, feed_forward_norm, feed_forward = parts
-    if not _fits(feed_forward, x_TC) or (terms := _terms_for(attention, x_TC, call)) is None:
+    if not _fits(parts.feed_forward, x_TC):
+        return None
+    if (terms := _terms_for(parts.attention, x_TC, call)) is None:
         return None
     y_TC = x_TC
-    if attention_norm is not None:
-        y_TC, x_TC = _normed(attention_norm, x_TC, term_TC)
-    a_TC = _attended(attention, y_TC, call, terms)
-    y_TC, x_TC = _normed(feed_forward_norm, x_TC, a_TC)
-    return x_TC, _fed_forward(feed_forward, y_TC, call)
+    if parts.attention_norm is not None:
+        y_TC, x_TC = _normed(parts.attention_norm, x_TC, term_TC)
+    a_TC = _attended(parts.attention, y_TC, call, terms)
+    if parts.attention_term_norm is not None:
+        a_TC, _ = _normed(parts.attention_term_norm, a_TC, None)
+    y_TC, x_TC = _normed(parts.feed_forward_norm, x_TC, a_TC)
+    f_TC = _fed_forward(parts.feed_forward, y_TC, call)
+    if parts.feed_forward_term_norm is not None:
+        f_TC, _ = _normed(parts.feed_forward_term_norm, f_TC, None)
+    return x_TC, f_TC
 
 
 def _serves(call: Call, *given_TC: Tensor) -> bool:
@@ -103,6 +115,8 @@ def _terms_for(part: AttentionPart, x_TC: Tensor, call: Call) -> Terms | None:
     """Of a layer's scores; None where the kernels do not take them. Those of layers with a bias in
     common are made by the first."""
     module = part.module
+    if not turns_right(part, turn_of(module, call)):
+        return None
     own = module.position_bias
     key = own is None, module.heads, module.scale, module.window
     if own is None and (known := call.made.get(key)) is not None:
@@ -121,15 +135,23 @@ def _terms_for(part: AttentionPart, x_TC: Tensor, call: Call) -> Terms | None:
 
 
 def _attended(part: AttentionPart, x_TC: Tensor, call: Call, terms: Terms) -> Tensor:
-    turn, turned = turn_of(part.module, call), None
+    turn, turns = turn_of(part.module, call), None
     if turn is not None:
-        turned = partial(
-            rotary, cos=turn.cos_TD, sin=turn.sin_TD, positions=turn.rows_T, backend="auto"
-        )
-    q_THD, k_THD, v_THD = heads_of(part.module, _product(x_TC, part.qkv, call), turned)
+        norms = (norm.module for norm in part.norms or ())
+        turns = partial(_turned, turn, tuple(norms), part.module.kv_heads)
+
+    def of_full_width(norm: NormPart, y_TC: Tensor) -> Tensor:
+        return _normed(norm, y_TC, None)[0]
+
+    qkv_TC = _product(x_TC, part.qkv, call)
+    q_THD, k_THD, v_THD = heads_of(part, qkv_TC, turns, of_full_width)
     eps = skip_eps_of(q_THD, call.skip_eps)
     a_THD, _, _, _ = attention_kernels.forward(q_THD, k_THD, v_THD, call.cu_seqlens, terms, eps)
     return _product(a_THD.flatten(1), part.out, call)
+
+
+def _turned(turn: Turn, norms: tuple[Norm, ...], k_heads: int, y_THD: Tensor) -> Tensor:
+    return turned(y_THD, turn, "auto", *norms, k_heads=k_heads)
 
 
 def _fed_forward(part: FeedForwardPart, x_TC: Tensor, call: Call) -> Tensor:
@@ -147,7 +169,8 @@ def _normed(part: NormPart, x_TC: Tensor, residual_TC: Tensor | None) -> tuple[T
     """(norm(x + residual), x + residual)."""
     (weight, bias), eps = part.parameters, part.module.eps
     if part.module.rms:
-        return add_rms_norm(x_TC, residual_TC, weight, eps, backend="auto")
+        plus_one = part.module.plus_one
+        return add_rms_norm(x_TC, residual_TC, weight, eps, plus_one=plus_one, backend="auto")
     total_TC = x_TC if residual_TC is None else x_TC + residual_TC
     return F.layer_norm(total_TC, weight.shape, weight, bias, eps), total_TC
 

@@ -16,7 +16,7 @@ from torch.nn.modules import module as torch_module
 from ..ops.activation import ACTIVATIONS
 from ..ops.registered import PLAIN
 from ..ops.validation import is_eps
-from .attention import Attention, repeated
+from .attention import Attention, alike, repeated
 from .call import Call, Turn
 from .feed_forward import FeedForward
 from .layers import Layer, PreNormLayer
@@ -44,6 +44,8 @@ class AttentionPart(NamedTuple):
     module: Attention
     qkv: LinearParameters
     out: LinearParameters
+    norms: tuple[NormPart, NormPart] | None
+    """Of queries and of keys: of their heads, `alike`, or of their full width."""
 
 
 class FeedForwardPart(NamedTuple):
@@ -52,8 +54,21 @@ class FeedForwardPart(NamedTuple):
     down: LinearParameters
 
 
-PostNormParts = tuple[AttentionPart, NormPart, FeedForwardPart, NormPart]
-PreNormParts = tuple[NormPart | None, AttentionPart, NormPart, FeedForwardPart]
+class PostNormParts(NamedTuple):
+    attention: AttentionPart
+    attention_norm: NormPart
+    second_norm: NormPart | None
+    feed_forward: FeedForwardPart
+    feed_forward_norm: NormPart
+
+
+class PreNormParts(NamedTuple):
+    attention_norm: NormPart | None
+    attention: AttentionPart
+    attention_term_norm: NormPart | None
+    feed_forward_norm: NormPart
+    feed_forward: FeedForwardPart
+    feed_forward_term_norm: NormPart | None
 
 
 def post_norm_parts(layer: Any, x: Tensor, on_cpu: bool = False) -> PostNormParts | None:
@@ -62,7 +77,10 @@ def post_norm_parts(layer: Any, x: Tensor, on_cpu: bool = False) -> PostNormPart
     if torch_module._has_any_global_hook() or not silent(layer, Layer):
         return None
     of: Any = layer._modules
-    if layer.second_norm is not None or (layer.training and layer.dropout):
+    if layer.training and layer.dropout:
+        return None
+    second, second_norm = layer.second_norm, None
+    if second is not None and (second_norm := norm_of(second, x)) is None:
         return None
     attention = attention_of(of.get("attention"), x, on_cpu)
     attention_norm = norm_of(of.get("attention_norm"), x)
@@ -70,7 +88,7 @@ def post_norm_parts(layer: Any, x: Tensor, on_cpu: bool = False) -> PostNormPart
     last = norm_of(of.get("feed_forward_norm"), x)
     if attention is None or attention_norm is None or feed_forward is None or last is None:
         return None
-    return attention, attention_norm, feed_forward, last
+    return PostNormParts(attention, attention_norm, second_norm, feed_forward, last)
 
 
 def pre_norm_parts(layer: Any, x: Tensor, on_cpu: bool = False) -> PreNormParts | None:
@@ -80,11 +98,12 @@ def pre_norm_parts(layer: Any, x: Tensor, on_cpu: bool = False) -> PreNormParts 
     of: Any = layer._modules
     if layer.training and layer.dropout:
         return None
-    if layer.attention_term_norm is not None or layer.feed_forward_term_norm is not None:
-        return None
-    first, attention_norm = layer.attention_norm, None
-    if first is not None and (attention_norm := norm_of(first, x)) is None:
-        return None
+    norms: dict[str, NormPart | None] = {}
+    for name in ("attention_norm", "attention_term_norm", "feed_forward_term_norm"):
+        module = getattr(layer, name)
+        norms[name] = None if module is None else norm_of(module, x)
+        if module is not None and norms[name] is None:
+            return None
     attention, feed_forward = (
         attention_of(of.get("attention"), x, on_cpu),
         feed_forward_of(of.get("feed_forward"), x, on_cpu),
@@ -92,7 +111,9 @@ def pre_norm_parts(layer: Any, x: Tensor, on_cpu: bool = False) -> PreNormParts 
     last = norm_of(of.get("feed_forward_norm"), x)
     if attention is None or feed_forward is None or last is None:
         return None
-    return attention_norm, attention, last, feed_forward
+    return PreNormParts(
+        attention=attention, feed_forward_norm=last, feed_forward=feed_forward, **norms
+    )
 
 
 def attention_of(module: Any, x: Tensor, on_cpu: bool = False) -> AttentionPart | None:
@@ -101,15 +122,24 @@ def attention_of(module: Any, x: Tensor, on_cpu: bool = False) -> AttentionPart 
     if "_heads" in module.__dict__:
         return None
     # Not of its modules alone: what stands there need be none, a bias say.
-    if module.q_norm is not None or module.k_norm is not None:
-        return None
     if not on_cpu and module.position_bias is not None:
         return None
     of: Any = module._modules
     (heads, dim), kv_heads = module.heads, module.kv_heads
     qkv = _linear_of(of.get("qkv"), x, (heads + 2 * kv_heads) * dim, x.shape[1], on_cpu)
     out = _linear_of(of.get("out"), x, x.shape[1], heads * dim, on_cpu)
-    return None if qkv is None or out is None else AttentionPart(module, qkv, out)
+    if qkv is None or out is None:
+        return None
+    if module.q_norm is None and module.k_norm is None:
+        return AttentionPart(module, qkv, out, None)
+    by_head = module.by_head
+    q_norm = norm_of(module.q_norm, x, dim if by_head else heads * dim)
+    k_norm = norm_of(module.k_norm, x, dim if by_head else kv_heads * dim)
+    if q_norm is None or k_norm is None:
+        return None
+    if by_head and not alike(q_norm.module, k_norm.module):
+        return None
+    return AttentionPart(module, qkv, out, (q_norm, k_norm))
 
 
 def feed_forward_of(module: Any, x: Tensor, on_cpu: bool = False) -> FeedForwardPart | None:
@@ -130,12 +160,15 @@ def feed_forward_of(module: Any, x: Tensor, on_cpu: bool = False) -> FeedForward
     return None if first is None or second is None else FeedForwardPart(module, first, second)
 
 
-def norm_of(module: Any, x: Tensor) -> NormPart | None:
-    if not silent(module, Norm) or module.plus_one or "gain" in module.__dict__:
+def norm_of(module: Any, x: Tensor, width: int | None = None) -> NormPart | None:
+    """width: what it norms, where that is not all of x."""
+    if not silent(module, Norm) or "gain" in module.__dict__:
+        return None
+    if module.plus_one and not module.rms:
         return None
     if type(module.eps) is not float or not is_eps(module.eps):
         return None
-    parameters = _parameters(module, x, x.shape[1], 0)
+    parameters = _parameters(module, x, width or x.shape[1], 0)
     if parameters is None or (module.rms and parameters[1] is not None):
         return None
     return NormPart(module, parameters)
@@ -222,14 +255,29 @@ def turn_of(module: Attention, call: Call) -> Turn | None:
     return call.local_turn if module.local else call.turn
 
 
+def turns_right(part: AttentionPart, turn: Turn | None) -> bool:
+    """Whether norms of heads are made with a turn, and those of the full width without any."""
+    return part.norms is None or part.module.by_head == (turn is not None)
+
+
 def heads_of(
-    module: Attention, qkv_TC: Tensor, turned: Callable[[Tensor], Tensor] | None
+    part: AttentionPart,
+    qkv_TC: Tensor,
+    turned: Callable[[Tensor], Tensor] | None,
+    normed: Callable[[NormPart, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values (T, H, D) of their one product; turned: what turns the first two."""
+    """Queries, keys and values (T, H, D) of their one product; turned: what turns the first two,
+    and before that norms their heads; normed: what norms (T, H * D), where no head is normed."""
+    module = part.module
     (heads, dim), kv_heads = module.heads, module.kv_heads
     qkv_THD = qkv_TC.view(qkv_TC.shape[0], heads + 2 * kv_heads, dim)
     if turned is None:
         q_THD, k_THD, v_THD = qkv_THD.split_with_sizes((heads, kv_heads, kv_heads), 1)
+        if part.norms is not None:
+            q_THD, k_THD = (
+                normed(norm, y_THD.flatten(1)).unflatten(1, (-1, dim))
+                for norm, y_THD in zip(part.norms, (q_THD, k_THD), strict=True)
+            )
     else:
         qk_THD, v_THD = qkv_THD.split_with_sizes((heads + kv_heads, kv_heads), 1)
         # The heads of k are further heads of q.

@@ -19,6 +19,7 @@ from .embedding import embedding_norm
 from .gated import gated_activation, gated_linear
 from .linear import linear
 from .norm import add_layer_norm, add_rms_norm
+from .norm_rotary import rms_norm_rotary
 from .rotary import rotary
 from .segment_mean import masked_mean_pool, segment_mean
 
@@ -43,6 +44,7 @@ __all__ = [
     "linear",
     "masked_mean_pool",
     "relative_position_bucket",
+    "rms_norm_rotary",
     "rotary",
     "segment_mean",
     "use_backend",

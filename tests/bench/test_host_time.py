@@ -61,9 +61,12 @@ def told(launch: Launch) -> tuple[Any, ...]:
     return launch.kernel.name, launch.kernel.key, launch.grid, kinds
 
 
+KNOWN = {*LAYER_9_0, "rotary_turn", "norm_rotary_forward"}
 ONE = ["attention_forward", "norm_forward", "norm_forward"]
 BERT = {"gated": False, "up_bias": True, "position": "absolute", "num_positions": 600}
 PRE = {"norm_first": True, "embedding_norm": False}
+QWEN3 = PRE | {"position": "rotary", "rotary": Rotary(1e4), "num_kv_heads": 4, "norm": "rms",
+               "head_norm": True}  # fmt: skip
 OTHERS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "bert": (BERT, ONE),
     "mpnet": (BERT | {"relative_buckets": 32}, ONE),
@@ -85,6 +88,17 @@ OTHERS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "eurobert": (
         PRE | {"position": "rotary", "rotary": Rotary(1e4), "num_kv_heads": 4, "norm": "rms"},
         ["norm_forward", "rotary_turn", *LAYER_9_0[:-1]],
+    ),
+    "qwen3": (QWEN3, ["norm_forward", "norm_rotary_forward", *LAYER_9_0[:-1]]),
+    "gemma": (
+        QWEN3 | {"local_rotary": Rotary(1e5), "window": 64, "local": (False, True, True),
+                 "term_norm": True, "norm_plus_one": True},
+        ["norm_forward", "norm_rotary_forward", "attention_forward", "norm_forward",
+         *LAYER_9_0[1:-1], "norm_forward"],
+    ),
+    "jina qk": (
+        {"position": "alibi", "qk_norm": True, "second_residual": True},
+        ["norm_forward", "norm_forward", "attention_forward", "norm_forward", *LAYER_9_0[1:]],
     ),
 }  # fmt: skip
 
@@ -110,7 +124,7 @@ def test_other_families_launch_the_same(
     run(torch.int32, torch.tensor([0, 250, 600]), 3, **fields)
     assert went == [True] * 3
     found = [told(launch) for launch in noted]
-    launched = [name for name, *_ in found if name in {*ONE, *LAYER_9_0, "rotary_turn"}]
+    launched = [name for name, *_ in found if name in KNOWN]
     assert launched == 3 * layer + ["norm_forward"] * fields.get("norm_first", False)
     noted.clear()
     for way in (straight, straight_pre_norm):

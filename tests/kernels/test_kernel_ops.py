@@ -73,7 +73,7 @@ def test_opcheck_the_others(device: str) -> None:
     x = leaf(3, 10, device=device)
     check(torch.ops.pyenc.gated_halves.default, (x, "silu", False, "triton"))
     for residual, bias, rms in ((x.detach(), None, True), (None, leaf(10, device=device), False)):
-        arguments = (x, residual, leaf(10, device=device), bias, 1e-5, rms, "triton")
+        arguments = (x, residual, leaf(10, device=device), bias, 1e-5, rms, rms, "triton")
         check(torch.ops.pyenc.add_norm.default, arguments)
     ids, table = torch.arange(6, device=device).view(2, 3), torch.randn(6, 10, device=device)
     for types, places, bias, rms in (((ids, table), (ids, table), table[0], False),
@@ -85,6 +85,11 @@ def test_opcheck_the_others(device: str) -> None:
         x = leaf(3, 2, 10, device=device)
         arguments = (x, angles.cos(), angles.sin(), places, back, "triton")
         check(torch.ops.pyenc.rotary.default, arguments)
+    for k_weight, k_heads in ((None, 0), (leaf(10, device=device), 1)):
+        x, weight = leaf(3, 2, 10, device=device), leaf(10, device=device)
+        tables = angles.cos(), angles.sin(), places
+        arguments = (x, weight, k_weight, k_heads, *tables, 1e-5, True, "triton")
+        check(torch.ops.pyenc.rms_norm_rotary.default, arguments)
     weights = torch.rand(N, device=device, requires_grad=True)
     arguments = (leaf(N, 5, device=device), bounds(device), weights, True, "triton")
     check(torch.ops.pyenc.segment_mean.default, arguments)

@@ -54,6 +54,6 @@ def embedding_norm(
     if HAS_POSITION:
         b_x += rows_by_id(p_position_ids, p_position, s_position, n_positions, o_t, m_t, o_c, m_c)
         b_x = b_x.to(p_normed.dtype.element_ty).to(tl.float32)
-    b_out, _, _ = norm_of_rows(b_x, p_weight, p_bias, o_c, m_c, share, eps, RMS, HAS_BIAS)
+    b_out, _, _ = norm_of_rows(b_x, p_weight, p_bias, o_c, m_c, share, eps, RMS, HAS_BIAS, False)
     o_out = o_t[:, None] * n_columns + o_c
     tl.store(p_normed + o_out, b_out.to(p_normed.dtype.element_ty), mask=m_t[:, None] & m_c)

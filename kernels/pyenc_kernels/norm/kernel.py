@@ -17,7 +17,8 @@ import triton.language as tl
 
 @triton.jit
 def norm_of_rows(
-    b_x, p_weight, p_bias, o_c, m_c, share, eps, RMS: tl.constexpr, HAS_BIAS: tl.constexpr
+    b_x, p_weight, p_bias, o_c, m_c, share, eps, RMS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    PLUS_ONE: tl.constexpr,
 ):  # fmt: skip
     """(norm (BLOCK_T, BLOCK_C), mean (BLOCK_T,), one over the deviation) of whole rows in float32,
     zeros where m_c (1, BLOCK_C) is not."""
@@ -31,8 +32,11 @@ def norm_of_rows(
         b_mean += b_rest
     b_deviation = tl.sqrt_rn(tl.sum(b_x * b_x, 1) * share + eps)
     b_scale = tl.div_rn(tl.zeros([b_x.shape[0]], tl.float32) + 1.0, b_deviation)
+    b_weight = tl.load(p_weight + o_c, mask=m_c, other=0.0).to(tl.float32)
+    if PLUS_ONE:
+        b_weight += 1.0
     b_out = b_x * b_scale[:, None]
-    b_out *= tl.load(p_weight + o_c, mask=m_c, other=0.0).to(tl.float32)
+    b_out *= b_weight
     if HAS_BIAS:
         b_out += tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)
     return b_out, b_mean, b_scale
@@ -42,7 +46,7 @@ def norm_of_rows(
 def norm_forward(
     p_x, p_residual, p_weight, p_bias, p_total, p_normed, p_stats, s_x, s_residual,
     n_rows, n_columns, share, eps,
-    RMS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr,
+    RMS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr, PLUS_ONE: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Program (blocks of T,): total and normed (T, C), contiguous, and stats (T, 2), the mean and
@@ -61,7 +65,7 @@ def norm_forward(
         tl.store(p_total + o_out, b_total, mask=mask)
         b_x = b_total.to(tl.float32)  # the norm is of the sum that is kept
     b_out, b_mean, b_scale = norm_of_rows(
-        b_x, p_weight, p_bias, o_c, m_c, share, eps, RMS, HAS_BIAS
+        b_x, p_weight, p_bias, o_c, m_c, share, eps, RMS, HAS_BIAS, PLUS_ONE
     )
     tl.store(p_normed + o_out, b_out.to(p_normed.dtype.element_ty), mask=mask)
     tl.store(p_stats + 2 * o_t, b_mean, mask=m_t)
@@ -73,7 +77,7 @@ def norm_backward(
     p_grad_normed, p_grad_total, p_total, p_weight, p_stats, p_grad_x, p_partial,
     s_grad_normed, s_grad_total, s_total, n_rows, n_columns, share,
     RMS: tl.constexpr, HAS_GRAD_TOTAL: tl.constexpr, HAS_BIAS: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    PLUS_ONE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Program (P,): every P-th block of rows of grad_x (T, C), and what those add to the gradients
     of weight and bias, partial (2, P, C); BLOCK_C holds all of C."""
@@ -82,6 +86,8 @@ def norm_backward(
     o_c = tl.arange(0, BLOCK_C)[None, :]
     m_c = o_c < n_columns
     b_weight = tl.load(p_weight + o_c, mask=m_c, other=0.0).to(tl.float32)
+    if PLUS_ONE:
+        b_weight += 1.0
     b_grad_weight = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
     b_grad_bias = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
     first = i_program.to(tl.int64) * BLOCK_T

@@ -28,15 +28,15 @@ Configs = dict[str, Config]
 def forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, rms: bool,
     configs: Configs | None = None, unread: tuple[Tensor, Tensor] | None = None,
-    known: Known | None = None,
+    known: Known | None = None, plus_one: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
     """(norm(x + residual), x + residual or None without one, stats (T, 2) float32).
 
     x, residual (T, C), C up to WIDEST, float32, bfloat16 or float16, each its own, their columns
-    contiguous; weight, bias (C,) contiguous, of any of these dtypes. What is returned is contiguous
-    and of the dtype of x + residual, to which that sum is rounded before its norm is taken. unread:
-    where to write the sum and the stats, as they would be made here; known: of calls that have a
-    residual where this has one.
+    contiguous; weight, bias (C,) contiguous, of any of these dtypes. plus_one: times 1 + weight.
+    What is returned is contiguous and of the dtype of x + residual, to which that sum is rounded
+    before its norm is taken. unread: where to write the sum and the stats, as they would be made
+    here; known: of calls with as many rows, those of residuals at one distance.
 
     Nothing is checked here, and nothing waits for the device; pyenc.ops.add_layer_norm checks.
     """
@@ -60,13 +60,13 @@ def forward(
         x, x if residual is None else residual, weight, weight if bias is None else bias,
         normed if total is None else total, normed, stats,
     )  # fmt: skip
-    key = norm_forward, rms, bias is None, eps
+    key = norm_forward, rms, bias is None, eps, plus_one, residual is None, columns, x.stride(0)
     if known and (launch := known.get(key)) is not None:
         launch(tensors)
         return normed, total, stats
     config = (configs or {}).get("norm_forward")
     config = config or config_for("norm_forward", x, columns, rows, whole=True)
-    plan = _FORWARD.of(config, columns, rms, residual is not None, bias is not None)
+    plan = _FORWARD.of(config, columns, rms, residual is not None, bias is not None, plus_one)
     grid = (-(-rows // plan.constants["BLOCK_T"]),)
     stride = 0 if residual is None else residual.stride(0)
     numbers = x.stride(0), stride, rows, columns, 1 / columns, float(eps)
@@ -77,11 +77,11 @@ def forward(
 
 
 def _forward_constants(
-    config: Config, columns: int, rms: bool, has_residual: bool, has_bias: bool
+    config: Config, columns: int, rms: bool, has_residual: bool, has_bias: bool, plus_one: bool
 ) -> dict[str, Any]:
     block_t, block_c = config.block(columns, whole=True)
     return {
-        "RMS": rms, "HAS_RESIDUAL": has_residual, "HAS_BIAS": has_bias,
+        "RMS": rms, "HAS_RESIDUAL": has_residual, "HAS_BIAS": has_bias, "PLUS_ONE": plus_one,
         "BLOCK_T": block_t, "BLOCK_C": block_c,
     }  # fmt: skip
 
@@ -92,6 +92,7 @@ _FORWARD = Plans(norm_forward, _forward_constants)
 def backward(
     grad_normed: Tensor, grad_total: Tensor | None, total: Tensor, weight: Tensor,
     bias: Tensor | None, stats: Tensor, eps: float, rms: bool, configs: Configs | None = None,
+    plus_one: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """(gradient of x + residual, which is each one's, in total's dtype; of weight, of bias).
 
@@ -114,7 +115,8 @@ def backward(
         grad_normed, grad_normed if grad_total is None else grad_total, total, weight, stats,
         grad_x, partial, grad_normed.stride(0), 0 if grad_total is None else grad_total.stride(0),
         total.stride(0), rows, columns, 1 / columns,
-        RMS=rms, HAS_GRAD_TOTAL=grad_total is not None, HAS_BIAS=bias is not None, **sizes,
+        RMS=rms, HAS_GRAD_TOTAL=grad_total is not None, HAS_BIAS=bias is not None,
+        PLUS_ONE=plus_one, **sizes,
     )  # fmt: skip
     config = (configs or {}).get("norm_parameters")
     config = config or config_for("norm_parameters", total, columns, programs)

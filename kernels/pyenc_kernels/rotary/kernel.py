@@ -14,23 +14,14 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["n_tokens", "n_positions"])
-def rotary_turn(
-    p_x, p_cos, p_sin, p_positions, p_out, s_t, s_h, n_tokens, n_heads, n_positions,
-    BACK: tl.constexpr, HALF: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Program (blocks of T, blocks of H): out (T, H, D), contiguous, the pairs (d, d + D/2) of x
-    turned by the row of cos and sin (P, D/2) that the token's position says; BLOCK_D holds HALF.
+@triton.jit
+def turns(p_cos, p_sin, p_positions, o_t, m_t, o_d, m_d, n_positions, HALF: tl.constexpr):
+    """cos and sin (BLOCK_T, 1, BLOCK_D) of tokens o_t, by the rows of tables (P, D/2) that their
+    positions say.
 
     A position that the tables have not ends in an assertion, as in torch's own gather; nothing is
     read for it.
     """
-    o_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    o_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)[None, :, None]
-    o_d = tl.arange(0, BLOCK_D)[None, None, :]
-    m_t = o_t < n_tokens
-    m_d = o_d < HALF
     b_position = tl.load(p_positions + o_t, mask=m_t, other=0).to(tl.int64)
     m_position = (b_position >= 0) & (b_position < n_positions)
     tl.device_assert(m_position, "rotary: a position is out of range", mask=m_t)
@@ -38,6 +29,23 @@ def rotary_turn(
     m_row = (m_t & m_position)[:, None, None] & m_d
     b_cos = tl.load(p_cos + o_row, mask=m_row, other=0.0)
     b_sin = tl.load(p_sin + o_row, mask=m_row, other=0.0)
+    return b_cos, b_sin
+
+
+@triton.jit(do_not_specialize=["n_tokens", "n_positions"])
+def rotary_turn(
+    p_x, p_cos, p_sin, p_positions, p_out, s_t, s_h, n_tokens, n_heads, n_positions,
+    BACK: tl.constexpr, HALF: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Program (blocks of T, blocks of H): out (T, H, D), contiguous, the pairs (d, d + D/2) of x
+    turned by the row of cos and sin (P, D/2) that the token's position says; BLOCK_D holds HALF."""
+    o_t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    o_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)[None, :, None]
+    o_d = tl.arange(0, BLOCK_D)[None, None, :]
+    m_t = o_t < n_tokens
+    m_d = o_d < HALF
+    b_cos, b_sin = turns(p_cos, p_sin, p_positions, o_t, m_t, o_d, m_d, n_positions, HALF)
     if BACK:
         b_sin = -b_sin
     o_t = o_t[:, None, None]

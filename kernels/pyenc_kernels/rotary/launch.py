@@ -44,16 +44,17 @@ def turn(
     return out
 
 
-def _constants(config: Config, heads: int, half: int, back: bool) -> dict[str, Any]:
+def block_of_heads(config: Config, heads: int, half: int) -> dict[str, int]:
     """A block's columns are pairs of as many heads as they hold, one at least; where those are few,
     it has more tokens."""
     block_d = 1 << (half - 1).bit_length()
     block_h = min(max(config.block_n // block_d, 1), 1 << (heads - 1).bit_length())
     block_t = max(config.block_m * config.block_n // (block_h * block_d), 1)
-    return {
-        "BACK": back, "HALF": half, "BLOCK_T": block_t, "BLOCK_H": block_h, "BLOCK_D": block_d,
-        **ASSERTING,
-    }  # fmt: skip
+    return {"BLOCK_T": block_t, "BLOCK_H": block_h, "BLOCK_D": block_d}
+
+
+def _constants(config: Config, heads: int, half: int, back: bool) -> dict[str, Any]:
+    return {"BACK": back, "HALF": half, **block_of_heads(config, heads, half), **ASSERTING}
 
 
 _TURN = Plans(rotary_turn, _constants)

@@ -72,30 +72,42 @@ def add_layer_norm(
 
 
 def add_rms_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, *, backend: str | None = None
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    *,
+    plus_one: bool = False,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """RMSNorm(x + residual), Zhang & Sennrich, arXiv 1910.07467; no mean, no bias.
 
     Args and returns as `add_layer_norm`, but that None chooses a kernel wherever one serves: what
     torch's form keeps for its gradient are several tensors in float32. The mean square is taken in
-    float32 or wider.
+    float32 or wider. plus_one: multiply by 1 + weight, in float32 or wider, as Gemma does.
     """
-    if (found := _straight(x, residual, weight, None, eps, True, backend)) is not None:
+    if (found := _straight(x, residual, weight, None, eps, True, backend, plus_one)) is not None:
         return found
     _check("add_rms_norm", x, residual, weight, None, eps)
     name = choose("add_rms_norm", backend, backend_table(x, residual), others=("flash_attn",))
     if name == "reference":
         dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
-        normed, total = add_rms_norm_reference(
-            oracle.widen(x), oracle.widen(residual), oracle.widen(weight), eps
-        )
+        gain = gain_of(oracle.widen(weight), plus_one)
+        normed, total = add_rms_norm_reference(oracle.widen(x), oracle.widen(residual), gain, eps)
         return normed.to(dtype), x if residual is None else total.to(dtype)
     if name in ("cpu", "triton"):
-        return _by_kernels(name, x, residual, weight, None, eps, rms=True)
+        return _by_kernels(name, x, residual, weight, None, eps, rms=True, plus_one=plus_one)
     total = x if residual is None else x + residual
     wide = total.to(torch.promote_types(total.dtype, torch.float32))
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (normed * weight).to(total.dtype), total
+    return (normed * gain_of(weight, plus_one)).to(total.dtype), total
+
+
+def gain_of(weight: Tensor, plus_one: bool) -> Tensor:
+    """What a norm multiplies by."""
+    if not plus_one:
+        return weight
+    return 1 + weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def backend_table(x: Tensor, residual: Tensor | None = None) -> dict[str, WhyNot]:
@@ -133,7 +145,7 @@ def _layer_norm_table(
 
 def _straight(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, rms: bool,
-    backend: str | None,
+    backend: str | None, plus_one: bool = False,
 ) -> tuple[Tensor, Tensor] | None:  # fmt: skip
     """As encoders call it, straight to the Triton kernels, or to torch; None: the ordinary way,
     which also says what is wrong."""
@@ -159,7 +171,7 @@ def _straight(
         return None
     with on_card_of(x):
         normed, total, _ = triton_launch.module_for("norm").forward(
-            x, residual, weight, bias, eps, rms
+            x, residual, weight, bias, eps, rms, plus_one=plus_one
         )
     return normed, x if residual is None else total
 
@@ -185,18 +197,20 @@ def _straight_by_torch(
 
 def _by_kernels(
     name: str, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float,
-    rms: bool,
+    rms: bool, plus_one: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     # Cast outside of the op, so that gradients come back in the tensors' own dtypes.
     if name == "cpu" and residual is not None and residual.dtype != x.dtype:
         dtype = torch.promote_types(x.dtype, residual.dtype)
         x, residual = x.to(dtype), residual.to(dtype)
+    if name == "cpu":
+        weight, plus_one = gain_of(weight, plus_one), False
     if name == "cpu" or weight.dtype not in DTYPE_CODES:
         weight = weight.to(torch.float32)
     if bias is not None:
         bias = bias.to(torch.float32) if name == "cpu" or bias.dtype not in DTYPE_CODES else bias
         bias = bias.contiguous()
-    normed, total, _ = torch.ops.pyenc.add_norm(x, residual, weight, bias, eps, rms, name)
+    normed, total, _ = torch.ops.pyenc.add_norm(x, residual, weight, bias, eps, rms, plus_one, name)
     return normed, x if residual is None else total
 
 

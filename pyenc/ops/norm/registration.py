@@ -27,15 +27,20 @@ def _rows(x: Tensor, backend: str) -> Tensor:
     return as_rows(x).contiguous() if backend == "cpu" else rows_in_place(x)
 
 
+def _form(plus_one: bool) -> dict[str, bool]:
+    return {"plus_one": True} if plus_one else {}
+
+
 @kernel_op("pyenc::add_norm")
 def _norm_op(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, rms: bool,
-    backend: str,
+    plus_one: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(normed, total or an empty tensor without a residual, stats)."""
+    """(normed, total or an empty tensor without a residual, stats). plus_one is for Triton's
+    kernels; for "cpu" it is done."""
     other = None if residual is None else _rows(residual, backend)
     normed, total, stats = _launchers(backend).forward(
-        _rows(x, backend), other, weight.contiguous(), bias, eps, rms
+        _rows(x, backend), other, weight.contiguous(), bias, eps, rms, **_form(plus_one)
     )
     whole = normed.new_empty(0) if total is None else total.view(x.shape)
     return normed.view(x.shape), whole, stats
@@ -44,7 +49,7 @@ def _norm_op(
 @_norm_op.register_fake
 def _(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, rms: bool,
-    backend: str,
+    plus_one: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     normed = x.new_empty(x.shape, dtype=dtype)
@@ -62,13 +67,14 @@ def _norm_backward_op(
     stats: Tensor,
     eps: float,
     rms: bool,
+    plus_one: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(gradient of x + residual, of weight, of bias or an empty tensor without one)."""
     grad_x, grad_weight, grad_bias = _launchers(backend).backward(
         _rows(grad_normed, backend),
         None if grad_total is None else _rows(grad_total, backend),
-        _rows(total, backend), weight.contiguous(), bias, stats, eps, rms,
+        _rows(total, backend), weight.contiguous(), bias, stats, eps, rms, **_form(plus_one),
     )  # fmt: skip
     empty = stats.new_empty(0)
     return grad_x.view(total.shape), grad_weight, empty if grad_bias is None else grad_bias
@@ -77,14 +83,15 @@ def _norm_backward_op(
 @_norm_backward_op.register_fake
 def _(
     grad_normed: Tensor, grad_total: Tensor | None, total: Tensor, weight: Tensor,
-    bias: Tensor | None, stats: Tensor, eps: float, rms: bool, backend: str,
+    bias: Tensor | None, stats: Tensor, eps: float, rms: bool, plus_one: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grad_bias = stats.new_empty(0) if bias is None else bias.new_empty(bias.shape)
     return total.new_empty(total.shape), weight.new_empty(weight.shape), grad_bias
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, residual, weight, bias, ctx.eps, ctx.rms, ctx.backend = inputs
+    x, residual, weight, bias, *ctx.rest = inputs
     ctx.with_residual = residual is not None
     ctx.dtypes = x.dtype, None if residual is None else residual.dtype
     ctx.save_for_backward(output[1] if ctx.with_residual else x, weight, bias, output[2])
@@ -101,11 +108,11 @@ def _backward(
     if grad_normed is None:
         grad_normed = torch.zeros_like(total)
     grad, grad_weight, grad_bias = torch.ops.pyenc.add_norm_backward(
-        grad_normed, grad_total, total, weight, bias, stats, ctx.eps, ctx.rms, ctx.backend
+        grad_normed, grad_total, total, weight, bias, stats, *ctx.rest
     )
     grad_x, grad_residual = (None if dtype is None else grad.to(dtype) for dtype in ctx.dtypes)
     grad_bias = None if bias is None else grad_bias
-    return grad_x, grad_residual, grad_weight, grad_bias, None, None, None
+    return grad_x, grad_residual, grad_weight, grad_bias, *[None] * 4
 
 
 _norm_op.register_autograd(_backward, setup_context=_setup)

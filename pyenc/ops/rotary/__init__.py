@@ -20,7 +20,7 @@ from .reference import rotary_reference
 
 WIDEST = 8192
 """Channels of a head that Triton's kernel holds (`pyenc_kernels.rotary.WIDEST`)."""
-_WHOLE = (torch.int32, torch.int64)
+WHOLE = (torch.int32, torch.int64)
 
 
 def rotary(
@@ -47,19 +47,8 @@ def rotary(
         return found
     check_given("rotary", x=x, cos=cos, sin=sin, positions=positions)
     check_float("rotary", x=x, cos=cos, sin=sin)
-    if x.ndim != 3 or x.shape[-1] % 2:
-        raise InputError(f"rotary: x must be (T, H, D) with D even, got {tuple(x.shape)}")
-    if cos.shape != sin.shape or cos.ndim != 2 or cos.shape[1] * 2 != x.shape[2]:
-        raise InputError(
-            f"rotary: cos and sin must be (P, {x.shape[2] // 2}); got "
-            f"{tuple(cos.shape)} and {tuple(sin.shape)}"
-        )
-    check_beside("rotary", x, positions=positions)
-    if positions.shape != x.shape[:1] or positions.dtype not in _WHOLE:
-        raise InputError(
-            f"rotary: positions must be ({x.shape[0]},) int32 or int64; got "
-            f"{tuple(positions.shape)} {positions.dtype}"
-        )
+    check_shapes("rotary", x, cos, sin)
+    check_positions("rotary", x, positions)
     name = choose("rotary", backend, backend_table(x, cos, sin), others=("flash_attn",))
     if name in ("cpu", "triton"):
         out: Tensor = torch.ops.pyenc.rotary(
@@ -76,6 +65,27 @@ def rotary(
     c, s = cos[positions, None].to(wide), sin[positions, None].to(wide)
     first, second = x.to(wide).chunk(2, dim=-1)
     return torch.cat([first * c - second * s, second * c + first * s], dim=-1).to(x.dtype)
+
+
+def check_shapes(op: str, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Heads of pairs, and tables of as many."""
+    if x.ndim != 3 or x.shape[-1] % 2:
+        raise InputError(f"{op}: x must be (T, H, D) with D even, got {tuple(x.shape)}")
+    if cos.shape != sin.shape or cos.ndim != 2 or cos.shape[1] * 2 != x.shape[2]:
+        raise InputError(
+            f"{op}: cos and sin must be (P, {x.shape[2] // 2}); got "
+            f"{tuple(cos.shape)} and {tuple(sin.shape)}"
+        )
+
+
+def check_positions(op: str, x: Tensor, positions: Tensor) -> None:
+    """A whole number a token, beside x (their range is `cpu.check_range`'s business)."""
+    check_beside(op, x, positions=positions)
+    if positions.shape != x.shape[:1] or positions.dtype not in WHOLE:
+        raise InputError(
+            f"{op}: positions must be ({x.shape[0]},) int32 or int64; got "
+            f"{tuple(positions.shape)} {positions.dtype}"
+        )
 
 
 def backend_table(
@@ -114,7 +124,7 @@ def _straight(
         return None
     if rows[1] * 2 != shape[2] or sin.shape != rows or positions.shape != shape[:1]:
         return None
-    if not (cos.dtype == sin.dtype == torch.float32 and positions.dtype in _WHOLE):
+    if not (cos.dtype == sin.dtype == torch.float32 and positions.dtype in WHOLE):
         return None
     if not (cos.is_contiguous() and sin.is_contiguous() and positions.is_contiguous()):
         return None

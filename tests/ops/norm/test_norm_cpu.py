@@ -129,7 +129,7 @@ def test_opcheck() -> None:
     for residual, bias, rms in itertools.product(
         (leaf(3, 6), None), (leaf(6), None), (True, False)
     ):
-        arguments = (leaf(3, 6), residual, leaf(6), bias, 1e-5, rms, "cpu")
+        arguments = (leaf(3, 6), residual, leaf(6), bias, 1e-5, rms, False, "cpu")
         torch.library.opcheck(torch.ops.pyenc.add_norm.default, arguments)
 
 
