@@ -20,7 +20,16 @@ from pyenc.ops import ALiBi, AsymmetricALiBi, RelativePositionBias, alibi_slopes
 from pyenc.ops.attention import triton as attention_triton
 from pyenc.ops.attention.along import Line
 from pyenc.ops.attention.terms import terms_of
-from pyenc_kernels import configs, embedding, gated, norm, rotary, segment_mean
+from pyenc_kernels import (
+    attention,
+    configs,
+    embedding,
+    gated,
+    norm,
+    norm_rotary,
+    rotary,
+    segment_mean,
+)
 from pyenc_kernels.score_function import ScoreFunction
 
 SERIALISED = "C7515"
@@ -115,13 +124,14 @@ SHAPES = dict.fromkeys(VARIANTS, "64") | {
     "gated": "3072",
     "gated_linear": "3072",
     "norm": "768",
+    "norm_rotary": "128",
     "rotary": "64",
     "segment_mean": "768",
 }
 MAIN = (
     "none", "alibi", "alibi-whole", "alibi-fixed", "alibi-fixed-whole", "alibi-int64", "t5",
     "t5-fixed", "line-fixed", "line-fixed-whole", "window", "embedding", "gated", "gated_linear",
-    "norm", "rotary", "segment_mean",
+    "norm", "norm_rotary", "rotary", "segment_mean",
 )  # fmt: skip
 """Ops that at their shape in bfloat16 may neither spill (with fewer registers than the compiler
 wants: not in a loop) nor have their products serialised; of the other variants it is written
@@ -280,6 +290,8 @@ def _call(work: Work) -> None:
         _call_gated_linear(dtype, tokens, width)
     elif work.op == "norm":
         _call_norm(dtype, tokens, width)
+    elif work.op == "norm_rotary":
+        _call_norm_rotary(dtype, tokens, width)
     elif work.op == "rotary":
         _call_rotary(dtype, tokens, width)
     elif work.op == "segment_mean":
@@ -324,6 +336,19 @@ def _call_norm(dtype: torch.dtype, tokens: int, width: int) -> None:
         total = x if total is None else total
         grad_total = None if residual is None else x
         norm.backward(normed, grad_total, total, parameter, bias, stats, 1e-5, rms)
+    norm.forward(x, x, parameter, None, 1e-5, True, plus_one=True)
+
+
+def _call_norm_rotary(dtype: torch.dtype, tokens: int, width: int) -> None:
+    """q and fewer k beside v as in Qwen 3, of wide heads as in Gemma; heads of one weight."""
+    weight = torch.zeros(2, 2 * width, dtype=dtype)
+    for heads, k_heads, dim, plus_one in ((16, 8, width, False), (3, 1, 2 * width, True),
+                                          (12, 0, width, False)):  # fmt: skip
+        x = torch.zeros(tokens, heads + 2 * k_heads, dim, dtype=dtype)[:, : heads + k_heads]
+        tables = torch.zeros(2, tokens, dim // 2, dtype=torch.float32)
+        weights = weight[0, :dim], weight[1, :dim] if k_heads else None
+        call = *weights, k_heads, *tables, torch.arange(tokens), 1e-6, plus_one
+        norm_rotary.backward(norm_rotary.forward(x, *call), x, *call)
 
 
 def _call_rotary(dtype: torch.dtype, tokens: int, width: int) -> None:
@@ -348,6 +373,10 @@ def _call_attention(
     terms = terms_of(q, bias, positions, variant.scale, variant.window)
     terms = replace(terms, dropout_p=variant.dropout_p)
     with mock.patch.object(configs, "_range_length", return_value=0):
+        if bias is None and terms.dropout_p == 0:  # the families whose heads share those of keys
+            shared = k[:, : HEADS // 2]
+            own = attention_triton.kernel_terms(terms, HEADS, 0.0)
+            attention.forward(q, shared, shared, cu_seqlens, own)
         out, lse, met = attention_triton.forward(q, k, v, cu_seqlens, terms, variant.skip_eps)
     grad_lse = torch.zeros_like(lse) if variant.grad_lse else None
     attention_triton.backward(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pyenc.ops import alibi_slopes
-from pyenc_kernels import attention, embedding, gated, norm, rotary, segment_mean
+from pyenc_kernels import attention, embedding, gated, norm, norm_rotary, rotary, segment_mean
 from pyenc_kernels.configs import Config
 from pyenc_kernels.score_function import ALIBI
 
@@ -159,6 +159,24 @@ def _rotary_call(kernel: str, dtype: str, width: int, length: int, device: torch
     return lambda config: rotary.turn(*turned, config=config)
 
 
+def _norm_rotary_call(
+    kernel: str, dtype: str, width: int, length: int, device: torch.device
+) -> Call:
+    """q and half as many k of a product with v, as a model norms and turns them."""
+    of = getattr(torch, dtype)
+    x = torch.randn(TOKENS, 2 * HEADS, width, device=device).to(of)
+    k_heads = HEADS // 2
+    x = x[:, : HEADS + k_heads]
+    weight, k_weight = torch.randn(2, width, device=device).to(of)
+    positions = torch.arange(TOKENS, dtype=torch.int64, device=device)
+    cos, sin = torch.randn(2, TOKENS, width // 2, dtype=torch.float32, device=device)
+    call = x, weight, k_weight, k_heads, cos, sin, positions, 1e-6, False
+    if kernel == "norm_rotary_forward":
+        return lambda config: norm_rotary.forward(*call, {kernel: config})
+    grad_out = torch.randn(x.shape, device=device).to(of)
+    return lambda config: norm_rotary.backward(grad_out, *call, {kernel: config})
+
+
 def _segment_mean_call(
     kernel: str, dtype: str, width: int, length: int, device: torch.device
 ) -> Call:
@@ -186,6 +204,11 @@ _gated = Tunable(
 _gated_linear = Tunable("gated_linear", ("3072",), _gated_linear_candidates, _gated_linear_call)
 _norm = Tunable("norm", ("768",), _tiles((1024, 2048, 4096, 8192), (1024,)), _norm_call)
 
+_norm_rotary = Tunable(
+    "norm_rotary", ("128",), _tiles((512, 1024, 2048, 4096), (64, 128, 256, 512)),
+    _norm_rotary_call,
+)  # fmt: skip
+
 TUNABLES = {
     "attention_forward": _attention("affine"),
     "attention_grad_queries": _attention("affine-learned"),
@@ -202,6 +225,8 @@ TUNABLES = {
     "norm_parameters": Tunable(
         "norm", ("768",), _tiles((1024, 2048, 4096), (16, 32, 64)), _norm_call
     ),
+    "norm_rotary_forward": _norm_rotary,
+    "norm_rotary_backward": _norm_rotary,
     "rotary_turn": Tunable(
         "rotary", ("64",), _tiles((512, 1024, 2048, 4096), (64, 128, 256, 512)), _rotary_call
     ),

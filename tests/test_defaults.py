@@ -31,6 +31,7 @@ from pyenc.ops import (
     gated_linear,
     linear,
     masked_mean_pool,
+    rms_norm_rotary,
     rotary,
     segment_mean,
 )
@@ -235,6 +236,13 @@ def other_calls(backend: str) -> list[Callable[[], list[Any]]]:
         lambda: with_gradients(lambda a, c: linear(a, c, None, "gelu", backend=backend), x, wide),
         lambda: with_gradients(
             lambda a: rotary(a, angles.cos(), angles.sin(), at, backend=backend), heads
+        ),
+        lambda: with_gradients(
+            lambda a, s: rms_norm_rotary(
+                a, s, angles.cos(), angles.sin(), at, 1e-6, k_weight=s, k_heads=1, backend=backend
+            ),
+            heads,
+            w[: heads.shape[2]],
         ),
         lambda: with_gradients(
             lambda a, c: segment_mean(a, lengths(), c, normalize=True, backend=backend), x, weights

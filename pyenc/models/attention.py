@@ -76,7 +76,7 @@ class Attention(nn.Module):
         return called(self.out, call.backend, out_THD.flatten(1))
 
     def _heads(self, x_TC: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, (T, H, D) each."""
+        """Queries, keys and values, (T, H, D) each, of the latter as many heads as there are."""
         (heads, dim), kv_heads = self.heads, self.kv_heads
         turn = call.local_turn if self.local else call.turn
         norms = None if turn is None else self._norms_with_turn()
@@ -100,9 +100,7 @@ class Attention(nn.Module):
                 k_THD = turned(k_THD, turn, call.backend, k_norm)
         if call.query_scale is not None:
             q_THD = q_THD * call.query_scale.to(q_THD.dtype)
-        if kv_heads == heads:
-            return q_THD, k_THD, v_THD
-        return q_THD, repeated(k_THD, heads), repeated(v_THD, heads)
+        return q_THD, k_THD, v_THD
 
     def _norms_with_turn(self) -> tuple[Norm, Norm] | None:
         """Those of q and of k, where one op may norm heads and turn them."""
@@ -163,9 +161,3 @@ def _window(config: EncoderConfig, local: bool) -> tuple[int, int] | None:
     if local and config.window is not None:
         return config.window, 0 if config.causal else config.window
     return (-1, 0) if config.causal else None
-
-
-def repeated(y_THD: Tensor, heads: int) -> Tensor:
-    """Each of fewer heads as often as it takes; of one head no number is copied."""
-    y_THGD = y_THD[:, :, None].expand(-1, -1, heads // y_THD.shape[1], -1)
-    return y_THGD.flatten(1, 2)

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..ops import add_rms_norm, extension, linear
 from ..ops.attention import as_line
 from ..ops.attention import cpu as attention_kernels
+from ..ops.attention.shared_heads import repeated
 from ..ops.attention.straight_cpu import terms_for
 from ..ops.attention.terms import Bias, Terms, has_line, skip_eps_of
 from ..ops.gated import cpu as gated_kernels
@@ -145,6 +146,8 @@ def _attended(part: AttentionPart, x_TC: Tensor, call: Call, terms: Terms) -> Te
 
     qkv_TC = _product(x_TC, part.qkv, call)
     q_THD, k_THD, v_THD = heads_of(part, qkv_TC, turns, of_full_width)
+    if part.module.kv_heads != part.module.heads[0]:
+        k_THD, v_THD = (repeated(y_THD, part.module.heads[0]) for y_THD in (k_THD, v_THD))
     eps = skip_eps_of(q_THD, call.skip_eps)
     a_THD, _, _, _ = attention_kernels.forward(q_THD, k_THD, v_THD, call.cu_seqlens, terms, eps)
     return _product(a_THD.flatten(1), part.out, call)

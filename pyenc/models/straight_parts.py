@@ -16,7 +16,7 @@ from torch.nn.modules import module as torch_module
 from ..ops.activation import ACTIVATIONS
 from ..ops.registered import PLAIN
 from ..ops.validation import is_eps
-from .attention import Attention, alike, repeated
+from .attention import Attention, alike
 from .call import Call, Turn
 from .feed_forward import FeedForward
 from .layers import Layer, PreNormLayer
@@ -266,7 +266,8 @@ def heads_of(
     turned: Callable[[Tensor], Tensor] | None,
     normed: Callable[[NormPart, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values (T, H, D) of their one product; turned: what turns the first two,
+    """Queries, keys and values (T, H, D) of their one product, of the latter as many heads as there
+    are; turned: what turns the first two,
     and before that norms their heads; normed: what norms (T, H * D), where no head is normed."""
     module = part.module
     (heads, dim), kv_heads = module.heads, module.kv_heads
@@ -282,6 +283,4 @@ def heads_of(
         qk_THD, v_THD = qkv_THD.split_with_sizes((heads + kv_heads, kv_heads), 1)
         # The heads of k are further heads of q.
         q_THD, k_THD = turned(qk_THD).split_with_sizes((heads, kv_heads), 1)
-    if kv_heads == heads:
-        return q_THD, k_THD, v_THD
-    return q_THD, repeated(k_THD, heads), repeated(v_THD, heads)
+    return q_THD, k_THD, v_THD

@@ -29,7 +29,7 @@ from bench import aot
 from bench.ahead_of_time import ARCHITECTURES, Compiled, compile_for
 from bench.aot_work import Work, at_its_shape, compile_work, listed, shipped, wrong_with
 from bench.tunables import TUNABLES
-from pyenc_kernels import attention, gated, norm, rotary
+from pyenc_kernels import attention, gated, norm, norm_rotary, rotary
 from pyenc_kernels.configs import Config
 from pyenc_kernels.score_function import ALIBI
 
@@ -39,7 +39,7 @@ OTHERS = [
     at_its_shape("sm_90", op)
     for op in (
         "none", "alibi-whole", "t5", "t5-fixed", "embedding", "gated", "gated_linear", "norm",
-        "rotary", "segment_mean",
+        "norm_rotary", "rotary", "segment_mean",
     )
 ]  # fmt: skip
 PRODUCTS = {kernel for kernel, tunable in TUNABLES.items() if tunable.op == "alibi"}
@@ -127,7 +127,11 @@ def test_sizes_of_one() -> None:
         norm.backward(normed, None, x, one, one, stats, 1e-5, False)
         rotary.turn(torch.zeros(1, 1, 2), one[None], one[None], torch.zeros(1, dtype=torch.int32))
 
-    assert len(compile_for("sm_90", call, ("sm_90", "default"))) == 6
+        turn = one[None], one[None], torch.zeros(1, dtype=torch.int32), 1e-5, True
+        x, two = torch.zeros(1, 1, 2), torch.zeros(2)
+        norm_rotary.backward(norm_rotary.forward(x, two, two, 1, *turn), x, two, two, 1, *turn)
+
+    assert len(compile_for("sm_90", call, ("sm_90", "default"))) == 9
 
 
 def test_one_head_and_a_gradient_of_the_log_sum_exp() -> None:

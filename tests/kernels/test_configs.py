@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("triton")
 
 from bench import aot_work, tunables, tune
-from pyenc_kernels import configs, embedding, gated, norm, rotary, segment_mean
+from pyenc_kernels import configs, embedding, gated, norm, norm_rotary, rotary, segment_mean
 from pyenc_kernels.attention import call as attention_call
 from pyenc_kernels.configs import Config, entry
 
@@ -228,6 +228,7 @@ def test_a_candidate_is_what_is_launched(
         embedding.launch,
         gated.launch,
         norm.launch,
+        norm_rotary.launch,
         rotary.launch,
         segment_mean.launch,
     ):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyenc.ops import ALiBi, attention, extension, rotary
+from pyenc.ops import ALiBi, attention, extension, rms_norm_rotary, rotary
 
 BACKENDS = [None, "torch"] + (["cpu"] if extension.load() is not None else [])
 
@@ -37,7 +37,12 @@ def turned(x: Tensor, ends: Tensor, at: Tensor, backend: str | None) -> Any:
     return rotary(x, angles.cos(), angles.sin(), at, backend=backend)
 
 
-@pytest.mark.parametrize("call", [with_positions, by_distance, turned])
+def normed_and_turned(x: Tensor, ends: Tensor, at: Tensor, backend: str | None) -> Any:
+    angles, gain = at.new_ones(100, 4).float(), at.new_ones(8).float()
+    return rms_norm_rotary(x, gain, angles.cos(), angles.sin(), at, 1e-6, backend=backend)
+
+
+@pytest.mark.parametrize("call", [with_positions, by_distance, turned, normed_and_turned])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_values_that_nobody_can_look_at(call: Callable[..., Any], backend: str | None) -> None:
     def run(x: Tensor, ends: Tensor, at: Tensor) -> Any:

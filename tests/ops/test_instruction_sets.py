@@ -13,6 +13,7 @@ from tests.instruction_sets import ISAS, run_on
 from tests.ops.gated import test_gated_cpu
 from tests.ops.linear import test_few_rows, test_linear_activated
 from tests.ops.norm import test_norm_cpu
+from tests.ops.norm_rotary import test_norm_rotary_cpu
 from tests.ops.rotary import test_rotary_cpu
 from tests.seeds import seed
 
@@ -27,7 +28,10 @@ def test_each_instruction_set(isa: str) -> None:
 def main() -> None:
     torch.manual_seed(seed(1))
     torch.set_num_threads(1)
-    files = (test_few_rows, test_gated_cpu, test_linear_activated, test_norm_cpu, test_rotary_cpu)
+    files = (
+        test_few_rows, test_gated_cpu, test_linear_activated, test_norm_cpu, test_norm_rotary_cpu,
+        test_rotary_cpu,
+    )  # fmt: skip
     for file in files:
         file.main()
     print(extension.isa())

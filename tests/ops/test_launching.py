@@ -22,7 +22,7 @@ from triton.runtime.jit import JITFunction
 
 from bench.ahead_of_time import NoDevice, target_of
 from bench.mocked_launch import Launch, mocked
-from pyenc_kernels import gated, interpreting, launching, norm, rotary
+from pyenc_kernels import gated, interpreting, launching, norm, norm_rotary, rotary
 from pyenc_kernels.attention import Terms, forward
 from pyenc_kernels.configs import Config
 from pyenc_kernels.launching import Known, Plan, specialised
@@ -33,8 +33,8 @@ from pyenc_kernels.score_function import ALIBI
 pytestmark = pytest.mark.skipif(interpreting(), reason="the kernels are interpreted")
 
 CONSTANTS = {
-    "RMS": False, "HAS_RESIDUAL": True, "HAS_BIAS": True, "BLOCK_T": 4, "BLOCK_C": 1024,
-    **Config(4, 1024, 4, 1).launch,
+    "RMS": False, "HAS_RESIDUAL": True, "HAS_BIAS": True, "PLUS_ONE": False, "BLOCK_T": 4,
+    "BLOCK_C": 1024, **Config(4, 1024, 4, 1).launch,
 }  # fmt: skip
 T, C = 8, 768
 
@@ -299,7 +299,16 @@ def calls() -> dict[str, Any]:
         "gated alone": lambda: gated.forward(halves[0], None, "silu"),
         "gated linear": lambda: gated.linear_forward(x, up, None, "gelu", True),
         "gated linear backward": lambda: gated.linear_backward(x, x, up, None, "gelu", True),
+        "norm by one and more": lambda: norm.forward(
+            x, other, weight, None, 1e-5, True, plus_one=True
+        ),
+        "norm of heads and rotary": lambda: norm_rotary.forward(
+            heads[0], weight[:64], weight[-64:], 4, *angles, places, 1e-5, False
+        ),
         "rotary": lambda: rotary.turn(heads[0], *angles, places),
+        "attention, shared heads": lambda: forward(
+            heads[0], heads[1][:, :4], heads[2][:, :4], cu_seqlens, Terms(scale=0.125)
+        ),
         "attention": lambda: forward(*heads, cu_seqlens, Terms(scale=0.125)),
         "attention, ALiBi": lambda: forward(*heads, cu_seqlens, alibi),
         "attention, window": lambda: forward(*heads, cu_seqlens, Terms(1, window=(4, 4))),

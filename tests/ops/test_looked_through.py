@@ -24,6 +24,7 @@ from pyenc.ops import (
     gated_activation,
     gated_linear,
     linear,
+    rms_norm_rotary,
     rotary,
     segment_mean,
 )
@@ -45,6 +46,18 @@ OPS: dict[str, Call] = {
     "add_rms_norm": lambda x, b: add_rms_norm(x, None, GAIN, 1e-5, backend=b)[0],
     "embedding_norm": lambda x, b: embedding_norm(IDS, x, GAIN, None, 1e-5, backend=b),
     "rotary": lambda x, b: rotary(x[:, None], TURN, 1 - TURN, torch.arange(T), backend=b),
+    "rms_norm_rotary": lambda x, b: rms_norm_rotary(
+        x[:, None],
+        GAIN,
+        TURN,
+        1 - TURN,
+        torch.arange(T),
+        1e-5,
+        k_weight=GAIN,
+        k_heads=1,
+        plus_one=True,
+        backend=b,
+    ),
     "segment_mean": lambda x, b: segment_mean(x, BOUNDS, None, True, backend=b),
 }
 

@@ -25,6 +25,7 @@ from tests.ops.elementwise import WIDTHS
 from tests.ops.gated.test_gated_cpu import check_gated
 from tests.ops.norm import test_norm_cpu
 from tests.ops.norm.test_norm_cpu import check_norm
+from tests.ops.norm_rotary.test_norm_rotary_cpu import check_norm_rotary
 from tests.ops.rotary.test_rotary_cpu import check_rotary
 from tests.ops.segment_mean import test_segment_mean_kernels as segment_mean
 from tests.oracle import margin, naively
@@ -61,6 +62,7 @@ def check_elementwise() -> None:
     for i, width in enumerate(WIDTHS[3:]):
         activation = ACTIVATIONS[i % len(ACTIVATIONS)]
         check_gated(3, width, activation, torch.float32)
+        check_norm_rotary(5, 3, 1, width, torch.float32)
         check_rotary(5, 2, width, torch.float32)
         for rms in (False, True):
             check_norm(150, width, torch.float32, rms=rms)

@@ -19,6 +19,7 @@ from pyenc.ops import (
     gated_activation,
     gated_linear,
     linear,
+    rms_norm_rotary,
     rotary,
     segment_mean,
 )
@@ -146,6 +147,9 @@ ANSWERS: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
     ),
     "rotary": lambda x, w, v: rotary(
         x[:, None], TURN, TURN, torch.arange(6), backend="reference"
+    ),
+    "norm of heads and rotary": lambda x, w, v: rms_norm_rotary(
+        x[:, None], v, TURN, TURN, torch.arange(6), 1e-5, backend="reference"
     ),
     "mean": lambda x, w, v: segment_mean(x, ENDS, backend="reference"),
     "mean of nothing": lambda x, w, v: segment_mean(x[:0], ENDS[:1], backend="reference"),

@@ -16,6 +16,7 @@ from pyenc.ops import (
     embedding_norm,
     extension,
     gated_linear,
+    rms_norm_rotary,
     rotary,
     segment_mean,
 )
@@ -75,6 +76,7 @@ def whole(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, table: Tensor, w: Ten
     """Every op once, as an encoder strings them together."""
     positions = torch.arange(9)
     q = rotary(q, torch.ones(9, 4), torch.zeros(9, 4), positions)
+    k = rms_norm_rotary(k, w[3, :8], torch.ones(9, 4), torch.zeros(9, 4), positions, 1e-6)
     a = attention(q, k, v, BOUNDS, bias=ALiBi(slopes))
     b = attention(q, k, v, BOUNDS, bias=RelativePositionBias(table), window=(3, 3))
     assert isinstance(a, Tensor)

@@ -26,6 +26,14 @@ def turned(x: Tensor, backend: str) -> Tensor:
     return ops.rotary(x, angles.cos(), angles.sin(), ROWS, backend=backend)
 
 
+def normed_and_turned(x: Tensor, weight: Tensor, k_weight: Tensor, backend: str) -> Tensor:
+    angles = torch.linspace(-2, 3, 28, dtype=x.dtype).view(7, 4)
+    turn = angles.cos(), angles.sin(), ROWS
+    return ops.rms_norm_rotary(
+        x, weight, *turn, 1e-5, k_weight=k_weight, k_heads=1, backend=backend
+    )
+
+
 CASES: dict[str, tuple[Call, list[tuple[int, ...]]]] = {
     "attention": (lambda q, k, v, b: ops.attention(q, k, v, BOUNDS, backend=b), [(7, 2, 8)] * 3),
     "gated_activation": (
@@ -40,6 +48,7 @@ CASES: dict[str, tuple[Call, list[tuple[int, ...]]]] = {
     ),
     "rms_norm": (lambda x, w, b: ops.add_rms_norm(x, None, w, 1e-5, backend=b)[0], [(7, 6), (6,)]),
     "linear": (lambda x, w, b: ops.linear(x, w, None, "gelu", backend=b), [(7, 6), (8, 6)]),
+    "rms_norm_rotary": (normed_and_turned, [(7, 2, 8), (8,), (8,)]),
     "rotary": (turned, [(7, 2, 8)]),
     "segment_mean": (lambda x, b: ops.segment_mean(x, BOUNDS, None, True, backend=b), [(7, 6)]),
 }  # fmt: skip

@@ -28,6 +28,7 @@ from pyenc.ops import (
     gated_activation,
     gated_linear,
     linear,
+    rms_norm_rotary,
     rotary,
     segment_mean,
 )
@@ -231,6 +232,7 @@ def test_what_is_made_without_a_gradient_may_be_written_to(lead: tuple[int, ...]
         lambda: linear(*many(lead), activation="gelu", backend="onednn"),
         lambda: int8_linear(x, *quantize_weight(torch.randn(8, C))),
         lambda: rotary(turned, *tables, torch.arange(T)),
+        lambda: rms_norm_rotary(turned, torch.randn(D), *tables, torch.arange(T), 1e-6),
         lambda: segment_mean(x.flatten(0, -2), torch.tensor([0, math.prod(lead)])),
     ):
         with torch.no_grad():

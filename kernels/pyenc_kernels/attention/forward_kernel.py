@@ -274,7 +274,7 @@ def met_tiles(p_ranges, i_slot, first, last, BLOCK: tl.constexpr):
 @triton.jit(do_not_specialize=["n_sequences", "n_slots", "window_left", "window_right", "seed"])
 def attention_forward(
     p_q, p_k, p_v, p_out, p_lse, p_cu, p_positions, p_params, p_dense, p_ranges, p_order,
-    s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_params, s_dense_h, s_dense,
+    s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, n_group, s_params, s_dense_h, s_dense,
     n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
     SCORE: tl.constexpr, STAGES: tl.constexpr, AFFINE_FROM: tl.constexpr,
     BY_DISTANCE: tl.constexpr, PLAIN: tl.constexpr, HAS_POSITIONS: tl.constexpr,
@@ -284,7 +284,8 @@ def attention_forward(
 ):  # fmt: skip
     """Program (H S, tiles of a slot): out (T, H, D) of a tile of queries, its log-sum-exp (T, H).
 
-    p_ranges (H, S, 2): the grains of keys [first, last) that each grain of queries meets.
+    p_ranges (H, S, 2): the grains of keys [first, last) that each grain of queries meets. n_group:
+    heads of queries that share a head of keys.
     """
     i_head, i_slot, _, begin, n, i_first = tile_of_program(
         p_cu, p_order, n_sequences, n_slots, HAS_ORDER, BLOCK_M
@@ -297,8 +298,9 @@ def attention_forward(
             p_q + i_head.to(tl.int64) * s_qh, begin, o_i, n, o_d, s_qt, HEAD_DIM, BLOCK_D
         )
         b_i = places_of(p_positions, begin, o_i, n, HAS_POSITIONS)
-        p_k += i_head.to(tl.int64) * s_kh
-        p_v += i_head.to(tl.int64) * s_vh
+        i_shared = (i_head // n_group).to(tl.int64)
+        p_k += i_shared * s_kh
+        p_v += i_shared * s_vh
         p_params += i_head * s_params
         p_dense += i_head.to(tl.int64) * s_dense_h
         first, last = window_tiles(

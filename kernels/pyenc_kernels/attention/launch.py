@@ -24,9 +24,10 @@ def forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """softmax(scale * q k^T + bias) v, each sequence attending to itself alone.
 
-    q, k, v (T, H, D) float32, bfloat16 or float16, D at most 256, last axis contiguous; cu_seqlens
-    (B + 1,) int32 or int64, from 0 to T and not decreasing; met: as `ranges` gave it; lse: where to
-    write that, as it would be made here; known: of calls with these terms.
+    q (T, H, D) float32, bfloat16 or float16, D at most 256, and k, v (T, a divisor of H, D) of its
+    dtype, last axes contiguous; cu_seqlens (B + 1,) int32 or int64, from 0 to T and not decreasing;
+    met: as `ranges` gave it, None where heads are shared; lse: where to write that, as it would be
+    made here; known: of calls with these terms and heads.
     Returns (out (T, H, D) in q's dtype, log-sum-exp (T, H) float32).
 
     Nothing is checked here, and nothing waits for the device; pyenc.ops.attention checks.
@@ -52,7 +53,7 @@ def forward(
     plan = _FORWARD.of(config, *form)
     grid = (programs * (GRAIN.value // config.block_m),)
     strides = *q.stride()[:2], *k.stride()[:2], *v.stride()[:2]
-    numbers = *strides, *tensors.strides, *tensors.numbers
+    numbers = *strides, heads // k.shape[1], *tensors.strides, *tensors.numbers
     plan(grid, pointers, numbers)
     if known is not None:
         known[attention_forward] = Launch(plan, grid, numbers)

@@ -144,7 +144,7 @@ def _grad_dense(
     rows: Tensor,
 ) -> Tensor:  # fmt: skip
     """(H, side, side): the sum of ds over the sequences, in the bias's dtype. rows: as
-    `attention_delta` writes them."""
+    `attention_delta` writes them, settled where a table is learned beside."""
     assert terms.dense is not None
     heads, side, _ = terms.dense.shape
     grad = torch.empty_like(terms.dense, memory_format=torch.contiguous_format)

@@ -48,7 +48,7 @@ def attention_forward(
     Args:
         module: the layer that asks.
         query: (B, H, N, D).
-        key, value: (B, H or a divisor of it, N, D): grouped heads are repeated.
+        key, value: (B, H or a divisor of it, N, D).
         attention_mask: what `padding_mask` made; None: no padding.
         dropout: of the attention weights.
         scaling: factor of the scores; default D ** -0.5.
@@ -66,7 +66,7 @@ def attention_forward(
         InputError: the call is not an encoder's, or asks for what is not served.
     """
     _check_call(module, query, key, attention_mask, is_causal, kwargs)
-    rows, heads, length, _ = query.shape
+    rows, _, length, _ = query.shape
     window = _window(attention_mask, sliding_window)
     index = positions = None
     if isinstance(attention_mask, PaddingMask):
@@ -82,14 +82,11 @@ def attention_forward(
         if position_bias is not None:
             raise InputError(f"{ONLY}; a position_bias of packed sequences is not served")
         cu_seqlens = joined
-    groups = heads // max(1, key.shape[1])
 
     def tokens(x: Tensor) -> Tensor:
         x_THD = x.transpose(1, 2).flatten(0, 1)
         if index is not None:
             x_THD = x_THD.index_select(0, index)
-        if x_THD.shape[1] != heads:
-            x_THD = x_THD.repeat_interleave(groups, dim=1)
         return x_THD
 
     out_THD = attention(

@@ -36,6 +36,7 @@ from .map_program import why_no_program
 from .own_bias import attention_custom_bias
 from .own_op import attention_traced
 from .reference import attention_reference
+from .shared_heads import repeated
 from .straight import straight
 from .straight_cpu import straight_cpu
 from .terms import Arguments, Bias, CustomTerms, flatten, has_line, is_own, skip_eps_of
@@ -62,8 +63,9 @@ def attention(
     Vaswani et al., arXiv 1706.03762; computed without an (n, n) buffer, forward and backward.
 
     Args:
-        q, k, v: (T, H, D), one floating dtype, one device. Under autocast they are taken in its
-            dtype, as torch's own attention takes them.
+        q, k, v: (T, H, D), one floating dtype, one device. k and v may have fewer heads, a divisor
+            of H: each then serves as many heads of q, one after the other. Under autocast they are
+            taken in its dtype, as torch's own attention takes them.
         cu_seqlens: (B + 1,) int32 or int64, cumulative lengths: 0 first, T last. On a GPU the
             Triton kernels take its values, and those of positions, on trust: to look at them
             would be to wait for the device.
@@ -97,11 +99,10 @@ def attention(
         InputError: shapes, dtypes, cu_seqlens or positions are wrong; the message says which.
         BackendError: `backend` cannot serve this call.
     """
-    if positions is None and window is None and dropout_p == 0:
-        found = straight(q, k, v, cu_seqlens, bias, scale, skip_eps, backend)
+    if positions is None and dropout_p == 0:
+        found = straight(q, k, v, cu_seqlens, bias, scale, window, skip_eps, backend)
         if found is not None:
             return found if return_lse else found[0]
-    if positions is None and dropout_p == 0:
         near = straight_cpu(
             q, k, v, cu_seqlens, bias, scale, window, skip_eps, backend, return_lse,
             lambda own: as_line(own, q, cu_seqlens, None, "cpu"),
@@ -140,6 +141,8 @@ def attention(
             'backend="reference" has them, and torch.autograd.grad goes through all'
         )
     bias = as_line(bias, q, cu_seqlens, positions, name, within)
+    if k.shape[1] != q.shape[1] and name != "flash_attn":
+        k, v = repeated(k, q.shape[1]), repeated(v, q.shape[1])
     if name == "reference":
         check_values(q, cu_seqlens, bias, positions)
         assert not isinstance(bias, Line)  # the oracle takes the object itself

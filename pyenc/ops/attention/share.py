@@ -7,6 +7,7 @@ from torch import Tensor
 from ..backend import choose
 from ..registered import on_card_of
 from . import as_line, backend_table, cpu, triton
+from .shared_heads import repeated
 from .terms import Bias, is_own, skip_eps_of, terms_of
 from .validation import check_arguments, check_values
 
@@ -48,6 +49,8 @@ def computed_share(
     if name not in ("cpu", "triton"):
         return 1.0
     bias = as_line(bias, q, cu_seqlens, positions, name)
+    if k.shape[1] != q.shape[1]:
+        k, v = repeated(k, q.shape[1]), repeated(v, q.shape[1])
     if name == "cpu" and is_own(bias):  # pair by pair
         return 1.0
     terms, eps = terms_of(q, bias, positions, scale, window), skip_eps_of(q, skip_eps)

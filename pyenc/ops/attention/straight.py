@@ -19,6 +19,7 @@ from ..registered import PLAIN, on_card_of, plain
 from ..validation import FLOATS, sequence_bounds
 from .along import Line
 from .bias import ALiBi, RelativePositionBias
+from .shared_heads import repeated, shares_heads
 from .terms import Bias, Terms, flatten, named, skip_eps_of
 from .triton import MAX_HEAD_DIM, OP, kernel_terms, range_slots, why_not
 from .validation import is_window
@@ -26,20 +27,22 @@ from .validation import is_window
 
 def straight(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, bias: Bias, scale: float | None,
-    skip_eps: float | None, backend: str | None,
+    window: tuple[int, int] | None, skip_eps: float | None, backend: str | None,
 ) -> tuple[Tensor, Tensor] | None:  # fmt: skip
-    """(out (T, H, D), log-sum-exp (T, H) float32) without positions, window and dropout; None where
-    this is no call for it."""
+    """(out (T, H, D), log-sum-exp (T, H) float32) without positions and dropout; None where this is
+    no call for it."""
     if not plain(q, k, v, cu_seqlens) or not triton_launch.serves(q, backend):
         return None
     shape, dtype, device = q.shape, q.dtype, q.get_device()
-    if len(shape) != 3 or not (shape == k.shape == v.shape and dtype == k.dtype == v.dtype):
+    if len(shape) != 3 or k.shape != v.shape or not dtype == k.dtype == v.dtype:
+        return None
+    if k.shape != shape and not shares_heads(q, k):
         return None
     if not q.stride(2) == k.stride(2) == v.stride(2) == 1:
         return None
     if not device == k.get_device() == v.get_device():
         return None
-    terms = terms_for(q, cu_seqlens, shape[1], shape[2], bias, scale, skip_eps)
+    terms = terms_for(q, cu_seqlens, shape[1], shape[2], bias, scale, skip_eps, window)
     if terms is None:
         return None
     with on_card_of(q):
@@ -121,6 +124,9 @@ def launch(
     if not q.is_cuda:  # on a card a look at the values would wait for it
         sequence_bounds(OP, cu_seqlens, q.shape[0])
     kernels = triton_launch.module_for("attention")
+    if k.shape[1] != q.shape[1] and terms.bias is not None:
+        # What may be left out is told by each head's own keys.
+        k, v = repeated(k, q.shape[1]), repeated(v, q.shape[1])
     met = kernels.ranges(q, k, cu_seqlens, terms)
     found: tuple[Tensor, Tensor] = kernels.forward(
         q, k, v, cu_seqlens, terms, met, lse=lse, known=known

@@ -25,6 +25,7 @@ from ..validation import FLOATS
 from . import cpu
 from .along import Line
 from .bias import ALiBi, RelativePositionBias
+from .shared_heads import repeated, shares_heads
 from .terms import Bias, Terms, flatten, has_line, named, skip_eps_of
 from .validation import is_window
 
@@ -46,6 +47,8 @@ def straight_cpu(
         return None
     check_forked()
     shape, dtype = q.shape, q.dtype
+    if k.shape != shape and k.shape == v.shape and shares_heads(q, k):
+        k, v = repeated(k, shape[1]), repeated(v, shape[1])
     if dtype not in DTYPE_CODES or not dtype == k.dtype == v.dtype or len(shape) != 3:
         return None
     if not shape == k.shape == v.shape or not 0 < shape[0] <= cpu.MAX_SPAN:

@@ -22,6 +22,7 @@ from ..validation import (
 )
 from .along import Line
 from .bias import ALiBi, DistanceBias, RelativePositionBias, ScoreBias, ScoreMap
+from .shared_heads import shares_heads
 from .terms import Bias
 
 OP = "attention"
@@ -42,9 +43,9 @@ def check_arguments(
     """Everything that shapes and dtypes alone can tell."""
     check_given("attention", q=q, k=k, v=v, cu_seqlens=cu_seqlens)
     check_float("attention", q=q, k=k, v=v)
-    if q.ndim != 3 or k.shape != q.shape or v.shape != q.shape:
+    if k.shape != v.shape or (k.shape != q.shape and not shares_heads(q, k)) or q.ndim != 3:
         raise InputError(
-            "attention: q, k, v must all be (T, H, D); got "
+            "attention: q, k, v must all be (T, H, D), or k and v have a divisor of q's heads; got "
             f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
     if 0 in q.shape[1:]:

@@ -36,7 +36,9 @@ def published(
     return_attn_probs: bool = False, block_table: Tensor | None = None,
 ) -> Any:  # fmt: skip
     total, heads, dim = q.shape
-    assert q.shape == k.shape == v.shape
+    assert k.shape == v.shape
+    assert (k.shape[0], k.shape[2]) == (total, dim)
+    assert heads % k.shape[1] == 0
     assert q.dtype == k.dtype == v.dtype
     assert q.dtype in (torch.float16, torch.bfloat16)
     assert dim <= 256
@@ -66,7 +68,10 @@ def published(
     assert block_table is None
     outs, sums = [], []
     for first, last in itertools.pairwise(BOUNDS):
-        some_q, some_k, some_v = (x[first:last].float().transpose(0, 1) for x in (q, k, v))
+        some_q, some_k, some_v = (
+            x[first:last].float().transpose(0, 1).repeat_interleave(heads // x.shape[1], 0)
+            for x in (q, k, v)
+        )
         at = torch.arange(last - first)
         back = at[:, None] - at[None, :]
         scores = softmax_scale * some_q @ some_k.transpose(1, 2)
@@ -93,12 +98,15 @@ def package(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.parametrize("window", [None, (7, 2), (-1, 0)], ids=str)
 @pytest.mark.parametrize("scale", [None, 0.3])
 @pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("of_keys", [3, 1])
 def test_every_argument_is_what_the_package_documents(
-    biased: bool, scale: float | None, window: tuple[int, int] | None, dtype: torch.dtype
-) -> None:
+    of_keys: int, biased: bool, scale: float | None, window: tuple[int, int] | None,
+    dtype: torch.dtype,
+) -> None:  # fmt: skip
     """And what comes back is the oracle's, as by any other backend."""
     heads, dim = 3, 24
-    given = [torch.randn(BOUNDS[-1], heads, dim).to(dtype) for _ in range(4)]
+    sizes = heads, of_keys, of_keys, heads
+    given = [torch.randn(BOUNDS[-1], size, dim).to(dtype) for size in sizes]
     slopes = alibi_slopes(heads).double() if biased else None
     cu_seqlens = torch.tensor(BOUNDS)
 
