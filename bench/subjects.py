@@ -132,6 +132,15 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "use_bidirectional_attention": True,
         },
     ),
+    "qwen3": (
+        "Qwen3Model",
+        {
+            "vocab_size": VOCABULARY, "hidden_size": 1024, "num_hidden_layers": 12,
+            "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
+            "intermediate_size": 3072, "max_position_embeddings": 32768,
+            "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
+        },
+    ),
 }  # fmt: skip
 """By name: transformers' class of the model, and its configuration."""
 
@@ -219,6 +228,12 @@ SUBJECTS = {
         "shape of embeddinggemma-300m (vocabulary cut), random weights, from token ids to hidden "
         "states",
         functools.partial(shape_folder, "gemma"), False, (64,), (64, 50),
+        "pip install transformers",
+    ),
+    "qwen3": Subject(
+        "shape of 12 of the 28 layers of Qwen3-Embedding-0.6B (vocabulary cut), random weights, "
+        "from token ids to hidden states",
+        functools.partial(shape_folder, "qwen3"), False, (64,), (64, 50),
         "pip install transformers",
     ),
 }  # fmt: skip

@@ -30,6 +30,9 @@ class Case:
         return sum(self.lengths)
 
 
+ONE_TEXT = ("minilm", "jina", "mpnet", "gte-base", "gemma", "qwen3")
+
+
 def cases(quick: bool) -> list[Case]:
     """All cases; `quick` keeps the lengths and takes fewer texts, and leaves out the longest."""
     few = 8 if quick else 1
@@ -38,7 +41,7 @@ def cases(quick: bool) -> list[Case]:
         return mixed(shortest, 64, few)
 
     listed = [
-        *(Case(model, "one of 16", (16,)) for model in ("minilm", "jina", "mpnet", "gte-base")),
+        *(Case(model, "one of 16", (16,)) for model in ONE_TEXT),
         Case("minilm", "128", (128,) * (64 // few)),
         Case("minilm", "512", (512,) * (16 // few)),
         Case("minilm", "16 to 512", ragged(16)),
@@ -54,6 +57,9 @@ def cases(quick: bool) -> list[Case]:
         Case("gemma", "128", (128,) * (16 // few)),
         Case("gemma", "512", (512,) * max(1, 4 // few)),
         Case("gemma", "16 to 512", ragged(16)),
+        Case("qwen3", "128", (128,) * (8 // few)),
+        Case("qwen3", "512", (512,) * max(1, 2 // few)),
+        Case("qwen3", "16 to 512", mixed(16, 16, few)),
         Case("bge-m3", "128", (128,) * (8 // few)),
         Case("bge-m3", "512", (512,) * max(1, 2 // few)),
         Case("bge-m3", "16 to 512", ragged(16)),

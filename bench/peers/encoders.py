@@ -116,6 +116,7 @@ PEERS: dict[str, dict[str, Peer]] = {
     },
     "gte-base": IDS_FROM_FOLDER,
     # OpenVINO cannot trace the functions that transformers makes its masks of.
+    "qwen3": {k: v for k, v in IDS_FROM_FOLDER.items() if not k.startswith("OpenVINO")},
     "gemma": {k: v for k, v in IDS_FROM_FOLDER.items() if not k.startswith("OpenVINO")},
     "bge-m3": {
         **IDS_FROM_FOLDER,
