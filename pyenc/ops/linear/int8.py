@@ -171,7 +171,9 @@ def _op(
         if name == "onednn":
             y = _product(steps, packed, scale, zeros)
         else:
-            y = (steps.float() @ packed.t()).mul_(scale)
+            # The dispatcher still casts here what the op is made of.
+            with torch.autocast("cpu", enabled=False):
+                y = (steps.float() @ packed.t()).mul_(scale)
         finish(y, step, zero, sums, wide_bias, activation, out[at : at + BLOCK])
     return launch.shaped(out, x)
 

@@ -158,6 +158,19 @@ def test_rows_of_zeros_and_of_what_is_not_finite(backend: str) -> None:
     assert got[[2, 4, 5]].isnan().all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_rounds_no_integers(cast: torch.dtype, dtype: torch.dtype, backend: str) -> None:
+    weight, scale, bias = layer(96)
+    for rows in (3, 70):
+        x = torch.randn(rows, 96).to(dtype)
+        wanted = int8_linear(x, weight, scale, bias, "relu", backend=backend)
+        with torch.autocast("cpu", cast):
+            got = int8_linear(x, weight, scale, bias, "relu", backend=backend)
+        assert torch.equal(got, wanted)
+
+
 def test_small_numbers_keep_their_share() -> None:
     weight, scale, _ = layer()
     x = torch.randn(4, 24) * 1e-30
