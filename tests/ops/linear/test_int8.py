@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyenc.errors import InputError
+from pyenc.errors import BackendError, InputError
 from pyenc.ops import extension
 from pyenc.ops.linear import int8, int8_rows, packs
 from pyenc.ops.linear.int8 import int8_linear, quantize_weight
@@ -118,6 +118,24 @@ def test_sums_are_exact_at_the_ends_of_the_range(backend: str, c: int) -> None:
     assert (got.double() - truth).abs().max() <= 2e-7 * truth.abs().max() + 1e-3
     if truth.abs().max() < 2**24 and c > 1:
         assert torch.equal(got.long(), truth)
+
+
+@pytest.mark.parametrize("backend", [None, "reference", *BACKENDS])
+@pytest.mark.parametrize("c", [1029, 4096, 140_000])
+def test_long_sums_are_exact(c: int, backend: str | None) -> None:
+    """Beyond what float32 counts, and beyond 32 bits: rounded once, whatever rows there are."""
+    weight = torch.randint(70, 86, (3, c)).to(torch.int8)
+    weight[0], weight[1] = 85, -85
+    x = torch.randint(0, 192, (70, c))
+    x[:, 0], x[:, 1], x[0, 2:] = 191, 0, 191  # so that steps are ones
+    truth = (x.double() @ weight.double().t()).float()
+    if backend == "onednn" and c > int8.MOST:
+        with pytest.raises(BackendError, match="131,586 channels"):
+            int8_linear(x.float(), weight, torch.ones(3), backend=backend)
+        return
+    for rows in (slice(0, 1), slice(5, 12), slice(0, 70)):
+        got = int8_linear(x[rows].float(), weight, torch.ones(3), backend=backend)
+        assert torch.equal(got, truth[rows])
 
 
 def test_it_would_be_found_out_if_it_saturated(monkeypatch: pytest.MonkeyPatch) -> None:
