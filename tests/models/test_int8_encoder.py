@@ -150,6 +150,19 @@ def test_quantised_twice_and_back() -> None:
         assert off <= tensor.abs().max() / 100, name
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_back_in_halves_a_weight_is_rounded_once(dtype: str) -> None:
+    encoder = small(dtype=dtype)
+    layer = encoder.layers[0].attention.out
+    layer.scale[0] = 1.2e-8  # the weights are numbers of float16, and it is none
+    exact = layer.weight.double() * layer.scale.double()[:, None]
+    dequantize_layers(encoder)
+    found = encoder.layers[0].attention.out.weight
+    assert found.dtype == getattr(torch, dtype)
+    assert found[0].any()
+    torch.testing.assert_close(found, exact.to(found.dtype), rtol=1.2e-7, atol=0)
+
+
 def test_compiled_it_gives_the_same() -> None:
     encoder = small()
     ids, bounds = torch.randint(5, 60, (11,)), torch.tensor([0, 4, 11])
