@@ -29,7 +29,7 @@ from ..constant import constant_result
 from ..unseen import unseen
 from ..validation import check_beside, check_float, check_given
 from . import few_rows, int8_rows, packs
-from .int8_rows import STEPS, TINY
+from .int8_rows import STEPS
 from .reference import int8_linear_reference
 
 LEVELS = 85
@@ -74,7 +74,9 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     if wide.numel() == 0:
         return wide.to(torch.int8), wide.new_zeros(wide.shape[0])
     scale = wide.abs().amax(1) / LEVELS
-    steps = (wide / scale.clamp_min(TINY)[:, None]).round_().clamp_(-LEVELS, LEVELS)
+    # Of zeros any step will do; a subnormal one is a step.
+    divisor = torch.where(scale > 0, scale, 1.0)
+    steps = (wide / divisor[:, None]).round_().clamp_(-LEVELS, LEVELS)
     return steps.to(torch.int8), scale
 
 

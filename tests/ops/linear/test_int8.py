@@ -211,6 +211,17 @@ def test_a_weight_is_quantised_to_the_nearest() -> None:
     assert quantize_weight(torch.zeros(3, 0))[0].shape == (3, 0)
 
 
+@pytest.mark.parametrize("size", [1e-36, 1e-38, 1e-41, 1e-43])
+def test_a_small_channel_is_quantised_as_any_other(size: float) -> None:
+    """Whose scale is subnormal, but for what a subnormal scale itself is rounded by."""
+    wide = torch.tensor([[85.0, -5, 0, 40, 17]]).double() * size / 85
+    weight, scale = quantize_weight(wide)
+    least = 2.0**-149
+    off = (weight.double() * scale.double()[:, None] - wide.float().double()).abs()
+    assert scale > 0
+    assert (off <= size / 170 * 1.00001 + 85 * least / 2).all()
+
+
 @onednn
 def test_a_changed_weight_is_packed_anew() -> None:
     weight, scale, _ = layer()
