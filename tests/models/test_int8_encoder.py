@@ -124,6 +124,17 @@ def test_state_dicts_of_the_other_kind_are_refused() -> None:
         plain.load_state_dict(bits.state_dict())
 
 
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("wrong", [-128, -86, 86, 127])
+def test_a_state_dict_of_other_steps_is_refused(wrong: int, assign: bool) -> None:
+    """Whose sums would saturate on some processors."""
+    encoder = small()
+    state = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    state["layers.1.attention.out.weight"][3, 5] = wrong
+    with pytest.raises(InputError, match=r"layers\.1\.attention\.out\.weight.*\[-85, 85\]"):
+        encoder.load_state_dict(state, assign=assign)
+
+
 def test_it_cannot_be_trained() -> None:
     encoder = small()
     ids = torch.randint(5, 60, (2, 9))
