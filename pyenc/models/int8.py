@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -74,8 +75,9 @@ def dequantize_layers(encoder: Encoder) -> None:
             rows, columns = layer.weight.shape
             with on_meta():
                 linear = Linear(columns, rows, bias=layer.bias is not None, dtype=layer.dtype)
-            wide = layer.weight.to(layer.dtype) * layer.scale.to(layer.dtype)[:, None]
-            state = {"weight": wide} | ({} if layer.bias is None else {"bias": layer.bias})
+            wide = torch.promote_types(layer.dtype, torch.float32)
+            weight = (layer.weight.to(wide) * layer.scale.to(wide)[:, None]).to(layer.dtype)
+            state = {"weight": weight} | ({} if layer.bias is None else {"bias": layer.bias})
             linear.load_state_dict(state, assign=True)
             setattr(encoder.get_submodule(outer), own, linear.eval().requires_grad_(False))
 

@@ -16,7 +16,8 @@ from torch.nn.modules import module as torch_module
 from ..errors import InputError
 from ..ops import add_layer_norm, add_rms_norm, linear
 from ..ops.activation import activate
-from ..ops.linear.int8 import int8_linear, quantize_weight
+from ..ops.backend import valueless
+from ..ops.linear.int8 import LEVELS, int8_linear, quantize_weight
 from ..ops.norm import gain_of
 from .config import EncoderConfig
 
@@ -186,6 +187,15 @@ class Int8Linear(nn.Module):
                     f"{prefix}{name} is {given.dtype} in the state dict and {own.dtype} in this "
                     "encoder, whose linear layers are quantised: load the other one's checkpoint "
                     'with quantize="int8"'
+                )
+        steps = state_dict.get(prefix + "weight")
+        if steps is not None and steps.numel() and not valueless(steps):
+            least, most = (int(x) for x in steps.aminmax())
+            if least < -LEVELS or most > LEVELS:
+                raise InputError(
+                    f"{prefix}weight has values from {least} to {most} in the state dict, and this "
+                    f"encoder's weights of eight bits are in [-{LEVELS}, {LEVELS}], whose sums fit "
+                    "on every processor: quantise with pyenc"
                 )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[arg-type]
 

@@ -43,8 +43,11 @@ def _product_flops(a: tuple[int, ...], b: tuple[int, ...], *_: Any, **__: Any) -
 
 
 @register_flop_formula(
-    [_ops.linear, _ops.linear_wide, _ops.linear_activated, _ops.int8_linear, _ops.gated_linear]
-)
+    [
+        _ops.linear, _ops.linear_wide, _ops.linear_few_rows, _ops.linear_activated,
+        _ops.int8_linear, _ops.gated_linear,
+    ]
+)  # fmt: skip
 def _linear_flops(x: tuple[int, ...], weight: tuple[int, ...], *_: Any, **__: Any) -> int:
     return 2 * math.prod(x[:-1]) * weight[0] * weight[1]
 

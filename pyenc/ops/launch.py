@@ -33,8 +33,20 @@ def why_not(x: Tensor) -> str | None:
 
 
 def pointer(tensor: Tensor | None) -> int:
-    """The address of the first element; 0 stands for a tensor that is not there."""
-    return 0 if tensor is None else tensor.data_ptr()
+    """The address of the first element; 0 stands for a tensor that is not there.
+
+    Raises:
+        InputError: the tensor is there and its memory is not.
+    """
+    if tensor is None:
+        return 0
+    address: int = tensor.data_ptr()
+    if address == 0 and tensor.numel():
+        raise InputError(
+            f"a tensor of shape {tuple(tensor.shape)} has no memory: it was freed, as sharded "
+            "training frees parameters (untyped_storage().resize_(0)), and is to be gathered first"
+        )
+    return address
 
 
 def on_large_pages(op: str, x: Tensor) -> Tensor:

@@ -124,6 +124,17 @@ def test_state_dicts_of_the_other_kind_are_refused() -> None:
         plain.load_state_dict(bits.state_dict())
 
 
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("wrong", [-128, -86, 86, 127])
+def test_a_state_dict_of_other_steps_is_refused(wrong: int, assign: bool) -> None:
+    """Whose sums would saturate on some processors."""
+    encoder = small()
+    state = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    state["layers.1.attention.out.weight"][3, 5] = wrong
+    with pytest.raises(InputError, match=r"layers\.1\.attention\.out\.weight.*\[-85, 85\]"):
+        encoder.load_state_dict(state, assign=assign)
+
+
 def test_it_cannot_be_trained() -> None:
     encoder = small()
     ids = torch.randint(5, 60, (2, 9))
@@ -148,6 +159,19 @@ def test_quantised_twice_and_back() -> None:
     for name, tensor in plain.state_dict().items():
         off = (encoder.state_dict()[name] - tensor).abs().max()
         assert off <= tensor.abs().max() / 100, name
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_back_in_halves_a_weight_is_rounded_once(dtype: str) -> None:
+    encoder = small(dtype=dtype)
+    layer = encoder.layers[0].attention.out
+    layer.scale[0] = 1.2e-8  # the weights are numbers of float16, and it is none
+    exact = layer.weight.double() * layer.scale.double()[:, None]
+    dequantize_layers(encoder)
+    found = encoder.layers[0].attention.out.weight
+    assert found.dtype == getattr(torch, dtype)
+    assert found[0].any()
+    torch.testing.assert_close(found, exact.to(found.dtype), rtol=1.2e-7, atol=0)
 
 
 def test_compiled_it_gives_the_same() -> None:

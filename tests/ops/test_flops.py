@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import pyenc.ops.flops  # noqa: F401
-from pyenc.ops import ALiBi, attention, linear
+from pyenc.ops import ALiBi, attention, extension, linear
 from pyenc.ops.linear import int8
 from tests.ops.linear.linear_support import layer, pin
 
@@ -41,6 +41,17 @@ def test_linear(
     with torch.no_grad():
         assert counted(lambda: linear(x, weight, bias, activation)) == once
         assert counted(lambda: linear(x, weight * 2, bias, activation)) == once
+
+
+@pytest.mark.skipif(extension.missing() is not None, reason=str(extension.missing()))
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_few_rows(activation: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    pin(monkeypatch, {"few_rows": 2.0}, torch.float32)
+    x, (weight, bias) = torch.randn(2, 3, 256), layer(256, 256)
+    once = 2 * 6 * 256 * 256
+    with torch.no_grad():
+        assert counted(lambda: linear(x, weight, bias, activation)) == once
+        assert counted(lambda: linear(x, weight, None, activation, backend="few_rows")) == once
 
 
 def test_halves_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:

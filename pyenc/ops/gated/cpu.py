@@ -17,6 +17,7 @@ from ..launch import (
     check_memory,
     module_for,
     on_large_pages,
+    pointer,
     rows_in_place,
 )
 
@@ -31,7 +32,7 @@ def _rows(name: str, x: Tensor) -> Tensor:
 
 
 def _place(rows: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if rows is None else (rows.data_ptr(), rows.stride(0))
+    return (0, 0) if rows is None else (pointer(rows), rows.stride(0))
 
 
 def _call(like: Tensor, activation: str) -> tuple[int, int, int, int, int]:

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 from .. import launch
 from ..activation import ACTIVATION_CODES
+from ..backend import compiling
 
 
 def why_not(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
@@ -23,8 +24,12 @@ def why_not(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     if (reason := around()) is not None:
         return reason
     for tensor in (x, weight, bias):
-        if tensor is not None and type(tensor) not in (Tensor, nn.Parameter):
+        if tensor is None:
+            continue
+        if type(tensor) not in (Tensor, nn.Parameter):
             return f"it takes plain tensors, not {type(tensor).__name__}"
+        if not compiling() and tensor._is_zerotensor():
+            return "it takes tensors that have memory"
     return launch.why_not(x)
 
 

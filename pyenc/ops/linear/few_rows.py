@@ -86,7 +86,7 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | N
     launch.module_for("linear").few_rows(
         launch.DTYPE_CODES[x.dtype], rows.shape[0], columns, depth, torch.get_num_threads(),
         ACTIVATION_CODES[activation] if activation else -1,
-        (rows.data_ptr(), rows.stride(0)), (weight.data_ptr(), weight.stride(0)),
+        (launch.pointer(rows), rows.stride(0)), (launch.pointer(weight), weight.stride(0)),
         launch.pointer(offset), out.data_ptr(),
     )  # fmt: skip
     return launch.shaped(out, x)

@@ -29,7 +29,7 @@ from ..constant import constant_result
 from ..unseen import unseen
 from ..validation import check_beside, check_float, check_given
 from . import few_rows, int8_rows, packs
-from .int8_rows import STEPS, TINY
+from .int8_rows import STEPS
 from .reference import int8_linear_reference
 
 LEVELS = 85
@@ -38,6 +38,12 @@ LEVELS = 85
 ROWS = few_rows.ROWS
 """At the most, of few rows: the C++ kernel makes their product of the weight as it lies, without a
 pack and oneDNN's work around one; the integers, and so the bits, are the same."""
+
+MOST = 2**31 // ((STEPS + 1) * LEVELS)
+"""Channels whose sum fits into 32 bits, whatever they are; of more torch makes the product."""
+
+COUNTED = 2**24 // ((STEPS + 1) * LEVELS)
+"""Likewise what float32 counts to; of more torch multiplies in float64."""
 
 BLOCK = 512
 """Rows at a time: what is between the passes stays in a cache."""
@@ -68,7 +74,9 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     if wide.numel() == 0:
         return wide.to(torch.int8), wide.new_zeros(wide.shape[0])
     scale = wide.abs().amax(1) / LEVELS
-    steps = (wide / scale.clamp_min(TINY)[:, None]).round_().clamp_(-LEVELS, LEVELS)
+    # Of zeros any step will do; a subnormal one is a step.
+    divisor = torch.where(scale > 0, scale, 1.0)
+    steps = (wide / divisor[:, None]).round_().clamp_(-LEVELS, LEVELS)
     return steps.to(torch.int8), scale
 
 
@@ -94,7 +102,7 @@ def int8_linear(
         scale: (F,) float32.
         bias: (F,), floating point, or None.
         activation: one of `ACTIVATIONS`, or None.
-        backend: "onednn", "torch" (the same integers, multiplied in float32) or "reference"; None
+        backend: "onednn", "torch" (the same integers, multiplied as floats) or "reference"; None
             chooses, and so do "cpu" and "triton", the names of kernels that other ops have.
 
     Returns:
@@ -123,7 +131,7 @@ def backend_table(x: Tensor) -> dict[str, WhyNot]:
     """The backends of this op and why each cannot serve x, for `choose` and `explain`."""
     elsewhere = None if x.device.type == "cpu" else f"the tensors are on {x.device}"
     return {
-        "onednn": lambda: elsewhere or why_not(),
+        "onednn": lambda: elsewhere or _too_long(x) or why_not(),
         "torch": always,
         "reference": always,
         # Asked for by name for all the ops of a model.
@@ -131,6 +139,12 @@ def backend_table(x: Tensor) -> dict[str, WhyNot]:
         "triton": always,
         "flash_attn": always,
     }
+
+
+def _too_long(x: Tensor) -> str | None:
+    if x.ndim == 0 or x.shape[-1] <= MOST:
+        return None
+    return f"sums of more than {MOST:,} channels may not fit into its 32 bits"
 
 
 @constant_result
@@ -171,13 +185,15 @@ def _op(
         if name == "onednn":
             y = _product(steps, packed, scale, zeros)
         else:
-            y = (steps.float() @ packed.t()).mul_(scale)
+            # The dispatcher still casts here what the op is made of.
+            with torch.autocast("cpu", enabled=False):
+                y = (steps.to(packed.dtype) @ packed.t()).float().mul_(scale)
         finish(y, step, zero, sums, wide_bias, activation, out[at : at + BLOCK])
     return launch.shaped(out, x)
 
 
 def _is_few(rows: Tensor, weight: Tensor) -> bool:
-    return rows.shape[0] <= ROWS and few_rows.lies(weight)
+    return rows.shape[0] <= ROWS and weight.shape[1] <= MOST and few_rows.lies(weight)
 
 
 def _few_rows(
@@ -207,7 +223,8 @@ def _(
 def _ready(weight: Tensor, scale: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """The weight as the product takes it, and scale times its sums over C."""
     if name != "onednn":
-        return weight.float(), weight.sum(1, dtype=torch.int32) * scale
+        wide = weight.float() if weight.shape[1] <= COUNTED else weight.double()
+        return wide, weight.sum(1, dtype=torch.int32) * scale
     made = packs.packed(weight, _pack) if packs.why_not(weight) is None else _pack(weight)
     packed, sums = made
     return packed, sums * scale

@@ -114,7 +114,7 @@ def few_rows_in_one(
     launch.module_for(OP).int8_few_rows(
         launch.DTYPE_CODES[x_TC.dtype], rows, columns, depth, torch.get_num_threads(),
         -1 if activation is None else ACTIVATION_CODES[activation], STEPS, TINY,
-        x_TC.data_ptr(), (weight.data_ptr(), weight.stride(0)), scale.data_ptr(),
+        launch.pointer(x_TC), (launch.pointer(weight), weight.stride(0)), launch.pointer(scale),
         launch.pointer(bias), out.data_ptr(),
     )  # fmt: skip
     return out

@@ -59,7 +59,7 @@ def straight(
         return None
     if activation is not None and activation not in ACTIVATIONS:
         return None
-    if x._is_zerotensor() or weight._is_zerotensor():
+    if any(t is not None and t._is_zerotensor() for t in (x, weight, bias)):
         return None
     return product(x, weight, bias, activation)
 

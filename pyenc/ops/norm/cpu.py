@@ -40,7 +40,7 @@ def forward(
     normed = torch.empty_like(x)
     stats = x.new_empty((x.shape[0], 2), dtype=torch.float32)
     module_for(OP).norm_forward(
-        *call, x.data_ptr(), pointer(residual), pointer(total), normed.data_ptr(), stats.data_ptr()
+        *call, pointer(x), pointer(residual), pointer(total), normed.data_ptr(), stats.data_ptr()
     )
     return normed, total, stats
 
@@ -90,5 +90,5 @@ def _call(
     check_contiguous(OP, x=x, weight=weight, bias=bias)
     threads = torch.get_num_threads()
     return (
-        DTYPE_CODES[x.dtype], rms, *x.shape, eps, weight.data_ptr(), pointer(bias), threads,
+        DTYPE_CODES[x.dtype], rms, *x.shape, eps, pointer(weight), pointer(bias), threads,
     )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyenc.errors import InputError
+from pyenc.errors import BackendError, InputError
 from pyenc.ops import extension
 from pyenc.ops.linear import int8, int8_rows, packs
 from pyenc.ops.linear.int8 import int8_linear, quantize_weight
@@ -120,6 +120,24 @@ def test_sums_are_exact_at_the_ends_of_the_range(backend: str, c: int) -> None:
         assert torch.equal(got.long(), truth)
 
 
+@pytest.mark.parametrize("backend", [None, "reference", *BACKENDS])
+@pytest.mark.parametrize("c", [1029, 4096, 140_000])
+def test_long_sums_are_exact(c: int, backend: str | None) -> None:
+    """Beyond what float32 counts, and beyond 32 bits: rounded once, whatever rows there are."""
+    weight = torch.randint(70, 86, (3, c)).to(torch.int8)
+    weight[0], weight[1] = 85, -85
+    x = torch.randint(0, 192, (70, c))
+    x[:, 0], x[:, 1], x[0, 2:] = 191, 0, 191  # so that steps are ones
+    truth = (x.double() @ weight.double().t()).float()
+    if backend == "onednn" and c > int8.MOST:
+        with pytest.raises(BackendError, match="131,586 channels"):
+            int8_linear(x.float(), weight, torch.ones(3), backend=backend)
+        return
+    for rows in (slice(0, 1), slice(5, 12), slice(0, 70)):
+        got = int8_linear(x[rows].float(), weight, torch.ones(3), backend=backend)
+        assert torch.equal(got, truth[rows])
+
+
 def test_it_would_be_found_out_if_it_saturated(monkeypatch: pytest.MonkeyPatch) -> None:
     def saturating(steps: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor) -> Tensor:
         products = steps.int()[:, None] * packed.int()[None]
@@ -158,6 +176,19 @@ def test_rows_of_zeros_and_of_what_is_not_finite(backend: str) -> None:
     assert got[[2, 4, 5]].isnan().all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_rounds_no_integers(cast: torch.dtype, dtype: torch.dtype, backend: str) -> None:
+    weight, scale, bias = layer(96)
+    for rows in (3, 70):
+        x = torch.randn(rows, 96).to(dtype)
+        wanted = int8_linear(x, weight, scale, bias, "relu", backend=backend)
+        with torch.autocast("cpu", cast):
+            got = int8_linear(x, weight, scale, bias, "relu", backend=backend)
+        assert torch.equal(got, wanted)
+
+
 def test_small_numbers_keep_their_share() -> None:
     weight, scale, _ = layer()
     x = torch.randn(4, 24) * 1e-30
@@ -178,6 +209,17 @@ def test_a_weight_is_quantised_to_the_nearest() -> None:
     assert exact.tolist() == [[85, -5, 0], [-85, 1, 32]]
     assert one.tolist() == [1, 2]
     assert quantize_weight(torch.zeros(3, 0))[0].shape == (3, 0)
+
+
+@pytest.mark.parametrize("size", [1e-36, 1e-38, 1e-41, 1e-43])
+def test_a_small_channel_is_quantised_as_any_other(size: float) -> None:
+    """Whose scale is subnormal, but for what a subnormal scale itself is rounded by."""
+    wide = torch.tensor([[85.0, -5, 0, 40, 17]]).double() * size / 85
+    weight, scale = quantize_weight(wide)
+    least = 2.0**-149
+    off = (weight.double() * scale.double()[:, None] - wide.float().double()).abs()
+    assert scale > 0
+    assert (off <= size / 170 * 1.00001 + 85 * least / 2).all()
 
 
 @onednn

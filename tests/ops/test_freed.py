@@ -1,0 +1,73 @@
+"""Tensors whose memory is gone, as sharded training frees parameters: told of, and never read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyenc.errors import InputError
+from pyenc.ops import add_layer_norm, add_rms_norm, extension, gated_activation, linear
+from pyenc.ops.linear import few_rows
+from pyenc.ops.linear.int8 import int8_linear, quantize_weight
+from tests.ops.linear.linear_support import check
+
+pytestmark = pytest.mark.skipif(extension.missing() is not None, reason=str(extension.missing()))
+
+X = torch.randn(4, 512)
+
+
+def freed(tensor: Tensor) -> Tensor:
+    tensor = tensor.clone()
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def few(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return linear(x, weight, bias, "gelu", backend=few_rows.WAY)
+
+
+def eight(which: int, x: Tensor = X) -> Tensor:
+    given = [*quantize_weight(torch.randn(512, 512)), torch.randn(512)]
+    given[which] = freed(given[which])
+    return int8_linear(x, *given)
+
+
+SQUARE, LINE = torch.randn(512, 512), torch.ones(512)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: few(freed(X), SQUARE),
+        lambda: few(X, freed(SQUARE)),
+        lambda: few(X, SQUARE, freed(LINE)),
+        lambda: linear(X, SQUARE, freed(LINE), "gelu"),
+        lambda: eight(0),
+        lambda: eight(1),
+        lambda: eight(2),
+        lambda: add_rms_norm(X, None, freed(LINE), 1e-6),
+        lambda: add_layer_norm(X, X, LINE, freed(LINE), 1e-6, backend="cpu"),
+        lambda: gated_activation(freed(X), X, "gelu"),
+    ],
+)
+def test_it_is_told_of(call: Callable[[], Tensor]) -> None:
+    # Or by torch, where it computes with it first.
+    with torch.no_grad(), pytest.raises((InputError, RuntimeError), match=r"no memory|storage"):
+        call()
+
+
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_a_bias_of_zeros_that_take_no_memory(activation: str | None) -> None:
+    zeros = torch._efficientzerotensor((512,))
+    with torch.no_grad():
+        got = linear(X, SQUARE, zeros, activation)
+        check(got, X, SQUARE, torch.zeros(512), activation=activation)
+
+
+def test_what_is_empty_has_no_memory_either() -> None:
+    with torch.no_grad():
+        assert torch.equal(few(torch.randn(3, 0), torch.randn(5, 0)), torch.zeros(3, 5))
+        assert few(torch.randn(0, 4), torch.randn(5, 4)).shape == (0, 5)
