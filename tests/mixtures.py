@@ -51,7 +51,8 @@ def routed(x: Tensor, router: Tensor, each: int, normalized: bool) -> tuple[Tens
         logits = torch.mv(router, x[t])
         shares = torch.exp(logits - logits.max())
         shares = shares / shares.sum()
-        best = sorted(range(len(shares)), key=lambda e: (-float(shares[e]), e))[:each]
+        listed = shares.tolist()
+        best = sorted(range(len(shares)), key=lambda e: (-listed[e], e))[:each]
         top = torch.stack([shares[e] for e in best])
         chosen.append(best)
         weights.append(top / top.sum() if normalized else top)
