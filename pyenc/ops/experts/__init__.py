@@ -11,7 +11,16 @@ from torch import Tensor
 from ...errors import InputError
 from .. import oracle
 from ..activation import check_activation
-from ..backend import BACKENDS, WhyNot, always, choose, compiling, hides_values, requested_backend
+from ..backend import (
+    BACKENDS,
+    WhyNot,
+    always,
+    choose,
+    compiling,
+    hides_values,
+    requested_backend,
+    transformed,
+)
 from ..validation import check_beside, check_float, check_given
 from . import registration as _registration  # noqa: F401  (it registers the op)
 from .grouped import summed
@@ -50,7 +59,8 @@ def experts(
             are, not turned.
         activation: one of `ACTIVATIONS`.
         backend: a name that `linear` has, for the products; "reference" is the dense formula of
-            every token through every expert. Differentiable with each.
+            every token through every expert, as torch.func and torch.jit's traces have it with
+            each. Differentiable with each.
 
     Returns:
         (T, C), dtype of x (under autocast, autocast's), rounded once.
@@ -69,7 +79,9 @@ def experts(
         raise InputError(
             f"experts: x, up and down must share a dtype; got {x.dtype}, {up.dtype}, {down.dtype}"
         )
-    if choose("experts", backend, _TABLE, others=OTHERS) == "reference":
+    name = choose("experts", backend, _TABLE, others=OTHERS)
+    # torch.func may take many choices at once, and a trace of torch.jit would keep this call's.
+    if name == "reference" or transformed() or torch._C._get_tracing_state() is not None:
         wide = experts_reference(
             oracle.widen(x), chosen, oracle.widen(weights), oracle.widen(up), oracle.widen(down),
             activation,

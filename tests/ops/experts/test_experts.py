@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyenc.errors import BackendError, InputError, InputTypeError
 from pyenc.ops import experts
@@ -210,6 +211,22 @@ def test_in_a_graph_of_any_size() -> None:
         for a, b in zip(*grads, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     torch._dynamo.reset()
+
+
+def test_a_trace_takes_other_choices_too() -> None:
+    """Of torch.jit and of values; and a transform takes several choices at once."""
+    x, chosen, weights, up, down = cast(operands(9, 2), torch.float32)
+    other = cast(operands(9, 2), torch.float32)[:3]
+    jit = torch.jit.trace(
+        lambda *given: experts(*given, up, down), (x, chosen, weights), check_trace=False
+    )
+    graph = make_fx(lambda *given: experts(*given, up, down))(x, chosen, weights)
+    right = experts(*other, up, down)
+    for traced in (jit, graph):
+        torch.testing.assert_close(traced(*other), right, rtol=1e-5, atol=1e-5)
+    both = [torch.stack(pair) for pair in zip((x, chosen, weights), other, strict=True)]
+    found = torch.func.vmap(lambda *given: experts(*given, up, down))(*both)
+    torch.testing.assert_close(found[1], right, rtol=1e-5, atol=1e-5)
 
 
 def test_without_values() -> None:
