@@ -78,7 +78,7 @@ def test_derivatives_forward(name: str, backend: str | None) -> None:
 
 @pytest.mark.parametrize("name", sorted(OPS.keys() - {"experts", "linear", "gated_linear"}))
 def test_a_kernel_asked_for_by_name_is_refused(name: str) -> None:
-    """Of linear layers and experts "cpu" is no kernel: torch's product, or one that stands aside."""
+    """Of experts and linear layers "cpu" is none: torch's product, or one that stands aside."""
     with pytest.raises(BackendError, match="a derivative goes forward through it"):
         torch.func.jvp(lambda x: OPS[name](x, "cpu"), (X,), (X,))
 
