@@ -186,7 +186,7 @@ def test_pre_norm_too() -> None:
     assert half.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled(backend: str) -> None:
     """One graph of any lengths, forward and backward."""
     torch._dynamo.reset()
