@@ -1,6 +1,6 @@
 """docs/training.md: its sections that say `<!-- run -->` are run, from top to bottom in one
-namespace. The others have nothing to run, start processes or compile, which tests/models does, or need
-sentence-transformers (tests/integrations/page)."""
+namespace. The others have nothing to run, start processes or compile, which tests/models does, or
+need sentence-transformers (tests/integrations/page)."""
 
 from __future__ import annotations
 
