@@ -359,6 +359,8 @@ WHOLE = {"arange", "randint", "randperm", "tril_indices", "triu_indices"}
 
 CONVENTIONAL = {
     ("pyenc/models/head.py", "zeros"),
+    ("pyenc/models/mixture.py", "empty"),
+    ("pyenc/models/mixture.py", "zeros"),
     ("pyenc/models/modules.py", "ones"),
     ("pyenc/models/modules.py", "zeros"),
     ("pyenc/models/table_alibi.py", "zeros"),

@@ -12,6 +12,7 @@ import torch
 
 from ..loading import check_device
 from ..loading.shipped import shipped
+from ..models import EncoderConfig
 from ..models.int8 import quantization
 from ..ops import extension
 from ..ops.linear import choices
@@ -68,6 +69,7 @@ def _architecture(encoder: TextEncoder) -> dict[str, Any]:
             "size": config.intermediate_size,
             "gated": config.gated,
             "activation": config.activation,
+            "experts": _experts(config),
         },
         "position": config.position,
         "vocabulary": config.vocab_size,
@@ -77,6 +79,15 @@ def _architecture(encoder: TextEncoder) -> dict[str, Any]:
         "query_key_norm": config.qk_norm or config.head_norm,
         "pooler": config.pooler,
     }
+
+
+def _experts(config: EncoderConfig) -> dict[str, int] | None:
+    """Of layers that have some, how many there are, how many a token goes through, and where."""
+    if config.experts is None:
+        return None
+    kind = config.experts
+    layers = sum(kind.layers[: config.num_layers])
+    return {"count": kind.count, "each": kind.each, "layers": layers}
 
 
 def _parameters(encoder: TextEncoder) -> dict[str, Any]:
@@ -225,7 +236,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         + (", query-key norm" if shape["query_key_norm"] else "")
         + (", causal" if shape["causal"] else ""),
     )
-    yield _row("feed-forward", f"{gated}{forward['activation']}, {forward['size']}")
+    mixed = forward["experts"]
+    words = "" if mixed is None else "; {layers} layers: {each} of {count} experts".format(**mixed)
+    yield _row("feed-forward", f"{gated}{forward['activation']}, {forward['size']}{words}")
     yield _row("positions", shape["position"] + table)
     used = shape["tokenizer_vocabulary"]
     words = "no tokenizer files" if used is None else f"{used:,} used"

@@ -2,9 +2,10 @@
 
 from .config import EncoderConfig, HeadConfig
 from .encoder import Encoder
+from .experts import Experts
 from .position import register_position
 from .table_alibi import NAME, TableALiBi
 
-__all__ = ["Encoder", "EncoderConfig", "HeadConfig", "TableALiBi", "register_position"]
+__all__ = ["Encoder", "EncoderConfig", "Experts", "HeadConfig", "TableALiBi", "register_position"]
 
 register_position(NAME, TableALiBi)

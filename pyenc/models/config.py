@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ..errors import InputError
 from ..ops import ACTIVATIONS
+from .experts import Experts
 from .position import POSITIONS, Fields, check_fields, check_position
 from .rotary import Rotary
 
@@ -113,6 +114,8 @@ class EncoderConfig:
     gated: bool = False
     gate_first: bool = True
     """Which half of a gated feed-forward's rows is activated."""
+    experts: Experts | None = None
+    """Of layers that have a mixture in the place of one feed-forward."""
     qkv_bias: bool = True
     out_bias: bool = True
     up_bias: bool = True
@@ -173,6 +176,7 @@ class EncoderConfig:
             )
         self._check_numbers()
         self._check_heads()
+        self._check_experts()
         self._check_positions()
         for name in DROPOUTS:
             value = getattr(self, name)
@@ -214,6 +218,17 @@ class EncoderConfig:
             )
         if self.term_norm and not self.norm_first:
             raise InputError("EncoderConfig: term_norm goes with norm_first alone")
+
+    def _check_experts(self) -> None:
+        if self.experts is None:
+            return
+        if (said := len(self.experts.layers)) < self.num_layers:
+            raise InputError(f"EncoderConfig: experts names {said} of {self.num_layers} layers")
+        if self.gated or self.wide_residual or self.feed_forward_dropout in ("inner", "both"):
+            raise InputError(
+                "EncoderConfig: experts go with a feed-forward that is not gated, without "
+                'wide_residual, and without dropout inside (feed_forward_dropout None or "outer")'
+            )
 
     def _check_positions(self) -> None:
         check_position(self.position)

@@ -1,8 +1,8 @@
 """Encoders with linear layers in eight bits: how an encoder comes to have them.
 
 Attention's output product and the feed-forward's first (with its gate, where it has one) are
-quantised. Embeddings, norms, biases, the other linear layers, the products of q with k and of
-weights with v, the pooler and the masked-LM head stay in the model's dtype.
+quantised. Embeddings, norms, biases, the other linear layers, mixtures of experts, the products of
+q with k and of weights with v, the pooler and the masked-LM head stay in the model's dtype.
 """
 
 from __future__ import annotations

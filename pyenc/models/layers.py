@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .attention import Attention
 from .call import Call
 from .config import EncoderConfig
-from .feed_forward import FeedForward
+from .mixture import feed_forward
 from .modules import Norm, called, dropped, dtype_of
 
 
@@ -22,7 +22,7 @@ class Layer(nn.Module):
         self.attention = Attention(config, index)
         self.attention_norm = Norm(config)
         self.second_norm = Norm(config) if config.second_residual else None
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = feed_forward(config, index)
         self.feed_forward_norm = Norm(config)
         self.dropout = config.dropout_of("output_dropout")
 
@@ -49,7 +49,7 @@ class PreNormLayer(nn.Module):
         self.attention_norm = Norm(config) if index or config.first_norm else None
         self.attention = Attention(config, index)
         self.feed_forward_norm = Norm(config)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = feed_forward(config, index)
         self.attention_term_norm = Norm(config) if config.term_norm else None
         self.feed_forward_term_norm = Norm(config) if config.term_norm else None
         self.dropout = config.dropout_of("output_dropout")

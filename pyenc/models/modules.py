@@ -63,8 +63,10 @@ def hooked_before(module: nn.Module) -> bool:
     return bool(hooks)
 
 
-def dtype_of(module: nn.Module, default: torch.dtype) -> torch.dtype:
-    """What a linear layer, or what stands in its place, multiplies in."""
+def dtype_of(module: nn.Module | Tensor, default: torch.dtype) -> torch.dtype:
+    """What a linear layer, or what stands in its place, multiplies in, or a weight alone."""
+    if isinstance(module, Tensor):
+        return module.dtype
     found = getattr(module, "dtype", None)
     if isinstance(found, torch.dtype):
         return found

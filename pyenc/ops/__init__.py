@@ -16,6 +16,7 @@ from .attention.score_check import check_score_bias
 from .attention.share import computed_share
 from .backend import BACKENDS, use_backend
 from .embedding import embedding_norm
+from .experts import experts
 from .gated import gated_activation, gated_linear
 from .linear import linear
 from .norm import add_layer_norm, add_rms_norm
@@ -39,6 +40,7 @@ __all__ = [
     "check_score_bias",
     "computed_share",
     "embedding_norm",
+    "experts",
     "gated_activation",
     "gated_linear",
     "linear",

@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import attention as _attention  # noqa: F401  what is registered here
+from . import experts as _experts  # noqa: F401
 from . import gated_linear as _gated  # noqa: F401
 from . import linear as _linear  # noqa: F401
 from .linear import int8 as _int8  # noqa: F401
@@ -58,6 +59,23 @@ def _gated_backward_flops(
 ) -> int:
     """The product is made once more."""
     return _linear_flops(x, weight)
+
+
+@register_flop_formula(_ops.experts)
+def _experts_flops(
+    x: tuple[int, ...], chosen: tuple[int, ...], _: Any, up: tuple[int, ...], *__: Any, **___: Any
+) -> int:
+    """Two products for each of a token's experts."""
+    return 2 * 2 * chosen[0] * chosen[1] * up[1] * up[2]
+
+
+@register_flop_formula(_ops.experts_backward)
+def _experts_backward_flops(
+    _: Any, x: tuple[int, ...], chosen: tuple[int, ...], weights: Any, up: tuple[int, ...],
+    *__: Any, **___: Any,
+) -> int:  # fmt: skip
+    """Two for each of the two, and the first once more."""
+    return _experts_flops(x, chosen, weights, up) // 2 * 5
 
 
 @register_flop_formula(_ops.attention, get_raw=True)

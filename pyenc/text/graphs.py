@@ -90,6 +90,8 @@ def why_not(model: Encoder, tokens: int, sequences: int) -> str | None:
     heads = model.embeddings.word.weight.new_empty(0, model.config.num_heads, model.config.head_dim)
     if (reason := attention_kernels.why_not(heads, _Table(model.relative_bias))) is not None:
         return reason
+    if model.config.experts is not None:
+        return "how many tokens each expert has is read on the host"
     if torch.is_autocast_enabled("cuda"):
         return "autocast keeps casts between calls"
     return _graphs_of(model).why_not()

@@ -18,6 +18,7 @@ from pyenc.loading import own_checkpoint, save_checkpoint
 from pyenc.models import Encoder, EncoderConfig, register_position
 from pyenc.ops import extension
 from pyenc.ops.linear import choices
+from tests.mixtures import folder_of
 
 # One of them has no sentence-transformers files: test_what_is_assumed has what is said of that.
 pytestmark = pytest.mark.filterwarnings("ignore::pyenc.AssumptionWarning")
@@ -117,6 +118,14 @@ def test_where_the_limit_comes_from(
     assert limits["max_length"] == length
     assert limits["max_length_from"].startswith(source)
     assert limits["position_table"] == 320
+
+
+def test_experts(cli: Cli, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "experts")
+    found = facts(cli, folder)["architecture"]["feed_forward"]
+    assert found["experts"] == {"count": 5, "each": 2, "layers": 2}
+    assert "gelu, 20; 2 layers: 2 of 5 experts" in cli("info", folder).out
+    assert facts(cli, GOLDEN / "bert_cls_h2")["architecture"]["feed_forward"]["experts"] is None
 
 
 def copy(golden: Path, tmp_path: Path) -> Path:

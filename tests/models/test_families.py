@@ -89,11 +89,12 @@ def test_nomic_spellings() -> None:
     # Rounded up to a multiple of 256 by the original code.
     assert shape_of("nomic-bert", NOMIC, n_inner=200).intermediate_size == 256
     assert shape_of("nomic-bert", NOMIC, n_inner=None, n_embd=768).intermediate_size == 2048
+    # The original code drops its embeddings by resid_pdrop, and reads no embd_pdrop.
     apart = shape_of("nomic-bert", NOMIC, resid_pdrop=0.2, embd_pdrop=0.1)
-    assert (apart.hidden_dropout, apart.embedding_dropout) == (0.2, 0.1)
+    assert (apart.hidden_dropout, apart.dropout_of("embedding_dropout")) == (0.2, 0.2)
     native |= {"resid_pdrop": ..., "embd_pdrop": ..., "hidden_dropout_prob": 0.2}
     one = shape_of("nomic-bert", NOMIC, **native, rope_theta=5.0)
-    assert one.hidden_dropout == one.embedding_dropout == 0.2
+    assert one.hidden_dropout == one.dropout_of("embedding_dropout") == 0.2
 
 
 def test_modernbert_spellings() -> None:

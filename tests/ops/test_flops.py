@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import pyenc.ops.flops  # noqa: F401
-from pyenc.ops import ALiBi, attention, extension, linear
+from pyenc.ops import ALiBi, attention, experts, extension, linear
 from pyenc.ops.linear import int8
 from tests.ops.linear.linear_support import layer, pin
 
@@ -59,6 +59,19 @@ def test_halves_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     x, (weight, bias) = torch.randn(512, 256).half(), layer(256, 256, dtype=torch.float16)
     with torch.no_grad():
         assert counted(lambda: linear(x, weight, bias, "gelu")) == 2 * 512 * 256 * 256
+
+
+def test_experts() -> None:
+    """Of those that a token goes through; the registered op, which graphs have, as well."""
+    x, up, down = (torch.randn(s, requires_grad=True) for s in ((7, 24), (5, 40, 24), (5, 40, 24)))
+    chosen, weights = torch.randint(5, (7, 2)), torch.rand(7, 2, requires_grad=True)
+    once = 2 * 2 * 7 * 2 * 24 * 40
+    given = x, chosen, weights, up, down
+    assert counted(lambda: experts(*given)) == once
+    assert counted(lambda: experts(*given).sum().backward()) == 3 * once
+    op = torch.ops.pyenc.experts
+    assert counted(lambda: op(*given, "gelu", "auto")) == once
+    assert counted(lambda: op(*given, "gelu", "auto").sum().backward()) == once + once // 2 * 5
 
 
 def test_a_gated_product_and_its_being_made_once_more() -> None:

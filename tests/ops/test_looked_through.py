@@ -21,6 +21,7 @@ from pyenc.ops import (
     alibi_slopes,
     attention,
     embedding_norm,
+    experts,
     gated_activation,
     gated_linear,
     linear,
@@ -34,6 +35,8 @@ from tests.seeds import seed
 T, C = 6, 8
 torch.manual_seed(seed(1))
 X, W, W2, BIAS = torch.randn(T, C), torch.randn(4, C), torch.randn(8, C), torch.randn(4)
+UP, DOWN = torch.randn(3, 5, C), torch.randn(3, 5, C)
+CHOSEN, SHARES = torch.tensor([[0, 2], [2, 1], [1, 0], [2, 0], [2, 1], [0, 2]]), torch.rand(T, 2)
 GAIN, TURN = torch.rand(C) + 0.5, torch.rand(9, C // 2)
 IDS, BOUNDS = torch.tensor([0, 3, 2]), torch.tensor([0, 2, 2, T])
 
@@ -45,6 +48,7 @@ OPS: dict[str, Call] = {
     "add_layer_norm": lambda x, b: add_layer_norm(x, 2 * X, GAIN, None, 1e-5, backend=b)[0],
     "add_rms_norm": lambda x, b: add_rms_norm(x, None, GAIN, 1e-5, backend=b)[0],
     "embedding_norm": lambda x, b: embedding_norm(IDS, x, GAIN, None, 1e-5, backend=b),
+    "experts": lambda x, b: experts(x, CHOSEN, SHARES, UP, DOWN, backend=b),
     "rotary": lambda x, b: rotary(x[:, None], TURN, 1 - TURN, torch.arange(T), backend=b),
     "rms_norm_rotary": lambda x, b: rms_norm_rotary(
         x[:, None],
@@ -66,7 +70,7 @@ def right(name: str) -> tuple[Tensor, Tensor]:
     """A direction, and the derivative along it, by differences of the oracle in double."""
     along, step = torch.randn(T, C, dtype=torch.float64), 1e-5
     with pytest.MonkeyPatch.context() as patch:
-        for known in ("X", "W", "W2", "BIAS", "GAIN", "TURN"):
+        for known in ("X", "W", "W2", "BIAS", "GAIN", "TURN", "UP", "DOWN", "SHARES"):
             patch.setitem(globals(), known, globals()[known].double())
         up, down = (OPS[name](X + sign * step * along, "reference") for sign in (1, -1))
     return along, (up - down) / (2 * step)
@@ -85,9 +89,9 @@ def test_derivatives_forward(name: str, backend: str | None) -> None:
     torch.testing.assert_close(slope.double(), wanted, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(OPS.keys() - {"linear", "gated_linear"}))
+@pytest.mark.parametrize("name", sorted(OPS.keys() - {"experts", "linear", "gated_linear"}))
 def test_a_kernel_asked_for_by_name_is_refused(name: str) -> None:
-    """Of linear layers "cpu" is no kernel: torch's product, or one that stands aside here."""
+    """Of experts and linear layers "cpu" is none: torch's product, or one that stands aside."""
     with pytest.raises(BackendError, match="a derivative goes forward through it"):
         torch.func.jvp(lambda x: OPS[name](x, "cpu"), (X,), (X,))
 

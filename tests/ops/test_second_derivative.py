@@ -16,6 +16,7 @@ from pyenc.ops import extension
 
 BOUNDS = torch.tensor([0, 3, 7])
 ROWS = torch.arange(7)
+CHOSEN = torch.tensor([[0, 1], [1, 2], [2, 0], [1, 0], [1, 2], [0, 2], [1, 0]])
 BACKENDS = ("torch", "cpu") if extension.load() is not None else ("torch",)
 
 Call = Callable[..., Any]
@@ -49,12 +50,16 @@ CASES: dict[str, tuple[Call, list[tuple[int, ...]]]] = {
     "rms_norm": (lambda x, w, b: ops.add_rms_norm(x, None, w, 1e-5, backend=b)[0], [(7, 6), (6,)]),
     "linear": (lambda x, w, b: ops.linear(x, w, None, "gelu", backend=b), [(7, 6), (8, 6)]),
     "rms_norm_rotary": (normed_and_turned, [(7, 2, 8), (8,), (8,)]),
+    "experts": (
+        lambda x, w, up, down, b: ops.experts(x, CHOSEN, w, up, down, backend=b),
+        [(7, 6), (7, 2), (3, 4, 6), (3, 4, 6)],
+    ),
     "rotary": (turned, [(7, 2, 8)]),
     "segment_mean": (lambda x, b: ops.segment_mean(x, BOUNDS, None, True, backend=b), [(7, 6)]),
 }  # fmt: skip
 SERVED = {
     "torch": CASES.keys() - {"attention", "segment_mean"},
-    "cpu": {"linear", "rotary"},
+    "cpu": {"experts", "linear", "rotary"},
 }
 """The others' gradients are made by registered ops."""
 

@@ -134,7 +134,9 @@ def _reads_it_right(said: Mapping[str, Any], shape: EncoderConfig) -> bool:
         assert rotary is not None
         factor = rope["factor"] if rope["rope_type"] == "dynamic" else None
         return (
-            theirs.vocab_size == shape.vocab_size
+            shape.gated  # theirs always is, without biases and experts
+            and not (shape.qkv_bias or shape.up_bias or shape.down_bias)
+            and theirs.vocab_size == shape.vocab_size
             and theirs.hidden_size == shape.hidden_size
             and theirs.num_hidden_layers == shape.num_layers
             and theirs.num_attention_heads == shape.num_heads

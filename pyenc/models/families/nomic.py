@@ -1,22 +1,33 @@
-"""nomic-bert: nomic-embed-text-v1 and -v1.5, snowflake-arctic-embed-m-long, CodeRankEmbed.
+"""nomic-bert: nomic-embed-text-v1, -v1.5 and -v2-moe, snowflake-arctic-embed-m-long, CodeRankEmbed.
 
 Nussbaum et al., arXiv 2402.01613. Post-norm without biases, rotary positions, SwiGLU. Files spell
 their settings as GPT-2 does, as transformers 5 does, or both ways.
+
+v2-moe (Nussbaum and Duderstadt, arXiv 2502.07972) has XLM-RoBERTa's words, biases, and plain GELU;
+every second layer's feed-forward is a mixture of experts as MegaBlocks' `dMoE` has it.
 """
 
 from __future__ import annotations
 
 from ...errors import CheckpointError
 from ..config import EncoderConfig, HeadConfig
+from ..experts import Experts
 from ..rotary import Rotary
 from .family import ConfigFile, Family, HeadNames, Names, Parts, Published, both, weights
 
 NOT_SERVED = {
     "prenorm": False, "causal": False, "parallel_block": False, "use_rms_norm": False,
-    "qkv_proj_bias": False, "mlp_fc1_bias": False, "mlp_fc2_bias": False, "norm_mlp": False,
-    "rotary_emb_interleaved": False, "rotary_emb_scale_base": None, "rotary_head_dim": False,
-    "num_experts": 0, "moe_every_n_layers": 0,
+    "norm_mlp": False, "rotary_emb_interleaved": False, "rotary_emb_scale_base": None,
+    "rotary_head_dim": False,
 }  # fmt: skip
+
+NOT_SERVED_OF_EXPERTS = {
+    "moe_impl": "megablocks", "expert_choice_router": False, "num_shared_experts": 0, "ffn_div": 1,
+    "moe_capacity_factor": 0, "moe_jitter_eps": 0, "uniform_expert_assignment": False,
+}  # fmt: skip
+"""What the code that trains them has beside; the first of `moe_impl` has these tensors' names."""
+
+MOST_LAYERS = 4096
 
 
 def _rotary(config: ConfigFile) -> Rotary:
@@ -74,9 +85,49 @@ def _trained(config: ConfigFile) -> int:
     return config.integer(config.spelled("max_trained_positions", "max_position_embeddings"), 2048)
 
 
-def _intermediate(config: ConfigFile, hidden: int) -> int:
+def _experts(config: ConfigFile, layers: int, plain: bool) -> Experts | None:
+    said = {key: config.values.get(key) for key in ("num_experts", "moe_every_n_layers")}
+    count, every = (0 if said[key] is None else config.integer(key) for key in said)
+    if not count and not every:
+        return None
+    if not count or not 2 <= every <= layers <= MOST_LAYERS:
+        words = " and ".join(f"{key} is {value!r}" for key, value in said.items())
+        raise CheckpointError(
+            f"{config.path}: {words}, of {layers} layers; expected neither, or experts in one of "
+            f"every 2 layers or more, of {MOST_LAYERS:,} layers at the most"
+        )
+    if not plain:
+        raise CheckpointError(
+            f"{config.path}: num_experts is {count}, but activation_function is "
+            f"{config.values.get('activation_function')!r}; pyenc serves nomic-bert's experts "
+            'without gates (expected "gelu")'
+        )
+    for key, value in NOT_SERVED_OF_EXPERTS.items():
+        config.require(key, (value, None), value, "pyenc serves nomic-bert's experts without it")
+    dropout = config.values.get("resid_pdrop", 0.0)
+    config.require("moe_resid_pdrop", (dropout, None), None, "pyenc drops alike in all layers")
+    # There it is the order of the norm that they are divided by, of which true is the first.
+    normalized = config.values.get("moe_normalize_expert_weights")
+    config.require(
+        "moe_normalize_expert_weights", (False, True, None), None,
+        "pyenc leaves weights as they are or divides them by their sum",
+    )  # fmt: skip
+    return Experts(
+        count=count,
+        each=config.integer("moe_top_k"),
+        # Not the first of so many: so the original code has it.
+        layers=tuple(i % every == 1 for i in range(layers)),
+        normalized=bool(normalized),
+    )
+
+
+def _intermediate(config: ConfigFile, hidden: int, plain: bool) -> int:
     if config.values.get("n_inner") is None and config.values.get("intermediate_size") is not None:
         return config.integer("intermediate_size")
+    if plain and config.values.get("n_inner") is None:
+        return 4 * hidden
+    if plain:
+        return config.integer(config.spelled("n_inner", "intermediate_size"))
     # The original code rounds up to a multiple of 256.
     inner = int(8 * hidden / 3)
     if config.values.get("n_inner") is not None:
@@ -90,6 +141,10 @@ def _intermediate(config: ConfigFile, hidden: int) -> int:
     return inner
 
 
+def _biased(config: ConfigFile, key: str) -> bool:
+    return config.values.get(key) is not None and config.flag(key, False)
+
+
 def _norm_eps(config: ConfigFile) -> float:
     key = config.spelled("layer_norm_eps", "layer_norm_epsilon")
     return config.number(key, 1e-5 if config.values.get("n_embd") is not None else 1e-12)
@@ -100,38 +155,44 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         config.require(key, (value, None), value, "pyenc serves nomic-bert without it")
     gpt2 = config.values.get("n_embd") is not None
     config.require("rotary_emb_fraction", (1.0,), 0.0 if gpt2 else 1.0, "pyenc turns whole heads")
+    # Without a gate only as GPT-2 spells it: transformers' class has one for any activation.
+    plain = config.values.get("activation_function") == "gelu"
     # One thing by two names, so no two spellings that must be equal.
     for key in ("activation_function", "hidden_act"):
-        config.require(key, ("swiglu", "silu"), "silu", "pyenc serves nomic-bert's SwiGLU")
+        allowed = ("gelu",) if plain else ("swiglu", "silu")
+        why = "pyenc serves nomic-bert's SwiGLU, and activation_function gelu"
+        config.require(key, allowed, allowed[-1], why)
     hidden = config.integer(config.spelled("hidden_size", "n_embd"), 768)
     dropout = config.number(config.spelled("resid_pdrop", "hidden_dropout_prob"), 0.0)
+    layers = config.integer(config.spelled("num_hidden_layers", "n_layer"), 12)
+    biased = _biased(config, "qkv_proj_bias")
     length = "max_trained_positions"
     if config.values.get(length) is None:
         length = "max_position_embeddings"
     return EncoderConfig(
         vocab_size=config.integer("vocab_size", 30528),
         hidden_size=hidden,
-        num_layers=config.integer(config.spelled("num_hidden_layers", "n_layer"), 12),
+        num_layers=layers,
         num_heads=config.integer(config.spelled("num_attention_heads", "n_head"), 12),
-        intermediate_size=_intermediate(config, hidden),
+        intermediate_size=_intermediate(config, hidden, plain),
         position="rotary",
         max_length=config.integer(length, 2048),
         rotary=_rotary(config),
         type_vocab_size=config.integer("type_vocab_size", 2),
-        activation="silu",
-        gated=True,
+        activation="gelu" if plain else "silu",
+        gated=not plain,
         gate_first=False,
-        qkv_bias=False,
-        out_bias=False,
-        up_bias=False,
-        down_bias=False,
+        experts=_experts(config, layers, plain),
+        qkv_bias=biased,
+        out_bias=biased,
+        up_bias=_biased(config, "mlp_fc1_bias"),
+        down_bias=_biased(config, "mlp_fc2_bias"),
         norm_eps=_norm_eps(config),
         pooler="pooler.dense.weight" in names,
         hidden_dropout=dropout,
         attention_dropout=config.number(
             config.spelled("attn_pdrop", "attention_probs_dropout_prob"), 0.0
         ),
-        embedding_dropout=config.number("embd_pdrop", 0.0) if gpt2 else dropout,
         feed_forward_dropout="outer",
     )
 
@@ -145,13 +206,33 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
         parts |= both("pooler", "pooler.dense")
     for i in range(config.num_layers):
         ours, theirs = f"layers.{i}", f"encoder.layers.{i}"
-        parts |= weights(f"{ours}.attention.qkv", f"{theirs}.attn.Wqkv")
-        parts |= weights(f"{ours}.attention.out", f"{theirs}.attn.out_proj")
+        attention = both if config.qkv_bias else weights
+        parts |= attention(f"{ours}.attention.qkv", f"{theirs}.attn.Wqkv")
+        parts |= attention(f"{ours}.attention.out", f"{theirs}.attn.out_proj")
         parts |= both(f"{ours}.attention_norm", f"{theirs}.norm1")
-        parts |= weights(f"{ours}.feed_forward.up", f"{theirs}.mlp.fc11", f"{theirs}.mlp.fc12")
-        parts |= weights(f"{ours}.feed_forward.down", f"{theirs}.mlp.fc2")
+        mixed = config.experts is not None and config.experts.layers[i]
+        feed_forward = _mixture if mixed else _feed_forward
+        parts |= feed_forward(config, f"{ours}.feed_forward", f"{theirs}.mlp")
         parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.norm2")
     return parts
+
+
+def _feed_forward(config: EncoderConfig, ours: str, theirs: str) -> Parts:
+    names = ("fc11", "fc12") if config.gated else ("fc1",)
+    up, down = (both if biased else weights for biased in (config.up_bias, config.down_bias))
+    return up(f"{ours}.up", *(f"{theirs}.{name}" for name in names)) | down(
+        f"{ours}.down", f"{theirs}.fc2"
+    )
+
+
+def _mixture(config: EncoderConfig, ours: str, theirs: str) -> Parts:
+    """Of all experts, (E * F, C) both, and one bias for their sum."""
+    return {
+        f"{ours}.router": (f"{theirs}.router.layer.weight",),
+        f"{ours}.up": (f"{theirs}.experts.mlp.w1",),
+        f"{ours}.down": (f"{theirs}.experts.mlp.w2",),
+        f"{ours}.bias": (f"{theirs}.experts.bias",),
+    }
 
 
 def _head(config: ConfigFile, names: Names) -> HeadNames:
@@ -160,7 +241,7 @@ def _head(config: ConfigFile, names: Names) -> HeadNames:
     biases = ("cls.predictions.bias", "cls.predictions.decoder.bias")
     return HeadNames(
         HeadConfig(
-            activation="silu",
+            activation="gelu" if config.values.get("activation_function") == "gelu" else "silu",
             norm_eps=_norm_eps(config),
             dense_bias=f"{dense}.bias" in names,
             bias=any(name in names for name in biases),
@@ -188,6 +269,12 @@ FAMILY = Family(
             "NTK by each text's own length, not by its batch's width",
         ),
         Published("CodeRankEmbed", "unverified", "8,192 by its files"),
+        Published(
+            "nomic-embed-text-v2-moe",
+            "unverified",
+            "512 by its files, 2,048 trained",
+            "its mixtures of experts held against the written-out formula; weights not seen",
+        ),
     ),
     signature=("encoder.layers.0.attn.Wqkv.weight", "emb_ln.weight"),
     config=_config,
