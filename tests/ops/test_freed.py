@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from pyenc.errors import InputError
-from pyenc.ops import add_layer_norm, add_rms_norm, extension, gated_activation, linear
+from pyenc.ops import (
+    ALiBi,
+    add_layer_norm,
+    add_rms_norm,
+    attention,
+    extension,
+    gated_activation,
+    linear,
+    rms_norm_rotary,
+    rotary,
+    segment_mean,
+)
+from pyenc.ops.attention.terms import Bias
 from pyenc.ops.linear import few_rows
 from pyenc.ops.linear.int8 import int8_linear, quantize_weight
 from tests.ops.linear.linear_support import check
@@ -36,6 +49,20 @@ def eight(which: int, x: Tensor = X) -> Tensor:
 
 
 SQUARE, LINE = torch.randn(512, 512), torch.ones(512)
+HEADS, TABLE, PLACES = torch.randn(4, 2, 8), torch.ones(4, 4), torch.arange(4)
+ENDS = torch.tensor([0, 4])
+
+
+def turned(x: Tensor, cos: Tensor) -> Tensor:
+    return rotary(x, cos, TABLE, PLACES, backend="cpu")
+
+
+def normed(x: Tensor, weight: Tensor, cos: Tensor) -> Tensor:
+    return rms_norm_rotary(x, weight, cos, TABLE, PLACES, 1e-6, backend="cpu")
+
+
+def attended(q: Tensor, k: Tensor, bias: Bias = None) -> Any:
+    return attention(q, k, HEADS, ENDS, bias=bias, backend="cpu")
 
 
 @pytest.mark.parametrize(
@@ -51,6 +78,15 @@ SQUARE, LINE = torch.randn(512, 512), torch.ones(512)
         lambda: add_rms_norm(X, None, freed(LINE), 1e-6),
         lambda: add_layer_norm(X, X, LINE, freed(LINE), 1e-6, backend="cpu"),
         lambda: gated_activation(freed(X), X, "gelu"),
+        lambda: turned(freed(HEADS), TABLE),
+        lambda: turned(HEADS, freed(TABLE)),
+        lambda: normed(freed(HEADS), torch.ones(8), TABLE),
+        lambda: normed(HEADS, freed(torch.ones(8)), TABLE),
+        lambda: normed(HEADS, torch.ones(8), freed(TABLE)),
+        lambda: attended(freed(HEADS), HEADS),
+        lambda: attended(HEADS, freed(HEADS)),
+        lambda: attended(HEADS, HEADS, ALiBi(freed(torch.ones(2)))),
+        lambda: segment_mean(freed(X), ENDS, backend="cpu"),
     ],
 )
 def test_it_is_told_of(call: Callable[[], Tensor]) -> None:

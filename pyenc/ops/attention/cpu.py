@@ -173,7 +173,7 @@ def backward(
 
 
 def rows_of(x: Tensor) -> tuple[int, int, int]:
-    return x.data_ptr(), x.stride(0), x.stride(1)
+    return pointer(x), x.stride(0), x.stride(1)
 
 
 class Arrays(NamedTuple):
@@ -265,6 +265,7 @@ def _arrays_of(shape: torch.Size, cu_seqlens: Tensor, terms: Terms, skip_eps: fl
     if terms.kind not in BIAS_CODES or (terms.tensor is None) != (terms.kind == "none"):
         held = "no tensor" if terms.tensor is None else "a tensor"
         raise InputError(f"{OP}: a bias of kind {terms.kind!r} with {held}")
+    pointer(terms.tensor)  # torch, which looks at its numbers first, does not ask
     tensor, dtype, reach = _bias(terms, heads, bounds, places)
     falls = None
     longest = _longest(bounds)

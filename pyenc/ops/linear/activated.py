@@ -56,7 +56,7 @@ def activate_(y: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     launch.check_contiguous("linear", y=y)
     rows = launch.as_rows(y)
     offset = None if bias is None else bias.resolve_neg().contiguous()
-    place = (rows.data_ptr(), rows.stride(0))
+    place = (launch.pointer(rows), rows.stride(0))
     launch.module_for("linear").gated_forward(
         launch.DTYPE_CODES[y.dtype], ACTIVATION_CODES[activation], *rows.shape,
         torch.get_num_threads(), place, launch.pointer(offset), (0, 0), place,

@@ -66,7 +66,7 @@ def quantize_in_one(x_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     step, zero = x_TC.new_empty((2, x_TC.shape[0]), dtype=torch.float32)
     launch.module_for(OP).int8_quantize(
         launch.DTYPE_CODES[x_TC.dtype], *x_TC.shape, torch.get_num_threads(), STEPS, TINY,
-        x_TC.data_ptr(), steps.data_ptr(), step.data_ptr(), zero.data_ptr(),
+        launch.pointer(x_TC), steps.data_ptr(), step.data_ptr(), zero.data_ptr(),
     )  # fmt: skip
     return steps, step, zero
 

@@ -75,7 +75,7 @@ def multiply(a: Tensor, b: Tensor, bias: Tensor | None, activation: str, way: st
     served = launch.module_for("linear").product(
         PARTS[way], *out.shape, left.shape[1], torch.get_num_threads(),
         ACTIVATION_CODES[activation] if activation else -1,
-        (left.data_ptr(), *left.stride()), (right.data_ptr(), *right.stride()),
+        (launch.pointer(left), *left.stride()), (launch.pointer(right), *right.stride()),
         launch.pointer(offset), out.data_ptr(),
     )  # fmt: skip
     return out if served else None

@@ -85,7 +85,7 @@ def _call(
     check_contiguous(OP, gain=gain, k_gain=k_gain, cos=cos, sin=sin, positions=positions)
     check_range(positions, cos.shape[0])
     return (
-        DTYPE_CODES[x.dtype], x.data_ptr(), x.stride(0), x.stride(1), gain.data_ptr(),
-        pointer(k_gain), cos.data_ptr(), sin.data_ptr(), positions.data_ptr(), tokens, heads,
+        DTYPE_CODES[x.dtype], pointer(x), x.stride(0), x.stride(1), pointer(gain), pointer(k_gain),
+        pointer(cos), pointer(sin), positions.data_ptr(), tokens, heads,
         k_heads, dim, eps, torch.get_num_threads(),
     )  # fmt: skip

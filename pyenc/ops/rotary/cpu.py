@@ -16,6 +16,7 @@ from ..launch import (
     check_like,
     check_memory,
     module_for,
+    pointer,
 )
 
 OP = "rotary"
@@ -43,8 +44,8 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, back: bool = Fa
     check_range(positions, cos.shape[0])
     out = x.new_empty(x.shape)
     module_for(OP).rotary_turn(
-        DTYPE_CODES[x.dtype], x.data_ptr(), x.stride(0), x.stride(1), cos.data_ptr(),
-        sin.data_ptr(), positions.data_ptr(), tokens, heads, dim, back, torch.get_num_threads(),
+        DTYPE_CODES[x.dtype], pointer(x), x.stride(0), x.stride(1), pointer(cos),
+        pointer(sin), positions.data_ptr(), tokens, heads, dim, back, torch.get_num_threads(),
         out.data_ptr(),
     )  # fmt: skip
     return out

@@ -67,7 +67,7 @@ def forward_saving(
     out = x.new_empty(n_segments, n_channels, dtype=torch.float32)
     stats = x.new_empty(n_segments, 2, dtype=torch.float32)
     module.segment_mean_forward(
-        x=x.data_ptr(),
+        x=pointer(x),
         dtype=DTYPE_CODES[x.dtype],
         cu_seqlens=cu_seqlens.data_ptr(),
         wide=cu_seqlens.dtype == torch.int64,
@@ -118,7 +118,7 @@ def backward(
     grad_weights = x.new_empty(n_tokens, dtype=torch.float32) if need_grad_weights else None
     module.segment_mean_backward(
         grad_out=grad_out.data_ptr(),
-        x=x.data_ptr(),
+        x=pointer(x),
         dtype=DTYPE_CODES[x.dtype],
         cu_seqlens=cu_seqlens.data_ptr(),
         wide=cu_seqlens.dtype == torch.int64,
