@@ -97,6 +97,17 @@ def _gemma(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
     return tokenizer
 
 
+def _llama(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
+    model = models.BPE(parts.vocab, parts.merges, fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    space = settings.get("add_prefix_space")
+    scheme = "always" if settings.get("legacy", False) else "first"
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+        prepend_scheme=scheme if space is None or space else "never", split=False
+    )
+    return tokenizer
+
+
 def _unigram(unknown: Callable[[Parts, Named], int], prefix_by_setting: bool) -> Any:
     def build(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
         model = models.Unigram(parts.vocab, unknown(parts, named), False)
@@ -174,6 +185,7 @@ ROBERTA = {
     "pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>",
 }  # fmt: skip
 GEMMA = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "unk", "pad", "mask")}
+LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 T5 = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 END = "<|endoftext|>"
 
@@ -202,6 +214,9 @@ CLASSES = {
         TokenizerClass(
             "Qwen2Tokenizer", "BPE", dict.fromkeys(("unk_token", "eos_token", "pad_token"), END),
             _qwen2, None, may_lack=NAMED,
+        ),
+        TokenizerClass(
+            "LlamaTokenizer", "BPE", LLAMA, _llama, None, lists=False, may_lack=NAMED,
         ),
         TokenizerClass("GemmaTokenizer", "BPE", GEMMA, _gemma, None, lists=False),
         TokenizerClass(

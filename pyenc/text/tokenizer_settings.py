@@ -27,6 +27,8 @@ SWITCHES = {
     "add_bos_token": (bool, type(None)),
     "add_eos_token": (bool, type(None)),
     "split_special_tokens": (bool,),
+    "legacy": (bool, type(None)),
+    "fix_mistral_regex": (bool, type(None)),
     "extra_ids": (int,),
 }
 """Settings that decide tokens or spans, and their types."""
@@ -51,7 +53,7 @@ HARMLESS = {
     "for chats": """chat_template chat_control_tokens response_template response_schema
         default_chat_template use_default_system_prompt image_seq_length""",
     "read by the slow tokenizers of before alone": """basic_tokenizer clean_text do_basic_tokenize
-        fix_mistral_regex keep_accents legacy never_split remove_space sp_model_kwargs
+        keep_accents never_split remove_space sp_model_kwargs
         wordpieces_prefix wordpiece_prefix do_split split_by_punct vocab_type special_tokens
         special_tokens_attr phoneme_language word_delimiter""",
     "ids that the vocabulary gives again": """bos_token_id cls_token_id eos_token_id mask_token_id

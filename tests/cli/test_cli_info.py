@@ -31,6 +31,8 @@ FAMILIES = {
     "gte": "GTE v1.5",
     "jina": "JinaBert",
     "jinav3": "jina-embeddings-v3",
+    "llama": "Llama",
+    "mistral": "Mistral",
     "modernbert": "ModernBERT",
     "mosaic": "MosaicBERT",
     "mpnet": "MPNet",
@@ -68,7 +70,7 @@ def test_every_golden(cli: Cli, name: str) -> None:
     assert shape["hidden_size"] == config.hidden_size
     assert shape["feed_forward"]["gated"] == config.gated
     assert shape["position"] == config.position
-    assert shape["causal"] == config.causal == name.startswith("qwen")
+    assert shape["causal"] == config.causal == name.startswith(("llama", "mistral", "qwen"))
     count = sum(p.numel() for p in encoder.model.parameters())
     assert found["parameters"]["count"] == count
     assert found["parameters"]["megabytes"] == pytest.approx(count * 4 / 1e6, abs=1e-3)

@@ -6,6 +6,7 @@ from typing import Any
 
 GTE, NOMIC, MODERN = "gte_base_like_h4", "nomic_v1_like_h2", "modernbert_embed_like_h2"
 GEMMA, EURO = "gemma_embed_like_h3", "eurobert_like_h4"
+LLAMA, MISTRAL = "llama_encoder_like_h6", "mistral_e5_like_h4"
 QWEN2, QWEN3 = "qwen2_code_like_h6", "qwen3_embed_like_h4"
 JINA3, ORIGINAL3 = "jinav3_hf_like_h4", "jinav3_lora_like_h2"
 
@@ -81,7 +82,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("Gemma", GEMMA, {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be positive"),
     ("Gemma", GEMMA, {"hidden_activation": "gelu_10"}, "hidden_activation 'gelu_10' is unknown"),
     ("Gemma", GEMMA, {"model_type": "gemma2"}, "model_type"),
-    ("EuroBERT", EURO, {"model_type": "llama"}, "model_type 'llama', .*EuroBERT"),
+    ("EuroBERT", EURO, {"model_type": "olmo"}, "model_type 'olmo', .*EuroBERT"),
     ("EuroBERT", EURO, {"model_type": ...}, "unknown architecture: model_type None"),
     ("EuroBERT", EURO, {"rope_theta": ...}, "rope_theta is missing: 250000 in the original code"),
     ("EuroBERT", EURO, {"rope_theta": None}, "rope_theta is missing"),
@@ -194,6 +195,74 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("Qwen2", QWEN2, {"hidden_size": 50}, "hidden_size 50 is not a multiple of num_heads 6"),
     ("Qwen2", QWEN2, {"auto_map": {"AutoModel": "modeling.Qwen2Model"}}, "auto_map names code of"),
     ("Qwen2", QWEN2, {"auto_map": "modeling.Qwen2Model"}, "auto_map must be an object or null"),
+    ("Mistral", MISTRAL, {"model_type": "mixtral"}, "unknown architecture: model_type 'mixtral'"),
+    ("Mistral", MISTRAL, {"model_type": ...}, "unknown architecture: model_type None"),
+    ("Mistral", MISTRAL, {"sliding_window": 0}, "sliding_window must be null or positive, got 0"),
+    ("Mistral", MISTRAL, {"sliding_window": True}, "sliding_window must be a whole number"),
+    ("Mistral", MISTRAL, {"is_causal": False}, r"is_causal false with windows \(sliding_window 12"),
+    (
+        "Mistral",
+        MISTRAL,
+        {"sliding_window": ..., "is_causal": False},
+        r"is_causal false with windows \(sliding_window 4096\) is not served",
+    ),
+    ("Mistral", MISTRAL, {"is_decoder": True}, "is_decoder is True"),
+    ("Mistral", MISTRAL, {"head_dim": 10}, "q_proj.weight' has shape .48, 48., but .* .40, 48."),
+    ("Mistral", MISTRAL, {"head_dim": 0}, "head_size must be positive: 0"),
+    ("Mistral", MISTRAL, {"num_attention_heads": 0}, "num_heads must be positive: 0"),
+    ("Mistral", MISTRAL, {"num_attention_heads": 16}, "rotary needs even heads, not 3"),
+    ("Mistral", MISTRAL, {"num_hidden_layers": 2**31 - 1}, "is 2147483647, the weights have 29 te"),
+    ("Mistral", MISTRAL, {"num_hidden_layers": 4}, "missing tensor 'layers.3."),
+    ("Mistral", MISTRAL, {"rope_theta": None}, "rope_theta must be a number, .* got None"),
+    (
+        "Mistral",
+        MISTRAL,
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        "rope_scaling: .*dynamic.* is not served; served: rope_theta with",
+    ),
+    (
+        "Mistral",
+        MISTRAL,
+        {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        "layer_types are not all 'sliding_attention', as sliding_window 12 makes them",
+    ),
+    (
+        "Mistral",
+        MISTRAL,
+        {"layer_types": ["sliding_attention"] * 3, "sliding_window": None},
+        "layer_types are not all 'full_attention', as sliding_window None makes them",
+    ),
+    (
+        "Mistral",
+        MISTRAL,
+        {"auto_map": {"AutoModel": "modeling_encoder.MistralEncoderModel"}},
+        "auto_map names code of the checkpoint's own for its layers, 'modeling_encoder.Mistral",
+    ),
+    ("Mistral", MISTRAL, {"model_type": "nvembed"}, "unknown architecture: model_type 'nvembed'"),
+    ("Llama", LLAMA, {"sliding_window": 9}, "sliding_window is 9, but Llama's layers have no win"),
+    (
+        "Llama",
+        LLAMA,
+        {"attention_bias": True},
+        "tensor 'model.layers.0.self_attn.q_proj.bias'",
+    ),
+    ("Llama", LLAMA, {"hidden_size": 50}, "hidden_size 50 is not a multiple of num_heads 6"),
+    ("Llama", LLAMA, {"head_dim": 10}, "q_proj.weight' has shape .48, 48., but .* .60, 48."),
+    ("Llama", LLAMA, {"num_hidden_layers": 2**31 - 1}, "is 2147483647, the weights have 30 te"),
+    ("Llama", LLAMA, {"pad_token_id": 384}, "pad_token_id must be null or one of the 384"),
+    (
+        "Llama",
+        LLAMA,
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+        "rope_scaling: .*llama3.* is not served; served: rope_theta with",
+    ),
+    (
+        "Llama",
+        LLAMA,
+        {"auto_map": {"AutoModel": "modeling_llama_encoder.LlamaEncoderModel"}},
+        "auto_map names code of the checkpoint's own for its layers",
+    ),
+    ("Llama", LLAMA, {"model_type": "llama_bidirec"}, "unknown architecture: .*llama_bidirec.*Lla"),
     ("jina-embeddings-v3", JINA3, {"position_embedding_type": "absolute"}, "has rotary positions"),
     ("jina-embeddings-v3", JINA3, {"rope_scaling": {"type": "ntk"}}, "rope_scaling is"),
     ("jina-embeddings-v3", JINA3, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),

@@ -21,6 +21,8 @@ from tests.models.refused_configs import (
     GEMMA,
     GTE,
     JINA3,
+    LLAMA,
+    MISTRAL,
     MODERN,
     NOMIC,
     ORIGINAL3,
@@ -178,6 +180,33 @@ def test_eurobert_spellings() -> None:
     assert shape_of("EuroBERT", EURO, num_key_value_heads=None).kv_heads == 4
     assert shape_of("EuroBERT", EURO, num_key_value_heads=...).kv_heads == 4
     assert shape_of("EuroBERT", EURO, pad_token_id=None).padding_row is None
+
+
+def test_mistral_spellings() -> None:
+    """Also of Llama, which has no windows."""
+    old = shape_of("Mistral", MISTRAL)
+    assert (old.local, old.window, old.causal) == ((True,) * 3, 11, True)
+    assert shape_of("Mistral", MISTRAL, layer_types=["sliding_attention"] * 3) == old
+    assert shape_of("Mistral", MISTRAL, sliding_window=...).window == 4095
+    assert shape_of("Mistral", MISTRAL, sliding_window=1).window == 0
+    free = shape_of("Mistral", MISTRAL, sliding_window=None)
+    assert (free.local, free.window) == ((), None)
+    kinds = ["full_attention"] * 3
+    assert shape_of("Mistral", MISTRAL, sliding_window=None, layer_types=kinds) == free
+    assert not shape_of("Mistral", MISTRAL, sliding_window=None, is_causal=False).causal
+    assert shape_of("Mistral", MISTRAL, hidden_size=51).head_dim == 12  # as the class divides
+    llama = shape_of("Llama", LLAMA)
+    for family, name, base, same in (
+        ("Mistral", MISTRAL, 1e4, old), ("Llama", LLAMA, 5e5, llama),
+    ):  # fmt: skip
+        assert same.rotary == Rotary(base)
+        parameters = {"rope_type": "default", "rope_theta": base}
+        assert shape_of(family, name, rope_parameters=parameters, rope_theta=...) == same
+        assert shape_of(family, name, rope_theta=...).rotary == Rotary(10_000.0)
+        assert shape_of(family, name, auto_map={"AutoConfig": "configuration_x.C"}) == same
+    assert shape_of("Llama", LLAMA, num_key_value_heads=None).kv_heads == 6
+    assert shape_of("Llama", LLAMA, pretraining_tp=4) == llama
+    assert not shape_of("Llama", LLAMA, is_causal=False).causal
 
 
 def test_qwen_spellings() -> None:

@@ -141,6 +141,28 @@ def qwen2(folder: Path, **config: Any) -> Path:
     return folder
 
 
+def llama2(folder: Path, **config: Any) -> Path:
+    """Whose class writes the first space otherwise than tokenizer.json, which alone says what is
+    around a text."""
+    around = ("add_bos_token", "add_eos_token")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).write_bytes((GOLDEN / "llama_encoder_like_h6" / file).read_bytes())
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    edit(
+        folder / "tokenizer_config.json",
+        lambda old: {k: v for k, v in old.items() if k not in around} | config,
+    )
+    return folder
+
+
+def mistral(folder: Path, **config: Any) -> Path:
+    """Taken as it is."""
+    folder = llama2(folder, **config)
+    (folder / "config.json").write_text('{"model_type": "mistral"}')
+    return folder
+
+
 KINDS: dict[str, Callable[..., Path]] = {
     "bert": bert,
     "mpnet": lambda folder, **config: bert(
@@ -152,7 +174,9 @@ KINDS: dict[str, Callable[..., Path]] = {
     "camembert": camembert,
     "t5": t5,
     "gemma": gemma,
+    "llama 2": llama2,
     "llama 3": llama3,
+    "mistral": mistral,
     "qwen 2": qwen2,
     "as it is": lambda folder, **config: bert(
         folder, **{"tokenizer_class": "PreTrainedTokenizerFast", **config}

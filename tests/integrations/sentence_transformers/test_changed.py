@@ -193,6 +193,8 @@ NUMBERS: list[tuple[str, str, str, Any]] = [
     ("eurobert_like_h4", "input_layernorm", "variance_epsilon", 1.0),
     ("eurobert_like_h4", "rotary_emb", "attention_scaling", 3.0),
     ("eurobert_like_h4", "embed_tokens", "padding_idx", 5),
+    ("mistral_e5_like_h4", "self_attn", "is_causal", False),
+    ("mistral_e5_like_h4", "self_attn", "scaling", 0.01),
     ("qwen3_embed_like_h4", "self_attn", "is_causal", False),
     ("qwen3_embed_like_h4", "self_attn", "sliding_window", 3),
     ("qwen3_embed_like_h4", "q_norm", "variance_epsilon", 1.0),

@@ -108,13 +108,13 @@ def test_a_decoder() -> None:
     model = loaded("bert_mean_h4")
     import transformers
 
-    model[0].model = transformers.LlamaModel(
-        transformers.LlamaConfig(
+    model[0].model = transformers.GraniteModel(
+        transformers.GraniteConfig(
             vocab_size=500, hidden_size=16, num_attention_heads=2, num_key_value_heads=2,
             num_hidden_layers=1, intermediate_size=16,
         )
     )  # fmt: skip
-    refused(model, "no family of encoders that LlamaModel is")
+    refused(model, "no family of encoders that GraniteModel is")
     model = loaded("bert_mean_h4")
     model[0].model.config.is_decoder = True
     refused(model, "is_decoder")
