@@ -59,7 +59,8 @@ def gather(args: argparse.Namespace) -> dict[str, Any]:
 def _architecture(encoder: TextEncoder) -> dict[str, Any]:
     config = encoder.model.config
     return {
-        "layers": config.num_layers,
+        "layers": config.depth,
+        "layers_of_weights": config.num_layers,
         "heads": config.num_heads,
         "key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
@@ -218,9 +219,11 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield _row("family", facts["family"])
     kept = shape["key_value_heads"]
     shared = "" if kept == shape["heads"] else f" ({kept} of keys and values)"
+    fewer = shape["layers"] != shape["layers_of_weights"]
+    layers = f" (weights of {shape['layers_of_weights']})" if fewer else ""
     yield _row(
         "encoder",
-        f"{shape['layers']} layers, hidden {shape['hidden_size']}, {shape['heads']} heads of "
+        f"{shape['layers']} layers{layers}, hidden {shape['hidden_size']}, {shape['heads']} heads of "
         f"{shape['head_dim']}{shared}"
         + (", query-key norm" if shape["query_key_norm"] else "")
         + (", causal" if shape["causal"] else ""),

@@ -108,6 +108,31 @@ def _llama(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
     return tokenizer
 
 
+def _albert(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram(parts.vocab, 1, False))
+    steps: list[Any] = [normalizers.Replace(quotes, '"') for quotes in ("``", "''")]
+    if not settings.get("keep_accents", False):
+        steps += [normalizers.NFKD(), normalizers.StripAccents()]
+    if settings.get("do_lower_case", True):
+        steps.append(normalizers.Lowercase())
+    if parts.charsmap is not None:
+        steps.append(normalizers.Precompiled(parts.charsmap))
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = _metaspace(bool(settings.get("add_prefix_space", True)))
+    tokenizer.post_processor = _template(tokenizer, named, "cls_token", "sep_token")
+    return tokenizer
+
+
+def _metaspace(space: bool) -> Any:
+    """Words between white space, each with a mark before it, the first one too or not."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Metaspace(prepend_scheme="always" if space else "never"),
+        ]
+    )
+
+
 def _unigram(unknown: Callable[[Parts, Named], int], prefix_by_setting: bool) -> Any:
     def build(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
         model = models.Unigram(parts.vocab, unknown(parts, named), False)
@@ -115,12 +140,7 @@ def _unigram(unknown: Callable[[Parts, Named], int], prefix_by_setting: bool) ->
         if parts.charsmap is not None:
             tokenizer.normalizer = normalizers.Precompiled(parts.charsmap)
         space = settings.get("add_prefix_space", True) or not prefix_by_setting
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.WhitespaceSplit(),
-                pre_tokenizers.Metaspace(prepend_scheme="always" if space else "never"),
-            ]
-        )
+        tokenizer.pre_tokenizer = _metaspace(bool(space))
         return tokenizer
 
     return build
@@ -184,6 +204,10 @@ ROBERTA = {
     "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>",
     "pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>",
 }  # fmt: skip
+ALBERT = ROBERTA | {
+    "bos_token": "[CLS]", "eos_token": "[SEP]", "sep_token": "[SEP]", "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}  # fmt: skip
 GEMMA = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "unk", "pad", "mask")}
 LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 T5 = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
@@ -218,6 +242,7 @@ CLASSES = {
         TokenizerClass(
             "LlamaTokenizer", "BPE", LLAMA, _llama, None, lists=False, may_lack=NAMED,
         ),
+        TokenizerClass("AlbertTokenizer", "Unigram", ALBERT, _albert, None),
         TokenizerClass("GemmaTokenizer", "BPE", GEMMA, _gemma, None, lists=False),
         TokenizerClass(
             "XLMRobertaTokenizer", "Unigram", ROBERTA, _unigram(lambda *_: 3, True),

@@ -15,7 +15,7 @@ ALIASES = {
 """Classes that are another by a second name."""
 
 _NOT_SERVED = """
-    AlbertTokenizer BarthezTokenizer BartphoTokenizer BertGenerationTokenizer
+    BarthezTokenizer BartphoTokenizer BertGenerationTokenizer
     BertJapaneseTokenizer BertweetTokenizer BigBirdTokenizer BioGptTokenizer
     BlenderbotSmallTokenizer BlenderbotTokenizer ByT5Tokenizer CLIPTokenizer CTRLTokenizer
     CanineTokenizer CodeGenTokenizer CodeLlamaTokenizer CohereTokenizer ConvBertTokenizer

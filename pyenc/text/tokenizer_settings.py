@@ -21,6 +21,7 @@ NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 SWITCHES = {
     "do_lower_case": (bool,),
     "strip_accents": (bool, type(None)),
+    "keep_accents": (bool,),
     "tokenize_chinese_chars": (bool,),
     "add_prefix_space": (bool, type(None)),
     "trim_offsets": (bool,),
@@ -53,7 +54,7 @@ HARMLESS = {
     "for chats": """chat_template chat_control_tokens response_template response_schema
         default_chat_template use_default_system_prompt image_seq_length""",
     "read by the slow tokenizers of before alone": """basic_tokenizer clean_text do_basic_tokenize
-        keep_accents never_split remove_space sp_model_kwargs
+        never_split remove_space sp_model_kwargs
         wordpieces_prefix wordpiece_prefix do_split split_by_punct vocab_type special_tokens
         special_tokens_attr phoneme_language word_delimiter""",
     "ids that the vocabulary gives again": """bos_token_id cls_token_id eos_token_id mask_token_id

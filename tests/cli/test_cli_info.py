@@ -24,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pyenc.AssumptionWarning")
 
 CHECKPOINTS = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 FAMILIES = {
+    "albert": "ALBERT",
     "bert": "BERT",
     "distilbert": "DistilBERT",
     "eurobert": "EuroBERT",
@@ -64,7 +65,7 @@ def test_every_golden(cli: Cli, name: str) -> None:
     expected = FAMILIES[name.split("_")[0]]
     assert found["family"].startswith(expected)
     shape = found["architecture"]
-    assert shape["layers"] == config.num_layers
+    assert (shape["layers"], shape["layers_of_weights"]) == (config.depth, config.num_layers)
     assert (shape["heads"], shape["head_dim"]) == (config.num_heads, config.head_dim)
     assert shape["key_value_heads"] == config.kv_heads
     assert shape["hidden_size"] == config.hidden_size

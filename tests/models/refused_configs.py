@@ -6,6 +6,7 @@ from typing import Any
 
 GTE, NOMIC, MODERN = "gte_base_like_h4", "nomic_v1_like_h2", "modernbert_embed_like_h2"
 GEMMA, EURO = "gemma_embed_like_h3", "eurobert_like_h4"
+ALBERT, ALBERT_MLM = "albert_small_like_h4", "albert_mlm_like_h2"
 LLAMA, MISTRAL = "llama_encoder_like_h6", "mistral_e5_like_h4"
 QWEN2, QWEN3 = "qwen2_code_like_h6", "qwen3_embed_like_h4"
 JINA3, ORIGINAL3 = "jinav3_hf_like_h4", "jinav3_lora_like_h2"
@@ -195,6 +196,33 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("Qwen2", QWEN2, {"hidden_size": 50}, "hidden_size 50 is not a multiple of num_heads 6"),
     ("Qwen2", QWEN2, {"auto_map": {"AutoModel": "modeling.Qwen2Model"}}, "auto_map names code of"),
     ("Qwen2", QWEN2, {"auto_map": "modeling.Qwen2Model"}, "auto_map must be an object or null"),
+    ("ALBERT", ALBERT, {"model_type": "bert"}, "tensor names are ALBERT's, whose arithmetic that"),
+    ("ALBERT", ALBERT, {"position_embedding_type": "relative_key"}, "ALBERT has absolute positio"),
+    ("ALBERT", ALBERT, {"num_hidden_groups": 0}, "num_hidden_groups 0.* at least one of each"),
+    (
+        "ALBERT",
+        ALBERT,
+        {"num_hidden_groups": 6},
+        "num_hidden_layers 5, num_hidden_groups 6.* no mo",
+    ),
+    ("ALBERT", ALBERT, {"num_hidden_groups": 2}, r"missing tensor 'encoder.*_groups.1.albert_lay"),
+    ("ALBERT", ALBERT, {"num_hidden_layers": 0}, "expected at least one of each"),
+    ("ALBERT", ALBERT, {"num_hidden_layers": 2**31 - 1}, "and at most 4096 steps in all"),
+    ("ALBERT", ALBERT, {"inner_group_num": 2}, "inner_group_num is 2, the weights have 1"),
+    ("ALBERT", ALBERT, {"inner_group_num": 0}, "expected at least one of each"),
+    ("ALBERT", ALBERT_MLM, {"inner_group_num": 1}, "unexpected tensor 'albert.*albert_layers.0"),
+    ("ALBERT", ALBERT_MLM, {"num_hidden_groups": 1}, "unexpected tensor 'albert.*_groups.1.albert"),
+    ("ALBERT", ALBERT, {"embedding_size": 0}, "embedding_size must be positive: 0"),
+    ("ALBERT", ALBERT, {"embedding_size": None}, "embedding_size must be a whole number"),
+    (
+        "ALBERT",
+        ALBERT,
+        {"embedding_size": ...},
+        "has shape .128, 24., but config.json .* .128, 128",
+    ),
+    ("ALBERT", ALBERT, {"hidden_size": 65}, "hidden_size 65 is not a multiple of num_heads 4"),
+    ("ALBERT", ALBERT, {"hidden_act": "gelu_10"}, "hidden_act 'gelu_10' is unknown"),
+    ("ALBERT", ALBERT, {"is_decoder": True}, "is_decoder is True"),
     ("Mistral", MISTRAL, {"model_type": "mixtral"}, "unknown architecture: model_type 'mixtral'"),
     ("Mistral", MISTRAL, {"model_type": ...}, "unknown architecture: model_type None"),
     ("Mistral", MISTRAL, {"sliding_window": 0}, "sliding_window must be null or positive, got 0"),

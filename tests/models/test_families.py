@@ -17,6 +17,8 @@ from pyenc.models.rotary import Rotary
 from tests.conftest import GOLDEN
 from tests.loading.test_strict import copied
 from tests.models.refused_configs import (
+    ALBERT,
+    ALBERT_MLM,
     EURO,
     GEMMA,
     GTE,
@@ -180,6 +182,22 @@ def test_eurobert_spellings() -> None:
     assert shape_of("EuroBERT", EURO, num_key_value_heads=None).kv_heads == 4
     assert shape_of("EuroBERT", EURO, num_key_value_heads=...).kv_heads == 4
     assert shape_of("EuroBERT", EURO, pad_token_id=None).padding_row is None
+
+
+def test_albert_order() -> None:
+    """As the original divides: whole groups, one after the other."""
+    assert shape_of("ALBERT", ALBERT).layer_order == (0,) * 5
+    two = shape_of("ALBERT", ALBERT_MLM)
+    assert (two.num_layers, two.depth) == (4, 10)
+    assert two.layer_order == (0, 1) * 3 + (2, 3) * 2
+    for depth in range(1, 40):
+        for groups in range(1, depth + 1):
+            said = {"num_hidden_layers": depth, "num_hidden_groups": groups}
+            order = shape_of("ALBERT", ALBERT, **said).layer_order
+            assert order == tuple(int(i / (depth / groups)) for i in range(depth))
+    plain = shape_of("ALBERT", ALBERT, hidden_dropout_prob=0.25, attention_probs_dropout_prob=0.5)
+    assert (plain.embedding_dropout, plain.output_dropout, plain.hidden_dropout) == (0.25, 0.25, 0)
+    assert plain.attention_dropout == 0.5
 
 
 def test_mistral_spellings() -> None:

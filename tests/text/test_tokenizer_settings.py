@@ -30,6 +30,8 @@ CHANGES: list[dict[str, Any]] = [
     {},
     {"do_lower_case": False},
     {"strip_accents": False},
+    {"keep_accents": True},
+    {"keep_accents": False, "do_lower_case": True},
     {"strip_accents": True, "do_lower_case": False},
     {"tokenize_chinese_chars": False},
     {"add_prefix_space": True},
@@ -126,7 +128,15 @@ def test_no_post_processor(tmp_path: Path) -> None:
         folder = KINDS[kind](tmp_path / kind)
         edit(folder / "tokenizer.json", lambda whole: whole | {"post_processor": None})
         as_transformers(folder, TEXTS)
-        right = {"bert": 2, "camembert": 2, "mpnet": 2, "roberta": 2, "t5": 1, "xlm-roberta": 2}
+        right = {
+            "albert": 2,
+            "bert": 2,
+            "camembert": 2,
+            "mpnet": 2,
+            "roberta": 2,
+            "t5": 1,
+            "xlm-roberta": 2,
+        }
         assert TextTokenizer(folder).num_special == right.get(kind, 0)
 
 

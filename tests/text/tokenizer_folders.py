@@ -108,6 +108,27 @@ def camembert(folder: Path, **config: Any) -> Path:
     return unigram(folder, "camembert", first, **config)
 
 
+def albert(folder: Path, **config: Any) -> Path:
+    config = {"tokenizer_class": "AlbertTokenizer"} | config
+    first = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
+    folder = unigram(folder, "albert", first, **config)
+    around = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": "[SEP]", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            token: {"id": token, "ids": [i], "tokens": [token]}
+            for i, token in ((2, "[CLS]"), (3, "[SEP]"))
+        },
+    }  # fmt: skip
+    edit(folder / "tokenizer.json", lambda whole: whole | {"post_processor": around})
+    return folder
+
+
 def t5(folder: Path, **config: Any) -> Path:
     config = {"tokenizer_class": "T5Tokenizer"} | config
     return unigram(folder, "t5", ["<pad>", "</s>", "<unk>"], **config)
@@ -164,6 +185,7 @@ def mistral(folder: Path, **config: Any) -> Path:
 
 
 KINDS: dict[str, Callable[..., Path]] = {
+    "albert": albert,
     "bert": bert,
     "mpnet": lambda folder, **config: bert(
         folder, **{"tokenizer_class": "MPNetTokenizer", "cls_token": "[CLS]", "sep_token": "[SEP]",

@@ -8,6 +8,7 @@ from difflib import SequenceMatcher
 
 from ...errors import UnknownArchitectureError
 from . import (
+    albert,
     bert,
     distilbert,
     eurobert,
@@ -45,6 +46,7 @@ FAMILIES: tuple[Family, ...] = (
     nomic.FAMILY,
     jina_v3.FAMILY,
     mpnet.FAMILY,
+    albert.FAMILY,
     t5.FAMILY,
     distilbert.FAMILY,
     roberta.FAMILY,

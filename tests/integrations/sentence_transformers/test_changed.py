@@ -180,6 +180,8 @@ NUMBERS: list[tuple[str, str, str, Any]] = [
     ("bert_mean_h4", "attention.self", "is_causal", True),
     ("bert_mean_h4", "word_embeddings", "max_norm", 0.5),
     ("bert_cls_h2", "attention.self", "attention_head_size", 16),
+    ("albert_small_like_h4", "attention", "scaling", 0.01),
+    ("albert_small_like_h4", "full_layer_layer_norm", "eps", 1.0),
     ("distilbert_h4", "sa_layer_norm", "eps", 1.0),
     ("mpnet_base_v2_like_h4", "attention.LayerNorm", "eps", 1.0),
     ("roberta_distil_like_h4", "embeddings", "padding_idx", 0),
