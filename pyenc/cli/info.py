@@ -220,11 +220,11 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     kept = shape["key_value_heads"]
     shared = "" if kept == shape["heads"] else f" ({kept} of keys and values)"
     fewer = shape["layers"] != shape["layers_of_weights"]
-    layers = f" (weights of {shape['layers_of_weights']})" if fewer else ""
+    stored = f" (weights of {shape['layers_of_weights']})" if fewer else ""
     yield _row(
         "encoder",
-        f"{shape['layers']} layers{layers}, hidden {shape['hidden_size']}, {shape['heads']} heads of "
-        f"{shape['head_dim']}{shared}"
+        f"{shape['layers']} layers{stored}, hidden {shape['hidden_size']}, "
+        f"{shape['heads']} heads of {shape['head_dim']}{shared}"
         + (", query-key norm" if shape["query_key_norm"] else "")
         + (", causal" if shape["causal"] else ""),
     )
