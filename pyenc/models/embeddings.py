@@ -62,7 +62,11 @@ class Embeddings(nn.Module):
                 backend=backend,
             )
         x_TC = F.dropout(x_TC, self.dropout, self.training)
-        return x_TC if self.project is None else called(self.project, backend, x_TC)
+        if self.project is None:
+            return x_TC
+        # Under autocast a product is made in half, and what layers add to stays as it was.
+        wide_TC: Tensor = called(self.project, backend, x_TC)
+        return wide_TC.to(x_TC.dtype)
 
     def _apart(
         self,

@@ -108,6 +108,15 @@ def test_narrower_tables() -> None:
     assert headed.token_logits(*batch()).shape == (3, 9, 40)
 
 
+def test_what_layers_add_to_is_float32_under_autocast() -> None:
+    """Also where the first of it is a product."""
+    encoder = made(POST)
+    states: list[Tensor] = []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        encoder.hidden(pack(*batch(), None), states)
+    assert {state.dtype for state in states} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
