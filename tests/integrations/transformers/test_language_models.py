@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pyenc.errors import CheckpointError
+from pyenc.errors import CheckpointError, InputError
 from pyenc.loading import load_checkpoint, save_checkpoint
 from tests.integrations.transformers.language_models import batch, random_model, saved
+from tests.integrations.transformers.register_support import registered as registered
 from tests.oracle import naively
 
 KINDS = ("Llama", "Mistral", "Qwen2", "Qwen3")
@@ -65,3 +66,23 @@ def test_a_classifier_is_refused_by_its_head(kind: str, tmp_path: Path) -> None:
     folder = saved(random_model(kind, "ForSequenceClassification"), tmp_path)
     with pytest.raises(CheckpointError, match=r"unexpected tensor 'score.weight'"):
         load_checkpoint(folder)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_of_ours(kind: str) -> None:
+    """`attn_implementation="pyenc"` serves them to both sides alone."""
+    ids, mask = batch()
+    for causal in (True, False):
+        window = {"sliding_window": None} if kind == "Mistral" else {}
+        model = random_model(kind, is_causal=causal, **window).model
+        right = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        model.set_attn_implementation("pyenc")
+        if causal:
+            with pytest.raises(InputError, match=r"encoders, .* mask is causal_mask_function"):
+                model(input_ids=ids, attention_mask=mask)
+        else:
+            got = model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            kept = mask == 1
+            torch.testing.assert_close(got[kept], right[kept], rtol=0, atol=2e-5)
