@@ -23,6 +23,7 @@ from tokenizers import (
 
 from ..errors import CheckpointError
 from .long_texts import QWEN2
+from .tokenizer_ends import KEYS
 from .tokenizer_parts import Parts
 from .tokenizer_settings import NAMED, Settings
 
@@ -305,6 +306,13 @@ def make_tokenizer(rules: TokenizerClass, parts: Parts, settings: Settings) -> T
             )
     if rules.around is not None:
         tokenizer.post_processor = rules.around(tokenizer, settings, named)
+    elif parts.whole and settings.told & KEYS.keys():
+        # What `tokenizer_args` say comes before tokenizer.json; what they leave out is not added.
+        first, last = (
+            name if key in settings.told and settings.get(key) and named.get(name) else None
+            for key, (name, _) in KEYS.items()
+        )
+        tokenizer.post_processor = _template(tokenizer, named, first, last)
     elif rules.name in ("GPT2Tokenizer", "Qwen2Tokenizer") and not parts.whole:
         tokenizer.post_processor = _gpt2_around(tokenizer, settings, named)
     tokenizer.encode_special_tokens = bool(settings.get("split_special_tokens", False))

@@ -27,6 +27,8 @@ def settle(tokenizer: Tokenizer, settings: Settings) -> str:
     Raises:
         CheckpointError: a token is to be added that there is none of.
     """
+    if settings.told & KEYS.keys():  # which every version follows
+        return ""
     encoding = tokenizer.encode("a")
     wanted, tokens, disputed = {}, {}, []
     for key, at in zip(KEYS, (0, -1), strict=True):

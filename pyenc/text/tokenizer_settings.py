@@ -85,6 +85,8 @@ class Settings:
     """Named special tokens beyond `NAMED`."""
     sources: dict[str, Path] = field(default_factory=dict)
     """The file of each value."""
+    told: frozenset[str] = frozenset()
+    """Keys of those that another file puts over these."""
 
     def get(self, key: str, default: Any = None) -> Any:
         return self.values.get(key, default)
@@ -130,7 +132,7 @@ def read_settings(
     Raises:
         CheckpointError: a key is unknown, of the wrong type, or not served; file and key named.
     """
-    settings = Settings()
+    settings = Settings(told=frozenset(overrides or {}))
     path = folder / "tokenizer_config.json"
     config = read_json(path) if path.is_file() else {}
     for source, values in ((path, config), (folder / "sentence_bert_config.json", overrides or {})):

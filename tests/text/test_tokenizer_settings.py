@@ -80,6 +80,23 @@ def test_what_makes_an_object_a_token(kind: str, tmp_path: Path) -> None:
         as_transformers(folder, ["a hello b"])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_tokenizer_args_put_around_a_text(kind: str, tmp_path: Path) -> None:
+    """Before tokenizer.json, and what they leave out is not added, as transformers has it."""
+    transformers = pytest.importorskip("transformers", minversion="5")
+    both = {"add_bos_token": True, "add_eos_token": True}
+    folder = KINDS[kind](tmp_path)
+    seen = set()
+    ends: list[dict[str, Any]] = [{"add_eos_token": True}, {"add_eos_token": False}]
+    for told in ({}, both, *ends, {"add_bos_token": True}, {"add_bos_token": None}):
+        theirs = transformers.AutoTokenizer.from_pretrained(folder, **told)
+        got = TextTokenizer(folder, overrides=told)(TEXTS, 999)
+        assert [tokens.ids.tolist() for tokens in got] == theirs(TEXTS)["input_ids"]
+        seen.add(tuple(got[0].ids.tolist()))
+    own = kind in ("bert", "camembert", "mpnet", "roberta", "t5", "xlm-roberta")
+    assert (len(seen) == 1) == own
+
+
 def without(config: dict[str, Any], key: str) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k != key}
 
