@@ -60,7 +60,8 @@ def gather(args: argparse.Namespace) -> dict[str, Any]:
 def _architecture(encoder: TextEncoder) -> dict[str, Any]:
     config = encoder.model.config
     return {
-        "layers": config.num_layers,
+        "layers": config.depth,
+        "layers_of_weights": config.num_layers,
         "heads": config.num_heads,
         "key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
@@ -229,10 +230,12 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield _row("family", facts["family"])
     kept = shape["key_value_heads"]
     shared = "" if kept == shape["heads"] else f" ({kept} of keys and values)"
+    fewer = shape["layers"] != shape["layers_of_weights"]
+    stored = f" (weights of {shape['layers_of_weights']})" if fewer else ""
     yield _row(
         "encoder",
-        f"{shape['layers']} layers, hidden {shape['hidden_size']}, {shape['heads']} heads of "
-        f"{shape['head_dim']}{shared}"
+        f"{shape['layers']} layers{stored}, hidden {shape['hidden_size']}, "
+        f"{shape['heads']} heads of {shape['head_dim']}{shared}"
         + (", query-key norm" if shape["query_key_norm"] else "")
         + (", causal" if shape["causal"] else ""),
     )

@@ -135,14 +135,16 @@ def load_checkpoint(
     try:
         shape = family.shape(reader, bare)
         # One layer too many is enough to be refused, and config.json may speak of a million.
-        some = replace(shape, num_layers=min(shape.num_layers, layers + 1))
+        some = shape
+        if shape.num_layers > layers:
+            some = replace(shape, num_layers=layers + 1, layer_order=())
         parts = {p: tuple(prefix + n for n in ns) for p, ns in family.parts(some, bare).items()}
     except InputError as error:
         raise CheckpointError(f"{config_path}: {error}") from error
     check_names(files, names, parts, family, prefix, shape, layers)
     # Before anything is built: the product of two absurd sizes is more than torch can count.
     word = names[parts["embeddings.word.weight"][0]]
-    check_shape(files, word, (shape.vocab_size, shape.hidden_size))
+    check_shape(files, word, (shape.vocab_size, shape.embedding_dim))
     head = find_head(files, names, family, prefix, reader, shape, word)
     shape = with_head(family, reader, shape, head.bare)
     if head.fault:

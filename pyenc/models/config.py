@@ -70,6 +70,12 @@ class EncoderConfig:
     """Tokens a text may have by the checkpoint's word; ALiBi itself has no limit."""
     head_size: int | None = None
     """Channels of a head where they are not `hidden_size / num_heads`."""
+    embedding_size: int | None = None
+    """Channels of the tables that an encoder begins with, which a linear layer then maps to
+    `hidden_size` (ALBERT's); None: `hidden_size`, and no such layer."""
+    layer_order: tuple[int, ...] = ()
+    """Which of the `num_layers` layers comes when, one as often as it is named (ALBERT has fewer
+    than a text goes through); empty: each once, in their order."""
     num_kv_heads: int | None = None
     """Heads of keys and values where they are fewer than `num_heads`, of which so many following
     one another share each (Ainslie et al., GQA, arXiv 2305.13245)."""
@@ -189,7 +195,7 @@ class EncoderConfig:
                 raise InputError(
                     f"EncoderConfig: {name} must not be negative: {getattr(self, name)}"
                 )
-        for name in ("head_size", "max_length"):
+        for name in ("head_size", "embedding_size", "max_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"EncoderConfig: {name} must be positive: {value}")
@@ -277,12 +283,30 @@ class EncoderConfig:
             raise InputError(
                 f"EncoderConfig: local names {len(self.local)} of {self.num_layers} layers"
             )
+        if self.embedding_size is not None and self.lm_head and not self.lm_head.transform:
+            raise InputError(
+                "EncoderConfig: a lm_head without transform goes with no embedding_size"
+            )
+        if any(not 0 <= i < self.num_layers for i in self.layer_order):
+            raise InputError(
+                f"EncoderConfig: layer_order must name layers from 0 to {self.num_layers - 1}"
+            )
         if self.log_length and self.log_length < 2:
             raise InputError(f"EncoderConfig: log_length must be at least 2: {self.log_length}")
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads if self.head_size is None else self.head_size
+
+    @property
+    def embedding_dim(self) -> int:
+        """Channels of the tables that an encoder begins with."""
+        return self.hidden_size if self.embedding_size is None else self.embedding_size
+
+    @property
+    def depth(self) -> int:
+        """How many layers a text goes through, one as often as it does."""
+        return len(self.layer_order) or self.num_layers
 
     @property
     def kv_heads(self) -> int:

@@ -13,22 +13,25 @@ from torch.nn.modules.module import _has_any_global_hook
 from ..ops import embedding_norm
 from ..ops.embedding import few_rows
 from .config import EncoderConfig
-from .modules import FORWARDS, Norm, called, calls_forward
+from .modules import FORWARDS, Linear, Norm, called, calls_forward
 
 
 class Embeddings(nn.Module):
-    """norm(scale * word + token type + position)."""
+    """norm(scale * word + token type + position), widened where `embedding_size` says so."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.word = nn.Embedding(config.vocab_size, config.hidden_size, config.padding_row)
+        width = config.embedding_dim
+        self.word = nn.Embedding(config.vocab_size, width, config.padding_row)
         self.token_type: nn.Embedding | None = None
         self.position: nn.Embedding | None = None
         if config.type_vocab_size:
-            self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
+            self.token_type = nn.Embedding(config.type_vocab_size, width)
         if config.position == "absolute":
-            self.position = nn.Embedding(config.num_positions, config.hidden_size)
-        self.norm = Norm(config) if config.embedding_norm else None
+            self.position = nn.Embedding(config.num_positions, width)
+        self.norm = Norm(config, width) if config.embedding_norm else None
+        wider = config.embedding_size is not None
+        self.project = Linear(width, config.hidden_size) if wider else None
         self.scale = config.embedding_scale
         self.dropout = config.dropout_of("embedding_dropout")
 
@@ -58,7 +61,12 @@ class Embeddings(nn.Module):
                 rms=self.norm.rms,
                 backend=backend,
             )
-        return F.dropout(x_TC, self.dropout, self.training)
+        x_TC = F.dropout(x_TC, self.dropout, self.training)
+        if self.project is None:
+            return x_TC
+        # Under autocast a product is made in half, and what layers add to stays as it was.
+        wide_TC: Tensor = called(self.project, backend, x_TC)
+        return wide_TC.to(x_TC.dtype)
 
     def _apart(
         self,

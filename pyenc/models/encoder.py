@@ -204,12 +204,14 @@ class Encoder(nn.Module):
     def _through(self, x_TC: Tensor, call: Call, states: list[Tensor] | None) -> Tensor:
         """The layers and what comes after them."""
         again = self._recompute if self.training and torch.is_grad_enabled() else None
+        order = self.config.layer_order
+        modules = [self.layers[i] for i in order] if order else list(self.layers)
         layers = [
             partial(layer, call=call) if again is None else partial(again, i, layer, call=call)
-            for i, layer in enumerate(self.layers)
+            for i, layer in enumerate(modules)
         ]
         if self.final_norm is None:
-            for layer, module in zip(layers, self.layers, strict=True):
+            for layer, module in zip(layers, modules, strict=True):
                 _put(states, x_TC)
                 found = straight(module, x_TC, call)
                 x_TC = layer(x_TC) if found is None else found
@@ -219,7 +221,7 @@ class Encoder(nn.Module):
         if self.config.wide_residual and dtype == torch.float16:
             x_TC = x_TC.float()
         term_TC: Tensor | None = None
-        for layer, module in zip(layers, self.layers, strict=True):
+        for layer, module in zip(layers, modules, strict=True):
             _put(states, x_TC, term_TC)
             made = straight_pre_norm(module, x_TC, term_TC, call)
             x_TC, term_TC = layer(x_TC, term_TC) if made is None else made

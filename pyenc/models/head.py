@@ -24,13 +24,14 @@ class MaskedLMHead(nn.Module):
 
     def __init__(self, config: EncoderConfig, head: HeadConfig) -> None:
         super().__init__()
-        width = config.hidden_size
+        width = config.embedding_dim
         self.dense: Linear | None = None
         self.norm: Norm | None = None
         if head.transform:
-            self.dense = Linear(width, width, bias=head.dense_bias)
+            self.dense = Linear(config.hidden_size, width, bias=head.dense_bias)
             self.norm = Norm(
-                replace(config, norm="layer", norm_bias=head.norm_bias, norm_eps=head.norm_eps)
+                replace(config, norm="layer", norm_bias=head.norm_bias, norm_eps=head.norm_eps),
+                width,
             )
         self.decoder = None if head.tied else Linear(width, config.vocab_size, bias=False)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if head.bias else None

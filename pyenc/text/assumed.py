@@ -22,10 +22,12 @@ from .recipe_keys import SENTENCE_CONFIGS
 
 
 class AssumptionWarning(UserWarning):
-    """A checkpoint's files do not say how its vectors are made, so something was assumed.
+    """A checkpoint's files do not say how its vectors are made, or say it in two ways, so something
+    was assumed.
 
     Attributes:
-        assumed: which of "pooling" and "normalize".
+        assumed: which of "pooling" and "normalize"; "special tokens" where files contradict each
+            other about those around a text.
     """
 
     def __init__(self, message: str, assumed: tuple[str, ...] = ()) -> None:

@@ -74,7 +74,8 @@ def load(
             checkpoint without adapters, which transformers and sentence-transformers read.
 
     Warns:
-        AssumptionWarning: once, if something had to be assumed; `recipe.assumed` says what.
+        AssumptionWarning: once, if something had to be assumed; `recipe.assumed` says what. And
+            where its files contradict each other about the special tokens around a text.
 
     Raises:
         InputError: an argument has the wrong value or type, or does not exist.
@@ -134,6 +135,9 @@ def load(
     if recipe.assumed:
         story = f"{name_or_folder}: {assumption(recipe)}"
         warnings.warn(AssumptionWarning(story, recipe.assumed), stacklevel=stacklevel())
+    if words is not None and words.disputed:
+        story = f"{name_or_folder}: {words.disputed}"
+        warnings.warn(AssumptionWarning(story, ("special tokens",)), stacklevel=stacklevel())
     return encoder
 
 
@@ -172,6 +176,8 @@ def _borrowed(
         )
     # The checkpoint's own settings are put over it here as they will be when it is saved and read.
     words = TextTokenizer(source, recipe.lower_case, recipe.tokenizer_settings)
+    if words.disputed:  # which its class would not settle beside another config.json
+        raise CheckpointError(f"{name}: its words cannot be borrowed: {words.disputed}")
     own = _config(inside) | recipe.tokenizer_settings
     limits = {key: own[key] for key in LIMITS if key in own}
     words.max_length = read_limit(inside, limits)

@@ -138,7 +138,7 @@ class TextEncoder(Verbs, Loaded):
         config = self.model.config
         return (
             f"TextEncoder({self.name!r}, {self.checkpoint.family.name}, dim={self.dim}, "
-            f"layers={config.num_layers}, max_length={self.max_length}, {self.device}, "
+            f"layers={config.depth}, max_length={self.max_length}, {self.device}, "
             f"{str(self.model.dtype).removeprefix('torch.')})"
         )
 

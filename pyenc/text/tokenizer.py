@@ -65,6 +65,7 @@ class TextTokenizer:
         truncation_side: where a text that is too long is cut, "left" or "right".
         class_name: the class whose rules made it.
         token_types: whether a model that has token types is to be given others than 0.
+        disputed: what the files say in two ways and which was taken, or empty.
 
     Raises:
         CheckpointError: no tokenizer files, damaged ones, or settings that are not served.
@@ -77,6 +78,7 @@ class TextTokenizer:
         self.max_length = files.max_length
         self.truncation_side = files.truncation_side
         self.class_name = files.class_name
+        self.disputed = files.disputed
         self._tokenizer = files.tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

@@ -23,6 +23,7 @@ from tokenizers import (
 
 from ..errors import CheckpointError
 from .long_texts import QWEN2
+from .tokenizer_ends import KEYS
 from .tokenizer_parts import Parts
 from .tokenizer_settings import NAMED, Settings
 
@@ -97,6 +98,42 @@ def _gemma(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
     return tokenizer
 
 
+def _llama(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
+    model = models.BPE(parts.vocab, parts.merges, fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    space = settings.get("add_prefix_space")
+    scheme = "always" if settings.get("legacy", False) else "first"
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+        prepend_scheme=scheme if space is None or space else "never", split=False
+    )
+    return tokenizer
+
+
+def _albert(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram(parts.vocab, 1, False))
+    steps: list[Any] = [normalizers.Replace(quotes, '"') for quotes in ("``", "''")]
+    if not settings.get("keep_accents", False):
+        steps += [normalizers.NFKD(), normalizers.StripAccents()]
+    if settings.get("do_lower_case", True):
+        steps.append(normalizers.Lowercase())
+    if parts.charsmap is not None:
+        steps.append(normalizers.Precompiled(parts.charsmap))
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = _metaspace(bool(settings.get("add_prefix_space", True)))
+    tokenizer.post_processor = _template(tokenizer, named, "cls_token", "sep_token")
+    return tokenizer
+
+
+def _metaspace(space: bool) -> Any:
+    """Words between white space, each with a mark before it, the first one too or not."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Metaspace(prepend_scheme="always" if space else "never"),
+        ]
+    )
+
+
 def _unigram(unknown: Callable[[Parts, Named], int], prefix_by_setting: bool) -> Any:
     def build(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
         model = models.Unigram(parts.vocab, unknown(parts, named), False)
@@ -104,12 +141,7 @@ def _unigram(unknown: Callable[[Parts, Named], int], prefix_by_setting: bool) ->
         if parts.charsmap is not None:
             tokenizer.normalizer = normalizers.Precompiled(parts.charsmap)
         space = settings.get("add_prefix_space", True) or not prefix_by_setting
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.WhitespaceSplit(),
-                pre_tokenizers.Metaspace(prepend_scheme="always" if space else "never"),
-            ]
-        )
+        tokenizer.pre_tokenizer = _metaspace(bool(space))
         return tokenizer
 
     return build
@@ -173,7 +205,12 @@ ROBERTA = {
     "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>",
     "pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>",
 }  # fmt: skip
+ALBERT = ROBERTA | {
+    "bos_token": "[CLS]", "eos_token": "[SEP]", "sep_token": "[SEP]", "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}  # fmt: skip
 GEMMA = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "unk", "pad", "mask")}
+LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 T5 = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 END = "<|endoftext|>"
 
@@ -203,6 +240,10 @@ CLASSES = {
             "Qwen2Tokenizer", "BPE", dict.fromkeys(("unk_token", "eos_token", "pad_token"), END),
             _qwen2, None, may_lack=NAMED,
         ),
+        TokenizerClass(
+            "LlamaTokenizer", "BPE", LLAMA, _llama, None, lists=False, may_lack=NAMED,
+        ),
+        TokenizerClass("AlbertTokenizer", "Unigram", ALBERT, _albert, None),
         TokenizerClass("GemmaTokenizer", "BPE", GEMMA, _gemma, None, lists=False),
         TokenizerClass(
             "XLMRobertaTokenizer", "Unigram", ROBERTA, _unigram(lambda *_: 3, True),
@@ -265,6 +306,13 @@ def make_tokenizer(rules: TokenizerClass, parts: Parts, settings: Settings) -> T
             )
     if rules.around is not None:
         tokenizer.post_processor = rules.around(tokenizer, settings, named)
+    elif parts.whole and settings.told & KEYS.keys():
+        # What `tokenizer_args` say comes before tokenizer.json; what they leave out is not added.
+        first, last = (
+            name if key in settings.told and settings.get(key) and named.get(name) else None
+            for key, (name, _) in KEYS.items()
+        )
+        tokenizer.post_processor = _template(tokenizer, named, first, last)
     elif rules.name in ("GPT2Tokenizer", "Qwen2Tokenizer") and not parts.whole:
         tokenizer.post_processor = _gpt2_around(tokenizer, settings, named)
     tokenizer.encode_special_tokens = bool(settings.get("split_special_tokens", False))

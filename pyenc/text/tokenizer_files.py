@@ -13,10 +13,12 @@ from ..loading import read_config, read_json
 from ..loading.hub import TOKENIZER_FILES
 from .faults import panics_as_errors
 from .tokenizer_classes import CLASSES, TokenizerClass, make_tokenizer
+from .tokenizer_ends import settle
 from .tokenizer_names import ALIASES, AS_IT_IS, BY_MODEL, BY_MODEL_ALONE, NOT_SERVED
 from .tokenizer_parts import Parts, model_kind, parts_of
 from .tokenizer_settings import Settings, read_settings
 
+LLAMA = "LlamaTokenizer"
 VOCABULARIES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
 """The sets of files that a tokenizer is made of, the first that is there."""
 
@@ -31,6 +33,8 @@ class TokenizerFiles:
     truncation_side: str
     token_types: bool
     """Whether the types of tokens are handed to the model too."""
+    disputed: str = ""
+    """What the files say in two ways, and which was taken."""
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -68,6 +72,8 @@ def read_tokenizer(folder: Path, overrides: dict[str, Any] | None = None) -> Tok
                 rules = CLASSES["PreTrainedTokenizerFast"]
             parts = _parts(path, whole, rules, settings)
             tokenizer = make_tokenizer(rules, parts, settings)
+            _check_words(tokenizer, folder, settings)
+            disputed = settle(tokenizer, settings) if whole and _is_llama(folder, settings) else ""
     except CheckpointError:
         raise
     except Exception as error:  # the library raises bare Exception on files it cannot parse
@@ -81,6 +87,7 @@ def read_tokenizer(folder: Path, overrides: dict[str, Any] | None = None) -> Tok
         max_length=settings.limit(),
         truncation_side=settings.truncation_side(side),
         token_types=isinstance(inputs, list) and "token_type_ids" in inputs,
+        disputed=disputed,
     )
 
 
@@ -95,10 +102,10 @@ def class_of(folder: Path, settings: Settings, path: Path) -> tuple[str, bool]:
     if named is not None and not isinstance(named, str):
         raise CheckpointError(f"{where}: tokenizer_class: expected a name, got {named!r:.40}")
     model_type = str(config.get("model_type", ""))
-    if model_type in AS_IT_IS:
-        return "PreTrainedTokenizerFast", True
     remote = settings.get("auto_map")
     remote = isinstance(remote, dict) and bool(remote.get("AutoTokenizer"))
+    if model_type in AS_IT_IS and not remote:
+        return "PreTrainedTokenizerFast", True
     if model_type in BY_MODEL_ALONE and not remote:
         return BY_MODEL[model_type], True
     said = named is not None
@@ -109,6 +116,9 @@ def class_of(folder: Path, settings: Settings, path: Path) -> tuple[str, bool]:
         return by_file.get(path.name, "PreTrainedTokenizerFast"), False
     name = named if named in CLASSES or named in ALIASES else named.removesuffix("Fast")
     name = ALIASES.get(name, name)
+    if name == LLAMA and not remote and '"ByteLevel"' in path.read_text("utf-8"):
+        # Llama 3's, under the class of before it.
+        return "PreTrainedTokenizerFast", True
     if name in CLASSES:
         return name, said
     if name in NOT_SERVED or remote:
@@ -117,6 +127,26 @@ def class_of(folder: Path, settings: Settings, path: Path) -> tuple[str, bool]:
             f"served: {', '.join(CLASSES)} (the first takes tokenizer.json as it is)"
         )
     return "PreTrainedTokenizerFast", said
+
+
+def _is_llama(folder: Path, settings: Settings) -> bool:
+    """Did transformers 4 take Llama's class for this folder?"""
+    config = read_config(folder) if (folder / "config.json").is_file() else {}
+    if config.get("model_type") not in ("llama", "mistral"):
+        return False
+    named = settings.get("tokenizer_class") or config.get("tokenizer_class") or LLAMA
+    return str(named).removesuffix("Fast") == LLAMA
+
+
+def _check_words(tokenizer: Tokenizer, folder: Path, settings: Settings) -> None:
+    """transformers puts words of its own in the place of those of some of Mistral's files."""
+    if not settings.get("fix_mistral_regex") or tokenizer.get_vocab_size() <= 100_000:
+        return
+    config = read_config(folder) if (folder / "config.json").is_file() else {}
+    if config.get("model_type", "mistral") == "mistral":
+        raise settings.fault(
+            "fix_mistral_regex", "true: other words than tokenizer.json's are not served"
+        )
 
 
 def _parts(

@@ -15,7 +15,7 @@ ALIASES = {
 """Classes that are another by a second name."""
 
 _NOT_SERVED = """
-    AlbertTokenizer BarthezTokenizer BartphoTokenizer BertGenerationTokenizer
+    BarthezTokenizer BartphoTokenizer BertGenerationTokenizer
     BertJapaneseTokenizer BertweetTokenizer BigBirdTokenizer BioGptTokenizer
     BlenderbotSmallTokenizer BlenderbotTokenizer ByT5Tokenizer CLIPTokenizer CTRLTokenizer
     CanineTokenizer CodeGenTokenizer CodeLlamaTokenizer CohereTokenizer ConvBertTokenizer
@@ -23,7 +23,7 @@ _NOT_SERVED = """
     DPRReaderTokenizer DebertaTokenizer DebertaV2Tokenizer EsmTokenizer EsmcTokenizer
     FNetTokenizer FSMTTokenizer FlaubertTokenizer FunnelTokenizer GPTNeoXJapaneseTokenizer
     GPTNeoXTokenizer GPTSw3Tokenizer HerbertTokenizer LayoutLMv2Tokenizer
-    LayoutLMv3Tokenizer LayoutXLMTokenizer LlamaTokenizer LukeTokenizer M2M100Tokenizer
+    LayoutLMv3Tokenizer LayoutXLMTokenizer LukeTokenizer M2M100Tokenizer
     MBart50Tokenizer MBartTokenizer MLukeTokenizer MarianTokenizer MarkupLMTokenizer
     MyT5Tokenizer NllbTokenizer NougatTokenizer OpenAIGPTTokenizer PLBartTokenizer
     PegasusTokenizer PerceiverTokenizer PhobertTokenizer ProphetNetTokenizer
@@ -63,8 +63,11 @@ BY_MODEL = {
 }
 """The class by `model_type`, where no file names one."""
 
-AS_IT_IS = {"modernbert", "modernbert-decoder", "nystromformer", "umt5", "xlm-roberta-xl"}
-"""Model types whose `tokenizer.json` is taken as it is, whatever class the files name."""
+AS_IT_IS = {
+    "mistral", "modernbert", "modernbert-decoder", "nystromformer", "umt5", "xlm-roberta-xl",
+}  # fmt: skip
+"""Model types whose `tokenizer.json` is taken as it is, whatever class of transformers' the files
+name."""
 
 BY_MODEL_ALONE = {"qwen2"}
 """Model types whose class is the one of `BY_MODEL`, whatever class the files name."""

@@ -21,12 +21,15 @@ NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 SWITCHES = {
     "do_lower_case": (bool,),
     "strip_accents": (bool, type(None)),
+    "keep_accents": (bool,),
     "tokenize_chinese_chars": (bool,),
     "add_prefix_space": (bool, type(None)),
     "trim_offsets": (bool,),
     "add_bos_token": (bool, type(None)),
     "add_eos_token": (bool, type(None)),
     "split_special_tokens": (bool,),
+    "legacy": (bool, type(None)),
+    "fix_mistral_regex": (bool, type(None)),
     "extra_ids": (int,),
 }
 """Settings that decide tokens or spans, and their types."""
@@ -51,7 +54,7 @@ HARMLESS = {
     "for chats": """chat_template chat_control_tokens response_template response_schema
         default_chat_template use_default_system_prompt image_seq_length""",
     "read by the slow tokenizers of before alone": """basic_tokenizer clean_text do_basic_tokenize
-        fix_mistral_regex keep_accents legacy never_split remove_space sp_model_kwargs
+        never_split remove_space sp_model_kwargs
         wordpieces_prefix wordpiece_prefix do_split split_by_punct vocab_type special_tokens
         special_tokens_attr phoneme_language word_delimiter""",
     "ids that the vocabulary gives again": """bos_token_id cls_token_id eos_token_id mask_token_id
@@ -82,6 +85,8 @@ class Settings:
     """Named special tokens beyond `NAMED`."""
     sources: dict[str, Path] = field(default_factory=dict)
     """The file of each value."""
+    told: frozenset[str] = frozenset()
+    """Keys of those that another file puts over these."""
 
     def get(self, key: str, default: Any = None) -> Any:
         return self.values.get(key, default)
@@ -127,7 +132,7 @@ def read_settings(
     Raises:
         CheckpointError: a key is unknown, of the wrong type, or not served; file and key named.
     """
-    settings = Settings()
+    settings = Settings(told=frozenset(overrides or {}))
     path = folder / "tokenizer_config.json"
     config = read_json(path) if path.is_file() else {}
     for source, values in ((path, config), (folder / "sentence_bert_config.json", overrides or {})):

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pyenc.AssumptionWarning")
 
 CHECKPOINTS = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 FAMILIES = {
+    "albert": "ALBERT",
     "bert": "BERT",
     "distilbert": "DistilBERT",
     "eurobert": "EuroBERT",
@@ -32,6 +33,8 @@ FAMILIES = {
     "gte": "GTE v1.5",
     "jina": "JinaBert",
     "jinav3": "jina-embeddings-v3",
+    "llama": "Llama",
+    "mistral": "Mistral",
     "modernbert": "ModernBERT",
     "mosaic": "MosaicBERT",
     "mpnet": "MPNet",
@@ -63,13 +66,13 @@ def test_every_golden(cli: Cli, name: str) -> None:
     expected = FAMILIES[name.split("_")[0]]
     assert found["family"].startswith(expected)
     shape = found["architecture"]
-    assert shape["layers"] == config.num_layers
+    assert (shape["layers"], shape["layers_of_weights"]) == (config.depth, config.num_layers)
     assert (shape["heads"], shape["head_dim"]) == (config.num_heads, config.head_dim)
     assert shape["key_value_heads"] == config.kv_heads
     assert shape["hidden_size"] == config.hidden_size
     assert shape["feed_forward"]["gated"] == config.gated
     assert shape["position"] == config.position
-    assert shape["causal"] == config.causal == name.startswith("qwen")
+    assert shape["causal"] == config.causal == name.startswith(("llama", "mistral", "qwen"))
     count = sum(p.numel() for p in encoder.model.parameters())
     assert found["parameters"]["count"] == count
     assert found["parameters"]["megabytes"] == pytest.approx(count * 4 / 1e6, abs=1e-3)

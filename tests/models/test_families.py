@@ -17,10 +17,14 @@ from pyenc.models.rotary import Rotary
 from tests.conftest import GOLDEN
 from tests.loading.test_strict import copied
 from tests.models.refused_configs import (
+    ALBERT,
+    ALBERT_MLM,
     EURO,
     GEMMA,
     GTE,
     JINA3,
+    LLAMA,
+    MISTRAL,
     MODERN,
     NOMIC,
     ORIGINAL3,
@@ -179,6 +183,49 @@ def test_eurobert_spellings() -> None:
     assert shape_of("EuroBERT", EURO, num_key_value_heads=None).kv_heads == 4
     assert shape_of("EuroBERT", EURO, num_key_value_heads=...).kv_heads == 4
     assert shape_of("EuroBERT", EURO, pad_token_id=None).padding_row is None
+
+
+def test_albert_order() -> None:
+    """As the original divides: whole groups, one after the other."""
+    assert shape_of("ALBERT", ALBERT).layer_order == (0,) * 5
+    two = shape_of("ALBERT", ALBERT_MLM)
+    assert (two.num_layers, two.depth) == (4, 10)
+    assert two.layer_order == (0, 1) * 3 + (2, 3) * 2
+    for depth in range(1, 40):
+        for groups in range(1, depth + 1):
+            said = {"num_hidden_layers": depth, "num_hidden_groups": groups}
+            order = shape_of("ALBERT", ALBERT, **said).layer_order
+            assert order == tuple(int(i / (depth / groups)) for i in range(depth))
+    plain = shape_of("ALBERT", ALBERT, hidden_dropout_prob=0.25, attention_probs_dropout_prob=0.5)
+    assert (plain.embedding_dropout, plain.output_dropout, plain.hidden_dropout) == (0.25, 0.25, 0)
+    assert plain.attention_dropout == 0.5
+
+
+def test_mistral_spellings() -> None:
+    """Also of Llama, which has no windows."""
+    old = shape_of("Mistral", MISTRAL)
+    assert (old.local, old.window, old.causal) == ((True,) * 3, 11, True)
+    assert shape_of("Mistral", MISTRAL, layer_types=["sliding_attention"] * 3) == old
+    assert shape_of("Mistral", MISTRAL, sliding_window=...).window == 4095
+    assert shape_of("Mistral", MISTRAL, sliding_window=1).window == 0
+    free = shape_of("Mistral", MISTRAL, sliding_window=None)
+    assert (free.local, free.window) == ((), None)
+    kinds = ["full_attention"] * 3
+    assert shape_of("Mistral", MISTRAL, sliding_window=None, layer_types=kinds) == free
+    assert not shape_of("Mistral", MISTRAL, sliding_window=None, is_causal=False).causal
+    assert shape_of("Mistral", MISTRAL, hidden_size=51).head_dim == 12  # as the class divides
+    llama = shape_of("Llama", LLAMA)
+    for family, name, base, same in (
+        ("Mistral", MISTRAL, 1e4, old), ("Llama", LLAMA, 5e5, llama),
+    ):  # fmt: skip
+        assert same.rotary == Rotary(base)
+        parameters = {"rope_type": "default", "rope_theta": base}
+        assert shape_of(family, name, rope_parameters=parameters, rope_theta=...) == same
+        assert shape_of(family, name, rope_theta=...).rotary == Rotary(10_000.0)
+        assert shape_of(family, name, auto_map={"AutoConfig": "configuration_x.C"}) == same
+    assert shape_of("Llama", LLAMA, num_key_value_heads=None).kv_heads == 6
+    assert shape_of("Llama", LLAMA, pretraining_tp=4) == llama
+    assert not shape_of("Llama", LLAMA, is_causal=False).causal
 
 
 def test_qwen_spellings() -> None:

@@ -106,6 +106,19 @@ def test_half_precision_stays_near(golden: Golden, dtype: str) -> None:
 
 ROTARY = Rotary(500_000.0)
 MUTATIONS: dict[str, list[dict[str, Any]]] = {
+    "albert_mlm_like_h2": [
+        {"layer_order": (0, 1, 2, 3)},
+        {"layer_order": (0, 1) * 2 + (2, 3) * 3},
+        {"layer_order": (0, 0, 0, 1, 1, 1, 2, 2, 3, 3)},
+        {"layer_order": (0, 1) * 3 + (3, 2) * 2},
+        {"activation": "gelu_tanh"},
+    ],
+    "albert_small_like_h4": [
+        {"layer_order": (0,) * 4},
+        {"layer_order": (0,) * 6},
+        {"activation": "gelu"},
+        {"norm_eps": 1e-3},
+    ],
     "jina_geglu_h4": [{"activation": "gelu_tanh"}, {"gate_first": False}, {"norm_eps": 1e-5}],
     "gte_base_like_h4": [{"rotary": ROTARY}, {"gate_first": True}, {"log_length": 64}],
     "modernbert_mmbert_like_h3": [
@@ -133,6 +146,26 @@ MUTATIONS: dict[str, list[dict[str, Any]]] = {
         {"rotary": Rotary(10_000.0)},
         {"scale": 1.0},
         {"norm": "layer", "norm_bias": False},
+        {"norm_eps": 1e-6},
+        {"activation": "gelu"},
+        {"gate_first": False},
+    ],
+    "llama_encoder_like_h6": [
+        {"causal": False},
+        {"local": (True,) * 3, "window": 23},
+        {"rotary": Rotary(10_000.0)},
+        {"scale": 1.0},
+        {"norm_eps": 1e-6},
+        {"activation": "gelu"},
+        {"gate_first": False},
+    ],
+    "mistral_e5_like_h4": [
+        {"causal": False},
+        {"local": ()},
+        {"window": 10},
+        {"window": 12},
+        {"rotary": Rotary(20_000.0)},
+        {"scale": 1.0},
         {"norm_eps": 1e-6},
         {"activation": "gelu"},
         {"gate_first": False},

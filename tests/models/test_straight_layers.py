@@ -62,7 +62,7 @@ def test_the_same_bits(name: str, dtype: torch.dtype, monkeypatch: pytest.Monkey
     with torch.inference_mode():
         for _ in range(2):  # packs, where there are some, are made the first time
             found, went = forward(model, monkeypatch)
-            assert went == len(model.layers) * [True]
+            assert went == model.config.depth * [True]
             assert torch.equal(found, ordinary(model, monkeypatch))
 
 

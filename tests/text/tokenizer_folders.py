@@ -108,6 +108,27 @@ def camembert(folder: Path, **config: Any) -> Path:
     return unigram(folder, "camembert", first, **config)
 
 
+def albert(folder: Path, **config: Any) -> Path:
+    config = {"tokenizer_class": "AlbertTokenizer"} | config
+    first = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
+    folder = unigram(folder, "albert", first, **config)
+    around = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": "[SEP]", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            token: {"id": token, "ids": [i], "tokens": [token]}
+            for i, token in ((2, "[CLS]"), (3, "[SEP]"))
+        },
+    }  # fmt: skip
+    edit(folder / "tokenizer.json", lambda whole: whole | {"post_processor": around})
+    return folder
+
+
 def t5(folder: Path, **config: Any) -> Path:
     config = {"tokenizer_class": "T5Tokenizer"} | config
     return unigram(folder, "t5", ["<pad>", "</s>", "<unk>"], **config)
@@ -141,7 +162,30 @@ def qwen2(folder: Path, **config: Any) -> Path:
     return folder
 
 
+def llama2(folder: Path, **config: Any) -> Path:
+    """Whose class writes the first space otherwise than tokenizer.json, which alone says what is
+    around a text."""
+    around = ("add_bos_token", "add_eos_token")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).write_bytes((GOLDEN / "llama_encoder_like_h6" / file).read_bytes())
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    edit(
+        folder / "tokenizer_config.json",
+        lambda old: {k: v for k, v in old.items() if k not in around} | config,
+    )
+    return folder
+
+
+def mistral(folder: Path, **config: Any) -> Path:
+    """Taken as it is."""
+    folder = llama2(folder, **config)
+    (folder / "config.json").write_text('{"model_type": "mistral"}')
+    return folder
+
+
 KINDS: dict[str, Callable[..., Path]] = {
+    "albert": albert,
     "bert": bert,
     "mpnet": lambda folder, **config: bert(
         folder, **{"tokenizer_class": "MPNetTokenizer", "cls_token": "[CLS]", "sep_token": "[SEP]",
@@ -152,7 +196,9 @@ KINDS: dict[str, Callable[..., Path]] = {
     "camembert": camembert,
     "t5": t5,
     "gemma": gemma,
+    "llama 2": llama2,
     "llama 3": llama3,
+    "mistral": mistral,
     "qwen 2": qwen2,
     "as it is": lambda folder, **config: bert(
         folder, **{"tokenizer_class": "PreTrainedTokenizerFast", **config}

@@ -33,7 +33,7 @@ PUBLISHED_FIELD = "published"
 SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
-    "num_hidden_layers": "num_layers",
+    "num_hidden_layers": "depth",
     "num_attention_heads": "num_heads",
     "intermediate_size": "intermediate_size",
     "type_vocab_size": "type_vocab_size",
@@ -41,7 +41,7 @@ SIZES = {
     "hidden_dropout_prob": "hidden_dropout",
     "attention_probs_dropout_prob": "attention_dropout",
 }
-"""What transformers and those who use it read -> the field of `EncoderConfig`."""
+"""What transformers and those who use it read -> what `EncoderConfig` calls it."""
 
 
 class PyencConfig(PreTrainedConfig):

@@ -8,6 +8,7 @@ from difflib import SequenceMatcher
 
 from ...errors import UnknownArchitectureError
 from . import (
+    albert,
     bert,
     distilbert,
     eurobert,
@@ -16,6 +17,7 @@ from . import (
     jina,
     jina_qk,
     jina_v3,
+    mistral,
     modernbert,
     mosaic,
     mpnet,
@@ -39,9 +41,12 @@ FAMILIES: tuple[Family, ...] = (
     eurobert.FAMILY,
     qwen.FAMILY,
     qwen.FAMILY_2,
+    mistral.FAMILY,
+    mistral.FAMILY_LLAMA,
     nomic.FAMILY,
     jina_v3.FAMILY,
     mpnet.FAMILY,
+    albert.FAMILY,
     t5.FAMILY,
     distilbert.FAMILY,
     roberta.FAMILY,

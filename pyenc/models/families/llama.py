@@ -1,4 +1,5 @@
-"""What families with Llama's layers have in common, by transformers' names: EuroBERT and Qwen.
+"""What families with Llama's layers have in common, by transformers' names: EuroBERT, Mistral and
+Qwen.
 
 Pre-norm with RMSNorm, rotary positions, keys and values that several heads may share, a gated
 feed-forward whose first rows are the gate.
@@ -64,6 +65,26 @@ def optional(config: ConfigFile, key: str, unsaid: int | None = None) -> int | N
     if config.values.get(key, unsaid) is None:
         return None
     return config.integer(key, unsaid)
+
+
+def refuse_code(config: ConfigFile) -> None:
+    """Code of a checkpoint's own is mostly there to change which tokens see which."""
+    named = config.section("auto_map").values
+    if code := [named[key] for key in sorted(named) if key.startswith("AutoModel")]:
+        raise CheckpointError(
+            f"{config.path}: auto_map names code of the checkpoint's own for its layers, "
+            f"{code[0]!r}, which pyenc does not run and does not know; expected none: served are "
+            "the layers of transformers' class, to both sides where is_causal is false"
+        )
+
+
+def refuse_both_sides(config: ConfigFile, causal: bool, setting: str) -> None:
+    """Of layers with windows."""
+    if not causal:
+        raise CheckpointError(
+            f"{config.path}: is_causal false with windows ({setting}) is not served: "
+            "transformers' attentions differ in how far they reach"
+        )
 
 
 def padding(config: ConfigFile, words: int, unsaid: int | None = None) -> int | None:

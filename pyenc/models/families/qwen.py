@@ -16,19 +16,17 @@ from dataclasses import replace
 from ...errors import CheckpointError
 from ..config import EncoderConfig
 from .family import ConfigFile, Family, Names, Published
-from .llama import LAYER, SIGNATURE, optional, padding, parts, rotary
+from .llama import (
+    LAYER,
+    SIGNATURE,
+    optional,
+    padding,
+    parts,
+    refuse_both_sides,
+    refuse_code,
+    rotary,
+)
 from .windows import listed
-
-
-def _refuse_code(config: ConfigFile) -> None:
-    """Code of a checkpoint's own is mostly there to change which tokens see which."""
-    named = config.section("auto_map").values
-    if code := [named[key] for key in sorted(named) if key.startswith("AutoModel")]:
-        raise CheckpointError(
-            f"{config.path}: auto_map names code of the checkpoint's own for its layers, "
-            f"{code[0]!r}, which pyenc does not run and does not know; expected none: served are "
-            "the layers of transformers' class, to both sides where is_causal is false"
-        )
 
 
 def _local(config: ConfigFile, layers: int, causal: bool) -> tuple[tuple[bool, ...], int | None]:
@@ -48,18 +46,14 @@ def _local(config: ConfigFile, layers: int, causal: bool) -> tuple[tuple[bool, .
             f"{config.path}: there are layers with a window, and sliding_window is {said!r}; "
             "expected use_sliding_window true and a positive sliding_window"
         )
-    if not causal:
-        raise CheckpointError(
-            f"{config.path}: is_causal false with windows (use_sliding_window) is not served: "
-            "transformers' attentions differ in how far they reach"
-        )
+    refuse_both_sides(config, causal, "use_sliding_window")
     return local, width - 1  # the file's number counts the token itself
 
 
 def _config(
     config: ConfigFile, head_size: int | None, qkv_bias: bool, out_bias: bool, head_norm: bool
 ) -> EncoderConfig:
-    _refuse_code(config)
+    refuse_code(config)
     config.require("use_mrope", (False, None), None, "pyenc turns heads by one position a token")
     words, layers = config.integer("vocab_size", 151_936), config.integer("num_hidden_layers", 32)
     causal = config.flag("is_causal", True)

@@ -14,7 +14,9 @@ from tests.integrations.sentence_transformers.test_answers import NEAR, off
 from tests.integrations.sentence_transformers.test_changed import own_answer, served
 
 
-@pytest.mark.parametrize("name", ["qwen2_code_like_h6", "qwen3_embed_like_h4"])
+@pytest.mark.parametrize(
+    "name", ["llama_encoder_like_h6", "qwen2_code_like_h6", "qwen3_embed_like_h4"]
+)
 def test_a_setting_that_the_config_did_not_have(name: str) -> None:
     """Read anew whenever the model is called, and taken away again."""
     model = accelerate(loaded(name))
@@ -29,6 +31,23 @@ def test_a_setting_that_the_config_did_not_have(name: str) -> None:
     del config.is_causal
     assert off(model.encode(TEXTS), before) <= NEAR
     assert served(model)
+
+
+def test_another_window() -> None:
+    """Of every layer; one on both sides is transformers' own."""
+    model = accelerate(loaded("mistral_e5_like_h4"))
+    before = model.encode(TEXTS)
+    config = model[0].model.config
+    for window in (3, None):
+        config.sliding_window = window
+        found = model.encode(TEXTS)
+        assert off(found, own_answer(model)) <= NEAR
+        assert off(found, before) > 1e-2
+        assert served(model)
+    config.sliding_window, config.is_causal = 12, False
+    with pytest.warns(AccelerationWarning, match="is_causal false with windows"):
+        found = model.encode(TEXTS)
+    assert off(found, own_answer(model)) <= NEAR
 
 
 def test_another_list_of_layers() -> None:

@@ -95,26 +95,26 @@ def test_an_unknown_family() -> None:
     model = loaded("bert_mean_h4")
     import transformers
 
-    model[0].model = transformers.AlbertModel(
-        transformers.AlbertConfig(
-            vocab_size=500, hidden_size=16, embedding_size=8, num_attention_heads=2,
+    model[0].model = transformers.SqueezeBertModel(
+        transformers.SqueezeBertConfig(
+            vocab_size=500, hidden_size=16, embedding_size=16, num_attention_heads=2,
             num_hidden_layers=1, intermediate_size=16,
         )
     )  # fmt: skip
-    refused(model, "no family of encoders that AlbertModel is.*pyenc models")
+    refused(model, "no family of encoders that SqueezeBertModel is.*pyenc models")
 
 
 def test_a_decoder() -> None:
     model = loaded("bert_mean_h4")
     import transformers
 
-    model[0].model = transformers.LlamaModel(
-        transformers.LlamaConfig(
+    model[0].model = transformers.GraniteModel(
+        transformers.GraniteConfig(
             vocab_size=500, hidden_size=16, num_attention_heads=2, num_key_value_heads=2,
             num_hidden_layers=1, intermediate_size=16,
         )
     )  # fmt: skip
-    refused(model, "no family of encoders that LlamaModel is")
+    refused(model, "no family of encoders that GraniteModel is")
     model = loaded("bert_mean_h4")
     model[0].model.config.is_decoder = True
     refused(model, "is_decoder")
@@ -186,7 +186,7 @@ def test_untied() -> None:
 
 
 def test_layers_that_are_one(bert: Any) -> None:
-    """Tied among each other, as ALBERT's are: served."""
+    """Tied among each other: served."""
     layers = bert[0].model.encoder.layer
     layers[1] = layers[0]
     expected = bert.encode(TEXTS)

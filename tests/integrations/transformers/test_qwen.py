@@ -1,5 +1,5 @@
 """Qwen against transformers' own classes: every field of their configurations, odd sizes at random,
-half precision, and rows padded on either side."""
+and rows padded on either side."""
 
 from __future__ import annotations
 
@@ -10,23 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from pyenc.errors import CheckpointError
-from pyenc.loading import load_checkpoint, save_checkpoint
-from tests.oracle import naively
+from pyenc.loading import load_checkpoint
+from tests.integrations.transformers.language_models import check_same, random_model, saved
 from tests.seeds import seed
 
 transformers = pytest.importorskip("transformers", minversion="5")
-WORDS, END = 61, 7
-SIZES: dict[str, Any] = {
-    "vocab_size": WORDS, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "intermediate_size": 40, "max_position_embeddings": 64,
-    "bos_token_id": END, "eos_token_id": END,
-    "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"},
-}  # fmt: skip
 OWN: dict[str, dict[str, Any]] = {"Qwen3": {"head_dim": 10}, "Qwen2": {}}
 """Classes of transformers -> what their configurations have besides."""
 
@@ -85,50 +75,7 @@ CASES = [
 
 
 def original(kind: str = "Qwen3", task: str = "ForCausalLM", **changes: Any) -> Any:
-    """A random model of transformers, far from where it begins; wide ones no less well conditioned
-    than narrow ones."""
-    config = getattr(transformers, f"{kind}Config")(**(SIZES | OWN[kind] | changes))
-    config._attn_implementation = "eager"
-    model = getattr(transformers, f"{kind}{task}")(config)
-    for name, parameter in model.named_parameters():
-        wide = parameter.ndim == 2 and "embed" not in name
-        std = 1.5 * parameter.shape[1] ** -0.5 if wide else 0.3
-        torch.nn.init.normal_(parameter, float("norm" in name), std)
-    return model.eval()
-
-
-def batch(words: int = WORDS) -> tuple[Tensor, Tensor]:
-    """Texts that all end in one token, by turns padded on the right and on the left, and one with
-    holes."""
-    ids, mask = torch.full((5, 19), END), torch.zeros(5, 19, dtype=torch.long)
-    for row, length in enumerate((19, 1, 8, 13, 17)):
-        start = (19 - length) * (row % 2)
-        at = slice(start, start + length)
-        ids[row, at] = torch.randint(0, words, (length,))
-        ids[row, start + length - 1] = END
-        mask[row, at] = 1
-    mask[4, [2, 3, 9]] = 0
-    return ids, mask
-
-
-def saved(model: Any, folder: Path, **config: Any) -> Path:
-    model.save_pretrained(folder)
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | config))
-    return folder
-
-
-@torch.no_grad()
-def check_same(model: Any, folder: Path) -> None:
-    encoder = load_checkpoint(folder, skip_eps=0).encoder
-    ids, mask = batch(encoder.config.vocab_size)
-    kept = mask == 1
-    right = model.model(input_ids=ids, attention_mask=mask).last_hidden_state[kept]
-    got = encoder(ids, mask)
-    assert not got[~kept].any()
-    assert right.std() > 0.1
-    off = (got[kept] - right).abs().max()
-    assert off <= 2e-5 * max(1.0, float(right.abs().max())), off
+    return random_model(kind, task, **(OWN[kind] | changes))
 
 
 @pytest.mark.parametrize("kind", OWN)
@@ -185,56 +132,6 @@ def test_odd_sizes(kind: str, number: int, tmp_path: Path) -> None:
         sizes["hidden_size"] = heads * head
     model = original(kind, **sizes)
     check_same(model, saved(model, tmp_path))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("kind", OWN)
-def test_bfloat16(kind: str, tmp_path: Path) -> None:
-    """No further from the truth than twice the class's own bfloat16."""
-    model = original(kind, hidden_size=64, head_dim=32, intermediate_size=96).bfloat16()
-    folder = saved(model, tmp_path)
-    ids, mask = batch()
-    kept = mask == 1
-    truth = load_checkpoint(folder, dtype="float64", backend="reference").encoder(ids, mask)[kept]
-    encoder = load_checkpoint(folder, dtype="auto").encoder
-    assert encoder.dtype == torch.bfloat16
-    got = encoder(ids, mask)[kept]
-    with naively():
-        theirs = model.model(input_ids=ids, attention_mask=mask).last_hidden_state[kept]
-    off, near = ((x.double() - truth).abs().max() for x in (got, theirs))
-    assert truth.std() > 0.1
-    assert off <= 2 * near
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("task", ["Model", "ForCausalLM"])
-@pytest.mark.parametrize("kind", OWN)
-def test_saved_by_every_class(kind: str, task: str, tied: bool, tmp_path: Path) -> None:
-    """With the prefix and without, the head kept, written as it came; how a vector is pooled goes
-    by the class, as in sentence-transformers."""
-    model = original(kind, task, tie_word_embeddings=tied)
-    folder = saved(model, tmp_path / "a")
-    checkpoint = load_checkpoint(folder, skip_eps=0)
-    assert checkpoint.pooling == ("lasttoken" if task == "ForCausalLM" else "mean")
-    ids, mask = batch()
-    right = getattr(model, "model", model)(input_ids=ids, attention_mask=mask).last_hidden_state
-    got = checkpoint.encoder(ids, mask)
-    torch.testing.assert_close(got[mask == 1], right[mask == 1], rtol=0, atol=2e-5)
-    assert set(checkpoint.set_aside) == (
-        {"lm_head.weight"} if task != "Model" and not tied else set()
-    )
-    save_checkpoint(checkpoint, tmp_path / "b")
-    before, after = (load_file(tmp_path / x / "model.safetensors") for x in "ab")
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-@pytest.mark.parametrize("kind", OWN)
-def test_a_classifier_is_refused_by_its_head(kind: str, tmp_path: Path) -> None:
-    folder = saved(original(kind, "ForSequenceClassification"), tmp_path)
-    with pytest.raises(CheckpointError, match=r"unexpected tensor 'score.weight'"):
-        load_checkpoint(folder)
 
 
 def test_what_a_file_leaves_open(tmp_path: Path) -> None:

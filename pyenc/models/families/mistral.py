@@ -1,0 +1,157 @@
+"""e5-mistral-7b-instruct, SFR-Embedding-Mistral, Linq-Embed-Mistral, and encoders made of Llama.
+
+Wang et al., arXiv 2401.00368: Mistral 7B's language model (Jiang et al., arXiv 2310.06825), whose
+last token's state is the vector. Llama's layers (Touvron et al., arXiv 2302.13971), each of which
+sees no more than a window of tokens; Llama's own have none. No token sees one after it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ...errors import CheckpointError
+from ..config import EncoderConfig
+from .family import ConfigFile, Family, Names, Published
+from .llama import (
+    LAYER,
+    SIGNATURE,
+    optional,
+    padding,
+    parts,
+    refuse_both_sides,
+    refuse_code,
+    rotary,
+)
+from .windows import FULL, SLIDING, listed
+
+
+def _window(config: ConfigFile, layers: int, causal: bool) -> int | None:
+    """How many tokens before its own a token sees, in every layer."""
+    width = optional(config, "sliding_window", 4096)
+    if width == 0:
+        raise CheckpointError(f"{config.path}: sliding_window must be null or positive, got 0")
+    kinds = listed(config, layers)
+    if kinds is not None and any(local == (width is None) for local in kinds):
+        wanted = FULL if width is None else SLIDING
+        raise CheckpointError(
+            f"{config.path}: layer_types are not all {wanted!r}, as sliding_window {width} makes "
+            "them in transformers' class for this model_type; expected these, or no layer_types"
+        )
+    if width is None:
+        return None
+    refuse_both_sides(config, causal, f"sliding_window {width}")
+    return width - 1  # the file's number counts the token itself
+
+
+def _layers(config: ConfigFile, names: Names) -> int:
+    """How many there are; before anything is made for each."""
+    layers = config.integer("num_hidden_layers", 32)
+    if names and layers > len(names):
+        raise CheckpointError(
+            f"{config.path}: num_hidden_layers is {layers}, the weights have {len(names)} tensors"
+        )
+    return layers
+
+
+def _config(config: ConfigFile, **own: Any) -> EncoderConfig:
+    refuse_code(config)
+    words = config.integer("vocab_size", 32_000)
+    return EncoderConfig(
+        vocab_size=words,
+        hidden_size=config.integer("hidden_size", 4096),
+        position="rotary",
+        rotary=rotary(config, 10_000.0),
+        padding_row=padding(config, words),
+        activation=config.activation("hidden_act", "silu"),
+        gated=True,
+        norm="rms",
+        norm_eps=config.number("rms_norm_eps", 1e-6),
+        norm_first=True,
+        embedding_norm=False,
+        attention_dropout=config.number("attention_dropout", 0.0),
+        **own,
+    )
+
+
+def _mistral(config: ConfigFile, names: Names) -> EncoderConfig:
+    layers, heads = _layers(config, names), config.integer("num_attention_heads", 32)
+    causal = config.flag("is_causal", True)
+    window, head_size = _window(config, layers, causal), optional(config, "head_dim")
+    if head_size is None and heads:
+        head_size = config.integer("hidden_size", 4096) // heads
+    return _config(
+        config,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=optional(config, "num_key_value_heads", 8),
+        head_size=head_size,
+        intermediate_size=config.integer("intermediate_size", 14_336),
+        max_length=config.integer("max_position_embeddings", 131_072),
+        window=window,
+        local=() if window is None else (True,) * layers,
+        causal=causal,
+        qkv_bias=False,
+        out_bias=False,
+        up_bias=False,
+        down_bias=False,
+    )
+
+
+def _llama(config: ConfigFile, names: Names) -> EncoderConfig:
+    config.require("sliding_window", (None,), None, "Llama's layers have no window")
+    biased, mlp_biased = config.flag("attention_bias", False), config.flag("mlp_bias", False)
+    return _config(
+        config,
+        num_layers=_layers(config, names),
+        num_heads=config.integer("num_attention_heads", 32),
+        num_kv_heads=optional(config, "num_key_value_heads"),
+        head_size=optional(config, "head_dim"),
+        intermediate_size=config.integer("intermediate_size", 11_008),
+        max_length=config.integer("max_position_embeddings", 2048),
+        causal=config.flag("is_causal", True),
+        qkv_bias=biased,
+        out_bias=biased,
+        up_bias=mlp_biased,
+        down_bias=mlp_biased,
+    )
+
+
+FAMILY = Family(
+    name="Mistral",
+    checkpoints=(
+        Published(
+            "e5-mistral-7b-instruct, SFR-Embedding-Mistral, Linq-Embed-Mistral",
+            "golden",
+            "32,768 by e5's files, 4,096 by its authors; rotary positions have no table",
+            "a text ends as tokenizer_config.json says (add_eos_token), which transformers 5 "
+            "passes over",
+        ),
+    ),
+    signature=SIGNATURE,
+    # Other models of the same names (Llama's, Qwen's of several kinds) have other arithmetic.
+    accepts=lambda config: config.values.get("model_type") == "mistral",
+    config=_mistral,
+    parts=lambda config, names: parts(config),
+    model_types=("mistral",),
+    prefixes=("", "model."),
+    set_aside=("lm_head.",),
+    tied={"lm_head.weight": "embeddings.word.weight"},
+    layer=LAYER,
+)
+
+FAMILY_LLAMA = replace(
+    FAMILY,
+    name="Llama",
+    checkpoints=(
+        Published(
+            "encoders made of Llama 1, 2 and 3",
+            "golden",
+            "by their files; rotary positions have no table",
+            "rope scalings (Llama 3.1 and later) are refused",
+        ),
+    ),
+    accepts=lambda config: config.values.get("model_type") == "llama",
+    config=_llama,
+    model_types=("llama",),
+)
