@@ -52,7 +52,7 @@ WHOLE, PARTS = "a layer", "parts"
 BERT = {"position": "absolute", "num_positions": 8192}
 PRE_NORM = {"norm_first": True, "embedding_norm": False}
 QWEN3: dict[str, Any] = PRE_NORM | {
-    "position": "rotary", "rotary": Rotary(1e6), "causal": True,
+    "position": "rotary", "rotary": Rotary(1e6), "causal": True, "num_kv_heads": 4,
     "head_norm": True, "norm": "rms", "gated": True, "activation": "silu",
 }  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
