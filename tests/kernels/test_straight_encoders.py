@@ -138,9 +138,25 @@ MODULES = ("", "attention", "attention.qkv", "attention.out", "attention_norm", 
            "feed_forward.up", "feed_forward.down", "feed_forward_norm")  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MODULES)
+FURTHER = {
+    "gemma": (
+        "attention.q_norm",
+        "attention.k_norm",
+        "attention_term_norm",
+        "feed_forward_term_norm",
+    ),
+    "jina qk": ("attention.q_norm", "attention.k_norm", "second_norm"),
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        *((family, name) for family in ("jina", "eurobert") for name in MODULES),
+        *((family, name) for family, names in FURTHER.items() for name in names),
+    ],
+)
 @pytest.mark.parametrize("how", ["hook", "pre-hook", "forward", "class"])
-@pytest.mark.parametrize("family", ["jina", "eurobert"])
 def test_who_listens_to_a_module_hears(name: str, how: str, family: str, device: str) -> None:
     encoder = small(device, family)
     module: Any = encoder.layers[1].get_submodule(name)
