@@ -57,6 +57,8 @@ def test_snippets_run(section: Section, tmp_path: Path, monkeypatch: pytest.Monk
     # Processes that a snippet starts find this tree wherever they are.
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    # A cluster of its own, whoever else has one on this machine just now.
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     golden = ROOT / "tests" / "golden"
     namespace = {
         "__name__": "drop_in",

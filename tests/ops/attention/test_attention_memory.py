@@ -69,14 +69,15 @@ def extra(mode: str, tokens: int, backend: str = "torch", heads: int = 8) -> int
 @pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
 def test_the_cpu_kernels_take_little_and_linearly_more() -> None:
     """Below 64 MB beyond what is returned at 8,192 tokens; at twice as many at most twice that, for
-    as many heads as there are threads."""
+    as many heads as there are threads. Of less than 16 MB the system's own pages are too much of
+    what is measured; one head's pairs would take 1 GB."""
     for mode, returned in (("forward", 1), ("backward", 5)):
         small, large = (
             extra(mode, tokens, "cpu", heads) - returned * TENSOR * tokens * heads // (32768 * 8)
             for tokens, heads in ((8192, 8), (16384, 2))
         )
         assert small < 64e6
-        assert large < 2 * small + 4e6
+        assert large < 2 * max(small, 16e6)
 
 
 @pytest.mark.slow
