@@ -7,6 +7,8 @@ feed-forward whose first rows are the gate.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...errors import CheckpointError
 from ..config import EncoderConfig
 from ..rotary import Rotary
@@ -96,6 +98,33 @@ def padding(config: ConfigFile, words: int, unsaid: int | None = None) -> int | 
             f"{found}"
         )
     return found
+
+
+def language_model(config: ConfigFile, words: int, **own: Any) -> EncoderConfig:
+    """What config.json says the same way in every language model of these layers.
+
+    Args:
+        config: `config.json`.
+        words: of the vocabulary, where the file does not say it.
+        own: the other fields.
+    """
+    refuse_code(config)
+    words = config.integer("vocab_size", words)
+    return EncoderConfig(
+        vocab_size=words,
+        hidden_size=config.integer("hidden_size", 4096),
+        position="rotary",
+        rotary=rotary(config, 10_000.0),
+        padding_row=padding(config, words),
+        activation=config.activation("hidden_act", "silu"),
+        gated=True,
+        norm="rms",
+        norm_eps=config.number("rms_norm_eps", 1e-6),
+        norm_first=True,
+        embedding_norm=False,
+        attention_dropout=config.number("attention_dropout", 0.0),
+        **own,
+    )
 
 
 def parts(config: EncoderConfig) -> Parts:

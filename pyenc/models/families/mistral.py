@@ -8,7 +8,6 @@ sees no more than a window of tokens; Llama's own have none. No token sees one a
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from ...errors import CheckpointError
 from ..config import EncoderConfig
@@ -16,12 +15,10 @@ from .family import ConfigFile, Family, Names, Published
 from .llama import (
     LAYER,
     SIGNATURE,
+    language_model,
     optional,
-    padding,
     parts,
     refuse_both_sides,
-    refuse_code,
-    rotary,
 )
 from .windows import FULL, SLIDING, listed
 
@@ -54,34 +51,15 @@ def _layers(config: ConfigFile, names: Names) -> int:
     return layers
 
 
-def _config(config: ConfigFile, **own: Any) -> EncoderConfig:
-    refuse_code(config)
-    words = config.integer("vocab_size", 32_000)
-    return EncoderConfig(
-        vocab_size=words,
-        hidden_size=config.integer("hidden_size", 4096),
-        position="rotary",
-        rotary=rotary(config, 10_000.0),
-        padding_row=padding(config, words),
-        activation=config.activation("hidden_act", "silu"),
-        gated=True,
-        norm="rms",
-        norm_eps=config.number("rms_norm_eps", 1e-6),
-        norm_first=True,
-        embedding_norm=False,
-        attention_dropout=config.number("attention_dropout", 0.0),
-        **own,
-    )
-
-
 def _mistral(config: ConfigFile, names: Names) -> EncoderConfig:
     layers, heads = _layers(config, names), config.integer("num_attention_heads", 32)
     causal = config.flag("is_causal", True)
     window, head_size = _window(config, layers, causal), optional(config, "head_dim")
     if head_size is None and heads:
         head_size = config.integer("hidden_size", 4096) // heads
-    return _config(
+    return language_model(
         config,
+        words=32_000,
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=optional(config, "num_key_value_heads", 8),
@@ -101,8 +79,9 @@ def _mistral(config: ConfigFile, names: Names) -> EncoderConfig:
 def _llama(config: ConfigFile, names: Names) -> EncoderConfig:
     config.require("sliding_window", (None,), None, "Llama's layers have no window")
     biased, mlp_biased = config.flag("attention_bias", False), config.flag("mlp_bias", False)
-    return _config(
+    return language_model(
         config,
+        words=32_000,
         num_layers=_layers(config, names),
         num_heads=config.integer("num_attention_heads", 32),
         num_kv_heads=optional(config, "num_key_value_heads"),

@@ -19,12 +19,11 @@ from .family import ConfigFile, Family, Names, Published
 from .llama import (
     LAYER,
     SIGNATURE,
+    language_model,
     optional,
-    padding,
     parts,
     refuse_both_sides,
     refuse_code,
-    rotary,
 )
 from .windows import listed
 
@@ -53,38 +52,27 @@ def _local(config: ConfigFile, layers: int, causal: bool) -> tuple[tuple[bool, .
 def _config(
     config: ConfigFile, head_size: int | None, qkv_bias: bool, out_bias: bool, head_norm: bool
 ) -> EncoderConfig:
-    refuse_code(config)
+    refuse_code(config)  # which may read the other settings otherwise
     config.require("use_mrope", (False, None), None, "pyenc turns heads by one position a token")
-    words, layers = config.integer("vocab_size", 151_936), config.integer("num_hidden_layers", 32)
-    causal = config.flag("is_causal", True)
+    layers, causal = config.integer("num_hidden_layers", 32), config.flag("is_causal", True)
     local, window = _local(config, layers, causal)
-    return EncoderConfig(
-        vocab_size=words,
-        hidden_size=config.integer("hidden_size", 4096),
+    return language_model(
+        config,
+        words=151_936,
         num_layers=layers,
         num_heads=config.integer("num_attention_heads", 32),
         num_kv_heads=optional(config, "num_key_value_heads", 32),
         head_size=head_size,
         intermediate_size=config.integer("intermediate_size", 22_016),
-        position="rotary",
         max_length=config.integer("max_position_embeddings", 32_768),
-        rotary=rotary(config, 10_000.0),
         window=window,
         local=local,
         causal=causal,
-        padding_row=padding(config, words),
-        activation=config.activation("hidden_act", "silu"),
-        gated=True,
         qkv_bias=qkv_bias,
         out_bias=out_bias,
         up_bias=False,
         down_bias=False,
-        norm="rms",
-        norm_eps=config.number("rms_norm_eps", 1e-6),
-        norm_first=True,
-        embedding_norm=False,
         head_norm=head_norm,
-        attention_dropout=config.number("attention_dropout", 0.0),
     )
 
 
