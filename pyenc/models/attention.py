@@ -80,7 +80,8 @@ class Attention(nn.Module):
         (heads, dim), kv_heads = self.heads, self.kv_heads
         turn = call.local_turn if self.local else call.turn
         norms = None if turn is None else self._norms_with_turn()
-        apart = isinstance(self.qkv, SplitLinear) or (self.q_norm is not None and norms is None)
+        normed = self.q_norm is not None or self.k_norm is not None  # one may have been taken out
+        apart = isinstance(self.qkv, SplitLinear) or (normed and norms is None)
         if turn is not None and not apart:
             # One call for both: the heads of k are further heads of q.
             qkv_TC = called(self.qkv, call.backend, x_TC)
