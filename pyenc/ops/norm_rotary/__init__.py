@@ -198,7 +198,8 @@ def _check(
             f"{OP}: k_heads must be a whole number from 0 to the {x.shape[1]} heads of x, got "
             f"{k_heads!r}"
         )
-    if (k_weight is None) != (k_heads == 0):
+    # Asked in turn: in a graph of dynamic shapes k_heads may be a symbol.
+    if k_heads != 0 if k_weight is None else k_heads == 0:
         raise InputError(
             f"{OP}: k_weight is the last k_heads heads', both or neither; got k_heads={k_heads} "
             f"{'without' if k_weight is None else 'with'} k_weight"

@@ -77,6 +77,18 @@ def test_weights_of_another_dtype_keep_it_in_their_gradients() -> None:
         assert w.grad.dtype == w.dtype
 
 
+def test_compiled_with_a_number_of_heads_that_is_a_symbol() -> None:
+    def run(x: Tensor) -> Tensor:
+        turn = *tables(9, 8), torch.arange(len(x))
+        return rms_norm_rotary(x, WEIGHT, *turn, EPS, k_weight=WEIGHT * 3, k_heads=x.shape[1] // 3)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True, dynamic=True)
+    for heads in (3, 6, 9):
+        x = torch.randn(5, heads, 8)
+        torch.testing.assert_close(compiled(x), run(x))
+
+
 X, TURN = torch.ones(2, 3, 8), (*tables(4, 8), torch.tensor([0, 1]))
 WEIGHT = torch.ones(8)
 
