@@ -124,7 +124,8 @@ class Attention(nn.Module):
 
         def heads_of(y_TC: Tensor, norm: Norm | None = None) -> Tensor:
             if norm is None:
-                return y_TC.unflatten(-1, (-1, dim))
+                # What stands in the place of one of several products may answer in another dtype.
+                return y_TC.to(v_TC.dtype).unflatten(-1, (-1, dim))
             y = y_TC.unflatten(-1, (-1, dim)) if self.by_head else y_TC
             y, _ = called(norm, call.backend, y, None)
             # Under autocast the norms answer in float32 and the product does not.
