@@ -123,7 +123,7 @@ def _by_torch(
 def _range_of(positions: Tensor, cos: Tensor) -> None:
     # Elsewhere than on a CPU a look at the values would wait for the device, in every layer.
     if positions.device.type == "cpu" and not hides_values(positions):
-        check_range(positions, len(cos))
+        check_range(positions, len(cos), OP)
 
 
 def _straight(
@@ -153,7 +153,7 @@ def _straight(
         k_gain = None if k_weight is None else gain_in_memory(k_weight, plus_one)
         return cpu.forward(x, gain, k_gain, k_heads, cos, sin, positions, eps)
     if not x.is_cuda:
-        check_range(positions, cos.shape[0])
+        check_range(positions, cos.shape[0], OP)
     with on_card_of(x):
         out: Tensor = triton_launch.module_for("norm_rotary").forward(
             x, weight, k_weight, k_heads, cos, sin, positions, eps, plus_one

@@ -101,7 +101,10 @@ WEIGHT = torch.ones(8)
         (lambda: rms_norm_rotary(X[..., :6], WEIGHT[:6], *TURN, EPS), r"\(P, 3\)"),
         (lambda: rms_norm_rotary(X, WEIGHT[:4], *TURN, EPS), r"weight must be \(8,\), got \(4,\)"),
         (lambda: rms_norm_rotary(X, WEIGHT, *TURN[:2], torch.tensor([0.0, 1]), EPS), "int32 or"),
-        (lambda: rms_norm_rotary(X, WEIGHT, *TURN[:2], torch.tensor([0, 4]), EPS), "from 0 to 3"),
+        (
+            lambda: rms_norm_rotary(X, WEIGHT, *TURN[:2], torch.tensor([0, 4]), EPS),
+            "rms_norm_rotary: positions run from 0 to 4, the tables from 0 to 3",
+        ),
         (lambda: rms_norm_rotary(X, WEIGHT, *TURN, -1.0), "eps must be finite"),
         (lambda: rms_norm_rotary(X, WEIGHT, *TURN, EPS, k_heads=2), "both or neither"),
         (lambda: rms_norm_rotary(X, WEIGHT, *TURN, EPS, k_weight=WEIGHT), "both or neither"),
