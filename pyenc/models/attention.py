@@ -80,7 +80,8 @@ class Attention(nn.Module):
         (heads, dim), kv_heads = self.heads, self.kv_heads
         turn = call.local_turn if self.local else call.turn
         norms = None if turn is None else self._norms_with_turn()
-        apart = isinstance(self.qkv, SplitLinear) or (self.q_norm is not None and norms is None)
+        normed = self.q_norm is not None or self.k_norm is not None  # one may have been taken out
+        apart = isinstance(self.qkv, SplitLinear) or (normed and norms is None)
         if turn is not None and not apart:
             # One call for both: the heads of k are further heads of q.
             qkv_TC = called(self.qkv, call.backend, x_TC)
@@ -123,7 +124,8 @@ class Attention(nn.Module):
 
         def heads_of(y_TC: Tensor, norm: Norm | None = None) -> Tensor:
             if norm is None:
-                return y_TC.unflatten(-1, (-1, dim))
+                # What stands in the place of one of several products may answer in another dtype.
+                return y_TC.to(v_TC.dtype).unflatten(-1, (-1, dim))
             y = y_TC.unflatten(-1, (-1, dim)) if self.by_head else y_TC
             y, _ = called(norm, call.backend, y, None)
             # Under autocast the norms answer in float32 and the product does not.

@@ -120,14 +120,16 @@ def made_for(part: AttentionPart, x_TC: Tensor, call: Call) -> Made | None:
     """Of a layer's attention on x; None where the kernels do not take such a call."""
     module = part.module
     (heads, dim), window = module.heads, module.window
+    turn = turn_of(module, call)
+    if not turns_right(part, turn):
+        return None
     # Launches that are known have the strides of q, k and v, which go by the heads of k, too.
     of = heads, module.kv_heads, dim, module.scale, window, part.norms is None
     key = x_TC.shape, x_TC.dtype, x_TC.get_device(), *of
     if (made := call.made.get(key)) is not None:
         found: Made = made
         return found
-    turn = turn_of(module, call)
-    if not turns_right(part, turn) or (turn is not None and not _turns(turn, x_TC, dim)):
+    if turn is not None and not _turns(turn, x_TC, dim):
         return None
     bias = call.bias
     if has_line(bias):

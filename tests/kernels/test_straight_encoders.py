@@ -134,6 +134,20 @@ def test_layers_with_other_heads_of_keys(swapped: int, device: str) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("swapped", [0, 1])
+def test_layers_that_norm_what_others_do_not(swapped: int, device: str) -> None:
+    """One of full width among those of heads, which are normed beside their turn."""
+    encoder = small(device, "qwen3")
+    other = {**FAMILIES["qwen3"], "head_norm": False, "qk_norm": True}
+    with mock.patch.dict(FAMILIES, qwen3=other):
+        encoder.layers[swapped] = small(device, "qwen3").layers[swapped]
+    found, went = run(encoder, device)
+    assert went == 1
+    with mock.patch.object(layers, "plain", return_value=False):
+        wanted, _ = run(encoder, device)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
 MODULES = ("", "attention", "attention.qkv", "attention.out", "attention_norm", "feed_forward",
            "feed_forward.up", "feed_forward.down", "feed_forward_norm")  # fmt: skip
 

@@ -129,6 +129,63 @@ def test_heads(kept: int | None, position: str, given: dict[str, Any], split: bo
     torch.testing.assert_close(grad.double(), right.double(), rtol=1e-4, atol=1e-4)
 
 
+class Widened(torch.nn.Module):
+    """In the place of a linear layer, as an adapter with float32 parameters of its own."""
+
+    def __init__(self, layer: Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, backend: str | None) -> Tensor:
+        return self.layer(x, backend).float()
+
+
+@pytest.mark.parametrize("wide", [0, 1])
+@pytest.mark.parametrize(
+    "given", [{}, {"head_norm": True, "norm": "rms"}, {"qk_norm": True}, {"log_length": 5}], ids=str
+)
+@pytest.mark.parametrize("position", ["rotary", "absolute"])
+def test_a_part_that_answers_in_another_dtype(
+    position: str, given: dict[str, Any], wide: int
+) -> None:
+    """Queries and keys are taken in that of the values."""
+    torch.manual_seed(seed(5))
+    places = {"num_positions": 99} if position == "absolute" else {}
+    config = config_of(num_kv_heads=2, position=position, **places, **given)
+    module = Attention(config, 0).bfloat16()
+    parts: list[Any] = [Linear(24, 6 * heads).bfloat16() for heads in (4, 2, 2)]
+    module.qkv = SplitLinear(parts)
+    call = call_of(config, None, 19, torch.tensor([0, 7, 8, 19]), None, True, None, None, 0)
+    x = torch.randn(19, 24).bfloat16()
+    right = module(x, call)
+    module.qkv.parts[wide] = Widened(parts[wide])
+    assert torch.equal(module(x, call), right)
+
+
+@pytest.mark.parametrize("without", ["q_norm", "k_norm"])
+@pytest.mark.parametrize("position", ["rotary", "absolute"])
+def test_a_norm_that_is_taken_out_leaves_the_other(position: str, without: str) -> None:
+    torch.manual_seed(seed(4))
+    places = {"num_positions": 99} if position == "absolute" else {}
+    config = config_of(num_kv_heads=2, position=position, head_norm=True, norm="rms", **places)
+    module = Attention(config, 0)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, 0.3, 0.5)
+    call = call_of(config, None, 19, torch.tensor([0, 7, 8, 19]), None, True, None, None, 0)
+    kept = module.k_norm if without == "q_norm" else module.q_norm
+    setattr(module, without, None)
+    with torch.no_grad():
+        x, asked = torch.randn(19, 24), []
+        before = module(x, call)
+        assert kept is not None
+        kept.register_forward_hook(lambda *_: asked.append(1))
+        after = module(x, call)
+        assert asked == [1]
+        torch.testing.assert_close(before, after)
+        kept.weight.mul_(3)
+        assert not torch.allclose(module(x, call), after, atol=1e-3)
+
+
 @pytest.mark.parametrize("local", [(), (True, False)], ids=str)
 @pytest.mark.parametrize("backend", [None, "torch", "reference"])
 def test_no_token_sees_one_after_it(backend: str | None, local: tuple[bool, ...]) -> None:

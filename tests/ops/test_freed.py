@@ -57,8 +57,8 @@ def turned(x: Tensor, cos: Tensor) -> Tensor:
     return rotary(x, cos, TABLE, PLACES, backend="cpu")
 
 
-def normed(x: Tensor, weight: Tensor, cos: Tensor) -> Tensor:
-    return rms_norm_rotary(x, weight, cos, TABLE, PLACES, 1e-6, backend="cpu")
+def normed(x: Tensor, weight: Tensor, cos: Tensor, **named: Any) -> Tensor:
+    return rms_norm_rotary(x, weight, cos, TABLE, PLACES, 1e-6, backend="cpu", **named)
 
 
 def attended(q: Tensor, k: Tensor, bias: Bias = None) -> Any:
@@ -83,15 +83,23 @@ def attended(q: Tensor, k: Tensor, bias: Bias = None) -> Any:
         lambda: normed(freed(HEADS), torch.ones(8), TABLE),
         lambda: normed(HEADS, freed(torch.ones(8)), TABLE),
         lambda: normed(HEADS, torch.ones(8), freed(TABLE)),
+        lambda: add_rms_norm(X, None, freed(LINE), 1e-6, plus_one=True),
+        lambda: normed(HEADS, freed(torch.ones(8)), TABLE, plus_one=True),
+        lambda: normed(HEADS, torch.ones(8), TABLE, k_weight=freed(torch.ones(8)), k_heads=1),
+        lambda: normed(
+            HEADS, torch.ones(8), TABLE, k_weight=freed(torch.ones(8)), k_heads=1, plus_one=True
+        ),
         lambda: attended(freed(HEADS), HEADS),
         lambda: attended(HEADS, freed(HEADS)),
         lambda: attended(HEADS, HEADS, ALiBi(freed(torch.ones(2)))),
         lambda: segment_mean(freed(X), ENDS, backend="cpu"),
     ],
 )
-def test_it_is_told_of(call: Callable[[], Tensor]) -> None:
+@pytest.mark.parametrize("learned", [False, True])
+def test_it_is_told_of(call: Callable[[], Tensor], learned: bool) -> None:
     # Or by torch, where it computes with it first.
-    with torch.no_grad(), pytest.raises((InputError, RuntimeError), match=r"no memory|storage"):
+    told = pytest.raises((InputError, RuntimeError), match=r"no memory|storage")
+    with torch.set_grad_enabled(learned), told:
         call()
 
 

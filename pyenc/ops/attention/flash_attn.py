@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...errors import BackendError
 from .bias import ALiBi
+from .shared_heads import repeated
 
 MAX_HEAD_DIM = 256
 
@@ -64,7 +65,8 @@ def attention(
     deterministic, as that of this library's own kernels is.
     """
     if q.shape[0] == 0:  # no numbers, and still a function of all three
-        return q + k + v, q.new_empty(q.shape[:2], dtype=torch.float32)
+        of_keys = repeated(k, q.shape[1]) + repeated(v, q.shape[1])
+        return q + of_keys, q.new_empty(q.shape[:2], dtype=torch.float32)
     flash_attn = importlib.import_module("flash_attn")
     bounds = cu_seqlens.to(torch.int32)
     longest = int(bounds.diff().max()) if bounds.numel() > 1 else 0

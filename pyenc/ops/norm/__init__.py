@@ -12,9 +12,9 @@ from torch import Tensor
 from ...errors import InputError
 from ...forking import check_forked
 from .. import oracle, triton_launch
-from ..backend import WhyNot, always, choose, requested_backend
-from ..launch import DTYPE_CODES, why_not
-from ..registered import on_card_of, plain
+from ..backend import WhyNot, always, choose, hides_values, requested_backend
+from ..launch import DTYPE_CODES, pointer, why_not
+from ..registered import PLAIN, on_card_of, plain
 from ..validation import FLOATS, check_eps, check_float, check_given, is_eps
 from . import registration as _registration  # noqa: F401  (it registers the op)
 from .reference import add_layer_norm_reference, add_rms_norm_reference
@@ -108,6 +108,14 @@ def gain_of(weight: Tensor, plus_one: bool) -> Tensor:
     if not plus_one:
         return weight
     return 1 + weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def gain_in_memory(weight: Tensor, plus_one: bool) -> Tensor:
+    """The same in float32, for the C++ kernels. Raises InputError where the weight was freed: its
+    address is no longer to be seen in a sum, which torch makes without a look at it."""
+    if plus_one and not hides_values(weight) and type(weight) in PLAIN:
+        pointer(weight)
+    return gain_of(weight, plus_one).to(torch.float32)
 
 
 def backend_table(x: Tensor, residual: Tensor | None = None) -> dict[str, WhyNot]:
@@ -204,8 +212,8 @@ def _by_kernels(
         dtype = torch.promote_types(x.dtype, residual.dtype)
         x, residual = x.to(dtype), residual.to(dtype)
     if name == "cpu":
-        weight, plus_one = gain_of(weight, plus_one), False
-    if name == "cpu" or weight.dtype not in DTYPE_CODES:
+        weight, plus_one = gain_in_memory(weight, plus_one), False
+    elif weight.dtype not in DTYPE_CODES:
         weight = weight.to(torch.float32)
     if bias is not None:
         bias = bias.to(torch.float32) if name == "cpu" or bias.dtype not in DTYPE_CODES else bias

@@ -16,7 +16,7 @@ from ...forking import check_forked
 from .. import extension, oracle, triton_launch
 from ..backend import WhyNot, choose, hides_values, requested_backend
 from ..launch import DTYPE_CODES
-from ..norm import gain_of
+from ..norm import gain_in_memory, gain_of
 from ..registered import on_card_of, plain
 from ..rotary import WHOLE, WIDEST, check_positions, check_shapes
 from ..rotary import backend_table as rotary_table
@@ -80,8 +80,8 @@ def rms_norm_rotary(
         _range_of(positions, cos)
         return _by_torch(x, weight, cos, sin, positions, eps, k_weight, k_heads, plus_one)
     if name == "cpu":
-        weight = gain_of(weight, plus_one).to(torch.float32)
-        k_weight = None if k_weight is None else gain_of(k_weight, plus_one).to(torch.float32)
+        weight = gain_in_memory(weight, plus_one)
+        k_weight = None if k_weight is None else gain_in_memory(k_weight, plus_one)
     elif weight.dtype not in DTYPE_CODES:
         weight = weight.to(torch.float32)
     if k_weight is not None:
@@ -123,7 +123,7 @@ def _by_torch(
 def _range_of(positions: Tensor, cos: Tensor) -> None:
     # Elsewhere than on a CPU a look at the values would wait for the device, in every layer.
     if positions.device.type == "cpu" and not hides_values(positions):
-        check_range(positions, len(cos))
+        check_range(positions, len(cos), OP)
 
 
 def _straight(
@@ -149,11 +149,11 @@ def _straight(
     if not 0 <= k_heads <= x.shape[1] or (k_weight is None) != (not k_heads):
         return None
     if on_cpu:
-        gain = gain_of(weight, plus_one).to(torch.float32)
-        k_gain = None if k_weight is None else gain_of(k_weight, plus_one).to(torch.float32)
+        gain = gain_in_memory(weight, plus_one)
+        k_gain = None if k_weight is None else gain_in_memory(k_weight, plus_one)
         return cpu.forward(x, gain, k_gain, k_heads, cos, sin, positions, eps)
     if not x.is_cuda:
-        check_range(positions, cos.shape[0])
+        check_range(positions, cos.shape[0], OP)
     with on_card_of(x):
         out: Tensor = triton_launch.module_for("norm_rotary").forward(
             x, weight, k_weight, k_heads, cos, sin, positions, eps, plus_one
@@ -198,7 +198,8 @@ def _check(
             f"{OP}: k_heads must be a whole number from 0 to the {x.shape[1]} heads of x, got "
             f"{k_heads!r}"
         )
-    if (k_weight is None) != (k_heads == 0):
+    # Asked in turn: in a graph of dynamic shapes k_heads may be a symbol.
+    if k_heads != 0 if k_weight is None else k_heads == 0:
         raise InputError(
             f"{OP}: k_weight is the last k_heads heads', both or neither; got k_heads={k_heads} "
             f"{'without' if k_weight is None else 'with'} k_weight"

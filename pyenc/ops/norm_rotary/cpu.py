@@ -83,7 +83,7 @@ def _call(
     check_like(OP, "sin", sin, tuple(cos.shape), torch.float32)
     check_like(OP, "positions", positions, (tokens,), torch.int64)
     check_contiguous(OP, gain=gain, k_gain=k_gain, cos=cos, sin=sin, positions=positions)
-    check_range(positions, cos.shape[0])
+    check_range(positions, cos.shape[0], OP)
     return (
         DTYPE_CODES[x.dtype], pointer(x), x.stride(0), x.stride(1), pointer(gain), pointer(k_gain),
         pointer(cos), pointer(sin), positions.data_ptr(), tokens, heads,

@@ -27,7 +27,7 @@ def _op(
     if backend == "cpu":
         return cpu.forward(x, weight, k_weight, k_heads, cos, sin, positions.to(torch.int64), eps)
     if not x.is_cuda:  # the interpreter would read what there is not
-        check_range(positions, cos.shape[0])
+        check_range(positions, cos.shape[0], cpu.OP)
     out: Tensor = triton_launch.module_for("norm_rotary").forward(
         x, weight, k_weight, k_heads, cos, sin, positions, eps, plus_one
     )

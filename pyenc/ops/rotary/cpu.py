@@ -51,12 +51,12 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, back: bool = Fa
     return out
 
 
-def check_range(positions: Tensor, count: int) -> None:
+def check_range(positions: Tensor, count: int, op: str = "rotary") -> None:
     """Every position has a row in the tables."""
     if positions.numel() == 0:
         return
     low, high = (int(x) for x in positions.aminmax())
     if low < 0 or high >= count:
         raise InputError(
-            f"rotary: positions run from {low} to {high}, the tables from 0 to {count - 1}"
+            f"{op}: positions run from {low} to {high}, the tables from 0 to {count - 1}"
         )

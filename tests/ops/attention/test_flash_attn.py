@@ -175,9 +175,11 @@ def test_a_log_sum_exp_of_before_is_refused(package: ModuleType) -> None:
         attention_flash.attention(q, q, q, torch.tensor(BOUNDS), None, 0.1, (-1, -1), 0.0)
 
 
-def test_flash_attn_of_no_tokens_has_gradients() -> None:
+@pytest.mark.parametrize("of_keys", [6, 2, 1])
+def test_flash_attn_of_no_tokens_has_gradients(of_keys: int) -> None:
     """Before the package is asked for anything, so that it need not be there."""
-    leaves = [torch.zeros(0, 2, 8, requires_grad=True) for _ in range(3)]
+    shapes = [(0, heads, 8) for heads in (6, of_keys, of_keys)]
+    leaves = [torch.zeros(shape, requires_grad=True) for shape in shapes]
     out, lse = attention_flash.attention(*leaves, torch.tensor([0, 0]), None, 1.0, (-1, -1), 0.0)
-    assert (out.shape, lse.shape) == ((0, 2, 8), (0, 2))
-    assert [g.shape for g in torch.autograd.grad(out.sum(), leaves)] == [(0, 2, 8)] * 3
+    assert (out.shape, lse.shape) == ((0, 6, 8), (0, 6))
+    assert [g.shape for g in torch.autograd.grad(out.sum(), leaves)] == shapes

@@ -77,6 +77,18 @@ def test_weights_of_another_dtype_keep_it_in_their_gradients() -> None:
         assert w.grad.dtype == w.dtype
 
 
+def test_compiled_with_a_number_of_heads_that_is_a_symbol() -> None:
+    def run(x: Tensor) -> Tensor:
+        turn = *tables(9, 8), torch.arange(len(x))
+        return rms_norm_rotary(x, WEIGHT, *turn, EPS, k_weight=WEIGHT * 3, k_heads=x.shape[1] // 3)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True, dynamic=True)
+    for heads in (3, 6, 9):
+        x = torch.randn(5, heads, 8)
+        torch.testing.assert_close(compiled(x), run(x))
+
+
 X, TURN = torch.ones(2, 3, 8), (*tables(4, 8), torch.tensor([0, 1]))
 WEIGHT = torch.ones(8)
 
@@ -89,7 +101,10 @@ WEIGHT = torch.ones(8)
         (lambda: rms_norm_rotary(X[..., :6], WEIGHT[:6], *TURN, EPS), r"\(P, 3\)"),
         (lambda: rms_norm_rotary(X, WEIGHT[:4], *TURN, EPS), r"weight must be \(8,\), got \(4,\)"),
         (lambda: rms_norm_rotary(X, WEIGHT, *TURN[:2], torch.tensor([0.0, 1]), EPS), "int32 or"),
-        (lambda: rms_norm_rotary(X, WEIGHT, *TURN[:2], torch.tensor([0, 4]), EPS), "from 0 to 3"),
+        (
+            lambda: rms_norm_rotary(X, WEIGHT, *TURN[:2], torch.tensor([0, 4]), EPS),
+            "rms_norm_rotary: positions run from 0 to 4, the tables from 0 to 3",
+        ),
         (lambda: rms_norm_rotary(X, WEIGHT, *TURN, -1.0), "eps must be finite"),
         (lambda: rms_norm_rotary(X, WEIGHT, *TURN, EPS, k_heads=2), "both or neither"),
         (lambda: rms_norm_rotary(X, WEIGHT, *TURN, EPS, k_weight=WEIGHT), "both or neither"),
