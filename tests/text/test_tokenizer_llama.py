@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, processors
 
 import pyenc
 from pyenc.errors import CheckpointError
+from pyenc.loading import own_checkpoint
 from pyenc.text import TextTokenizer
 from tests.conftest import GOLDEN
 from tests.loading.test_strict import copied
@@ -166,6 +167,27 @@ def test_the_contradiction_is_said_once(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert (pyenc.load(folder).encode(TEXTS) != plain).any(1).all()
+
+
+@pytest.mark.parametrize("single", ["<s> $A </s>", "<s> $A"])
+@pytest.mark.parametrize("name", ["mistral_e5_like_h4", "llama_encoder_like_h6"])
+def test_saved_with_an_encoder_of_our_own_format(name: str, single: str, tmp_path: Path) -> None:
+    """Whose `config.json` says nothing of the rules; the files agree from then on."""
+    folder = copied(name, tmp_path)
+    around(folder, single)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pyenc.AssumptionWarning)
+        encoder = pyenc.load(folder)
+    plain = encoder.encode(TEXTS)
+    encoder.checkpoint = own_checkpoint(encoder.model)
+    encoder.save(tmp_path / "saved")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = pyenc.load(tmp_path / "saved")
+    assert (again.encode(TEXTS) == plain).all()
+    again.save(tmp_path / "twice")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "twice" / file).read_bytes() == (tmp_path / "saved" / file).read_bytes()
 
 
 def test_words_in_the_place_of_the_files(tmp_path: Path) -> None:
