@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, processors
 
 import pyenc
 from pyenc.errors import CheckpointError
@@ -16,7 +15,7 @@ from pyenc.loading import own_checkpoint
 from pyenc.text import TextTokenizer
 from tests.conftest import GOLDEN
 from tests.loading.test_strict import copied
-from tests.text.tokenizer_folders import as_transformers, edit, llama2, llama3, mistral
+from tests.text.tokenizer_folders import around, as_transformers, edit, llama2, llama3, mistral
 
 TEXTS = ["a fox", "", " two  words", "</s>ab</s> c", "▁the\n", "日本語 \x00 é", "<s>", "x<0x41>"]
 BEGIN, END = 1, 2
@@ -24,15 +23,6 @@ BEGIN, END = 1, 2
 
 def ids(folder: Path, text: str = "a") -> list[int]:
     return TextTokenizer(folder)([text], 999)[0].ids.tolist()
-
-
-def around(folder: Path, single: str) -> None:
-    """What tokenizer.json puts around a text."""
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=single, special_tokens=[("<s>", BEGIN), ("</s>", END)]
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 @pytest.mark.parametrize("space", [None, True, False])
