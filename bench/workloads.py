@@ -123,7 +123,12 @@ def token_ids(lengths: Sequence[int], vocab_size: int) -> list[Tensor]:
 def gflop(config: pyenc.EncoderConfig, lengths: Sequence[int]) -> float:
     """Arithmetic of the matrix products: 2 a linear weight and token, 4 n^2 C a layer and text."""
     width, heads = config.hidden_size, config.num_heads * config.head_dim
-    halves = 3 if config.gated else 2
-    weights = config.num_layers * (4 * width * heads + halves * width * config.intermediate_size)
-    attention = 4 * config.num_layers * heads * sum(n * n for n in lengths)
+    kept = config.kv_heads * config.head_dim
+    forward = (3 if config.gated else 2) * width * config.intermediate_size
+    weights = 0
+    for i in config.layer_order or range(config.num_layers):
+        mixed = config.experts if config.experts and config.experts.layers[i] else None
+        weights += 2 * width * (heads + kept)
+        weights += forward if mixed is None else mixed.each * forward + mixed.count * width
+    attention = 4 * config.depth * heads * sum(n * n for n in lengths)
     return (2 * weights * sum(lengths) + attention) / 1e9

@@ -75,6 +75,7 @@ def _architecture(encoder: TextEncoder) -> dict[str, Any]:
         "position": config.position,
         "vocabulary": config.vocab_size,
         "tokenizer_vocabulary": encoder.tokenizer.vocab_size if encoder.tokenizer else None,
+        "tokenizer_disputed": encoder.tokenizer.disputed if encoder.tokenizer else "",
         "token_types": config.type_vocab_size,
         "causal": config.causal,
         "query_key_norm": config.qk_norm or config.head_norm,
@@ -246,6 +247,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     used = shape["tokenizer_vocabulary"]
     words = "no tokenizer files" if used is None else f"{used:,} used"
     yield _row("vocabulary", f"{shape['vocabulary']:,} ({words})")
+    yield from _wrapped("", shape["tokenizer_disputed"])
     yield _row(
         "parameters",
         f"{size['count']:,}{own}: {size['megabytes']:,.1f} MB as {size['dtype']}, stored as "

@@ -40,7 +40,8 @@ class Served(NamedTuple):
 
 
 def load_encoder(args: argparse.Namespace, *, quiet: bool = False, **changes: Any) -> TextEncoder:
-    """The encoder that the arguments name; what is assumed of it is said on standard error.
+    """The encoder that the arguments name; what is assumed of it, and what its files say
+    in two ways, is said on standard error.
 
     Args:
         args: of the command line.
@@ -60,8 +61,11 @@ def load_encoder(args: argparse.Namespace, *, quiet: bool = False, **changes: An
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AssumptionWarning)
         encoder = load(args.model, revision=args.revision, tokenizer=args.tokenizer, **options)
-    if encoder.recipe.assumed and not quiet:
-        print(f"pyenc: warning: {args.model}: {assumption(encoder.recipe)}", file=sys.stderr)
+    words = encoder.tokenizer
+    assumed = assumption(encoder.recipe) if encoder.recipe.assumed else ""
+    for story in (assumed, words.disputed if words else ""):
+        if story and not quiet:
+            print(f"pyenc: warning: {args.model}: {story}", file=sys.stderr)
     return encoder
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
 from ..loading import Checkpoint, save_checkpoint
 from ..loading.files import moved_into
+from ..loading.own_type import published
 from ..loading.save import config_of
 from .assumed import limit_file, recipe_files, told
 from .recipe import LONE_POOLING, Recipe
 from .tasks import own_modules
+from .tokenizer import TextTokenizer
+
+DECIDING = ("model_type", "tokenizer_class")
+"""Keys of `config.json` that decide whose rules a tokenizer follows."""
 
 
 def said_files(
@@ -53,6 +60,41 @@ def said_files(
     if max_length is not None:
         said |= limit_file(said, recipe, max_length)
     return said
+
+
+def words_as_read(
+    files: Mapping[str, bytes], recipe: Recipe, words: TextTokenizer | None, checkpoint: Checkpoint
+) -> dict[str, bytes]:
+    """The tokenizer's files, where another `config.json` is written beside them than they came
+    with: they say by themselves what was read with that one.
+
+    Args:
+        files: relative path -> content of what the checkpoint came with.
+        recipe: says which folder of it the tokenizer is in.
+        words: the tokenizer that was made of them.
+        checkpoint: which may be in pyenc's own format by now.
+    """
+    below = "" if recipe.transformer_path in ("", ".") else f"{recipe.transformer_path}/"
+    before = published(_object(files, below + "config.json"))
+    after = config_of(checkpoint)
+    if words is None or all(before.get(key) == after.get(key) for key in DECIDING):
+        return {}
+    written = {}
+    config = _object(files, below + "tokenizer_config.json")
+    named = str(config.get("tokenizer_class"))
+    if words.class_name not in (named, named.removesuffix("Fast")):
+        said = config | {"tokenizer_class": words.class_name}
+        written["tokenizer_config.json"] = json.dumps(said, indent=2) + "\n"
+    if words.disputed:
+        whole = _object(files, below + "tokenizer.json")
+        whole |= {"post_processor": words.post_processor()}
+        written["tokenizer.json"] = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+    return {below + name: content.encode() for name, content in written.items()}
+
+
+def _object(files: Mapping[str, bytes], path: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(files.get(path, b"{}"))
+    return found
 
 
 def _says(files: Mapping[str, bytes], recipe: Recipe, unsaid_pooling: str) -> bool:

@@ -18,7 +18,7 @@ from .loaded import Loaded
 from .logits import token_logits
 from .names import names_nearest
 from .processes import EncoderPool, team_for
-from .saving import said_files, write_folder
+from .saving import said_files, words_as_read, write_folder
 from .similarity import similarity, similarity_pairwise
 from .verbs import Verbs
 
@@ -132,6 +132,7 @@ class TextEncoder(Verbs, Loaded):
             width=self.model.config.hidden_size, name=self.name,
             unsaid_pooling=self.checkpoint.pooling,
         )  # fmt: skip
+        files |= words_as_read(self._files, loaded, tokenizer, self.checkpoint)
         write_folder(self.checkpoint, files, self.recipe, Path(folder))
 
     def __repr__(self) -> str:

@@ -6,6 +6,7 @@ how many texts were cut. A text of which only the first tokens count is cut befo
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -128,6 +129,10 @@ class TextTokenizer:
     def num_special(self) -> int:
         """Special tokens that every text is given."""
         return int(self._tokenizer.num_special_tokens_to_add(False))
+
+    def post_processor(self) -> Any:
+        """What puts special tokens around a text, as `tokenizer.json` has it."""
+        return json.loads(self._tokenizer.to_str())["post_processor"]
 
     @property
     def num_closing(self) -> int:

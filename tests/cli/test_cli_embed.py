@@ -21,6 +21,7 @@ import pyenc
 from pyenc.cli import embed, work
 from pyenc.cli.arguments import build_parser
 from pyenc.cli.serving import load_encoder
+from tests.text.tokenizer_folders import around
 
 CLOSE = 2e-6
 """Cut into parts or not, a text's vector moves by rounding only."""
@@ -388,6 +389,16 @@ def test_what_is_assumed_is_said_once(cli: Cli, texts_file: Path, tmp_path: Path
     assert said.status == 0
     assert "files do not say" not in said.err
     np.testing.assert_array_equal(np.load(tmp_path / "told.npy"), expected(GOLDEN / "bert_cls_h2"))
+
+
+def test_what_the_files_say_in_two_ways(cli: Cli, texts_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "words"
+    shutil.copytree(GOLDEN / "mistral_e5_like_h4", folder)
+    around(folder, "<s> $A")
+    said = cli("embed", folder, texts_file, "-o", tmp_path / "o.npy")
+    lines = [line for line in said.err.splitlines() if "add_eos_token" in line]
+    assert (said.status, len(lines)) == (0, 1)
+    assert lines[0].startswith(f"pyenc: warning: {folder}: tokenizer_config.json says add_eos_tok")
 
 
 def test_task(cli: Cli, texts_file: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pyenc.models import Encoder, EncoderConfig, register_position
 from pyenc.ops import extension
 from pyenc.ops.linear import choices
 from tests.mixtures import folder_of
+from tests.text.tokenizer_folders import around
 
 # One of them has no sentence-transformers files: test_what_is_assumed has what is said of that.
 pytestmark = pytest.mark.filterwarnings("ignore::pyenc.AssumptionWarning")
@@ -214,6 +215,17 @@ def test_what_is_said_is_not_assumed(cli: Cli) -> None:
     assert found["assumed"] == ["pooling"]
     assert "mean pooling (assumed), unit length\n" in cli("info", OPEN, "--normalize").out
     assert "assumed" not in cli("info", GOLDEN / "bert_cls_h2").out
+
+
+def test_what_the_files_say_in_two_ways(cli: Cli, tmp_path: Path) -> None:
+    folder = copy(GOLDEN / "mistral_e5_like_h4", tmp_path)
+    assert facts(cli, folder)["architecture"]["tokenizer_disputed"] == ""
+    around(folder, "<s> $A")
+    said = cli("info", folder)
+    assert "tokenizer_config.json says add_eos_token true, and" in said.out
+    assert facts(cli, folder)["architecture"]["tokenizer_disputed"].startswith(
+        "tokenizer_config.json s"
+    )
 
 
 def test_a_length_that_no_file_says(cli: Cli, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import pyenc
 from pyenc.errors import InputError
 from pyenc.models import encoder as encoders
 from pyenc.models import straight as layers
+from pyenc.models.experts import Experts
 from pyenc.models.rotary import Rotary
 from pyenc.ops import ALiBi, alibi_slopes
 
@@ -115,6 +116,31 @@ def test_a_layer_gives_the_same_numbers(family: str, device: str) -> None:
     encoder = small(device, family)
     found, went = run(encoder, device)
     assert went == 2
+    with mock.patch.object(layers, "plain", return_value=False):
+        wanted, went = run(encoder, device)
+    assert went == 0
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+AGAIN = {"layer_order": (1, 0, 0, 1, 0), "embedding_size": 24}
+MIXED = {"experts": Experts(count=3, each=2, layers=(False, True))}
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "qwen3"])
+@pytest.mark.parametrize(
+    ("change", "straight", "steps"), [(AGAIN, 5, 5), (MIXED, 1, 2), (AGAIN | MIXED, 3, 5)],
+    ids=["again", "mixed", "both"],
+)  # fmt: skip
+def test_layers_that_come_again_and_mixtures(
+    family: str, change: dict[str, Any], straight: int, steps: int, device: str
+) -> None:
+    """A layer goes straight each time; one with experts is asked itself, between the others."""
+    fields = FAMILIES[family] | change | ({"gated": False} if "experts" in change else {})
+    with mock.patch.dict(FAMILIES, {family: fields}):
+        encoder = small(device, family)
+    assert encoder.config.depth == steps
+    found, went = run(encoder, device)
+    assert went == straight
     with mock.patch.object(layers, "plain", return_value=False):
         wanted, went = run(encoder, device)
     assert went == 0

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, processors
 
 import pyenc
 from pyenc.errors import CheckpointError
+from pyenc.loading import own_checkpoint
 from pyenc.text import TextTokenizer
 from tests.conftest import GOLDEN
 from tests.loading.test_strict import copied
-from tests.text.tokenizer_folders import as_transformers, edit, llama2, llama3, mistral
+from tests.text.tokenizer_folders import around, as_transformers, edit, llama2, llama3, mistral
 
 TEXTS = ["a fox", "", " two  words", "</s>ab</s> c", "▁the\n", "日本語 \x00 é", "<s>", "x<0x41>"]
 BEGIN, END = 1, 2
@@ -23,15 +23,6 @@ BEGIN, END = 1, 2
 
 def ids(folder: Path, text: str = "a") -> list[int]:
     return TextTokenizer(folder)([text], 999)[0].ids.tolist()
-
-
-def around(folder: Path, single: str) -> None:
-    """What tokenizer.json puts around a text."""
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=single, special_tokens=[("<s>", BEGIN), ("</s>", END)]
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 @pytest.mark.parametrize("space", [None, True, False])
@@ -166,6 +157,27 @@ def test_the_contradiction_is_said_once(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert (pyenc.load(folder).encode(TEXTS) != plain).any(1).all()
+
+
+@pytest.mark.parametrize("single", ["<s> $A </s>", "<s> $A"])
+@pytest.mark.parametrize("name", ["mistral_e5_like_h4", "llama_encoder_like_h6"])
+def test_saved_with_an_encoder_of_our_own_format(name: str, single: str, tmp_path: Path) -> None:
+    """Whose `config.json` says nothing of the rules; the files agree from then on."""
+    folder = copied(name, tmp_path)
+    around(folder, single)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pyenc.AssumptionWarning)
+        encoder = pyenc.load(folder)
+    plain = encoder.encode(TEXTS)
+    encoder.checkpoint = own_checkpoint(encoder.model)
+    encoder.save(tmp_path / "saved")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = pyenc.load(tmp_path / "saved")
+    assert (again.encode(TEXTS) == plain).all()
+    again.save(tmp_path / "twice")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "twice" / file).read_bytes() == (tmp_path / "saved" / file).read_bytes()
 
 
 def test_words_in_the_place_of_the_files(tmp_path: Path) -> None:

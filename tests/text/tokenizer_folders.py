@@ -184,6 +184,15 @@ def mistral(folder: Path, **config: Any) -> Path:
     return folder
 
 
+def around(folder: Path, single: str) -> None:
+    """What Llama's or Mistral's tokenizer.json puts around a text."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 KINDS: dict[str, Callable[..., Path]] = {
     "albert": albert,
     "bert": bert,
