@@ -6,13 +6,14 @@ import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from ..callers import stacklevel
 from ..errors import CheckpointError
-from ..loading import Checkpoint, load_checkpoint, read_json, resolve
+from ..loading import Checkpoint, load_checkpoint, read_config, read_json, resolve
 from ..loading.hub import SMALL_FILES
 from ..loading.own_type import leaves_limit
 from ..loading.shipped import load_shipped, shipped
@@ -191,7 +192,39 @@ def _borrowed(
     config = {key: value for key, value in _config(source).items() if key not in LIMITS}
     config |= {"tokenizer_class": words.class_name} | limits
     files[below + "tokenizer_config.json"] = (json.dumps(config, indent=2) + "\n").encode()
+    beside = {
+        path.removeprefix(below): content for path, content in files.items()
+        if path.startswith(below) and "/" not in path.removeprefix(below)
+    }  # fmt: skip
+    if (other := _read_otherwise(words, recipe, beside)) is not None:
+        # As it was made, for those whose config.json has it taken as it is.
+        made = TextTokenizer(source, overrides=recipe.tokenizer_settings).as_file()
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+        written = {"tokenizer.json": made, "tokenizer_config.json": json.dumps(config).encode()}
+        if _read_otherwise(words, recipe, beside | written) is not None:
+            raise CheckpointError(f"{name}: its words cannot be borrowed: {other}")
+        files |= {below + path: content for path, content in written.items()}
     return words
+
+
+def _read_otherwise(words: TextTokenizer, recipe: Recipe, files: dict[str, bytes]) -> str | None:
+    """How borrowed words are read from the files that they are saved in: this checkpoint's
+    `config.json` may decide whose rules a tokenizer follows. None: as they are here."""
+    with TemporaryDirectory() as folder:
+        for path, content in files.items():
+            (Path(folder) / path).write_bytes(content)
+        kind = read_config(Path(folder)).get("model_type") if "config.json" in files else None
+        beside = f"beside a config.json of model_type {kind!r}, where they would be saved,"
+        try:
+            again = TextTokenizer(Path(folder), recipe.lower_case, recipe.tokenizer_settings)
+        except CheckpointError as error:
+            return f"{beside} they are not read: {error}".replace(f"{folder}/", "")
+    if again.class_name == words.class_name or again.same_rules(words):
+        return None
+    return (
+        f"{beside} they are read by the rules of {again.class_name}, and here by those of "
+        f"{words.class_name}"
+    )
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -180,6 +180,33 @@ def test_saved_with_an_encoder_of_our_own_format(name: str, single: str, tmp_pat
         assert (tmp_path / "twice" / file).read_bytes() == (tmp_path / "saved" / file).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("llama_encoder_like_h6", "are read by the rules of Qwen2Tokenizer, and here by those of "),
+        ("bert_mean_h4", "are not read: tokenizer.json: model.type 'WordPiece'"),
+    ],
+)
+def test_words_that_cannot_be_saved(words: str, told: str) -> None:
+    """Of this model_type one class alone is read."""
+    told = f"cannot be borrowed: beside a config.json of model_type 'qwen2', .* they {told}"
+    with pytest.raises(CheckpointError, match=told):
+        pyenc.load(GOLDEN / "qwen2_code_like_h6", tokenizer=GOLDEN / words)
+
+
+@pytest.mark.parametrize("words", ["llama_encoder_like_h6", "albert_small_like_h4", "bert_mean_h4"])
+def test_borrowed_where_files_are_taken_as_they_are(words: str, tmp_path: Path) -> None:
+    """By other rules than the words have: what is saved is the tokenizer as it was made."""
+    encoder = pyenc.load(GOLDEN / "mistral_e5_like_h4", tokenizer=GOLDEN / words)
+    encoder.save(tmp_path)
+    again = pyenc.load(tmp_path)
+    assert encoder.tokenizer is not None
+    assert again.tokenizer is not None
+    assert again.tokenizer.class_name == "PreTrainedTokenizerFast"
+    for ours, right in zip(again.tokenizer(TEXTS, 99), encoder.tokenizer(TEXTS, 99), strict=True):
+        assert ours.ids.tolist() == right.ids.tolist()
+
+
 def test_words_in_the_place_of_the_files(tmp_path: Path) -> None:
     """transformers puts its own there for large vocabularies of Mistral's, where it is asked to."""
     folder = mistral(tmp_path, fix_mistral_regex=True)
