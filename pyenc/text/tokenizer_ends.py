@@ -27,7 +27,8 @@ def settle(tokenizer: Tokenizer, settings: Settings) -> str:
     Raises:
         CheckpointError: a token is to be added that there is none of.
     """
-    if settings.told & KEYS.keys():  # which every version follows
+    # sentence-transformers hands them on, and transformers follows.
+    if settings.told & KEYS.keys():
         return ""
     encoding = tokenizer.encode("a")
     wanted, tokens, disputed = {}, {}, []
