@@ -108,7 +108,7 @@ lint: $(READY)
 # interpreter of their own find the sanitized one too. Leak detection is off: Python leaks by design.
 # Python itself is not instrumented, so the runtime has to be there before it.
 SANITIZED := build/sanitize
-COPIED := pyenc kernels csrc tests setup.py pyproject.toml README.md LICENSE
+COPIED := pyenc kernels csrc tests examples bench setup.py pyproject.toml README.md LICENSE
 sanitize: $(READY)
 	@mkdir -p $(SANITIZED) && rm -rf $(addprefix $(SANITIZED)/,$(COPIED))
 	@cp -Rp $(COPIED) $(SANITIZED) && rm -f $(SANITIZED)/pyenc/_C*
