@@ -267,8 +267,12 @@ def heads_of(
     normed: Callable[[NormPart, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (T, H, D) of their one product, of the latter as many heads as there
-    are; turned: what turns the first two,
-    and before that norms their heads; normed: what norms (T, H * D), where no head is normed."""
+    are.
+
+    Args:
+        turned: what turns the first two, and before that norms their heads; None: nothing does.
+        normed: what norms (T, H * D), where it is not heads that are normed.
+    """
     module = part.module
     (heads, dim), kv_heads = module.heads, module.kv_heads
     qkv_THD = qkv_TC.view(qkv_TC.shape[0], heads + 2 * kv_heads, dim)

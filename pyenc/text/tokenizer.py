@@ -7,7 +7,6 @@ how many texts were cut. A text of which only the first tokens count is cut befo
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,9 +24,7 @@ from .faults import failure, not_unicode, panics_as_errors, surrogate_in
 from .long_pieces import WHOLE, Block, LongPieces, LongWordWarning, Uncut, lengthen
 from .long_texts import SIZE, Cuts, added_texts
 from .tokenizer_files import TOKENIZER_FILES, has_tokenizer, read_tokenizer
-
-RULES = ("added_tokens", "normalizer", "pre_tokenizer", "model")
-"""Parts of a tokenizer that decide the tokens of a text, without those around it."""
+from .tokenizer_rules import one_rule
 
 CHUNK_TEXTS = 1024
 CHUNK_CHARACTERS = 1 << 18
@@ -136,12 +133,8 @@ class TextTokenizer:
 
     def same_rules(self, other: TextTokenizer) -> bool:
         """Whether both are seen to make the same tokens of every text, one at a time."""
-        rules = [json.loads(tokenizer._tokenizer.to_str()) for tokenizer in (self, other)]
-        return (
-            all(_alike(rules[0][key], rules[1][key]) for key in RULES)
-            and self._around is not None
-            and self._around == other._around
-        )
+        rules = (tokenizer._tokenizer.to_str() for tokenizer in (self, other))
+        return self._around is not None and self._around == other._around and one_rule(*rules)
 
     def as_file(self) -> bytes:
         """A `tokenizer.json` that, taken as it is, makes this tokenizer again."""
@@ -384,17 +377,6 @@ def _numbers(texts: list[tuple[int, _Text]]) -> list[int]:
 def _has_types(tokenizer: Any) -> bool:
     """Are tokens of a single text given other types than 0?"""
     return any(any(tokenizer.encode(text).type_ids) for text in ("", "a"))
-
-
-def _alike(a: Any, b: Any) -> bool:
-    """Whether two JSON values are one, but for how the library rounds scores that it reads."""
-    if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, rel_tol=1e-12)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_alike, a, b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_alike(a[key], b[key]) for key in a)
-    return bool(a == b)
 
 
 def _around(tokenizer: Any) -> tuple[list[int], list[int]] | None:

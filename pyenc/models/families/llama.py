@@ -1,5 +1,5 @@
-"""What families with Llama's layers have in common, by transformers' names: EuroBERT, Mistral and
-Qwen.
+"""What families with Llama's layers have in common, by transformers' names: EuroBERT, Llama,
+Mistral and Qwen.
 
 Pre-norm with RMSNorm, rotary positions, keys and values that several heads may share, a gated
 feed-forward whose first rows are the gate.

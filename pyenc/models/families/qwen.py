@@ -23,7 +23,6 @@ from .llama import (
     optional,
     parts,
     refuse_both_sides,
-    refuse_code,
 )
 from .windows import listed
 
@@ -52,7 +51,6 @@ def _local(config: ConfigFile, layers: int, causal: bool) -> tuple[tuple[bool, .
 def _config(
     config: ConfigFile, head_size: int | None, qkv_bias: bool, out_bias: bool, head_norm: bool
 ) -> EncoderConfig:
-    refuse_code(config)  # which may read the other settings otherwise
     config.require("use_mrope", (False, None), None, "pyenc turns heads by one position a token")
     layers, causal = config.integer("num_hidden_layers", 32), config.flag("is_causal", True)
     local, window = _local(config, layers, causal)
