@@ -63,11 +63,15 @@ class Processor:
     @property
     def keys(self) -> tuple[str, ...]:
         """Where to look in a table, best first: the kind, then the classes of its instruction set
-        and of every weaker one, each of its vendor and then of all."""
+        and of every weaker one, each of its vendor's family, of its vendor and of all."""
         isas = list(ISAS)
         weaker = isas[: isas.index(self.isa) + 1] if self.isa else []
-        classes = [key for isa in reversed(weaker) for key in (f"{self.vendor}, {isa}", isa)]
-        return tuple(key for key in (self.name, *classes, "default") if key and key[0] != ",")
+        of = [""]
+        if self.vendor:
+            of = [f"{self.vendor}, ", *of]
+            of = [f"{self.vendor} {self.family}, ", *of] if self.family else of
+        classes = [words + isa for isa in reversed(weaker) for words in of]
+        return tuple(key for key in (self.name, *classes, "default") if key)
 
 
 @functools.cache

@@ -144,8 +144,12 @@ def test_keys_go_from_the_kind_to_the_classes() -> None:
     kind = Processor("AuthenticAMD", "25", "1", "avx2", "AVX2")
     assert kind.keys == (
         "AuthenticAMD 25 1, avx2, torch AVX2",
-        *("AuthenticAMD, avx2", "avx2", "AuthenticAMD, avx", "avx", "AuthenticAMD, sse41"),
-        *("sse41", "default"),
+        *("AuthenticAMD 25, avx2", "AuthenticAMD, avx2", "avx2"),
+        *("AuthenticAMD 25, avx", "AuthenticAMD, avx", "avx"),
+        *("AuthenticAMD 25, sse41", "AuthenticAMD, sse41", "sse41", "default"),
+    )
+    assert Processor("AuthenticAMD", isa="sse41").keys == (
+        *("AuthenticAMD, sse41", "sse41", "default"),
     )
     assert Processor(isa="sse41").keys == ("sse41", "default")
     assert Processor().keys == ("default",)
@@ -197,7 +201,8 @@ def test_what_the_shipped_table_prefers(
 def test_the_shipped_table() -> None:
     names = {str(dtype).removeprefix("torch.") for dtype in DTYPES}
     table = choices.table()
-    classes = {f"{who}{isa}" for isa in processor.ISAS for who in ("", f"{INTEL}, ", f"{AMD}, ")}
+    vendors = ("", f"{INTEL}, ", f"{AMD}, ", f"{AMD} 25, ")
+    classes = {f"{who}{isa}" for isa in processor.ISAS for who in vendors}
     assert table["default"] == {"source": "nothing is known of it: F.linear serves"}
     for key, entry in table.items():
         assert entry["source"]
@@ -239,6 +244,19 @@ def test_a_processor_whose_float32_is_onednns() -> None:
     assert found.prefers("unpacked")
     assert not found.prefers("gelu_fused")
     assert choices.lookup(choices.table(), kind, torch.float16).prefers("wide")
+
+
+@pytest.mark.parametrize("model", ["17", "97"])
+def test_a_family_whose_units_are_narrower_than_its_instructions(model: str) -> None:
+    """AMD's family 25: what a pack gains in float32 is not what it costs in memory."""
+    kind = Processor(AMD, "25", model, "avx512_core_bf16", "AVX512")
+    found = choices.lookup(choices.table(), kind, torch.float32)
+    assert found.entry == (kind.name if model == "17" else "AuthenticAMD 25, avx512_core")
+    assert not found.prefers("onednn")
+    assert not found.prefers("unpacked")
+    assert found.prefers("forward")
+    assert found.prefers("few_rows")
+    assert choices.lookup(choices.table(), kind, torch.bfloat16).prefers("forward")
 
 
 def test_the_first_entry_that_has_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
