@@ -25,6 +25,7 @@ from ..gradient import gradient_of
 from ..launch import check_contiguous, module_for, pointer
 from . import cpu
 from .bias import added, is_map
+from .cpu_arrays import BIAS_CODES, OP
 from .far import fitting
 from .groups import BLOCK_ELEMENTS, Group
 from .map_program import MapProgram, program_of
@@ -56,7 +57,7 @@ def forward(
         call = part.call(*own)
         results = [part.room(x) for x in wholes]
         ranges = part.ranges(out) if with_backward else None
-        slabs = module_for(cpu.OP).AttentionForwardSlabs(
+        slabs = module_for(OP).AttentionForwardSlabs(
             call.fields | part.fields(), out=results[0].data_ptr(), lse=results[1].data_ptr(),
             ranges=pointer(ranges), shift=results[2].data_ptr(), total=results[3].data_ptr(),
         )  # fmt: skip
@@ -92,10 +93,10 @@ def backward(
         call = part.call(*own)
         g, o, shift, total = (part.rows(x) for x in (grad_out, *kept[:2], -kept[2]))
         dtotal = None if grad_lse is None else part.rows(grad_lse).contiguous()
-        check_contiguous(cpu.OP, shift=shift, total=total)
+        check_contiguous(OP, shift=shift, total=total)
         ranges = part.ranges(total)
         dq, dk, dv = (part.room(x) for x in wholes)
-        slabs = module_for(cpu.OP).AttentionBackwardSlabs(
+        slabs = module_for(OP).AttentionBackwardSlabs(
             call.fields | part.fields(), grad_out=cpu.rows_of(g), out=cpu.rows_of(o),
             lse=total.data_ptr(), grad_lse=pointer(dtotal), ranges=ranges.data_ptr(),
             shift=shift.data_ptr(), total=total.data_ptr(),
@@ -239,4 +240,4 @@ class _Part:
 
     def fields(self) -> dict[str, int]:
         """Those of csrc/attention/arguments.h that a slab has."""
-        return {"kind": cpu.BIAS_CODES["dense"], "bias_dtype": 0, "reach": self.group.n}
+        return {"kind": BIAS_CODES["dense"], "bias_dtype": 0, "reach": self.group.n}

@@ -25,6 +25,7 @@ from ..validation import FLOATS
 from . import cpu
 from .along import Line
 from .bias import ALiBi, RelativePositionBias
+from .cpu_arrays import MAX_SPAN
 from .shared_heads import repeated, shares_heads
 from .terms import Bias, Terms, flatten, has_line, named, skip_eps_of
 from .validation import is_window
@@ -51,7 +52,7 @@ def straight_cpu(
         k, v = repeated(k, shape[1]), repeated(v, shape[1])
     if dtype not in DTYPE_CODES or not dtype == k.dtype == v.dtype or len(shape) != 3:
         return None
-    if not shape == k.shape == v.shape or not 0 < shape[0] <= cpu.MAX_SPAN:
+    if not shape == k.shape == v.shape or not 0 < shape[0] <= MAX_SPAN:
         return None
     if not shape[1] or not 0 < shape[2] <= cpu.MAX_HEAD_DIM:
         return None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyenc.errors import BackendError, InputError
 from pyenc.ops import ALiBi, DistanceBias, attention, computed_share, extension
-from pyenc.ops.attention import along, cpu
+from pyenc.ops.attention import along, cpu_arrays
 from tests.ops.attention.share_rule import check_row_shares
 from tests.ops.attention.skip_inputs import SkipInputs
 from tests.oracle import assert_right, naively
@@ -29,7 +29,7 @@ BACKENDS = [CPU, "torch"]
 @pytest.fixture(autouse=True)
 def bounds_of_short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds are looked for in the short texts of tests too, which they are not worth."""
-    monkeypatch.setattr(cpu, "WORTH_FALLS", 1)
+    monkeypatch.setattr(cpu_arrays, "WORTH_FALLS", 1)
 
 
 class Lopsided(nn.Module):
@@ -385,13 +385,13 @@ def test_no_bounds_are_made_for_short_texts(monkeypatch: pytest.MonkeyPatch) -> 
         asked.append(longest)
         return plain(line, span, longest, eps)
 
-    monkeypatch.setattr(cpu, "falls_of", noting)
-    for lengths in ([cpu.WORTH_FALLS - 1, 40], [cpu.WORTH_FALLS, 3]):
+    monkeypatch.setattr(cpu_arrays, "falls_of", noting)
+    for lengths in ([cpu_arrays.WORTH_FALLS - 1, 40], [cpu_arrays.WORTH_FALLS, 3]):
         given, bounds = inputs(lengths), torch.tensor([0, *itertools.accumulate(lengths)])
         for grad in (False, True):
             with torch.set_grad_enabled(grad):
                 attention(*given["qkv"], bounds, bias=Lopsided(2), backend="cpu")
-    assert asked == 2 * [cpu.WORTH_FALLS]
+    assert asked == 2 * [cpu_arrays.WORTH_FALLS]
 
 
 def test_sums_that_no_double_holds() -> None:
