@@ -3,7 +3,8 @@
 // A tile is R rows of x by S of W. Along the depth a lane sums every kLanes-th product, and the lanes are
 // summed at the end: next to nothing beside the products, and W need not be turned. A load of x serves S
 // products and one of W serves R, so the units that multiply are what a tile waits for. While one is
-// computed, the rows of W of the next are fetched: of a short text most of the time would go there.
+// computed, the rows of W of the next are fetched: of a short text most of the time would go there. To the
+// second level alone: the first is full of x, and of few lines that a core can wait for it takes a part.
 //
 // A Kind has: Scalar, what rows are of; Vector, as many of them as are read at once (kStep), get and
 // get_some; Sum, a sum of products, and Sums, a vector of them; multiply_add.
@@ -127,7 +128,7 @@ PYENC_INLINE void tile(const typename Kind::Scalar* x, std::int64_t x_row,
   for (; k + Kind::kStep <= depth; k += Kind::kStep) {
     step(k, [](const auto* from) __attribute__((always_inline)) { return Kind::get(from); });
 #pragma GCC unroll 6
-    for (int i = 0; i < Fetched; ++i) __builtin_prefetch(next + i * w_row + k);
+    for (int i = 0; i < Fetched; ++i) __builtin_prefetch(next + i * w_row + k, 0, 2);
   }
   if (k < depth)
     step(k, [&](const auto* from) __attribute__((always_inline)) {
