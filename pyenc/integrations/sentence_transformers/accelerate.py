@@ -79,35 +79,34 @@ def accelerate(model: Model) -> Model:
     """
     with needs("sentence_transformers", "sentence-transformers"):
         import sentence_transformers
-    named = {name: getattr(sentence_transformers, name, None) for name in TAKEN}
-    kinds = {name: kind for name, kind in named.items() if kind is not None}
-    if not isinstance(model, tuple(kinds.values())):
-        first, *others = kinds
+    kinds = [n for n in TAKEN if isinstance(model, getattr(sentence_transformers, n, ()))]
+    if not kinds:
+        usual, *others = TAKEN
         raise InputTypeError(
-            f"accelerate takes a {first}, got {type(model).__module__}.{type(model).__qualname__}; "
+            f"accelerate takes a {usual}, got {type(model).__module__}.{type(model).__qualname__}; "
             f"it takes {', '.join(others)} as well"
         )
     if isinstance(model, AcceleratedModel):
         return model
+    modules: Any = model
     try:
         check_version(sentence_transformers.__version__)
         from sentence_transformers.base.modules import Transformer
         from sentence_transformers.sentence_transformer.modules import Pooling
         from sentence_transformers.sparse_encoder.modules import MLMTransformer
 
-        if not len(model):
+        if not len(modules):
             raise Refused("it has no modules")
-        first: Any = model[0]
+        first: Any = modules[0]
         check_first(first, (Transformer, MLMTransformer))
         borrowed = Borrowed(first.model, has_head=has_head(first))
     except Refused as reason:
-        kind = next(name for name, kind in kinds.items() if isinstance(model, kind))
-        warn(f"pyenc.accelerate leaves this {kind} as it is: {reason}")
+        warn(f"pyenc.accelerate leaves this {kinds[0]} as it is: {reason}")
         return model
     first.__dict__["_pyenc"] = Slot(borrowed)
     put(first, PackedTransformer)
-    if len(model) > 1 and type(model[1]) is Pooling:
-        put(model[1], PackedPooling)
+    if len(modules) > 1 and type(modules[1]) is Pooling:
+        put(modules[1], PackedPooling)
     put(model, AcceleratedModel)
     return model
 
