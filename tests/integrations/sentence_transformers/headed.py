@@ -22,8 +22,8 @@ PAIRS = [
 
 FIRST = (
     "bert_mean_h4", "xlmr_bge_m3_like_h4", "roberta_distil_like_h4", "distilbert_h4",
-    "modernbert_gte_like_h4:cls", "mpnet_base_v2_like_h4", "albert_small_like_h4", "jinav3_hf_like_h4",
-    "Gte", "NomicBert",
+    "modernbert_gte_like_h4:cls", "mpnet_base_v2_like_h4", "albert_small_like_h4",
+    "jinav3_hf_like_h4", "Gte", "NomicBert",
 )  # fmt: skip
 """Whose classifiers read the first token; those without a folder are random weights."""
 
