@@ -65,6 +65,21 @@ def splade(name: str) -> Any:
     return copy.deepcopy(model.eval())
 
 
+def without_dropout(model: Any) -> Any:
+    """In training, with nothing that is dropped: beneath the head and in it."""
+    config = model[0].model.config
+    for key in vars(config):
+        if "drop" in key and isinstance(getattr(config, key), float):
+            setattr(config, key, 0.0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for key, value in vars(module).items():
+            if "dropout" in key and isinstance(value, float):
+                setattr(module, key, 0.0)
+    return model.train()
+
+
 @functools.cache
 def _folder(head: str, name: str, labels: int = 1) -> Path:
     import transformers
