@@ -49,7 +49,7 @@ def reranker(name: str, labels: int = 1, **given: Any) -> Any:
     """A CrossEncoder in float32, on the CPU, in eval mode."""
     from sentence_transformers import CrossEncoder
 
-    folder = _folder("SequenceClassification", name, labels)
+    folder = folder_of("SequenceClassification", name, labels)
     model = CrossEncoder(str(folder), device="cpu", local_files_only=True, **given)
     model.max_seq_length = 60
     # Numbers in a file begin anywhere, and where they begin decides the last bits: not in a copy.
@@ -60,7 +60,7 @@ def splade(name: str) -> Any:
     """A SparseEncoder, the same."""
     from sentence_transformers import SparseEncoder
 
-    model = SparseEncoder(str(_folder("MaskedLM", name)), device="cpu", local_files_only=True)
+    model = SparseEncoder(str(folder_of("MaskedLM", name)), device="cpu", local_files_only=True)
     model.max_seq_length = 60
     return copy.deepcopy(model.eval())
 
@@ -81,7 +81,8 @@ def without_dropout(model: Any) -> Any:
 
 
 @functools.cache
-def _folder(head: str, name: str, labels: int = 1) -> Path:
+def folder_of(head: str, name: str, labels: int = 1) -> Path:
+    """The files of a model; head: as transformers names it in its classes."""
     import transformers
 
     quiet()

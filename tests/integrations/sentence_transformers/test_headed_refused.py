@@ -1,4 +1,4 @@
-"""Models with heads that cannot be accelerated: left as they were, with one warning that says why."""
+"""Models with heads that cannot be accelerated: left as they were, and one warning says why."""
 
 from __future__ import annotations
 
@@ -163,13 +163,14 @@ def test_language_models_that_classify() -> None:
 
     for kind in ("Qwen3", "Mistral", "Llama"):
         found = getattr(transformers, f"{kind}ForSequenceClassification")
-        said = {"num_key_value_heads": 2, "head_dim": 8}
+        said = {"num_key_value_heads": 2, "head_dim": 8, "use_cache": False}
         refused(
             of_transformers(found, **said),
             f"the head of {kind}ForSequenceClassification reads states of padding, or looks for a "
             "token by its id",
         )
-        refused(of_transformers(found, **said, pad_token_id=None), "batch sizes > 1")
+        refused(of_transformers(found, **said | {"pad_token_id": None}), "batch sizes > 1")
+    refused(of_transformers(found, **said | {"use_cache": True}), "LlamaModel also answers")
 
 
 def test_a_language_model_that_answers() -> None:
@@ -246,9 +247,22 @@ def test_a_head_of_another_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_peft(bert: Any) -> None:
-    """Refused by name, whoever wraps whom; merged, it is accelerated."""
-    peft = pytest.importorskip("peft")
+    """Refused by name, whoever wraps whom; merged, it is accelerated. By a stand-in where PEFT is
+    not installed."""
     own = bert[0].model
+    try:
+        import peft
+    except ImportError:
+
+        class Lora(nn.Linear):
+            pass
+
+        Lora.__module__ = "peft.tuners.lora.layer"
+        for layer in (own.bert.encoder.layer[0].output.dense, own.classifier):
+            layer.__class__ = Lora
+            refused(bert, "PEFT.*merge_and_unload")
+            layer.__class__ = nn.Linear
+        return
     said = {"target_modules": ["query", "value"], "init_lora_weights": False}
     adapted = peft.get_peft_model(own, peft.LoraConfig(**said, task_type="SEQ_CLS"))
     bert[0].model = adapted
