@@ -59,7 +59,7 @@ class Head:
         self.model = model
         self.names = own_arguments(model)
         self._kind = type(answer)
-        self._pools = answer.get("pooler_output") is not None
+        self._pools = getattr(answer, "pooler_output", None) is not None
         self._reads_first = False
         """Whether it reads the first state of each row, be that one of padding."""
         stood = isinstance(model, Handed)

@@ -125,8 +125,10 @@ class PackedTransformer(Standing):
         hidden_TC = packed_states(borrowed.encoder, packed)
         states_BNC = packed.unpack(hidden_TC)
         if borrowed.head is not None:
-            with borrowed.head.given(features, states_BNC):
+            with borrowed.head.given(features, states_BNC) as given:
                 answered: dict[str, Any] = self.own().forward(features)
+            if not given.taken:
+                self._pyenc.tell("what is beneath its head is given other tensors than it was")
             return answered
         mask = features["attention_mask"]
         setattr(states_BNC, PACKED, Kept.of(packed, hidden_TC, mask, states_BNC))

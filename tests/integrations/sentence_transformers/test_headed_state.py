@@ -264,6 +264,21 @@ def test_hooks_of_the_head_are_run(bert: Any, packed: list[Any]) -> None:
     handle.remove()
 
 
+def test_a_hook_that_hands_on_something_else(bert: Any) -> None:
+    """The model's own code answers to that, and it is told."""
+    model = accelerate(bert)
+
+    def other(_: Any, args: Any, kwargs: Any) -> Any:
+        return (args[0].clone(), *args[1:]), kwargs
+
+    before = model.predict(PAIRS)
+    model[0].model.bert.register_forward_pre_hook(other, with_kwargs=True)
+    with pytest.warns(AccelerationWarning, match="beneath its head is given other tensors") as told:
+        found = [model.predict(PAIRS) for _ in range(2)]
+    assert len(told) == 1
+    assert off(found[0], before) <= NEAR
+
+
 def test_hooks_beneath_are_run(bert: Any, packed: list[Any]) -> None:
     model = accelerate(bert)
     seen: list[int] = []

@@ -161,7 +161,7 @@ def test_ragged(name: str, packed: list[Any]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", RERANKERS)
-def test_half(name: str, dtype: torch.dtype) -> None:
+def test_half(name: str, dtype: torch.dtype, packed: list[Any]) -> None:
     """At most twice as far from the float32 scores as the plain model in that dtype."""
     models = both(name)
     truth = models[0].predict(PAIRS)
@@ -169,6 +169,7 @@ def test_half(name: str, dtype: torch.dtype) -> None:
     for model in models:
         found = model.to(dtype).predict(PAIRS, convert_to_tensor=True).float()
         far.append(float(np.sqrt(np.square(found.numpy() - truth).mean())))
+    assert len(packed) == 1
     assert far[1] <= 2 * far[0] + 1e-3
 
 
