@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.conftest import GOLDEN
@@ -63,6 +64,13 @@ def splade(name: str) -> Any:
     model = SparseEncoder(str(folder_of("MaskedLM", name)), device="cpu", local_files_only=True)
     model.max_seq_length = 60
     return copy.deepcopy(model.eval())
+
+
+def keep_in_float32(model: Any, *layers: str) -> None:
+    """sentence-transformers' own setting, which 6.0 and 6.1 have not."""
+    if not hasattr(model, "set_keep_in_fp32_modules"):
+        pytest.skip("this sentence-transformers keeps no layers in float32")
+    model.set_keep_in_fp32_modules(list(layers))
 
 
 def without_dropout(model: Any) -> Any:

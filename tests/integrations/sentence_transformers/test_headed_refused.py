@@ -15,7 +15,13 @@ pytest.importorskip("sentence_transformers")
 import pyenc
 from pyenc.integrations.sentence_transformers import accelerate
 from tests.conftest import GOLDEN
-from tests.integrations.sentence_transformers.headed import PAIRS, quiet, reranker, splade
+from tests.integrations.sentence_transformers.headed import (
+    PAIRS,
+    keep_in_float32,
+    quiet,
+    reranker,
+    splade,
+)
 from tests.integrations.sentence_transformers.packed_calls import watch_packed
 from tests.integrations.sentence_transformers.test_answers import is_accelerated, off
 from tests.integrations.sentence_transformers.test_refused import refused
@@ -208,7 +214,7 @@ def test_one_of_our_own() -> None:
 
 
 def test_kept_in_float32(bert: Any) -> None:
-    bert.set_keep_in_fp32_modules(["0.model.bert.encoder.layer.1.output.dense"])
+    keep_in_float32(bert, "0.model.bert.encoder.layer.1.output.dense")
     refused(bert, "encoder.layer.1.output.dense is kept in float32")
 
 

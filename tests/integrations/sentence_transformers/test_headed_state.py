@@ -14,7 +14,12 @@ import torch
 pytest.importorskip("sentence_transformers")
 
 from pyenc.integrations.sentence_transformers import AccelerationWarning, accelerate, restore
-from tests.integrations.sentence_transformers.headed import PAIRS, RERANKERS, reranker
+from tests.integrations.sentence_transformers.headed import (
+    PAIRS,
+    RERANKERS,
+    keep_in_float32,
+    reranker,
+)
 from tests.integrations.sentence_transformers.packed_calls import watch_packed
 from tests.integrations.sentence_transformers.test_answers import NEAR, is_accelerated, off
 from tests.integrations.sentence_transformers.test_state import files
@@ -229,9 +234,9 @@ def test_numbers_beneath(bert: Any, packed: list[Any]) -> None:
 def test_a_class_beneath(bert: Any, packed: list[Any]) -> None:
     """sentence-transformers sets another class for a layer that is to be kept in float32."""
     model = accelerate(bert)
-    model.set_keep_in_fp32_modules(["0.model.bert.encoder.layer.0.output.dense"])
+    keep_in_float32(model, "0.model.bert.encoder.layer.0.output.dense")
     left_alone(model, packed, "encoder.layer.0.output.dense is kept in float32")
-    model.set_keep_in_fp32_modules([])
+    keep_in_float32(model)
     assert served(model, packed)
 
 

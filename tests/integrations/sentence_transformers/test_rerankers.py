@@ -13,7 +13,14 @@ import torch
 pytest.importorskip("sentence_transformers")
 
 from pyenc.integrations.sentence_transformers import accelerate
-from tests.integrations.sentence_transformers.headed import FIRST, MEAN, PAIRS, RERANKERS, reranker
+from tests.integrations.sentence_transformers.headed import (
+    FIRST,
+    MEAN,
+    PAIRS,
+    RERANKERS,
+    keep_in_float32,
+    reranker,
+)
 from tests.integrations.sentence_transformers.models import TEXTS
 from tests.integrations.sentence_transformers.packed_calls import watch_packed
 from tests.integrations.sentence_transformers.test_answers import NEAR, Pair, off
@@ -186,7 +193,7 @@ def test_autocast(name: str, packed: list[Any]) -> None:
 def test_a_classifier_kept_in_float32(packed: list[Any]) -> None:
     """By sentence-transformers' own setting: of another dtype than what is beneath."""
     plain = reranker("bert_mean_h4").half()
-    plain.set_keep_in_fp32_modules(["0.model.classifier"])
+    keep_in_float32(plain, "0.model.classifier")
     ours = accelerate(copy.deepcopy(plain))
     a, b = scores_of((plain, ours), dict(plain.preprocess(PAIRS)))
     assert packed
