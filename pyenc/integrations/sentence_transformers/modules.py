@@ -3,6 +3,7 @@
 Their tokenizer, their padded batch and their features stay as they are, so that whatever reads them
 (trainers, losses, users) finds what it knows. Inside the first module the batch is packed, goes
 through pyenc's encoder, and comes out padded again; the packed states travel with it to the mean.
+What is beneath a head is handed the padded states, and the head makes of them what it does.
 
 Shapes: B rows, N padded length, T packed tokens, C channels.
 """

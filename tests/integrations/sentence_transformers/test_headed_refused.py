@@ -22,7 +22,6 @@ from tests.integrations.sentence_transformers.headed import (
     reranker,
     splade,
 )
-from tests.integrations.sentence_transformers.packed_calls import watch_packed
 from tests.integrations.sentence_transformers.test_answers import is_accelerated, off
 from tests.integrations.sentence_transformers.test_refused import refused
 
@@ -236,9 +235,7 @@ def test_dtypes(bert: Any) -> None:
     refused(bert, "several dtypes")
 
 
-def test_a_head_of_another_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
-    packed = watch_packed(monkeypatch)
-
+def test_a_head_of_another_dtype(packed: list[Any]) -> None:
     class Rounded(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x.to(self.weight.dtype))

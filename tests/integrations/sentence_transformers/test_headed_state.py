@@ -20,14 +20,8 @@ from tests.integrations.sentence_transformers.headed import (
     keep_in_float32,
     reranker,
 )
-from tests.integrations.sentence_transformers.packed_calls import watch_packed
 from tests.integrations.sentence_transformers.test_answers import NEAR, is_accelerated, off
 from tests.integrations.sentence_transformers.test_state import files
-
-
-@pytest.fixture
-def packed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    return watch_packed(monkeypatch)
 
 
 @pytest.fixture

@@ -19,16 +19,10 @@ from tests.integrations.sentence_transformers.headed import (
     reranker,
     without_dropout,
 )
-from tests.integrations.sentence_transformers.packed_calls import watch_packed
 from tests.integrations.sentence_transformers.test_answers import Pair, off
 from tests.integrations.sentence_transformers.test_training import assert_near, checkpointing
 
 LABELS = torch.tensor([float(i % 2) for i in range(len(PAIRS))])
-
-
-@pytest.fixture
-def packed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    return watch_packed(monkeypatch)
 
 
 def both(name: str) -> Pair:

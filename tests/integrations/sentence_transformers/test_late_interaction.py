@@ -16,15 +16,9 @@ from pyenc.integrations.sentence_transformers import accelerate
 from tests.conftest import GOLDEN
 from tests.integrations.sentence_transformers.headed import quiet
 from tests.integrations.sentence_transformers.models import TEXTS
-from tests.integrations.sentence_transformers.packed_calls import watch_packed
 from tests.integrations.sentence_transformers.test_answers import NEAR, Pair, is_accelerated, off
 
 NAMES = ("bert_mean_h4", "modernbert_embed_like_h2")
-
-
-@pytest.fixture
-def packed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    return watch_packed(monkeypatch)
 
 
 def both(name: str) -> Pair:

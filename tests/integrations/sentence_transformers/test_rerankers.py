@@ -22,15 +22,9 @@ from tests.integrations.sentence_transformers.headed import (
     reranker,
 )
 from tests.integrations.sentence_transformers.models import TEXTS
-from tests.integrations.sentence_transformers.packed_calls import watch_packed
 from tests.integrations.sentence_transformers.test_answers import NEAR, Pair, off
 
 CROSS = ("bert_mean_h4", "modernbert_embed_like_h2:mean")
-
-
-@pytest.fixture
-def packed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    return watch_packed(monkeypatch)
 
 
 def both(name: str, labels: int = 1) -> Pair:

@@ -14,15 +14,9 @@ pytest.importorskip("sentence_transformers")
 from pyenc.integrations.sentence_transformers import accelerate, restore
 from tests.integrations.sentence_transformers.headed import MASKED, splade, without_dropout
 from tests.integrations.sentence_transformers.models import TEXTS, loaded
-from tests.integrations.sentence_transformers.packed_calls import watch_packed
 from tests.integrations.sentence_transformers.test_answers import NEAR, Pair, is_accelerated, off
 
 NAMES = ("bert_mean_h4", "distilbert_h4")
-
-
-@pytest.fixture
-def packed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    return watch_packed(monkeypatch)
 
 
 def both(name: str) -> Pair:
