@@ -128,14 +128,14 @@ class Head:
         config = encoder.config
         length = min(6, config.max_length)
         rows = ([1, 1, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0])
-        mask = torch.tensor([row[:length] for row in rows], device=encoder.device)
+        mask = torch.tensor([row[:length] for row in rows], dtype=torch.long, device=encoder.device)
         if not first_is_token:
             mask = mask.flip(1)
         last = config.vocab_size - 1
         word = 0 if getattr(whole.config, "pad_token_id", None) == last else last
         features = {"input_ids": torch.full_like(mask, word), "attention_mask": mask}
         numbers = torch.arange(mask.numel() * config.hidden_size, device=encoder.device) % 1013
-        states_BNC = numbers.sin().to(encoder.dtype).view(*mask.shape, -1)
+        states_BNC = numbers.float().sin().to(encoder.dtype).view(*mask.shape, -1)
         answers = []
         for states in (states_BNC, states_BNC * mask[..., None].to(encoder.dtype)):
             with self.given(features, states) as given:
