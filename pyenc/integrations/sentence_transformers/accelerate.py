@@ -1,4 +1,5 @@
-"""`pyenc.accelerate`: a loaded SentenceTransformer goes on under its own API, its tokens packed."""
+"""`pyenc.accelerate`: a loaded model of sentence-transformers goes on under its own API, its tokens
+packed."""
 
 from __future__ import annotations
 
@@ -8,24 +9,28 @@ from ...errors import InputTypeError
 from ..missing import needs
 from .borrowed import Borrowed
 from .classes import Standing, put, take_away
+from .heads import has_head
 from .modules import PackedPooling, PackedTransformer, Slot
 from .refusals import Refused, check_first, check_version, warn
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.model import BaseModel
 
 TESTED = {"sentence-transformers": ("6.0.0", "6.1.0", "6.2.0"), "transformers": ("5.24.0",)}
 """Versions that the tests were run with."""
 
-Model = TypeVar("Model", bound="SentenceTransformer")
+TAKEN = ("SentenceTransformer", "CrossEncoder", "SparseEncoder", "MultiVectorEncoder")
+"""Classes of sentence-transformers; the last is not in every version."""
+
+Model = TypeVar("Model", bound="BaseModel")
 
 
 class AcceleratedModel(Standing):
-    """Stands for `SentenceTransformer`: it can be restored."""
+    """Stands for a model of sentence-transformers: it can be restored."""
 
     __slots__ = ()
 
-    def restore(self) -> SentenceTransformer:
+    def restore(self) -> BaseModel:
         """Undo `pyenc.accelerate`: every object is of its own class again, and all are the same
         objects that they were.
 
@@ -37,14 +42,16 @@ class AcceleratedModel(Standing):
 
 
 def accelerate(model: Model) -> Model:
-    """Run the encoder of a SentenceTransformer on pyenc; everything else of it stays as it is.
+    """Run the encoder of a model of sentence-transformers on pyenc; all else of it stays as it is.
 
     The model that is given is changed and returned. It goes on tokenizing, pooling, normalising,
-    saving and training by its own code under its own API; what its first module makes of a padded
-    batch is computed packed, without the padding, on the very parameters that it has: nothing is
-    held twice, and what is done to them later (an optimizer, `load_state_dict`, `.to`, `.half`)
-    counts. A mean is taken over the packed states. `model.restore()` undoes it; `restore(model)` of
-    this module takes a model that was left as it was, too.
+    ranking, saving and training by its own code under its own API; what its first module makes of
+    a padded batch is computed packed, without the padding, on the very parameters that it has:
+    nothing is held twice, and what is done to them later (an optimizer, `load_state_dict`, `.to`,
+    `.half`) counts. A mean is taken over the packed states. The head of a `CrossEncoder` (a
+    classifier, with its pooler) or of a `SparseEncoder` (a masked LM's) is its own code, on states
+    that are computed so. `model.restore()` undoes it; `restore(model)` of this module takes a model
+    that was left as it was, too.
 
     A copy of the model, and its copies in spawned workers, are accelerated as well. To accelerate
     it twice is to accelerate it once.
@@ -52,49 +59,54 @@ def accelerate(model: Model) -> Model:
     What is run by the model's own code as before: modules that drop something (so that a seeded run
     draws what it always drew; in `eval` too, where some are kept in training), training with
     gradient checkpointing of some layers alone, with offloading or reentrant,
-    `output_hidden_states`, features that are not plain token ids, torch.compile, and, with one
-    warning, a model whose modules have hooks, or were given since what its config does not say:
-    other modules, tables of other shapes, other numbers.
+    `output_hidden_states`, features that are not plain token ids, torch.compile, a classifier that
+    reads the first state of rows padded on the left, and, with one warning, a model whose modules
+    have hooks, or were given since what its config does not say: other modules, tables of other
+    shapes, other numbers.
 
     Args:
-        model: of sentence-transformers 6.x, with a `Transformer` of one of the families that
-            `pyenc models` lists as its first module.
+        model: a `SentenceTransformer`, `CrossEncoder`, `SparseEncoder` or `MultiVectorEncoder` of
+            sentence-transformers 6.x, with a `Transformer` of one of the families that `pyenc
+            models` lists as its first module. Of rerankers that are language models none is.
 
     Returns:
         The same object. Where it cannot be accelerated it is left as it was, with one
         `AccelerationWarning` that says why.
 
     Raises:
-        InputTypeError: it is no SentenceTransformer.
+        InputTypeError: it is none of these.
         MissingPackageError: sentence-transformers is not installed.
     """
     with needs("sentence_transformers", "sentence-transformers"):
         import sentence_transformers
-        from sentence_transformers import SentenceTransformer
-    if not isinstance(model, SentenceTransformer):
+    kinds = [n for n in TAKEN if isinstance(model, getattr(sentence_transformers, n, ()))]
+    if not kinds:
+        usual, *others = TAKEN
         raise InputTypeError(
-            f"accelerate takes a SentenceTransformer, got {type(model).__module__}."
-            f"{type(model).__qualname__}"
+            f"accelerate takes a {usual}, got {type(model).__module__}.{type(model).__qualname__}; "
+            f"it takes {', '.join(others)} as well"
         )
     if isinstance(model, AcceleratedModel):
         return model
+    modules: Any = model
     try:
         check_version(sentence_transformers.__version__)
         from sentence_transformers.base.modules import Transformer
         from sentence_transformers.sentence_transformer.modules import Pooling
+        from sentence_transformers.sparse_encoder.modules import MLMTransformer
 
-        if not len(model):
+        if not len(modules):
             raise Refused("it has no modules")
-        first: Any = model[0]
-        check_first(first, Transformer)
-        borrowed = Borrowed(first.model)
+        first: Any = modules[0]
+        check_first(first, (Transformer, MLMTransformer))
+        borrowed = Borrowed(first.model, has_head=has_head(first))
     except Refused as reason:
-        warn(f"pyenc.accelerate leaves this SentenceTransformer as it is: {reason}")
+        warn(f"pyenc.accelerate leaves this {kinds[0]} as it is: {reason}")
         return model
     first.__dict__["_pyenc"] = Slot(borrowed)
     put(first, PackedTransformer)
-    if len(model) > 1 and type(model[1]) is Pooling:
-        put(model[1], PackedPooling)
+    if len(modules) > 1 and type(modules[1]) is Pooling:
+        put(modules[1], PackedPooling)
     put(model, AcceleratedModel)
     return model
 

@@ -7,7 +7,6 @@ resized, or given another number to compute with, `changed` says so.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torch import nn
@@ -18,8 +17,10 @@ from ...models import Encoder, EncoderConfig
 from ...models.families import ConfigFile, Family, Parts, recognise, rows_of
 from ...models.meta import on_meta
 from ...models.modules import Linear, SplitLinear
+from .classes import own_arguments
+from .heads import Head, beneath
 from .probe import check_same
-from .refusals import Refused, check_parameters, hooked, interfered
+from .refusals import Refused, check_hooks, check_parameters, check_unwrapped, interfered
 from .spelling import as_in_files
 from .watched import Watched, check_numbers, settings_of
 
@@ -28,34 +29,43 @@ class Borrowed:
     """An encoder on a model's parameters, and how to tell that they are still the model's.
 
     Args:
-        model: of transformers.
+        whole: a model of transformers.
+        has_head: whether the encoder is that of a model beneath its head.
 
     Raises:
         Refused: pyenc has no encoder that computes the same.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, whole: nn.Module, *, has_head: bool = False) -> None:
+        check_unwrapped(whole)
+        self.whole = whole
+        self.model = model = beneath(whole) if has_head else whole
         check_parameters(model)
-        if (why := hooked(model)) is not None:
-            raise Refused(why)
+        check_hooks(whole, model)
         self.encoder = encoder_on(model)
         self._modules = [module for module in model.modules() if module is not model]
         self._own = any(module is self.encoder for module in self._modules)
         if not self._own:
             check_numbers(model)
-        check_same(model, self.encoder)
-        self.token_types = "token_type_ids" in inspect.signature(model.forward).parameters
-        self._watched = Watched(model)
+        answer = check_same(model, self.encoder)
+        self.head = Head(whole, model, self.encoder, answer) if has_head else None
+        self.token_types = "token_type_ids" in own_arguments(model)
+        self._watched = Watched(whole)
         self._drops = drops_of(model)
 
-    def changed(self, model: nn.Module) -> bool:
+    def changed(self, whole: nn.Module) -> bool:
         """Whether the model, or what decides in it what it computes, is not what it was."""
-        return self._watched.changed(model)
+        return self._watched.changed(whole)
 
     def hooked(self) -> bool:
         """Whether something is to happen when one of the model's own modules is called."""
-        return "forward" in self.model.__dict__ or any(map(interfered, self._modules))
+        return (
+            "forward" in self.whole.__dict__
+            or "forward" in self.model.__dict__
+            # Hooks of what is beneath a head are run; compiled, it asks for no states.
+            or (self.head is not None and self.model._compiled_call_impl is not None)
+            or any(map(interfered, self._modules))
+        )
 
     def serves(self) -> bool:
         """Set the encoder to training or not, as the model is.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
+import inspect
 from types import FunctionType
 from typing import Any
 
@@ -41,6 +42,16 @@ def take_away(thing: object) -> None:
     """Give it its own class back, if it has one of ours."""
     if isinstance(thing, Standing):
         thing.__class__ = stands_for(type(thing))[1]
+
+
+def as_own(thing: Any) -> Any:
+    """The object as its own class has it, whether another stands in its place or not."""
+    return thing.own() if isinstance(thing, Standing) else thing
+
+
+def own_arguments(thing: object) -> tuple[str, ...]:
+    """The names of what its own class's `forward` takes."""
+    return tuple(inspect.signature(as_own(thing).forward).parameters)
 
 
 def standing(ours: type[Standing], theirs: type) -> type:

@@ -3,6 +3,7 @@
 Their tokenizer, their padded batch and their features stay as they are, so that whatever reads them
 (trainers, losses, users) finds what it knows. Inside the first module the batch is packed, goes
 through pyenc's encoder, and comes out padded again; the packed states travel with it to the mean.
+What is beneath a head is handed the padded states, and the head makes of them what it does.
 
 Shapes: B rows, N padded length, T packed tokens, C channels.
 """
@@ -23,10 +24,10 @@ from ...ops import segment_mean
 from ...ops.linear import few_rows_gain
 from .borrowed import Borrowed
 from .classes import Standing
-from .refusals import Refused, hooked, warn
+from .heads import READ, has_head
+from .refusals import Hooked, Refused, warn
 from .watched import Watched
 
-READ = {"input_ids", "attention_mask", "token_type_ids"}
 PASSED = {
     "modality", "prompt_length", "task", "labels", "special_tokens_mask", "offset_mapping",
     "overflow_to_sample_mapping", "token_embeddings", "sentence_embedding",
@@ -103,7 +104,7 @@ class Slot:
 
 
 class PackedTransformer(Standing):
-    """Stands for `Transformer`: the encoder is pyenc's."""
+    """Stands for `Transformer`: the encoder is pyenc's; a head on it is the model's own."""
 
     __slots__ = ()
 
@@ -124,6 +125,12 @@ class PackedTransformer(Standing):
         packed = packed_batch(features, borrowed)
         hidden_TC = packed_states(borrowed.encoder, packed)
         states_BNC = packed.unpack(hidden_TC)
+        if borrowed.head is not None:
+            with borrowed.head.given(features, states_BNC) as given:
+                answered: dict[str, Any] = self.own().forward(features)
+            if not given.taken:
+                self._pyenc.tell("what is beneath its head is given other tensors than it was")
+            return answered
         mask = features["attention_mask"]
         setattr(states_BNC, PACKED, Kept.of(packed, hidden_TC, mask, states_BNC))
         features["token_embeddings"] = states_BNC
@@ -152,6 +159,8 @@ class PackedTransformer(Standing):
         if borrowed.hooked():
             self._pyenc.tell("hooks are set on modules of its model, which would not be run")
             return None
+        if borrowed.head is not None and not borrowed.head.reads_tokens(mask):
+            return None
         return borrowed
 
     def _current(self) -> Borrowed | None:
@@ -164,14 +173,13 @@ class PackedTransformer(Standing):
             if slot.borrowed is not None and slot.borrowed.changed(model):
                 slot.borrowed = None
             if slot.borrowed is None and (slot.refused is None or slot.refused.changed(model)):
-                if (why := hooked(model)) is not None:  # nothing to remember: hooks are taken off
-                    slot.tell(why)
-                    return None
                 try:
                     # Nothing that is made here may belong to inference alone.
                     with torch.inference_mode(False):
-                        slot.borrowed = Borrowed(model)
+                        slot.borrowed = Borrowed(model, has_head=has_head(self))
                     slot.refused = None
+                except Hooked as reason:  # nothing to remember: hooks are taken off
+                    slot.tell(str(reason))
                 except Refused as reason:
                     slot.refused = Watched(model)
                     slot.tell(str(reason))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models import Encoder
+from .classes import as_own
 from .refusals import Refused
 
 SHORT, LONG = 9, 24
@@ -26,16 +27,20 @@ activation, another position or an adapter is much further."""
 
 
 @torch.inference_mode()
-def check_same(model: nn.Module, encoder: Encoder) -> None:
+def check_same(model: nn.Module, encoder: Encoder) -> Any:
     """Run both on two short made-up texts, one of them padded.
+
+    Returns:
+        What the model answers, by its own code.
 
     Raises:
         Refused: the answers differ.
     """
     ids, mask = _texts(encoder)
     # Under autocast both would be rounded, each in its own order.
-    with _evaluating(model), torch.autocast(encoder.device.type, enabled=False):
-        theirs = _states(model(input_ids=ids, attention_mask=mask))
+    with evaluating(model), torch.autocast(encoder.device.type, enabled=False):
+        answer = as_own(model).forward(input_ids=ids, attention_mask=mask)
+        theirs = _states(answer)
         ours = encoder(ids, mask)
     real = mask.bool()
     if theirs.shape != ours.shape:
@@ -50,6 +55,7 @@ def check_same(model: nn.Module, encoder: Encoder) -> None:
             f"{type(model).__name__} computes another function than pyenc does for its "
             f"config.json: states up to {size:.3g} differ by {off:.1g}"
         )
+    return answer
 
 
 def _states(output: Any) -> Tensor:
@@ -75,7 +81,8 @@ def _texts(encoder: Encoder) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """All of its modules in `eval` mode, and afterwards as they were."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

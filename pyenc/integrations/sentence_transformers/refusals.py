@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,6 +13,14 @@ from torch import Tensor, nn
 from ...callers import stacklevel
 
 MODALITIES = {"text", "message"}
+STATES = ("token_embeddings", "last_hidden_state")
+TASKS = {
+    "feature-extraction": STATES,
+    "sequence-classification": ("scores", "logits"),
+    "fill-mask": ("token_embeddings", "logits"),
+}
+"""Task of a `Transformer` -> the feature that it makes, and of which of its model's answers."""
+
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -21,6 +30,10 @@ class AccelerationWarning(UserWarning):
 
 class Refused(Exception):
     """A model is left as it is; the message says why."""
+
+
+class Hooked(Refused):
+    """For as long as something is to happen when its modules are called."""
 
 
 def warn(reason: str) -> None:
@@ -38,11 +51,11 @@ def check_version(version: str) -> None:
         raise Refused(f"this is sentence-transformers {version}, and its modules are known of 6.x")
 
 
-def check_first(first: nn.Module, plain: type) -> None:
-    """The first module of a SentenceTransformer is one whose tokens can be packed.
+def check_first(first: nn.Module, plain: Collection[type]) -> None:
+    """The first module of a model is one whose tokens can be packed.
 
     Args:
-        plain: `Transformer` of sentence-transformers.
+        plain: `Transformer` of sentence-transformers, and what it calls otherwise.
 
     Raises:
         Refused: it is not.
@@ -50,7 +63,7 @@ def check_first(first: nn.Module, plain: type) -> None:
     kind = type(first).__name__
     if kind == "Router":
         raise Refused("its first module is a Router: which of several encoders serves is not ours")
-    if type(first) is not plain:
+    if type(first) not in plain:
         raise Refused(f"its first module is a {kind}, and not sentence-transformers' Transformer")
     own: Any = first
     try:
@@ -61,28 +74,29 @@ def check_first(first: nn.Module, plain: type) -> None:
         raise Refused(f"its Transformer module is not as known: {error}") from error
     if backend != "torch":
         raise Refused(f'its backend is "{backend}", and not "torch"')
-    if task != "feature-extraction":
-        raise Refused(f'its task is "{task}", and not "feature-extraction"')
+    if task not in TASKS:
+        raise Refused(f'its task is "{task}", and not one of {", ".join(TASKS)}')
+    feature, answer = TASKS[task]
     strange = [str(name) for name in modalities if name not in MODALITIES]
     if strange:
         raise Refused(f"it is multimodal: it takes {', '.join(strange)}")
     for name, said in modalities.items():
-        if output != "token_embeddings" or said != {
-            **said, "method": "forward", "method_output_name": "last_hidden_state"
+        if output != feature or said != {
+            **said, "method": "forward", "method_output_name": answer
         }:  # fmt: skip
             raise Refused(
                 f"its {output} of {name} is {said.get('method_output_name')} of "
-                f"{said.get('method')}, and not the last hidden states"
+                f'{said.get("method")}, and not the {answer} that are its task\'s ("{task}")'
             )
     if flat:
         raise Refused("flash attention packs its tokens already")
 
 
-def check_parameters(model: nn.Module) -> None:
-    """Parameters of a transformers model that an `Encoder` can compute with.
+def check_unwrapped(model: nn.Module) -> None:
+    """The weights of a transformers model, with what is beneath a head, are the model's own.
 
     Raises:
-        Refused: they are elsewhere, another's, or not what they seem.
+        Refused: they are another's, or not what they seem.
     """
     adapters = (m for m in model.modules() if type(m).__module__.partition(".")[0] == "peft")
     if getattr(model, "_hf_peft_config_loaded", False) or next(adapters, None) is not None:
@@ -92,6 +106,17 @@ def check_parameters(model: nn.Module) -> None:
         )
     if getattr(model, "is_quantized", False):
         raise Refused("its weights are quantised")
+
+
+def check_parameters(model: nn.Module) -> None:
+    """Parameters of a transformers model that an `Encoder` can compute with.
+
+    Raises:
+        Refused: they are elsewhere, another's, or not what they seem.
+    """
+    for name, module in model.named_modules():
+        if type(module).__name__ == "_Float32Linear":  # sentence-transformers' keep_in_fp32_modules
+            raise Refused(f"{name} is kept in float32, whatever the others compute in")
     dtypes = set()
     for name, parameter in model.named_parameters():
         if parameter.device.type == "meta":
@@ -107,13 +132,25 @@ def check_parameters(model: nn.Module) -> None:
         raise Refused(f"its weights are of several dtypes: {', '.join(sorted(map(str, dtypes)))}")
 
 
-def hooked(model: nn.Module) -> str | None:
-    """What would not be run if the model's own modules were not, or None."""
+def check_hooks(whole: nn.Module, model: nn.Module) -> None:
+    """Nothing is set on a model's own modules that would not be run if they were not.
+
+    Args:
+        whole: with a head, or the same. Its own forward is called, not the module: hooks of that
+            are not run in any case, and those of what is beneath a head are as they were.
+
+    Raises:
+        Hooked: something is.
+    """
+    story = "a hook, or another forward, is set on"
+    for part in (whole, model):
+        if "forward" in part.__dict__:
+            raise Hooked(f"{story} {type(part).__name__}")
     for name, module in model.named_modules():
-        # Its own forward is called, not the module: hooks of that are not run in any case.
-        if interfered(module) if name else "forward" in module.__dict__:
-            return f"a hook, or another forward, is set on {name or type(model).__name__}"
-    return None
+        if name and interfered(module):
+            raise Hooked(f"{story} {name}")
+    if model is not whole and model._compiled_call_impl is not None:
+        raise Hooked(f"{type(model).__name__} beneath its head is compiled in place")
 
 
 def asks_for_gradient(hook: Any) -> bool:

@@ -60,6 +60,8 @@ class Watched:
         self._places = [table for table, _, _ in found]
         self._names = [name for _, name, _ in found]
         self._parts = [part for _, _, part in found]
+        self._modules = [module for module in model.modules() if module is not model]
+        self._kinds = list(map(type, self._modules))
         self._parameters = list(model.parameters())
         self._sizes = list(map(Tensor.size, self._parameters))
         self._dtypes = list(map(_dtype, self._parameters))
@@ -71,6 +73,7 @@ class Watched:
             model is self.model
             and all(map(operator.is_, map(dict.get, self._places, self._names), self._parts))
             and list(map(len, self._tables)) == self._lengths
+            and list(map(type, self._modules)) == self._kinds
             and list(map(Tensor.size, self._parameters)) == self._sizes
             and list(map(_dtype, self._parameters)) == self._dtypes
         )

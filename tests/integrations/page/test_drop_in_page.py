@@ -65,6 +65,10 @@ def test_snippets_run(section: Section, tmp_path: Path, monkeypatch: pytest.Monk
         "MODEL": str(bundled.minilm()),
         "JINA": str(golden / "jina_geglu_h4"),
     }
+    if any("RERANKER" in source for _, source in section.blocks):
+        from tests.integrations.sentence_transformers.headed import folder_of
+
+        namespace["RERANKER"] = str(folder_of("SequenceClassification", "bert_mean_h4"))
     for line, source in section.blocks:
         # Empty lines before it: a traceback then names the line of the page.
         exec(compile("\n" * line + source, str(PAGE), "exec"), namespace)

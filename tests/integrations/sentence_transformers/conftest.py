@@ -32,3 +32,17 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
 def bert() -> Any:
     """A plain one, to be done with as one likes."""
     return loaded("bert_mean_h4")
+
+
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The encoders that computed packed states, in their order."""
+    calls: list[Any] = []
+    states = modules.packed_states
+
+    def kept(encoder: Any, tokens: Any) -> Any:
+        calls.append(encoder)
+        return states(encoder, tokens)
+
+    monkeypatch.setattr(modules, "packed_states", kept)
+    return calls

@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("sentence_transformers")
 
-from pyenc.integrations.sentence_transformers import AccelerationWarning, accelerate, modules
+from pyenc.integrations.sentence_transformers import AccelerationWarning, accelerate
 from tests.integrations.sentence_transformers.models import TEXTS, loaded
 from tests.integrations.sentence_transformers.test_answers import off
 
@@ -42,20 +42,6 @@ def checkpointing(model: Any, **options: Any) -> None:
         # sentence-transformers asks by the old name.
         warnings.simplefilter("ignore", FutureWarning)
         model.gradient_checkpointing_enable(**options)
-
-
-@pytest.fixture
-def packed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The encoders that computed packed states, in their order."""
-    calls: list[Any] = []
-    states = modules.packed_states
-
-    def kept(encoder: Any, tokens: Any) -> torch.Tensor:
-        calls.append(encoder)
-        return states(encoder, tokens)
-
-    monkeypatch.setattr(modules, "packed_states", kept)
-    return calls
 
 
 def gradients(model: Any, loss: Any) -> dict[str, torch.Tensor]:

@@ -1,0 +1,211 @@
+"""Heads of transformers models (rerankers', masked LMs'): their own code, on packed states.
+
+The model beneath a head (`model.bert`) stands under `Handed`, and answers with the states that it
+is handed; head, pooler, loss and whatever else the whole model does with them are run as they are.
+
+Shapes: B rows, N padded length, C channels, V words.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...models import Encoder
+from .classes import Standing, own_arguments, put, take_away
+from .probe import evaluating
+from .refusals import Refused
+
+READ = frozenset({"input_ids", "attention_mask", "token_type_ids"})
+"""Features that an encoder reads."""
+
+_here = threading.local()
+"""`given`: what the model beneath a head is to answer, in this thread."""
+
+
+class Handed(Standing):
+    """Stands for the model beneath a head: answers with the states that it is handed."""
+
+    __slots__ = ()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As of the model, whose own code is run where nothing was handed to it."""
+        # What is traced is not handed anything, and may not ask.
+        given = None if torch.compiler.is_compiling() else getattr(_here, "given", None)
+        if given is None or not given.is_for(self, args, kwargs):
+            return self.own().forward(*args, **kwargs)
+        return given.answer()
+
+
+class Head:
+    """What a transformers model is beside the one beneath it.
+
+    Args:
+        whole: the model.
+        model: the one beneath its head, which is made to stand under `Handed`.
+        encoder: of pyenc, on the parameters of the one beneath.
+        answer: of the one beneath to some texts, by its own code.
+
+    Raises:
+        Refused: the head asks for what the encoder does not give. The one beneath is as it was.
+    """
+
+    def __init__(self, whole: nn.Module, model: nn.Module, encoder: Encoder, answer: Any) -> None:
+        self.model = model
+        self.names = own_arguments(model)
+        self._kind = type(answer)
+        self._pools = getattr(answer, "pooler_output", None) is not None
+        self._reads_first = False
+        """Whether it reads the first state of each row, be that one of padding."""
+        stood = isinstance(model, Handed)
+        if not stood:
+            put(model, Handed)
+        try:
+            self._check(whole, encoder, answer)
+        except BaseException as error:
+            if not stood:
+                take_away(model)
+            if isinstance(error, Refused) or not isinstance(error, Exception):
+                raise
+            raise Refused(
+                f"{type(whole).__name__} cannot be run on states of two short texts: {error}"
+            ) from error
+
+    def output(self, states_BNC: Tensor) -> Any:
+        """What the model beneath answers with these states."""
+        said: dict[str, Tensor] = {"last_hidden_state": states_BNC}
+        if self._pools:
+            said["pooler_output"] = pooled(self.model, states_BNC)
+        return self._kind(**said)
+
+    def reads_tokens(self, mask: Tensor) -> bool:
+        """Whether the states that it reads under a mask (B, N) are of tokens, not of padding."""
+        return not self._reads_first or bool(mask[:, :1].all())
+
+    @contextmanager
+    def given(self, features: dict[str, Any], states_BNC: Tensor) -> Iterator[Given]:
+        """In this thread the model beneath answers to these features with these states."""
+        before = getattr(_here, "given", None)
+        _here.given = given = Given(self, features, states_BNC)
+        try:
+            yield given
+        finally:
+            _here.given = before
+
+    @torch.inference_mode()
+    def _check(self, whole: Any, encoder: Encoder, answer: Any) -> None:
+        """The model beneath answers with states alone, and what its pooler makes of them; of their
+        states the head reads no other than those of tokens."""
+        kind = type(self.model).__name__
+        with evaluating(whole), torch.autocast(encoder.device.type, enabled=False):
+            made = self.output(answer.last_hidden_state)
+            for name, value in answer.items():
+                # The last two are not asked for where states are handed.
+                if value is None or name in ("hidden_states", "attentions"):
+                    continue
+                if made.get(name) is None:
+                    raise Refused(f"{kind} also answers {name}, which pyenc's encoder does not")
+                if not torch.allclose(made[name], value):
+                    raise Refused(f"{kind} answers {name} otherwise than by its own pooler")
+            if self._reads_padding(whole, encoder, first_is_token=True):
+                raise Refused(
+                    f"the head of {type(whole).__name__} reads states of padding, or looks for a "
+                    "token by its id (as that of a language model does)"
+                )
+            self._reads_first = self._reads_padding(whole, encoder, first_is_token=False)
+
+    def _reads_padding(self, whole: Any, encoder: Encoder, *, first_is_token: bool) -> bool:
+        """Whether other states of padding give another answer.
+
+        Of the second row a single token is no padding, and no id is that of padding: who looks for
+        a place by the ids, or always at the same one, finds padding there.
+        """
+        config = encoder.config
+        length = min(6, config.max_length)
+        rows = ([1, 1, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0])
+        mask = torch.tensor([row[:length] for row in rows], dtype=torch.long, device=encoder.device)
+        if not first_is_token:
+            mask = mask.flip(1)
+        last = config.vocab_size - 1
+        word = 0 if getattr(whole.config, "pad_token_id", None) == last else last
+        features = {"input_ids": torch.full_like(mask, word), "attention_mask": mask}
+        numbers = torch.arange(mask.numel() * config.hidden_size, device=encoder.device) % 1013
+        states_BNC = numbers.float().sin().to(encoder.dtype).view(*mask.shape, -1)
+        answers = []
+        for states in (states_BNC, states_BNC * mask[..., None].to(encoder.dtype)):
+            with self.given(features, states) as given:
+                logits = whole.forward(**features, return_dict=True).logits
+            if not given.taken:
+                raise Refused(
+                    f"{type(whole).__name__} does not hand on its features as they are to what is "
+                    "beneath its head"
+                )
+            # (B, N, V): each place has its own.
+            answers.append(logits[mask.bool()] if logits.ndim == 3 else logits)
+        one, other = answers
+        # Sums may end otherwise by where their numbers lie.
+        near = 4 * torch.finfo(one.dtype).eps * float(one.abs().max())
+        return not float((one - other).abs().max()) <= near
+
+
+class Given:
+    """States that the model beneath a head is to answer with, to certain features."""
+
+    def __init__(self, head: Head, features: dict[str, Any], states_BNC: Tensor) -> None:
+        self.head, self.features, self.states_BNC = head, features, states_BNC
+        self.taken = False
+
+    def is_for(self, model: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call of a model asks for these states and no more: a head may hand on others
+        than it was given."""
+        names, features = self.head.names, self.features
+        if model is not self.head.model or len(args) > len(names):
+            return False
+        said = dict(zip(names, args, strict=False)) | kwargs
+        if said.get("output_hidden_states") or said.get("output_attentions"):
+            return False
+        read = READ.intersection(names, features)
+        return all(said.get(name) is features[name] for name in read) and not any(
+            isinstance(value, Tensor) and features.get(name) is not value
+            for name, value in said.items()
+        )
+
+    def answer(self) -> Any:
+        """What the model beneath answers."""
+        self.taken = True
+        return self.head.output(self.states_BNC)
+
+
+def pooled(model: Any, states_BNC: Tensor) -> Tensor:
+    """(B, C) by a model's own pooler."""
+    found: Tensor
+    if isinstance(model.pooler, nn.Linear):  # ALBERT's, whose activation is beside it
+        found = model.pooler_activation(model.pooler(states_BNC[:, 0]))
+    else:
+        found = model.pooler(states_BNC)
+    return found
+
+
+def has_head(module: Any) -> bool:
+    """Whether the model of a `Transformer` has a head, and answers with something of that."""
+    return bool(module.transformer_task != "feature-extraction")
+
+
+def beneath(whole: nn.Module) -> nn.Module:
+    """The model beneath the head of a transformers model.
+
+    Raises:
+        Refused: there is none.
+    """
+    kind = type(whole).__name__
+    if any(isinstance(module, Encoder) for module in whole.modules()):
+        raise Refused(f"{kind} is pyenc's already")
+    model = getattr(whole, "base_model", whole)
+    if model is whole or not isinstance(model, nn.Module):
+        raise Refused(f"{kind} does not say which model is beneath its head (base_model)")
+    return model

@@ -1,0 +1,276 @@
+"""Models with heads that cannot be accelerated: left as they were, and one warning says why."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("sentence_transformers")
+
+import pyenc
+from pyenc.integrations.sentence_transformers import accelerate
+from tests.conftest import GOLDEN
+from tests.integrations.sentence_transformers.headed import (
+    PAIRS,
+    keep_in_float32,
+    quiet,
+    reranker,
+    splade,
+)
+from tests.integrations.sentence_transformers.test_answers import is_accelerated, off
+from tests.integrations.sentence_transformers.test_refused import refused
+
+
+@pytest.fixture
+def bert() -> Any:
+    return reranker("bert_mean_h4")
+
+
+def of_class(model: Any, **methods: Any) -> None:
+    """A class of someone's own over that of the whole model."""
+    inner = model[0].model
+    inner.__class__ = type("Mine", (type(inner),), methods)
+
+
+def test_no_such_model(bert: Any) -> None:
+    for strange in (bert[0], bert[0].model, bert[0].model.bert, nn.Sequential(bert[0])):
+        with pytest.raises(pyenc.InputError) as told:
+            accelerate(strange)
+        for name in ("SentenceTransformer", "CrossEncoder", "SparseEncoder", "MultiVectorEncoder"):
+            assert name in str(told.value)
+
+
+def test_what_it_is_is_said(bert: Any) -> None:
+    bert[0].backend = "onnx"
+    refused(bert, 'leaves this CrossEncoder as it is: its backend is "onnx"')
+    model = splade("distilbert_h4")
+    model[0].backend = "openvino"
+    refused(model, 'leaves this SparseEncoder as it is: its backend is "openvino"')
+
+
+def test_a_head_that_reads_padding(bert: Any) -> None:
+    """The greatest of all states, of padding too."""
+
+    def forward(self: Any, input_ids: Any, attention_mask: Any = None, **_: Any) -> Any:
+        states = self.bert(input_ids, attention_mask=attention_mask)[0]
+        return SimpleNamespace(logits=self.classifier(states.amax(1)))
+
+    of_class(bert, forward=forward)
+    refused(bert, "the head of Mine reads states of padding")
+
+
+def test_a_head_that_reads_some_place(bert: Any) -> None:
+    """The third, whether there is one or not."""
+
+    def forward(self: Any, input_ids: Any, attention_mask: Any = None, **_: Any) -> Any:
+        states = self.bert(input_ids, attention_mask=attention_mask)[0]
+        return SimpleNamespace(logits=self.classifier(states[:, 2]))
+
+    of_class(bert, forward=forward)
+    refused(bert, "the head of Mine reads states of padding")
+
+
+def test_a_masked_lm_that_mixes_places() -> None:
+    model = splade("distilbert_h4")
+
+    def forward(self: Any, input_ids: Any, attention_mask: Any = None, **_: Any) -> Any:
+        states = self.distilbert(input_ids, attention_mask=attention_mask)[0]
+        return SimpleNamespace(logits=self.vocab_projector(states + states.mean(1, keepdim=True)))
+
+    of_class(model, forward=forward)
+    refused(model, "the head of Mine reads states of padding")
+
+
+def test_a_head_that_hands_on_something_else(bert: Any) -> None:
+    def forward(self: Any, input_ids: Any, attention_mask: Any = None, **_: Any) -> Any:
+        answer = self.bert(input_ids.clone(), attention_mask=attention_mask)
+        return SimpleNamespace(logits=self.classifier(answer[1]))
+
+    of_class(bert, forward=forward)
+    refused(bert, "Mine does not hand on its features as they are")
+
+
+def test_a_head_that_cannot_be_run(bert: Any) -> None:
+    def forward(self: Any, *_: Any, **__: Any) -> Any:
+        raise ValueError("only on Sundays")
+
+    of_class(bert, forward=forward)
+    refused(bert, "Mine cannot be run on states of two short texts: only on Sundays")
+
+
+def test_a_pooler_that_is_called_otherwise(bert: Any) -> None:
+    beneath = bert[0].model.bert
+    own = type(beneath).forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = own(self, *args, **kwargs)
+        answer.pooler_output = answer.pooler_output + 1
+        return answer
+
+    beneath.__class__ = type("Own", (type(beneath),), {"forward": forward})
+    refused(bert, "Own answers pooler_output otherwise than by its own pooler")
+
+
+def test_more_than_states(bert: Any) -> None:
+    beneath = bert[0].model.bert
+    own = type(beneath).forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = own(self, *args, **kwargs)
+        answer["importance"] = answer.last_hidden_state.norm(dim=-1)
+        return answer
+
+    beneath.__class__ = type("Own", (type(beneath),), {"forward": forward})
+    refused(bert, "Own also answers importance")
+
+
+def test_nothing_beneath(bert: Any) -> None:
+    of_class(bert, base_model_prefix="")
+    refused(bert, "does not say which model is beneath its head")
+
+
+def of_transformers(kind: Any, **said: Any) -> Any:
+    """A reranker whose model is another class of transformers, small and of random weights."""
+    sizes = {
+        "vocab_size": 500, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1,
+        "intermediate_size": 16, "num_labels": 1, "pad_token_id": 0,
+    }  # fmt: skip
+    model = reranker("bert_mean_h4")
+    model[0].model = kind(kind.config_class(**(sizes | said))).eval()
+    return model
+
+
+def test_unknown_families() -> None:
+    import transformers
+
+    refused(
+        of_transformers(transformers.ElectraForSequenceClassification, embedding_size=16),
+        "no family of encoders that ElectraModel is",
+    )
+    refused(
+        of_transformers(transformers.SqueezeBertForSequenceClassification, embedding_size=16),
+        "no family of encoders that SqueezeBertModel is",
+    )
+    refused(
+        of_transformers(transformers.DebertaV2ForSequenceClassification, embedding_size=16),
+        "no family of encoders that DebertaV2Model is",
+    )
+
+
+def test_language_models_that_classify() -> None:
+    """They look for the last token by its id."""
+    import transformers
+
+    for kind in ("Qwen3", "Mistral", "Llama"):
+        found = getattr(transformers, f"{kind}ForSequenceClassification")
+        said = {"num_key_value_heads": 2, "head_dim": 8, "use_cache": False}
+        refused(
+            of_transformers(found, **said),
+            f"the head of {kind}ForSequenceClassification reads states of padding, or looks for a "
+            "token by its id",
+        )
+        refused(of_transformers(found, **said | {"pad_token_id": None}), "batch sizes > 1")
+    refused(of_transformers(found, **said | {"use_cache": True}), "LlamaModel also answers")
+
+
+def test_a_language_model_that_answers() -> None:
+    """Qwen3-Reranker's kind: the next word, yes or no."""
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.cross_encoder.modules import LogitScore
+
+    quiet()
+    module = Transformer(str(GOLDEN / "qwen3_embed_like_h4"), transformer_task="text-generation")
+    model = CrossEncoder(modules=[module, LogitScore(5, 6)], device="cpu")
+    refused(model, 'leaves this CrossEncoder as it is: its task is "text-generation"')
+
+
+def test_an_encoder_with_a_decoder() -> None:
+    import transformers
+
+    said = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2, "num_layers": 1}
+    model = of_transformers(
+        transformers.T5ForSequenceClassification, **said, decoder_start_token_id=0
+    )
+    refused(model, "T5")
+
+
+def test_one_of_our_own() -> None:
+    from sentence_transformers import SparseEncoder
+
+    quiet()
+    pyenc.register()
+    try:
+        model = SparseEncoder(str(GOLDEN / "mosaic_mlm_h4"), device="cpu")
+    finally:
+        pyenc.unregister()
+    refused(model, "PyencForMaskedLM is pyenc's already")
+
+
+def test_kept_in_float32(bert: Any) -> None:
+    keep_in_float32(bert, "0.model.bert.encoder.layer.1.output.dense")
+    refused(bert, "encoder.layer.1.output.dense is kept in float32")
+
+
+def test_hooks(bert: Any) -> None:
+    handle = bert[0].model.bert.encoder.layer[1].register_forward_hook(lambda *_: None)
+    refused(bert, "a hook.*encoder.layer.1")
+    handle.remove()
+    for part in (bert[0].model, bert[0].model.bert):
+        part.forward = part.forward
+        refused(bert, f"another forward, is set on {type(part).__name__}")
+        del part.forward
+    bert[0].model.bert.compile(backend="eager")
+    refused(bert, "BertModel beneath its head is compiled in place")
+
+
+def test_dtypes(bert: Any) -> None:
+    """Beneath the head; that of the head is its own."""
+    bert[0].model.bert.encoder.layer[0].half()
+    refused(bert, "several dtypes")
+
+
+def test_a_head_of_another_dtype(packed: list[Any]) -> None:
+    class Rounded(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.to(self.weight.dtype))
+
+    plain = reranker("bert_mean_h4")
+    plain[0].model.classifier.__class__ = Rounded
+    plain[0].model.classifier.double()
+    ours = accelerate(copy.deepcopy(plain))
+    assert is_accelerated(ours)
+    assert off(plain.predict(PAIRS), ours.predict(PAIRS)) <= 1e-5
+    assert packed
+
+
+def test_peft(bert: Any) -> None:
+    """Refused by name, whoever wraps whom; merged, it is accelerated. By a stand-in where PEFT is
+    not installed."""
+    own = bert[0].model
+    try:
+        import peft
+    except ImportError:
+
+        class Lora(nn.Linear):
+            pass
+
+        Lora.__module__ = "peft.tuners.lora.layer"
+        for layer in (own.bert.encoder.layer[0].output.dense, own.classifier):
+            layer.__class__ = Lora
+            refused(bert, "PEFT.*merge_and_unload")
+            layer.__class__ = nn.Linear
+        return
+    said = {"target_modules": ["query", "value"], "init_lora_weights": False}
+    adapted = peft.get_peft_model(own, peft.LoraConfig(**said, task_type="SEQ_CLS"))
+    bert[0].model = adapted
+    refused(bert, "PEFT.*merge_and_unload")
+    expected = bert.predict(PAIRS)
+    bert[0].model = adapted.merge_and_unload()
+    assert is_accelerated(accelerate(bert))
+    assert off(bert.predict(PAIRS), expected) <= 1e-5
