@@ -1,4 +1,4 @@
-"""sentence-transformers beside itself with `pyenc.accelerate`: texts a second, memory, on the CPU.
+"""sentence-transformers beside itself with `pyenc.accelerate`: tokens a second, memory, on the CPU.
 
 Both are one model under one API, from strings to vectors, in turns in one process; memory is each
 one's in a process of its own: how far it rises in `encode`, and its highest in all, loading
@@ -75,8 +75,14 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "nomic": ("NomicBertModel", _sizes(768, 12, 1, 3072)),
     "t5": ("T5EncoderModel", _t5(768, 12, 1, 3072, "relu")),
     "gated t5": ("T5EncoderModel", _t5(768, 12, 1, 2048, "gated-gelu")),
+    "reranker": ("BertForSequenceClassification", _sizes(384, 12, 6, 1536, num_labels=1)),
+    "splade": ("BertForMaskedLM", _sizes(768, 12, 2, 3072)),
 }  # fmt: skip
-"""By name: transformers' class, and its configuration."""
+"""By name: transformers' class, and its configuration. A "reranker" is a CrossEncoder of
+ms-marco-MiniLM-L6-v2's shape, "splade" a SparseEncoder; the others are SentenceTransformers."""
+
+QUERY_WORDS = 8
+"""Of a text for a reranker: how many words of it are the query, the rest being the document."""
 
 
 @dataclass(frozen=True)
@@ -135,13 +141,15 @@ def _shape_folder(name: str) -> Path:
 
 
 def load(model: str, name: str) -> Any:
-    """A SentenceTransformer as it comes, or accelerated."""
-    from sentence_transformers import SentenceTransformer
+    """A model of sentence-transformers as it comes, or accelerated."""
+    import sentence_transformers
 
     import pyenc
 
     peer.no_bars()
-    loaded = SentenceTransformer(str(source(model)), device="cpu", local_files_only=True)
+    kind = {"reranker": "CrossEncoder", "splade": "SparseEncoder"}.get(model, "SentenceTransformer")
+    made: Any = getattr(sentence_transformers, kind)
+    loaded = made(str(source(model)), device="cpu", local_files_only=True)
     loaded.max_seq_length = peer.MAX_LENGTH
     if name == OURS:
         pyenc.accelerate(loaded)
@@ -160,13 +168,25 @@ def _tokenizing() -> Any:
 
 
 def encoding(model: Any, texts: Sequence[str]) -> Callable[[], Any]:
+    """Strings to numbers: vectors, scores of pairs, or sparse vectors."""
+    if hasattr(model, "predict"):
+        pairs = [tuple(map(" ".join, _cut(text.split()))) for text in texts]
+        return lambda: model.predict(pairs, show_progress_bar=False)
     return lambda: model.encode(texts, show_progress_bar=False)
+
+
+def _cut(words: list[str]) -> tuple[list[str], list[str]]:
+    return words[:QUERY_WORDS], words[QUERY_WORDS:]
+
+
+def _as_array(found: Any) -> np.ndarray:
+    return found.to_dense().numpy() if isinstance(found, torch.Tensor) else found
 
 
 def run_case(case: Case, models: dict[str, Any], with_memory: bool) -> dict[str, Any]:
     texts = texts_of(case)
     runs = {name: encoding(model, texts) for name, model in models.items()}
-    vectors = {name: run() for name, run in runs.items()}  # they warm up
+    vectors = {name: _as_array(run()) for name, run in runs.items()}  # they warm up
     seconds = clock.in_turns(runs, repeats=30, budget=6.0, limit=20.0)
     found: dict[str, Any] = {
         "model": case.model,

@@ -12,6 +12,7 @@ from .classes import Standing, put, take_away
 from .heads import has_head
 from .modules import PackedPooling, PackedTransformer, Slot
 from .refusals import Refused, check_first, check_version, warn
+from .splade import PackedSplade, encoding
 
 if TYPE_CHECKING:
     from sentence_transformers.base.model import BaseModel
@@ -41,6 +42,17 @@ class AcceleratedModel(Standing):
         return restore(whole)  # type: ignore[no-any-return]
 
 
+class AcceleratedSparse(AcceleratedModel):
+    """Stands for `SparseEncoder`."""
+
+    __slots__ = ()
+
+    def encode(self, *args: Any, **kwargs: Any) -> Any:
+        """As of `SparseEncoder`."""
+        with encoding(self):
+            return self.own().encode(*args, **kwargs)
+
+
 def accelerate(model: Model) -> Model:
     """Run the encoder of a model of sentence-transformers on pyenc; all else of it stays as it is.
 
@@ -50,7 +62,8 @@ def accelerate(model: Model) -> Model:
     nothing is held twice, and what is done to them later (an optimizer, `load_state_dict`, `.to`,
     `.half`) counts. A mean is taken over the packed states. The head of a `CrossEncoder` (a
     classifier, with its pooler) or of a `SparseEncoder` (a masked LM's) is its own code, on states
-    that are computed so. `model.restore()` undoes it; `restore(model)` of this module takes a model
+    that are computed so; the greatest logits, which `SpladePooling` keeps in `encode`, are taken of
+    packed ones. `model.restore()` undoes it; `restore(model)` of this module takes a model
     that was left as it was, too.
 
     A copy of the model, and its copies in spawned workers, are accelerated as well. To accelerate
@@ -93,7 +106,7 @@ def accelerate(model: Model) -> Model:
         check_version(sentence_transformers.__version__)
         from sentence_transformers.base.modules import Transformer
         from sentence_transformers.sentence_transformer.modules import Pooling
-        from sentence_transformers.sparse_encoder.modules import MLMTransformer
+        from sentence_transformers.sparse_encoder.modules import MLMTransformer, SpladePooling
 
         if not len(modules):
             raise Refused("it has no modules")
@@ -105,9 +118,12 @@ def accelerate(model: Model) -> Model:
         return model
     first.__dict__["_pyenc"] = Slot(borrowed)
     put(first, PackedTransformer)
-    if len(modules) > 1 and type(modules[1]) is Pooling:
-        put(modules[1], PackedPooling)
-    put(model, AcceleratedModel)
+    second = modules[1] if len(modules) > 1 else None
+    if type(second) is Pooling:
+        put(second, PackedPooling)
+    elif type(second) is SpladePooling:
+        put(second, PackedSplade)
+    put(model, AcceleratedSparse if "SparseEncoder" in kinds else AcceleratedModel)
     return model
 
 

@@ -62,6 +62,8 @@ class Head:
         self._pools = getattr(answer, "pooler_output", None) is not None
         self._reads_first = False
         """Whether it reads the first state of each row, be that one of padding."""
+        self.by_place = False
+        """Whether it makes logits of each state by itself, wherever that stands."""
         stood = isinstance(model, Handed)
         if not stood:
             put(model, Handed)
@@ -118,6 +120,7 @@ class Head:
                     "token by its id (as that of a language model does)"
                 )
             self._reads_first = self._reads_padding(whole, encoder, first_is_token=False)
+            self.by_place = self._is_by_place(whole, encoder)
 
     def _reads_padding(self, whole: Any, encoder: Encoder, *, first_is_token: bool) -> bool:
         """Whether other states of padding give another answer.
@@ -125,32 +128,62 @@ class Head:
         Of the second row a single token is no padding, and no id is that of padding: who looks for
         a place by the ids, or always at the same one, finds padding there.
         """
-        config = encoder.config
-        length = min(6, config.max_length)
-        rows = ([1, 1, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0])
-        mask = torch.tensor([row[:length] for row in rows], dtype=torch.long, device=encoder.device)
-        if not first_is_token:
-            mask = mask.flip(1)
-        last = config.vocab_size - 1
-        word = 0 if getattr(whole.config, "pad_token_id", None) == last else last
-        features = {"input_ids": torch.full_like(mask, word), "attention_mask": mask}
-        numbers = torch.arange(mask.numel() * config.hidden_size, device=encoder.device) % 1013
-        states_BNC = numbers.float().sin().to(encoder.dtype).view(*mask.shape, -1)
+        features, states_BNC = _made_up(whole, encoder, first_is_token)
+        mask = features["attention_mask"]
         answers = []
         for states in (states_BNC, states_BNC * mask[..., None].to(encoder.dtype)):
-            with self.given(features, states) as given:
-                logits = whole.forward(**features, return_dict=True).logits
-            if not given.taken:
-                raise Refused(
-                    f"{type(whole).__name__} does not hand on its features as they are to what is "
-                    "beneath its head"
-                )
+            logits = self._logits(whole, features, states)
             # (B, N, V): each place has its own.
             answers.append(logits[mask.bool()] if logits.ndim == 3 else logits)
-        one, other = answers
-        # Sums may end otherwise by where their numbers lie.
-        near = 4 * torch.finfo(one.dtype).eps * float(one.abs().max())
-        return not float((one - other).abs().max()) <= near
+        return not _near(answers[0], answers[1], 4)
+
+    def _is_by_place(self, whole: Any, encoder: Encoder) -> bool:
+        """Whether packed states give the logits that padded ones do."""
+        features, states_BNC = _made_up(whole, encoder, first_is_token=True)
+        real = features["attention_mask"].bool()
+        padded = self._logits(whole, features, states_BNC)
+        if padded.ndim != 3:
+            return False
+        try:
+            packed = self._logits(whole, features, states_BNC[real][None])
+        except Exception:  # it looks at shapes; what it raises is its own
+            return False
+        right = padded[real][None]
+        return packed.shape == right.shape and _near(packed, right, 64)
+
+    def _logits(self, whole: Any, features: dict[str, Tensor], states: Tensor) -> Tensor:
+        with self.given(features, states) as given:
+            logits: Tensor = whole.forward(**features, return_dict=True).logits
+        if not given.taken:
+            raise Refused(
+                f"{type(whole).__name__} does not hand on its features as they are to what is "
+                "beneath its head"
+            )
+        return logits
+
+
+def _made_up(
+    whole: Any, encoder: Encoder, first_is_token: bool
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Features of two short texts, padded, and states (B, N, C) for them."""
+    config = encoder.config
+    length = min(6, config.max_length)
+    rows = ([1, 1, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0])
+    mask = torch.tensor([row[:length] for row in rows], dtype=torch.long, device=encoder.device)
+    if not first_is_token:
+        mask = mask.flip(1)
+    last = config.vocab_size - 1
+    word = 0 if getattr(whole.config, "pad_token_id", None) == last else last
+    features = {"input_ids": torch.full_like(mask, word), "attention_mask": mask}
+    numbers = torch.arange(mask.numel() * config.hidden_size, device=encoder.device) % 1013
+    return features, numbers.float().sin().to(encoder.dtype).view(*mask.shape, -1)
+
+
+def _near(one: Tensor, other: Tensor, places: int) -> bool:
+    """Whether two answers differ by no more than some last places of their largest number: sums may
+    end otherwise by where their numbers lie."""
+    allowed = places * torch.finfo(one.dtype).eps * float(one.abs().max())
+    return float((one - other).abs().max()) <= allowed
 
 
 class Given:

@@ -11,6 +11,7 @@ Shapes: B rows, N padded length, T packed tokens, C channels.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,8 +25,9 @@ from ...ops import segment_mean
 from ...ops.linear import few_rows_gain
 from .borrowed import Borrowed
 from .classes import Standing
-from .heads import READ, has_head
+from .heads import READ, Head, has_head
 from .refusals import Hooked, Refused, warn
+from .splade import greatest, wants_greatest
 from .watched import Watched
 
 PASSED = {
@@ -124,6 +126,11 @@ class PackedTransformer(Standing):
             return found
         packed = packed_batch(features, borrowed)
         hidden_TC = packed_states(borrowed.encoder, packed)
+        if borrowed.head is not None and borrowed.head.by_place and wants_greatest(self):
+            greatest_B1V = greatest(packed, hidden_TC, self._logits_of(borrowed.head, features))
+            if greatest_B1V is not None:
+                features["token_embeddings"] = greatest_B1V
+                return features
         states_BNC = packed.unpack(hidden_TC)
         if borrowed.head is not None:
             with borrowed.head.given(features, states_BNC) as given:
@@ -135,6 +142,16 @@ class PackedTransformer(Standing):
         setattr(states_BNC, PACKED, Kept.of(packed, hidden_TC, mask, states_BNC))
         features["token_embeddings"] = states_BNC
         return features
+
+    def _logits_of(self, head: Head, features: dict[str, Any]) -> Callable[[Tensor], Tensor | None]:
+        """States (1, T, C) to logits (1, T, V) by the head's own code; None where it takes none."""
+
+        def logits_of(states: Tensor) -> Tensor | None:
+            with head.given(features, states) as given:
+                found: Tensor = self.own().forward(dict(features))["token_embeddings"]
+            return found if given.taken else None
+
+        return logits_of
 
     def _borrowed(self, features: dict[str, Any]) -> Borrowed | None:
         """The encoder, if it is to serve these features now."""

@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("sentence_transformers")
 
 from pyenc.integrations.sentence_transformers import accelerate, restore
+from pyenc.integrations.sentence_transformers import splade as splade_module
 from tests.integrations.sentence_transformers.headed import MASKED, splade, without_dropout
 from tests.integrations.sentence_transformers.models import TEXTS, loaded
 from tests.integrations.sentence_transformers.test_answers import NEAR, Pair, is_accelerated, off
@@ -195,3 +196,117 @@ def test_gradients_with_dropout(packed: list[Any]) -> None:
         found.append(gradients(model.train()))
     assert not packed
     assert all(torch.equal(grad, found[1][name]) for name, grad in found[0].items())
+
+
+@pytest.fixture
+def pooled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of the logits that SpladePooling's own code is given."""
+    from sentence_transformers.sparse_encoder.modules import SpladePooling
+
+    shapes: list[tuple[int, ...]] = []
+    plain = SpladePooling.forward
+
+    def forward(self: Any, features: dict[str, Any]) -> dict[str, Any]:
+        shapes.append(tuple(features["token_embeddings"].shape))
+        return plain(self, features)
+
+    monkeypatch.setattr(SpladePooling, "forward", forward)
+    return shapes
+
+
+RAGGED = [*TEXTS, "", "one", "and " * 50]
+
+
+@pytest.mark.parametrize("tokens", [1, 20, 10_000])
+@pytest.mark.parametrize("activation", ["relu", "log1p_relu"])
+@pytest.mark.parametrize("name", MASKED)
+def test_greatest_logits_alone(
+    name: str,
+    activation: str,
+    tokens: int,
+    pooled: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In `encode` no padded logits are made, whatever is taken at a time."""
+    monkeypatch.setattr(splade_module, "TOKENS", tokens)
+    plain, ours = both(name)
+    for model in (plain, ours):
+        model[1].activation_function = activation
+    right = plain.encode(RAGGED)
+    assert {shape[1] > 1 for shape in pooled} == {True}
+    pooled.clear()
+    assert near(right, ours.encode(RAGGED))
+    assert {shape[1] for shape in pooled} == {1}
+    assert near(right[2], ours.encode(RAGGED[2]))
+
+
+def test_who_sees_logits_sees_them_padded(pooled: list[tuple[int, ...]]) -> None:
+    """Outside of `encode`, under a sum, before a hook, and where a gradient is wanted."""
+    _, ours = both("bert_mean_h4")
+    features = ours.preprocess(TEXTS)
+    size = features["input_ids"].shape
+    with torch.no_grad():
+        assert ours(dict(features))["token_embeddings"].shape[:2] == size
+        assert ours[0](dict(features))["token_embeddings"].shape[:2] == size
+    pooled.clear()
+    ours[1].pooling_strategy = "sum"
+    ours.encode(TEXTS)
+    ours[1].pooling_strategy = "max"
+    seen: list[torch.Size] = []
+
+    def look(module: Any, given: Any, features: dict[str, Any]) -> None:
+        seen.append(features["token_embeddings"].shape[:2])
+
+    handle = ours[0].register_forward_hook(look)
+    ours.encode(TEXTS)
+    handle.remove()
+    assert seen == [size]
+    assert [shape[:2] for shape in pooled] == 2 * [size]
+    pooled.clear()
+    ours.encode(TEXTS)
+    assert [shape[1] for shape in pooled] == [1]
+
+
+def test_two_encoders_in_turns(pooled: list[tuple[int, ...]]) -> None:
+    """One called while another encodes is not taken for it."""
+    first, second = both("bert_mean_h4")[1], both("distilbert_h4")[1]
+    right, features = first.encode(TEXTS), second.preprocess(TEXTS)
+    pooled.clear()
+    inner: list[Any] = []
+
+    def call(*_: Any) -> None:
+        inner.append(second(dict(features))["token_embeddings"].shape)
+
+    plain = first.preprocess
+
+    def preprocess(*given: Any, **named: Any) -> Any:
+        call()
+        return plain(*given, **named)
+
+    first.preprocess = preprocess
+    assert near(right, first.encode(TEXTS))
+    assert inner[0][:2] == features["input_ids"].shape
+    assert [shape[1] > 1 for shape in pooled] == [True, False]
+
+
+def test_a_head_that_mixes_places(pooled: list[tuple[int, ...]]) -> None:
+    """Such a one is given its rows as they are."""
+    plain = splade("bert_mean_h4")
+    cls = plain[0].model.cls
+
+    class Shaped(torch.nn.Module):
+        """Looks at how many rows there are."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.cls = cls
+
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.cls(states)
+            return found + 0.5 * (len(states) > 1)
+
+    plain[0].model.cls = Shaped()
+    ours = accelerate(copy.deepcopy(plain))
+    assert is_accelerated(ours)
+    assert near(plain.encode(TEXTS), ours.encode(TEXTS))
+    assert all(shape[1] > 1 for shape in pooled)
