@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -14,11 +13,6 @@ from ..models.families import Family, Parts, rows_of
 from .constants import Same, constant
 from .target import DTYPES
 from .weights import WeightFiles
-
-
-def count_layers(bare: Collection[str], family: Family) -> int:
-    """How many layers tensor names (prefix stripped) tell of."""
-    return len({match[1] for name in bare if (match := re.match(family.layer, name))})
 
 
 def readings(name: str, family: Family, prefix: str) -> Iterator[str]:

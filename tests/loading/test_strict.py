@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pyenc.errors import CheckpointError, InputError, UnknownArchitectureError
 from pyenc.loading import load_checkpoint
+from pyenc.loading.own_type import read_config
+from pyenc.loading.wrappers import modern_names
+from pyenc.models.families import ConfigFile, recognise
 from tests.conftest import GOLDEN
 
 Q0 = "encoder.layer.0.attention.self.query.weight"
@@ -55,6 +59,59 @@ def refused(folder: Path, *messages: str) -> str:
 def test_missing_tensor(folder: Path) -> None:
     edit_tensors(folder, lambda t: t.pop("encoder.layer.1.mlp.wo.bias"))
     refused(folder, "model.safetensors: missing tensor 'encoder.layer.1.mlp.wo.bias'")
+
+
+def signatures() -> Iterator[tuple[str, str]]:
+    """Every golden checkpoint in safetensors with each of the tensors that mark its family."""
+    for path in sorted(GOLDEN.glob("*/model.safetensors")):
+        with safe_open(path, "pt") as file:
+            stored = modern_names(file.keys(), path.parent)
+        config = ConfigFile("config.json", read_config(path.parent))
+        family, prefix = recognise(stored, config)
+        marks = {prefix + name for name in (*family.signature, *family.other_signature)}
+        for name in sorted(marks & stored.keys()):
+            yield path.parent.name, name
+
+
+@pytest.mark.parametrize(("name", "mark"), list(signatures()))
+def test_a_tensor_that_marks_the_family_is_missing(name: str, mark: str, tmp_path: Path) -> None:
+    folder = copied(name, tmp_path)
+    edit_tensors(folder, lambda t: t.pop(modern_names(t, folder)[mark]))
+    refused(folder, f"model.safetensors: missing tensor '{mark}'", "the tensors are not those of ")
+
+
+def test_a_first_layer_that_is_missing(tmp_path: Path) -> None:
+    folder = copied("modernbert_embed_like_h2", tmp_path)
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if "layers.0." in name]:
+            del tensors[name]
+
+    edit_tensors(folder, change)
+    refused(folder, "those of ModernBERT", "missing tensor 'layers.0.attn.Wqkv.weight'")
+
+
+@pytest.mark.parametrize(
+    ("name", "gone"),
+    [
+        ("bert_mean_h4", "pooler.dense.weight"),
+        ("albert_small_like_h4", "pooler.weight"),
+        ("gte_base_like_h4", "encoder.layer.1.attention.qkv_proj.weight"),
+    ],
+)
+def test_a_tensor_whose_presence_decides(name: str, gone: str, tmp_path: Path) -> None:
+    folder = copied(name, tmp_path)
+    edit_tensors(folder, lambda t: t.pop(gone))
+    assert "unexpected" not in refused(folder, f"missing tensor '{gone}'")
+
+
+def test_half_of_the_tensors_are_of_no_family(folder: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if "attention" in name]:
+            del tensors[name]
+
+    edit_tensors(folder, change)
+    refused(folder, "unknown architecture: model_type 'bert'")
 
 
 def test_unexpected_tensor(folder: Path) -> None:

@@ -189,7 +189,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         {"auto_map": {"AutoModel": "modeling_qwen.Qwen2Model"}, "is_causal": False},
         "auto_map names code of the checkpoint's own for its layers, 'modeling_qwen.Qwen2Model'",
     ),
-    ("Qwen2", QWEN2, {"model_type": "qwen3"}, "unknown architecture: model_type 'qwen3'.*Qwen3"),
+    ("Qwen2", QWEN2, {"model_type": "qwen3"}, "not those of Qwen3 as config.json(.|\n)*q_norm"),
     ("Qwen2", QWEN2, {"use_mrope": True}, "use_mrope is True"),
     ("Qwen2", QWEN2, {"head_dim": 10}, "q_proj.weight' has shape .48, 48., but .* .60, 48."),
     ("Qwen2", QWEN2, {"head_dim": None}, "head_dim must be a whole number"),

@@ -10,7 +10,17 @@ import re
 
 from ...errors import CheckpointError
 from ..config import EncoderConfig, HeadConfig
-from .family import ConfigFile, Family, HeadNames, Names, Parts, Published, both, embedding_parts
+from .family import (
+    ConfigFile,
+    Family,
+    HeadNames,
+    Names,
+    Parts,
+    Published,
+    both,
+    embedding_parts,
+    there,
+)
 
 GROUPS = "encoder.albert_layer_groups"
 _LAYER = r"encoder\.albert_layer_groups\.(\d+\.albert_layers\.\d+)\."
@@ -53,7 +63,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         max_length=positions,
         activation=config.activation("hidden_act", "gelu_new"),
         norm_eps=config.number("layer_norm_eps", 1e-12),
-        pooler="pooler.weight" in names,
+        pooler=there(names, "pooler"),
         # What the feed-forward adds is not dropped.
         embedding_dropout=dropout,
         output_dropout=dropout,

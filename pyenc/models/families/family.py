@@ -206,6 +206,11 @@ class ConfigFile:
             )
 
 
+def there(names: Names, layer: str) -> bool:
+    """Is a layer in the file? Told by weight and bias, so that either is missed by its name."""
+    return f"{layer}.weight" in names or f"{layer}.bias" in names
+
+
 def common_fields(config: ConfigFile, names: Names) -> dict[str, Any]:
     """The fields that every BERT-descended `config.json` spells alike."""
     return {
@@ -217,7 +222,7 @@ def common_fields(config: ConfigFile, names: Names) -> dict[str, Any]:
         "type_vocab_size": config.integer("type_vocab_size", 2),
         "norm_eps": config.number("layer_norm_eps", 1e-12),
         "hidden_dropout": config.number("hidden_dropout_prob", 0.1),
-        "pooler": "pooler.dense.weight" in names,
+        "pooler": there(names, "pooler.dense"),
     }
 
 
