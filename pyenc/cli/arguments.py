@@ -151,8 +151,10 @@ def _embed(parser: Parser) -> None:
         "input", metavar="INPUT", nargs="?", default="-", help=f"- or a file: {READABLE}"
     )
     parser.add_argument(
-        "-o", "--output", metavar="OUT", required=True, help="file: .npy, .jsonl, .parquet"
-    )
+        "-o", "--output", metavar="OUT", required=True,
+        help="file: .npy, .jsonl, .parquet; of a symbolic link, what it points at is written, and "
+        "OUT.partial, OUT.skipped.jsonl and OUT.ranges.npy are beside that, named after it",
+    )  # fmt: skip
     _fields(parser, "INPUT")
     parser.add_argument(
         "--id-field", metavar="NAME", help="strings or whole numbers to carry into OUT as its id"
