@@ -28,6 +28,7 @@ from .strict import (
     check_names,
     check_shape,
     check_shapes,
+    check_sizes,
     constant_of,
     is_counter,
     readings,
@@ -140,6 +141,7 @@ def load_checkpoint(
     # Before anything is built: the product of two absurd sizes is more than torch can count.
     word = names[parts["embeddings.word.weight"][0]]
     check_shape(files, word, (shape.vocab_size, shape.embedding_dim))
+    check_sizes(str(config_path), shape)
     head = find_head(files, names, family, prefix, reader, shape, word)
     shape = with_head(family, reader, shape, head.bare)
     if head.fault:
