@@ -67,8 +67,11 @@ def add_layer_norm(
     if name in ("cpu", "triton"):
         return _by_kernels(name, x, residual, weight, bias, eps, rms=False)
     total = x if residual is None else x + residual
-    weight, bias = weight.to(total.dtype), None if bias is None else bias.to(total.dtype)
-    return F.layer_norm(total, weight.shape, weight, bias, eps), total
+    # A weight that is wider than the sum (one plus a half's, say) is not rounded to it.
+    wide = torch.promote_types(total.dtype, weight.dtype)
+    wide = wide if bias is None else torch.promote_types(wide, bias.dtype)
+    weight, bias = weight.to(wide), None if bias is None else bias.to(wide)
+    return F.layer_norm(total.to(wide), weight.shape, weight, bias, eps).to(total.dtype), total
 
 
 def add_rms_norm(
