@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import BackendError, InputError
 from . import extension
+from .freed import freed
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The codes of csrc/shared/numeric.h."""
@@ -42,10 +43,7 @@ def pointer(tensor: Tensor | None) -> int:
         return 0
     address: int = tensor.data_ptr()
     if address == 0 and tensor.numel():
-        raise InputError(
-            f"a tensor of shape {tuple(tensor.shape)} has no memory: it was freed, as sharded "
-            "training frees parameters (untyped_storage().resize_(0)), and is to be gathered first"
-        )
+        raise freed(tensor)
     return address
 
 
