@@ -44,3 +44,21 @@ def freed(tensor: Tensor, what: str = "a tensor") -> InputError:
         f"{what} of shape {tuple(tensor.shape)} has no memory: it was freed, as sharded "
         "training frees parameters (untyped_storage().resize_(0)), and is to be gathered first"
     )
+
+
+def check_extent(tensor: Tensor) -> None:
+    """The numbers that shape and strides speak of are in the tensor's memory.
+
+    Raises:
+        InputError: some are not.
+    """
+    if not tensor.numel():
+        return
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
+    if needed > (there := tensor.untyped_storage().nbytes()):
+        raise InputError(
+            f"a tensor of shape {tuple(tensor.shape)} with strides {tensor.stride()} needs "
+            f"{needed:,} bytes of memory, and its storage has {there:,}: it was resized, and is to "
+            "be as large as it was"
+        )

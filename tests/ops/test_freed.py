@@ -28,6 +28,7 @@ from pyenc.ops import (
     segment_mean,
 )
 from pyenc.ops.attention.terms import Bias
+from pyenc.ops.launch import pointer
 from pyenc.ops.linear import few_rows
 from pyenc.ops.linear.int8 import int8_linear, quantize_weight
 from tests.ops.linear.linear_support import check
@@ -149,6 +150,39 @@ def test_a_norm_that_adds_one(norm: Literal["layer", "rms"]) -> None:
         broken.get_submodule(path).weight.untyped_storage().resize_(0)
         with torch.no_grad(), pytest.raises(InputError, match=r"weight of shape .* has no memory"):
             broken(torch.ones(1, 4, dtype=torch.long))
+
+
+def shrunk(tensor: Tensor) -> Tensor:
+    tensor = tensor.clone()
+    tensor.untyped_storage().resize_(tensor.nbytes - 4)
+    return tensor
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: few(X, shrunk(SQUARE)),
+        lambda: few(X, SQUARE, shrunk(LINE)),
+        lambda: add_rms_norm(X, None, shrunk(LINE), 1e-6, backend="cpu"),
+        lambda: gated_activation(X, shrunk(X), "gelu", backend="cpu"),
+        lambda: turned(HEADS, shrunk(TABLE)),
+        lambda: attended(shrunk(HEADS), HEADS),
+        lambda: segment_mean(shrunk(X), ENDS, backend="cpu"),
+    ],
+)
+def test_memory_that_was_made_less(call: Callable[[], Tensor]) -> None:
+    told = r"needs [\d,]+ bytes of memory, and its storage has [\d,]+: it was resized"
+    with torch.no_grad(), pytest.raises(InputError, match=told):
+        call()
+
+
+def test_one_number_in_the_place_of_many_is_there() -> None:
+    """Its storage is smaller than its numbers would be, and holds them all."""
+    few_numbers = torch.randn(4, 1, 1).expand(4, 2, 8)
+    got = attention(few_numbers, few_numbers, HEADS, ENDS, backend="cpu")
+    right = attention(few_numbers.clone(), few_numbers.clone(), HEADS, ENDS, backend="cpu")
+    assert torch.equal(got, right)
+    assert pointer(few_numbers) == few_numbers.data_ptr()
 
 
 def test_names_what_was_freed() -> None:
