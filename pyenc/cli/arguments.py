@@ -15,14 +15,13 @@ BACKENDS = (
     "triton",
     "cpu",
     "flash_attn",
-    "bf16x6",
-    "bf16x3",
-    "few_rows",
-    "onednn",
     "torch",
     "reference",
 )
 """`pyenc.ops.BACKENDS` and "auto", repeated here since importing it would import torch."""
+
+OF_LINEAR = ("bf16x6", "bf16x3", "few_rows", "onednn")
+"""`pyenc.ops.backend.OF_LINEAR`, likewise."""
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
 QUANTIZE = ("int8",)
@@ -152,8 +151,10 @@ def _embed(parser: Parser) -> None:
         "input", metavar="INPUT", nargs="?", default="-", help=f"- or a file: {READABLE}"
     )
     parser.add_argument(
-        "-o", "--output", metavar="OUT", required=True, help="file: .npy, .jsonl, .parquet"
-    )
+        "-o", "--output", metavar="OUT", required=True,
+        help="file: .npy, .jsonl, .parquet; of a symbolic link, what it points at is written, and "
+        "OUT.partial, OUT.skipped.jsonl and OUT.ranges.npy are beside that, named after it",
+    )  # fmt: skip
     _fields(parser, "INPUT")
     parser.add_argument(
         "--id-field", metavar="NAME", help="strings or whole numbers to carry into OUT as its id"
@@ -263,8 +264,10 @@ def _model(parser: Parser) -> None:
         "--precision of embed)",
     )  # fmt: skip
     group.add_argument(
-        "--backend", choices=BACKENDS, help="of every op; default: the fastest that can serve"
-    )
+        "--backend", choices=BACKENDS, type=_backend,
+        help="of every op; default: the fastest that can serve (of linear layers alone: the "
+        f"environment variable PYENC_LINEAR, one of {', '.join(OF_LINEAR)}, torch)",
+    )  # fmt: skip
     group.add_argument(
         "--task",
         metavar="NAME",
@@ -336,6 +339,15 @@ def _positive(word: str) -> int:
             f"expected a whole number from 1, of {MOST_DIGITS} digits at most, got {shown(word)}"
         )
     return _whole(word)
+
+
+def _backend(word: str) -> str:
+    if word in OF_LINEAR:
+        raise argparse.ArgumentTypeError(
+            f"{word} is a choice of linear layers, which other ops have not; the environment "
+            f"variable PYENC_LINEAR={word} asks for it"
+        )
+    return word
 
 
 def _tolerance(word: str) -> float:

@@ -99,10 +99,27 @@ def _named(word: str) -> Path:
     if not word or "\0" in word:
         what = "a NUL byte is in it" if word else "empty"
         raise InputError(f"-o {word!r}: {what}; expected a file: {', '.join(WRITERS)}")
-    output = Path(word)
+    output = _followed(Path(word))
     if not output.name or output.is_dir():
         raise InputError(f"{output}: a folder, expected a file")
+    if output.exists() and not output.is_file():
+        raise InputError(f"{output}: a pipe or device, which cannot be replaced by a file")
     return output
+
+
+def _followed(output: Path) -> Path:
+    """What a link points at, there or not yet: vectors go there, as with any tool that writes to a
+    name, and parts and lists stand beside it."""
+    if not output.is_symlink():
+        return output
+    target = Path(os.path.realpath(output))
+    if target.is_symlink():
+        raise InputError(f"{output}: a link that leads back to itself, expected a file")
+    if not target.is_dir() and target.suffix.lower() != output.suffix.lower():
+        raise InputError(
+            f"{output}: a link to {target}, whose suffix says another format; expected the same"
+        )
+    return target
 
 
 def _check_place(output: Path, source: Source) -> None:

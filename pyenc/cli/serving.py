@@ -24,6 +24,7 @@ from ..loading.weights import WeightFiles
 from ..models import Encoder
 from ..models.int8 import quantization
 from ..ops.backend import choose, explain, requested_backend
+from ..ops.linear.onednn import forced
 from ..text import AssumptionWarning, Recipe, TextEncoder, load
 from ..text.assumed import assumption
 from ..text.recipe import module_paths, transformer_folder
@@ -56,7 +57,9 @@ def load_encoder(args: argparse.Namespace, *, quiet: bool = False, **changes: An
         "pooling": args.pooling, "normalize": args.normalize, "quantize": args.quantize,
         "task": args.task, **changes,
     }  # fmt: skip
-    requested_backend(options["backend"])  # a bad PYENC_BACKEND is an error before the weights
+    # A bad PYENC_BACKEND or PYENC_LINEAR is an error before the weights.
+    requested_backend(options["backend"])
+    forced()
     check_device(options["device"])  # and so is a device that is not there
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AssumptionWarning)

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, UnknownArchitectureError
 from ..forking import check_forked
 from ..models import Encoder
-from ..models.families import ConfigFile, Family, head_parts, recognise, with_head
+from ..models.families import FAMILIES, ConfigFile, Family, head_parts, recognise, with_head
+from ..models.families.described import count_layers, described, nearly
 from ..models.int8 import check_quantize, quantize_layers
 from ..models.meta import on_meta
 from ..models.position import place_buffers, shapes_alone
@@ -27,8 +28,8 @@ from .strict import (
     check_names,
     check_shape,
     check_shapes,
+    check_sizes,
     constant_of,
-    count_layers,
     is_counter,
     readings,
 )
@@ -125,26 +126,22 @@ def load_checkpoint(
     check_task(task, tasks, str(folder))
     if tasks is not None:
         files = MergedFiles(files, tasks, task)
-    family, prefix = recognise(names, reader)
+    family, prefix = _family_of(names, reader)
     if tasks is not None and family.without_adapters is None:
         raise CheckpointError(
             f"{folder}: the weights have adapters of tasks, which {family.name} does not have"
         )
     bare = frozenset(n.removeprefix(prefix) for n in names)
-    layers = count_layers(bare, family)
     try:
-        shape = family.shape(reader, bare)
-        # One layer too many is enough to be refused, and config.json may speak of a million.
-        some = shape
-        if shape.num_layers > layers:
-            some = replace(shape, num_layers=layers + 1, layer_order=())
-        parts = {p: tuple(prefix + n for n in ns) for p, ns in family.parts(some, bare).items()}
+        shape, bare_parts = described(family, reader, bare)
     except InputError as error:
         raise CheckpointError(f"{config_path}: {error}") from error
-    check_names(files, names, parts, family, prefix, shape, layers)
+    parts = {p: tuple(prefix + n for n in ns) for p, ns in bare_parts.items()}
+    check_names(files, names, parts, family, prefix, shape, count_layers(bare, family))
     # Before anything is built: the product of two absurd sizes is more than torch can count.
     word = names[parts["embeddings.word.weight"][0]]
     check_shape(files, word, (shape.vocab_size, shape.embedding_dim))
+    check_sizes(str(config_path), shape)
     head = find_head(files, names, family, prefix, reader, shape, word)
     shape = with_head(family, reader, shape, head.bare)
     if head.fault:
@@ -199,6 +196,18 @@ def without_adapters(checkpoint: Checkpoint) -> Checkpoint:
     assert checkpoint.family.without_adapters is not None
     config = checkpoint.family.without_adapters(checkpoint.config, checkpoint.encoder.config)
     return replace(checkpoint, sources=sources, config=config, adapters={})
+
+
+def _family_of(names: Mapping[str, str], config: ConfigFile) -> tuple[Family, str]:
+    """As `recognise`; also a family of whose tensors a few are missing, for `check_names` to say
+    which."""
+    try:
+        return recognise(names, config)
+    except UnknownArchitectureError:
+        found = nearly(FAMILIES, names, config)
+        if found is None:
+            raise
+        return found
 
 
 def _read(files: WeightFiles, names: list[str], device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -15,10 +15,8 @@ from .constants import Same, constant
 from .target import DTYPES
 from .weights import WeightFiles
 
-
-def count_layers(bare: Collection[str], family: Family) -> int:
-    """How many layers tensor names (prefix stripped) tell of."""
-    return len({match[1] for name in bare if (match := re.match(family.layer, name))})
+MOST_NUMBERS = 2**50
+"""Of a tensor; a petabyte, and far from what torch can count."""
 
 
 def readings(name: str, family: Family, prefix: str) -> Iterator[str]:
@@ -123,6 +121,30 @@ def check_shape(files: WeightFiles, name: str, right: tuple[int, ...]) -> None:
             f"{files.file_of(name)}: tensor {name!r} has shape {shape}, but config.json asks for "
             f"{right}"
         )
+
+
+def check_sizes(path: str, config: EncoderConfig) -> None:
+    """No parameter of the encoder has more numbers than torch can count.
+
+    Args:
+        path: of `config.json`.
+        config: the encoder that it describes, whose word embeddings are there as it says.
+
+    Raises:
+        CheckpointError: names the sizes.
+    """
+    heads = config.num_heads + 2 * config.kv_heads
+    experts = config.experts.count if config.experts else 1
+    channels = {"hidden_size": config.hidden_size}
+    for sizes in (
+        channels | {"num_heads (keys' and values' too)": heads, "head_size": config.head_dim},
+        channels | {"intermediate_size": config.intermediate_size, "experts": experts},
+        {"num_heads": config.num_heads, "relative_buckets": config.relative_buckets},
+        channels | {"hidden_size again": config.hidden_size},
+    ):
+        if math.prod(sizes.values()) > MOST_NUMBERS:
+            said = " times ".join(f"{name} {size}" for name, size in sizes.items())
+            raise CheckpointError(f"{path}: {said} is more than any tensor has numbers")
 
 
 def check_shapes(files: WeightFiles, names: dict[str, str], parts: Parts, encoder: Encoder) -> None:

@@ -12,6 +12,10 @@ from .experts import Experts
 from .position import POSITIONS, Fields, check_fields, check_position
 from .rotary import Rotary
 
+MOST_STEPS = 4096
+"""Times that a text goes through a layer: where layers are few, a config says it alone, and no
+tensor does."""
+
 DROPOUTS = (
     "hidden_dropout", "attention_dropout", "embedding_dropout", "output_dropout", "final_dropout",
 )  # fmt: skip
@@ -286,6 +290,10 @@ class EncoderConfig:
         if self.embedding_size is not None and self.lm_head and not self.lm_head.transform:
             raise InputError(
                 "EncoderConfig: a lm_head without transform goes with no embedding_size"
+            )
+        if (steps := len(self.layer_order)) > MOST_STEPS:
+            raise InputError(
+                f"EncoderConfig: layer_order has {steps:,} steps; at most {MOST_STEPS:,}"
             )
         if any(not 0 <= i < self.num_layers for i in self.layer_order):
             raise InputError(

@@ -21,7 +21,7 @@ from ..ops import ALiBi, RelativePositionBias
 from ..ops.attention.bias import OwnBias, slopes_on
 from ..ops.attention.terms import Bias
 from ..ops.attention.validation import check_skip_eps
-from ..ops.backend import compiling, requested_backend
+from ..ops.backend import check_for_all, compiling
 from ..ops.sharing import sharing
 from .call import Call, call_of
 from .config import EncoderConfig
@@ -81,12 +81,12 @@ class Encoder(nn.Module):
         """As of any module; `backend` and `skip_eps` are looked at here, not at the next call.
 
         Raises:
-            BackendError: no backend has that name.
+            BackendError: no backend of all ops has that name.
             InputError: `skip_eps` is out of range, or a new attribute is called almost as one of
                 the two, which would have no effect.
         """
         if name == "backend":
-            requested_backend(value)
+            check_for_all(value, "backend=")
         elif name == "skip_eps":
             try:
                 check_skip_eps(value)

@@ -20,11 +20,13 @@ from ..errors import BackendError
 from ..forking import check_forked
 from .constant import constant_result
 
-BACKENDS = (
-    "triton", "cpu", "flash_attn", "bf16x6", "bf16x3", "few_rows", "onednn",
-    "torch", "reference",
-)  # fmt: skip
-"""`reference` is the dense oracle: O(n^2) memory, any dtype, for checking only."""
+BACKENDS = ("triton", "cpu", "flash_attn", "torch", "reference")
+"""What all ops of a model may be asked for; `reference` is the dense oracle: O(n^2) memory, any
+dtype, for checking only."""
+
+OF_LINEAR = ("bf16x6", "bf16x3", "few_rows", "onednn")
+"""Ways of linear layers' products, which a call of such an op may be asked for, and no model:
+PYENC_LINEAR asks for them."""
 
 WhyNot = Callable[[], str | None]
 
@@ -42,12 +44,12 @@ class use_backend:  # a function to its users; a class, so that `with` can undo 
         name: one of `BACKENDS`, or "auto" / None for the choice by device and dtype.
 
     Raises:
-        BackendError: the name is unknown.
+        BackendError: the name is unknown, or linear layers' alone.
     """
 
     def __init__(self, name: str | None) -> None:
         global _default
-        _check_name(name, "use_backend")
+        check_for_all(name, "use_backend")
         self._previous = _default
         _default = name
 
@@ -72,7 +74,7 @@ def requested_backend(explicit: str | None) -> str:
     if _default is not None:
         return _default
     from_environment = os.environ.get("PYENC_BACKEND") or "auto"
-    _check_name(from_environment, "the environment variable PYENC_BACKEND")
+    check_for_all(from_environment, "the environment variable PYENC_BACKEND")
     return from_environment
 
 
@@ -180,6 +182,22 @@ def valueless(*tensors: Tensor | None) -> bool:
     )
 
 
-def _check_name(name: str | None, where: str) -> None:
-    if name is not None and name != "auto" and name not in BACKENDS:
-        raise BackendError(f"{where}: unknown backend {name!r}; known: auto, {', '.join(BACKENDS)}")
+def check_for_all(name: str | None, where: str) -> None:
+    """A backend that is asked for in all ops has them.
+
+    Raises:
+        BackendError: the name, at `where`, is unknown, or linear layers' alone.
+    """
+    if name is None or name == "auto" or name in BACKENDS:
+        return
+    if name in OF_LINEAR:
+        raise BackendError(
+            f"{where}: {name!r} is a choice of linear layers, which other ops have not; "
+            f"PYENC_LINEAR={name} asks for it. Of all ops: auto, {', '.join(BACKENDS)}"
+        )
+    raise BackendError(f"{where}: unknown backend {name!r}; known: auto, {', '.join(BACKENDS)}")
+
+
+def _check_name(name: str, where: str) -> None:
+    if name not in OF_LINEAR:
+        check_for_all(name, where)

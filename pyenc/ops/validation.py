@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, InputTypeError
+from .freed import check_there
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_float(op: str, **tensors: Tensor | None) -> None:
-    """Every given tensor is floating point and on the device of the first."""
+    """Every given tensor is floating point, on the device of the first, and was not freed."""
     first: tuple[str, Tensor] | None = None
     for name, tensor in tensors.items():
         if tensor is None:
@@ -32,6 +33,7 @@ def check_float(op: str, **tensors: Tensor | None) -> None:
                 f"{op}: {name} is on {tensor.device}, {first[0]} on {first[1].device}; "
                 "all tensors must share a device"
             )
+    check_there(op, tensors)
 
 
 def check_eps(op: str, eps: Any) -> None:
@@ -72,13 +74,14 @@ def check_given(op: str, **tensors: Tensor | None) -> None:
 
 def check_beside(op: str, x: Tensor, **tensors: Tensor | None) -> None:
     """Whole numbers are on x's device: a kernel would read them there, and an op of some tensors on
-    meta would give memory that nobody wrote."""
+    meta would give memory that nobody wrote; and they were not freed."""
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != x.device:
             raise InputError(
                 f"{op}: {name} is on {tensor.device}, the other tensors on {x.device}; all must "
                 "share a device"
             )
+    check_there(op, tensors)
 
 
 def sequence_bounds(op: str, cu_seqlens: Tensor, num_tokens: int) -> list[int]:

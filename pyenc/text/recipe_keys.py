@@ -39,8 +39,8 @@ _POOLING = {
 }  # fmt: skip
 
 _HOW_TO_FETCH = {
-    "_commit_hash", "cache_dir", "code_revision", "local_files_only", "revision", "subfolder",
-    "token", "trust_remote_code", "use_auth_token", "use_fast",
+    "_commit_hash", "cache_dir", "code_revision", "local_files_only", "revision", "token",
+    "trust_remote_code", "use_auth_token", "use_fast",
 }  # fmt: skip
 
 _HOW_TO_RUN = {
@@ -133,11 +133,12 @@ def check_transformer(path: Path, config: dict[str, Any]) -> None:
             fits, expected = not value, "null"
         elif key in ("model_args", "model_kwargs", "config_args", "config_kwargs"):
             fits = not value or (
-                isinstance(value, dict) and set(value) <= _HOW_TO_FETCH | _HOW_TO_RUN
+                isinstance(value, dict) and set(_asked(value)) <= _HOW_TO_FETCH | _HOW_TO_RUN
             )
             expected = f"at most {', '.join(sorted(_HOW_TO_FETCH | _HOW_TO_RUN))}"
         elif key in ("tokenizer_args", "processor_kwargs"):
-            fits, expected = not value or isinstance(value, dict), "an object"
+            fits = not value or (isinstance(value, dict) and "subfolder" not in _asked(value))
+            expected = "an object without subfolder: the tokenizer is beside the encoder"
         else:
             fits, expected = key in ("max_seq_length", "unpad_inputs"), "no such key"
         if not fits:
@@ -147,4 +148,9 @@ def check_transformer(path: Path, config: dict[str, Any]) -> None:
 def tokenizer_settings(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     """What `sentence_bert_config.json` hands to the tokenizer, over its own configuration."""
     given = config.get("tokenizer_args") or config.get("processor_kwargs") or {}
-    return {key: value for key, value in given.items() if key not in _HOW_TO_FETCH}
+    return {key: value for key, value in _asked(given).items() if key not in _HOW_TO_FETCH}
+
+
+def _asked(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of transformers' loading, but for a subfolder that is none."""
+    return {k: v for k, v in arguments.items() if v or k != "subfolder"}

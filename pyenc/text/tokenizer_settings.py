@@ -65,6 +65,17 @@ HARMLESS = {
 _HARMLESS = {key for keys in HARMLESS.values() for key in keys.split()}
 
 
+PASSED_OVER = ("tokenizer_class", "auto_map")
+"""What transformers reads in tokenizer_config.json alone, and passes over where another file puts
+it over that."""
+
+OF_ANOTHER = {
+    "tokenizer_type": "asks for the rules of another model",
+    "tokenizer_file": "asks for another tokenizer.json",
+}
+"""What decides where another file says it, and not in tokenizer_config.json."""
+
+
 LIMITS = ("model_max_length", "max_len")
 """How long a text may be; the second is the older name."""
 
@@ -135,10 +146,14 @@ def read_settings(
     settings = Settings(told=frozenset(overrides or {}))
     path = folder / "tokenizer_config.json"
     config = read_json(path) if path.is_file() else {}
-    for source, values in ((path, config), (folder / "sentence_bert_config.json", overrides or {})):
+    told = {key: value for key, value in (overrides or {}).items() if key not in PASSED_OVER}
+    for source, values in ((path, config), (folder / "sentence_bert_config.json", told)):
         for key, value in values.items():
             settings.values[key] = value
             settings.sources[key] = source
+    for key, what in OF_ANOTHER.items():
+        if told.get(key) is not None:
+            raise settings.fault(key, f"{told[key]!r:.60} {what}, which is not served; remove it")
     values = settings.values
     _check(settings, list(values))
     if "additional_special_tokens" in values and not values.get("extra_special_tokens"):
@@ -226,6 +241,8 @@ def _read_map(path: Path, settings: Settings) -> None:
     for key, value in read_json(path).items():
         settings.sources[key] = path
         lists = key in ("additional_special_tokens", "extra_special_tokens")
+        if key in settings.told and not lists:
+            continue
         if not (lists or key.endswith("_token")) or key in SWITCHES:
             raise settings.fault(key, "not a special token; expected the tokens' names alone")
         if key == "extra_special_tokens" and isinstance(value, list):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from pyenc.cli import arguments, info
 from pyenc.cli.failing import one_line
 from pyenc.loading.checkpoint import DTYPES
 from pyenc.ops import BACKENDS
+from pyenc.ops.backend import OF_LINEAR
 from pyenc.text.recipe import POOLINGS
 
 LAZY = """
@@ -59,6 +61,7 @@ def test_version(cli: Cli) -> None:
 
 def test_names_of_backends_and_dtypes_are_those_of_the_library() -> None:
     assert set(arguments.BACKENDS) == {"auto", *BACKENDS}
+    assert arguments.OF_LINEAR == OF_LINEAR
     assert set(arguments.DTYPES) == {"auto", *DTYPES}
     assert arguments.POOLINGS == POOLINGS
 
@@ -149,6 +152,37 @@ def test_a_device_that_is_not_there(
 ) -> None:
     assert "device 'abacus'" in fails("info", bert, "--device", "abacus")
     assert "device 'cuda:99'" in fails("info", bert, "--device", "cuda:99")
+
+
+@pytest.mark.parametrize("name", OF_LINEAR)
+@pytest.mark.parametrize("command", ["embed", "info", "verify"])
+def test_a_choice_of_linear_layers_is_no_backend(
+    fails: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: str,
+    name: str,
+) -> None:
+    told = f"{name}.* is a choice of linear layers.* PYENC_LINEAR={name} asks for it"
+    texts = tmp_path / "texts.txt"
+    texts.write_text("one\n")
+    more = (texts, "-o", tmp_path / "out.npy") if command == "embed" else ()
+    assert re.search(told, fails(command, "no/such/folder", *more, "--backend", name))
+    monkeypatch.setenv("PYENC_BACKEND", name)
+    assert re.search(f"PYENC_BACKEND: '{told}", fails(command, "no/such/folder", *more))
+
+
+def test_a_backend_is_no_choice_of_linear_layers(
+    fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch, bert: Path
+) -> None:
+    monkeypatch.setenv("PYENC_LINEAR", "triton")
+    told = fails("info", bert)
+    assert "PYENC_LINEAR must be auto, bf16x6" in told
+    assert "got 'triton'; PYENC_BACKEND=triton asks all ops for it" in told
+    monkeypatch.setenv("PYENC_LINEAR", "abacus")
+    told = fails("verify", bert)
+    assert "got 'abacus'" in told
+    assert "PYENC_BACKEND" not in told
 
 
 def test_backend_from_the_environment(

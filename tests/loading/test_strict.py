@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pyenc.errors import CheckpointError, InputError, UnknownArchitectureError
 from pyenc.loading import load_checkpoint
+from pyenc.loading.own_type import read_config
+from pyenc.loading.wrappers import modern_names
+from pyenc.models.families import ConfigFile, recognise
 from tests.conftest import GOLDEN
 
 Q0 = "encoder.layer.0.attention.self.query.weight"
@@ -57,6 +61,59 @@ def test_missing_tensor(folder: Path) -> None:
     refused(folder, "model.safetensors: missing tensor 'encoder.layer.1.mlp.wo.bias'")
 
 
+def signatures() -> Iterator[tuple[str, str]]:
+    """Every golden checkpoint in safetensors with each of the tensors that mark its family."""
+    for path in sorted(GOLDEN.glob("*/model.safetensors")):
+        with safe_open(path, "pt") as file:
+            stored = modern_names(file.keys(), path.parent)
+        config = ConfigFile("config.json", read_config(path.parent))
+        family, prefix = recognise(stored, config)
+        marks = {prefix + name for name in (*family.signature, *family.other_signature)}
+        for name in sorted(marks & stored.keys()):
+            yield path.parent.name, name
+
+
+@pytest.mark.parametrize(("name", "mark"), list(signatures()))
+def test_a_tensor_that_marks_the_family_is_missing(name: str, mark: str, tmp_path: Path) -> None:
+    folder = copied(name, tmp_path)
+    edit_tensors(folder, lambda t: t.pop(modern_names(t, folder)[mark]))
+    refused(folder, f"model.safetensors: missing tensor '{mark}'", "the tensors are not those of ")
+
+
+def test_a_first_layer_that_is_missing(tmp_path: Path) -> None:
+    folder = copied("modernbert_embed_like_h2", tmp_path)
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if "layers.0." in name]:
+            del tensors[name]
+
+    edit_tensors(folder, change)
+    refused(folder, "those of ModernBERT", "missing tensor 'layers.0.attn.Wqkv.weight'")
+
+
+@pytest.mark.parametrize(
+    ("name", "gone"),
+    [
+        ("bert_mean_h4", "pooler.dense.weight"),
+        ("albert_small_like_h4", "pooler.weight"),
+        ("gte_base_like_h4", "encoder.layer.1.attention.qkv_proj.weight"),
+    ],
+)
+def test_a_tensor_whose_presence_decides(name: str, gone: str, tmp_path: Path) -> None:
+    folder = copied(name, tmp_path)
+    edit_tensors(folder, lambda t: t.pop(gone))
+    assert "unexpected" not in refused(folder, f"missing tensor '{gone}'")
+
+
+def test_half_of_the_tensors_are_of_no_family(folder: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if "attention" in name]:
+            del tensors[name]
+
+    edit_tensors(folder, change)
+    refused(folder, "unknown architecture: model_type 'bert'")
+
+
 def test_unexpected_tensor(folder: Path) -> None:
     edit_tensors(folder, lambda t: t.update({"encoder.layer.0.lora.weight": torch.zeros(2)}))
     refused(folder, "model.safetensors: unexpected tensor 'encoder.layer.0.lora.weight'")
@@ -72,18 +129,43 @@ def test_more_layers_than_the_file_has(folder: Path) -> None:
     refused(folder, "missing tensor 'encoder.layer.2.", "num_hidden_layers is 3, the weights have")
 
 
-@pytest.mark.parametrize("layers", [20_000, 2**31 - 1])
+@pytest.mark.parametrize("name", sorted(p.parent.name for p in GOLDEN.glob("*/config.json")))
 def test_a_million_layers_are_not_built(
-    folder: Path, layers: int, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build(*args: object, **options: object) -> None:
-        raise AssertionError("nothing to build")
-
-    monkeypatch.setattr("pyenc.loading.checkpoint.Encoder", build)
-    edit_config(folder, num_hidden_layers=layers)
-    message = refused(folder, "missing tensor 'encoder.layer.2.")
-    assert f"config.json: num_hidden_layers is {layers}, the weights have 2" in message
+    """Nor is anything made for each of them: a list of so many would take minutes."""
+    monkeypatch.setattr("pyenc.loading.checkpoint.Encoder", None)
+    folder = copied(name, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (key,) = config.keys() & {"num_hidden_layers", "num_layers", "n_layers", "n_layer"}
+    edit_config(folder, **{key: 2**31 - 1, "layer_types": None, "use_sliding_window": True})
+    message = refused(folder, "config.json", f"{key} ", "2147483647")
     assert len(message) < 2000
+
+
+def test_a_thousand_layers_are_not_built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyenc.loading.checkpoint.Encoder", None)
+    edit_tensors(folder, lambda t: t.update({f"lm_head.{i}": torch.zeros(1) for i in range(2000)}))
+    edit_config(folder, num_hidden_layers=1000)
+    message = refused(folder, "missing tensor 'encoder.layer.2.")
+    assert "config.json: num_hidden_layers is 1000, the weights have 2" in message
+    assert len(message) < 2000
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("albert_small_like_h4", ("hidden_size", "num_attention_heads")),
+        ("t5_mean_relu_h4", ("d_kv", "num_heads")),
+        ("gemma_embed_like_h3", ("head_dim", "num_attention_heads", "num_key_value_heads")),
+    ],
+)
+def test_more_numbers_than_torch_can_count(
+    name: str, sizes: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = copied(name, tmp_path)
+    edit_config(folder, **dict.fromkeys(sizes, 2**31 - 1 - (2**31 - 1) % 2))
+    refused(folder, "config.json: hidden_size ", "is more than any tensor has numbers")
 
 
 def test_misshapen_tensor(folder: Path) -> None:

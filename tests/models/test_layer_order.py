@@ -55,6 +55,12 @@ def batch() -> tuple[Tensor, Tensor]:
     return torch.randint(0, 40, (3, 9)), torch.ones(3, 9, dtype=torch.long).tril(6)
 
 
+def test_steps_without_end() -> None:
+    with pytest.raises(InputError, match="layer_order has 4,097 steps; at most 4,096"):
+        replace(POST, layer_order=(0,) * 4097)
+    assert replace(POST, layer_order=(0,) * 4096).depth == 4096
+
+
 @pytest.mark.parametrize("config", [POST, PRE], ids=["post", "pre"])
 def test_as_layers_of_their_own(config: EncoderConfig) -> None:
     """Answers, each state on the way, and gradients, which are sums over the steps."""

@@ -8,7 +8,8 @@ import pytest
 
 import pyenc
 from pyenc.errors import BackendError
-from pyenc.ops.backend import always, choose, explain
+from pyenc.ops.backend import OF_LINEAR, always, choose, explain
+from tests.conftest import GOLDEN
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +57,20 @@ def test_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYENC_BACKEND", "cuda")
     with pytest.raises(BackendError, match=f"PYENC_BACKEND: {unknown}"):
         choose("op", None, TABLE)
+
+
+@pytest.mark.parametrize("name", OF_LINEAR)
+def test_a_choice_of_linear_layers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call of such an op may ask for it; all ops of a model may not."""
+    told = f"'{name}' is a choice of linear layers.*; PYENC_LINEAR={name} asks for it"
+    with pytest.raises(BackendError, match=f"use_backend: {told}"):
+        pyenc.use_backend(name)
+    with pytest.raises(BackendError, match=f"backend=: {told}"):
+        pyenc.load(GOLDEN / "bert_mean_h4", backend=name)
+    monkeypatch.setenv("PYENC_BACKEND", name)
+    with pytest.raises(BackendError, match=f"PYENC_BACKEND: {told}"):
+        choose("op", None, TABLE)
+    assert choose("op", name, TABLE | {name: always}) == name
 
 
 def test_explain() -> None:

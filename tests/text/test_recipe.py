@@ -215,6 +215,16 @@ def test_settings_that_the_recipe_puts_over_the_tokenizer(folder: Path) -> None:
         pyenc.load(folder)
 
 
+@pytest.mark.parametrize("key", ["tokenizer_args", "processor_kwargs", "model_args"])
+def test_a_subfolder_of_other_files(folder: Path, key: str) -> None:
+    """Of other words or weights than the folder's; none is none."""
+    write(folder / "sentence_bert_config.json", {key: {"subfolder": "other"}})
+    with pytest.raises(CheckpointError, match=f"sentence_bert_config.json: {key} .*subfolder"):
+        pyenc.load(folder)
+    write(folder / "sentence_bert_config.json", {key: {"subfolder": "", "revision": "main"}})
+    assert pyenc.load(folder).encode("the sky").shape == (64,)
+
+
 def test_truncate_dim_of_the_checkpoint(folder: Path) -> None:
     """It cuts what Normalize left; the call's own comes before normalising."""
     plain = pyenc.load(folder)

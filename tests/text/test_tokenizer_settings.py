@@ -97,6 +97,64 @@ def test_what_tokenizer_args_put_around_a_text(kind: str, tmp_path: Path) -> Non
     assert (len(seen) == 1) == own
 
 
+TOLD: list[dict[str, Any]] = [
+    {"tokenizer_class": "PreTrainedTokenizerFast"},
+    {"tokenizer_class": "BertTokenizer"},
+    {"tokenizer_class": "RobertaTokenizer"},
+    {"auto_map": {"AutoTokenizer": ["their.Words", None]}},
+    {"cls_token": "quick", "sep_token": "hello"},
+    {"mask_token": "hello"},
+    {"pad_token": "fox"},
+    {"extra_special_tokens": ["hello"]},
+]
+"""What another file may put over tokenizer_config.json: classes, which are passed over, and tokens,
+also over those of special_tokens_map.json."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_tokenizer_args_name(kind: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", minversion="5")
+    folder = KINDS[kind](tmp_path)
+    texts = [*TEXTS, "a hello fox, quick <mask>"]
+    for told in TOLD:
+        if kind == "albert" and "cls_token" in told:
+            continue  # whose class takes these from the vocabulary alone, and fails in both
+        theirs = transformers.AutoTokenizer.from_pretrained(folder, **told)
+        got = TextTokenizer(folder, overrides=told)(texts, 999)
+        assert [tokens.ids.tolist() for tokens in got] == theirs(texts)["input_ids"], told
+
+
+def test_tokens_that_tokenizer_args_name_are_used(tmp_path: Path) -> None:
+    """Also without transformers: over special_tokens_map.json, and under the class of the files."""
+    folder = bert(tmp_path)
+    edit(folder / "tokenizer_config.json", lambda c: without(c, "added_tokens_decoder"))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"cls_token": "[CLS]"}))
+    told = {"cls_token": "hello", "tokenizer_class": "RobertaTokenizer"}
+    words = TextTokenizer(folder, overrides=told)
+    assert words.class_name == "BertTokenizer"
+    (tokens,) = words(["a"], 9)
+    assert tokens.ids[0] == words.vocab_size - 1
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"tokenizer_type": "roberta"}, "tokenizer_type: 'roberta' asks for the rules of another"),
+        ({"tokenizer_file": "b.json"}, "tokenizer_file: 'b.json' asks for another tokenizer.json"),
+    ],
+)
+def test_what_tokenizer_args_cannot_ask_for(
+    told: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """In tokenizer_config.json the same keys say where it came from."""
+    folder = bert(tmp_path / "told")
+    with pytest.raises(CheckpointError, match=rf"sentence_bert_config.json: {message}"):
+        TextTokenizer(folder, overrides=told)
+    TextTokenizer(folder, overrides=dict.fromkeys(told))
+    said = bert(tmp_path / "said", **told)
+    assert ids(said, "the") == ids(folder, "the")
+
+
 def without(config: dict[str, Any], key: str) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k != key}
 

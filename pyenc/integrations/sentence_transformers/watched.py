@@ -33,13 +33,15 @@ BESIDE = frozenset({
 """Numbers of modules that decide no state."""
 
 _dtype = operator.attrgetter("dtype")
+_version = operator.attrgetter("_version")
 
 
 class Watched:
     """The objects, tables, shapes and numbers that decide what a model computes.
 
     Parameters are changed in place, by an optimizer or `.to`, without a difference here; a table
-    that was resized is often the same object, with another shape.
+    that was resized is often the same object, with another shape. Other tensors (rotary
+    frequencies) decide by their numbers: a write to them counts, but for one through `.data`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -62,13 +64,16 @@ class Watched:
         self._parts = [part for _, _, part in found]
         self._modules = [module for module in model.modules() if module is not model]
         self._kinds = list(map(type, self._modules))
+        # Of these the encoder has no part: what they say it computes itself.
+        self._constants = [part for part in self._parts if _is_constant(part)]
+        self._versions = list(map(_version, self._constants))
         self._parameters = list(model.parameters())
         self._sizes = list(map(Tensor.size, self._parameters))
         self._dtypes = list(map(_dtype, self._parameters))
 
     def changed(self, model: nn.Module) -> bool:
         """Whether it is another, or something of it is another object than it was, or has another
-        shape or dtype."""
+        shape or dtype, or a constant of it was written to."""
         return not (
             model is self.model
             and all(map(operator.is_, map(dict.get, self._places, self._names), self._parts))
@@ -76,7 +81,16 @@ class Watched:
             and list(map(type, self._modules)) == self._kinds
             and list(map(Tensor.size, self._parameters)) == self._sizes
             and list(map(_dtype, self._parameters)) == self._dtypes
+            and list(map(_version, self._constants)) == self._versions
         )
+
+
+def _is_constant(part: Any) -> bool:
+    """A buffer, or a tensor that a module merely has; of those that were made under inference mode
+    torch counts no writes."""
+    return (
+        isinstance(part, Tensor) and not isinstance(part, nn.Parameter) and not part.is_inference()
+    )
 
 
 def configs(model: nn.Module) -> list[dict[str, Any]]:

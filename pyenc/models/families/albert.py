@@ -9,13 +9,21 @@ from __future__ import annotations
 import re
 
 from ...errors import CheckpointError
-from ..config import EncoderConfig, HeadConfig
-from .family import ConfigFile, Family, HeadNames, Names, Parts, Published, both, embedding_parts
+from ..config import MOST_STEPS, EncoderConfig, HeadConfig
+from .family import (
+    ConfigFile,
+    Family,
+    HeadNames,
+    Names,
+    Parts,
+    Published,
+    both,
+    embedding_parts,
+    there,
+)
 
 GROUPS = "encoder.albert_layer_groups"
 _LAYER = r"encoder\.albert_layer_groups\.(\d+\.albert_layers\.\d+)\."
-MOST = 4096
-"""Times that a text goes through a layer: config.json says it alone, and no tensor does."""
 
 
 def _order(depth: int, groups: int, inner: int) -> tuple[int, ...]:
@@ -31,11 +39,11 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     )
     depth, groups = config.integer("num_hidden_layers", 12), config.integer("num_hidden_groups", 1)
     inner = config.integer("inner_group_num", 1)
-    if not (1 <= groups <= depth and inner and depth * inner <= MOST):
+    if not (1 <= groups <= depth and inner and depth * inner <= MOST_STEPS):
         raise CheckpointError(
             f"{config.path}: num_hidden_layers {depth}, num_hidden_groups {groups}, "
             f"inner_group_num {inner}: expected at least one of each, no more groups than layers, "
-            f"and at most {MOST} steps in all"
+            f"and at most {MOST_STEPS} steps in all"
         )
     positions = config.integer("max_position_embeddings", 512)
     dropout = config.number("hidden_dropout_prob", 0.0)
@@ -53,7 +61,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         max_length=positions,
         activation=config.activation("hidden_act", "gelu_new"),
         norm_eps=config.number("layer_norm_eps", 1e-12),
-        pooler="pooler.weight" in names,
+        pooler=there(names, "pooler"),
         # What the feed-forward adds is not dropped.
         embedding_dropout=dropout,
         output_dropout=dropout,

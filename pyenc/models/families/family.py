@@ -29,6 +29,9 @@ ACTIVATION_NAMES = {
 LARGEST = 2**31
 """No size in a `config.json` comes near it."""
 
+LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+"""What `config.json` may call the number of layers."""
+
 Parts = dict[str, tuple[str, ...]]
 """Parameter of `Encoder` -> the file's tensors that stand in its rows, top to bottom."""
 
@@ -119,7 +122,18 @@ class Family:
         """
         # Of any family: transformers and the published code then hide what comes after.
         config.require("is_decoder", (False, None), False, "pyenc runs encoders only")
+        self._check_layers(config, names)
         return self.config(config, names)
+
+    def _check_layers(self, config: ConfigFile, names: Names) -> None:
+        """There are no more layers than tensors; asked before anything is made for each."""
+        for key in LAYERS if names and self.layers_key in LAYERS else ():
+            layers = config.values.get(key)
+            if isinstance(layers, int) and layers > len(names):
+                raise CheckpointError(
+                    f"{config.path}: {key} is {layers}, and the weights have {len(names)} tensors "
+                    "in all; expected their number of layers"
+                )
 
     @property
     def known(self) -> str:
@@ -206,6 +220,11 @@ class ConfigFile:
             )
 
 
+def there(names: Names, layer: str) -> bool:
+    """Is a layer in the file? Told by weight and bias, so that either is missed by its name."""
+    return f"{layer}.weight" in names or f"{layer}.bias" in names
+
+
 def common_fields(config: ConfigFile, names: Names) -> dict[str, Any]:
     """The fields that every BERT-descended `config.json` spells alike."""
     return {
@@ -217,7 +236,7 @@ def common_fields(config: ConfigFile, names: Names) -> dict[str, Any]:
         "type_vocab_size": config.integer("type_vocab_size", 2),
         "norm_eps": config.number("layer_norm_eps", 1e-12),
         "hidden_dropout": config.number("hidden_dropout_prob", 0.1),
-        "pooler": "pooler.dense.weight" in names,
+        "pooler": there(names, "pooler.dense"),
     }
 
 

@@ -20,6 +20,7 @@ from .family import (
     both,
     common_fields,
     embedding_parts,
+    there,
     weights,
 )
 
@@ -87,11 +88,11 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
     parts = embedding_parts(config)
     for i in range(config.num_layers):
         ours, theirs = f"layers.{i}", f"encoder.layer.{i}"
-        if f"{theirs}.attention.qkv_proj.weight" in names:
-            parts |= both(f"{ours}.attention.qkv", f"{theirs}.attention.qkv_proj")
-        else:  # pack_qkv: false
-            apart = (f"{theirs}.attention.{x}_proj" for x in "qkv")
+        apart = tuple(f"{theirs}.attention.{x}_proj" for x in "qkv")
+        if any(there(names, each) for each in apart):  # pack_qkv: false
             parts |= both(f"{ours}.attention.qkv", *apart)
+        else:
+            parts |= both(f"{ours}.attention.qkv", f"{theirs}.attention.qkv_proj")
         parts |= both(f"{ours}.attention.out", f"{theirs}.attention.o_proj")
         parts |= both(f"{ours}.attention_norm", f"{theirs}.attn_ln")
         parts |= weights(f"{ours}.feed_forward.up", f"{theirs}.mlp.up_gate_proj")

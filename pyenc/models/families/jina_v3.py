@@ -150,7 +150,9 @@ IN_MEMORY = _Names(
 
 
 def _parts(config: EncoderConfig, names: Names) -> Parts:
-    called = IN_FILES if f"{IN_FILES.embedding_norm}.weight" in names else IN_MEMORY
+    # By all names: one that is missing is to be told by what it is called beside the others.
+    begun = (f"{IN_FILES.embedding_norm}.", f"{IN_FILES.layer}.")
+    called = IN_FILES if any(name.startswith(begun) for name in names) else IN_MEMORY
     parts: Parts = {"embeddings.word.weight": ("embeddings.word_embeddings.weight",)}
     if config.type_vocab_size:
         parts["embeddings.token_type.weight"] = ("embeddings.token_type_embeddings.weight",)

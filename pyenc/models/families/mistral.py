@@ -41,18 +41,9 @@ def _window(config: ConfigFile, layers: int, causal: bool) -> int | None:
     return width - 1  # the file's number counts the token itself
 
 
-def _layers(config: ConfigFile, names: Names) -> int:
-    """How many there are; before anything is made for each."""
-    layers = config.integer("num_hidden_layers", 32)
-    if names and layers > len(names):
-        raise CheckpointError(
-            f"{config.path}: num_hidden_layers is {layers}, the weights have {len(names)} tensors"
-        )
-    return layers
-
-
 def _mistral(config: ConfigFile, names: Names) -> EncoderConfig:
-    layers, heads = _layers(config, names), config.integer("num_attention_heads", 32)
+    layers = config.integer("num_hidden_layers", 32)
+    heads = config.integer("num_attention_heads", 32)
     causal = config.flag("is_causal", True)
     window, head_size = _window(config, layers, causal), optional(config, "head_dim")
     if head_size is None and heads:
@@ -82,7 +73,7 @@ def _llama(config: ConfigFile, names: Names) -> EncoderConfig:
     return language_model(
         config,
         words=32_000,
-        num_layers=_layers(config, names),
+        num_layers=config.integer("num_hidden_layers", 32),
         num_heads=config.integer("num_attention_heads", 32),
         num_kv_heads=optional(config, "num_key_value_heads"),
         head_size=optional(config, "head_dim"),

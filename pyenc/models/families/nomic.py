@@ -13,7 +13,17 @@ from ...errors import CheckpointError
 from ..config import EncoderConfig, HeadConfig
 from ..experts import Experts
 from ..rotary import Rotary
-from .family import ConfigFile, Family, HeadNames, Names, Parts, Published, both, weights
+from .family import (
+    ConfigFile,
+    Family,
+    HeadNames,
+    Names,
+    Parts,
+    Published,
+    both,
+    there,
+    weights,
+)
 
 NOT_SERVED = {
     "prenorm": False, "causal": False, "parallel_block": False, "use_rms_norm": False,
@@ -188,7 +198,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         up_bias=_biased(config, "mlp_fc1_bias"),
         down_bias=_biased(config, "mlp_fc2_bias"),
         norm_eps=_norm_eps(config),
-        pooler="pooler.dense.weight" in names,
+        pooler=there(names, "pooler.dense"),
         hidden_dropout=dropout,
         attention_dropout=config.number(
             config.spelled("attn_pdrop", "attention_probs_dropout_prob"), 0.0

@@ -13,6 +13,7 @@ from .. import oracle
 from ..activation import check_activation
 from ..backend import (
     BACKENDS,
+    OF_LINEAR,
     WhyNot,
     always,
     choose,
@@ -27,7 +28,7 @@ from .grouped import summed
 from .reference import experts_reference
 
 _TABLE: dict[str, WhyNot] = {"torch": always, "reference": always}
-OTHERS = tuple(name for name in BACKENDS if name not in _TABLE)
+OTHERS = tuple(name for name in (*BACKENDS, *OF_LINEAR) if name not in _TABLE)
 """What is asked of the products alone."""
 
 

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from ...errors import BackendError
 from ..activation import activate
-from ..backend import compiling
+from ..backend import BACKENDS, OF_LINEAR, compiling
 from ..constant import constant_result
 from ..unseen import unseen
 from . import activated, choices, packs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 VARIABLE = "PYENC_LINEAR"
-WAYS = ("bf16x6", "bf16x3", "few_rows", "onednn", "torch")
+WAYS = (*OF_LINEAR, "torch")
 
 MIN_WORK = 2**24
 """Multiplications below which looking up a pack costs what it could save."""
@@ -161,8 +161,9 @@ def forced() -> str | None:
     """What PYENC_LINEAR asks for, of `WAYS`; None for the table's choice."""
     asked = os.environ.get(VARIABLE) or "auto"
     if asked != "auto" and asked not in WAYS:
+        whole = f"; PYENC_BACKEND={asked} asks all ops for it" if asked in BACKENDS else ""
         raise BackendError(
-            f"{VARIABLE} must be auto, {', '.join(WAYS[:-1])} or {WAYS[-1]}, got {asked!r}"
+            f"{VARIABLE} must be auto, {', '.join(WAYS[:-1])} or {WAYS[-1]}, got {asked!r}{whole}"
         )
     return None if asked == "auto" else asked
 

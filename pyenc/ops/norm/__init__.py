@@ -12,9 +12,10 @@ from torch import Tensor
 from ...errors import InputError
 from ...forking import check_forked
 from .. import oracle, triton_launch
-from ..backend import WhyNot, always, choose, hides_values, requested_backend
-from ..launch import DTYPE_CODES, pointer, why_not
-from ..registered import PLAIN, on_card_of, plain
+from ..backend import WhyNot, always, choose, requested_backend
+from ..freed import check_there
+from ..launch import DTYPE_CODES, why_not
+from ..registered import on_card_of, plain
 from ..validation import FLOATS, check_eps, check_float, check_given, is_eps
 from . import registration as _registration  # noqa: F401  (it registers the op)
 from .reference import add_layer_norm_reference, add_rms_norm_reference
@@ -67,8 +68,11 @@ def add_layer_norm(
     if name in ("cpu", "triton"):
         return _by_kernels(name, x, residual, weight, bias, eps, rms=False)
     total = x if residual is None else x + residual
-    weight, bias = weight.to(total.dtype), None if bias is None else bias.to(total.dtype)
-    return F.layer_norm(total, weight.shape, weight, bias, eps), total
+    # A weight that is wider than the sum (one plus a half's, say) is not rounded to it.
+    wide = torch.promote_types(total.dtype, weight.dtype)
+    wide = wide if bias is None else torch.promote_types(wide, bias.dtype)
+    weight, bias = weight.to(wide), None if bias is None else bias.to(wide)
+    return F.layer_norm(total.to(wide), weight.shape, weight, bias, eps).to(total.dtype), total
 
 
 def add_rms_norm(
@@ -104,17 +108,19 @@ def add_rms_norm(
 
 
 def gain_of(weight: Tensor, plus_one: bool) -> Tensor:
-    """What a norm multiplies by."""
+    """What a norm multiplies by.
+
+    Raises:
+        InputError: the weight was freed, and one was to be added, which torch does without a look.
+    """
     if not plus_one:
         return weight
+    check_there("norm", {"weight": weight})
     return 1 + weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def gain_in_memory(weight: Tensor, plus_one: bool) -> Tensor:
-    """The same in float32, for the C++ kernels. Raises InputError where the weight was freed: its
-    address is no longer to be seen in a sum, which torch makes without a look at it."""
-    if plus_one and not hides_values(weight) and type(weight) in PLAIN:
-        pointer(weight)
+    """The same in float32, for the C++ kernels."""
     return gain_of(weight, plus_one).to(torch.float32)
 
 

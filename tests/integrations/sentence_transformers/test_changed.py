@@ -260,8 +260,29 @@ def other_turns(model: Any) -> None:
         module.inv_freq = module.inv_freq * 0.5
 
 
+def other_turns_in_place(model: Any) -> None:
+    for module in modules_of(model, "rotary_emb"):
+        for name, buffer in module.named_buffers():
+            if name.endswith("inv_freq") and "original" not in name:
+                buffer.mul_(0.5)
+
+
+def other_places_in_place(model: Any) -> None:
+    """Of tokens, in the table of BERT's positions."""
+    for module in modules_of(model, "embeddings"):
+        module.position_ids.add_(3)
+
+
 @pytest.mark.parametrize(
-    ("name", "change"), [("bert_mean_h4", another_function), ("NomicBertModel", other_turns)]
+    ("name", "change"),
+    [
+        ("bert_mean_h4", another_function),
+        ("bert_mean_h4", other_places_in_place),
+        ("NomicBertModel", other_turns),
+        ("NomicBertModel", other_turns_in_place),
+        ("qwen3_embed_like_h4", other_turns_in_place),
+        ("modernbert_gte_like_h4", other_turns_in_place),
+    ],
 )
 def test_functions_and_buffers(name: str, change: Callable[[Any], None]) -> None:
     model = accelerate(loaded(name))

@@ -15,7 +15,9 @@ from tests.conftest import GOLDEN, read_golden
 pytest.importorskip("transformers.modeling_utils")
 
 import transformers as hf
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from pyenc.integrations.transformers.attention import attention_forward
 from tests.integrations.transformers.register_support import registered as registered
 
 pytestmark = pytest.mark.usefixtures("registered")
@@ -35,7 +37,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "DistilBertConfig", {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48},
     ),
     "electra": ("ElectraConfig", {"embedding_size": 16}),
-    "albert": ("AlbertConfig", {"embedding_size": 16}),
+    "albert": (
+        "AlbertConfig", {"embedding_size": 16, "num_hidden_groups": 2, "inner_group_num": 2},
+    ),
     "modernbert": (
         "ModernBertConfig", {"local_attention": 8, "global_attn_every_n_layers": 2},
     ),
@@ -170,11 +174,21 @@ def test_packed_in_one_row(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["bert_mean_h4", "xlmr_e5_like_h2", "modernbert_mmbert_like_h3", "distilbert_h4"]
-)
-def test_golden(name: str) -> None:
+    "name",
+    [
+        "bert_mean_h4", "xlmr_e5_like_h2", "modernbert_mmbert_like_h3", "distilbert_h4",
+        "albert_small_like_h4", "albert_mlm_like_h2",
+    ],
+)  # fmt: skip
+def test_golden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By from_pretrained, and as the original code has it; windows of real configurations."""
-    golden = read_golden(name)
+    golden, asked = read_golden(name), []
+
+    def counted(module: torch.nn.Module, *given: Any, **more: Any) -> Any:
+        asked.append(module)
+        return attention_forward(module, *given, **more)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "pyenc", counted)
     model = hf.AutoModel.from_pretrained(
         golden.folder, attn_implementation="pyenc", dtype=torch.float32
     )
@@ -184,12 +198,15 @@ def test_golden(name: str) -> None:
         if expected is None:
             continue
         ids, mask, types = golden.inputs(batch)
-        given = {} if types is None or not name.startswith("bert") else {"token_type_ids": types}
+        typed = types is not None and name.startswith(("bert", "albert"))
+        given = {"token_type_ids": types} if typed else {}
         with torch.no_grad():
             got = model(input_ids=ids, attention_mask=mask, **given).last_hidden_state
         assert (got - expected)[mask == 1].abs().max() <= 1e-5
         compared += 1
     assert compared >= 4
+    steps = model.config.num_hidden_layers * getattr(model.config, "inner_group_num", 1)
+    assert len(asked) == compared * steps
 
 
 def test_sentence_transformer() -> None:

@@ -14,7 +14,7 @@ from pyenc.errors import InputError, InputTypeError
 from pyenc.ops import add_layer_norm, add_rms_norm, extension
 from pyenc.ops.norm import _layer_norm_table
 from tests.ops.elementwise import DTYPES, check
-from tests.oracle import assert_right
+from tests.oracle import assert_right, margin
 
 BACKENDS = ["torch", *(["cpu"] if extension.load() is not None else [])]
 
@@ -52,6 +52,27 @@ def test_a_residual_of_another_dtype(
         found.append([*answers, *grads])
     for i, three in enumerate(zip(*found, strict=True)):
         assert_right(*three, gradient=i > 1, what=str(i))
+
+
+@pytest.mark.parametrize("backend", [None, *BACKENDS])
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_weight_wider_than_the_sum_is_not_rounded(
+    learned: bool, kind: str, backend: str | None
+) -> None:
+    """As one plus a weight is: the answer is the same with a gradient and without."""
+    x = (4 * torch.randn(50, 40)).to(getattr(torch, kind))
+    weight, bias = 3 + torch.randn(40) / 100, torch.randn(40)
+    for given in ((weight, bias), (weight, None), (weight, bias.to(x.dtype))):
+        with torch.set_grad_enabled(learned):
+            leaf = x.clone().requires_grad_()
+            got, _ = add_layer_norm(leaf, None, *given, 1e-6, backend=backend)
+        exact = [None if t is None else t.double() for t in given]
+        oracle, _ = add_layer_norm(x.double(), None, *exact, 1e-6, backend="reference")  # type: ignore[arg-type]
+        assert got.dtype == x.dtype
+        # No more is rounded than the result, once.
+        with margin(1.9):
+            assert_right(got.detach(), oracle.to(x.dtype), oracle)
 
 
 def test_norms_without_residual() -> None:
