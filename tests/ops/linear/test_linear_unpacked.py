@@ -190,7 +190,8 @@ def test_without_a_gradient_and_without_a_pack(
     for gains, of_parameter, of_another in (
         ({"onednn": 1.1, "forward": 1.06}, "as it lies", "as it lies"),
         ({"onednn": 1.2, "forward": 1.06}, "packed", "as it lies"),
-        ({"onednn": 1.1, "forward": 1.04}, "torch", "torch"),
+        ({"onednn": 1.1, "forward": 1.02}, "as it lies", "as it lies"),
+        ({"onednn": 1.1, "forward": 1.01}, "torch", "torch"),
         ({"onednn": 1.1, "forward": 1.06, "unpacked": 2.0}, "as it lies", "as it lies"),
         ({"forward": 1.06, "wide": 1.2}, "torch", "torch"),
         ({}, "torch", "torch"),
