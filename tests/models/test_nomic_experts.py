@@ -196,7 +196,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"moe_every_n_layers": 1}, "moe_every_n_layers is 1, of 4 layers; expected neither"),
     ({"moe_every_n_layers": 5}, "moe_every_n_layers is 5, of 4 layers"),
     ({"moe_every_n_layers": 3}, "missing tensor 'encoder.layers.3.mlp.fc1.weight'"),
-    ({"n_layer": 10**6}, "moe_every_n_layers is 2, of 1000000 layers"),
+    ({"n_layer": 10**6}, "n_layer is 1000000, and the weights have 52 tensors in all"),
     ({"activation_function": "swiglu"}, "activation_function is 'swiglu'; pyenc serves nomic-bert"),
     ({"activation_function": "gelu_new"}, "activation_function is 'gelu_new', but"),
     ({"activation_function": ..., "hidden_act": "gelu"}, "hidden_act is 'gelu', but"),

@@ -44,7 +44,7 @@ def linear(
     process on one kind of processor makes the same choice, compiled or not. Where a gradient is
     needed, or there can be no pack, oneDNN takes the operands as they lie, those of the gradient's
     products too, where the table has that as faster ("unpacked"); without a gradient also where a
-    pack would gain too little ("forward", 1.05x, since that costs no memory). The pack is a second
+    pack would gain too little ("forward", 1.02x, since that costs no memory). The pack is a second
     copy of the weight in memory; it lives as long as the weight, and is made anew when the weight
     changes (in place, by an optimizer, `load_state_dict`, `.to`, another `.data`). Only a write
     that counts no version and misses a sample of values, some of every row and column, goes unseen:
