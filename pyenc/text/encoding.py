@@ -26,7 +26,8 @@ from .options import Call, Options, checked_call
 from .packed import Packed, run_packed
 from .precision import Precision
 from .prefixed import Prefixed, prefixed
-from .tokenizer import Tokens, not_unicode
+from .text_pieces import Tokens
+from .tokenizer import not_unicode
 from .transfer import landed, sent
 
 

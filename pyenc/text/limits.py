@@ -14,7 +14,8 @@ from ..loading import Checkpoint
 from ..models import EncoderConfig
 from .arguments import whole
 from .recipe import Recipe
-from .tokenizer import TextTokenizer, Tokens
+from .text_pieces import Tokens
+from .tokenizer import TextTokenizer
 
 
 class TruncationWarning(UserWarning):

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 import pyenc
 from pyenc.errors import InputError
-from pyenc.text import TextTokenizer, tokenizer
+from pyenc.text import TextTokenizer, text_pieces
 from tests.conftest import GOLDEN
 from tests.text.tokenizer_folders import KINDS, bert, edit, odd_texts, roberta, xlm_roberta
 
@@ -22,8 +22,10 @@ from tests.text.tokenizer_folders import KINDS, bert, edit, odd_texts, roberta, 
 class Uncut(TextTokenizer):
     """Tokenises every text whole: the answer to compare with."""
 
-    def _first_piece(self, text: str, max_length: int) -> Any:
-        return tokenizer._Text(text)
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        whole: Any = self._pieces
+        whole.first = lambda text, *_: text_pieces.Text(text)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -38,9 +40,9 @@ def test_cut_as_if_whole(
     for folder in folders:
         whole, pieces = Uncut(folder), TextTokenizer(folder)
         for i, text in enumerate(odd_texts(25, 250, seed=3)):
-            monkeypatch.setattr(tokenizer, "SHORT", 0)
-            monkeypatch.setattr(tokenizer, "A_TOKEN", 1 + i % 3)
-            monkeypatch.setattr(tokenizer, "SIZE", (40, 200, 1000)[i % 3])
+            monkeypatch.setattr(text_pieces, "SHORT", 0)
+            monkeypatch.setattr(text_pieces, "A_TOKEN", 1 + i % 3)
+            monkeypatch.setattr(text_pieces, "SIZE", (40, 200, 1000)[i % 3])
             limit = (2, 3, 17, 64, 300)[i % 5]
             (a,) = whole([f"why: {text}"], limit, spans=True)
             (b,) = pieces([f"why: {text}"], limit, spans=True)
@@ -73,9 +75,9 @@ def test_added_tokens_across_a_cut(
 ) -> None:
     size = TextTokenizer(GOLDEN / "bert_mean_h4").vocab_size
     folder = bert(tmp_path, added_tokens_decoder={str(size): token})
-    monkeypatch.setattr(tokenizer, "SHORT", 0)
-    monkeypatch.setattr(tokenizer, "A_TOKEN", 1)
-    monkeypatch.setattr(tokenizer, "SIZE", 50)
+    monkeypatch.setattr(text_pieces, "SHORT", 0)
+    monkeypatch.setattr(text_pieces, "A_TOKEN", 1)
+    monkeypatch.setattr(text_pieces, "SIZE", 50)
     texts = [*odd_texts(25, 200, seed=5), "New York " * 90, "a,34 b" * 90]
     whole, pieces = Uncut(folder)(texts, 40, True), TextTokenizer(folder)(texts, 40, True)
     for a, b in zip(whole, pieces, strict=True):
@@ -228,7 +230,7 @@ def test_spaces_that_a_later_step_does_not_see(
     )  # fmt: skip
     whole.save(str(tmp_path / "tokenizer.json"))
     pieces = TextTokenizer(tmp_path)
-    assert pieces._cuts.can == cut
+    assert pieces._pieces.cuts.can == cut
     texts = ["- ) ) " * 33_333, "-  a  -)  " * 20_000]
     for a, b in zip(Uncut(tmp_path)(texts, 10**6), pieces(texts, 10**6), strict=True):
         assert a.ids.tolist() == b.ids.tolist()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from pyenc.text import LongWordWarning, TextTokenizer, long_pieces, tokenizer
+from pyenc.text import LongWordWarning, TextTokenizer, long_pieces, text_pieces
 from pyenc.text.long_bpe import LongBPE
 from tests.text.test_long_texts import Uncut
 from tests.text.tokenizer_folders import KINDS, bert, edit
@@ -157,14 +157,14 @@ def test_endless_words_by_parts(
             yield block
 
     monkeypatch.setattr(long_pieces.LongPieces, "blocks", counted)
-    monkeypatch.setattr(tokenizer, "SHORT", 0)
-    monkeypatch.setattr(tokenizer, "A_TOKEN", 1)
+    monkeypatch.setattr(text_pieces, "SHORT", 0)
+    monkeypatch.setattr(text_pieces, "A_TOKEN", 1)
     for number in range(12):
         folder = _folder(tmp_path / str(number), model, some)
         whole, ours = Uncut(folder), TextTokenizer(folder)
         for _ in range(3):
             text = _endless(some)
-            monkeypatch.setattr(tokenizer, "SIZE", some.choice([40, 100, 300]))
+            monkeypatch.setattr(text_pieces, "SIZE", some.choice([40, 100, 300]))
             limit = some.choice([3, 17, 64, 300, 10**6])
             (a,), (b,) = whole([text], limit, spans=True), ours([text], limit, spans=True)
             assert a.ids.tolist() == b.ids.tolist() == ours([text], limit)[0].ids.tolist()
@@ -184,19 +184,19 @@ def test_merges_that_never_settle(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     made = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made.save(str(tmp_path / "tokenizer.json"))
-    monkeypatch.setattr(tokenizer, "SIZE", 300)
-    monkeypatch.setattr(tokenizer, "SHORT", 0)
+    monkeypatch.setattr(text_pieces, "SIZE", 300)
+    monkeypatch.setattr(text_pieces, "SHORT", 0)
     firsts = []
     for count in (1999, 2000):
         text = "".join(letters[:count])
         (whole,) = Uncut(tmp_path)([text], 9)
-        monkeypatch.setattr(tokenizer, "WHOLE", 1000)
+        monkeypatch.setattr(text_pieces, "WHOLE", 1000)
         with pytest.warns(LongWordWarning, match=f"text 7 has {count} characters") as caught:
             (tokens,) = TextTokenizer(tmp_path)([text], 9, first=7)
         message = caught[0].message
         assert isinstance(message, LongWordWarning)
         assert (message.text, message.characters) == (7, count)
-        monkeypatch.setattr(tokenizer, "WHOLE", 10**6)
+        monkeypatch.setattr(text_pieces, "WHOLE", 10**6)
         assert tokens.ids.tolist() == whole.ids.tolist()
         firsts.append(tokens.ids[0])
     assert firsts[0] != firsts[1]
