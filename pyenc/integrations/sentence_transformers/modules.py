@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...models import Encoder
-from ...models.packing import Packed, pack
+from ...models.packing import Packed
 from ...models.places import places
 from ...ops import segment_mean
 from ...ops.linear import few_rows_gain
+from .batches import packed_batch, packed_states
 from .borrowed import Borrowed
 from .classes import Standing
 from .heads import READ, Head, has_head
@@ -36,10 +36,6 @@ PASSED = {
 }  # fmt: skip
 """Features that change nothing in an encoder: sentence-transformers' own, and what an earlier pass
 left. With any other the model's own code is run."""
-
-BATCH_TOKENS = 4096
-"""Tokens that a CPU takes through all layers at a time, where no gradient is wanted: what the
-layers make in between stays small, and near."""
 
 SMALL = 2**27
 """Tokens, and thirty-two times the padding beside them, times the square of the channels: below it
@@ -249,62 +245,3 @@ def is_small(features: dict[str, Any], borrowed: Borrowed) -> bool:
     plainly = not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
     least = SMALL_PACKED if plainly and few_rows_gain(encoder.dtype) else SMALL
     return weighed * encoder.config.hidden_size**2 < least
-
-
-def packed_batch(features: dict[str, Any], borrowed: Borrowed) -> Packed:
-    """The features' tokens without their padding."""
-    config, ids, mask = borrowed.encoder.config, features["input_ids"], features["attention_mask"]
-    tokens = int(mask.sum())
-    types = None
-    if borrowed.token_types and config.type_vocab_size:
-        types = features.get("token_type_ids")
-    return pack(ids, None if tokens == ids.numel() else mask, types, config.padding_id)
-
-
-def packed_states(encoder: Encoder, packed: Packed) -> Tensor:
-    """(T, C), some sequences at a time where that saves memory."""
-    tokens = packed.input_ids.shape[0]
-    if torch.is_grad_enabled() or packed.input_ids.device.type != "cpu" or tokens <= BATCH_TOKENS:
-        return _states(encoder, packed)
-    bounds = packed.cu_seqlens.tolist()
-    hidden_TC: Tensor | None = None
-    first = 0
-    while first < len(bounds) - 1:
-        last = first + 1
-        while last < len(bounds) - 1 and bounds[last + 1] - bounds[first] <= BATCH_TOKENS:
-            last += 1
-        part_TC = _states(encoder, _part(packed, first, last, bounds))
-        if hidden_TC is None:
-            hidden_TC = part_TC.new_empty(tokens, part_TC.shape[1])
-        hidden_TC[bounds[first] : bounds[last]] = part_TC
-        first = last
-    assert hidden_TC is not None
-    return hidden_TC
-
-
-def _states(encoder: Encoder, packed: Packed) -> Tensor:
-    return encoder.forward_packed(
-        packed.input_ids,
-        packed.cu_seqlens,
-        positions=packed.positions,
-        position_ids=packed.position_ids,
-        token_type_ids=packed.token_type_ids,
-        contiguous=not packed.has_holes,
-    )
-
-
-def _part(packed: Packed, first: int, last: int, bounds: list[int]) -> Packed:
-    """Some of the sequences."""
-    rows = slice(bounds[first], bounds[last])
-
-    def some(given: Tensor | None) -> Tensor | None:
-        return None if given is None else given[rows]
-
-    return replace(
-        packed,
-        input_ids=packed.input_ids[rows],
-        token_type_ids=some(packed.token_type_ids),
-        cu_seqlens=packed.cu_seqlens[first : last + 1] - bounds[first],
-        positions=packed.positions[rows],
-        position_ids=some(packed.position_ids),
-    )

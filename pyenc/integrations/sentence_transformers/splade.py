@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...models.packing import Packed
+from .batches import groups
 from .classes import Standing
 
 TOKENS = 512
@@ -90,11 +91,7 @@ def greatest(
     """
     bounds = packed.cu_seqlens.tolist()
     found_BV: Tensor | None = None
-    first = 0
-    while first < len(bounds) - 1:
-        last = first + 1
-        while last < len(bounds) - 1 and bounds[last + 1] - bounds[first] <= TOKENS:
-            last += 1
+    for first, last in groups(bounds, TOKENS):
         begin = bounds[first]
         if bounds[last] > begin:
             logits = logits_of(hidden_TC[None, begin : bounds[last]])
@@ -105,7 +102,6 @@ def greatest(
             for row, (a, b) in enumerate(itertools.pairwise(bounds[first : last + 1]), first):
                 if b > a:
                     torch.amax(logits[0, a - begin : b - begin], 0, out=found_BV[row])
-        first = last
     if found_BV is None:
         return None
     found = found_BV[:, None]

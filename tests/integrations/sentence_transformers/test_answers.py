@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("sentence_transformers")
 
-from pyenc.integrations.sentence_transformers import accelerate, modules
+from pyenc.integrations.sentence_transformers import accelerate, batches, modules
 from tests.integrations.sentence_transformers.models import TEXTS, loaded
 
 NEAR = 1e-5
@@ -176,7 +176,7 @@ def test_modules_between_and_behind(bert: Any) -> None:
 def test_long_batches_in_parts(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     _, ours = pair
     whole = ours.encode(TEXTS)
-    monkeypatch.setattr(modules, "BATCH_TOKENS", 17)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 17)
     assert off(whole, ours.encode(TEXTS)) <= NEAR
 
 
