@@ -43,7 +43,7 @@ class AcceleratedModel(Standing):
 
 
 class AcceleratedSparse(AcceleratedModel):
-    """Stands for `SparseEncoder`."""
+    """Stands for `SparseEncoder` itself: a subclass may look at the logits in its `encode`."""
 
     __slots__ = ()
 
@@ -51,6 +51,11 @@ class AcceleratedSparse(AcceleratedModel):
         """As of `SparseEncoder`."""
         with encoding(self):
             return self.own().encode(*args, **kwargs)
+
+    def _inference(self, *args: Any, **kwargs: Any) -> Any:
+        """As of `SparseEncoder`, whose worker processes call it for their part of `encode`."""
+        with encoding(self):
+            return self.own()._inference(*args, **kwargs)
 
 
 def accelerate(model: Model) -> Model:
@@ -123,7 +128,8 @@ def accelerate(model: Model) -> Model:
         put(second, PackedPooling)
     elif type(second) is SpladePooling:
         put(second, PackedSplade)
-    put(model, AcceleratedSparse if "SparseEncoder" in kinds else AcceleratedModel)
+    plain = type(model) is getattr(sentence_transformers, "SparseEncoder", None)
+    put(model, AcceleratedSparse if plain else AcceleratedModel)
     return model
 
 

@@ -57,6 +57,9 @@ class Head:
 
     def __init__(self, whole: nn.Module, model: nn.Module, encoder: Encoder, answer: Any) -> None:
         self.model = model
+        layers = {module for module in model.modules() if module is not model}
+        self.modules = [m for m in whole.modules() if m is not whole and m not in layers]
+        """Whose hooks are run on what the head makes, and the one beneath it."""
         self.names = own_arguments(model)
         self._kind = type(answer)
         self._pools = getattr(answer, "pooler_output", None) is not None
@@ -158,6 +161,11 @@ class Head:
             raise Refused(
                 f"{type(whole).__name__} does not hand on its features as they are to what is "
                 "beneath its head"
+            )
+        if not bool(logits.isfinite().all()):
+            raise Refused(
+                f"the head of {type(whole).__name__} makes numbers of two short texts, or of the "
+                "zeros of their padding, that are not finite"
             )
         return logits
 

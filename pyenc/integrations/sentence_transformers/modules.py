@@ -122,7 +122,7 @@ class PackedTransformer(Standing):
             return found
         packed = packed_batch(features, borrowed)
         hidden_TC = packed_states(borrowed.encoder, packed)
-        if borrowed.head is not None and borrowed.head.by_place and wants_greatest(self):
+        if borrowed.head is not None and wants_greatest(self, borrowed.head, features):
             greatest_B1V = greatest(packed, hidden_TC, self._logits_of(borrowed.head, features))
             if greatest_B1V is not None:
                 features["token_embeddings"] = greatest_B1V

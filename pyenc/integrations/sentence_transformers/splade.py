@@ -22,6 +22,8 @@ from torch import Tensor
 from ...models.packing import Packed
 from .batches import groups
 from .classes import Standing
+from .heads import Head
+from .refusals import interfered
 
 TOKENS = 512
 """Tokens whose logits are made at a time, or one sequence: enough for a product to be fast."""
@@ -56,17 +58,20 @@ class PackedSplade(Standing):
 
 @contextmanager
 def encoding(model: Any) -> Iterator[None]:
-    """In this thread a model's `encode` is run, of which nothing but the pooled vectors is seen."""
+    """In this thread a model's `encode` is run, of which nothing but the pooled vectors is seen:
+    there is no module behind the two, and nothing is set on the model that looks at what they make.
+    """
     before = getattr(_here, "pair", None)
-    _here.pair = (model[0], model[1]) if len(model) > 1 else None
+    _here.pair = tuple(model) if len(model) == 2 and not interfered(model) else None
     try:
         yield
     finally:
         _here.pair = before
 
 
-def wants_greatest(first: Any) -> bool:
-    """Whether what takes the logits of a first module keeps the greatest alone."""
+def wants_greatest(first: Any, head: Head, features: dict[str, Any]) -> bool:
+    """Whether what takes the logits of a first module keeps the greatest alone, and whoever else
+    would see them, or the states that they are made of, is not there."""
     pair = getattr(_here, "pair", None)
     if pair is None or pair[0] is not first or torch.is_grad_enabled():
         return False
@@ -74,7 +79,9 @@ def wants_greatest(first: Any) -> bool:
     return (
         isinstance(pooling, PackedSplade)
         and pooling.pooling_strategy == "max"
-        and not (first._forward_hooks or pooling._forward_pre_hooks or pooling._forward_hooks)
+        and head.by_place
+        and "labels" not in features  # whose loss is of padded logits
+        and not any(map(interfered, (first, pooling, *head.modules)))
     )
 
 
@@ -87,7 +94,7 @@ def greatest(
         logits_of: states (1, T, C) of some sequences to their logits (1, T, V), or None.
 
     Returns:
-        None where that gives none, or there is no token.
+        None where that gives none, or numbers that are not finite, or there is no token.
     """
     bounds = packed.cu_seqlens.tolist()
     found_BV: Tensor | None = None
@@ -102,7 +109,8 @@ def greatest(
             for row, (a, b) in enumerate(itertools.pairwise(bounds[first : last + 1]), first):
                 if b > a:
                     torch.amax(logits[0, a - begin : b - begin], 0, out=found_BV[row])
-    if found_BV is None:
+    # Of padding too they would not be finite, and are no zeros when they are masked.
+    if found_BV is None or not bool(found_BV.isfinite().all()):
         return None
     found = found_BV[:, None]
     setattr(found, GREATEST, True)

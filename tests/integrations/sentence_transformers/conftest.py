@@ -46,3 +46,19 @@ def packed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(modules, "packed_states", kept)
     return calls
+
+
+@pytest.fixture
+def pooled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of the logits that SpladePooling's own code is given."""
+    from sentence_transformers.sparse_encoder.modules import SpladePooling
+
+    shapes: list[tuple[int, ...]] = []
+    plain = SpladePooling.forward
+
+    def forward(self: Any, features: dict[str, Any]) -> dict[str, Any]:
+        shapes.append(tuple(features["token_embeddings"].shape))
+        return plain(self, features)
+
+    monkeypatch.setattr(SpladePooling, "forward", forward)
+    return shapes

@@ -198,22 +198,6 @@ def test_gradients_with_dropout(packed: list[Any]) -> None:
     assert all(torch.equal(grad, found[1][name]) for name, grad in found[0].items())
 
 
-@pytest.fixture
-def pooled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes of the logits that SpladePooling's own code is given."""
-    from sentence_transformers.sparse_encoder.modules import SpladePooling
-
-    shapes: list[tuple[int, ...]] = []
-    plain = SpladePooling.forward
-
-    def forward(self: Any, features: dict[str, Any]) -> dict[str, Any]:
-        shapes.append(tuple(features["token_embeddings"].shape))
-        return plain(self, features)
-
-    monkeypatch.setattr(SpladePooling, "forward", forward)
-    return shapes
-
-
 RAGGED = [*TEXTS, "", "one", "and " * 50]
 
 
