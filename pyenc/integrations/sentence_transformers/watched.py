@@ -62,7 +62,7 @@ class Watched:
         self._places = [table for table, _, _ in found]
         self._names = [name for _, name, _ in found]
         self._parts = [part for _, _, part in found]
-        self._modules = [module for module in model.modules() if module is not model]
+        self._modules = list(model.modules())
         self._kinds = list(map(type, self._modules))
         # Of these the encoder has no part: what they say it computes itself.
         self._constants = [part for part in self._parts if _is_constant(part)]

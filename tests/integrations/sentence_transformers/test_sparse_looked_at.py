@@ -16,9 +16,10 @@ pytest.importorskip("sentence_transformers")
 from sentence_transformers import SparseEncoder
 
 from pyenc.integrations.sentence_transformers import accelerate
-from tests.integrations.sentence_transformers.headed import splade
+from pyenc.integrations.sentence_transformers import splade as splade_module
+from tests.integrations.sentence_transformers.headed import PAIRS, reranker, splade
 from tests.integrations.sentence_transformers.models import TEXTS
-from tests.integrations.sentence_transformers.test_answers import is_accelerated
+from tests.integrations.sentence_transformers.test_answers import is_accelerated, off
 from tests.integrations.sentence_transformers.test_headed_refused import refused
 from tests.integrations.sentence_transformers.test_sparse_encoders import near
 
@@ -191,3 +192,56 @@ def test_in_a_worker(pooled: Shapes) -> None:
     assert is_accelerated(ours)
     assert near(right, ours._inference(TEXTS, device="cpu", **said))
     assert [shape[1] for shape in pooled] == [1]
+
+
+def test_a_text_without_tokens(pooled: Shapes) -> None:
+    """As of tokenizers that put nothing around it: zeros, among others and alone."""
+    plain = splade("bert_mean_h4")
+    ours = accelerate(copy.deepcopy(plain))
+
+    def without(model: Any, *rows: int) -> None:
+        own = type(model).preprocess
+
+        def preprocess(*given: Any, **named: Any) -> Any:
+            features = own(model, *given, **named)
+            features["attention_mask"][list(rows)] = 0
+            return features
+
+        model.preprocess = preprocess
+
+    for rows in ((0,), (2, 3), (len(TEXTS) - 1,), range(len(TEXTS))):
+        for model in (plain, ours):
+            without(model, *rows)
+        for tokens in (1, 10_000):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(splade_module, "TOKENS", tokens)
+                pooled.clear()
+                right, found = (m.encode(TEXTS) for m in (plain, ours))
+            assert near(right, found)
+            assert int((right.to_dense() == 0).all(1).sum()) == len(rows)
+            assert [shape[1] > 1 for shape in pooled] == [True, len(rows) == len(TEXTS)]
+
+
+@pytest.mark.parametrize("what", [splade, reranker])
+def test_another_class_of_the_whole(what: Any) -> None:
+    """Whose forward does something else with the logits."""
+    plain = what("bert_mean_h4")
+    ours = accelerate(copy.deepcopy(plain))
+    verb = "encode" if what is splade else "predict"
+    texts = TEXTS if what is splade else PAIRS
+    found = []
+    for model in (plain, ours):
+        before = torch.as_tensor(getattr(model, verb)(texts))
+        inner = model[0].model
+        own = type(inner)
+
+        def forward(self: Any, *args: Any, _own: Any = own, **kwargs: Any) -> Any:
+            answer = _own.forward(self, *args, **kwargs)
+            answer.logits = answer.logits + answer.logits.flip(-1)[:, :1]
+            return answer
+
+        inner.__class__ = type("Mine", (own,), {"forward": forward})
+        found.append(torch.as_tensor(getattr(model, verb)(texts)))
+        dense = [x.to_dense() if x.is_sparse else x for x in (before, found[-1])]
+        assert off(*dense) > 0.01
+    assert near(*found)
