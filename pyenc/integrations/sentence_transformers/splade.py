@@ -73,7 +73,8 @@ def wants_greatest(first: Any, head: Head, features: dict[str, Any]) -> bool:
     """Whether what takes the logits of a first module keeps the greatest alone, and whoever else
     would see them, or the states that they are made of, is not there."""
     pair = getattr(_here, "pair", None)
-    if pair is None or pair[0] is not first or torch.is_grad_enabled():
+    # `encode` is one with it; what is called before a pass, such as `preprocess`, hardly.
+    if pair is None or pair[0] is not first or not torch.is_inference_mode_enabled():
         return False
     pooling = pair[1]
     return (

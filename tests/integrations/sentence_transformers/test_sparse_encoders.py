@@ -252,25 +252,54 @@ def test_who_sees_logits_sees_them_padded(pooled: list[tuple[int, ...]]) -> None
 
 
 def test_two_encoders_in_turns(pooled: list[tuple[int, ...]]) -> None:
-    """One called while another encodes is not taken for it."""
+    """One called while another encodes is not taken for it, nor is one that encodes called before
+    its pass."""
     first, second = both("bert_mean_h4")[1], both("distilbert_h4")[1]
     right, features = first.encode(TEXTS), second.preprocess(TEXTS)
-    pooled.clear()
+    size = features["input_ids"].shape
     inner: list[Any] = []
-
-    def call(*_: Any) -> None:
-        inner.append(second(dict(features))["token_embeddings"].shape)
-
     plain = first.preprocess
 
     def preprocess(*given: Any, **named: Any) -> Any:
-        call()
+        with torch.inference_mode():
+            inner.append(second(dict(features))["token_embeddings"].shape[:2])
+        with torch.no_grad():
+            inner.append(first(dict(features))["token_embeddings"].shape[:2])
+        inner.append(first(dict(features))["token_embeddings"].shape[:2])
+        second.encode(TEXTS)
         return plain(*given, **named)
 
     first.preprocess = preprocess
+    pooled.clear()
     assert near(right, first.encode(TEXTS))
-    assert inner[0][:2] == features["input_ids"].shape
-    assert [shape[1] > 1 for shape in pooled] == [True, False]
+    assert inner == 3 * [size]
+    assert [shape[1] > 1 for shape in pooled] == [True, True, True, False, False]
+
+
+def test_after_encode(pooled: list[tuple[int, ...]]) -> None:
+    """Whether it came to its end or not."""
+    model = both("bert_mean_h4")[1]
+    features = model.preprocess(TEXTS)
+
+    def stop(*_: Any) -> None:
+        raise RuntimeError("in the middle")
+
+    def sizes() -> torch.Size:
+        with torch.inference_mode():
+            found: torch.Size = model(dict(features))["token_embeddings"].shape[:2]
+        return found
+
+    model.encode(TEXTS)
+    assert sizes() == features["input_ids"].shape
+    for module in (model[0], model[0].model.cls, model[1]):
+        handle = module.register_forward_pre_hook(stop)
+        with pytest.raises(RuntimeError, match="in the middle"):
+            model.encode(TEXTS)
+        handle.remove()
+        assert sizes() == features["input_ids"].shape
+    pooled.clear()
+    model.encode(TEXTS)
+    assert [shape[1] for shape in pooled] == [1]
 
 
 def test_a_head_that_mixes_places(pooled: list[tuple[int, ...]]) -> None:

@@ -14,6 +14,7 @@ import torch
 pytest.importorskip("sentence_transformers")
 
 from sentence_transformers import SparseEncoder
+from sentence_transformers.sparse_encoder.modules import SpladePooling
 
 from pyenc.integrations.sentence_transformers import accelerate
 from pyenc.integrations.sentence_transformers import splade as splade_module
@@ -245,3 +246,15 @@ def test_another_class_of_the_whole(what: Any) -> None:
         dense = [x.to_dense() if x.is_sparse else x for x in (before, found[-1])]
         assert off(*dense) > 0.01
     assert near(*found)
+
+
+def test_another_pooling(pooled: Shapes, packed: list[Any]) -> None:
+    """Put in the place of the one that was accelerated."""
+    plain = splade("bert_mean_h4")
+    ours = accelerate(copy.deepcopy(plain))
+    right = plain.encode(TEXTS)
+    ours[1] = SpladePooling()
+    pooled.clear()
+    assert near(right, ours.encode(TEXTS))
+    assert [shape[1] > 1 for shape in pooled] == [True]
+    assert packed
