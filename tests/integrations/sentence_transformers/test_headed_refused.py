@@ -95,6 +95,14 @@ def test_a_head_that_hands_on_something_else(bert: Any) -> None:
     refused(bert, "Mine does not hand on its features as they are")
 
 
+def test_a_head_that_keeps_something_back(bert: Any) -> None:
+    def forward(self: Any, input_ids: Any, attention_mask: Any = None, **_: Any) -> Any:
+        return SimpleNamespace(logits=self.classifier(self.bert(input_ids)[1]))
+
+    of_class(bert, forward=forward)
+    refused(bert, "Mine does not hand on its features as they are")
+
+
 def test_a_head_that_cannot_be_run(bert: Any) -> None:
     def forward(self: Any, *_: Any, **__: Any) -> Any:
         raise ValueError("only on Sundays")
