@@ -103,6 +103,16 @@ def test_a_head_that_keeps_something_back(bert: Any) -> None:
     refused(bert, "Mine does not hand on its features as they are")
 
 
+def test_a_head_that_adds_something(bert: Any) -> None:
+    def forward(self: Any, input_ids: Any, attention_mask: Any = None, **_: Any) -> Any:
+        places = torch.zeros_like(input_ids)
+        answer = self.bert(input_ids, attention_mask=attention_mask, position_ids=places)
+        return SimpleNamespace(logits=self.classifier(answer[1]))
+
+    of_class(bert, forward=forward)
+    refused(bert, "Mine does not hand on its features as they are")
+
+
 def test_a_head_that_cannot_be_run(bert: Any) -> None:
     def forward(self: Any, *_: Any, **__: Any) -> Any:
         raise ValueError("only on Sundays")
