@@ -289,6 +289,7 @@ def test_hooks_beneath_are_run(bert: Any, packed: list[Any]) -> None:
     assert served(model, packed)
 
 
+@pytest.mark.slow
 def test_compiled_beneath(bert: Any, packed: list[Any]) -> None:
     """In place, later: it takes no states."""
     model = accelerate(bert)

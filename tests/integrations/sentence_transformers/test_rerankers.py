@@ -264,6 +264,7 @@ def test_threads(name: str) -> None:
         assert all(off(right, scores) <= NEAR for scores in each)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CROSS)
 def test_compiled(name: str, packed: list[Any]) -> None:
     """One graph, of the model's own code, as of the plain model."""
