@@ -35,27 +35,16 @@ def packed_states(encoder: Encoder, packed: Packed) -> Tensor:
     """(T, C), some sequences at a time where that saves memory."""
     tokens = packed.input_ids.shape[0]
     if torch.is_grad_enabled() or packed.input_ids.device.type != "cpu" or tokens <= BATCH_TOKENS:
-        return _states(encoder, packed)
+        return encoder.hidden(packed)
     bounds = packed.cu_seqlens.tolist()
     hidden_TC: Tensor | None = None
     for first, last in groups(bounds, BATCH_TOKENS):
-        part_TC = _states(encoder, _part(packed, first, last, bounds))
+        part_TC = encoder.hidden(_part(packed, first, last, bounds))
         if hidden_TC is None:
             hidden_TC = part_TC.new_empty(tokens, part_TC.shape[1])
         hidden_TC[bounds[first] : bounds[last]] = part_TC
     assert hidden_TC is not None
     return hidden_TC
-
-
-def _states(encoder: Encoder, packed: Packed) -> Tensor:
-    return encoder.forward_packed(
-        packed.input_ids,
-        packed.cu_seqlens,
-        positions=packed.positions,
-        position_ids=packed.position_ids,
-        token_type_ids=packed.token_type_ids,
-        contiguous=not packed.has_holes,
-    )
 
 
 def _part(packed: Packed, first: int, last: int, bounds: list[int]) -> Packed:

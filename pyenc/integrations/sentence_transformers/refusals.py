@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from ...callers import stacklevel
 
 MODALITIES = {"text", "message"}
-STATES = ("token_embeddings", "last_hidden_state")
 TASKS = {
-    "feature-extraction": STATES,
+    "feature-extraction": ("token_embeddings", "last_hidden_state"),
     "sequence-classification": ("scores", "logits"),
     "fill-mask": ("token_embeddings", "logits"),
 }
