@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,16 +28,33 @@ import triton
 
 import pyenc_kernels
 from bench.ahead_of_time import Compiled
-from bench.aot_work import Work, compile_work, listed, shipped, wrong_with
+from bench.aot_work import VARIANTS, Work, compile_work, listed, shipped, wrong_with
 
 RESULTS = Path(__file__).resolve().parent / "results" / "aot.json"
 
 
-def sources() -> str:
-    """A hash of everything that makes the kernels what they are, configurations excepted."""
-    folder = Path(pyenc_kernels.__file__).parent
-    text = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))
-    return hashlib.sha256(text + triton.__version__.encode()).hexdigest()[:16]
+PACKAGE = Path(pyenc_kernels.__file__).parent
+
+
+def sources(op: str) -> str:
+    """A hash of everything that makes an op's kernels what they are, configurations excepted: its
+    folder, those it imports from, and what all share."""
+    folders: set[str] = set()
+    found = {"attention" if op in VARIANTS else op.removesuffix("_linear")}
+    files = list(PACKAGE.glob("*.py"))
+    while found - folders:
+        folder = min(found - folders)
+        folders.add(folder)
+        modules = list((PACKAGE / folder).rglob("*.py"))
+        files += modules
+        text = "".join(path.read_text("utf-8") for path in modules)
+        found |= {name for name in re.findall(r"^from \.\.(\w+)", text, re.M) if _is_folder(name)}
+    code = b"".join(path.read_bytes() for path in sorted(files))
+    return hashlib.sha256(code + triton.__version__.encode()).hexdigest()[:16]
+
+
+def _is_folder(name: str) -> bool:
+    return (PACKAGE / name).is_dir()
 
 
 def read() -> dict[str, Any]:
@@ -67,8 +85,17 @@ def pending(cards: list[str] | None, main_only: bool) -> Iterator[tuple[Work, di
             continue
         made = read()
         there = made.get(work.key, {})
-        if there.get("sources") != sources() or there.get("configs") != shipped(work):
+        if there.get("sources") != sources(work.op) or there.get("configs") != shipped(work):
             yield work, made
+
+
+def of_today(made: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a table that today's kernels have made."""
+    return {
+        work.key: made[work.key]
+        for work in listed()
+        if work.key in made and made[work.key]["sources"] == sources(work.op)
+    }
 
 
 def all_wrong(made: dict[str, Any]) -> list[str]:
@@ -91,13 +118,11 @@ def main() -> int:
         kernels = compile_work(work)
         print(f"{work.key}: {len(kernels)} kernels", flush=True)
         made[work.key] = {
-            "sources": sources(), "triton": triton.__version__, "configs": shipped(work),
+            "sources": sources(work.op), "triton": triton.__version__, "configs": shipped(work),
             "kernels": [kernel.row() for kernel in kernels],
         }  # fmt: skip
         write(made)
-    made = read()
-    now = {key: entry for key, entry in made.items() if entry["sources"] == sources()}
-    wrong = all_wrong(now)
+    wrong = all_wrong(of_today(read()))
     print("\n".join(wrong) or "nothing spills or is serialised at the main shapes, everything fits")
     return bool(wrong)
 

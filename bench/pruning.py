@@ -174,18 +174,22 @@ def summary(form: Form, of: Sequence[Judged]) -> str:
     return said
 
 
-HEAD = ("rows", "columns", "warps", "stages", "bound", "registers", "spilled", "in loops",
+HEAD = ("rows", "columns", "warps", "stages", "bound", "shift", "keys", "registers", "spilled",
+"in loops",
         "shared", "blocks", SERIALISED)  # fmt: skip
 
 
 def table(of: Iterable[Judged]) -> list[str]:
-    """A line a candidate: its numbers, what it takes (bytes spilled a thread, instructions of loops
-    that spill, bytes of shared memory, blocks a multiprocessor), and whether it is kept."""
+    """A line a candidate: its numbers, whether its shift is fixed and keys' numbers are in the
+    product, what it takes (bytes spilled a thread, instructions of loops that spill, bytes of
+    shared memory, blocks a multiprocessor), and whether it is kept."""
     lines = ["  ".join(HEAD)]
     for one in of:
         config, compiled = one.config, one.compiled
         cells = [config.block_m, config.block_n, config.num_warps, config.num_stages]
         cells.append("-" if config.maxnreg is None else config.maxnreg)
+        cells.append("fixed" if config.fixed_shift else "-")
+        cells.append("dot" if config.columns_in_product else "-")
         if compiled is None:
             cells += ["-"] * (len(HEAD) - len(cells))
         else:

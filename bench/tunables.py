@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,6 +56,16 @@ def _attention_candidates(dtype: str) -> list[Config]:
         if size[0] * size[1] >= 1024
         and not (size[2] == 8 and size[0] * size[1] < 4096)
         and not (size[4] is not None and size[0] * size[1] < 4096)  # small blocks take fewer
+    ]
+
+
+def _forward_candidates(dtype: str) -> list[Config]:
+    """The same blocks, in all ways to walk beside the diagonal that may be ahead."""
+    ways = (False, False), (True, False), (True, True)
+    return [
+        replace(config, fixed_shift=fixed, columns_in_product=of_keys)
+        for config in _attention_candidates(dtype)
+        for fixed, of_keys in ways
     ]
 
 
@@ -193,9 +203,10 @@ def _segment_mean_call(
     )
 
 
-def _attention(variant: str) -> Tunable:
-    shapes = "64x512", "64x8192"
-    return Tunable("alibi", shapes, _attention_candidates, _attention_call, variant)
+def _attention(
+    variant: str, candidates: Callable[[str], list[Config]] = _attention_candidates
+) -> Tunable:
+    return Tunable("alibi", ("64x512", "64x8192"), candidates, _attention_call, variant)
 
 
 _gated = Tunable(
@@ -210,7 +221,7 @@ _norm_rotary = Tunable(
 )  # fmt: skip
 
 TUNABLES = {
-    "attention_forward": _attention("affine"),
+    "attention_forward": _attention("affine", _forward_candidates),
     "attention_grad_queries": _attention("affine-learned"),
     "attention_grad_keys": _attention("affine"),
     "embedding_norm": Tunable(

@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,19 @@ FUSED = {"enable_fp_fusion": True}
 @dataclass(frozen=True)
 class Config:
     """Rows and columns of a block, warps of a program, stages of its pipeline; registers that a
-    thread may have at the most, which NVIDIA's compiler alone can be told."""
+    thread may have at the most, which NVIDIA's compiler alone can be told.
+
+    Of attention's forward also: whether what is subtracted before the power stands still beyond the
+    first tiles; whether the numbers of keys that an affine bias has come out of the matrix units.
+    """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
     maxnreg: int | None = None
+    fixed_shift: bool = False
+    columns_in_product: bool = False
 
     def block(self, width: int, *, whole: bool = False) -> tuple[int, int]:
         """(rows, columns) of a block of as many elements that is no wider than the width needs;
@@ -52,7 +58,7 @@ class Config:
     @functools.cached_property
     def key(self) -> tuple[int | None, ...]:
         """Its numbers, to look things up by."""
-        return self.block_m, self.block_n, self.num_warps, self.num_stages, self.maxnreg
+        return astuple(self)
 
     @property
     def launch(self) -> dict[str, int]:
@@ -60,18 +66,21 @@ class Config:
         return launch if self.maxnreg is None else launch | {"maxnreg": self.maxnreg}
 
     @property
-    def numbers(self) -> list[int]:
-        """As configs.json has it."""
-        numbers = [self.block_m, self.block_n, self.num_warps, self.num_stages]
-        return numbers if self.maxnreg is None else [*numbers, self.maxnreg]
+    def numbers(self) -> list[int | None]:
+        """As configs.json has it: without the last ones where those are nothing."""
+        numbers = list(self.key)
+        while not numbers[-1]:
+            numbers.pop()
+        return numbers
 
 
 @functools.cache
 def table() -> dict[str, Any]:
     """configs.json: card, architecture or "default" -> kernel, or "kernel/variant" -> dtype, or
-    "any" -> shape -> [rows, columns, warps, stages] and, on NVIDIA's, perhaps the most registers; a
-    card also says which "architecture" it is of. "range_length" is `ranges_pay`'s, and
-    "gated_linear_rows" that function's, of any of them.
+    "any" -> shape -> [rows, columns, warps, stages] and, on NVIDIA's, perhaps the most registers,
+    null: as many as it takes; then `Config`'s others, true or false. A card also says which
+    "architecture" it is of. "range_length" is `ranges_pay`'s, and "gated_linear_rows" that
+    function's, of any of them.
 
     A shape is "width" or "widthxlength": head dim and tokens of an average sequence for attention,
     channels and the same for the segment mean, head dim and all tokens for the rotary embedding,

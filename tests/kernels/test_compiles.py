@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,7 +55,11 @@ Compiling = dict[Work, Future[list[Compiled]]]
 def recorded(work: Work) -> list[Compiled] | None:
     """Its rows of the table, if they are of these sources, this Triton and what is shipped."""
     entry = aot.read().get(work.key)
-    if entry is None or entry["sources"] != aot.sources() or entry["configs"] != shipped(work):
+    if (
+        entry is None
+        or entry["sources"] != aot.sources(work.op)
+        or entry["configs"] != shipped(work)
+    ):
         return None
     return [Compiled.of(row) for row in entry["kernels"]]
 
@@ -84,7 +90,7 @@ def test_what_stands_in_the_table_comes_out_again(compiling: Compiling) -> None:
 
 def test_another_source_is_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
     work = MAIN[0]
-    entry = {"sources": aot.sources(), "configs": shipped(work), "kernels": []}
+    entry = {"sources": aot.sources(work.op), "configs": shipped(work), "kernels": []}
     monkeypatch.setattr(aot, "read", lambda: {work.key: entry})
     assert recorded(work) == []
     assert recorded(MAIN[1]) is None
@@ -94,6 +100,27 @@ def test_another_source_is_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aot, "read", lambda: {work.key: entry})
     monkeypatch.setattr(aot.triton, "__version__", "0")
     assert recorded(work) is None
+
+
+def test_an_op_is_made_of_its_own_folder_and_those_it_imports(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "kernels"
+    shutil.copytree(aot.PACKAGE, package)
+    monkeypatch.setattr(aot, "PACKAGE", package)
+    ops = "alibi", "embedding", "gated_linear", "norm", "norm_rotary", "rotary", "segment_mean"
+
+    def changed_by(file: str) -> set[str]:
+        before = {op: aot.sources(op) for op in ops}
+        with (package / file).open("a", encoding="utf-8") as source:
+            source.write("# another\n")
+        return {op for op in ops if aot.sources(op) != before[op]}
+
+    assert changed_by("slots.py") == set(ops)
+    assert changed_by("attention/tiles.py") == {"alibi"}
+    assert changed_by("norm/kernel.py") == {"norm", "norm_rotary", "embedding"}
+    assert changed_by("rotary/kernel.py") == {"rotary", "norm_rotary"}
+    assert changed_by("gated/linear_kernel.py") == {"gated_linear"}
 
 
 @pytest.mark.parametrize("work", MAIN, ids=lambda work: work.architecture)
@@ -178,8 +205,7 @@ def test_every_shipped_configuration_has_been_compiled() -> None:
 def test_nothing_in_the_table_is_wrong() -> None:
     """Spills or serialised products at the main shapes, more shared memory than a card has. Of rows
     that today's kernels have made: an older one may lack a column."""
-    made = {key: entry for key, entry in aot.read().items() if entry["sources"] == aot.sources()}
-    assert not aot.all_wrong(made)
+    assert not aot.all_wrong(aot.of_today(aot.read()))
 
 
 def test_a_configuration_that_was_never_compiled_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

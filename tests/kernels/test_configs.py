@@ -92,11 +92,16 @@ def test_a_bound_of_registers_is_launched_where_there_is_one() -> None:
     assert bound.launch == free.launch | {"maxnreg": 128}
     assert (free.numbers, bound.numbers) == ([128, 64, 8, 3], [128, 64, 8, 3, 128])
     assert Config(*bound.numbers) == bound
+    fixed = Config(128, 64, 8, 3, None, True)
+    assert fixed.numbers == [128, 64, 8, 3, None, True]
+    assert fixed.launch == free.launch
+    assert len({free.key, bound.key, fixed.key}) == 3
     # AMD's compiler knows no such thing, and the defaults are its too.
     for key, kernels in configs.table().items():
         if not key.startswith("sm_") and "architecture" not in kernels:
             for dtypes in filter(lambda of: isinstance(of, dict), kernels.values()):
-                assert all(len(x) == 4 for shapes in dtypes.values() for x in shapes.values()), key
+                every = [Config(*x) for shapes in dtypes.values() for x in shapes.values()]
+                assert all(config.maxnreg is None for config in every), key
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,9 @@ from ..score_function import ScoreFunction, by_key
 from ..slots import GRAIN, n_slots
 
 MAX_HEAD_DIM = 256
+LEAST_SCALE = 2.0**-40
+"""From which on scores keep the order of their products, and what is added to them may be divided
+by it: a bias below 2^80 stays a float."""
 UNBOUNDED = 2**30
 """A window side no shorter than this hides nothing; it keeps sums with places in 32 bits."""
 
@@ -100,7 +103,8 @@ def common(
     )  # fmt: skip
     form = (
         None if bias is None else bias.key, left >= 0 or right >= 0, dense is not None,
-        positions is not None, terms.dropout_p > 0, met is not None, terms.scale >= 0, head_dim,
+        positions is not None, terms.dropout_p > 0, met is not None, terms.scale >= LEAST_SCALE,
+        head_dim,
     )  # fmt: skip
     return tensors, form, heads * slots
 
@@ -108,18 +112,27 @@ def common(
 @functools.cache
 def flags_of(
     key: str | None, windowed: bool, has_dense: bool, has_positions: bool, has_dropout: bool,
-    has_ranges: bool, scale_positive: bool, head_dim: int,
+    has_ranges: bool, keeps_order: bool, head_dim: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Flags known at compilation, for readers alone; key: of the bias's `ScoreFunction`."""
+    """Flags known at compilation, for readers alone; key: of the bias's `ScoreFunction`.
+
+    On a side of the query LEVEL adds one number to all scores, what SLANTS one to each key's, the
+    same in every tile. GATHERS and SLANTS are for whoever makes a kernel's constants.
+    """
     bias = None if key is None else by_key(key)
     everywhere = not windowed and not has_dense
+    affine_from = bias.affine_from if bias is not None and everywhere else None
+    by_distance = bias is not None and bias.by_distance and not has_positions
+    level = affine_from is not None and bias is not None and bias.flat and keeps_order
     gathers = bias.gathers if bias is not None else int(has_dense)
     return {
         "SCORE": None if bias is None else bias.score,
         "GATHERS": gathers,
-        "AFFINE_FROM": bias.affine_from if bias is not None and everywhere else None,
-        "BY_DISTANCE": bias is not None and bias.by_distance and not has_positions,
-        "PLAIN": bias is None and everywhere and scale_positive,
+        "SLANTS": affine_from is not None and by_distance and keeps_order and not level,
+        "AFFINE_FROM": affine_from,
+        "BY_DISTANCE": by_distance,
+        "LEVEL": level,
+        "PLAIN": bias is None and everywhere and keeps_order,
         "HAS_POSITIONS": has_positions,
         "HAS_DENSE": has_dense,
         "HAS_WINDOW": windowed,
@@ -142,7 +155,7 @@ def constants_of(config: Config, *form: Any) -> dict[str, Any]:
     pipelined. Without any that loop has as many stages as the kernel's others.
     """
     flags = dict(flags_of(*form))
-    gathers = flags.pop("GATHERS")
+    gathers, _ = flags.pop("GATHERS"), flags.pop("SLANTS")
     stages = None if gathers == 0 else min(config.num_stages, 2) if gathers == 1 else 1
     return {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "STAGES": stages, **flags}
 

@@ -9,17 +9,9 @@ import triton
 import triton.language as tl
 
 from ..slots import GRAIN, tile_of_program
-from .forward_kernel import (
-    keep_factor,
-    load_rows,
-    met_tiles,
-    phases,
-    places_of,
-    store_rows,
-    unforeseen,
-    window_tiles,
-)
 from .grad_queries_kernel import load_lse, rows_of_head, weights
+from .score_tile import keep_factor, places_of
+from .tiles import load_rows, met_tiles, phases, store_rows, unforeseen, window_tiles
 
 
 @triton.jit
@@ -29,10 +21,10 @@ def _walk_queries(
     begin, n, o_j, b_j, nearest_left, nearest_right, i_grain, i_head, scale,
     window_left, window_right, dropout_p, seed,
     SIDE: tl.constexpr, SCORE: tl.constexpr, STAGES: tl.constexpr, SLOPE: tl.constexpr,
-    AFFINE_FROM: tl.constexpr, PLAIN: tl.constexpr, HAS_POSITIONS: tl.constexpr,
-    HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
-    HAS_RANGES: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    AFFINE_FROM: tl.constexpr, LEVEL: tl.constexpr, PLAIN: tl.constexpr,
+    HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
+    HAS_DROPOUT: tl.constexpr, HAS_RANGES: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Query tiles [first, last); SIDE is that of the keys as the queries see them."""
     o_d = tl.arange(0, BLOCK_D)
@@ -54,7 +46,7 @@ def _walk_queries(
             nearest = nearest_right
         b_dot = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # (N, M)
         b_p = weights(
-            SCORE, AFFINE_FROM, None, SIDE, PLAIN, b_dot, b_i[None, :], b_j[:, None],
+            SCORE, AFFINE_FROM, None, SIDE, PLAIN, LEVEL, b_dot, b_i[None, :], b_j[:, None],
             b_lse[None, :], o_i[None, :], o_j[:, None], n, nearest, scale, i_head, p_params,
             p_dense, s_dense, window_left, window_right, HAS_DENSE, HAS_WINDOW,
         )  # fmt: skip
@@ -81,11 +73,11 @@ def attention_grad_keys(
     s_qt, s_qh, s_kt, s_kh, s_vt, s_vh, s_gt, s_gh, s_params, s_dense_h, s_dense,
     n_tokens, n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
     SCORE: tl.constexpr, STAGES: tl.constexpr, SLOPE: tl.constexpr,
-    AFFINE_FROM: tl.constexpr, BY_DISTANCE: tl.constexpr, PLAIN: tl.constexpr,
-    HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
-    HAS_DROPOUT: tl.constexpr, HAS_RANGES: tl.constexpr, HAS_ORDER: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
+    AFFINE_FROM: tl.constexpr, BY_DISTANCE: tl.constexpr, LEVEL: tl.constexpr,
+    PLAIN: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr, HAS_RANGES: tl.constexpr,
+    HAS_ORDER: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (H S, tiles of a slot): dk, dv (T, H, D) of a tile of keys.
 
@@ -133,8 +125,8 @@ def attention_grad_keys(
             p_q, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense, p_ranges,
             s_qt, s_gt, s_dense, begin, n, o_j, b_j, nearest_left, nearest_right, i_grain, i_head,
             scale, window_left, window_right, dropout_p, seed,
-            0, SCORE, STAGES, SLOPE, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
-            HAS_DROPOUT, HAS_RANGES, HEAD_DIM, BLOCK_M, BLOCK_D, PRECISION,
+            0, SCORE, STAGES, SLOPE, AFFINE_FROM, LEVEL, False, HAS_POSITIONS, HAS_DENSE,
+            HAS_WINDOW, HAS_DROPOUT, HAS_RANGES, HEAD_DIM, BLOCK_M, BLOCK_D, PRECISION,
         )  # fmt: skip
         if PLAIN or AFFINE_FROM is not None:
             b_dk, b_dv = _walk_queries(
@@ -142,8 +134,8 @@ def attention_grad_keys(
                 p_q, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense, p_ranges,
                 s_qt, s_gt, s_dense, begin, n, o_j, b_j, nearest_left, nearest_right, i_grain,
                 i_head, scale, window_left, window_right, dropout_p, seed,
-                1, SCORE, None, SLOPE, AFFINE_FROM, PLAIN, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
-                HAS_DROPOUT, HAS_RANGES, HEAD_DIM, BLOCK_M, BLOCK_D, PRECISION,
+                1, SCORE, None, SLOPE, AFFINE_FROM, LEVEL, PLAIN, HAS_POSITIONS, HAS_DENSE,
+                HAS_WINDOW, HAS_DROPOUT, HAS_RANGES, HEAD_DIM, BLOCK_M, BLOCK_D, PRECISION,
             )  # fmt: skip
         if AFFINE_FROM is not None:
             b_dk, b_dv = _walk_queries(
@@ -151,8 +143,8 @@ def attention_grad_keys(
                 p_q, p_grad_out, p_lse, p_delta, p_positions, p_params, p_dense, p_ranges,
                 s_qt, s_gt, s_dense, begin, n, o_j, b_j, nearest_left, nearest_right, i_grain,
                 i_head, scale, window_left, window_right, dropout_p, seed,
-                -1, SCORE, None, SLOPE, AFFINE_FROM, False, HAS_POSITIONS, HAS_DENSE, HAS_WINDOW,
-                HAS_DROPOUT, HAS_RANGES, HEAD_DIM, BLOCK_M, BLOCK_D, PRECISION,
+                -1, SCORE, None, SLOPE, AFFINE_FROM, LEVEL, False, HAS_POSITIONS, HAS_DENSE,
+                HAS_WINDOW, HAS_DROPOUT, HAS_RANGES, HEAD_DIM, BLOCK_M, BLOCK_D, PRECISION,
             )  # fmt: skip
         s_out = n_heads * HEAD_DIM
         p_dk += i_head * HEAD_DIM

@@ -17,21 +17,17 @@ import triton
 import triton.language as tl
 
 from ..slots import tile_of_program
-from .forward_kernel import (
+from .score_tile import (
     LOG2E,
     columns_of,
     keep_factor,
-    load_rows,
-    met_tiles,
     nearest_of,
+    nearest_term,
     pair_scores,
-    phases,
     places_of,
     side_terms,
-    store_rows,
-    unforeseen,
-    window_tiles,
 )
+from .tiles import load_rows, met_tiles, phases, store_rows, unforeseen, window_tiles
 
 
 @triton.jit
@@ -72,8 +68,9 @@ def attention_delta(
 @triton.jit
 def weights(
     SCORE: tl.constexpr, AFFINE_FROM: tl.constexpr, b_columns, SIDE: tl.constexpr,
-    PLAIN: tl.constexpr, b_dot, b_i, b_j, b_lse, o_i, o_j, n, nearest, scale, i_head, p_params,
-    p_dense, s_dense, window_left, window_right, HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr,
+    PLAIN: tl.constexpr, LEVEL: tl.constexpr, b_dot, b_i, b_j, b_lse, o_i, o_j, n, nearest, scale,
+    i_head, p_params, p_dense, s_dense, window_left, window_right, HAS_DENSE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
 ):  # fmt: skip
     """p = 2^(s - lse) of a block; everything a query's or a key's broadcasts to it.
 
@@ -88,9 +85,12 @@ def weights(
         return tl.exp2(b_s - b_lse)
     elif PLAIN:
         return tl.exp2(b_dot * (scale * LOG2E) - b_lse)
+    elif LEVEL:
+        level = nearest_term(SCORE, AFFINE_FROM, SIDE < 0, i_head, p_params) * LOG2E
+        return tl.exp2(b_dot * (scale * LOG2E) - (b_lse - level))
     else:
         b_row, b_column = side_terms(
-            SCORE, AFFINE_FROM, SIDE < 0, b_i, b_j, nearest, i_head, p_params
+            SCORE, AFFINE_FROM, b_columns is not None, SIDE < 0, b_i, b_j, nearest, i_head, p_params
         )
         if b_columns is not None:
             b_column = b_columns
@@ -110,8 +110,8 @@ def _walk_keys(
     begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
     SIDE: tl.constexpr, SCORE: tl.constexpr, STAGES: tl.constexpr, SLOPE: tl.constexpr,
     PARAMETER: tl.constexpr, LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr,
-    BY_DISTANCE: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr, N_LEARNED: tl.constexpr,
-    N_LOOKED: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr,
+    BY_DISTANCE: tl.constexpr, LEVEL: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr,
+    N_LEARNED: tl.constexpr, N_LOOKED: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr,
     CORRECTED: tl.constexpr, SETTLES: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
@@ -138,7 +138,7 @@ def _walk_keys(
         nearest = nearest_of(b_j, tile, SIDE < 0, HAS_POSITIONS, BLOCK_N)
         b_dot = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # (M, N)
         b_p = weights(
-            SCORE, AFFINE_FROM, b_columns, SIDE, PLAIN, b_dot, b_i[:, None], b_j[None, :],
+            SCORE, AFFINE_FROM, b_columns, SIDE, PLAIN, LEVEL, b_dot, b_i[:, None], b_j[None, :],
             b_lse[:, None], o_i[:, None], o_j[None, :], n, nearest, scale, i_head, p_params,
             p_dense, s_dense, window_left, window_right, HAS_DENSE, HAS_WINDOW,
         )  # fmt: skip
@@ -199,10 +199,10 @@ def attention_grad_queries(
     n_tokens, n_sequences, n_slots, n_heads, scale, window_left, window_right, dropout_p, seed,
     SCORE: tl.constexpr, STAGES: tl.constexpr, SLOPE: tl.constexpr, PARAMETER: tl.constexpr,
     LOOKUP: tl.constexpr, AFFINE_FROM: tl.constexpr, BY_DISTANCE: tl.constexpr,
-    FLAT: tl.constexpr, PLAIN: tl.constexpr, N_LEARNED: tl.constexpr, N_LOOKED: tl.constexpr,
-    BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr, CORRECTED: tl.constexpr, SETTLES: tl.constexpr,
-    HAS_GRAD_LSE: tl.constexpr, HAS_POSITIONS: tl.constexpr, HAS_DENSE: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    LEVEL: tl.constexpr, FLAT: tl.constexpr, PLAIN: tl.constexpr, N_LEARNED: tl.constexpr,
+    N_LOOKED: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr, CORRECTED: tl.constexpr,
+    SETTLES: tl.constexpr, HAS_GRAD_LSE: tl.constexpr, HAS_POSITIONS: tl.constexpr,
+    HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     HAS_RANGES: tl.constexpr, HAS_ORDER: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -253,9 +253,9 @@ def attention_grad_queries(
                 b_dq, b_learned, b_off, b_none, b_away, b_q, b_g, b_lse, b_delta, first, a, a, a,
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-                -1, SCORE, None, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, PLAIN,
-                N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, SETTLES, HAS_POSITIONS, HAS_DENSE,
-                HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
+                -1, SCORE, None, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, LEVEL, FLAT,
+                PLAIN, N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, SETTLES, HAS_POSITIONS,
+                HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
         if FAR:
             left = tl.sum(b_off, 0)
@@ -265,9 +265,9 @@ def attention_grad_queries(
                 b_dq, b_learned, b_off, b_none, b_away, b_q, b_g, b_lse, b_delta, b, c, c, c,
                 p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
                 begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-                1, SCORE, None, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, False,
-                N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, SETTLES, HAS_POSITIONS, HAS_DENSE,
-                HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
+                1, SCORE, None, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, LEVEL, FLAT,
+                False, N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, SETTLES, HAS_POSITIONS,
+                HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
         if FAR:
             right = tl.sum(b_off, 0) - left
@@ -277,9 +277,9 @@ def attention_grad_queries(
             a, b + last - c, b, c,
             p_k, p_v, p_positions, p_params, p_dense, s_kt, s_vt, s_dense,
             begin, n, o_i, b_i, i_head, scale, window_left, window_right, dropout_p, seed,
-            0, SCORE, STAGES, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, FLAT, False,
-            N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, SETTLES, HAS_POSITIONS, HAS_DENSE,
-            HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
+            0, SCORE, STAGES, SLOPE, PARAMETER, LOOKUP, AFFINE_FROM, BY_DISTANCE, LEVEL, FLAT,
+            False, N_LEARNED, N_LOOKED, BLOCK_L, BLOCK_C, CORRECTED, SETTLES, HAS_POSITIONS,
+            HAS_DENSE, HAS_WINDOW, HAS_DROPOUT, HEAD_DIM, BLOCK_N, BLOCK_D, PRECISION,
         )  # fmt: skip
         store_rows(
             p_dq + i_head * HEAD_DIM, b_dq * scale, begin, o_i, n, o_d, n_heads * HEAD_DIM,

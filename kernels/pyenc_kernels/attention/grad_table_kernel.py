@@ -12,16 +12,10 @@ import triton
 import triton.language as tl
 
 from ..slots import tile_of_program
-from .forward_kernel import (
-    load_rows,
-    met_tiles,
-    phases,
-    places_of,
-    unforeseen,
-    window_tiles,
-)
 from .grad_queries_kernel import load_lse, rows_of_head
+from .score_tile import places_of
 from .tile_gradient import pair_gradient
+from .tiles import load_rows, met_tiles, phases, unforeseen, window_tiles
 
 
 @triton.jit(

@@ -65,4 +65,14 @@ def _form_variant(*form: Any) -> str | None:
     return variant_of(flags_of(*form), False)
 
 
-_FORWARD = Plans(attention_forward, constants_of)
+def _constants(config: Config, *form: Any) -> dict[str, Any]:
+    """With a configuration's ways to walk beside the diagonal, where the call has tiles there."""
+    constants, flags = constants_of(config, *form), flags_of(*form)
+    beside = flags["PLAIN"] or flags["AFFINE_FROM"] is not None
+    return constants | {
+        "FIXED_SHIFT": config.fixed_shift and beside,
+        "COLUMNS_IN_PRODUCT": config.columns_in_product and flags["SLANTS"],
+    }
+
+
+_FORWARD = Plans(attention_forward, _constants)

@@ -103,7 +103,7 @@ def backward(
     )  # fmt: skip
     if bias is not None and lookup is not None:
         affine_from = constants.pop("AFFINE_FROM")
-        for name in ("BY_DISTANCE", "PLAIN"):
+        for name in ("BY_DISTANCE", "LEVEL", "PLAIN"):
             del constants[name]
         attention_grad_table[(programs * parts,)](
             q, k, v, grad_out, rows, shares,
@@ -151,7 +151,7 @@ def _grad_dense(
     tensors, form, _ = common(q, cu_seqlens, terms, None)
     config = config_of("attention_grad_keys", q, cu_seqlens, variant_of(flags_of(*form), False))
     constants = constants_of(config, *form)
-    for name in ("STAGES", "BY_DISTANCE", "HAS_RANGES", "HAS_ORDER"):
+    for name in ("STAGES", "BY_DISTANCE", "LEVEL", "HAS_RANGES", "HAS_ORDER"):
         del constants[name]
     n_sequences, _, *numbers = tensors.numbers
     tiles = triton.cdiv(side, config.block_m), triton.cdiv(side, config.block_n)

@@ -23,7 +23,8 @@ import triton
 import triton.language as tl
 
 from ..slots import GRAIN, sequence_of_slot, tile_of_program
-from .forward_kernel import LN2, LOG2E, NO_SCORE, load_rows, pair_scores, places_of
+from .score_tile import LN2, LOG2E, NO_SCORE, pair_scores, places_of
+from .tiles import load_rows
 
 SPREAD = tl.constexpr(32)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .forward_kernel import keep_factor, load_rows, pair_scores, places_of
 from .grad_queries_kernel import load_lse
+from .score_tile import keep_factor, pair_scores, places_of
+from .tiles import load_rows
 
 
 @triton.jit

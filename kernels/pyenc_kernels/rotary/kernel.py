@@ -24,7 +24,7 @@ def turns(p_cos, p_sin, p_positions, o_t, m_t, o_d, m_d, n_positions, HALF: tl.c
     """
     b_position = tl.load(p_positions + o_t, mask=m_t, other=0).to(tl.int64)
     m_position = (b_position >= 0) & (b_position < n_positions)
-    tl.device_assert(m_position, "rotary: a position is out of range", mask=m_t)
+    tl.device_assert(m_position, "a position is beyond the tables of cos and sin", mask=m_t)
     o_row = b_position[:, None, None] * HALF + o_d
     m_row = (m_t & m_position)[:, None, None] & m_d
     b_cos = tl.load(p_cos + o_row, mask=m_row, other=0.0)
