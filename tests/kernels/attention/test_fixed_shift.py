@@ -139,8 +139,8 @@ def test_every_bias(kind: str, way: str, dtype: torch.dtype, device: str) -> Non
 def test_a_row_that_outgrows_its_shift(
     kind: str, dtype: torch.dtype, by: float, device: str
 ) -> None:
-    """One key far from most queries, ahead of all others by more than a sum holds (e^44 and, in
-    float16, e^10), or nearly: their rows are that key's value. On either side of some."""
+    """One key far from most queries, ahead of all others by less than floats hold (e^88, in float16
+    e^11) or by more: their rows are that key's value. On either side of some."""
     call = Call(kind, [4 * BLOCK], dtype, device)
     call.raise_key(BLOCK + 3, by)
     for name in ("fixed", "both"):
