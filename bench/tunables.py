@@ -74,11 +74,13 @@ def registers() -> tuple[int | None, ...]:
     return (None,) if torch.version.hip else (None, 128)
 
 
-def _tiles(areas: Iterable[int], widths: Iterable[int]) -> Callable[[str], list[Config]]:
-    """Tiles of so many elements and columns, for kernels that have no pipeline."""
+def _tiles(
+    areas: Iterable[int], widths: Iterable[int], stages: Iterable[int] = (1,)
+) -> Callable[[str], list[Config]]:
+    """Tiles of so many elements and columns, mostly for kernels that have no pipeline."""
     sizes = [
-        Config(area // width, width, warps, 1)
-        for area, width, warps in itertools.product(areas, widths, (4, 8))
+        Config(area // width, width, warps, n_stages)
+        for area, width, warps, n_stages in itertools.product(areas, widths, (4, 8), stages)
         if area >= width
     ]
     return lambda dtype: sizes
@@ -232,7 +234,9 @@ TUNABLES = {
     "gated_linear_forward": _gated_linear,
     "gated_linear_backward": _gated_linear,
     "norm_forward": _norm,
-    "norm_backward": _norm,
+    "norm_backward": Tunable(
+        "norm", ("768",), _tiles((1024, 2048, 4096, 8192), (1024,), (1, 2, 3)), _norm_call
+    ),
     "norm_parameters": Tunable(
         "norm", ("768",), _tiles((1024, 2048, 4096), (16, 32, 64)), _norm_call
     ),

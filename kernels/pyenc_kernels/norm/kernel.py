@@ -77,10 +77,11 @@ def norm_backward(
     p_grad_normed, p_grad_total, p_total, p_weight, p_stats, p_grad_x, p_partial,
     s_grad_normed, s_grad_total, s_total, n_rows, n_columns, share,
     RMS: tl.constexpr, HAS_GRAD_TOTAL: tl.constexpr, HAS_BIAS: tl.constexpr,
-    PLUS_ONE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    PLUS_ONE: tl.constexpr, STAGES: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Program (P,): every P-th block of rows of grad_x (T, C), and what those add to the gradients
-    of weight and bias, partial (2, P, C); BLOCK_C holds all of C."""
+    of weight and bias, partial (2, P, C); BLOCK_C holds all of C. STAGES: blocks of rows on their
+    way through shared memory at a time, so that memory is read while others are computed."""
     i_program = tl.program_id(0)
     n_programs = tl.num_programs(0)
     o_c = tl.arange(0, BLOCK_C)[None, :]
@@ -90,9 +91,9 @@ def norm_backward(
         b_weight += 1.0
     b_grad_weight = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
     b_grad_bias = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
-    first = i_program.to(tl.int64) * BLOCK_T
-    while first < n_rows:
-        o_t = first + tl.arange(0, BLOCK_T)
+    n_blocks = (n_rows + BLOCK_T - 1) // BLOCK_T
+    for block in tl.range(i_program, n_blocks, n_programs, num_stages=STAGES):
+        o_t = (block * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
         m_t = o_t < n_rows
         mask = m_t[:, None] & m_c
         b_grad = tl.load(
@@ -123,7 +124,6 @@ def norm_backward(
             b_grad_x += tl.load(p_grad_total + o_grad_total, mask=mask, other=0.0).to(tl.float32)
         o_out = o_t[:, None] * n_columns + o_c
         tl.store(p_grad_x + o_out, b_grad_x.to(p_grad_x.dtype.element_ty), mask=mask)
-        first += n_programs * BLOCK_T
     o_c = tl.arange(0, BLOCK_C)
     o_partial = i_program.to(tl.int64) * n_columns + o_c
     tl.store(p_partial + o_partial, tl.sum(b_grad_weight, 0), mask=o_c < n_columns)

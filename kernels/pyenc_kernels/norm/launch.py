@@ -108,7 +108,9 @@ def backward(
     config = (configs or {}).get("norm_backward")
     config = config or config_for("norm_backward", total, columns, rows, whole=True)
     block_t, block_c = config.block(columns, whole=True)
-    sizes = {"BLOCK_T": block_t, "BLOCK_C": block_c, **config.launch}
+    sizes = {
+        "STAGES": config.num_stages, "BLOCK_T": block_t, "BLOCK_C": block_c, **config.launch,
+    }  # fmt: skip
     programs = min(triton.cdiv(rows, sizes["BLOCK_T"]), PROGRAMS)
     partial = stats.new_empty((1 if bias is None else 2, programs, columns))
     norm_backward[(programs,)](

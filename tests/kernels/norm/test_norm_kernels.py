@@ -77,7 +77,7 @@ def test_every_program_adds_its_share(device: str, monkeypatch: pytest.MonkeyPat
     real = launch.config_for
 
     def rows_alone(kernel: str, *rest: Any, **named: Any) -> Config:
-        return Config(1, 32, 4, 1) if kernel == "norm_backward" else real(kernel, *rest, **named)
+        return Config(1, 32, 4, 2) if kernel == "norm_backward" else real(kernel, *rest, **named)
 
     monkeypatch.setattr(launch, "config_for", rows_alone)
     tensors = made(70, 32, False, True, device)
