@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.runtime.jit import JITFunction
 
 from bench.ahead_of_time import ARCHITECTURES, Compiled, compile_for
-from bench.tunables import TUNABLES, numbers
+from bench.tunables import TUNABLES, kernel_of, numbers
 from pyenc.ops import ALiBi, AsymmetricALiBi, RelativePositionBias, alibi_slopes
 from pyenc.ops.attention import triton as attention_triton
 from pyenc.ops.attention.along import Line
@@ -211,7 +211,7 @@ def listed() -> list[Work]:
 
 def _entries(card: str, keys: tuple[str, ...]) -> list[Work]:
     return [
-        Work(card, TUNABLES[name.partition("/")[0]].op, dtype, shape)
+        Work(card, (TUNABLES.get(name) or TUNABLES[kernel_of(name)]).op, dtype, shape)
         for key in keys
         for name, dtypes in configs.table().get(key, {}).items()
         if isinstance(dtypes, dict)

@@ -22,7 +22,7 @@ from bench import occupancy
 from bench.ahead_of_time import SHARED_LIMIT, Compiled, compile_for
 from bench.aot_work import SERIALISED
 from bench.processes import over_candidates
-from bench.tunables import TUNABLES
+from bench.tunables import TUNABLES, kernel_of
 from pyenc_kernels.configs import Config
 
 SPILLED_BYTES = 1024
@@ -120,7 +120,7 @@ def _compile(
         try:
             (compiled,) = compile_for(
                 architecture, lambda config=config: call(config), (architecture, "default"),
-                only=form.kernel, keep=keep,
+                only=kernel_of(form.kernel), keep=keep,
             )  # fmt: skip
         except Exception as error:  # a layout that Triton has not, an instruction of another card
             said = f"{type(error).__name__}: {str(error).strip()[:200]}"

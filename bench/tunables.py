@@ -40,6 +40,11 @@ class Tunable:
     forms want other tiles."""
 
 
+def kernel_of(row: str) -> str:
+    """The kernel that a row of `TUNABLES` is about: one may have several, a variant each."""
+    return row.partition("/")[0]
+
+
 def numbers(shape: str, otherwise: int = TOKENS) -> tuple[int, int]:
     """(width, length) of a shape, with another length where it has none."""
     width, _, length = shape.partition("x")
@@ -60,12 +65,19 @@ def _attention_candidates(dtype: str) -> list[Config]:
 
 
 def _forward_candidates(dtype: str) -> list[Config]:
-    """The same blocks, in all ways to walk beside the diagonal that may be ahead."""
-    ways = (False, False), (True, False), (True, True)
+    """The same blocks, with a shift that stands still and without; the former also with keys'
+    numbers out of the product."""
+    plain = _plain_candidates(dtype)
+    return plain + [
+        replace(config, columns_in_product=True) for config in plain if config.fixed_shift
+    ]
+
+
+def _plain_candidates(dtype: str) -> list[Config]:
     return [
-        replace(config, fixed_shift=fixed, columns_in_product=of_keys)
+        replace(config, fixed_shift=fixed)
         for config in _attention_candidates(dtype)
-        for fixed, of_keys in ways
+        for fixed in (False, True)
     ]
 
 
@@ -87,14 +99,17 @@ def _tiles(
 
 
 def _attention_call(kernel: str, dtype: str, width: int, length: int, device: torch.device) -> Call:
-    """ALiBi with the published slopes, everything computed: what a tile costs, not how many."""
+    """ALiBi with the published slopes, or no bias, everything computed: what a tile costs, not how
+    many."""
     shape = TOKENS, HEADS, width
     q, k, v, g = (torch.randn(shape, device=device).to(getattr(torch, dtype)) for _ in range(4))
     bounds = [*range(0, TOKENS, min(length, TOKENS)), TOKENS]
     cu_seqlens = torch.tensor(bounds, dtype=torch.int32, device=device)
     params = alibi_slopes(HEADS).to(device)[:, None].contiguous()
     terms = attention.Terms(scale=width**-0.5, bias=ALIBI, params=params)
-    if kernel == "attention_forward":
+    if kernel.endswith("/plain"):
+        terms = attention.Terms(scale=width**-0.5)
+    if kernel_of(kernel) == "attention_forward":
         return lambda config: attention.forward(q, k, v, cu_seqlens, terms, None, config)
     out, lse = attention.forward(q, k, v, cu_seqlens, terms)
     return lambda config: attention.backward(
@@ -208,7 +223,8 @@ def _segment_mean_call(
 def _attention(
     variant: str, candidates: Callable[[str], list[Config]] = _attention_candidates
 ) -> Tunable:
-    return Tunable("alibi", ("64x512", "64x8192"), candidates, _attention_call, variant)
+    op = "none" if variant == "plain" else "alibi"
+    return Tunable(op, ("64x512", "64x8192"), candidates, _attention_call, variant)
 
 
 _gated = Tunable(
@@ -222,8 +238,9 @@ _norm_rotary = Tunable(
     _norm_rotary_call,
 )  # fmt: skip
 
-TUNABLES = {
+TUNABLES = {  # a kernel, or one of its variants where it has several rows
     "attention_forward": _attention("affine", _forward_candidates),
+    "attention_forward/plain": _attention("plain", _plain_candidates),
     "attention_grad_queries": _attention("affine-learned"),
     "attention_grad_keys": _attention("affine"),
     "embedding_norm": Tunable(

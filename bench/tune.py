@@ -22,7 +22,7 @@ from bench.chosen import chosen
 from bench.measure import clock, machine, record
 from bench.processes import over_candidates
 from bench.pruning import Form
-from bench.tunables import TUNABLES, Call, numbers
+from bench.tunables import TUNABLES, Call, kernel_of, numbers
 from pyenc.cli.nearest import suggestion
 from pyenc.errors import InputError
 from pyenc_kernels import configs
@@ -134,7 +134,7 @@ def write(device: torch.device, kernel: str, dtype: str, shape: str, best: Confi
     table = json.loads(configs.FILE.read_text("utf-8"))
     of_card = table.setdefault(card, {"architecture": architecture})
     variant = TUNABLES[kernel].variant
-    name = kernel if variant is None else f"{kernel}/{variant}"
+    name = kernel if variant is None else f"{kernel_of(kernel)}/{variant}"
     of_card.setdefault(name, {}).setdefault(dtype, {})[shape] = best.numbers
     configs.FILE.write_text(as_text(table) + "\n", "utf-8")
 

@@ -62,8 +62,10 @@ def config_of(
 
 
 def variant_of(flags: dict[str, Any], learned: bool) -> str | None:
-    """The forms whose registers are known: affine by the distance, from a number a head (ALiBi) or
-    from one that a pair near the diagonal looks up (T5)."""
+    """The forms whose registers are known: without a bias; affine by the distance, from a number a
+    head (ALiBi) or from one that a pair near the diagonal looks up (T5)."""
+    if flags["PLAIN"] and not flags["HAS_DROPOUT"]:
+        return "plain"
     if flags["AFFINE_FROM"] is None or not flags["BY_DISTANCE"] or flags["HAS_DROPOUT"]:
         return None
     if flags["GATHERS"] != 0:
