@@ -183,6 +183,8 @@ NUMBERS: list[tuple[str, str, str, Any]] = [
     ("albert_small_like_h4", "attention", "scaling", 0.01),
     ("albert_small_like_h4", "full_layer_layer_norm", "eps", 1.0),
     ("distilbert_h4", "sa_layer_norm", "eps", 1.0),
+    ("electra_small_like_h4", "embeddings.LayerNorm", "eps", 1.0),
+    ("electra_small_like_h4", "attention.self", "scaling", 0.01),
     ("mpnet_base_v2_like_h4", "attention.LayerNorm", "eps", 1.0),
     ("roberta_distil_like_h4", "embeddings", "padding_idx", 0),
     ("modernbert_embed_like_h2", "layers.1.attn", "sliding_window", 3),

@@ -167,8 +167,8 @@ def test_unknown_families() -> None:
     import transformers
 
     refused(
-        of_transformers(transformers.ElectraForSequenceClassification, embedding_size=16),
-        "no family of encoders that ElectraModel is",
+        of_transformers(transformers.ConvBertForSequenceClassification, embedding_size=16),
+        "no family of encoders that ConvBertModel is",
     )
     refused(
         of_transformers(transformers.SqueezeBertForSequenceClassification, embedding_size=16),
