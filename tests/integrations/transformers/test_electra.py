@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pyenc.errors import CheckpointError, InputError
@@ -237,3 +237,28 @@ def test_gradients(width: int, tmp_path: Path) -> None:
         assert found is not None
         right = torch.cat([theirs[name].grad for name in names])
         torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("bias", "why"), [(None, "the weights lack generator_pr"), (torch.ones(3), "has shape .3,.")]
+)
+def test_a_decoder_without_its_head(bias: Tensor | None, why: str, tmp_path: Path) -> None:
+    """Tied, it follows the word embeddings when they are saved; there are no logits."""
+    original("ForMaskedLM").save_pretrained(tmp_path / "a")
+    path = tmp_path / "a" / "model.safetensors"
+    tensors = load_file(path)
+    words, decoder = "electra.embeddings.word_embeddings.weight", "generator_lm_head.weight"
+    tensors[decoder] = tensors[words].clone()
+    del tensors["generator_predictions.dense.bias"]
+    if bias is not None:
+        tensors["generator_predictions.dense.bias"] = bias
+    save_file(tensors, path, metadata={"format": "pt"})
+    checkpoint = load_checkpoint(tmp_path / "a")
+    with pytest.raises(InputError, match=why):
+        checkpoint.encoder.token_logits(**batch())
+    checkpoint.encoder.embeddings.word.weight.mul_(2)
+    save_checkpoint(checkpoint, tmp_path / "b")
+    after = load_file(tmp_path / "b" / "model.safetensors")
+    assert torch.equal(after[decoder], 2 * tensors[words].float())
+    assert torch.equal(after[words], after[decoder])
