@@ -155,14 +155,25 @@ def check_hooks(whole: nn.Module, model: nn.Module) -> None:
 def asks_for_gradient(hook: Any) -> bool:
     """Whether it is what transformers sets on embeddings beside gradient checkpointing, so that
     what comes of them needs a gradient: pyenc's layers do without."""
-    name = f"{getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', '')}"
+    name = _name_of(hook)
     return name.startswith("transformers.") and ".enable_input_require_grads." in name
+
+
+def collects_states(hook: Any) -> bool:
+    """Whether it is what transformers leaves on layers once all hidden states, or attentions, were
+    asked for: idle in any call that asks for neither, and pyenc's encoder serves no other."""
+    name = _name_of(hook)
+    return name.startswith("transformers.") and name.endswith(".output_capturing_hook")
+
+
+def _name_of(hook: Any) -> str:
+    return f"{getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', '')}"
 
 
 def interfered(module: nn.Module) -> bool:
     """Whether something is to happen when a module is called, beside what its class says."""
     return bool(
-        not all(map(asks_for_gradient, module._forward_hooks.values()))
+        not all(asks_for_gradient(h) or collects_states(h) for h in module._forward_hooks.values())
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks

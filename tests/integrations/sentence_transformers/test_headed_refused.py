@@ -113,6 +113,21 @@ def test_a_head_that_adds_something(bert: Any) -> None:
     refused(bert, "Mine does not hand on its features as they are")
 
 
+@pytest.mark.parametrize("more", ["hidden_states", "attentions"])
+def test_a_head_that_asks_for_more(bert: Any, more: str) -> None:
+    """Than the states: of all layers, or their weights, where there are some."""
+
+    def forward(self: Any, input_ids: Any, attention_mask: Any = None, **_: Any) -> Any:
+        asked = {f"output_{more}": True}
+        answer = self.bert(input_ids, attention_mask=attention_mask, **asked)
+        scale = 1 if answer.get(more) is None else len(answer[more])
+        return SimpleNamespace(logits=scale * self.classifier(answer[1]))
+
+    of_class(bert, forward=forward)
+    bert.predict(PAIRS)  # transformers notes that more was asked for
+    refused(bert, "Mine does not hand on its features as they are")
+
+
 def test_a_head_that_cannot_be_run(bert: Any) -> None:
     def forward(self: Any, *_: Any, **__: Any) -> Any:
         raise ValueError("only on Sundays")
