@@ -211,11 +211,17 @@ def test_all_hidden_states(name: str, packed: list[Any]) -> None:
     models = both(name)
     for model in models:
         model[0].model.config.output_hidden_states = True
+    late = accelerate(copy.deepcopy(models[0]))
     with torch.no_grad():
         a, b = (m(dict(m.preprocess(PAIRS))) for m in models)
     assert not packed
     assert torch.equal(a["scores"], b["scores"])
     assert len(a["all_layer_embeddings"]) == len(b["all_layer_embeddings"]) > 2
+    for model in (models[1], late):
+        model[0].model.config.output_hidden_states = False
+        packed.clear()
+        assert off(model.predict(PAIRS), models[0].predict(PAIRS)) <= NEAR
+        assert len(packed) == 1
 
 
 @pytest.mark.parametrize("name", CROSS)
