@@ -230,10 +230,14 @@ def test_features_of_ones_own(name: str, packed: list[Any]) -> None:
     models = both(name)
     features = dict(models[0].preprocess(PAIRS))
     length = features["input_ids"].shape[1]
-    features["position_ids"] = torch.arange(length).flip(0)[None]
-    a, b = scores_of(models, features)
+    said = {"position_ids": torch.arange(length).flip(0)[None]}
+    a, b = scores_of(models, features | said)
+    with torch.no_grad():
+        other = [model[0](dict(features), **said)["scores"] for model in models]
     assert not packed
     assert torch.equal(a, b)
+    assert all(torch.equal(a, each) for each in other)
+    assert off(a, scores_of(models, features)[1]) > 1e-3
 
 
 @pytest.mark.parametrize("before", ["nothing", "a pass", "a pass that fails"])

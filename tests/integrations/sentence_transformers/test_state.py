@@ -274,42 +274,6 @@ def test_looked_at_under_autocast(bert: Any) -> None:
     assert vectors.shape[0] == len(TEXTS)
 
 
-def no_first_token(features: dict[str, Any]) -> None:
-    features["attention_mask"][:, 0] = 0
-
-
-def no_first_state(features: dict[str, Any]) -> None:
-    features["token_embeddings"][:, 0] = 7.0
-
-
-@pytest.mark.parametrize("change", [no_first_token, no_first_state])
-@pytest.mark.parametrize("equal_lengths", [False, True])
-def test_what_is_changed_before_pooling(bert: Any, change: Any, equal_lengths: bool) -> None:
-    """By a hook of one of the two modules, or by hand between them: in place, as anyone would."""
-    texts = ["two words"] * 3 if equal_lengths else TEXTS
-    plain, ours = bert, accelerate(copy.deepcopy(bert))
-    as_it_is = ours.encode(texts)
-    for module, hooked in (
-        (0, lambda m: m.register_forward_hook(lambda _, args, out: change(out))),
-        (1, lambda m: m.register_forward_pre_hook(lambda _, args: change(args[0]))),
-    ):
-        handles = [hooked(model[module]) for model in (plain, ours)]
-        a, b = (model.encode(texts, batch_size=4) for model in (plain, ours))
-        for handle in handles:
-            handle.remove()
-        assert off(a, b) <= NEAR
-        assert off(a, as_it_is) > 0.01
-    for mode in (torch.no_grad, torch.inference_mode):
-        with mode():
-            found = [model[0](model.preprocess(texts)) for model in (plain, ours)]
-            for features in found:
-                change(features)
-            pairs = zip((plain, ours), found, strict=True)
-            a, b = (model[1](features)["sentence_embedding"] for model, features in pairs)
-        assert off(a, b) <= NEAR
-    assert off(ours.encode(texts), as_it_is) == 0
-
-
 @pytest.mark.slow
 def test_spawned_workers(bert: Any) -> None:
     """A worker's model is accelerated too: its own class is nowhere to be seen there."""
