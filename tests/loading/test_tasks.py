@@ -255,12 +255,17 @@ def quantised(tensors: dict[str, Tensor]) -> None:
     tensors[f"{QKV}.0.lora_B"] = tensors[f"{QKV}.0.lora_B"].to(torch.int8)
 
 
+def quantised_base(tensors: dict[str, Tensor]) -> None:
+    tensors[f"{QKV}.original"] = tensors[f"{QKV}.original"].to(torch.int8)
+
+
 @pytest.mark.parametrize("task", ["separation", None])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (infinite, r"1.mixer.Wqkv.parametrizations.weight.0.lora_B' has inf at \(2, 5, 1\)"),
         (quantised, r"1.mixer.Wqkv.parametrizations.weight.0.lora_B' is torch.int8, which is not"),
+        (quantised_base, r"Wqkv.parametrizations.weight.original' is torch.int8, which is not"),
     ],
 )
 def test_what_an_adapter_has(
