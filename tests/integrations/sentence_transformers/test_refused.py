@@ -144,9 +144,18 @@ def test_the_batch_decides() -> None:
     refused(model, "scaled by the width of a batch")
 
 
-def test_hooks(bert: Any) -> None:
-    bert[0].model.encoder.layer[1].register_forward_hook(lambda *_: None)
+@pytest.mark.parametrize(
+    "kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
+)
+def test_hooks(bert: Any, kind: str) -> None:
+    getattr(bert[0].model.encoder.layer[1], f"register_{kind}")(lambda *_: None)
     refused(bert, "a hook.*encoder.layer.1")
+
+
+def test_another_forward(bert: Any) -> None:
+    layer = bert[0].model.encoder.layer[1]
+    layer.forward = layer.forward
+    refused(bert, "another forward, is set on encoder.layer.1")
 
 
 def test_a_module_compiled_in_place(bert: Any) -> None:
