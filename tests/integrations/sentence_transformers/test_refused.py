@@ -175,6 +175,23 @@ def test_quantised(bert: Any) -> None:
         torch.ao.quantization.quantize_dynamic(bert[0].model, {torch.nn.Linear}, inplace=True)
     refused(bert, "lacks|no family")
     model = loaded("bert_mean_h4")
+    model[0].model.is_quantized = True  # as transformers says, whatever its layers look like
+    refused(model, "its weights are quantised")
+    del model[0].model.is_quantized
+
+    class Packed(torch.nn.Parameter):
+        """A parameter of another library, with numbers that mean something else."""
+
+    class Nested(torch.Tensor):
+        """The same of a tensor."""
+
+    dense = model[0].model.encoder.layer[0].output.dense
+    plain = dense.weight
+    dense.weight = Packed(plain.detach())
+    refused(model, "encoder.layer.0.output.dense.weight is a Packed: quantised")
+    dense.weight = torch.nn.Parameter(plain.detach().as_subclass(Nested))
+    refused(model, "encoder.layer.0.output.dense.weight is a Nested: quantised")
+    dense.weight = plain
     weight = model[0].model.encoder.layer[0].output.dense
     weight.weight = torch.nn.Parameter(weight.weight.detach().to(torch.int8), requires_grad=False)
     refused(model, "int8: quantised")
