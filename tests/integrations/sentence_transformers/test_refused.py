@@ -80,6 +80,14 @@ def test_pooler_output(bert: Any) -> None:
     refused(bert, "pooler_output")
 
 
+def test_another_name_of_its_answer(bert: Any) -> None:
+    """Under which whatever comes behind it looks for the states."""
+    bert[0].module_output_name = "states"
+    with pytest.warns(AccelerationWarning, match="its states of text is last_hidden_state of"):
+        assert pyenc.accelerate(bert) is bert
+    assert not is_accelerated(bert)
+
+
 def test_another_backend_or_task(bert: Any) -> None:
     bert[0].backend = "onnx"
     refused(bert, '"onnx"')
