@@ -140,6 +140,14 @@ def test_more_positions(bert: Any) -> None:
     left_alone(model, "position_embeddings.weight has shape .* but its config asks for")
 
 
+def test_another_table_by_its_data_alone(bert: Any) -> None:
+    """The same parameter, and nothing beside it that says so."""
+    model = accelerate(bert)
+    table = model[0].model.embeddings.position_embeddings.weight
+    table.data = torch.cat((table.data, table.data))
+    left_alone(model, "position_embeddings.weight has shape .* but its config asks for")
+
+
 def test_another_dtype_of_one_layer(bert: Any) -> None:
     model = accelerate(bert)
     model[0].model.embeddings.LayerNorm.double()
