@@ -66,7 +66,14 @@ EUROBERT = Naming(
     eps=0.0,
 )  # fmt: skip
 
+ELECTRA = Naming(
+    dense="generator_predictions.dense", norm="generator_predictions.LayerNorm",
+    bias="generator_lm_head.bias", decoder="generator_lm_head.weight",
+    words="electra.embeddings.word_embeddings.weight", eps=1e-12,
+)  # fmt: skip
+
 STORED = {
+    "electra_mlm_like_h2": ELECTRA,
     "eurobert_like_h4": EUROBERT,
     "jina_mlm_prefix_h4": bert("bert."),
     "mosaic_mlm_h4": bert("bert.", bias="cls.predictions.decoder.bias"),

@@ -93,7 +93,9 @@ def content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
             whole.update(json.dumps([key, value]).encode())
     for name, tensor in sorted(tensors.items()):
         whole.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        whole.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        # A number by itself cannot be seen as bytes, and a row of one can.
+        row = tensor.detach().cpu().reshape(-1).contiguous()
+        whole.update(row.view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()
 
 

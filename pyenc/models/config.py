@@ -76,7 +76,7 @@ class EncoderConfig:
     """Channels of a head where they are not `hidden_size / num_heads`."""
     embedding_size: int | None = None
     """Channels of the tables that an encoder begins with, which a linear layer then maps to
-    `hidden_size` (ALBERT's); None: `hidden_size`, and no such layer."""
+    `hidden_size` (ALBERT's, ELECTRA's); None: `hidden_size`, and no such layer."""
     layer_order: tuple[int, ...] = ()
     """Which of the `num_layers` layers comes when, one as often as it is named (ALBERT has fewer
     than a text goes through); empty: each once, in their order."""

@@ -153,7 +153,7 @@ def ranges_of(vectors: np.ndarray, precision: str = "int8") -> np.ndarray:
         CalibrationWarning: there are fewer than 100.
 
     Raises:
-        InputError: there are fewer than two, or one is not finite.
+        InputError: there are fewer than two, one is not finite, or they are too far apart.
     """
     array = np.atleast_2d(_floats("calibration", vectors))
     if len(array) < 2:
@@ -170,7 +170,7 @@ def ranges_of(vectors: np.ndarray, precision: str = "int8") -> np.ndarray:
             ),
             stacklevel=stacklevel(),
         )
-    return np.stack([array.min(axis=0), array.max(axis=0)]).astype(np.float32)
+    return _in_float32("calibration", np.stack([array.min(axis=0), array.max(axis=0)]))
 
 
 def checked_precision(
@@ -228,7 +228,21 @@ def _checked_ranges(ranges: Any, dim: int) -> np.ndarray:
             f"ranges: of dimension {wrong[0]} the least value, {array[0, wrong[0]]}, is above the "
             f"greatest, {array[1, wrong[0]]}"
         )
-    return array.astype(np.float32)
+    return _in_float32("ranges", array)
+
+
+def _in_float32(name: str, ranges: np.ndarray) -> np.ndarray:
+    """Ranges (2, dim) with steps between their ends that are numbers."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        least, greatest = both = ranges.astype(np.float32)
+        wrong = np.flatnonzero(~np.isfinite(greatest - least))
+    if len(wrong):
+        at = wrong[0]
+        raise InputError(
+            f"{name}: the values of dimension {at} lie between {ranges[0, at]} and "
+            f"{ranges[1, at]}, which is further apart than float32 has numbers"
+        )
+    return both
 
 
 def _floats(name: str, values: Any) -> np.ndarray:

@@ -29,6 +29,7 @@ FAMILIES = {
     "albert": "ALBERT",
     "bert": "BERT",
     "distilbert": "DistilBERT",
+    "electra": "ELECTRA",
     "eurobert": "EuroBERT",
     "gemma": "Gemma",
     "gte": "GTE v1.5",

@@ -222,6 +222,16 @@ def test_only_floats_are_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_number_by_itself_is_a_tensor(tmp_path: Path) -> None:
+    """As a position's own parameter may be; and one of another shape is another."""
+    given = tensors() | {"layers.0.attention.position_bias.slope" + VALUE: torch.tensor(1.5)}
+    found, metadata = read_difference(written(tmp_path / "d.safetensors", given))
+    assert found.keys() == given.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in given.items())
+    flat = {name: tensor.reshape(tensor.shape or (1,)) for name, tensor in given.items()}
+    assert content_hash(flat, metadata) != metadata["sha256"]
+
+
 def test_the_hash_is_of_names_shapes_and_words() -> None:
     given = tensors()
     hashes = {

@@ -187,10 +187,26 @@ def test_no_such_task(name: str, task: Any, kind: type[Exception], message: str)
 CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"lora_adaptations": None}, "lora_adaptations must name the tasks"),
     ({"lora_adaptations": ["a", 2]}, "lora_adaptations must name the tasks"),
+    ({"lora_adaptations": []}, "lora_adaptations must name the tasks"),
+    ({"lora_adaptations": "separation"}, "lora_adaptations must name the tasks"),
+    (
+        {"lora_adaptations": ["a", "a"], "task_instructions": {"a": "", "b": ""}},
+        "task_instructions must have a string for each of a, a",
+    ),
+    (
+        {
+            "task_instructions": dict.fromkeys(
+                ("Separation", *(t for t in TASKS if t[0] != "s")), ""
+            )
+        },
+        "task_instructions must have a string for each of",
+    ),
+    ({"task_instructions": dict.fromkeys(TASKS)}, "task_instructions must have a string for each"),
     ({"lora_adaptations": ["separation"]}, "task_instructions must have a string for each of"),
     ({"task_instructions": {"separation": ""}}, "task_instructions must have a string for each of"),
     ({"load_trained_adapters": False}, "load_trained_adapters is not true"),
     ({"lora_rank": 4}, r"has shape \(5, 1, 3\), but 5 tasks of rank 4 beside \(1, 48\)"),
+    ({"lora_rank": 1}, r"has shape \(5, 1, 3\), but 5 tasks of rank 1 beside \(1, 48\)"),
     ({"lora_rank": 0}, "lora_rank must be at least 1"),
     ({"lora_alpha": "1"}, "lora_alpha must be a number"),
 ]
@@ -219,6 +235,10 @@ TENSORS: list[tuple[Callable[[dict[str, Tensor]], object], str]] = [
     (without(f"{QKV}.0.lora_A"), "unexpected tensor .*Wqkv.parametrizations"),
     (without(f"{QKV}.original"), "missing tensor 'roberta.encoder.layers.1.mixer.Wqkv.weight'"),
     (
+        lambda tensors: tensors.update({f"{QKV}.original": torch.zeros(144 * 48)}),
+        r"Wqkv.*original' has shape \(6912,\), and its adapter needs a matrix",
+    ),
+    (
         lambda tensors: tensors.update({f"{QKV}.0.lora_A": torch.zeros(5, 48, 3)}),
         r"lora_A' has shape \(5, 48, 3\), but 5 tasks of rank 3 beside \(144, 48\) ask for",
     ),
@@ -235,12 +255,17 @@ def quantised(tensors: dict[str, Tensor]) -> None:
     tensors[f"{QKV}.0.lora_B"] = tensors[f"{QKV}.0.lora_B"].to(torch.int8)
 
 
+def quantised_base(tensors: dict[str, Tensor]) -> None:
+    tensors[f"{QKV}.original"] = tensors[f"{QKV}.original"].to(torch.int8)
+
+
 @pytest.mark.parametrize("task", ["separation", None])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (infinite, r"1.mixer.Wqkv.parametrizations.weight.0.lora_B' has inf at \(2, 5, 1\)"),
         (quantised, r"1.mixer.Wqkv.parametrizations.weight.0.lora_B' is torch.int8, which is not"),
+        (quantised_base, r"Wqkv.parametrizations.weight.original' is torch.int8, which is not"),
     ],
 )
 def test_what_an_adapter_has(

@@ -7,6 +7,7 @@ from typing import Any
 GTE, NOMIC, MODERN = "gte_base_like_h4", "nomic_v1_like_h2", "modernbert_embed_like_h2"
 GEMMA, EURO = "gemma_embed_like_h3", "eurobert_like_h4"
 ALBERT, ALBERT_MLM = "albert_small_like_h4", "albert_mlm_like_h2"
+ELECTRA, ELECTRA_BASE = "electra_small_like_h4", "electra_base_like_h2"
 LLAMA, MISTRAL = "llama_encoder_like_h6", "mistral_e5_like_h4"
 QWEN2, QWEN3 = "qwen2_code_like_h6", "qwen3_embed_like_h4"
 JINA3, ORIGINAL3 = "jinav3_hf_like_h4", "jinav3_lora_like_h2"
@@ -223,6 +224,19 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("ALBERT", ALBERT, {"hidden_size": 65}, "hidden_size 65 is not a multiple of num_heads 4"),
     ("ALBERT", ALBERT, {"hidden_act": "gelu_10"}, "hidden_act 'gelu_10' is unknown"),
     ("ALBERT", ALBERT, {"is_decoder": True}, "is_decoder is True"),
+    ("ELECTRA", ELECTRA, {"model_type": "bert"}, "unknown architecture: model_type 'bert'"),
+    ("ELECTRA", ELECTRA, {"position_embedding_type": "relative_key"}, "has absolute positions"),
+    ("ELECTRA", ELECTRA, {"position_embedding_type": "relative_key_query"}, "has absolute posit"),
+    ("ELECTRA", ELECTRA, {"is_decoder": True}, "is_decoder is True"),
+    ("ELECTRA", ELECTRA, {"add_cross_attention": True}, "add_cross_attention is True"),
+    ("ELECTRA", ELECTRA, {"embedding_size": 0}, "embedding_size must be positive: 0"),
+    ("ELECTRA", ELECTRA, {"embedding_size": None}, "embedding_size must be a whole number"),
+    ("ELECTRA", ELECTRA, {"embedding_size": ...}, "shape .128, 24., but config.json .* .128, 128"),
+    ("ELECTRA", ELECTRA, {"embedding_size": 64}, "unexpected tensor 'electra.embeddings_project"),
+    ("ELECTRA", ELECTRA_BASE, {"embedding_size": 24}, "missing tensor 'embeddings_project.weigh"),
+    ("ELECTRA", ELECTRA, {"hidden_size": 65}, "hidden_size 65 is not a multiple of num_heads 4"),
+    ("ELECTRA", ELECTRA, {"hidden_act": "gelu_10"}, "hidden_act 'gelu_10' is unknown"),
+    ("BERT", "bert_mean_h4", {"model_type": "electra", "embedding_size": 64}, "tensor 'pooler.de"),
     ("Mistral", MISTRAL, {"model_type": "mixtral"}, "unknown architecture: model_type 'mixtral'"),
     ("Mistral", MISTRAL, {"model_type": ...}, "unknown architecture: model_type None"),
     ("Mistral", MISTRAL, {"sliding_window": 0}, "sliding_window must be null or positive, got 0"),

@@ -22,11 +22,11 @@ def test_gradients(name: str) -> None:
     """Off by no more than three times what the dense computation under autocast is off; float32,
     as the parameters are.
 
-    Four draws are judged as one: autocast rounds a bias's gradient to bfloat16, and in a single
+    Eight draws are judged as one: autocast rounds a bias's gradient to bfloat16, and in a single
     draw the naive one may lie nearer to the truth by luck than half of what that can tell apart.
     """
     found: dict[str | None, dict[str, list[Tensor]]] = {}
-    for _ in range(4):
+    for _ in range(8):
         case = case_of(name)
         encoder = case.checkpoint.encoder
         answers: dict[str | None, dict[str, Tensor]] = {}

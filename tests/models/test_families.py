@@ -19,6 +19,8 @@ from tests.loading.test_strict import copied
 from tests.models.refused_configs import (
     ALBERT,
     ALBERT_MLM,
+    ELECTRA,
+    ELECTRA_BASE,
     EURO,
     GEMMA,
     GTE,
@@ -199,6 +201,23 @@ def test_albert_order() -> None:
     plain = shape_of("ALBERT", ALBERT, hidden_dropout_prob=0.25, attention_probs_dropout_prob=0.5)
     assert (plain.embedding_dropout, plain.output_dropout, plain.hidden_dropout) == (0.25, 0.25, 0)
     assert plain.attention_dropout == 0.5
+
+
+def test_electra_widths() -> None:
+    """A layer between tables and states where their widths differ; and what a file leaves open."""
+    small = shape_of("ELECTRA", ELECTRA)
+    assert (small.embedding_size, small.hidden_size, small.pooler) == (24, 64, False)
+    assert (small.hidden_dropout, small.attention_dropout) == (0.1, 0.1)
+    assert shape_of("ELECTRA", ELECTRA_BASE).embedding_size is None
+    assert shape_of("ELECTRA", ELECTRA_BASE, embedding_size=...).embedding_size == 128
+    sizes = {
+        "vocab_size": ..., "embedding_size": ..., "hidden_size": ..., "num_hidden_layers": ...,
+        "num_attention_heads": ..., "intermediate_size": ..., "max_position_embeddings": ...,
+    }  # fmt: skip
+    unsaid = shape_of("ELECTRA", ELECTRA, **sizes)
+    assert (unsaid.embedding_size, unsaid.hidden_size, unsaid.num_layers) == (128, 256, 12)
+    assert (unsaid.num_heads, unsaid.intermediate_size, unsaid.num_positions) == (4, 1024, 512)
+    assert unsaid.vocab_size == 30_522
 
 
 def test_mistral_spellings() -> None:

@@ -89,6 +89,18 @@ def test_gte_unpacked_and_prefixed(tmp_path: Path) -> None:
     assert list(checkpoint.set_aside) == ["classifier.weight"]
 
 
+@pytest.mark.parametrize(
+    "name", ["electra_base_like_h2", "electra_mlm_like_h2", "electra_small_like_h4"]
+)
+def test_electra_without_model_type(name: str, tmp_path: Path) -> None:
+    """Files older than the key name the class, which tells ELECTRA from BERT."""
+    folder = copied(name, tmp_path)
+    edit_config(folder, model_type=None)
+    assert load_checkpoint(folder).family.name == "ELECTRA"
+    edit_config(folder, model_type="electra", architectures=["BertModel"])
+    assert load_checkpoint(folder).family.name == "ELECTRA"
+
+
 def test_one_roberta_position_too_many() -> None:
     """The limit leaves out the rows that belong to no token: 322 rows, 320 tokens."""
     encoder = load_checkpoint(GOLDEN / "xlmr_e5_like_h2").encoder

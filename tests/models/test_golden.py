@@ -119,6 +119,8 @@ MUTATIONS: dict[str, list[dict[str, Any]]] = {
         {"activation": "gelu"},
         {"norm_eps": 1e-3},
     ],
+    "electra_base_like_h2": [{"activation": "gelu_tanh"}, {"norm_eps": 1e-3}],
+    "electra_small_like_h4": [{"activation": "gelu_tanh"}, {"norm_eps": 1e-3}, {"scale": 1.0}],
     "jina_geglu_h4": [{"activation": "gelu_tanh"}, {"gate_first": False}, {"norm_eps": 1e-5}],
     "gte_base_like_h4": [{"rotary": ROTARY}, {"gate_first": True}, {"log_length": 64}],
     "modernbert_mmbert_like_h3": [

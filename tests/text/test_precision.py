@@ -139,3 +139,18 @@ def test_what_is_not_finite_is_no_bit() -> None:
     x[3, 2] = 1e6
     with pytest.raises(InputError, match="vector 3 is not finite: float16 ends at 65504"):
         pyenc.quantize(x, "float16")
+
+
+def test_ranges_beyond_float32() -> None:
+    """Steps that are no numbers would make zeros of all: said, and not by numpy."""
+    x = vectors(200, 8).astype(np.float64)
+    wide = np.stack([-np.ones(8), np.ones(8)])
+    wide[:, 5] *= 3e38  # each is a number of float32, and what lies between them is not
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for far in (wide, 1e3 * wide):
+            with pytest.raises(InputError, match="ranges: the values of dimension 5 lie between"):
+                pyenc.quantize(x, "int8", ranges=far)
+            with pytest.raises(InputError, match="calibration: the values of dimension 5 lie"):
+                pyenc.quantize(x, "uint8", calibration=np.concatenate([x, far]))
+        assert pyenc.quantize(x, "uint8", ranges=wide / 4).std() > 0

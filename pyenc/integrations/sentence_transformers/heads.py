@@ -110,8 +110,8 @@ class Head:
         with evaluating(whole), torch.autocast(encoder.device.type, enabled=False):
             made = self.output(answer.last_hidden_state)
             for name, value in answer.items():
-                # The last two are not asked for where states are handed.
-                if value is None or name in ("hidden_states", "attentions"):
+                # These are not asked for where states are handed.
+                if name in ("hidden_states", "attentions"):
                     continue
                 if made.get(name) is None:
                     raise Refused(f"{kind} also answers {name}, which pyenc's encoder does not")
@@ -175,9 +175,8 @@ def _made_up(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Features of two short texts, padded, and states (B, N, C) for them."""
     config = encoder.config
-    length = min(6, config.max_length)
-    rows = ([1, 1, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0])
-    mask = torch.tensor([row[:length] for row in rows], dtype=torch.long, device=encoder.device)
+    rows = [[1, 1, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0]]
+    mask = torch.tensor(rows, dtype=torch.long, device=encoder.device)[:, : config.max_length]
     if not first_is_token:
         mask = mask.flip(1)
     last = config.vocab_size - 1

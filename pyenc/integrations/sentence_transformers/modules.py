@@ -160,6 +160,7 @@ class PackedTransformer(Standing):
         settings: Any = getattr(model, "config", None)
         if (
             getattr(settings, "output_hidden_states", False)
+            or getattr(settings, "output_attentions", False)
             # A replica's weights are no parameters.
             or getattr(model, "_is_replica", False)
         ):

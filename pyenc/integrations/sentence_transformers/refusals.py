@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...callers import stacklevel
 
@@ -98,7 +98,7 @@ def check_unwrapped(model: nn.Module) -> None:
         Refused: they are another's, or not what they seem.
     """
     adapters = (m for m in model.modules() if type(m).__module__.partition(".")[0] == "peft")
-    if getattr(model, "_hf_peft_config_loaded", False) or next(adapters, None) is not None:
+    if next(adapters, None) is not None:
         raise Refused(
             "PEFT wraps its weights: merge them first (model[0].model = "
             "model[0].model.merge_and_unload()) and accelerate it then"
@@ -120,8 +120,8 @@ def check_parameters(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.device.type == "meta":
             raise Refused(f"{name} is on the meta device: there is nothing to compute with")
-        if type(parameter) is not nn.Parameter or type(parameter.data) is not Tensor:
-            raise Refused(f"{name} is a {type(parameter.data).__name__}: quantised or distributed")
+        if type(parameter) is not nn.Parameter:  # one of another kind of tensor is of that kind
+            raise Refused(f"{name} is a {type(parameter).__name__}: quantised or distributed")
         if parameter.dtype not in FLOATS:
             raise Refused(f"{name} is {parameter.dtype}: quantised")
         # T5 in float16 keeps these wider, and pyenc's encoder takes them either way.
@@ -155,14 +155,25 @@ def check_hooks(whole: nn.Module, model: nn.Module) -> None:
 def asks_for_gradient(hook: Any) -> bool:
     """Whether it is what transformers sets on embeddings beside gradient checkpointing, so that
     what comes of them needs a gradient: pyenc's layers do without."""
-    name = f"{getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', '')}"
+    name = _name_of(hook)
     return name.startswith("transformers.") and ".enable_input_require_grads." in name
+
+
+def collects_states(hook: Any) -> bool:
+    """Whether it is what transformers leaves on layers once all hidden states, or attentions, were
+    asked for: idle in any call that asks for neither, and pyenc's encoder serves no other."""
+    name = _name_of(hook)
+    return name.startswith("transformers.") and name.endswith(".output_capturing_hook")
+
+
+def _name_of(hook: Any) -> str:
+    return f"{getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', '')}"
 
 
 def interfered(module: nn.Module) -> bool:
     """Whether something is to happen when a module is called, beside what its class says."""
     return bool(
-        not all(map(asks_for_gradient, module._forward_hooks.values()))
+        not all(asks_for_gradient(h) or collects_states(h) for h in module._forward_hooks.values())
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks

@@ -32,7 +32,7 @@ GREATEST = "_pyenc_greatest"
 """Attribute of "token_embeddings" (B, 1, V) that are each sequence's greatest logits."""
 
 _here = threading.local()
-"""`pair`: the first two modules of the model that encodes in this thread."""
+"""`model`: the one that encodes in this thread."""
 
 
 class PackedSplade(Standing):
@@ -58,31 +58,33 @@ class PackedSplade(Standing):
 
 @contextmanager
 def encoding(model: Any) -> Iterator[None]:
-    """In this thread a model's `encode` is run, of which nothing but the pooled vectors is seen:
-    there is no module behind the two, and nothing is set on the model that looks at what they make.
-    """
-    before = getattr(_here, "pair", None)
-    _here.pair = tuple(model) if len(model) == 2 and not interfered(model) else None
+    """In this thread a model's `encode` is run, of which nothing but the pooled vectors is seen."""
+    before = getattr(_here, "model", None)
+    _here.model = model
     try:
         yield
     finally:
-        _here.pair = before
+        _here.model = before
 
 
 def wants_greatest(first: Any, head: Head, features: dict[str, Any]) -> bool:
     """Whether what takes the logits of a first module keeps the greatest alone, and whoever else
-    would see them, or the states that they are made of, is not there."""
-    pair = getattr(_here, "pair", None)
+    would see them, or the states that they are made of, is not there: now, for it may have come
+    since the last batch."""
+    model = getattr(_here, "model", None)
     # `encode` is one with it; what is called before a pass, such as `preprocess`, hardly.
-    if pair is None or pair[0] is not first or not torch.is_inference_mode_enabled():
+    if model is None or not torch.is_inference_mode_enabled():
         return False
-    pooling = pair[1]
+    # No module behind the two.
+    if len(model) != 2 or model[0] is not first:
+        return False
+    pooling = model[1]
     return (
         isinstance(pooling, PackedSplade)
         and pooling.pooling_strategy == "max"
         and head.by_place
         and "labels" not in features  # whose loss is of padded logits
-        and not any(map(interfered, (first, pooling, *head.modules)))
+        and not any(map(interfered, (model, first, pooling, *head.modules)))
     )
 
 

@@ -11,6 +11,7 @@ from . import (
     albert,
     bert,
     distilbert,
+    electra,
     eurobert,
     gemma,
     gte,
@@ -50,6 +51,7 @@ FAMILIES: tuple[Family, ...] = (
     t5.FAMILY,
     distilbert.FAMILY,
     roberta.FAMILY,
+    electra.FAMILY,
     bert.FAMILY,
 )
 

@@ -203,6 +203,19 @@ class ConfigFile:
                 )
         return there[0] if there else keys[0]
 
+    def says(self, model_types: tuple[str, ...], classes: tuple[str, ...]) -> bool:
+        """Whether it is of one of these `model_type`s, or, where it has none, of a class whose name
+        begins so: files older than that key name the class alone."""
+        kind = self.values.get("model_type")
+        if kind is not None:
+            return kind in model_types
+        named = self.values.get("architectures") or []
+        if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+            raise CheckpointError(
+                f"{self.path}: architectures must be a list of class names, got {named!r:.80}"
+            )
+        return any(name.startswith(classes) for name in named)
+
     def activation(self, key: str = "hidden_act", default: str = "gelu") -> str:
         name = self.text(key, default)
         if name not in ACTIVATION_NAMES:

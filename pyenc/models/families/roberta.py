@@ -18,19 +18,6 @@ MODEL_TYPES = ("xlm-roberta", "roberta", "camembert")
 CLASSES = ("XLMRobertaFor", "XLMRobertaModel", "RobertaFor", "RobertaModel", "Camembert")
 
 
-def named(config: ConfigFile) -> bool:
-    """By `model_type`; files older than that key name the class alone."""
-    kind = config.values.get("model_type")
-    if kind is not None:
-        return kind in MODEL_TYPES
-    classes = config.values.get("architectures") or []
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise CheckpointError(
-            f"{config.path}: architectures must be a list of class names, got {classes!r:.80}"
-        )
-    return any(name.startswith(CLASSES) for name in classes)
-
-
 def padding_id(config: ConfigFile, default: int) -> int:
     """The id that positions are counted from."""
     if config.values.get("pad_token_id", default) is None:
@@ -73,7 +60,7 @@ FAMILY = Family(
         ),
     ),
     signature=bert.FAMILY.signature,
-    accepts=named,
+    accepts=lambda config: config.says(MODEL_TYPES, CLASSES),
     config=_config,
     parts=bert.FAMILY.parts,
     head=roberta_head,

@@ -57,7 +57,10 @@ def pooled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     plain = SpladePooling.forward
 
     def forward(self: Any, features: dict[str, Any]) -> dict[str, Any]:
-        shapes.append(tuple(features["token_embeddings"].shape))
+        shape = tuple(features["token_embeddings"].shape)
+        # Of another length it would make them as many as there are places, padding and all.
+        assert features["attention_mask"].shape == shape[:2]
+        shapes.append(shape)
         return plain(self, features)
 
     monkeypatch.setattr(SpladePooling, "forward", forward)

@@ -140,6 +140,14 @@ def test_more_positions(bert: Any) -> None:
     left_alone(model, "position_embeddings.weight has shape .* but its config asks for")
 
 
+def test_another_table_by_its_data_alone(bert: Any) -> None:
+    """The same parameter, and nothing beside it that says so."""
+    model = accelerate(bert)
+    table = model[0].model.embeddings.position_embeddings.weight
+    table.data = torch.cat((table.data, table.data))
+    left_alone(model, "position_embeddings.weight has shape .* but its config asks for")
+
+
 def test_another_dtype_of_one_layer(bert: Any) -> None:
     model = accelerate(bert)
     model[0].model.embeddings.LayerNorm.double()
@@ -183,6 +191,8 @@ NUMBERS: list[tuple[str, str, str, Any]] = [
     ("albert_small_like_h4", "attention", "scaling", 0.01),
     ("albert_small_like_h4", "full_layer_layer_norm", "eps", 1.0),
     ("distilbert_h4", "sa_layer_norm", "eps", 1.0),
+    ("electra_small_like_h4", "embeddings.LayerNorm", "eps", 1.0),
+    ("electra_small_like_h4", "attention.self", "scaling", 0.01),
     ("mpnet_base_v2_like_h4", "attention.LayerNorm", "eps", 1.0),
     ("roberta_distil_like_h4", "embeddings", "padding_idx", 0),
     ("modernbert_embed_like_h2", "layers.1.attn", "sliding_window", 3),

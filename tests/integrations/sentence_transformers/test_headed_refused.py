@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 pytest.importorskip("sentence_transformers")
 
 import pyenc
-from pyenc.integrations.sentence_transformers import accelerate
+from pyenc.integrations.sentence_transformers import AccelerationWarning, accelerate
 from tests.conftest import GOLDEN
 from tests.integrations.sentence_transformers.headed import (
     PAIRS,
@@ -61,7 +62,7 @@ def test_a_head_that_reads_padding(bert: Any) -> None:
         return SimpleNamespace(logits=self.classifier(states.amax(1)))
 
     of_class(bert, forward=forward)
-    refused(bert, "the head of Mine reads states of padding")
+    refused(bert, "as it is: the head of Mine reads states of padding")
 
 
 def test_a_head_that_reads_some_place(bert: Any) -> None:
@@ -72,7 +73,7 @@ def test_a_head_that_reads_some_place(bert: Any) -> None:
         return SimpleNamespace(logits=self.classifier(states[:, 2]))
 
     of_class(bert, forward=forward)
-    refused(bert, "the head of Mine reads states of padding")
+    refused(bert, "as it is: the head of Mine reads states of padding")
 
 
 def test_a_masked_lm_that_mixes_places() -> None:
@@ -83,7 +84,7 @@ def test_a_masked_lm_that_mixes_places() -> None:
         return SimpleNamespace(logits=self.vocab_projector(states + states.mean(1, keepdim=True)))
 
     of_class(model, forward=forward)
-    refused(model, "the head of Mine reads states of padding")
+    refused(model, "as it is: the head of Mine reads states of padding")
 
 
 def test_a_head_that_hands_on_something_else(bert: Any) -> None:
@@ -92,7 +93,7 @@ def test_a_head_that_hands_on_something_else(bert: Any) -> None:
         return SimpleNamespace(logits=self.classifier(answer[1]))
 
     of_class(bert, forward=forward)
-    refused(bert, "Mine does not hand on its features as they are")
+    refused(bert, "as it is: Mine does not hand on its features as they are")
 
 
 def test_a_head_that_keeps_something_back(bert: Any) -> None:
@@ -100,7 +101,7 @@ def test_a_head_that_keeps_something_back(bert: Any) -> None:
         return SimpleNamespace(logits=self.classifier(self.bert(input_ids)[1]))
 
     of_class(bert, forward=forward)
-    refused(bert, "Mine does not hand on its features as they are")
+    refused(bert, "as it is: Mine does not hand on its features as they are")
 
 
 def test_a_head_that_adds_something(bert: Any) -> None:
@@ -110,7 +111,22 @@ def test_a_head_that_adds_something(bert: Any) -> None:
         return SimpleNamespace(logits=self.classifier(answer[1]))
 
     of_class(bert, forward=forward)
-    refused(bert, "Mine does not hand on its features as they are")
+    refused(bert, "as it is: Mine does not hand on its features as they are")
+
+
+@pytest.mark.parametrize("more", ["hidden_states", "attentions"])
+def test_a_head_that_asks_for_more(bert: Any, more: str) -> None:
+    """Than the states: of all layers, or their weights, where there are some."""
+
+    def forward(self: Any, input_ids: Any, attention_mask: Any = None, **_: Any) -> Any:
+        asked = {f"output_{more}": True}
+        answer = self.bert(input_ids, attention_mask=attention_mask, **asked)
+        scale = 1 if answer.get(more) is None else len(answer[more])
+        return SimpleNamespace(logits=scale * self.classifier(answer[1]))
+
+    of_class(bert, forward=forward)
+    bert.predict(PAIRS)  # transformers notes that more was asked for
+    refused(bert, "as it is: Mine does not hand on its features as they are")
 
 
 def test_a_head_that_cannot_be_run(bert: Any) -> None:
@@ -118,7 +134,38 @@ def test_a_head_that_cannot_be_run(bert: Any) -> None:
         raise ValueError("only on Sundays")
 
     of_class(bert, forward=forward)
-    refused(bert, "Mine cannot be run on states of two short texts: only on Sundays")
+    refused(bert, "as it is: Mine cannot be run on states of two short texts: only on Sundays")
+
+
+def test_stopped_while_it_is_looked_at(bert: Any) -> None:
+    """By the user: which is no reason to refuse it, and leaves it as it was."""
+
+    def forward(self: Any, *_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    of_class(bert, forward=forward)
+    kinds = [type(module) for module in bert.modules()]
+    with pytest.raises(KeyboardInterrupt):
+        accelerate(bert)
+    assert [type(module) for module in bert.modules()] == kinds
+
+
+def test_beneath_two_heads(bert: Any, packed: list[Any]) -> None:
+    """One of which is refused: what is beneath goes on answering to the other."""
+    other = copy.deepcopy(bert)
+    accelerate(bert)
+    other[0].model.bert = bert[0].model.bert
+
+    def forward(self: Any, input_ids: Any, attention_mask: Any = None, **_: Any) -> Any:
+        return SimpleNamespace(logits=self.classifier(self.bert(input_ids)[1]))
+
+    of_class(other, forward=forward)
+    refused(other, "as it is: Mine does not hand on its features as they are")
+    packed.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AccelerationWarning)
+        bert.predict(PAIRS)
+    assert packed
 
 
 def test_a_pooler_that_is_called_otherwise(bert: Any) -> None:
@@ -167,8 +214,8 @@ def test_unknown_families() -> None:
     import transformers
 
     refused(
-        of_transformers(transformers.ElectraForSequenceClassification, embedding_size=16),
-        "no family of encoders that ElectraModel is",
+        of_transformers(transformers.ConvBertForSequenceClassification, embedding_size=16),
+        "no family of encoders that ConvBertModel is",
     )
     refused(
         of_transformers(transformers.SqueezeBertForSequenceClassification, embedding_size=16),

@@ -80,6 +80,14 @@ def test_pooler_output(bert: Any) -> None:
     refused(bert, "pooler_output")
 
 
+def test_another_name_of_its_answer(bert: Any) -> None:
+    """Under which whatever comes behind it looks for the states."""
+    bert[0].module_output_name = "states"
+    with pytest.warns(AccelerationWarning, match="its states of text is last_hidden_state of"):
+        assert pyenc.accelerate(bert) is bert
+    assert not is_accelerated(bert)
+
+
 def test_another_backend_or_task(bert: Any) -> None:
     bert[0].backend = "onnx"
     refused(bert, '"onnx"')
@@ -144,9 +152,18 @@ def test_the_batch_decides() -> None:
     refused(model, "scaled by the width of a batch")
 
 
-def test_hooks(bert: Any) -> None:
-    bert[0].model.encoder.layer[1].register_forward_hook(lambda *_: None)
+@pytest.mark.parametrize(
+    "kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
+)
+def test_hooks(bert: Any, kind: str) -> None:
+    getattr(bert[0].model.encoder.layer[1], f"register_{kind}")(lambda *_: None)
     refused(bert, "a hook.*encoder.layer.1")
+
+
+def test_another_forward(bert: Any) -> None:
+    layer = bert[0].model.encoder.layer[1]
+    layer.forward = layer.forward
+    refused(bert, "another forward, is set on encoder.layer.1")
 
 
 def test_a_module_compiled_in_place(bert: Any) -> None:
@@ -166,6 +183,23 @@ def test_quantised(bert: Any) -> None:
         torch.ao.quantization.quantize_dynamic(bert[0].model, {torch.nn.Linear}, inplace=True)
     refused(bert, "lacks|no family")
     model = loaded("bert_mean_h4")
+    model[0].model.is_quantized = True  # as transformers says, whatever its layers look like
+    refused(model, "its weights are quantised")
+    del model[0].model.is_quantized
+
+    class Packed(torch.nn.Parameter):
+        """A parameter of another library, with numbers that mean something else."""
+
+    class Nested(torch.Tensor):
+        """The same of a tensor."""
+
+    dense = model[0].model.encoder.layer[0].output.dense
+    plain = dense.weight
+    dense.weight = Packed(plain.detach())
+    refused(model, "encoder.layer.0.output.dense.weight is a Packed: quantised")
+    dense.weight = torch.nn.Parameter(plain.detach().as_subclass(Nested))
+    refused(model, "encoder.layer.0.output.dense.weight is a Nested: quantised")
+    dense.weight = plain
     weight = model[0].model.encoder.layer[0].output.dense
     weight.weight = torch.nn.Parameter(weight.weight.detach().to(torch.int8), requires_grad=False)
     refused(model, "int8: quantised")

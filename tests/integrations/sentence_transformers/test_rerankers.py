@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -201,7 +202,8 @@ def test_small_batches_are_left_to_it(monkeypatch: pytest.MonkeyPatch, packed: l
     plain, ours = both("bert_mean_h4")
     for name in ("SMALL", "SMALL_PACKED"):
         monkeypatch.setattr(modules, name, 10**12)
-    assert off(plain.predict(PAIRS), ours.predict(PAIRS)) == 0
+    for model in (ours, copy.deepcopy(ours)):  # whose encoder is not made yet
+        assert off(plain.predict(PAIRS), model.predict(PAIRS)) == 0
     assert not packed
 
 
@@ -210,11 +212,17 @@ def test_all_hidden_states(name: str, packed: list[Any]) -> None:
     models = both(name)
     for model in models:
         model[0].model.config.output_hidden_states = True
+    late = accelerate(copy.deepcopy(models[0]))
     with torch.no_grad():
         a, b = (m(dict(m.preprocess(PAIRS))) for m in models)
     assert not packed
     assert torch.equal(a["scores"], b["scores"])
     assert len(a["all_layer_embeddings"]) == len(b["all_layer_embeddings"]) > 2
+    for model in (models[1], late):
+        model[0].model.config.output_hidden_states = False
+        packed.clear()
+        assert off(model.predict(PAIRS), models[0].predict(PAIRS)) <= NEAR
+        assert len(packed) == 1
 
 
 @pytest.mark.parametrize("name", CROSS)
@@ -223,24 +231,75 @@ def test_features_of_ones_own(name: str, packed: list[Any]) -> None:
     models = both(name)
     features = dict(models[0].preprocess(PAIRS))
     length = features["input_ids"].shape[1]
-    features["position_ids"] = torch.arange(length).flip(0)[None]
-    a, b = scores_of(models, features)
+    said = {"position_ids": torch.arange(length).flip(0)[None]}
+    a, b = scores_of(models, features | said)
+    with torch.no_grad():
+        other = [model[0](dict(features), **said)["scores"] for model in models]
     assert not packed
     assert torch.equal(a, b)
+    assert all(torch.equal(a, each) for each in other)
+    assert off(a, scores_of(models, features)[1]) > 1e-3
 
 
-def test_called_by_hand_the_model_is_its_own(packed: list[Any]) -> None:
-    """Beneath and above the first module nothing is handed to anyone."""
+@pytest.mark.parametrize("before", ["nothing", "a pass", "a pass that fails"])
+def test_called_by_hand_the_model_is_its_own(before: str, packed: list[Any]) -> None:
+    """Beneath and above the first module nothing is handed to anyone, nor left from a pass of the
+    same tensors."""
     plain, ours = both("bert_mean_h4")
     features = plain.preprocess(PAIRS)
     given = {name: features[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+
+    def stop(*_: Any) -> None:
+        raise RuntimeError("in the middle")
+
     with torch.no_grad():
+        if before == "a pass":
+            ours(dict(features))
+        elif before == "a pass that fails":
+            handle = ours[0].model.classifier.register_forward_pre_hook(stop)
+            with pytest.raises(RuntimeError, match="in the middle"):
+                ours(dict(features))
+            handle.remove()
+        assert len(packed) == (before != "nothing")
         for part in (lambda m: m[0].model, lambda m: m[0].model.bert):
+            a, b = (part(m)(**given) for m in (plain, ours))
+            assert torch.equal(a[0], b[0])
             a, b = (part(m)(**given, output_hidden_states=True) for m in (plain, ours))
             assert a.keys() == b.keys()
             assert torch.equal(a[0], b[0])
             assert torch.equal(a.hidden_states[-1], b.hidden_states[-1])
-    assert not packed
+    assert len(packed) == (before != "nothing")
+
+
+def test_one_within_another(packed: list[Any]) -> None:
+    """A head that asks another accelerated model about the same tensors: each has its own states,
+    and the outer one its own again after the inner one's pass."""
+    teacher = reranker("bert_mean_h4")
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter += torch.randn(parameter.shape) * 0.05
+    accelerate(teacher)
+    plain = reranker("bert_mean_h4")
+    inner = plain[0].model
+
+    def forward(
+        self: Any, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, **_: Any
+    ) -> Any:
+        given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            given["token_type_ids"] = token_type_ids
+        beneath = teacher[0].model.bert(**given)[1].mean(1, keepdim=True)
+        scores = teacher[0](dict(given))["scores"]
+        logits = self.classifier(self.bert(**given)[1]) + beneath + scores
+        return SimpleNamespace(logits=logits)
+
+    inner.__class__ = type("Taught", (type(inner),), {"forward": forward})
+    ours = accelerate(copy.deepcopy(plain))
+    packed.clear()
+    a = plain.predict(PAIRS)
+    assert len(packed) == 1
+    assert off(a, ours.predict(PAIRS)) <= NEAR
+    assert len(packed) == 3
 
 
 @pytest.mark.parametrize("name", CROSS)

@@ -16,7 +16,7 @@ pytest.importorskip("sentence_transformers")
 from sentence_transformers import SparseEncoder
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 
-from pyenc.integrations.sentence_transformers import accelerate
+from pyenc.integrations.sentence_transformers import AccelerationWarning, accelerate
 from pyenc.integrations.sentence_transformers import splade as splade_module
 from tests.integrations.sentence_transformers.headed import PAIRS, reranker, splade
 from tests.integrations.sentence_transformers.models import TEXTS
@@ -152,6 +152,29 @@ def test_set_later(looks: Callable[[Any], None], pooled: Shapes, packed: list[An
     assert len(packed) == 1
 
 
+@pytest.mark.parametrize("looks", [third, hook_on_the_model, hook_in_the_head])
+def test_set_in_the_middle(looks: Callable[[Any], None], pooled: Shapes) -> None:
+    """Of an `encode`: between two batches."""
+    plain = splade("bert_mean_h4")
+    ours = accelerate(copy.deepcopy(plain))
+    before = plain.encode(TEXTS)
+    for model in (plain, ours):
+
+        def preprocess(*given: Any, _model: Any = model, **named: Any) -> Any:
+            if len(pooled) == 1:
+                looks(_model)
+            return type(_model).preprocess(_model, *given, **named)
+
+        model.preprocess = preprocess
+    found = []
+    for model in (plain, ours):
+        pooled.clear()
+        found.append(model.encode(TEXTS, batch_size=5))
+    assert not near(before, found[0])
+    assert near(*found)
+    assert [shape[1] > 1 for shape in pooled] == [False, True]
+
+
 @pytest.mark.parametrize("kind", [Whole, Own])
 def test_a_subclass(kind: Any, packed: list[Any]) -> None:
     plain = splade("bert_mean_h4")
@@ -176,6 +199,68 @@ def test_numbers_that_are_not_finite(number: float, pooled: Shapes) -> None:
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4, equal_nan=True)
         assert pooled[0] == pooled[1]
     refused(plain, "of two short texts, or of the zeros of their padding, that are not finite")
+
+
+def changing(model: Any) -> list[str]:
+    """Its forward does what the last of the list says, from then on."""
+    now = [""]
+    inner = model[0].model
+    own = type(inner)
+
+    def forward(self: Any, input_ids: Any, attention_mask: Any = None, **said: Any) -> Any:
+        if now[-1] == "raises":
+            raise RuntimeError("in the middle")
+        if now[-1] == "raises next":
+            now.append("raises")
+        if now[-1] == "hands on others":
+            input_ids = input_ids.clone()
+        return own.forward(self, input_ids, attention_mask=attention_mask, **said)
+
+    inner.__class__ = type("Changing", (own,), {"forward": forward})
+    return now
+
+
+def test_a_head_that_hands_on_others_later(pooled: Shapes) -> None:
+    """Than it was given, which no look at the model tells: by its own code, and it is told."""
+    plain = splade("bert_mean_h4")
+    now = changing(plain)
+    ours = accelerate(copy.deepcopy(plain))
+    right = plain.encode(TEXTS)
+    assert near(right, ours.encode(TEXTS))
+    assert pooled[-1][1] == 1
+    now.append("hands on others")
+    with pytest.warns(AccelerationWarning, match="beneath its head is given other tensors") as told:
+        found = [ours.encode(TEXTS) for _ in range(2)]
+    assert len(told) == 1
+    assert pooled[-1][1] > 1
+    assert all(off(right.to_dense(), each.to_dense()) == 0 for each in found)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_features_that_are_kept(ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By who makes them: what is not their logits is not found under that name, whether the head
+    came to its end or not."""
+    monkeypatch.setattr(splade_module, "TOKENS", 1)  # so that there is a middle
+    model = splade("bert_mean_h4")
+    now = changing(model)
+    accelerate(model)
+    kept: list[dict[str, Any]] = []
+    plain = model.preprocess
+
+    def preprocess(*given: Any, **named: Any) -> Any:
+        kept.append(plain(*given, **named))
+        return kept[-1]
+
+    model.preprocess = preprocess
+    if ends:
+        model.encode(TEXTS)
+    else:
+        now.append("raises next")
+        with pytest.raises(RuntimeError, match="in the middle"):
+            model.encode(TEXTS)
+    assert len(kept) == 1
+    assert "input_ids" in kept[0]
+    assert "token_embeddings" not in kept[0]
 
 
 def test_in_a_worker(pooled: Shapes) -> None:

@@ -304,3 +304,26 @@ def test_compiled(packed: list[Any]) -> None:
     torch._dynamo.reset()
     assert len(found[0]) > 10
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_traced(packed: list[Any]) -> None:
+    """By torch.jit, as an export is: the model's own code, which takes other lengths afterwards."""
+    plain = loaded("bert_mean_h4")
+    ours = accelerate(copy.deepcopy(plain))
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    one, other = ({n: ours.preprocess(texts)[n] for n in names} for texts in PAIRS)
+
+    class Vectors(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = ours
+
+        def forward(self, *given: torch.Tensor) -> Any:
+            return self.model(dict(zip(names, given, strict=True)))["sentence_embedding"]
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(Vectors(), tuple(one.values()), check_trace=False)
+        assert not packed
+        found = traced(*other.values())
+    assert off(found, plain.encode(PAIRS[1])) <= 1e-5

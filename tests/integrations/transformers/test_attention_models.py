@@ -177,7 +177,7 @@ def test_packed_in_one_row(name: str) -> None:
     "name",
     [
         "bert_mean_h4", "xlmr_e5_like_h2", "modernbert_mmbert_like_h3", "distilbert_h4",
-        "albert_small_like_h4", "albert_mlm_like_h2",
+        "albert_small_like_h4", "albert_mlm_like_h2", "electra_small_like_h4",
     ],
 )  # fmt: skip
 def test_golden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +198,7 @@ def test_golden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         if expected is None:
             continue
         ids, mask, types = golden.inputs(batch)
-        typed = types is not None and name.startswith(("bert", "albert"))
+        typed = types is not None and name.startswith(("bert", "albert", "electra"))
         given = {"token_type_ids": types} if typed else {}
         with torch.no_grad():
             got = model(input_ids=ids, attention_mask=mask, **given).last_hidden_state
