@@ -190,7 +190,7 @@ def test_a_flat_score_is_asked_at_positions_that_there_are(device: str) -> None:
         return [out.detach(), *torch.autograd.grad(out, leaves, g.to(dtype))]
 
     bounds = torch.tensor([0, 129], dtype=torch.int32, device=device)
-    given = *(x.to(device) for x in (q, k, v)), bounds
+    given = q.to(device), k.to(device), v.to(device), bounds
     terms = kernels.Terms(scale=0.25, bias=PLACED, params=far.to(device))
     config = Config(32, 32, 4, 1)
     out, lse = kernels.forward(*given, terms, None, config)
