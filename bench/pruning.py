@@ -175,8 +175,7 @@ def summary(form: Form, of: Sequence[Judged]) -> str:
 
 
 HEAD = ("rows", "columns", "warps", "stages", "bound", "shift", "keys", "registers", "spilled",
-"in loops",
-        "shared", "blocks", SERIALISED)  # fmt: skip
+        "in loops", "shared", "blocks", SERIALISED)  # fmt: skip
 
 
 def table(of: Iterable[Judged]) -> list[str]:

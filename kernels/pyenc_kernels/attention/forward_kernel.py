@@ -3,11 +3,11 @@
 Dao, arXiv 2307.08691, over packed sequences; scores in base 2. What is subtracted before the power
 is a row's shift. The running maximum is one; it costs a comparison and two products for every score
 and every number of the output in each tile, and what was added up waits for it. With FIXED_SHIFT it
-runs through the first tiles alone, those around the diagonal, and stands still through all others,
-whatever their scores: floats keep their digits however large a weight is. A row that outgrows them
-has a sum or an output that is no number; its program then takes all keys once more, with the
-running maximum. What differs is that a key far from the diagonal that has all of a row for itself
-weighs what its dtype rounds to, instead of exactly 1.
+runs through the first tiles alone, those around the diagonal (without a bias a sequence's last),
+and stands still through all others, whatever their scores: floats keep their digits however large a
+weight is. A row that outgrows them has a sum or an output that is no number; its program then takes
+all keys once more, with the running maximum. What differs is that a key beyond the first tiles that
+has all of a row for itself weighs what its dtype rounds to, instead of exactly 1.
 
 Shapes: T packed tokens, B sequences, H heads, D head dim, S slots (slots.py).
 Names: p_ pointer, b_ block value, o_ offsets, m_ mask, i_ program index, n_ count, s_ stride.
@@ -158,8 +158,8 @@ def attention_forward(
             first, last = met_tiles(p_ranges, i_head * n_slots + i_slot, first, last, BLOCK_N)
         else:
             last = unforeseen(last, p_cu, PLAIN)
-        # A fixed shift is of a quarter of a tile's keys at the least; in float16, where weights
-        # have less room, of a whole one.
+        # Without a bias a fixed shift is of a quarter of a tile's keys at the least; in float16,
+        # where weights have less room, of a whole one.
         HALF: tl.constexpr = p_v.dtype.element_ty == tl.float16
         LEAST: tl.constexpr = (BLOCK_N if HALF else BLOCK_N // 4) if FIXED_SHIFT else 0
         a, b, c = phases(

@@ -57,10 +57,11 @@ def nearest_term(
     SCORE: tl.constexpr, AFFINE_FROM: tl.constexpr, LEFT: tl.constexpr, i_head, p_params
 ):  # fmt: skip
     """What a pair is given where a side begins to be affine, of a score that goes by the distance,
-    or is flat from there on; in base e."""
-    i_near: tl.constexpr = AFFINE_FROM if LEFT else -AFFINE_FROM
+    or is flat from there on; in base e. At positions that there are: none is below 0."""
+    i_near: tl.constexpr = AFFINE_FROM if LEFT else 0
+    j_near: tl.constexpr = 0 if LEFT else AFFINE_FROM
     at = i_head * 0.0
-    return SCORE(at, at + i_near, at, i_head, p_params)
+    return SCORE(at, at + i_near, at + j_near, i_head, p_params)
 
 
 @triton.jit

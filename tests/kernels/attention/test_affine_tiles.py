@@ -40,6 +40,15 @@ def tilted_parameter(s, i, j, head, params, index: tl.constexpr):
     return -tl.abs(i - j) if index == 0 else -(j + i * 0.0)
 
 
+@triton.jit
+def placed_score(s, i, j, head, params):
+    far = tl.load(params + tl.where((i < 0.0) | (j < 0.0), 1, 0))
+    return s + tl.where(tl.abs(i - j) < 7.0, 0.5, far)
+
+
+PLACED = ScoreFunction(placed_score, affine_from=7, flat=True)
+"""Flat on either side; something else at positions that no token has."""
+
 TILTED = ScoreFunction(
     tilted_score, parameter=tilted_parameter, n_learned=2, affine_from=0, gathers=0
 )
@@ -164,3 +173,31 @@ def test_what_is_not_by_the_distance_must_not_say_so(device: str) -> None:
     said = check_score_bias(Tilted(), device=device)
     assert "by_distance" not in said
     assert "affine_from=0" in said
+
+
+def test_a_flat_score_is_asked_at_positions_that_there_are(device: str) -> None:
+    """The first token's is 0."""
+    torch.manual_seed(0)
+    q, k, v, g = (torch.randn(129, HEADS, DIM) for _ in range(4))
+    far = torch.tensor([[-1.0, 3.0], [-2.0, 5.0]])
+    back = torch.arange(129)[:, None] - torch.arange(129)
+
+    def by_formula(dtype: torch.dtype) -> list[Tensor]:
+        leaves = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        score = torch.einsum("ihd,jhd->hij", *leaves[:2]) * 0.25
+        score = score + torch.where(back.abs() < 7, 0.5, far[:, :1, None].to(dtype))
+        out = torch.einsum("hij,jhd->ihd", score.softmax(-1), leaves[2])
+        return [out.detach(), *torch.autograd.grad(out, leaves, g.to(dtype))]
+
+    bounds = torch.tensor([0, 129], dtype=torch.int32, device=device)
+    given = q.to(device), k.to(device), v.to(device), bounds
+    terms = kernels.Terms(scale=0.25, bias=PLACED, params=far.to(device))
+    config = Config(32, 32, 4, 1)
+    out, lse = kernels.forward(*given, terms, None, config)
+    names = "attention_grad_queries", "attention_grad_keys"
+    grads = kernels.backward(
+        g.to(device), None, *given, terms, None, out, lse, configs=dict.fromkeys(names, config)
+    )[:3]
+    naive, oracle = by_formula(torch.float32), by_formula(torch.float64)
+    for i, (got, *two) in enumerate(zip((out, *grads), naive, oracle, strict=True)):
+        assert_right(got.cpu(), *two, gradient=i > 0)

@@ -168,10 +168,37 @@ def test_values_that_make_an_output_outgrow_what_holds_it(device: str) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("scale", [-0.25, 0.0, 2.0**-45, 2.0**-30])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", ["alibi", "asymmetric"])
+def test_a_bias_that_rises_with_the_distance(kind: str, way: str, device: str) -> None:
+    """The keys that matter have the largest numbers: all 24 bits of them count."""
+    call = Call(kind, [3 * BLOCK + 7], torch.float32, device)
+    assert call.params is not None
+    call.params.neg_()
+    call.check(WAYS[way], f"{kind} {way}")
+
+
+def test_weights_that_outgrow_what_holds_their_sum(device: str) -> None:
+    """Each is a number and so is the output, of small values: what they add up to is none."""
+    call = Call("none", [3 * BLOCK], torch.float32, device)
+    call.q[:, :, 0] = 4.0
+    call.q[:, :, 1:] = 0.0
+    call.k[:BLOCK, :, 0] = 87.5  # e^87.5 is a float, 32 of it are not
+    call.k[BLOCK:, :, 0] = 0.0
+    call.v *= 2.0**-20
+    naive, oracle = call.by_formula(torch.float32), call.by_formula(torch.float64)
+    out, lse = call.by_kernel(FIXED)
+    assert_right(out * 2.0**20, naive[0] * 2.0**20, oracle[0] * 2.0**20)
+    assert_right(lse, naive[1], oracle[1])
+
+
+@pytest.mark.parametrize("scale", [-30.0, 0.0, 2.0**-45, 2.0**-30])
 @pytest.mark.parametrize("kind", ["none", "alibi", "t5"])
 def test_scales_that_keep_no_order(kind: str, scale: float, device: str) -> None:
-    Call(kind, [100], torch.float32, device, scale).check(BOTH, kind)
+    """Also with a maximum that runs: a fixed one would be made good if it were another's."""
+    call = Call(kind, [100], torch.float32, device, scale)
+    for name in ("product", "both"):
+        call.check(WAYS[name], f"{kind} {name}")
 
 
 @pytest.mark.parametrize("kind", ["none", "alibi"])
