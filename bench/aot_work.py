@@ -376,7 +376,8 @@ def _call_attention(
         if bias is None and terms.dropout_p == 0:  # the families whose heads share those of keys
             shared = k[:, : HEADS // 2]
             own = attention_triton.kernel_terms(terms, HEADS, 0.0)
-            attention.forward(q, shared, shared, cu_seqlens, own)
+            attention.forward(q, shared, shared, cu_seqlens, own, want_lse=False)
+        attention_triton.forward(q, k, v, cu_seqlens, terms, variant.skip_eps, False)
         out, lse, met = attention_triton.forward(q, k, v, cu_seqlens, terms, variant.skip_eps)
     grad_lse = torch.zeros_like(lse) if variant.grad_lse else None
     attention_triton.backward(

@@ -110,7 +110,7 @@ def _attention_call(kernel: str, dtype: str, width: int, length: int, device: to
     if kernel.endswith("/plain"):
         terms = attention.Terms(scale=width**-0.5)
     if kernel_of(kernel) == "attention_forward":
-        return lambda config: attention.forward(q, k, v, cu_seqlens, terms, None, config)
+        return lambda config: attention.forward(q, k, v, cu_seqlens, terms, None, config, False)
     out, lse = attention.forward(q, k, v, cu_seqlens, terms)
     return lambda config: attention.backward(
         g, None, q, k, v, cu_seqlens, terms, None, out, lse, need_params=True,

@@ -108,10 +108,8 @@ class Made(NamedTuple):
     """What the first of like layers makes for those after it."""
 
     terms: Any
-    lse_TH: Tensor
-    """Where a log-sum-exp is written that nobody reads."""
     unread: tuple[Tensor, Tensor]
-    """Likewise the sum (T, C) and stats (T, 2) of a norm."""
+    """Where the sum (T, C) and stats (T, 2) of a norm are written that nobody reads."""
     known: dict[Any, Any]
     """Launches (`Known` of the kernels)."""
 
@@ -140,9 +138,8 @@ def made_for(part: AttentionPart, x_TC: Tensor, call: Call) -> Made | None:
     if terms is None:
         return None
     tokens = x_TC.shape[0]
-    lse_TH = x_TC.new_empty((tokens, heads), dtype=torch.float32)
     unread = torch.empty_like(x_TC), x_TC.new_empty((tokens, 2), dtype=torch.float32)
-    found = call.made[key] = Made(terms, lse_TH, unread, {})
+    found = call.made[key] = Made(terms, unread, {})
     return found
 
 
@@ -178,9 +175,7 @@ def attended(part: AttentionPart, x_TC: Tensor, call: Call, made: Made) -> Tenso
 
     qkv_TC = F.linear(x_TC, *part.qkv)
     q_THD, k_THD, v_THD = heads_of(part, qkv_TC, turned, of_full_width)
-    a_THD, _ = launch_attention(
-        q_THD, k_THD, v_THD, call.cu_seqlens, made.terms, made.lse_TH, made.known
-    )
+    a_THD, _ = launch_attention(q_THD, k_THD, v_THD, call.cu_seqlens, made.terms, known=made.known)
     return F.linear(a_THD.flatten(1), *part.out)
 
 

@@ -6,8 +6,10 @@ and every number of the output in each tile, and what was added up waits for it.
 runs through the first tiles alone, those around the diagonal (without a bias a sequence's last),
 and stands still through all others, whatever their scores: floats keep their digits however large a
 weight is. A row that outgrows them has a sum or an output that is no number; its program then takes
-all keys once more, with the running maximum. What differs is that a key beyond the first tiles that
-has all of a row for itself weighs what its dtype rounds to, instead of exactly 1.
+all keys once more, with the running maximum. Where that makes the largest weight exactly 1, a
+standing shift makes it anything: so sums are of weights as they are rounded (`cut_to`), which is
+right for the output and no log-sum-exp. Who wants that one, as a backward does, has the running
+maximum.
 
 Shapes: T packed tokens, B sequences, H heads, D head dim, S slots (slots.py).
 Names: p_ pointer, b_ block value, o_ offsets, m_ mask, i_ program index, n_ count, s_ stride.
@@ -33,6 +35,19 @@ from .score_tile import (
     side_terms,
 )
 from .tiles import load_rows, met_tiles, phases, store_rows, unforeseen, window_tiles
+
+
+@triton.jit
+def cut_to(b_p, dtype: tl.constexpr):
+    """Weights in float32 without the digits that a dtype has not: their sum is then of what their
+    product with the values has, and where one weight is most of a row its rounding is no error of
+    the row. Cut and not rounded, which takes one instruction; what all lose cancels."""
+    if dtype == tl.bfloat16:
+        return (b_p.to(tl.uint32, bitcast=True) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    elif dtype == tl.float16:
+        return (b_p.to(tl.uint32, bitcast=True) & 0xFFFFE000).to(tl.float32, bitcast=True)
+    else:
+        return b_p
 
 
 @triton.jit
@@ -104,7 +119,9 @@ def _walk(
             b_higher = tl.maximum(b_top, b_best + b_row)
             b_shift = b_top if FIXED_SHIFT else b_higher
             b_p = tl.exp2(b_s - (b_shift - b_row)[:, None])
+        b_v = load_rows(p_v, begin, o_j, n, o_d, s_vt, HEAD_DIM, BLOCK_D)
         if SIDE != 0 and FIXED_SHIFT:
+            b_p = cut_to(b_p, b_v.dtype)
             b_sum += tl.sum(b_p, 1)
         else:
             b_shrink = tl.exp2(b_top - b_shift)
@@ -113,7 +130,6 @@ def _walk(
             b_top = b_higher
         if HAS_DROPOUT:
             b_p = b_p * keep_factor(seed, (begin + o_i)[:, None], o_j[None, :], i_head, dropout_p)
-        b_v = load_rows(p_v, begin, o_j, n, o_d, s_vt, HEAD_DIM, BLOCK_D)
         b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc, input_precision=PRECISION)
     return b_acc, b_top, b_sum
 
@@ -127,10 +143,12 @@ def attention_forward(
     BY_DISTANCE: tl.constexpr, LEVEL: tl.constexpr, PLAIN: tl.constexpr,
     FIXED_SHIFT: tl.constexpr, COLUMNS_IN_PRODUCT: tl.constexpr, HAS_POSITIONS: tl.constexpr,
     HAS_DENSE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_DROPOUT: tl.constexpr,
-    HAS_RANGES: tl.constexpr, HAS_ORDER: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_RANGES: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_LSE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Program (H S, tiles of a slot): out (T, H, D) of a tile of queries, its log-sum-exp (T, H).
+    """Program (H S, tiles of a slot): out (T, H, D) of a tile of queries, its log-sum-exp (T, H),
+    which is none of a fixed shift's.
 
     p_ranges (H, S, 2): the grains of keys [first, last) that each grain of queries meets. n_group:
     heads of queries that share a head of keys.
@@ -218,5 +236,6 @@ def attention_forward(
         store_rows(
             p_out, b_acc / b_sum[:, None], begin, o_i, n, o_d, n_heads * HEAD_DIM, HEAD_DIM, BLOCK_D
         )
-        b_lse = (b_top + tl.log2(b_sum)) * LN2
-        tl.store(p_lse + (begin + o_i) * n_heads + i_head, b_lse, mask=o_i < n)
+        if HAS_LSE:
+            b_lse = (b_top + tl.log2(b_sum)) * LN2
+            tl.store(p_lse + (begin + o_i) * n_heads + i_head, b_lse, mask=o_i < n)

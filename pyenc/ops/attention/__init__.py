@@ -100,15 +100,13 @@ def attention(
         BackendError: `backend` cannot serve this call.
     """
     if positions is None and dropout_p == 0:
-        found = straight(q, k, v, cu_seqlens, bias, scale, window, skip_eps, backend)
-        if found is not None:
-            return found if return_lse else found[0]
-        near = straight_cpu(
+        found = straight(q, k, v, cu_seqlens, bias, scale, window, skip_eps, backend, return_lse)
+        found = found or straight_cpu(
             q, k, v, cu_seqlens, bias, scale, window, skip_eps, backend, return_lse,
             lambda own: as_line(own, q, cu_seqlens, None, "cpu"),
         )  # fmt: skip
-        if near is not None:
-            out, lse = near
+        if found is not None:
+            out, lse = found
             return (out, lse) if return_lse else out  # type: ignore[return-value]
     q, k, v = (_as_autocast(x) for x in (q, k, v))
     bias, within = (bias.bias, bias.reach) if isinstance(bias, Within) else (bias, None)

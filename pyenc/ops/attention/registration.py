@@ -35,10 +35,10 @@ def _op(*flat: Any) -> tuple[Tensor, Tensor, Tensor]:
         out, lse = blocks.forward(call.q, call.k, call.v, bounds, terms, call.want_lse)
         return out.contiguous(), lse, call.q.new_empty((0, 0, 2), dtype=torch.int32)
     q, k, v = (rows_contiguous(x) for x in (call.q, call.k, call.v))
+    want_lse = call.want_lse or call.want_backward
     if call.backend == "triton":
         with on_card_of(q):
-            return triton.forward(q, k, v, call.cu_seqlens, terms, call.skip_eps)
-    want_lse = call.want_lse or call.want_backward
+            return triton.forward(q, k, v, call.cu_seqlens, terms, call.skip_eps, want_lse)
     out, lse, ranges, _ = cpu.forward(
         q, k, v, call.cu_seqlens, terms, call.skip_eps, want_lse=want_lse,
         want_ranges=call.want_backward,
@@ -55,11 +55,7 @@ def _(*flat: Any) -> tuple[Tensor, Tensor, Tensor]:
     call = Arguments(*flat)
     q = call.q
     tokens, heads, _ = q.shape
-    wants = {
-        "torch": call.want_lse,
-        "cpu": call.want_lse or call.want_backward,
-        "triton": True,
-    }[call.backend]
+    wants = call.want_lse or (call.want_backward and call.backend != "torch")
     met: tuple[Any, ...] = (0, 0, 2)
     if call.backend == "cpu":
         met = (tokens if call.want_backward else 0, heads, 2)
@@ -128,7 +124,7 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     call = Arguments(*inputs)
-    if call.backend == "cpu" and not call.want_backward:
+    if call.backend != "torch" and not call.want_backward:
         raise InputError("attention: a gradient was asked for, but nothing was kept for it")
     # The torch backend computes anew all that it needs.
     kept = (None, None, None) if call.backend == "torch" else output

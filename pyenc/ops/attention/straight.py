@@ -27,10 +27,10 @@ from .validation import is_window
 
 def straight(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, bias: Bias, scale: float | None,
-    window: tuple[int, int] | None, skip_eps: float | None, backend: str | None,
-) -> tuple[Tensor, Tensor] | None:  # fmt: skip
-    """(out (T, H, D), log-sum-exp (T, H) float32) without positions and dropout; None where this is
-    no call for it."""
+    window: tuple[int, int] | None, skip_eps: float | None, backend: str | None, want_lse: bool,
+) -> tuple[Tensor, Tensor | None] | None:  # fmt: skip
+    """(out (T, H, D), log-sum-exp (T, H) float32, None if not wanted) without positions and
+    dropout; None where this is no call for it."""
     if not plain(q, k, v, cu_seqlens) or not triton_launch.serves(q, backend):
         return None
     shape, dtype, device = q.shape, q.dtype, q.get_device()
@@ -46,7 +46,7 @@ def straight(
     if terms is None:
         return None
     with on_card_of(q):
-        return launch(q, k, v, cu_seqlens, terms)
+        return launch(q, k, v, cu_seqlens, terms, want_lse)
 
 
 def terms_for(
@@ -116,11 +116,11 @@ def _terms_of_table(
 
 
 def launch(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, terms: Any, lse: Tensor | None = None,
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, terms: Any, want_lse: bool = False,
     known: dict[Any, Any] | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(out (T, H, D), log-sum-exp (T, H) float32), on the current card; terms as `terms_for` gave
-    them; lse: where to write that; known: launches of other such calls (`Known` of the kernels)."""
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """(out (T, H, D), log-sum-exp (T, H) float32, None if not wanted), on the current card; terms
+    as `terms_for` gave them; known: launches of other such calls (`Known` of the kernels)."""
     if not q.is_cuda:  # on a card a look at the values would wait for it
         sequence_bounds(OP, cu_seqlens, q.shape[0])
     kernels = triton_launch.module_for("attention")
@@ -128,7 +128,7 @@ def launch(
         # What may be left out is told by each head's own keys.
         k, v = repeated(k, q.shape[1]), repeated(v, q.shape[1])
     met = kernels.ranges(q, k, cu_seqlens, terms)
-    found: tuple[Tensor, Tensor] = kernels.forward(
-        q, k, v, cu_seqlens, terms, met, lse=lse, known=known
+    found: tuple[Tensor, Tensor | None] = kernels.forward(
+        q, k, v, cu_seqlens, terms, met, want_lse=want_lse, known=known
     )
     return found

@@ -58,11 +58,12 @@ def range_slots(
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, terms: Terms, skip_eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, terms: Terms, skip_eps: float,
+    want_lse: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(out (T, H, D), log-sum-exp (T, H) float32, ranges (H, S, 2) int32 of what was met).
 
-    Ranges are empty where everything was.
+    Ranges are empty where everything was, the log-sum-exp (0, H) where nobody wants it.
 
     Raises:
         BackendError: a CUDA graph is being captured, and this call would not be replayed as meant.
@@ -79,7 +80,9 @@ def forward(
     kernels = triton_launch.module_for("attention")
     cu_seqlens = cu_seqlens.contiguous()
     call, met = _met(q, k, cu_seqlens, terms, skip_eps)
-    out, lse = kernels.forward(q, k, v, cu_seqlens, call, met)
+    out, lse = kernels.forward(q, k, v, cu_seqlens, call, met, want_lse=want_lse)
+    if lse is None:
+        lse = q.new_empty((0, q.shape[1]), dtype=torch.float32)
     empty = q.new_empty((0, 0, 2), dtype=torch.int32)
     return out, lse, empty if met is None else met.met
 
