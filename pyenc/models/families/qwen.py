@@ -6,10 +6,10 @@ are turned; Qwen 2's (Yang et al., arXiv 2407.10671) have none, and biases there
 after it.
 
 gte-Qwen2 (Alibaba-NLP/gte-Qwen2-1.5B-instruct, and those that were made of it) has Qwen 2's layers,
-trained to both sides, and code of its own, in which which tokens see which is an argument of a call
-with a default. Later revisions say `"is_causal": false` in `config.json`, by which vLLM and
-text-embeddings-inference go without that code, and so does what is here; older ones leave it out,
-and are refused.
+trained to both sides, and code of its own, to which it is an argument of a call which tokens are seen.
+By default that is said to be one side (vLLM's documentation of early 2025), whatever `config.json`
+has; later revisions say `"is_causal": false` there, by which vLLM, text-embeddings-inference and
+transformers' own class go, and so does what is here. Older ones leave it out, and are refused.
 
 Language models and rerankers have the same tensors and the same `config.json`: they load as what
 they are, and what a vector of theirs would be is not in their files.
@@ -167,7 +167,8 @@ FAMILY_2 = replace(
             "unverified",
             "32,768 by gte's files; rotary positions have no table",
             "layers verified on small checkpoints of transformers' class, to both sides; their "
-            "files (is_causal, add_eos_token) are followed, their code is not run",
+            "files are followed (is_causal, add_eos_token), and not their code, which is said to "
+            "see one side of revisions whose files say both",
         ),
         Published(
             "gte-Qwen2-7B-instruct, stella_en_1.5B_v5",
