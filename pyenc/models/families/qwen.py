@@ -6,10 +6,11 @@ are turned; Qwen 2's (Yang et al., arXiv 2407.10671) have none, and biases there
 after it.
 
 gte-Qwen2 (Alibaba-NLP/gte-Qwen2-1.5B-instruct, and those that were made of it) has Qwen 2's layers,
-trained to both sides, and code of its own, to which it is an argument of a call which tokens are seen.
-By default that is said to be one side (vLLM's documentation of early 2025), whatever `config.json`
-has; later revisions say `"is_causal": false` there, by which vLLM, text-embeddings-inference and
-transformers' own class go, and so does what is here. Older ones leave it out, and are refused.
+trained to both sides, and code of its own, to which tokens that see one side or both are an
+argument of a call. By default that is said to be one (vLLM's documentation of early 2025), whatever
+`config.json` has; later revisions say `"is_causal": false` there, by which vLLM,
+text-embeddings-inference and transformers' own class go, and so does what is here. Older ones leave
+it out, and are refused.
 
 Language models and rerankers have the same tensors and the same `config.json`: they load as what
 they are, and what a vector of theirs would be is not in their files.
