@@ -11,9 +11,10 @@ from tokenizers import Tokenizer, models
 from ..errors import CheckpointError
 from ..loading import read_config, read_json
 from ..loading.hub import TOKENIZER_FILES
+from ..models.families.qwen import gte_code
 from .faults import panics_as_errors
 from .tokenizer_classes import CLASSES, TokenizerClass, make_tokenizer
-from .tokenizer_ends import settle
+from .tokenizer_ends import GTE_QWEN2, OF_LLAMA, Whose, names_gte, settle
 from .tokenizer_names import ALIASES, AS_IT_IS, BY_MODEL, BY_MODEL_ALONE, NOT_SERVED
 from .tokenizer_parts import Parts, model_kind, parts_of
 from .tokenizer_settings import Settings, read_settings
@@ -73,7 +74,8 @@ def read_tokenizer(folder: Path, overrides: dict[str, Any] | None = None) -> Tok
             parts = _parts(path, whole, rules, settings)
             tokenizer = make_tokenizer(rules, parts, settings)
             _check_words(tokenizer, folder, settings)
-            disputed = settle(tokenizer, settings) if whole and _is_llama(folder, settings) else ""
+            whose = _whose(folder, settings)
+            disputed = settle(tokenizer, settings, whose) if whole and whose else ""
     except CheckpointError:
         raise
     except Exception as error:  # the library raises bare Exception on files it cannot parse
@@ -129,13 +131,18 @@ def class_of(folder: Path, settings: Settings, path: Path) -> tuple[str, bool]:
     return "PreTrainedTokenizerFast", said
 
 
-def _is_llama(folder: Path, settings: Settings) -> bool:
-    """Did transformers 4 take Llama's class for this folder?"""
+def _whose(folder: Path, settings: Settings) -> Whose | None:
+    """Whose settings beside `tokenizer.json` this folder's are: those of a class that overwrote
+    what that file puts around a text; None: of no such class."""
     config = read_config(folder) if (folder / "config.json").is_file() else {}
-    if config.get("model_type") not in ("llama", "mistral"):
-        return False
+    kind = config.get("model_type")
+    if kind == "qwen2" and gte_code(config.get("auto_map")):
+        return GTE_QWEN2 if names_gte(settings.get("auto_map")) else None
+    if kind not in ("llama", "mistral"):
+        return None
+    # Did transformers 4 take Llama's class for it?
     named = settings.get("tokenizer_class") or config.get("tokenizer_class") or LLAMA
-    return str(named).removesuffix("Fast") == LLAMA
+    return OF_LLAMA if str(named).removesuffix("Fast") == LLAMA else None
 
 
 def _check_words(tokenizer: Tokenizer, folder: Path, settings: Settings) -> None:

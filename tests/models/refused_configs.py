@@ -10,6 +10,7 @@ ALBERT, ALBERT_MLM = "albert_small_like_h4", "albert_mlm_like_h2"
 ELECTRA, ELECTRA_BASE = "electra_small_like_h4", "electra_base_like_h2"
 LLAMA, MISTRAL = "llama_encoder_like_h6", "mistral_e5_like_h4"
 QWEN2, QWEN3 = "qwen2_code_like_h6", "qwen3_embed_like_h4"
+GTE_QWEN2 = "qwen2_gte_like_h4"
 JINA3, ORIGINAL3 = "jinav3_hf_like_h4", "jinav3_lora_like_h2"
 
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
@@ -197,6 +198,50 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("Qwen2", QWEN2, {"hidden_size": 50}, "hidden_size 50 is not a multiple of num_heads 6"),
     ("Qwen2", QWEN2, {"auto_map": {"AutoModel": "modeling.Qwen2Model"}}, "auto_map names code of"),
     ("Qwen2", QWEN2, {"auto_map": "modeling.Qwen2Model"}, "auto_map must be an object or null"),
+    ("Qwen2", GTE_QWEN2, {"is_causal": ...}, "is_causal is missing, .* expected is_causal false"),
+    ("Qwen2", GTE_QWEN2, {"is_causal": None}, "is_causal must be true or false, got None"),
+    (
+        "Qwen2",
+        GTE_QWEN2,
+        {"use_sliding_window": True},
+        "windows are not served of gte-Qwen2's code",
+    ),
+    (
+        "Qwen2",
+        GTE_QWEN2,
+        {"use_sliding_window": True, "is_causal": True},
+        "use_sliding_window is True, but windows are not served of gte-Qwen2's code",
+    ),
+    (
+        "Qwen2",
+        GTE_QWEN2,
+        {"layer_types": ["sliding_attention"] * 3},
+        "there are layers with a window, and sliding_window is 'not used'",
+    ),
+    (
+        "Qwen2",
+        GTE_QWEN2,
+        {"auto_map": {"AutoModel": "modeling_qwen2.Qwen2Model"}},
+        "auto_map names code of the checkpoint's own for its layers, 'modeling_qwen2.Qwen2Model'",
+    ),
+    (
+        "Qwen2",
+        GTE_QWEN2,
+        {"auto_map": {"AutoModel": "modeling_qwen.BiQwen2Model"}},
+        "auto_map names code of the checkpoint's own for its layers, 'modeling_qwen.BiQwen2Model'",
+    ),
+    (
+        "Qwen2",
+        GTE_QWEN2,
+        {"auto_map": {"AutoModelForCausalLM": "modeling_qwen.Qwen2ForCausalLM"}},
+        "auto_map names code of the checkpoint's own for its layers, 'modeling_qwen.Qwen2ForCaus",
+    ),
+    (
+        "Qwen2",
+        GTE_QWEN2,
+        {"auto_map": {"AutoModel": "modeling_qwen.Qwen2Model", "AutoModelForMaskedLM": "own.M"}},
+        "auto_map names code of the checkpoint's own for its layers",
+    ),
     ("ALBERT", ALBERT, {"model_type": "bert"}, "tensor names are ALBERT's, whose arithmetic that"),
     ("ALBERT", ALBERT, {"position_embedding_type": "relative_key"}, "ALBERT has absolute positio"),
     ("ALBERT", ALBERT, {"num_hidden_groups": 0}, "num_hidden_groups 0.* at least one of each"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.models.refused_configs import (
     EURO,
     GEMMA,
     GTE,
+    GTE_QWEN2,
     JINA3,
     LLAMA,
     MISTRAL,
@@ -266,6 +268,27 @@ def test_qwen_spellings() -> None:
     assert shape_of("Qwen3", QWEN3, **windows, **kinds).local == (True, False, False)
     assert not shape_of("Qwen3", QWEN3, is_causal=False).causal
     assert shape_of("Qwen3", QWEN3, auto_map={"AutoConfig": "configuration_qwen.C"}) == old
+
+
+def test_gte_qwen2_spellings() -> None:
+    """Its code is known by the names that `auto_map` has, copies of it too; config.json says which
+    tokens are seen."""
+    old = shape_of("Qwen2", GTE_QWEN2)
+    assert (old.causal, old.window, old.local) == (False, None, ())
+    assert (old.qkv_bias, old.out_bias, old.kv_heads) == (True, False, 2)
+    alone = {"AutoModel": "modeling_qwen.Qwen2Model"}
+    for named in (
+        alone,
+        {"AutoModel": "Alibaba-NLP/gte-Qwen2-1.5B-instruct--modeling_qwen.Qwen2Model"},
+        alone | {"AutoModelForCausalLM": "modeling_qwen.Qwen2Model"},
+        alone | {"AutoConfig": "configuration_x.C"},
+        None,
+    ):
+        assert shape_of("Qwen2", GTE_QWEN2, auto_map=named) == old
+    assert shape_of("Qwen2", GTE_QWEN2, is_causal=True) == replace(old, causal=True)
+    # Transformers' own class sees no token after a token where nothing is said.
+    assert shape_of("Qwen2", GTE_QWEN2, auto_map=..., is_causal=...).causal
+    assert shape_of("Qwen2", GTE_QWEN2, use_sliding_window=...) == old
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,14 @@ MUTATIONS: dict[str, list[dict[str, Any]]] = {
         {"activation": "gelu"},
         {"gate_first": False},
     ],
+    "qwen2_gte_like_h4": [
+        {"causal": True},
+        {"rotary": Rotary(10_000.0)},
+        {"scale": 1.0},
+        {"norm_eps": 1e-5},
+        {"activation": "gelu"},
+        {"gate_first": False},
+    ],
     "qwen3_embed_like_h4": [
         {"causal": False},
         {"local": (True,) * 3, "window": 23},

@@ -100,15 +100,19 @@ def padding(config: ConfigFile, words: int, unsaid: int | None = None) -> int | 
     return found
 
 
-def language_model(config: ConfigFile, words: int, **own: Any) -> EncoderConfig:
+def language_model(
+    config: ConfigFile, words: int, *, known_code: bool = False, **own: Any
+) -> EncoderConfig:
     """What config.json says the same way in every language model of these layers.
 
     Args:
         config: `config.json`.
         words: of the vocabulary, where the file does not say it.
+        known_code: whether the family knows the code that it names for its layers, if any.
         own: the other fields.
     """
-    refuse_code(config)
+    if not known_code:
+        refuse_code(config)
     words = config.integer("vocab_size", words)
     return EncoderConfig(
         vocab_size=words,

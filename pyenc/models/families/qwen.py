@@ -1,9 +1,16 @@
-"""Qwen3-Embedding-0.6B, -4B, -8B, and encoders made of Qwen 2 and 2.5.
+"""Qwen3-Embedding-0.6B, -4B, -8B, gte-Qwen2, and other encoders made of Qwen 2 and 2.5.
 
 Zhang et al., arXiv 2506.05176: Qwen 3's language model (Yang et al., arXiv 2505.09388), whose last
 token's state is the vector. Llama's layers with a norm of each head's queries and keys before they
 are turned; Qwen 2's (Yang et al., arXiv 2407.10671) have none, and biases there. No token sees one
 after it.
+
+gte-Qwen2 (Alibaba-NLP/gte-Qwen2-1.5B-instruct, and those that were made of it) has Qwen 2's layers,
+trained to both sides, and code of its own, to which tokens that see one side or both are an
+argument of a call. By default that is said to be one (vLLM's documentation of early 2025), whatever
+`config.json` has; later revisions say `"is_causal": false` there, by which vLLM,
+text-embeddings-inference and transformers' own class go, and so does what is here. Older ones leave
+it out, and are refused.
 
 Language models and rerankers have the same tensors and the same `config.json`: they load as what
 they are, and what a vector of theirs would be is not in their files.
@@ -11,7 +18,9 @@ they are, and what a vector of theirs would be is not in their files.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from ...errors import CheckpointError
 from ..config import EncoderConfig
@@ -25,6 +34,35 @@ from .llama import (
     refuse_both_sides,
 )
 from .windows import listed
+
+GTE_CODE = "modeling_qwen.Qwen2Model"
+"""What `auto_map` calls gte-Qwen2's layers, in copies of another repository's name before it."""
+
+
+def gte_code(named: object) -> bool:
+    """Does an `auto_map` name gte-Qwen2's code for the layers, and no other?"""
+    if not isinstance(named, Mapping):
+        return False
+    code = {
+        key: str(named[key]).rpartition("--")[2] for key in named if key.startswith("AutoModel")
+    }
+    module = GTE_CODE.partition(".")[0]
+    ours = all(name.startswith(f"{module}.") for name in code.values())
+    return ours and code.get("AutoModel") == GTE_CODE
+
+
+def _check_gte(config: ConfigFile) -> None:
+    """What gte-Qwen2's code does otherwise than transformers' class, as config.json has it."""
+    if "is_causal" not in config.values:
+        raise CheckpointError(
+            f"{config.path}: is_causal is missing, and auto_map names gte-Qwen2's code for the "
+            "layers, to which it is an argument: expected is_causal false, every token sees those "
+            "after it too, as gte-Qwen2 was trained by its model card, or true"
+        )
+    config.require(
+        "use_sliding_window", (False,), False,
+        "windows are not served of gte-Qwen2's code, whose attentions differ in them",
+    )  # fmt: skip
 
 
 def _local(config: ConfigFile, layers: int, causal: bool) -> tuple[tuple[bool, ...], int | None]:
@@ -48,9 +86,7 @@ def _local(config: ConfigFile, layers: int, causal: bool) -> tuple[tuple[bool, .
     return local, width - 1  # the file's number counts the token itself
 
 
-def _config(
-    config: ConfigFile, head_size: int | None, qkv_bias: bool, out_bias: bool, head_norm: bool
-) -> EncoderConfig:
+def _config(config: ConfigFile, **own: Any) -> EncoderConfig:
     config.require("use_mrope", (False, None), None, "pyenc turns heads by one position a token")
     layers, causal = config.integer("num_hidden_layers", 32), config.flag("is_causal", True)
     local, window = _local(config, layers, causal)
@@ -60,28 +96,40 @@ def _config(
         num_layers=layers,
         num_heads=config.integer("num_attention_heads", 32),
         num_kv_heads=optional(config, "num_key_value_heads", 32),
-        head_size=head_size,
         intermediate_size=config.integer("intermediate_size", 22_016),
         max_length=config.integer("max_position_embeddings", 32_768),
         window=window,
         local=local,
         causal=causal,
-        qkv_bias=qkv_bias,
-        out_bias=out_bias,
         up_bias=False,
         down_bias=False,
-        head_norm=head_norm,
+        **own,
     )
 
 
 def _qwen3(config: ConfigFile, names: Names) -> EncoderConfig:
     biased = config.flag("attention_bias", False)
-    return _config(config, config.integer("head_dim", 128), biased, biased, head_norm=True)
+    return _config(
+        config,
+        head_size=config.integer("head_dim", 128),
+        qkv_bias=biased,
+        out_bias=biased,
+        head_norm=True,
+    )
 
 
 def _qwen2(config: ConfigFile, names: Names) -> EncoderConfig:
-    head_size = config.integer("head_dim") if "head_dim" in config.values else None
-    return _config(config, head_size, qkv_bias=True, out_bias=False, head_norm=False)
+    known = gte_code(config.section("auto_map").values)
+    if known:
+        _check_gte(config)
+    return _config(
+        config,
+        head_size=config.integer("head_dim") if "head_dim" in config.values else None,
+        qkv_bias=True,
+        out_bias=False,
+        head_norm=False,
+        known_code=known,
+    )
 
 
 FAMILY = Family(
@@ -114,6 +162,27 @@ FAMILY_2 = replace(
             "unverified",
             "32,768 by their files",
             "layers verified on small checkpoints of transformers' class; their files not seen",
+        ),
+        Published(
+            "gte-Qwen2-1.5B-instruct, Qodo-Embed-1-1.5B, inf-retriever-v1-1.5b",
+            "unverified",
+            "32,768 by gte's files; rotary positions have no table",
+            "layers verified on small checkpoints of transformers' class, to both sides; their "
+            "files are followed (is_causal, add_eos_token), and not their code, which is said to "
+            "see one side of revisions whose files say both",
+        ),
+        Published(
+            "gte-Qwen2-7B-instruct, stella_en_1.5B_v5",
+            "unverified",
+            "by their files; rotary positions have no table",
+            "the same, once config.json says is_causal, true or false: theirs is believed to leave "
+            "it out, and is refused so",
+        ),
+        Published(
+            "KaLM-embedding-multilingual-mini-v1, -instruct-v1, -instruct-v1.5",
+            "unverified",
+            "512 by its model card; rotary positions have no table",
+            "as transformers' class has them: their model card asks for no remote code",
         ),
     ),
     signature=SIGNATURE,

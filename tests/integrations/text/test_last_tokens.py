@@ -19,7 +19,7 @@ from tests.conftest import GOLDEN
 sentence_transformers = pytest.importorskip("sentence_transformers", minversion="6")
 LIMITS = {
     "llama_encoder_like_h6": 4096, "mistral_e5_like_h4": 4096, "qwen2_code_like_h6": 32_768,
-    "qwen3_embed_like_h4": 32_768,
+    "qwen2_gte_like_h4": 32_768, "qwen3_embed_like_h4": 32_768,
 }  # fmt: skip
 """Golden checkpoints -> the longest text by their files."""
 NAMES = tuple(LIMITS)
