@@ -261,7 +261,7 @@ def wrong_with(work: Work, kernel: Compiled) -> str | None:
     name = f"{kernel.kernel}, {work.key}"
     if not kernel.fits:
         return f"{name}: {kernel.shared_bytes} bytes of shared memory are more than the card has"
-    # A card's own entries have been timed, spills and all; an architecture's are guesses.
+    # A card's own tiles have been timed, spills and all; an architecture's are guesses.
     guessed = work.main and work.card in ARCHITECTURES
     if guessed and kernel.spilled_bytes and kernel.maxnreg is None:
         return f"{name}: spills {kernel.spilled_bytes} bytes"

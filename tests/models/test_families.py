@@ -17,6 +17,7 @@ from pyenc.models.families import FAMILIES, ConfigFile
 from pyenc.models.rotary import Rotary
 from tests.conftest import GOLDEN
 from tests.loading.test_strict import copied
+from tests.models import refused_configs, refused_language_models
 from tests.models.refused_configs import (
     ALBERT,
     ALBERT_MLM,
@@ -25,16 +26,12 @@ from tests.models.refused_configs import (
     EURO,
     GEMMA,
     GTE,
-    GTE_QWEN2,
     JINA3,
-    LLAMA,
-    MISTRAL,
     MODERN,
     NOMIC,
     ORIGINAL3,
-    QWEN3,
-    REFUSED,
 )
+from tests.models.refused_language_models import GTE_QWEN2, LLAMA, MISTRAL, QWEN3
 
 FAMILY = {family.name: family for family in FAMILIES}
 
@@ -46,7 +43,10 @@ def shape_of(family: str, name: str, **changes: Any) -> EncoderConfig:
     return FAMILY[family].config(ConfigFile("config.json", values), frozenset())
 
 
-@pytest.mark.parametrize(("family", "name", "changes", "message"), REFUSED)
+@pytest.mark.parametrize(
+    ("family", "name", "changes", "message"),
+    refused_configs.REFUSED + refused_language_models.REFUSED,
+)
 def test_refused(
     family: str, name: str, changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:

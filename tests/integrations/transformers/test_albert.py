@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from pyenc.errors import InputError
 from pyenc.loading import load_checkpoint, save_checkpoint
+from tests.integrations.transformers.bert_likes import batch, far_from_its_start
 
 transformers = pytest.importorskip("transformers", minversion="5")
 SIZES: dict[str, Any] = {
@@ -52,21 +52,7 @@ WITHOUT_EFFECT: dict[str, Any] = {
 def original(task: str = "Model", **changes: Any) -> Any:
     """A random model of transformers, far from where it begins."""
     config = transformers.AlbertConfig(**(SIZES | changes))
-    model = getattr(transformers, f"Albert{task}")(config)
-    for name, parameter in model.named_parameters():
-        std = parameter.shape[1] ** -0.5 if parameter.ndim == 2 else 0.3
-        torch.nn.init.normal_(parameter, float("orm.weight" in name), std)
-    return model.eval()
-
-
-def batch(types: int = 2) -> dict[str, Tensor]:
-    ids, mask = torch.randint(0, 61, (4, 19)), torch.zeros(4, 19, dtype=torch.long)
-    for row, length in enumerate((19, 1, 8, 13)):
-        start = (19 - length) * (row % 2)
-        mask[row, start : start + length] = 1
-    mask[0, [2, 3, 9]] = 0
-    of_type = torch.randint(0, types, ids.shape)
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": of_type}
+    return far_from_its_start(getattr(transformers, f"Albert{task}")(config))
 
 
 @torch.no_grad()
