@@ -15,6 +15,7 @@ from .attention.bias import (
 from .attention.score_check import check_score_bias
 from .attention.share import computed_share
 from .backend import BACKENDS, use_backend
+from .disentangled import DistanceRows, disentangled_attention
 from .embedding import embedding_norm
 from .experts import experts
 from .gated import gated_activation, gated_linear
@@ -30,6 +31,7 @@ __all__ = [
     "ALiBi",
     "AsymmetricALiBi",
     "DistanceBias",
+    "DistanceRows",
     "RelativePositionBias",
     "ScoreBias",
     "ScoreMap",
@@ -39,6 +41,7 @@ __all__ = [
     "attention",
     "check_score_bias",
     "computed_share",
+    "disentangled_attention",
     "embedding_norm",
     "experts",
     "gated_activation",
