@@ -1,11 +1,20 @@
 """One `Encoder`, one `EncoderConfig`, and a small file for each checkpoint family."""
 
 from .config import EncoderConfig, HeadConfig
+from .disentangled import Disentangled
 from .encoder import Encoder
 from .experts import Experts
 from .position import register_position
 from .table_alibi import NAME, TableALiBi
 
-__all__ = ["Encoder", "EncoderConfig", "Experts", "HeadConfig", "TableALiBi", "register_position"]
+__all__ = [
+    "Disentangled",
+    "Encoder",
+    "EncoderConfig",
+    "Experts",
+    "HeadConfig",
+    "TableALiBi",
+    "register_position",
+]
 
 register_position(NAME, TableALiBi)

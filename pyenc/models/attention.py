@@ -9,13 +9,14 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from ..ops import attention, rms_norm_rotary, rotary
+from ..ops import attention, disentangled_attention, rms_norm_rotary, rotary
 from ..ops.attention.along import Within
 from ..ops.attention.bias import OwnBias
 from ..ops.attention.terms import Bias, has_line
 from ..ops.backend import compiling
 from .call import Call, Turn
 from .config import EncoderConfig
+from .distances import Distances, Projections
 from .modules import Linear, Norm, SplitLinear, called, untouched
 from .position import make_position
 
@@ -48,9 +49,18 @@ class Attention(nn.Module):
         self.position_bias: nn.Module | None = None
         if config.own_position and config.position_per_layer:
             self.position_bias = make_position(*config.position_arguments)
+        self.distances: Projections | None = None
+        if (kind := config.disentangled) is not None:
+            self.distances = Projections(config, kind)
+            self.scale = kind.scale(config.head_dim) if config.scale is None else config.scale
 
     def forward(self, x_TC: Tensor, call: Call) -> Tensor:
         q_THD, k_THD, v_THD = self._heads(x_TC, call)
+        if self.distances is not None:
+            assert call.distances is not None
+            own = self.distances
+            a_THD = self._disentangled(own, call.distances, q_THD, k_THD, v_THD, call)
+            return called(self.out, call.backend, a_THD.flatten(1))
         bias = call.bias
         if self.position_bias is not None:
             bias = cast(OwnBias, self.position_bias)
@@ -74,6 +84,27 @@ class Attention(nn.Module):
         )
         assert isinstance(out_THD, Tensor)
         return called(self.out, call.backend, out_THD.flatten(1))
+
+    def _disentangled(
+        self, own: Projections, distances: Distances, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor,
+        call: Call,
+    ) -> Tensor:  # fmt: skip
+        """Attention whose scores are of words and of distances."""
+        keys_RHD, queries_RHD = own(distances.table_RC, self.qkv, call.backend)
+        out_THD: Tensor = disentangled_attention(
+            q_THD,
+            k_THD,
+            v_THD,
+            call.cu_seqlens,
+            position_keys=None if keys_RHD is None else keys_RHD.to(q_THD.dtype),
+            position_queries=None if queries_RHD is None else queries_RHD.to(q_THD.dtype),
+            rows=distances.rows,
+            positions=call.positions,
+            scale=self.scale,
+            dropout_p=self.dropout if self.training else 0.0,
+            backend=call.backend,
+        )
+        return out_THD
 
     def _heads(self, x_TC: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (T, H, D) each, of the latter as many heads as there are."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..ops.attention.terms import Bias
 from ..ops.backend import requested_backend
 from .config import EncoderConfig
+from .distances import Distances
 from .places import places
 from .rotary import Rotary, log_length_scale
 
@@ -42,6 +43,8 @@ class Call:
     """What positions of a sequence are less than apart."""
     backend: str | None = None
     skip_eps: float | None = None
+    distances: Distances | None = None
+    """Of disentangled attention."""
     made: dict[Any, Any] = field(default_factory=dict)
     """What the first layer makes for those after it (straight.py)."""
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ..errors import InputError
 from ..ops import ACTIVATIONS
+from .disentangled import Disentangled
 from .experts import Experts
 from .position import POSITIONS, Fields, check_fields, check_position
 from .rotary import Rotary
@@ -68,8 +69,8 @@ class EncoderConfig:
     intermediate_size: int
     position: str
     """A bias of the scores by distance ("alibi", "relative"), a table added to the embeddings
-    ("absolute"), a turn of queries and keys ("rotary"), or the name of a bias of one's own
-    (`register_position`)."""
+    ("absolute"), a turn of queries and keys ("rotary"), products of words with distances
+    ("disentangled"), or the name of a bias of one's own (`register_position`)."""
     max_length: int
     """Tokens a text may have by the checkpoint's word; ALiBi itself has no limit."""
     head_size: int | None = None
@@ -98,6 +99,8 @@ class EncoderConfig:
     relative_buckets: int = 0
     """Rows of a relative position table (T5's buckets) that all layers add to their scores."""
     relative_max_distance: int = 128
+    disentangled: Disentangled | None = None
+    """Of position "disentangled"."""
     rotary: Rotary | None = None
     """Of position "rotary"; beside a registered variant, both."""
     local_rotary: Rotary | None = None
@@ -109,7 +112,8 @@ class EncoderConfig:
     causal: bool = False
     """Whether no token sees one after it, in any layer (a decoder's layers)."""
     scale: float | None = None
-    """Factor of the scores; None: head_dim ** -0.5."""
+    """Factor of the scores; None: head_dim ** -0.5, of disentangled ones the root of their terms
+    smaller."""
     log_length: int = 0
     """GTE's log-n scaling: queries times log(n) / log(log_length); 0 without it."""
     log_length_at_least_one: bool = False
@@ -188,6 +192,7 @@ class EncoderConfig:
         self._check_heads()
         self._check_experts()
         self._check_positions()
+        self._check_disentangled()
         for name in DROPOUTS:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
@@ -238,6 +243,24 @@ class EncoderConfig:
             raise InputError(
                 "EncoderConfig: experts go with a feed-forward that is not gated, without "
                 'wide_residual, and without dropout inside (feed_forward_dropout None or "outer")'
+            )
+
+    def _check_disentangled(self) -> None:
+        if (self.position == "disentangled") != (self.disentangled is not None):
+            raise InputError(
+                'EncoderConfig: position "disentangled" needs the field disentangled, others none'
+            )
+        if self.disentangled is None:
+            return
+        strange = {
+            "relative_buckets": self.relative_buckets, "local": any(self.local),
+            "causal": self.causal, "log_length": self.log_length, "qk_norm": self.qk_norm,
+            "head_norm": self.head_norm, "num_kv_heads": self.kv_heads != self.num_heads,
+        }  # fmt: skip
+        if found := [name for name, there in strange.items() if there]:
+            raise InputError(
+                f"EncoderConfig: {found[0]} {getattr(self, found[0])!r} is not served beside "
+                'position "disentangled"'
             )
 
     def _check_positions(self) -> None:
@@ -333,7 +356,7 @@ class EncoderConfig:
     @property
     def by_distance(self) -> bool:
         """Whether attention depends on how far apart two tokens are, beside what rotary does."""
-        own = self.position == "alibi" or self.own_position
+        own = self.position in ("alibi", "disentangled") or self.own_position
         return own or self.relative_buckets > 0 or any(self.local)
 
     @property

@@ -7,6 +7,7 @@ N padded length, T packed tokens, C channels.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from typing import Any, cast
@@ -25,6 +26,7 @@ from ..ops.backend import check_for_all, compiling
 from ..ops.sharing import sharing
 from .call import Call, call_of
 from .config import EncoderConfig
+from .distances import DistanceTable
 from .embeddings import Embeddings
 from .head import MaskedLMHead
 from .layers import Layer, PreNormLayer
@@ -66,6 +68,9 @@ class Encoder(nn.Module):
         self.position_bias: nn.Module | None = None
         if config.own_position and not config.position_per_layer:
             self.position_bias = make_position(*config.position_arguments)
+        self.distances: DistanceTable | None = None
+        if config.disentangled is not None:
+            self.distances = DistanceTable(config, config.disentangled)
         kind = PreNormLayer if config.norm_first else Layer
         self.layers = nn.ModuleList(kind(config, i) for i in range(config.num_layers))
         if config.position_per_layer:
@@ -196,6 +201,12 @@ class Encoder(nn.Module):
             contiguous, span, self.backend, self.skip_eps,
         )  # fmt: skip
         x_TC = called(self.embeddings, self.backend, input_ids, position_ids, token_type_ids)
+        if self.distances is not None:
+            # Positions of one's own may be further apart than there are tokens; a graph is not to
+            # be made again for every length.
+            known = not compiling() and (call.span is not None or call.positions is None)
+            reach = call.reach(input_ids.shape[0]) if known else None
+            call = replace(call, distances=called(self.distances, self.backend, reach))
         if compiling():
             return self._through(x_TC, call, states)
         with sharing():

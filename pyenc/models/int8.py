@@ -1,8 +1,9 @@
 """Encoders with linear layers in eight bits: how an encoder comes to have them.
 
 Attention's output product and the feed-forward's first (with its gate, where it has one) are
-quantised. Embeddings, norms, biases, the other linear layers, mixtures of experts, the products of
-q with k and of weights with v, the pooler and the masked-LM head stay in the model's dtype.
+quantised. Embeddings, norms, biases, the other linear layers (those of distances too), mixtures of
+experts, the products of q with k and of weights with v, the pooler and the masked-LM head stay in
+the model's dtype.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ from .modules import Linear
 QUANTIZED = ("int8",)
 """Names that `quantize` may have."""
 
-WIDE = ("attention.qkv", "feed_forward.down")
+WIDE = (
+    "attention.qkv",
+    "attention.distances.query",
+    "attention.distances.key",
+    "feed_forward.down",
+)
 """Layers that are not quantised: with these in eight bits too, the nearest of 2,000 sentences was
 another one for 5.6% of MiniLM's vectors and 7.5% of MPNet's, without them for 2.9% and 3.8%; what
 they would gain in time stands in bench/NOTES.md."""

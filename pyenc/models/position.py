@@ -18,7 +18,7 @@ from ..ops.attention.bias import DistanceBias, ScoreBias, ScoreMap
 from ..ops.validation import FLOATS
 from .variant import Variant, called, same_variant
 
-POSITIONS = ("alibi", "absolute", "rotary", "relative")
+POSITIONS = ("alibi", "absolute", "rotary", "relative", "disentangled")
 """What encoders have by themselves."""
 
 Fields = tuple[tuple[str, Any], ...]

@@ -119,7 +119,7 @@ def pre_norm_parts(layer: Any, x: Tensor, on_cpu: bool = False) -> PreNormParts 
 def attention_of(module: Any, x: Tensor, on_cpu: bool = False) -> AttentionPart | None:
     if not silent(module, Attention) or (module.training and module.dropout):
         return None
-    if "_heads" in module.__dict__:
+    if "_heads" in module.__dict__ or module.distances is not None:
         return None
     # Not of its modules alone: what stands there need be none, a bias say.
     if not on_cpu and module.position_bias is not None:

@@ -10,6 +10,7 @@ from ...errors import UnknownArchitectureError
 from . import (
     albert,
     bert,
+    deberta,
     distilbert,
     electra,
     eurobert,
@@ -52,6 +53,7 @@ FAMILIES: tuple[Family, ...] = (
     distilbert.FAMILY,
     roberta.FAMILY,
     electra.FAMILY,
+    deberta.FAMILY,
     bert.FAMILY,
 )
 
