@@ -124,6 +124,22 @@ def _albert(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
     return tokenizer
 
 
+def _deberta(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
+    """SentencePiece's table of characters is not among its steps, whatever the file has."""
+    unknown = (str(named["unk_token"]), 0.0)
+    at = parts.vocab.index(unknown) if unknown in parts.vocab else 1
+    tokenizer = Tokenizer(models.Unigram(parts.vocab, at, False))
+    steps: list[Any] = [normalizers.Lowercase()] if settings.get("do_lower_case") else []
+    steps += [normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " "), normalizers.NFC()]
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Strip(False, True)])
+    space = "always" if settings.get("add_prefix_space", True) else "first"
+    words: list[Any] = [pre_tokenizers.Metaspace(prepend_scheme=space)]
+    if settings.get("split_by_punct"):
+        words.insert(0, pre_tokenizers.Punctuation(behavior="isolated"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(words)
+    return tokenizer
+
+
 def _metaspace(space: bool) -> Any:
     """Words between white space, each with a mark before it, the first one too or not."""
     return pre_tokenizers.Sequence(
@@ -209,6 +225,7 @@ ALBERT = ROBERTA | {
     "bos_token": "[CLS]", "eos_token": "[SEP]", "sep_token": "[SEP]", "cls_token": "[CLS]",
     "mask_token": "[MASK]",
 }  # fmt: skip
+DEBERTA = BERT | {"bos_token": "[CLS]", "eos_token": "[SEP]"}
 GEMMA = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "unk", "pad", "mask")}
 LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 T5 = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
@@ -244,6 +261,11 @@ CLASSES = {
             "LlamaTokenizer", "BPE", LLAMA, _llama, None, lists=False, may_lack=NAMED,
         ),
         TokenizerClass("AlbertTokenizer", "Unigram", ALBERT, _albert, None),
+        TokenizerClass(
+            "DebertaV2Tokenizer", "Unigram", DEBERTA, _deberta,
+            lambda t, s, n: _template(t, n, "cls_token", "sep_token"), lists=False,
+            may_lack=("bos_token", "eos_token", "mask_token", "pad_token"),
+        ),
         TokenizerClass("GemmaTokenizer", "BPE", GEMMA, _gemma, None, lists=False),
         TokenizerClass(
             "XLMRobertaTokenizer", "Unigram", ROBERTA, _unigram(lambda *_: 3, True),

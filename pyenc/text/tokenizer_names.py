@@ -20,8 +20,8 @@ _NOT_SERVED = """
     BlenderbotSmallTokenizer BlenderbotTokenizer ByT5Tokenizer CLIPTokenizer CTRLTokenizer
     CanineTokenizer CodeGenTokenizer CodeLlamaTokenizer CohereTokenizer ConvBertTokenizer
     CpmAntTokenizer CpmTokenizer DPRContextEncoderTokenizer DPRQuestionEncoderTokenizer
-    DPRReaderTokenizer DebertaTokenizer DebertaV2Tokenizer EsmTokenizer EsmcTokenizer
-    FNetTokenizer FSMTTokenizer FlaubertTokenizer FunnelTokenizer GPTNeoXJapaneseTokenizer
+    DPRReaderTokenizer DebertaTokenizer EsmTokenizer EsmcTokenizer FNetTokenizer
+    FSMTTokenizer FlaubertTokenizer FunnelTokenizer GPTNeoXJapaneseTokenizer
     GPTNeoXTokenizer GPTSw3Tokenizer HerbertTokenizer LayoutLMv2Tokenizer
     LayoutLMv3Tokenizer LayoutXLMTokenizer LukeTokenizer M2M100Tokenizer
     MBart50Tokenizer MBartTokenizer MLukeTokenizer MarianTokenizer MarkupLMTokenizer

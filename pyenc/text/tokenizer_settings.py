@@ -24,6 +24,7 @@ SWITCHES = {
     "keep_accents": (bool,),
     "tokenize_chinese_chars": (bool,),
     "add_prefix_space": (bool, type(None)),
+    "split_by_punct": (bool, type(None)),
     "trim_offsets": (bool,),
     "add_bos_token": (bool, type(None)),
     "add_eos_token": (bool, type(None)),
@@ -55,7 +56,7 @@ HARMLESS = {
         default_chat_template use_default_system_prompt image_seq_length""",
     "read by the slow tokenizers of before alone": """basic_tokenizer clean_text do_basic_tokenize
         never_split remove_space sp_model_kwargs
-        wordpieces_prefix wordpiece_prefix do_split split_by_punct vocab_type special_tokens
+        wordpieces_prefix wordpiece_prefix do_split vocab_type special_tokens
         special_tokens_attr phoneme_language word_delimiter""",
     "ids that the vocabulary gives again": """bos_token_id cls_token_id eos_token_id mask_token_id
         sep_token_id unk_token_id""",

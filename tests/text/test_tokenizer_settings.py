@@ -93,7 +93,7 @@ def test_what_tokenizer_args_put_around_a_text(kind: str, tmp_path: Path) -> Non
         got = TextTokenizer(folder, overrides=told)(TEXTS, 999)
         assert [tokens.ids.tolist() for tokens in got] == theirs(TEXTS)["input_ids"]
         seen.add(tuple(got[0].ids.tolist()))
-    own = kind in ("bert", "camembert", "mpnet", "roberta", "t5", "xlm-roberta")
+    own = kind in ("bert", "camembert", "deberta", "mpnet", "roberta", "t5", "xlm-roberta")
     assert (len(seen) == 1) == own
 
 
@@ -182,6 +182,19 @@ def test_the_normalizer_of_sentencepiece(tmp_path: Path) -> None:
         as_transformers(folder, ["the Quick", "Q"])
 
 
+def test_the_normalizer_that_debertas_class_leaves_out(tmp_path: Path) -> None:
+    """It makes its own steps alone: SentencePiece's table goes, spaces are told apart from it."""
+    folder = KINDS["deberta"](tmp_path)
+    texts = ["the Quick", "Q", "the \n\r the\t the", " the ", "e\u0301", "a.b, c"]
+    assert ids(folder, "the Quick") != ids(folder, "the quick")
+    assert ids(folder, "the\n the ") == ids(folder, "the the")
+    as_transformers(folder, texts)
+    apart = KINDS["deberta"](tmp_path / "apart", split_by_punct=True, do_lower_case=True)
+    assert ids(apart, "The Quick") == ids(folder, "the quick")
+    assert ids(apart, "the.the") != ids(folder, "the.the")
+    as_transformers(apart, texts)
+
+
 def test_the_configuration_wins_for_bert(tmp_path: Path) -> None:
     """And the ids are literally these: the files' own words, whatever is installed."""
     vocab = (GOLDEN / "bert_mean_h4/vocab.txt").read_text("utf-8").split("\n")
@@ -207,6 +220,7 @@ def test_no_post_processor(tmp_path: Path) -> None:
             "albert": 2,
             "bert": 2,
             "camembert": 2,
+            "deberta": 2,
             "mpnet": 2,
             "roberta": 2,
             "t5": 1,

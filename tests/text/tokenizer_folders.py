@@ -84,7 +84,8 @@ def unigram(folder: Path, model_type: str, special: list[str], **config: Any) ->
     pieces += [(c, -6.0) for c in "▁abcdefghijklmnopqrstuvwxyz,.'你好世界"]
     pieces += [("▁the", -2.0), ("quick", -2.5), ("ick", -3.0), ("▁qu", -3.0), ("ow", -3.5)]
     pieces += [("<mask>", 0.0)]
-    whole = Tokenizer(models.Unigram(pieces, special.index("<unk>"), False))
+    unknown = next(i for i, token in enumerate(special) if token in ("<unk>", "[UNK]"))
+    whole = Tokenizer(models.Unigram(pieces, unknown, False))
     whole.pre_tokenizer = pre_tokenizers.Metaspace()
     whole.add_special_tokens([token for token in SPECIAL if token in dict(pieces)])
     whole.save(str(folder / "tokenizer.json"))
@@ -126,6 +127,16 @@ def albert(folder: Path, **config: Any) -> Path:
         },
     }  # fmt: skip
     edit(folder / "tokenizer.json", lambda whole: whole | {"post_processor": around})
+    return folder
+
+
+def deberta(folder: Path, **config: Any) -> Path:
+    """Whose class leaves out SentencePiece's normalizer; [MASK] is beyond its vocabulary."""
+    config = {"tokenizer_class": "DebertaV2Tokenizer"} | config
+    folder = unigram(folder, "deberta-v2", ["[PAD]", "[CLS]", "[SEP]", "[UNK]"], **config)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"])
+    tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
 
@@ -203,6 +214,7 @@ KINDS: dict[str, Callable[..., Path]] = {
     "roberta": roberta,
     "xlm-roberta": xlm_roberta,
     "camembert": camembert,
+    "deberta": deberta,
     "t5": t5,
     "gemma": gemma,
     "llama 2": llama2,
