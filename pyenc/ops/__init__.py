@@ -15,6 +15,8 @@ from .attention.bias import (
 from .attention.score_check import check_score_bias
 from .attention.share import computed_share
 from .backend import BACKENDS, use_backend
+from .disentangled import disentangled_attention
+from .disentangled.rows import DistanceRows
 from .embedding import embedding_norm
 from .experts import experts
 from .gated import gated_activation, gated_linear
@@ -30,6 +32,7 @@ __all__ = [
     "ALiBi",
     "AsymmetricALiBi",
     "DistanceBias",
+    "DistanceRows",
     "RelativePositionBias",
     "ScoreBias",
     "ScoreMap",
@@ -39,6 +42,7 @@ __all__ = [
     "attention",
     "check_score_bias",
     "computed_share",
+    "disentangled_attention",
     "embedding_norm",
     "experts",
     "gated_activation",
