@@ -44,6 +44,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("advise_large_pages", &pyenc::advise_large_pages,
              "Ask for large pages for memory, if it is large enough to be a mapping of its own.");
   pyenc::bind_attention(module);
+  pyenc::bind_disentangled(module);
   pyenc::bind_gated(module);
   pyenc::bind_linear(module);
   pyenc::bind_norm(module);

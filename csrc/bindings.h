@@ -21,6 +21,7 @@ T* at(Address address) {
 }
 
 void bind_attention(py::module_& module);
+void bind_disentangled(py::module_& module);
 void bind_gated(py::module_& module);
 void bind_linear(py::module_& module);
 void bind_norm(py::module_& module);

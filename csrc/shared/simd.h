@@ -54,6 +54,27 @@ PYENC_INLINE LooseWord word_at(const float* from) {
   return *reinterpret_cast<const LooseWord*>(from);
 }
 
+PYENC_INLINE Ints load_ints(const std::int32_t* from) {
+  return *reinterpret_cast<const LooseInts*>(from);
+}
+
+// from[at[lane]] for each lane.
+PYENC_INLINE Floats gather(const float* from, Ints at) {
+#if defined(PYENC_EMULATE_BF16_DOT)
+  Floats found;
+  for (int lane = 0; lane < kLanes; ++lane) found[lane] = from[at[lane]];
+  return found;
+#elif defined(__AVX512F__) && defined(__AVX512DQ__)
+  return _mm512_i32gather_ps(reinterpret_cast<__m512i>(at), from, 4);
+#elif defined(__AVX2__)
+  return _mm256_i32gather_ps(from, reinterpret_cast<__m256i>(at), 4);
+#else
+  Floats found;
+  for (int lane = 0; lane < kLanes; ++lane) found[lane] = from[at[lane]];
+  return found;
+#endif
+}
+
 // x - 0 is x for every x, signed zeros and NaN included, so that only the broadcast remains.
 PYENC_INLINE Floats splat(float x) { return x - Floats{}; }
 

@@ -15,7 +15,8 @@ from .attention.bias import (
 from .attention.score_check import check_score_bias
 from .attention.share import computed_share
 from .backend import BACKENDS, use_backend
-from .disentangled import DistanceRows, disentangled_attention
+from .disentangled import disentangled_attention
+from .disentangled.rows import DistanceRows
 from .embedding import embedding_norm
 from .experts import experts
 from .gated import gated_activation, gated_linear

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...errors import BackendError
 from .. import oracle
+from ..autocast import as_autocast
 from ..backend import (
     WhyNot,
     always,
@@ -24,7 +25,6 @@ from ..backend import (
     transformed,
     valueless,
 )
-from ..launch import DTYPE_CODES
 from ..sharing import shared
 from . import cpu as cpu_kernels
 from . import flash_attn
@@ -108,7 +108,7 @@ def attention(
         if found is not None:
             out, lse = found
             return (out, lse) if return_lse else out  # type: ignore[return-value]
-    q, k, v = (_as_autocast(x) for x in (q, k, v))
+    q, k, v = (as_autocast(x) for x in (q, k, v))
     bias, within = (bias.bias, bias.reach) if isinstance(bias, Within) else (bias, None)
     check_arguments(
         q, k, v, cu_seqlens, bias, positions, window, scale, dropout_p, skip_eps
@@ -214,15 +214,6 @@ def _inputs(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> list[Tensor]:
     listed: Any = getattr(bias, "parameters", None)
     own = listed() if listed is not None else [flatten(bias)[1]]
     return [q, k, v, *(x for x in own if isinstance(x, Tensor))]
-
-
-def _as_autocast(x: Tensor) -> Tensor:
-    """x in autocast's dtype, where that is on; what is no such tensor is left to the checks."""
-    if not isinstance(x, Tensor) or x.device.type not in ("cpu", "cuda"):
-        return x
-    if x.dtype not in DTYPE_CODES or not torch.is_autocast_enabled(x.device.type):
-        return x
-    return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def backend_table(

@@ -1,65 +1,113 @@
-"""A stand-in for the op, dense, until the real one is merged."""
+"""`disentangled_attention`: DeBERTa's attention over packed sequences, whose scores have terms of a
+token's content beside the other's relative position.
+
+Shapes: T packed tokens, B sequences, H heads, D head dim, R rows of relative positions.
+"""
 
 from __future__ import annotations
-
-import math
-from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class DistanceRows:
-    span: int
-    buckets: int = 0
-    max_distance: int = 0
-    first: int = 0
-    last: int | None = None
-
-    @property
-    def count(self) -> int:
-        return (2 * self.span if self.last is None else self.last + 1) - self.first
-
-    def __call__(self, d: Tensor) -> Tensor:
-        if self.buckets > 0 and self.max_distance > 0:
-            mid = self.buckets // 2
-            near = (d < mid) & (d > -mid)
-            far = torch.where(near, torch.full_like(d, mid - 1), d.abs())
-            log = torch.log(far / mid) / torch.log(torch.tensor((self.max_distance - 1) / mid))
-            log = torch.ceil(log * (mid - 1)) + mid
-            d = torch.where(far <= mid, d.to(log.dtype), log * d.sign()).long()
-        return (d + self.span).clamp(0, 2 * self.span - 1) - self.first
-
-    def within(self, reach: int) -> DistanceRows:
-        whole = replace(self, first=0, last=None)
-        ends = whole(torch.tensor([-reach, reach], device="cpu"))
-        return replace(self, first=int(ends[0]), last=int(ends[1]))
+from ...errors import BackendError
+from .. import launch, oracle
+from ..autocast import as_autocast
+from ..backend import WhyNot, always, choose, followed, forward_derivative, transformed
+from . import registration as _registration  # noqa: F401  (it registers the ops)
+from .cpu import MAX_HEAD_DIM
+from .reference import disentangled_attention_reference
+from .rows import DistanceRows
+from .validation import OP, check_arguments, check_values
 
 
 def disentangled_attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, position_keys: Tensor | None,
-    position_queries: Tensor | None, rows: DistanceRows, positions: Tensor | None = None,
-    scale: float | None = None, dropout_p: float = 0.0, return_lse: bool = False,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    position_keys: Tensor | None,
+    position_queries: Tensor | None,
+    rows: DistanceRows,
+    positions: Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
     backend: str | None = None,
-) -> Any:  # fmt: skip
-    tokens = q.shape[0]
-    terms = (position_keys is not None) + (position_queries is not None)
-    scale = 1 / math.sqrt(q.shape[2] * (1 + terms)) if scale is None else scale
-    at = torch.arange(tokens, device=q.device)
-    row = torch.searchsorted(cu_seqlens.long(), at, right=True) - 1
-    place = at - cu_seqlens.long()[row] if positions is None else positions.long()
-    r = rows(place[:, None] - place)
-    same = row[:, None] == row
-    r = torch.where(same, r, 0)
-    s = torch.einsum("ihd,jhd->hij", q, k)
-    h = torch.arange(q.shape[1], device=q.device)[:, None, None]
-    i, j = at[:, None], at[None]
-    if position_keys is not None:
-        s = s + torch.einsum("ihd,rhd->hir", q, position_keys)[h, i, r]
-    if position_queries is not None:
-        s = s + torch.einsum("jhd,rhd->hjr", k, position_queries)[h, j, r]
-    s = (scale * s).masked_fill(~same, -torch.inf)
-    w = torch.dropout(s.softmax(-1), dropout_p, dropout_p > 0)
-    return torch.einsum("hij,jhd->ihd", w, v)
+) -> Tensor:
+    """softmax(s) v within each packed sequence, where r(i - j) is the row of a distance and
+
+        s_ij = scale * (q_i . k_j + q_i . position_keys[r(i - j)]
+                        + k_j . position_queries[r(i - j)])
+
+    He et al., DeBERTa, arXiv 2006.03654, equation 4 (there scale is (3 D) ** -0.5). Memory is
+    linear in T, forward and backward.
+
+    Args:
+        q, k, v: (T, H, D), one floating dtype, one device. Under autocast all are taken in its
+            dtype.
+        cu_seqlens: (B + 1,) int32 or int64, cumulative lengths: 0 first, T last.
+        position_keys, position_queries: (R, H, D) in q's dtype, what relative positions are as keys
+            and as queries; None leaves a term out, but not both.
+        rows: which of them a distance reads.
+        positions: (T,) integers, strictly increasing in each sequence; default 0..n-1. They carry
+            masks with holes: distances are differences of positions.
+        scale: factor of the scores, default D ** -0.5.
+        dropout_p: probability of dropping an attention weight, in [0, 1).
+        backend: "cpu" (no dropout), "torch" or "reference"; None chooses. There is no Triton
+            kernel yet: on a GPU it is torch's, which reads lengths on the host.
+
+    Returns:
+        (T, H, D) in q's dtype; differentiable once.
+
+    Raises:
+        InputError: shapes, dtypes, cu_seqlens, positions or rows are wrong; the message says which.
+        BackendError: `backend` cannot serve this call.
+    """
+    q, k, v = (as_autocast(x) for x in (q, k, v))
+    position_keys, position_queries = (as_autocast(x) for x in (position_keys, position_queries))
+    check_arguments(
+        q, k, v, cu_seqlens, position_keys, position_queries, rows, positions, scale, dropout_p
+    )
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    # Drawn from torch's own generator, so that torch.manual_seed makes dropout repeatable.
+    seed = torch.randint(2**62, (), device="cpu") if dropout_p > 0 else None
+    table = backend_table(q, dropout_p)
+    name = choose(OP, backend, table, others=("triton", "flash_attn"))
+    tables = [x for x in (position_keys, position_queries) if x is not None]
+    if name == "reference":
+        check_values(q, cu_seqlens, positions, rows)
+        out = disentangled_attention_reference(
+            oracle.widen(q), oracle.widen(k), oracle.widen(v), cu_seqlens,
+            position_keys=oracle.widen(position_keys),
+            position_queries=oracle.widen(position_queries), rows=rows, positions=positions,
+            scale=scale,
+        )  # fmt: skip
+        return oracle.narrow(out, q.dtype)
+    inputs = [q, k, v, *tables]
+    if (forward_derivative() and forward_derivative(*inputs)) or (
+        transformed() and any(map(followed, inputs))
+    ):
+        raise BackendError(
+            f"{OP}: derivatives forward and transforms of torch.func do not go through its ops; "
+            'backend="reference" has them, and torch.autograd.grad goes through all'
+        )
+    learned = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    made: tuple[Tensor, ...] = torch.ops.pyenc.disentangled_attention(
+        q, k, v, position_keys, position_queries, cu_seqlens, positions, rows.span, rows.buckets,
+        rows.max_distance, rows.first, rows.end, scale, float(dropout_p), seed, learned, name,
+    )  # fmt: skip
+    return made[0]
+
+
+def backend_table(q: Tensor, dropout_p: float = 0.0) -> dict[str, WhyNot]:
+    """The backends of this op and why each cannot serve, for `choose` and `explain`."""
+
+    def cpu() -> str | None:
+        if q.shape[-1] > MAX_HEAD_DIM:
+            return f"head dim {q.shape[-1]} is more than {MAX_HEAD_DIM}"
+        return "it has no dropout" if dropout_p > 0 else launch.why_not(q)
+
+    def reference() -> str | None:
+        return "the oracle has no dropout" if dropout_p > 0 else None
+
+    return {"cpu": cpu, "torch": always, "reference": reference}

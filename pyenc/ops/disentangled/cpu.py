@@ -1,0 +1,196 @@
+"""Disentangled attention on the CPU: what rows of positions add to the scores is written a slab of
+queries at a time (csrc/disentangled), and the kernels of attention take it as a dense bias
+(csrc/attention/slabs.h), so that the softmax, its products and their gradients are theirs.
+
+Each sequence of a group brings its own slab: its heads stand beside those of the others, as if they
+were heads of one sequence. All in float32, whatever the dtype of q.
+
+Shapes: T packed tokens, H heads, D head dim, R rows of relative positions; b sequences of n tokens
+taken together, B = H b; i queries of a slab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..attention import cpu as attention_cpu
+from ..attention.cpu import MAX_HEAD_DIM as MAX_HEAD_DIM
+from ..attention.cpu_arrays import BIAS_CODES
+from ..attention.far import FULL, far_rows
+from ..attention.groups import BLOCK_ELEMENTS
+from ..attention.own_tiles import Buffer
+from ..attention.terms import Terms as AttentionTerms
+from ..launch import module_for, pointer
+from . import blocks
+from .blocks import Grads, Sums
+from .terms import Side, Terms, by_position, sides
+from .validation import OP
+
+TILE_ROWS = 128
+"""Queries that the kernels take at a time."""
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, terms: Terms, with_backward: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """out (T, H, D) in q's dtype and, where a backward follows, out unrounded (T, H, D), a score
+    near its row's largest (T, H), in base 2, and less the sum of the weights beside that (T, H)."""
+    out = q.new_empty(q.shape)
+    kept = [q.new_empty(0, dtype=torch.float32) for _ in range(3)]
+    if with_backward:
+        kept = [q.new_empty(shape, dtype=torch.float32) for shape in (q.shape, *2 * [q.shape[:2]])]
+    room = Buffer(q, torch.float32)
+    for side in sides(terms, q.shape[1], q.device):
+        part = _Part(side, terms, q, k, v)
+        o, (lse, shift, total) = part.empty(q.shape[2]), (part.empty() for _ in range(3))
+        ranges = part.ranges() if with_backward else None
+        slabs = module_for(OP).AttentionForwardSlabs(
+            part.fields, out=o.data_ptr(), lse=lse.data_ptr(), ranges=pointer(ranges),
+            shift=shift.data_ptr(), total=total.data_ptr(),
+        )  # fmt: skip
+        for here in part.slabs(1):
+            slabs.slab(here.start, here.stop, part.bias(here, room).data_ptr())
+        if far_rows(lse, FULL):
+            # Scores in base 2 overflowed: blocks of torch serve, in the backward too.
+            none = q.new_empty(0, dtype=torch.float32)
+            return blocks.forward(q, k, v, terms), none, none.clone(), none.clone()
+        part.put(out, o)
+        if with_backward:
+            for whole, made in zip(kept, (o, shift, total), strict=True):
+                part.put(whole.view(*q.shape[:2], -1), made.view(*made.shape[:2], -1))
+    return out, kept[0], kept[1], kept[2].neg_()
+
+
+def backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, terms: Terms, kept: tuple[Tensor, ...]
+) -> Grads:
+    """Gradients of q, k, v, of the position keys and of the position queries; kept: the last three
+    that `forward` gave."""
+    if q.numel() and not kept[0].numel():
+        return blocks.backward(grad_out, q, k, v, terms)
+    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    sums = Sums(terms, torch.float32)
+    room = Buffer(q, torch.float32)
+    whole, shift, total = kept[0], kept[1].unsqueeze(-1), -kept[2].unsqueeze(-1)
+    for side in sides(terms, q.shape[1], q.device):
+        part = _Part(side, terms, q, k, v)
+        g, o = part.take(grad_out), part.take(whole)
+        shifts, totals = (part.take(x).contiguous() for x in (shift, total))
+        ranges = part.ranges()
+        dq_n, dk_n, dv_n = (part.empty(q.shape[2]) for _ in range(3))
+        slabs = module_for(OP).AttentionBackwardSlabs(
+            part.fields, grad_out=attention_cpu.rows_of(g), out=attention_cpu.rows_of(o),
+            lse=totals.data_ptr(), grad_lse=0, ranges=ranges.data_ptr(), shift=shifts.data_ptr(),
+            total=totals.data_ptr(), grad_q=dq_n.data_ptr(), grad_k=dk_n.data_ptr(),
+            grad_v=dv_n.data_ptr(),
+        )  # fmt: skip
+        of_rows = []
+        for here in part.slabs(2):
+            bias = part.bias(here, room)
+            pairs = torch.empty_like(bias)
+            slabs.slab(here.start, here.stop, bias.data_ptr(), pairs.data_ptr())
+            of_rows.append((here, part.by_rows(here, pairs)))
+        slabs.finish()
+        part.add(sums, dq_n, dk_n, of_rows)
+        for to, made in ((dq, dq_n), (dk, dk_n), (dv, dv_n)):
+            part.put(to, made)
+    return dq, dk, dv, *sums.tables()
+
+
+class _Part:
+    """Sequences of one length as one whose heads are theirs: (n, B, D)."""
+
+    def __init__(self, side: Side, terms: Terms, q: Tensor, k: Tensor, v: Tensor) -> None:
+        self.side, self.terms = side, terms
+        n, heads = side.group.n, q.shape[1]
+        self.n, self.batch = n, heads * len(side.group.starts)
+        self.q, self.k, v_n = (self.take(x) for x in (q, k, v))  # held: the call has addresses
+        self.v = v_n
+        bounds = torch.tensor([0, n], dtype=torch.int64, device="cpu")
+        bare = AttentionTerms("none", None, 0, None, -1, -1, terms.scale, 0.0, 0)
+        self.call = attention_cpu.call_of(self.q, self.k, v_n, bounds, bare, 0.0)
+        self.fields = self.call.fields | {
+            "kind": BIAS_CODES["dense"], "bias_dtype": 0, "reach": n
+        }  # fmt: skip
+        self.keys, self.queries = (
+            None if x is None else x.float().transpose(0, 1)
+            for x in (terms.position_keys, terms.position_queries)
+        )
+        self.of_keys: Tensor | None = None  # (B, n, R)
+        self.grad_of_keys: Tensor | None = None
+        if self.queries is not None:
+            self.of_keys = by_position(self.k.transpose(0, 1), self.queries)
+
+    def take(self, x: Tensor) -> Tensor:
+        """(T, H, D) -> (n, B, D) float32, D side by side."""
+        return self.side.take(x, torch.float32).transpose(0, 1)
+
+    def put(self, whole: Tensor, values: Tensor) -> None:
+        """(n, B, D) -> its rows of (T, H, D)."""
+        self.side.put(whole, values.transpose(0, 1))
+
+    def empty(self, *columns: int) -> Tensor:
+        """(n, B, ...) float32."""
+        return self.q.new_empty((self.n, self.batch, *columns), dtype=torch.float32)
+
+    def ranges(self) -> Tensor:
+        """All keys, (n, B, 2) int32: nothing is left out."""
+        met = torch.tensor([0, self.n], dtype=torch.int32, device="cpu")
+        return met.expand(self.n, self.batch, 2).contiguous()
+
+    def slabs(self, copies: int) -> Iterator[slice]:
+        """Runs of queries, a multiple of those that the kernels take at a time where there is room;
+        copies: slabs of numbers that are held at once."""
+        most = BLOCK_ELEMENTS // (copies * self.batch * self.n)
+        step = max(most // TILE_ROWS * TILE_ROWS, min(max(most, 1), TILE_ROWS))
+        for first in range(0, self.n, step):
+            yield slice(first, min(first + step, self.n))
+
+    def bias(self, here: slice, room: Buffer) -> Tensor:
+        """What positions add to the scores of a slab, (B, i, n)."""
+        of_queries = None
+        if self.keys is not None:
+            of_queries = by_position(self.q[here].transpose(0, 1), self.keys)
+        rows = self._rows(here)
+        bias = room.of(self.batch, len(rows), self.n)
+        module_for(OP).disentangled_bias(
+            of_queries=pointer(of_queries), of_keys=pointer(self.of_keys), rows=pointer(rows),
+            n_heads=self.batch, n_queries=len(rows), n_keys=self.n, n_rows=self.terms.rows.count,
+            scale=self.terms.scale, bias=pointer(bias), threads=torch.get_num_threads(),
+        )  # fmt: skip
+        return bias
+
+    def by_rows(self, here: slice, pairs: Tensor) -> Tensor | None:
+        """The gradient of scores (B, i, n) added up by rows: of the queries' numbers (B, i, R),
+        returned, and of the keys', kept."""
+        count = self.terms.rows.count
+        of_queries = None
+        if self.keys is not None:
+            of_queries = pairs.new_zeros(self.batch, pairs.shape[1], count)
+        if self.of_keys is not None and self.grad_of_keys is None:
+            self.grad_of_keys = torch.zeros_like(self.of_keys)
+        rows = self._rows(here)
+        module_for(OP).disentangled_by_rows(
+            pairs=pointer(pairs), rows=pointer(rows), n_heads=self.batch, n_queries=len(rows),
+            n_keys=self.n, n_rows=count, scale=self.terms.scale, of_queries=pointer(of_queries),
+            of_keys=pointer(self.grad_of_keys), threads=torch.get_num_threads(),
+        )  # fmt: skip
+        return of_queries
+
+    def add(
+        self, sums: Sums, dq: Tensor, dk: Tensor, of_rows: list[tuple[slice, Tensor | None]]
+    ) -> None:
+        """What went through positions, to the gradients of q and k (n, B, D) and of the tables."""
+        for here, grad in of_rows:
+            if grad is not None and self.keys is not None:
+                q_bid = self.q[here].transpose(0, 1)
+                dq[here] += sums.of_keys(grad, q_bid, self.keys).transpose(0, 1)
+        if self.grad_of_keys is not None and self.queries is not None:
+            k_bnd = self.k.transpose(0, 1)
+            dk += sums.of_queries(self.grad_of_keys, k_bnd, self.queries).transpose(0, 1)
+
+    def _rows(self, here: slice) -> Tensor:
+        return self.side.tile_rows(here).to(torch.int32)
