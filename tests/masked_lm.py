@@ -72,7 +72,10 @@ ELECTRA = Naming(
     words="electra.embeddings.word_embeddings.weight", eps=1e-12,
 )  # fmt: skip
 
+DEBERTA = bert("deberta.", eps=1e-5, activation="relu")
+
 STORED = {
+    "deberta_own_mlm_h4": DEBERTA,
     "electra_mlm_like_h2": ELECTRA,
     "eurobert_like_h4": EUROBERT,
     "jina_mlm_prefix_h4": bert("bert."),

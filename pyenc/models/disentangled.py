@@ -28,9 +28,9 @@ class Disentangled:
     span: int
     """Half of the table's rows: distances from -span to span - 1 have one each, or buckets do."""
     buckets: int = 0
-    """Where positive, distances beyond half of so many share rows, by their logarithm."""
+    """Where it is `span`, and not 0, distances beyond half of it share rows, by their logarithm."""
     max_distance: int = 0
-    """The distance at which such buckets end."""
+    """Of buckets, beyond which distances have the last one."""
     content_to_position: bool = True
     """Whether q_i meets the keys of distances, K."""
     position_to_content: bool = True
@@ -44,21 +44,12 @@ class Disentangled:
     def __post_init__(self) -> None:
         if not 1 <= self.span <= MOST:
             raise InputError(f"Disentangled: span must be from 1 to {MOST:,}, got {self.span}")
-        if self.buckets < 0 or self.max_distance < 0:
-            raise InputError(
-                "Disentangled: buckets and max_distance must not be negative: "
-                f"{self.buckets}, {self.max_distance}"
-            )
-        if self.buckets and not 1 <= self.buckets // 2 < self.max_distance - 1:
-            raise InputError(
-                f"Disentangled: {self.buckets} buckets need to be 2 or more, and max_distance "
-                f"above their half by more than 1, got {self.max_distance}"
-            )
         if not self.terms:
             raise InputError(
                 "Disentangled: content_to_position or position_to_content must be true; without "
                 "both no score knows a distance"
             )
+        _ = self.rows  # which looks at them
 
     @property
     def terms(self) -> int:

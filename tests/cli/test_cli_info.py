@@ -28,6 +28,7 @@ CHECKPOINTS = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 FAMILIES = {
     "albert": "ALBERT",
     "bert": "BERT",
+    "deberta": "DeBERTa",
     "distilbert": "DistilBERT",
     "electra": "ELECTRA",
     "eurobert": "EuroBERT",

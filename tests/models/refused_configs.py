@@ -7,6 +7,8 @@ from typing import Any
 GTE, NOMIC, MODERN = "gte_base_like_h4", "nomic_v1_like_h2", "modernbert_embed_like_h2"
 GEMMA, EURO = "gemma_embed_like_h3", "eurobert_like_h4"
 ALBERT, ALBERT_MLM = "albert_small_like_h4", "albert_mlm_like_h2"
+DEBERTA, RERANK = "deberta_v3_like_h4", "deberta_rerank_like_h2"
+OWN_MLM = "deberta_own_mlm_h4"
 ELECTRA, ELECTRA_BASE = "electra_small_like_h4", "electra_base_like_h2"
 JINA3, ORIGINAL3 = "jinav3_hf_like_h4", "jinav3_lora_like_h2"
 
@@ -167,6 +169,32 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("ELECTRA", ELECTRA_BASE, {"embedding_size": 24}, "missing tensor 'embeddings_project.weigh"),
     ("ELECTRA", ELECTRA, {"hidden_size": 65}, "hidden_size 65 is not a multiple of num_heads 4"),
     ("ELECTRA", ELECTRA, {"hidden_act": "gelu_10"}, "hidden_act 'gelu_10' is unknown"),
+    ("DeBERTa", DEBERTA, {"model_type": "deberta"}, "model_type is 'deberta', but"),
+    ("DeBERTa", DEBERTA, {"relative_attention": ...}, "relative_attention is False, but"),
+    ("DeBERTa", DEBERTA, {"relative_attention": False}, "relative_attention is False, but"),
+    ("DeBERTa", DEBERTA, {"position_biased_input": ...}, "position_biased_input is True, but"),
+    ("DeBERTa", DEBERTA, {"conv_kernel_size": 3}, "conv_kernel_size is 3, but a convolution"),
+    ("DeBERTa", DEBERTA, {"embedding_size": 32}, "embedding_size is 32, but word embeddings"),
+    ("DeBERTa", DEBERTA, {"attention_head_size": 8}, "attention_head_size is 8, but heads that"),
+    ("DeBERTa", DEBERTA, {"pos_att_type": "c2p|p2p"}, "pos_att_type has 'p2p', which is not"),
+    ("DeBERTa", DEBERTA, {"pos_att_type": ["C2P"]}, "pos_att_type has 'C2P', which is not"),
+    ("DeBERTa", DEBERTA, {"pos_att_type": ...}, "pos_att_type names no term"),
+    ("DeBERTa", DEBERTA, {"pos_att_type": []}, "pos_att_type names no term"),
+    ("DeBERTa", DEBERTA, {"pos_att_type": 3}, "pos_att_type must be words, as"),
+    ("DeBERTa", DEBERTA, {"norm_rel_ebd": "rms"}, "norm_rel_ebd has 'rms', which is not served"),
+    ("DeBERTa", DEBERTA, {"norm_rel_ebd": "none"}, "unexpected tensor 'deberta.encoder.LayerNorm"),
+    ("DeBERTa", OWN_MLM, {"norm_rel_ebd": "layer_norm"}, "missing tensor 'deberta.encoder.LayerN"),
+    ("DeBERTa", DEBERTA, {"share_att_key": False}, "missing tensor 'deberta.encoder.layer.0.atte"),
+    ("DeBERTa", DEBERTA, {"share_att_key": "yes"}, "share_att_key must be true or false"),
+    ("DeBERTa", OWN_MLM, {"share_att_key": True}, "unexpected tensor 'deberta.encoder.layer.0.at"),
+    ("DeBERTa", OWN_MLM, {"pos_att_type": "p2c"}, "missing tensor 'deberta.encoder.layer.0.atten"),
+    ("DeBERTa", DEBERTA, {"position_buckets": 8}, "rel_embeddings.weight' has shape .32, 64., but"),
+    ("DeBERTa", DEBERTA, {"position_buckets": None}, "position_buckets must be a whole number"),
+    ("DeBERTa", RERANK, {"max_relative_positions": 17}, "32 buckets must be at least 2, and max"),
+    ("DeBERTa", RERANK, {"max_relative_positions": 2.5}, "max_relative_positions must be a whole"),
+    ("DeBERTa", RERANK, {"hidden_act": "gelu_10"}, "hidden_act 'gelu_10' is unknown"),
+    ("DeBERTa", RERANK, {"hidden_size": 49}, "hidden_size 49 is not a multiple of num_heads 2"),
+    ("DeBERTa", RERANK, {"is_decoder": True}, "is_decoder is True"),
     ("BERT", "bert_mean_h4", {"model_type": "electra", "embedding_size": 64}, "tensor 'pooler.de"),
     ("jina-embeddings-v3", JINA3, {"position_embedding_type": "absolute"}, "has rotary positions"),
     ("jina-embeddings-v3", JINA3, {"rope_scaling": {"type": "ntk"}}, "rope_scaling is"),

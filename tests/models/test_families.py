@@ -12,7 +12,7 @@ import pytest
 from pyenc.errors import CheckpointError
 from pyenc.loading import load_checkpoint
 from pyenc.loading.files import read_json
-from pyenc.models import EncoderConfig
+from pyenc.models import Disentangled, EncoderConfig
 from pyenc.models.families import FAMILIES, ConfigFile
 from pyenc.models.rotary import Rotary
 from tests.conftest import GOLDEN
@@ -21,6 +21,7 @@ from tests.models import refused_configs, refused_language_models
 from tests.models.refused_configs import (
     ALBERT,
     ALBERT_MLM,
+    DEBERTA,
     ELECTRA,
     ELECTRA_BASE,
     EURO,
@@ -30,6 +31,7 @@ from tests.models.refused_configs import (
     MODERN,
     NOMIC,
     ORIGINAL3,
+    OWN_MLM,
 )
 from tests.models.refused_language_models import GTE_QWEN2, LLAMA, MISTRAL, QWEN3
 
@@ -220,6 +222,41 @@ def test_electra_widths() -> None:
     assert (unsaid.embedding_size, unsaid.hidden_size, unsaid.num_layers) == (128, 256, 12)
     assert (unsaid.num_heads, unsaid.intermediate_size, unsaid.num_positions) == (4, 1024, 512)
     assert unsaid.vocab_size == 30_522
+
+
+def test_deberta_spellings() -> None:
+    """Distances by number or by bucket, terms in one string or as a list, and what a file leaves
+    open."""
+    plain = shape_of("DeBERTa", DEBERTA)
+    kind = Disentangled(16, 16, 64, norm=True)
+    assert (plain.disentangled, plain.max_length, plain.pooler) == (kind, 64, False)
+    assert (plain.hidden_dropout, plain.attention_dropout) == (0.1, 0.1)
+    for terms in (["p2c", "c2p"], "c2p | P2C", ["c2p", "p2c", "c2p"]):
+        assert shape_of("DeBERTa", DEBERTA, pos_att_type=terms) == plain
+    for norm in ("LAYER_NORM", "none | layer_norm"):
+        assert shape_of("DeBERTa", DEBERTA, norm_rel_ebd=norm) == plain
+    for least in (0, -1, -7, ...):
+        assert shape_of("DeBERTa", DEBERTA, max_relative_positions=least) == plain
+    for none in (0, -1, -2, ...):
+        found = shape_of("DeBERTa", DEBERTA, position_buckets=none)
+        assert found.disentangled == Disentangled(64, norm=True)
+    far = shape_of("DeBERTa", DEBERTA, max_relative_positions=500, conv_kernel_size=0)
+    assert far.disentangled == replace(kind, max_distance=500)
+    assert shape_of("DeBERTa", DEBERTA, embedding_size=64, attention_head_size=16) == plain
+    one = shape_of("DeBERTa", OWN_MLM).disentangled
+    assert one == Disentangled(24, position_to_content=False, shared=False)
+    assert shape_of("DeBERTa", OWN_MLM, pos_att_type="p2c").disentangled == Disentangled(
+        24, content_to_position=False, shared=False
+    )
+    unsaid = shape_of(
+        "DeBERTa", DEBERTA, share_att_key=..., norm_rel_ebd=..., layer_norm_eps=...,
+        type_vocab_size=..., max_position_embeddings=..., vocab_size=..., hidden_size=...,
+        num_hidden_layers=..., num_attention_heads=..., intermediate_size=...,
+    )  # fmt: skip
+    assert unsaid.disentangled == Disentangled(16, 16, 512, shared=False)
+    assert (unsaid.norm_eps, unsaid.type_vocab_size, unsaid.max_length) == (1e-7, 0, 512)
+    assert (unsaid.hidden_size, unsaid.num_layers, unsaid.num_heads) == (1536, 24, 24)
+    assert (unsaid.vocab_size, unsaid.intermediate_size) == (128_100, 6144)
 
 
 def test_mistral_spellings() -> None:

@@ -101,6 +101,47 @@ def test_electra_without_model_type(name: str, tmp_path: Path) -> None:
     assert load_checkpoint(folder).family.name == "ELECTRA"
 
 
+def test_deberta_leftovers_are_set_aside(tmp_path: Path) -> None:
+    """Of published files: heads of pretraining, classifiers, and tables that nothing reads."""
+    folder = copied("deberta_v3_like_h4", tmp_path)
+    right = load_checkpoint(folder).encoder.state_dict()
+    more = {
+        "deberta.embeddings.position_embeddings.weight": torch.ones(64, 64),
+        "deberta.embeddings.word_embeddings._weight": torch.ones(128, 64),
+        "pooler.dense.weight": torch.ones(64, 64), "pooler.dense.bias": torch.ones(64),
+        "classifier.weight": torch.ones(3, 64), "qa_outputs.weight": torch.ones(2, 64),
+    }  # fmt: skip
+    edit_tensors(folder, lambda t: t.update(more))
+    checkpoint = load_checkpoint(folder)
+    assert more.keys() < checkpoint.set_aside.keys()
+    assert sum(name.startswith("lm_predictions.") for name in checkpoint.set_aside) == 5
+    assert sum(name.startswith("mask_predictions.") for name in checkpoint.set_aside) == 6
+    got = checkpoint.encoder.state_dict()
+    assert got.keys() == right.keys()
+    assert all(torch.equal(got[name], tensor) for name, tensor in right.items())
+    assert checkpoint.encoder.pooler is None
+    edit_tensors(folder, lambda t: t.update({"deberta.embeddings.other.weight": torch.ones(1)}))
+    with pytest.raises(CheckpointError, match=r"unexpected tensor 'deberta.embeddings.other.wei"):
+        load_checkpoint(folder)
+
+
+def test_the_first_deberta_is_not_known(tmp_path: Path) -> None:
+    """Its projections are joined, and its distances have no buckets."""
+    folder = copied("deberta_v3_like_h4", tmp_path)
+
+    def joined(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if ".attention.self." in name]:
+            tensors[name.replace("query_proj", "in_proj").replace("key_proj", "pos_proj")] = (
+                tensors.pop(name)
+            )
+
+    edit_tensors(folder, joined)
+    edit_config(folder, model_type="deberta")
+    story = "unknown architecture: model_type 'deberta'.*Nearest of what is known: DeBERTa "
+    with pytest.raises(UnknownArchitectureError, match=story):
+        load_checkpoint(folder)
+
+
 def test_one_roberta_position_too_many() -> None:
     """The limit leaves out the rows that belong to no token: 322 rows, 320 tokens."""
     encoder = load_checkpoint(GOLDEN / "xlmr_e5_like_h2").encoder

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pyenc.loading import Checkpoint, load_checkpoint
-from pyenc.models import Encoder
+from pyenc.models import Disentangled, Encoder
 from pyenc.models.packing import pack
 from pyenc.models.rotary import Rotary
 from pyenc.ops import segment_mean
@@ -118,6 +118,24 @@ MUTATIONS: dict[str, list[dict[str, Any]]] = {
         {"layer_order": (0,) * 6},
         {"activation": "gelu"},
         {"norm_eps": 1e-3},
+    ],
+    "deberta_own_mlm_h4": [
+        {"scale": 16**-0.5},
+        {"activation": "gelu"},
+        {"norm_eps": 1e-3},
+    ],
+    "deberta_rerank_like_h2": [
+        {"disentangled": Disentangled(32, 32, 65, norm=True)},
+        {"disentangled": Disentangled(32, norm=True)},
+        {"disentangled": Disentangled(32, 32, 64, norm=True, content_to_position=False)},
+        {"disentangled": Disentangled(32, 32, 64, norm=True, position_to_content=False)},
+        {"norm_eps": 1e-3},
+    ],
+    "deberta_v3_like_h4": [
+        {"disentangled": Disentangled(16, 16, 63, norm=True)},
+        {"disentangled": Disentangled(16, norm=True)},
+        {"scale": 16**-0.5},
+        {"activation": "gelu_tanh"},
     ],
     "electra_base_like_h2": [{"activation": "gelu_tanh"}, {"norm_eps": 1e-3}],
     "electra_small_like_h4": [{"activation": "gelu_tanh"}, {"norm_eps": 1e-3}, {"scale": 1.0}],

@@ -20,6 +20,8 @@ SETTINGS: dict[str, dict[str, float]] = {
     "bert_mean_h4": BERTS,
     "roberta_distil_like_h4": BERTS,
     "mpnet_base_v2_like_h4": BERTS,
+    "deberta_own_mlm_h4": BERTS,
+    "deberta_v3_like_h4": BERTS,
     "electra_small_like_h4": BERTS,
     "distilbert_h4": {"dropout": 0.2, "attention_dropout": 0.3},
     "modernbert_mmbert_like_h3": {

@@ -222,8 +222,8 @@ def test_unknown_families() -> None:
         "no family of encoders that SqueezeBertModel is",
     )
     refused(
-        of_transformers(transformers.DebertaV2ForSequenceClassification, embedding_size=16),
-        "no family of encoders that DebertaV2Model is",
+        of_transformers(transformers.DebertaForSequenceClassification, embedding_size=16),
+        "no family of encoders that DebertaModel is",
     )
 
 
