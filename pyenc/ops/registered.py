@@ -33,7 +33,7 @@ class KernelOp:
         self.name, self.function = name, function
         schema = schema or torch.library.infer_schema(function, mutates_args=())
         torch.library.define(name, schema)
-        whole = _making_no_views(function)
+        whole = _as_torchs_own(function)
         for key in keys:
             torch.library.impl(name, key, _on_its_card(whole) if key == "CUDA" else whole)
 
@@ -146,13 +146,21 @@ def on_card_of(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(x.device)
 
 
-def _making_no_views(function: Callable[..., Any]) -> Callable[..., Any]:
+_KEYS = torch._C.DispatchKey
+_AUTOCAST = torch._C.DispatchKeySet(_KEYS.AutocastCPU) | torch._C.DispatchKeySet(_KEYS.AutocastCUDA)
+
+
+def _as_torchs_own(function: Callable[..., Any]) -> Callable[..., Any]:
     """As torch's own ops are: what was made there, seen in another shape, is no view to autograd,
-    which under no_grad nobody could write to afterwards."""
+    which under no_grad nobody could write to afterwards; and autocast, which has had its way with
+    what the op was given, rounds nothing of what is computed inside."""
 
     @functools.wraps(function)
     def run(*given: Any) -> Any:
-        with torch._C._AutoDispatchBelowADInplaceOrView():
+        with (
+            torch._C._ExcludeDispatchKeyGuard(_AUTOCAST),
+            torch._C._AutoDispatchBelowADInplaceOrView(),
+        ):
             return function(*given)
 
     return run

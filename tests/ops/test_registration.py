@@ -62,6 +62,20 @@ def test_opcheck_attention_cpu(kind: str, lse: bool) -> None:
     torch.library.opcheck(torch.ops.pyenc.attention.default, arguments)
 
 
+def test_autocast_rounds_nothing_inside_of_an_op() -> None:
+    """It has had its way with what the op was given, as with torch's own."""
+    q, k, v = (torch.randn(9, 2, 8) for _ in range(3))
+    halves = [x.bfloat16() for x in (q, k, v)]
+
+    def made(*given: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return attention(*given, BOUNDS, dropout_p=0.3, backend="torch")  # type: ignore[return-value]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = made(q, k, v)
+    assert torch.equal(found, made(*halves))
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
 def test_opcheck_segment_mean(weighted: bool, backend: str) -> None:

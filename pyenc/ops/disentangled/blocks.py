@@ -161,10 +161,10 @@ def add_by_row(into: Tensor, rows: Tensor, numbers: Tensor) -> None:
     if into.device.type == "cpu":
         into.scatter_add_(2, index, numbers)
         return
-    into += _in_whole_numbers(into, index, numbers)
+    into += in_whole_numbers(into, index, numbers)
 
 
-def _in_whole_numbers(like: Tensor, index: Tensor, numbers: Tensor) -> Tensor:
+def in_whole_numbers(like: Tensor, index: Tensor, numbers: Tensor) -> Tensor:
     most = numbers.abs().amax().double()
     bits = WHOLE_BITS - max(numbers.shape[-1], 1).bit_length()
     # No number of the host's is asked for: a wait for the card has no place here.
