@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,15 @@ from torch import Tensor
 
 from pyenc.errors import InputError
 from pyenc.loading import load_checkpoint
-from pyenc.models import Encoder, EncoderConfig, Experts, feed_forward, packing, straight_cpu
+from pyenc.models import (
+    Disentangled,
+    Encoder,
+    EncoderConfig,
+    Experts,
+    feed_forward,
+    packing,
+    straight_cpu,
+)
 from pyenc.models import encoder as encoder_module
 from pyenc.models.rotary import Rotary
 from tests.conftest import GOLDEN
@@ -61,6 +70,13 @@ MIXTURE = dataclasses.replace(
     ABSOLUTE, position="rotary", num_positions=0, rotary=Rotary(1000.0),
     experts=Experts(count=5, each=2, layers=(False, True)),
 )  # fmt: skip
+DISTANCES = dataclasses.replace(
+    ALIBI, position="disentangled", disentangled=Disentangled(8, 8, 20, norm=True)
+)
+OWN_DISTANCES = dataclasses.replace(
+    ABSOLUTE, position="disentangled", num_positions=0, norm_first=True, head_size=10,
+    disentangled=Disentangled(5, content_to_position=False, shared=False),
+)  # fmt: skip
 SHAPES = {
     "alibi": ALIBI,
     "absolute": ABSOLUTE,
@@ -69,6 +85,8 @@ SHAPES = {
     "pre_norm": PRE_NORM,
     "windows": WINDOWS,
     "mixture": MIXTURE,
+    "distances": DISTANCES,
+    "own_distances": OWN_DISTANCES,
 }
 
 
@@ -291,6 +309,22 @@ def test_beyond_the_position_table() -> None:
         ({"local": (True, False)}, "local layers need a window"),
         ({"local": (True,), "window": 4}, "local names 1 of 2 layers"),
         ({"padding_id": -1}, "padding_id must not be negative"),
+        ({"position": "disentangled"}, 'position "disentangled" needs the field disentangled'),
+        ({"disentangled": Disentangled(8)}, 'position "disentangled" needs the field disentangled'),
+        *[
+            (
+                {"position": "disentangled", "disentangled": Disentangled(8), **beside},
+                f'{next(iter(beside))} .* is not served beside position "disentangled"',
+            )
+            for beside in (
+                {"causal": True},
+                {"local": (True, False), "window": 3},
+                {"qk_norm": True},
+                {"head_norm": True},
+                {"num_kv_heads": 1},
+                {"log_length": 9},
+            )
+        ],
         ({"log_length": 1}, "log_length must be at least 2"),
         *[({"norm_eps": e}, "norm_eps must be finite") for e in (-1e-12, math.nan, math.inf)],
     ],
@@ -298,6 +332,47 @@ def test_beyond_the_position_table() -> None:
 def test_impossible_configs(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         dataclasses.replace(ALIBI, **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"span": 0}, "Disentangled: span must be from 1 to"),
+        ({"span": 2**25}, "Disentangled: span must be from 1 to"),
+        ({"span": 8, "buckets": 6, "max_distance": 20}, "buckets must be 0 or span, 8; got 6"),
+        ({"span": 8, "buckets": 8}, "max_distance 0 goes with buckets"),
+        ({"span": 8, "buckets": 8, "max_distance": 5}, "max_distance, 5, more than half of them"),
+        (
+            {"span": 8, "content_to_position": False, "position_to_content": False},
+            "content_to_position or position_to_content must be true",
+        ),
+    ],
+)
+def test_impossible_distances(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Disentangled(**given)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [DISTANCES, OWN_DISTANCES], ids=["shared", "own"])
+def test_few_rows_of_a_table_of_distances(config: EncoderConfig) -> None:
+    """Those alone that a call's longest distance reads are projected, to the same answer."""
+    encoder = Encoder(config).double().eval()
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    rows: list[int] = []
+    projections: Any = encoder.layers[0].attention.distances
+    projections.register_forward_pre_hook(lambda _, given: rows.append(given[0].shape[0]))
+    ids, positions = torch.randint(0, 50, (1, 4)), torch.arange(4)
+    short = encoder(ids)
+    assert rows == [7]
+    assert rows[0] < encoder.config.disentangled.rows.count  # type: ignore[union-attr]
+    whole = encoder.forward_packed(ids[0], torch.tensor([0, 4]), positions=positions)
+    assert rows[1:] == [encoder.config.disentangled.rows.count]  # type: ignore[union-attr]
+    torch.testing.assert_close(short[0], whole, rtol=1e-12, atol=1e-12)
+    # Far apart, where nothing else has said so: the whole table is there.
+    far = encoder.forward_packed(ids[0], torch.tensor([0, 4]), positions=positions * 50)
+    assert not torch.allclose(far, whole)
 
 
 def test_every_parameter_gets_the_gradient_of_the_dense_oracle(encoder: Encoder) -> None:
