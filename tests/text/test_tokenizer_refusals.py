@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import pyenc
 from pyenc.errors import CheckpointError, InputError
@@ -132,3 +133,19 @@ def test_the_last_token_needs_no_room_after_a_prompt(folder: Path) -> None:
     with pytest.warns(pyenc.TruncationWarning):
         right = pyenc.load(folder).encode("a fox", prompt=prompt, max_length=12)
     assert (left_out == right).all()
+
+
+def test_a_sentencepiece_model_alone(tmp_path: Path) -> None:
+    """As DeBERTa's authors publish it: ids can be encoded, texts not, and what to do is said."""
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN / "deberta_v3_like_h4", folder)
+    (folder / "tokenizer.json").unlink()
+    (folder / "spm.model").write_bytes(b"pieces")
+    encoder = pyenc.load(folder)
+    assert encoder.model(torch.ones(1, 3, dtype=torch.long)).shape == (1, 3, 64)
+    with pytest.raises(CheckpointError, match=r"no tokenizer files.*a SentencePiece \.model alone"):
+        encoder.encode("the sky")
+    (folder / "vocab.json").write_text("{}")
+    (folder / "merges.txt").write_text("")
+    with pytest.raises(CheckpointError, match="DebertaV2Tokenizer cannot be made of it; expected"):
+        pyenc.load(folder)

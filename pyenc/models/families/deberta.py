@@ -170,7 +170,7 @@ FAMILY = Family(
             "deberta-v3-xsmall, -small, -base, -large, mdeberta-v3-base",
             "golden",
             "512 by their files; distances have no end",
-            "with tokenizer.json, which some of them lack",
+            "tokenizers as tokenizer.json; spm.model alone is not read",
         ),
         Published(
             "mxbai-rerank-xsmall-v1, -base-, -large-; nli-deberta-v3-* and other classifiers",
