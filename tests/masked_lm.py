@@ -153,6 +153,8 @@ def logits(naming: Naming, tensors: dict[str, Tensor], hidden: Tensor) -> Tensor
         x = x + get(f"{naming.dense}.bias", naming.dense_bias)
         if naming.activation == "gelu":
             x = x * (1 + torch.erf(x / math.sqrt(2))) / 2
+        elif naming.activation == "relu":
+            x = x.clamp(min=0)
         else:
             assert naming.activation == "silu"
             x = x / (1 + torch.exp(-x))

@@ -1,6 +1,7 @@
 """One `Encoder`, one `EncoderConfig`, and a small file for each checkpoint family."""
 
 from .config import EncoderConfig, HeadConfig
+from .convolution import Convolution
 from .disentangled import Disentangled
 from .encoder import Encoder
 from .experts import Experts
@@ -8,6 +9,7 @@ from .position import register_position
 from .table_alibi import NAME, TableALiBi
 
 __all__ = [
+    "Convolution",
     "Disentangled",
     "Encoder",
     "EncoderConfig",

@@ -58,8 +58,7 @@ class Attention(nn.Module):
         q_THD, k_THD, v_THD = self._heads(x_TC, call)
         if self.distances is not None:
             assert call.distances is not None
-            own = self.distances
-            a_THD = self._disentangled(own, call.distances, q_THD, k_THD, v_THD, call)
+            a_THD = self.disentangled(call.distances, q_THD, k_THD, v_THD, call)
             return called(self.out, call.backend, a_THD.flatten(1))
         bias = call.bias
         if self.position_bias is not None:
@@ -85,12 +84,12 @@ class Attention(nn.Module):
         assert isinstance(out_THD, Tensor)
         return called(self.out, call.backend, out_THD.flatten(1))
 
-    def _disentangled(
-        self, own: Projections, distances: Distances, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor,
-        call: Call,
-    ) -> Tensor:  # fmt: skip
-        """Attention whose scores are of words and of distances."""
-        keys_RHD, queries_RHD = own(distances.table_RC, self.qkv, call.backend)
+    def disentangled(
+        self, distances: Distances, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, call: Call
+    ) -> Tensor:
+        """Attention whose scores are of words and of distances, (T, H, D)."""
+        assert self.distances is not None
+        keys_RHD, queries_RHD = self.distances(distances.table_RC, self.qkv, call.backend)
         out_THD: Tensor = disentangled_attention(
             q_THD,
             k_THD,

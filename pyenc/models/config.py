@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ..errors import InputError
 from ..ops import ACTIVATIONS
+from .convolution import Convolution
 from .disentangled import Disentangled
 from .experts import Experts
 from .position import POSITIONS, Fields, check_fields, check_position
@@ -101,6 +102,8 @@ class EncoderConfig:
     relative_max_distance: int = 128
     disentangled: Disentangled | None = None
     """Of position "disentangled"."""
+    convolution: Convolution | None = None
+    """Post-norm: of the embeddings, added to what the first layer gives, and normed."""
     rotary: Rotary | None = None
     """Of position "rotary"; beside a registered variant, both."""
     local_rotary: Rotary | None = None
@@ -246,6 +249,14 @@ class EncoderConfig:
             )
 
     def _check_disentangled(self) -> None:
+        if (kind := self.convolution) is not None:
+            if self.norm_first:
+                raise InputError("EncoderConfig: a convolution goes without norm_first")
+            if self.hidden_size % kind.groups:
+                raise InputError(
+                    f"EncoderConfig: hidden_size {self.hidden_size} is not a multiple of the "
+                    f"convolution's groups {kind.groups}"
+                )
         if (self.position == "disentangled") != (self.disentangled is not None):
             raise InputError(
                 'EncoderConfig: position "disentangled" needs the field disentangled, others none'
@@ -355,8 +366,10 @@ class EncoderConfig:
 
     @property
     def by_distance(self) -> bool:
-        """Whether attention depends on how far apart two tokens are, beside what rotary does."""
+        """Whether attention, or a convolution, depends on how far apart two tokens are, beside what
+        rotary does."""
         own = self.position in ("alibi", "disentangled") or self.own_position
+        own = own or self.convolution is not None
         return own or self.relative_buckets > 0 or any(self.local)
 
     @property

@@ -31,6 +31,7 @@ from .embeddings import Embeddings
 from .head import MaskedLMHead
 from .layers import Layer, PreNormLayer
 from .modules import Norm, called, untouched
+from .neighbours import Neighbours
 from .packing import Packed, check_packed, check_ranges, count_from_padding, pack
 from .places import places
 from .position import check_apart, make_position
@@ -77,6 +78,9 @@ class Encoder(nn.Module):
             check_apart(
                 config.position, [cast(Any, layer).attention.position_bias for layer in self.layers]
             )
+        self.neighbours: Neighbours | None = None
+        if config.convolution is not None:
+            self.neighbours = Neighbours(config, config.convolution)
         self.final_norm = Norm(config) if config.norm_first else None
         self.dropout = config.dropout_of("final_dropout")
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.pooler else None
@@ -222,10 +226,14 @@ class Encoder(nn.Module):
             for i, layer in enumerate(modules)
         ]
         if self.final_norm is None:
-            for layer, module in zip(layers, modules, strict=True):
+            embeddings_TC = x_TC
+            for step, (layer, module) in enumerate(zip(layers, modules, strict=True)):
                 _put(states, x_TC)
                 found = straight(module, x_TC, call)
                 x_TC = layer(x_TC) if found is None else found
+                if step == 0 and self.neighbours is not None:
+                    given = (embeddings_TC, x_TC, call.cu_seqlens, call.positions)
+                    x_TC = called(self.neighbours, self.backend, *given)
             _put(states, x_TC)
             return x_TC
         dtype = x_TC.dtype

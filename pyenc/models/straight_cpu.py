@@ -29,6 +29,7 @@ from ..ops.linear.straight import Sizes, product, sizes_of
 from ..ops.registered import plain
 from .attention import turned
 from .call import Call, Turn
+from .distances import Distances
 from .feed_forward import CPU_BYTES
 from .modules import Norm
 from .straight_parts import (
@@ -112,10 +113,12 @@ def _fits(part: FeedForwardPart, x_TC: Tensor) -> bool:
     return x_TC.shape[0] * part.module.width * x_TC.element_size() <= CPU_BYTES
 
 
-def _terms_for(part: AttentionPart, x_TC: Tensor, call: Call) -> Terms | None:
+def _terms_for(part: AttentionPart, x_TC: Tensor, call: Call) -> Terms | Distances | None:
     """Of a layer's scores; None where the kernels do not take them. Those of layers with a bias in
     common are made by the first."""
     module = part.module
+    if module.distances is not None:
+        return call.distances
     if not turns_right(part, turn_of(module, call)):
         return None
     own = module.position_bias
@@ -135,7 +138,7 @@ def _terms_for(part: AttentionPart, x_TC: Tensor, call: Call) -> Terms | None:
     return terms
 
 
-def _attended(part: AttentionPart, x_TC: Tensor, call: Call, terms: Terms) -> Tensor:
+def _attended(part: AttentionPart, x_TC: Tensor, call: Call, terms: Terms | Distances) -> Tensor:
     turn, turns = turn_of(part.module, call), None
     if turn is not None:
         norms = (norm.module for norm in part.norms or ())
@@ -146,6 +149,9 @@ def _attended(part: AttentionPart, x_TC: Tensor, call: Call, terms: Terms) -> Te
 
     qkv_TC = _product(x_TC, part.qkv, call)
     q_THD, k_THD, v_THD = heads_of(part, qkv_TC, turns, of_full_width)
+    if isinstance(terms, Distances):
+        a_THD = part.module.disentangled(terms, q_THD, k_THD, v_THD, call)
+        return _product(a_THD.flatten(1), part.out, call)
     if part.module.kv_heads != part.module.heads[0]:
         k_THD, v_THD = (repeated(y_THD, part.module.heads[0]) for y_THD in (k_THD, v_THD))
     eps = skip_eps_of(q_THD, call.skip_eps)

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyenc.errors import InputError
 from pyenc.loading import load_checkpoint
 from pyenc.models import (
+    Convolution,
     Disentangled,
     Encoder,
     EncoderConfig,
@@ -71,8 +72,9 @@ MIXTURE = dataclasses.replace(
     experts=Experts(count=5, each=2, layers=(False, True)),
 )  # fmt: skip
 DISTANCES = dataclasses.replace(
-    ALIBI, position="disentangled", disentangled=Disentangled(8, 8, 20, norm=True)
-)
+    ALIBI, position="disentangled", disentangled=Disentangled(8, 8, 20, norm=True),
+    convolution=Convolution(3, 3),
+)  # fmt: skip
 OWN_DISTANCES = dataclasses.replace(
     ABSOLUTE, position="disentangled", num_positions=0, norm_first=True, head_size=10,
     disentangled=Disentangled(5, content_to_position=False, shared=False),
@@ -325,6 +327,11 @@ def test_beyond_the_position_table() -> None:
                 {"log_length": 9},
             )
         ],
+        (
+            {"convolution": Convolution(3, 5)},
+            "hidden_size 24 is not a multiple of the convolution's groups 5",
+        ),
+        ({"convolution": Convolution(3), "norm_first": True}, "a convolution goes without norm_"),
         ({"log_length": 1}, "log_length must be at least 2"),
         *[({"norm_eps": e}, "norm_eps must be finite") for e in (-1e-12, math.nan, math.inf)],
     ],
@@ -351,6 +358,53 @@ def test_impossible_configs(change: dict[str, object], message: str) -> None:
 def test_impossible_distances(given: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Disentangled(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kernel": 0}, "Convolution: kernel must be odd, from 1 to 255, got 0"),
+        ({"kernel": 4}, "Convolution: kernel must be odd, from 1 to 255, got 4"),
+        ({"kernel": 257}, "Convolution: kernel must be odd, from 1 to 255, got 257"),
+        ({"kernel": 3, "groups": 0}, "Convolution: groups must be positive, got 0"),
+        ({"kernel": 3, "activation": "sine"}, "Convolution: unknown activation 'sine'; known: "),
+    ],
+)
+def test_impossible_convolutions(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Convolution(**given)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kernel", [1, 3, 7])
+def test_a_convolution_of_rows(kernel: int) -> None:
+    """As torch's of padded rows that are zero under the mask: left padding, holes, no token."""
+    config = dataclasses.replace(DISTANCES, convolution=Convolution(kernel, 2, "relu"))
+    encoder = Encoder(config).double().eval()
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    seen: list[tuple[Tensor, ...]] = []
+    neighbours = encoder.neighbours
+    assert neighbours is not None
+    neighbours.register_forward_hook(lambda _, given, answer: seen.append((*given[:2], answer)))
+    ids, mask = torch.randint(0, 50, (5, 19)), torch.ones(5, 19, dtype=torch.long)
+    mask[0, 9:] = mask[1, :12] = mask[2, 1:] = mask[3] = 0
+    mask[4, [0, 1, 4, 7, 8, 9, 17]] = 0
+    encoder(ids, mask)
+    ((embeddings_TC, x_TC, answer_TC),) = seen
+    rows_BNC = torch.zeros(5, 19, 24, dtype=torch.float64)
+    rows_BNC[mask == 1] = embeddings_TC
+    conv = neighbours.conv
+    right = (
+        torch.nn.functional.conv1d(
+            rows_BNC.mT, conv.weight, conv.bias, padding=kernel // 2, groups=2
+        )
+        .mT[mask == 1]
+        .relu()
+    )
+    norm = neighbours.norm
+    right = torch.nn.functional.layer_norm(x_TC + right, (24,), norm.weight, norm.bias, norm.eps)
+    torch.testing.assert_close(answer_TC, right, rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
@@ -401,6 +455,7 @@ def test_training_applies_dropout_and_eval_does_not() -> None:
 
 @torch.no_grad()
 def test_packed_compiles_without_a_graph_break(encoder: Encoder) -> None:
+    torch.compiler.reset()  # one function has so many graphs and no more, of all configs together
     ids, bounds = torch.randint(0, 50, (19,)), torch.tensor([0, 12, 19])
     compiled = torch.compile(encoder.forward_packed, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(ids, bounds), encoder.forward_packed(ids, bounds))

@@ -14,8 +14,8 @@ from tests.oracle import assert_right
 
 BACKENDS = ("torch", "cpu") if extension.load() is not None else ("torch",)
 
-NOTHING = "k_norm.bias"
-"""Adds the same number to all scores of a query, which the softmax does not see."""
+NOTHING = ("k_norm.bias", "distances.key.bias")
+"""Add the same number to all scores of a query, which the softmax does not see."""
 
 
 def test_each_family_is_here() -> None:

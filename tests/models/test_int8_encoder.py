@@ -14,6 +14,7 @@ from pyenc.errors import InputError
 from pyenc.loading import load_checkpoint
 from pyenc.models import Encoder
 from pyenc.models.int8 import (
+    WIDE,
     Int8Linear,
     dequantize_layers,
     quantization,
@@ -37,8 +38,9 @@ def test_every_family_stays_close(golden: Golden) -> None:
     assert len(list(quantized_names(encoder))) == 2 * count
     assert sum(isinstance(module, Int8Linear) for module in encoder.modules()) == 2 * count
     wide = [n for n, m in encoder.layers.named_modules() if isinstance(m, Linear)]
-    assert len(wide) == 2 * count
-    assert all(name.endswith(("attention.qkv", "feed_forward.down")) for name in wide)
+    distances = [name for name in wide if ".attention.distances." in name]
+    assert len(wide) == 2 * count + len(distances)
+    assert all(name.endswith(WIDE) for name in wide)
     for batch in golden.batches:
         expected = golden.expected(batch, "last_hidden_state")
         if expected is None:

@@ -20,6 +20,7 @@ from pyenc import use_backend
 from pyenc.models import Encoder, register_position
 from pyenc.ops import attention, extension
 from pyenc.ops.attention import groups, own_cpu, own_tiles
+from pyenc.ops.disentangled import cpu, terms
 from tests.models.own_positions import Blocks, registered, shape
 from tests.models.test_encoder import SHAPES
 from tests.seeds import seed
@@ -55,7 +56,7 @@ OWN = {"own, along": "kerple", "own, block": "blocks", "own, score": "capped"}
 @pytest.fixture(autouse=True)
 def blocks(registered: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few scores at once: so short a text would be one block, the square of its tokens."""
-    for module in (groups, own_cpu, own_tiles):
+    for module in (groups, own_cpu, own_tiles, cpu, terms):
         monkeypatch.setattr(module, "BLOCK_ELEMENTS", 2**15)
     monkeypatch.setattr(own_tiles, "TILE_ELEMENTS", 2**15)
     monkeypatch.setattr(own_tiles, "TILE_ROWS", 1)

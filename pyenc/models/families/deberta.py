@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import CheckpointError, UnknownArchitectureError
 from ..config import EncoderConfig, HeadConfig
+from ..convolution import Convolution
 from ..disentangled import Disentangled
 from .family import (
     LARGEST,
@@ -99,6 +100,14 @@ def _disentangled(config: ConfigFile) -> Disentangled:
     )
 
 
+def _convolution(config: ConfigFile) -> Convolution | None:
+    if not (kernel := _signed(config, "conv_kernel_size")):
+        return None
+    name = config.text("conv_act", "tanh")
+    activation = name if name == "tanh" else config.activation("conv_act")
+    return Convolution(kernel, config.integer("conv_groups", 1), activation)
+
+
 def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     said = ConfigFile(config.path, {**UNSAID, **config.values})
     said.require(
@@ -108,7 +117,6 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         "position_biased_input", (False,), True,
         "a table of positions beside distances is not served",
     )  # fmt: skip
-    said.require("conv_kernel_size", (0,), 0, "a convolution after the first layer is not served")
     fields = common_fields(said, names) | {"pooler": False}
     hidden, heads = fields["hidden_size"], fields["num_heads"]
     said.require(
@@ -122,6 +130,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         **fields,
         position="disentangled",
         disentangled=_disentangled(said),
+        convolution=_convolution(said),
         max_length=said.integer("max_position_embeddings"),
         activation=said.activation(),
         attention_dropout=said.number("attention_probs_dropout_prob", 0.1),
@@ -135,6 +144,9 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
     parts["distances.table.weight"] = ("encoder.rel_embeddings.weight",)
     if kind.norm:
         parts |= both("distances.norm", "encoder.LayerNorm")
+    if config.convolution is not None:
+        parts |= both("neighbours.conv", "encoder.conv.conv")
+        parts |= both("neighbours.norm", "encoder.conv.LayerNorm")
     for i in range(config.num_layers):
         ours, theirs = f"layers.{i}", f"encoder.layer.{i}"
         own = f"{theirs}.attention.self"

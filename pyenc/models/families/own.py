@@ -52,6 +52,7 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
     # Names alone are asked for; no size in a file is trusted before its tensors are looked at.
     small = replace(
         config, vocab_size=1, hidden_size=4 * config.num_heads, head_size=4, intermediate_size=1,
+        convolution=config.convolution and replace(config.convolution, groups=1),
         type_vocab_size=min(config.type_vocab_size, 1), num_positions=min(config.num_positions, 1),
         padding_row=None, embedding_size=None if config.embedding_size is None else 1,
     )  # fmt: skip

@@ -49,6 +49,9 @@ HONOURED: dict[str, list[Any]] = {
     "position_buckets": [-1, 0, 2, 9, 16],
     "share_att_key": [False],
     "norm_rel_ebd": ["none", "layer_norm|none"],
+    "conv_kernel_size": [0, 1, 3, 5],
+    "conv_act": ["gelu", "tanh", "relu"],
+    "conv_groups": [1, 4],
 }
 """Fields that decide what is computed -> values with which the answers are the class's."""
 
@@ -109,7 +112,8 @@ def test_every_field_is_here() -> None:
     ("key", "value"), [(key, value) for key, values in HONOURED.items() for value in values]
 )
 def test_a_field_is_honoured(key: str, value: Any, tmp_path: Path) -> None:
-    check_same(original(**{key: value}), tmp_path)
+    more = {"conv_kernel_size": 3} if key.startswith("conv") else {}
+    check_same(original(**(more | {key: value})), tmp_path)
 
 
 @pytest.mark.parametrize("key", WITHOUT_EFFECT)
@@ -135,7 +139,8 @@ def test_a_field_is_refused(key: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"conv_kernel_size": 3}, "conv_kernel_size is 3, but a convolution"),
+        ({"conv_kernel_size": 4}, "Convolution: kernel must be odd, from 1 to 255, got 4"),
+        ({"conv_kernel_size": 3, "conv_act": "selu"}, "conv_act 'selu' is unknown"),
         ({"embedding_size": 20}, "embedding_size is 20, but word embeddings of another width"),
         ({"pos_att_type": []}, "pos_att_type names no term"),
         ({"pos_att_type": ["p2p", "c2p"]}, "pos_att_type has 'p2p'"),
@@ -186,7 +191,7 @@ def saved_as_it_came(folder: Path, task: str, model: Any) -> None:
 @pytest.mark.parametrize("task", HEADS)
 def test_saved_by_every_class(task: str, shared: bool, tmp_path: Path) -> None:
     """With the prefix and without; heads are set aside and come back as they were."""
-    model = original(task, share_att_key=shared)
+    model = original(task, share_att_key=shared, conv_kernel_size=0 if shared else 3)
     check_same(model, tmp_path / "a")
     checkpoint = load_checkpoint(tmp_path / "a")
     aside = {name for name in checkpoint.set_aside if name.startswith(HEADS[task] or "none")}
@@ -236,7 +241,8 @@ def test_an_untied_decoder(tmp_path: Path) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("shared", [True, False])
 def test_in_our_own_format(shared: bool, tmp_path: Path) -> None:
-    original("ForMaskedLM", share_att_key=shared).save_pretrained(tmp_path / "a")
+    more = {"conv_kernel_size": 3, "conv_groups": 9} if shared else {}
+    original("ForMaskedLM", share_att_key=shared, **more).save_pretrained(tmp_path / "a")
     encoder, given = load_checkpoint(tmp_path / "a").encoder, batch(1)
     save_checkpoint(own_checkpoint(encoder), tmp_path / "b")
     again = load_checkpoint(tmp_path / "b").encoder
@@ -269,7 +275,12 @@ def test_gradients(terms: list[str], shared: bool, again: bool, tmp_path: Path) 
     sizes = ONE_TERM if len(terms) == 1 else {}
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = original(
-        pad_token_id=None, pos_att_type=terms, share_att_key=shared, **no_dropout, **sizes
+        pad_token_id=None,
+        pos_att_type=terms,
+        share_att_key=shared,
+        conv_kernel_size=3,
+        **no_dropout,
+        **sizes,
     )
     model.save_pretrained(tmp_path)
     checkpoint = load_checkpoint(tmp_path, dtype="float64")
