@@ -60,7 +60,12 @@ class QuantizedFiles(WeightFiles):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         every = super().names
-        self._bits = {name for name in every if len(super(QuantizedFiles, self).shape(name)) == 3}
+        shapes = {name: super(QuantizedFiles, self).shape(name) for name in every}
+        # A convolution's weight has three axes, too.
+        self._bits = {
+            name for name, shape in shapes.items()
+            if len(shape) == 3 and (shape[0] == 1 or scale_name(name) in shapes)
+        }  # fmt: skip
         scales = {scale_name(name) for name in self._bits}
         self._plain = [name for name in every if name not in scales]
         for name in self._bits:

@@ -22,22 +22,22 @@ from .modules import Linear
 QUANTIZED = ("int8",)
 """Names that `quantize` may have."""
 
-WIDE = (
-    "attention.qkv",
-    "attention.distances.query",
-    "attention.distances.key",
-    "feed_forward.down",
-)
+WIDE = ("attention.qkv", "feed_forward.down")
 """Layers that are not quantised: with these in eight bits too, the nearest of 2,000 sentences was
 another one for 5.6% of MiniLM's vectors and 7.5% of MPNet's, without them for 2.9% and 3.8%; what
 they would gain in time stands in bench/NOTES.md."""
 
 
+OF_DISTANCES = ("distances.query", "distances.key")
+"""Nor are these, ever: what a layer makes of a table is as good as its queries and keys, and takes
+its few rows a call."""
+
+
 def quantized_names(encoder: Encoder, wide: tuple[str, ...] = WIDE) -> Iterator[str]:
     """The names of the linear layers that are quantised, or would be: all but those whose names end
-    in one of `wide`."""
+    in one of `wide`, and but those of distances."""
     for name, module in encoder.layers.named_modules():
-        if isinstance(module, (Linear, Int8Linear)) and not name.endswith(wide):
+        if isinstance(module, (Linear, Int8Linear)) and not name.endswith((*wide, *OF_DISTANCES)):
             yield f"layers.{name}"
 
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pyenc.loading import Checkpoint, load_checkpoint
-from pyenc.models import Disentangled, Encoder
+from pyenc.models import Convolution, Disentangled, Encoder
 from pyenc.models.packing import pack
 from pyenc.models.rotary import Rotary
 from pyenc.ops import segment_mean
@@ -129,6 +129,10 @@ MUTATIONS: dict[str, list[dict[str, Any]]] = {
         {"disentangled": Disentangled(32, norm=True)},
         {"disentangled": Disentangled(32, 32, 64, norm=True, content_to_position=False)},
         {"disentangled": Disentangled(32, 32, 64, norm=True, position_to_content=False)},
+        {"norm_eps": 1e-3},
+    ],
+    "deberta_v2_conv_like_h4": [
+        {"convolution": Convolution(3, activation="tanh")},
         {"norm_eps": 1e-3},
     ],
     "deberta_v3_like_h4": [

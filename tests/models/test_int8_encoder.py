@@ -14,6 +14,7 @@ from pyenc.errors import InputError
 from pyenc.loading import load_checkpoint
 from pyenc.models import Encoder
 from pyenc.models.int8 import (
+    OF_DISTANCES,
     WIDE,
     Int8Linear,
     dequantize_layers,
@@ -40,7 +41,7 @@ def test_every_family_stays_close(golden: Golden) -> None:
     wide = [n for n, m in encoder.layers.named_modules() if isinstance(m, Linear)]
     distances = [name for name in wide if ".attention.distances." in name]
     assert len(wide) == 2 * count + len(distances)
-    assert all(name.endswith(WIDE) for name in wide)
+    assert all(name.endswith((*WIDE, *OF_DISTANCES)) for name in wide)
     for batch in golden.batches:
         expected = golden.expected(batch, "last_hidden_state")
         if expected is None:

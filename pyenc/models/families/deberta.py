@@ -1,4 +1,5 @@
-"""DeBERTa-v2 and v3: deberta-v3-xsmall to -large, mdeberta-v3-base, mxbai-rerank, NLI classifiers.
+"""DeBERTa-v2 and v3: deberta-v3-xsmall to -large, mdeberta-v3-base, deberta-v2-xlarge, mxbai-rerank
+and other classifiers.
 
 He et al., arXiv 2006.03654 and arXiv 2111.09543. BERT's layers without a table of positions: scores
 are of words with words, and of words with how far apart they are (`Disentangled`). The first
@@ -183,6 +184,12 @@ FAMILY = Family(
             "golden",
             "512 by their files; distances have no end",
             "tokenizers as tokenizer.json; spm.model alone is not read",
+        ),
+        Published(
+            "deberta-v2-xlarge, -xxlarge",
+            "golden",
+            "512 by their files; distances have no end",
+            "with the convolution behind their first layer",
         ),
         Published(
             "mxbai-rerank-xsmall-v1, -base-, -large-; nli-deberta-v3-* and other classifiers",

@@ -24,7 +24,8 @@ PAIRS = [
 FIRST = (
     "bert_mean_h4", "xlmr_bge_m3_like_h4", "roberta_distil_like_h4", "distilbert_h4",
     "modernbert_gte_like_h4:cls", "mpnet_base_v2_like_h4", "albert_small_like_h4",
-    "deberta_own_mlm_h4", "deberta_rerank_like_h2", "deberta_v3_like_h4", "electra_base_like_h2",
+    "deberta_own_mlm_h4", "deberta_rerank_like_h2", "deberta_v2_conv_like_h4",
+    "deberta_v3_like_h4", "electra_base_like_h2",
     "electra_small_like_h4", "jinav3_hf_like_h4", "Gte", "NomicBert",
 )  # fmt: skip
 """Whose classifiers read the first token; those without a folder are random weights."""

@@ -21,6 +21,7 @@ SETTINGS: dict[str, dict[str, float]] = {
     "roberta_distil_like_h4": BERTS,
     "mpnet_base_v2_like_h4": BERTS,
     "deberta_own_mlm_h4": BERTS,
+    "deberta_v2_conv_like_h4": BERTS,
     "deberta_v3_like_h4": BERTS,
     "electra_small_like_h4": BERTS,
     "distilbert_h4": {"dropout": 0.2, "attention_dropout": 0.3},
