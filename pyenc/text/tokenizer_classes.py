@@ -127,7 +127,8 @@ def _albert(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
 def _deberta(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
     """SentencePiece's table of characters is not among its steps, whatever the file has."""
     unknown = (str(named["unk_token"]), 0.0)
-    at = parts.vocab.index(unknown) if unknown in parts.vocab else 1
+    at = settings.get("unk_id", 1)
+    at = parts.vocab.index(unknown) if unknown in parts.vocab else at
     tokenizer = Tokenizer(models.Unigram(parts.vocab, at, False))
     steps: list[Any] = [normalizers.Lowercase()] if settings.get("do_lower_case") else []
     steps += [normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " "), normalizers.NFC()]

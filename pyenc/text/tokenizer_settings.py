@@ -32,6 +32,7 @@ SWITCHES = {
     "legacy": (bool, type(None)),
     "fix_mistral_regex": (bool, type(None)),
     "extra_ids": (int,),
+    "unk_id": (int,),
 }
 """Settings that decide tokens or spans, and their types."""
 

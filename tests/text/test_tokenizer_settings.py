@@ -195,6 +195,25 @@ def test_the_normalizer_that_debertas_class_leaves_out(tmp_path: Path) -> None:
     as_transformers(apart, texts)
 
 
+def test_which_of_debertas_words_is_unknown(tmp_path: Path) -> None:
+    """The one that is called so; where none of score 0 is, what `unk_id` says."""
+    unknown = TextTokenizer(KINDS["deberta"](tmp_path / "plain"))._tokenizer.token_to_id("[UNK]")
+    for told in ({}, {"unk_id": 5}):
+        folder = KINDS["deberta"](tmp_path / str(len(told)), **told)
+        assert ids(folder, "字")[-2] == unknown
+        as_transformers(folder, ["字", "the 字", "字字 a"])
+
+        def scored(whole: dict[str, Any]) -> dict[str, Any]:
+            whole["model"]["vocab"][unknown][1] = -9.0
+            return whole
+
+        edit(folder / "tokenizer.json", scored)
+        assert ids(folder, "字")[-2] == told.get("unk_id", 1)
+        as_transformers(folder, ["字", "the 字", "字字 a"])
+    with pytest.raises(CheckpointError, match="unk_id: expected int, got '3'"):
+        TextTokenizer(KINDS["deberta"](tmp_path / "wrong", unk_id="3"))
+
+
 def test_the_configuration_wins_for_bert(tmp_path: Path) -> None:
     """And the ids are literally these: the files' own words, whatever is installed."""
     vocab = (GOLDEN / "bert_mean_h4/vocab.txt").read_text("utf-8").split("\n")

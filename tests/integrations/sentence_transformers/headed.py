@@ -108,7 +108,10 @@ def folder_of(head: str, name: str, labels: int = 1) -> Path:
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     if source.name == name:
         kind = getattr(transformers, f"AutoModelFor{head}")
-        model = kind.from_pretrained(source, dtype=torch.float32, **said)
+        # One has a classifier, which may be of another number of labels.
+        model = kind.from_pretrained(
+            source, dtype=torch.float32, ignore_mismatched_sizes=True, **said
+        )
         own = {id(p) for p in model.base_model.parameters()}
     else:
         kind = getattr(transformers, f"{name}For{head}")

@@ -193,7 +193,6 @@ NUMBERS: list[tuple[str, str, str, Any]] = [
     ("distilbert_h4", "sa_layer_norm", "eps", 1.0),
     ("deberta_v3_like_h4", "encoder.LayerNorm", "eps", 1.0),
     ("deberta_v3_like_h4", "attention.self", "position_buckets", 12),
-    ("deberta_v3_like_h4", "attention.self", "share_att_key", False),
     ("electra_small_like_h4", "embeddings.LayerNorm", "eps", 1.0),
     ("electra_small_like_h4", "attention.self", "scaling", 0.01),
     ("mpnet_base_v2_like_h4", "attention.LayerNorm", "eps", 1.0),
