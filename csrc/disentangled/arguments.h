@@ -9,8 +9,12 @@
 
 namespace pyenc {
 
+// Vectors of so many floats may be read from each row of the numbers on: there is room beyond the last.
+constexpr int kSpare = 16;
+
 struct Disentangled {
   const std::int32_t* rows;  // (i, n), each in [0, R)
+  const std::int32_t* turned;  // (n, i), the same turned round; the gradient does without
   std::int64_t n_heads, n_queries, n_keys, n_rows;
   float scale;
   int threads;
@@ -26,10 +30,11 @@ void disentangled_bias(const Disentangled& call, const float* of_queries, const 
 void disentangled_by_rows(const Disentangled& call, const float* pairs, float* of_queries,
                           float* of_keys);
 
-// One query of one head, compiled once per instruction set; of_keys is that head's (n, R).
+// The queries [first, last) of one head, compiled once per instruction set: of_queries, of_keys and bias
+// are that head's.
 struct DisentangledKernels {
-  void (*bias)(const std::int32_t* rows, std::int64_t n_keys, std::int64_t n_rows, float scale,
-               const float* of_query, const float* of_keys, float* bias);
+  void (*bias)(const Disentangled& call, std::int64_t first, std::int64_t last,
+               const float* of_queries, const float* of_keys, float* bias);
 };
 
 }  // namespace pyenc

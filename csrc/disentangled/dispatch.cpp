@@ -4,23 +4,30 @@
 
 #include "disentangled/arguments.h"
 
+#include <algorithm>
+
 #include "shared/isa.h"
 #include "shared/parallel.h"
 
 namespace pyenc {
 PYENC_KERNEL_TABLE(DisentangledKernels, disentangled_kernels)
 
+namespace {
+constexpr std::int64_t kStrip = 32;  // queries that one thread takes
+}  // namespace
+
 void disentangled_bias(const Disentangled& call, const float* of_queries, const float* of_keys,
                        float* bias) {
   const DisentangledKernels& kernels = disentangled_kernels();
-  parallel_rows(call.n_heads * call.n_queries, call.n_keys, call.threads,
+  const std::int64_t strips = (call.n_queries + kStrip - 1) / kStrip;
+  parallel_rows(call.n_heads * strips, kStrip * call.n_keys, call.threads,
                 [&](std::int64_t first, std::int64_t last, int) {
-    for (std::int64_t row = first; row < last; ++row) {
-      const std::int64_t head = row / call.n_queries, query = row % call.n_queries;
-      kernels.bias(call.rows + query * call.n_keys, call.n_keys, call.n_rows, call.scale,
-                   of_queries ? of_queries + row * call.n_rows : nullptr,
+    for (std::int64_t at = first; at < last; ++at) {
+      const std::int64_t head = at / strips, query = at % strips * kStrip;
+      kernels.bias(call, query, std::min(query + kStrip, call.n_queries),
+                   of_queries ? of_queries + head * call.n_queries * call.n_rows : nullptr,
                    of_keys ? of_keys + head * call.n_keys * call.n_rows : nullptr,
-                   bias + row * call.n_keys);
+                   bias + head * call.n_queries * call.n_keys);
     }
   });
 }

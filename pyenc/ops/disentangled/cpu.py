@@ -23,14 +23,17 @@ from ..attention.far import FULL, far_rows
 from ..attention.groups import BLOCK_ELEMENTS
 from ..attention.own_tiles import Buffer
 from ..attention.terms import Terms as AttentionTerms
-from ..launch import module_for, pointer
+from ..launch import check_like, module_for, pointer
 from . import blocks
 from .blocks import Grads, Sums
-from .terms import Side, Terms, by_position, sides
+from .terms import Side, Terms, sides
 from .validation import OP
 
 TILE_ROWS = 128
 """Queries that the kernels take at a time."""
+
+SPARE = 16
+"""Of csrc/disentangled/arguments.h: numbers that there is room for beyond the last."""
 
 
 def forward(
@@ -38,13 +41,14 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """out (T, H, D) in q's dtype and, where a backward follows, out unrounded (T, H, D), a score
     near its row's largest (T, H), in base 2, and less the sum of the weights beside that (T, H)."""
+    _check_tables(q, terms)
     out = q.new_empty(q.shape)
     kept = [q.new_empty(0, dtype=torch.float32) for _ in range(3)]
     if with_backward:
-        kept = [q.new_empty(shape, dtype=torch.float32) for shape in (q.shape, *2 * [q.shape[:2]])]
-    room = Buffer(q, torch.float32)
+        kept = [q.new_empty(shape, dtype=torch.float32) for shape in _kept_shapes(q)]
+    rooms = [Buffer(q, torch.float32) for _ in range(3)]
     for side in sides(terms, q.shape[1], q.device):
-        part = _Part(side, terms, q, k, v)
+        part = _Part(side, terms, q, k, v, rooms)
         o, (lse, shift, total) = part.empty(q.shape[2]), (part.empty() for _ in range(3))
         ranges = part.ranges() if with_backward else None
         slabs = module_for(OP).AttentionForwardSlabs(
@@ -52,7 +56,7 @@ def forward(
             shift=shift.data_ptr(), total=total.data_ptr(),
         )  # fmt: skip
         for here in part.slabs(1):
-            slabs.slab(here.start, here.stop, part.bias(here, room).data_ptr())
+            slabs.slab(here.start, here.stop, part.bias(here).data_ptr())
         if far_rows(lse, FULL):
             # Scores in base 2 overflowed: blocks of torch serve, in the backward too.
             none = q.new_empty(0, dtype=torch.float32)
@@ -71,12 +75,16 @@ def backward(
     that `forward` gave."""
     if q.numel() and not kept[0].numel():
         return blocks.backward(grad_out, q, k, v, terms)
+    _check_tables(q, terms)
+    check_like(OP, "grad_out", grad_out, tuple(q.shape), q.dtype)
+    for name, x, shape in zip(("out", "shift", "total"), kept, _kept_shapes(q), strict=True):
+        check_like(OP, name, x, shape, torch.float32)
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
     sums = Sums(terms, torch.float32)
-    room = Buffer(q, torch.float32)
+    rooms = [Buffer(q, torch.float32) for _ in range(3)]
     whole, shift, total = kept[0], kept[1].unsqueeze(-1), -kept[2].unsqueeze(-1)
     for side in sides(terms, q.shape[1], q.device):
-        part = _Part(side, terms, q, k, v)
+        part = _Part(side, terms, q, k, v, rooms)
         g, o = part.take(grad_out), part.take(whole)
         shifts, totals = (part.take(x).contiguous() for x in (shift, total))
         ranges = part.ranges()
@@ -89,7 +97,7 @@ def backward(
         )  # fmt: skip
         of_rows = []
         for here in part.slabs(2):
-            bias = part.bias(here, room)
+            bias = part.bias(here)
             pairs = torch.empty_like(bias)
             slabs.slab(here.start, here.stop, bias.data_ptr(), pairs.data_ptr())
             of_rows.append((here, part.by_rows(here, pairs)))
@@ -100,11 +108,26 @@ def backward(
     return dq, dk, dv, *sums.tables()
 
 
+def _kept_shapes(q: Tensor) -> tuple[tuple[int, ...], ...]:
+    return tuple(q.shape), tuple(q.shape[:2]), tuple(q.shape[:2])
+
+
+def _check_tables(q: Tensor, terms: Terms) -> None:
+    """They have the rows that the kernels read."""
+    right = (terms.rows.count, *q.shape[1:])
+    for name in ("position_keys", "position_queries"):
+        table = getattr(terms, name)
+        if table is not None:
+            check_like(OP, name, table, right, q.dtype)
+
+
 class _Part:
     """Sequences of one length as one whose heads are theirs: (n, B, D)."""
 
-    def __init__(self, side: Side, terms: Terms, q: Tensor, k: Tensor, v: Tensor) -> None:
-        self.side, self.terms = side, terms
+    def __init__(
+        self, side: Side, terms: Terms, q: Tensor, k: Tensor, v: Tensor, rooms: list[Buffer]
+    ) -> None:
+        self.side, self.terms, self.rooms = side, terms, rooms
         n, heads = side.group.n, q.shape[1]
         self.n, self.batch = n, heads * len(side.group.starts)
         self.q, self.k, v_n = (self.take(x) for x in (q, k, v))  # held: the call has addresses
@@ -122,7 +145,7 @@ class _Part:
         self.of_keys: Tensor | None = None  # (B, n, R)
         self.grad_of_keys: Tensor | None = None
         if self.queries is not None:
-            self.of_keys = by_position(self.k.transpose(0, 1), self.queries)
+            self.of_keys = self._numbers(self.k.transpose(0, 1), self.queries, rooms[0])
 
     def take(self, x: Tensor) -> Tensor:
         """(T, H, D) -> (n, B, D) float32, D side by side."""
@@ -149,17 +172,26 @@ class _Part:
         for first in range(0, self.n, step):
             yield slice(first, min(first + step, self.n))
 
-    def bias(self, here: slice, room: Buffer) -> Tensor:
+    def _numbers(self, x: Tensor, table: Tensor, room: Buffer) -> Tensor:
+        """`by_position`, with room beyond it."""
+        heads, count, dim = table.shape
+        made = room.of(self.batch * x.shape[1] * count + SPARE)[:-SPARE]
+        torch.bmm(x.reshape(heads, -1, dim), table.transpose(1, 2), out=made.view(heads, -1, count))
+        return made.view(self.batch, x.shape[1], count)
+
+    def bias(self, here: slice) -> Tensor:
         """What positions add to the scores of a slab, (B, i, n)."""
         of_queries = None
         if self.keys is not None:
-            of_queries = by_position(self.q[here].transpose(0, 1), self.keys)
-        rows = self._rows(here)
-        bias = room.of(self.batch, len(rows), self.n)
+            q_bid = self.q[here].transpose(0, 1)
+            of_queries = self._numbers(q_bid, self.keys, self.rooms[1])
+        rows, turned = self.side.rows_of(here)
+        bias = self.rooms[2].of(self.batch, len(rows), self.n)
         module_for(OP).disentangled_bias(
             of_queries=pointer(of_queries), of_keys=pointer(self.of_keys), rows=pointer(rows),
-            n_heads=self.batch, n_queries=len(rows), n_keys=self.n, n_rows=self.terms.rows.count,
-            scale=self.terms.scale, bias=pointer(bias), threads=torch.get_num_threads(),
+            turned=pointer(turned), n_heads=self.batch, n_queries=len(rows), n_keys=self.n,
+            n_rows=self.terms.rows.count, scale=self.terms.scale, bias=pointer(bias),
+            threads=torch.get_num_threads(),
         )  # fmt: skip
         return bias
 
@@ -172,7 +204,7 @@ class _Part:
             of_queries = pairs.new_zeros(self.batch, pairs.shape[1], count)
         if self.of_keys is not None and self.grad_of_keys is None:
             self.grad_of_keys = torch.zeros_like(self.of_keys)
-        rows = self._rows(here)
+        rows, _ = self.side.rows_of(here)
         module_for(OP).disentangled_by_rows(
             pairs=pointer(pairs), rows=pointer(rows), n_heads=self.batch, n_queries=len(rows),
             n_keys=self.n, n_rows=count, scale=self.terms.scale, of_queries=pointer(of_queries),
@@ -191,6 +223,3 @@ class _Part:
         if self.grad_of_keys is not None and self.queries is not None:
             k_bnd = self.k.transpose(0, 1)
             dk += sums.of_queries(self.grad_of_keys, k_bnd, self.queries).transpose(0, 1)
-
-    def _rows(self, here: slice) -> Tensor:
-        return self.side.tile_rows(here).to(torch.int32)
