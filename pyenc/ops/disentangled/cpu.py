@@ -5,15 +5,18 @@ queries at a time (csrc/disentangled), and the kernels of attention take it as a
 Each sequence of a group brings its own slab: its heads stand beside those of the others, as if they
 were heads of one sequence. All in float32, whatever the dtype of q.
 
-Shapes: T packed tokens, H heads, D head dim, R rows of relative positions; b sequences of n tokens
-taken together, B = H b; i queries of a slab.
+Shapes: T packed tokens, H heads, D head dim, R rows of relative positions, rounded up to strips; b
+sequences of n tokens taken together, B = H b; i queries of a slab.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention import cpu as attention_cpu
@@ -32,8 +35,9 @@ from .validation import OP
 TILE_ROWS = 128
 """Queries that the kernels take at a time."""
 
-SPARE = 16
-"""Of csrc/disentangled/arguments.h: numbers that there is room for beyond the last."""
+STRIP, SPARE = 64, 16
+"""kStrip and kSpare of csrc/disentangled/arguments.h: what R is a multiple of, and for how many
+numbers there is room beyond the last."""
 
 
 def forward(
@@ -41,14 +45,13 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """out (T, H, D) in q's dtype and, where a backward follows, out unrounded (T, H, D), a score
     near its row's largest (T, H), in base 2, and less the sum of the weights beside that (T, H)."""
-    _check_tables(q, terms)
+    tables = _Tables(q, terms)
     out = q.new_empty(q.shape)
     kept = [q.new_empty(0, dtype=torch.float32) for _ in range(3)]
     if with_backward:
         kept = [q.new_empty(shape, dtype=torch.float32) for shape in _kept_shapes(q)]
-    rooms = [Buffer(q, torch.float32) for _ in range(3)]
     for side in sides(terms, q.shape[1], q.device):
-        part = _Part(side, terms, q, k, v, rooms)
+        part = _Part(side, terms, tables, q, k, v)
         o, (lse, shift, total) = part.empty(q.shape[2]), (part.empty() for _ in range(3))
         ranges = part.ranges() if with_backward else None
         slabs = module_for(OP).AttentionForwardSlabs(
@@ -75,16 +78,15 @@ def backward(
     that `forward` gave."""
     if q.numel() and not kept[0].numel():
         return blocks.backward(grad_out, q, k, v, terms)
-    _check_tables(q, terms)
+    tables = _Tables(q, terms)
     check_like(OP, "grad_out", grad_out, tuple(q.shape), q.dtype)
     for name, x, shape in zip(("out", "shift", "total"), kept, _kept_shapes(q), strict=True):
         check_like(OP, name, x, shape, torch.float32)
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
-    sums = Sums(terms, torch.float32)
-    rooms = [Buffer(q, torch.float32) for _ in range(3)]
+    sums = Sums(terms, torch.float32, tables.count)
     whole, shift, total = kept[0], kept[1].unsqueeze(-1), -kept[2].unsqueeze(-1)
     for side in sides(terms, q.shape[1], q.device):
-        part = _Part(side, terms, q, k, v, rooms)
+        part = _Part(side, terms, tables, q, k, v)
         g, o = part.take(grad_out), part.take(whole)
         shifts, totals = (part.take(x).contiguous() for x in (shift, total))
         ranges = part.ranges()
@@ -112,40 +114,57 @@ def _kept_shapes(q: Tensor) -> tuple[tuple[int, ...], ...]:
     return tuple(q.shape), tuple(q.shape[:2]), tuple(q.shape[:2])
 
 
-def _check_tables(q: Tensor, terms: Terms) -> None:
-    """They have the rows that the kernels read."""
-    right = (terms.rows.count, *q.shape[1:])
-    for name in ("position_keys", "position_queries"):
-        table = getattr(terms, name)
-        if table is not None:
-            check_like(OP, name, table, right, q.dtype)
+class _Tables:
+    """What positions are as keys and as queries, as the kernels read it, and their rooms."""
+
+    def __init__(self, q: Tensor, terms: Terms) -> None:
+        rows, heads, dim = terms.rows.count, *q.shape[1:]
+        self.count = -(-rows // STRIP) * STRIP
+        self.rooms = [Buffer(q, torch.float32) for _ in range(2)]
+
+        def whole(name: str) -> Tensor | None:
+            table: Tensor | None = getattr(terms, name)
+            if table is None:
+                return None
+            check_like(OP, name, table, (rows, heads, dim), q.dtype)
+            return F.pad(table.float().transpose(0, 1), (0, 0, 0, self.count - rows))
+
+        self.keys, self.queries = whole("position_keys"), whole("position_queries")  # (H, R, D)
+        self.turned = [
+            None if x is None else x.transpose(1, 2).contiguous() for x in (self.keys, self.queries)
+        ]
 
 
 class _Part:
     """Sequences of one length as one whose heads are theirs: (n, B, D)."""
 
     def __init__(
-        self, side: Side, terms: Terms, q: Tensor, k: Tensor, v: Tensor, rooms: list[Buffer]
+        self, side: Side, terms: Terms, tables: _Tables, q: Tensor, k: Tensor, v: Tensor
     ) -> None:
-        self.side, self.terms, self.rooms = side, terms, rooms
-        n, heads = side.group.n, q.shape[1]
+        self.side, self.terms, self.tables = side, terms, tables
+        n, heads, dim = side.group.n, *q.shape[1:]
         self.n, self.batch = n, heads * len(side.group.starts)
-        self.q, self.k, v_n = (self.take(x) for x in (q, k, v))  # held: the call has addresses
-        self.v = v_n
+        self.q, self.k, self.v = (self.take(x) for x in (q, k, v))  # held: calls have addresses
         bounds = torch.tensor([0, n], dtype=torch.int64, device="cpu")
         bare = AttentionTerms("none", None, 0, None, -1, -1, terms.scale, 0.0, 0)
-        self.call = attention_cpu.call_of(self.q, self.k, v_n, bounds, bare, 0.0)
+        self.call = attention_cpu.call_of(self.q, self.k, self.v, bounds, bare, 0.0)
         self.fields = self.call.fields | {
             "kind": BIAS_CODES["dense"], "bias_dtype": 0, "reach": n
         }  # fmt: skip
-        self.keys, self.queries = (
-            None if x is None else x.float().transpose(0, 1)
-            for x in (terms.position_keys, terms.position_queries)
-        )
+        self.ours: dict[str, Any] = {
+            "keys": attention_cpu.rows_of(self.k), "position_keys": pointer(tables.turned[0]),
+            "position_queries": pointer(tables.turned[1]), "n_heads": self.batch,
+            "n_sequences": len(side.group.starts), "head_dim": dim, "n_keys": n,
+            "n_rows": tables.count, "scale": terms.scale, "threads": torch.get_num_threads(),
+        }  # fmt: skip
         self.of_keys: Tensor | None = None  # (B, n, R)
         self.grad_of_keys: Tensor | None = None
-        if self.queries is not None:
-            self.of_keys = self._numbers(self.k.transpose(0, 1), self.queries, rooms[0])
+        if tables.queries is not None:
+            numbers = self.batch * n * tables.count
+            room = tables.rooms[0].of(numbers + SPARE)
+            self.of_keys = room[:numbers].view(self.batch, n, tables.count)
+            with self._slab(slice(0, 0)) as call:
+                module_for(OP).disentangled_of_keys(call, pointer(self.of_keys))
 
     def take(self, x: Tensor) -> Tensor:
         """(T, H, D) -> (n, B, D) float32, D side by side."""
@@ -172,44 +191,25 @@ class _Part:
         for first in range(0, self.n, step):
             yield slice(first, min(first + step, self.n))
 
-    def _numbers(self, x: Tensor, table: Tensor, room: Buffer) -> Tensor:
-        """`by_position`, with room beyond it."""
-        heads, count, dim = table.shape
-        made = room.of(self.batch * x.shape[1] * count + SPARE)[:-SPARE]
-        torch.bmm(x.reshape(heads, -1, dim), table.transpose(1, 2), out=made.view(heads, -1, count))
-        return made.view(self.batch, x.shape[1], count)
-
     def bias(self, here: slice) -> Tensor:
         """What positions add to the scores of a slab, (B, i, n)."""
-        of_queries = None
-        if self.keys is not None:
-            q_bid = self.q[here].transpose(0, 1)
-            of_queries = self._numbers(q_bid, self.keys, self.rooms[1])
-        rows, turned = self.side.rows_of(here)
-        bias = self.rooms[2].of(self.batch, len(rows), self.n)
-        module_for(OP).disentangled_bias(
-            of_queries=pointer(of_queries), of_keys=pointer(self.of_keys), rows=pointer(rows),
-            turned=pointer(turned), n_heads=self.batch, n_queries=len(rows), n_keys=self.n,
-            n_rows=self.terms.rows.count, scale=self.terms.scale, bias=pointer(bias),
-            threads=torch.get_num_threads(),
-        )  # fmt: skip
+        bias = self.tables.rooms[1].of(self.batch, here.stop - here.start, self.n)
+        with self._slab(here) as call:
+            module_for(OP).disentangled_bias(call, pointer(self.of_keys), pointer(bias))
         return bias
 
     def by_rows(self, here: slice, pairs: Tensor) -> Tensor | None:
         """The gradient of scores (B, i, n) added up by rows: of the queries' numbers (B, i, R),
         returned, and of the keys', kept."""
-        count = self.terms.rows.count
         of_queries = None
-        if self.keys is not None:
-            of_queries = pairs.new_zeros(self.batch, pairs.shape[1], count)
+        if self.tables.keys is not None:
+            of_queries = pairs.new_zeros(*pairs.shape[:2], self.tables.count)
         if self.of_keys is not None and self.grad_of_keys is None:
             self.grad_of_keys = torch.zeros_like(self.of_keys)
-        rows, _ = self.side.rows_of(here)
-        module_for(OP).disentangled_by_rows(
-            pairs=pointer(pairs), rows=pointer(rows), n_heads=self.batch, n_queries=len(rows),
-            n_keys=self.n, n_rows=count, scale=self.terms.scale, of_queries=pointer(of_queries),
-            of_keys=pointer(self.grad_of_keys), threads=torch.get_num_threads(),
-        )  # fmt: skip
+        with self._slab(here) as call:
+            module_for(OP).disentangled_by_rows(
+                call, pointer(pairs), pointer(of_queries), pointer(self.grad_of_keys)
+            )
         return of_queries
 
     def add(
@@ -217,9 +217,19 @@ class _Part:
     ) -> None:
         """What went through positions, to the gradients of q and k (n, B, D) and of the tables."""
         for here, grad in of_rows:
-            if grad is not None and self.keys is not None:
+            if grad is not None and self.tables.keys is not None:
                 q_bid = self.q[here].transpose(0, 1)
-                dq[here] += sums.of_keys(grad, q_bid, self.keys).transpose(0, 1)
-        if self.grad_of_keys is not None and self.queries is not None:
+                dq[here] += sums.of_keys(grad, q_bid, self.tables.keys).transpose(0, 1)
+        if self.grad_of_keys is not None and self.tables.queries is not None:
             k_bnd = self.k.transpose(0, 1)
-            dk += sums.of_queries(self.grad_of_keys, k_bnd, self.queries).transpose(0, 1)
+            more = sums.of_queries(self.grad_of_keys, k_bnd, self.tables.queries)
+            dk += more.transpose(0, 1)
+
+    @contextmanager
+    def _slab(self, here: slice) -> Iterator[dict[str, Any]]:
+        """The fields of csrc/disentangled/arguments.h, whose tensors are there within."""
+        q, (rows, turned) = self.q[here], self.side.rows_of(here)
+        yield self.ours | {
+            "queries": attention_cpu.rows_of(q), "n_queries": len(q), "rows": pointer(rows),
+            "turned": pointer(turned),
+        }  # fmt: skip

@@ -42,7 +42,7 @@ def test_tables(name: str, bad: Tensor) -> None:
 
 @pytest.mark.parametrize("at", range(3))
 def test_operands(at: int) -> None:
-    for bad in (X[:3], X[..., :2], X.double()):
+    for bad in (X[:3], X[..., :2]):
         given = [X, X, X]
         given[at] = bad
         with pytest.raises(InputError):
