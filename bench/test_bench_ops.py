@@ -14,10 +14,22 @@ import torch
 from bench.check import Checks, Wrong, why
 from bench.compare import Case, Op, Peer
 from bench.measure import clock
-from bench.ops import attention, experts, gated, linear, norm, norm_rotary, rotary, segment_mean
+from bench.ops import (
+    attention,
+    disentangled,
+    experts,
+    gated,
+    linear,
+    norm,
+    norm_rotary,
+    rotary,
+    segment_mean,
+)
 
 CPU = torch.device("cpu")
-MODULES = (attention, experts, gated, linear, norm, norm_rotary, rotary, segment_mean)
+MODULES = (
+    attention, disentangled, experts, gated, linear, norm, norm_rotary, rotary, segment_mean
+)  # fmt: skip
 OPS = [module.op(CPU) for module in MODULES]
 CHECKS = {op.name: Checks(op, CPU, quick=True) for op in OPS}
 RUNS = [

@@ -1,35 +1,57 @@
 // What relative positions add to the scores of disentangled attention, pair by pair, and its gradient
 // added up by what was read. He et al., DeBERTa, arXiv 2006.03654.
 //
-// Shapes: B heads (those of several sequences of one length side by side), i queries of a slab, n keys,
-// R rows of relative positions; everything contiguous.
+// Shapes: H heads, b sequences of one length taken together, B = H b, the heads outermost; i queries of a
+// slab, n keys, D head dim, R rows of relative positions, rounded up to whole strips (kStrip).
 #pragma once
 
 #include <cstdint>
 
 namespace pyenc {
 
+constexpr std::int64_t kStrip = 64;  // floats: R is a multiple
+// Vectors of so many floats may be read from each number on: there is room beyond the last.
+constexpr int kSpare = 16;
+
+// One of q and k: float32, a head's numbers side by side.
+struct Tokens {
+  const float* at;
+  std::int64_t token, head;  // strides
+};
+
 struct Disentangled {
-  const std::int32_t* rows;  // (i, n), each in [0, R)
-  std::int64_t n_heads, n_queries, n_keys, n_rows;
+  Tokens queries, keys;  // (i, B, D), (n, B, D)
+  // What positions are as keys and as queries, turned round: (H, D, R), zeros beyond the rows that there
+  // are; one of them may be null.
+  const float *position_keys, *position_queries;
+  std::int64_t n_heads, n_sequences, head_dim, n_queries, n_keys, n_rows;  // B, b, D, i, n, R
+  const std::int32_t* rows;    // (i, n), each in [0, R)
+  const std::int32_t* turned;  // (n, i), the same turned round
   float scale;
   int threads;
 };
 
-// bias (B, i, n): scale * (of_queries[b, i, rows[i, j]] + of_keys[b, j, rows[i, j]]), with of_queries
-// (B, i, R) and of_keys (B, n, R), one of which may be null.
-void disentangled_bias(const Disentangled& call, const float* of_queries, const float* of_keys,
-                       float* bias);
+// to (B, n, R): each key with every row of position_queries.
+void disentangled_of_keys(const Disentangled& call, float* to);
 
-// The other way: scale * pairs (B, i, n) is added to of_queries and of_keys, as above, where each pair
-// read.
+// bias (B, i, n): scale * (q_i . position_keys[rows[i, j]] + of_keys[b, j, rows[i, j]]).
+void disentangled_bias(const Disentangled& call, const float* of_keys, float* bias);
+
+// The gradient of both numbers of a pair, added up where they were read: scale * pairs (B, i, n) to
+// of_queries (B, i, R) and of_keys (B, n, R), either of which may be null.
 void disentangled_by_rows(const Disentangled& call, const float* pairs, float* of_queries,
                           float* of_keys);
 
-// One query of one head, compiled once per instruction set; of_keys is that head's (n, R).
+// What is compiled once per instruction set; arrays are those of one head of one sequence.
 struct DisentangledKernels {
-  void (*bias)(const std::int32_t* rows, std::int64_t n_keys, std::int64_t n_rows, float scale,
-               const float* of_query, const float* of_keys, float* bias);
+  // to (count, R) = x, `count` tokens, with a table (D, R).
+  void (*numbers)(const float* x, std::int64_t token, std::int64_t count, const float* table,
+                  std::int64_t head_dim, std::int64_t n_rows, float* to);
+  // The queries [first, first + count), whose of_queries (count, R) begin with the first's.
+  void (*bias)(const Disentangled& call, std::int64_t first, std::int64_t count,
+               const float* of_queries, const float* of_keys, float* bias);
+  // All queries.
+  void (*by_rows)(const Disentangled& call, const float* pairs, float* of_queries, float* of_keys);
 };
 
 }  // namespace pyenc

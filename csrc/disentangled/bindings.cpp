@@ -1,42 +1,51 @@
 // The Python face of what positions add to scores; see bindings.h. Called by
 // pyenc/ops/disentangled/cpu.py alone.
 
+#include <pybind11/stl.h>
+
+#include <array>
+
 #include "bindings.h"
 #include "disentangled/arguments.h"
 
 namespace pyenc {
 namespace {
 
-Disentangled call_of(Address rows, std::int64_t n_heads, std::int64_t n_queries, std::int64_t n_keys,
-                     std::int64_t n_rows, float scale, int threads) {
-  return {at<const std::int32_t>(rows), n_heads, n_queries, n_keys, n_rows, scale, threads};
+Tokens tokens_of(const py::handle& of) {
+  const auto [address, token, head] = of.cast<std::array<std::int64_t, 3>>();
+  return {at<const float>(static_cast<Address>(address)), token, head};
+}
+
+Disentangled call_of(const py::dict& fields) {
+  const auto number = [&](const char* name) { return fields[name].cast<std::int64_t>(); };
+  const auto address = [&](const char* name) { return fields[name].cast<Address>(); };
+  return {tokens_of(fields["queries"]), tokens_of(fields["keys"]),
+          at<const float>(address("position_keys")), at<const float>(address("position_queries")),
+          number("n_heads"), number("n_sequences"), number("head_dim"), number("n_queries"),
+          number("n_keys"), number("n_rows"), at<const std::int32_t>(address("rows")),
+          at<const std::int32_t>(address("turned")), fields["scale"].cast<float>(),
+          fields["threads"].cast<int>()};
 }
 
 }  // namespace
 
 void bind_disentangled(py::module_& module) {
-  module.def(
-      "disentangled_bias",
-      [](Address of_queries, Address of_keys, Address rows, std::int64_t n_heads,
-         std::int64_t n_queries, std::int64_t n_keys, std::int64_t n_rows, float scale, Address bias,
-         int threads) {
-        disentangled_bias(call_of(rows, n_heads, n_queries, n_keys, n_rows, scale, threads),
-                          at<const float>(of_queries), at<const float>(of_keys), at<float>(bias));
-      },
-      py::kw_only(), py::arg("of_queries"), py::arg("of_keys"), py::arg("rows"), py::arg("n_heads"),
-      py::arg("n_queries"), py::arg("n_keys"), py::arg("n_rows"), py::arg("scale"), py::arg("bias"),
-      py::arg("threads"), py::call_guard<py::gil_scoped_release>());
-  module.def(
-      "disentangled_by_rows",
-      [](Address pairs, Address rows, std::int64_t n_heads, std::int64_t n_queries,
-         std::int64_t n_keys, std::int64_t n_rows, float scale, Address of_queries, Address of_keys,
-         int threads) {
-        disentangled_by_rows(call_of(rows, n_heads, n_queries, n_keys, n_rows, scale, threads),
-                             at<const float>(pairs), at<float>(of_queries), at<float>(of_keys));
-      },
-      py::kw_only(), py::arg("pairs"), py::arg("rows"), py::arg("n_heads"), py::arg("n_queries"),
-      py::arg("n_keys"), py::arg("n_rows"), py::arg("scale"), py::arg("of_queries"),
-      py::arg("of_keys"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+  module.def("disentangled_of_keys", [](const py::dict& fields, Address to) {
+    const Disentangled call = call_of(fields);
+    const py::gil_scoped_release released;
+    disentangled_of_keys(call, at<float>(to));
+  });
+  module.def("disentangled_bias", [](const py::dict& fields, Address of_keys, Address bias) {
+    const Disentangled call = call_of(fields);
+    const py::gil_scoped_release released;
+    disentangled_bias(call, at<const float>(of_keys), at<float>(bias));
+  });
+  module.def("disentangled_by_rows", [](const py::dict& fields, Address pairs, Address of_queries,
+                                        Address of_keys) {
+    const Disentangled call = call_of(fields);
+    const py::gil_scoped_release released;
+    disentangled_by_rows(call, at<const float>(pairs), at<float>(of_queries), at<float>(of_keys));
+  });
 }
 
 }  // namespace pyenc

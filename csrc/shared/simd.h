@@ -75,6 +75,23 @@ PYENC_INLINE Floats gather(const float* from, Ints at) {
 #endif
 }
 
+// x[at[lane]] for each lane, each in [0, kLanes).
+PYENC_INLINE Floats permuted(Floats x, Ints at) {
+#if defined(PYENC_EMULATE_BF16_DOT)
+  Floats found;
+  for (int lane = 0; lane < kLanes; ++lane) found[lane] = x[at[lane]];
+  return found;
+#elif defined(__AVX512F__) && defined(__AVX512DQ__)
+  return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(at), x);
+#elif defined(__AVX2__)
+  return _mm256_permutevar8x32_ps(x, reinterpret_cast<__m256i>(at));
+#else
+  Floats found;
+  for (int lane = 0; lane < kLanes; ++lane) found[lane] = x[at[lane]];
+  return found;
+#endif
+}
+
 // x - 0 is x for every x, signed zeros and NaN included, so that only the broadcast remains.
 PYENC_INLINE Floats splat(float x) { return x - Floats{}; }
 

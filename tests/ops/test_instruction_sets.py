@@ -10,6 +10,7 @@ import torch
 
 from pyenc.ops import extension
 from tests.instruction_sets import ISAS, run_on
+from tests.ops.disentangled import test_disentangled
 from tests.ops.gated import test_gated_cpu
 from tests.ops.linear import test_few_rows, test_linear_activated
 from tests.ops.norm import test_norm_cpu
@@ -29,8 +30,8 @@ def main() -> None:
     torch.manual_seed(seed(1))
     torch.set_num_threads(1)
     files = (
-        test_few_rows, test_gated_cpu, test_linear_activated, test_norm_cpu, test_norm_rotary_cpu,
-        test_rotary_cpu,
+        test_disentangled, test_few_rows, test_gated_cpu, test_linear_activated, test_norm_cpu,
+        test_norm_rotary_cpu, test_rotary_cpu,
     )  # fmt: skip
     for file in files:
         file.main()

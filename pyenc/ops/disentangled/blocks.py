@@ -45,7 +45,7 @@ def backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, terms: Terms) ->
     With w the weights and g the gradient of out: ds = w (g v^T - sum_j w g v^T).
     """
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    sums = Sums(terms, torch.promote_types(q.dtype, torch.float32))
+    sums = Sums(terms, torch.promote_types(q.dtype, torch.float32), terms.rows.count)
     generator = torch.Generator(device=q.device).manual_seed(terms.seed)
     for side in sides(terms, q.shape[1], q.device):
         walk = _Walk(side, terms, q, k)
@@ -80,12 +80,13 @@ def backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, terms: Terms) ->
 
 
 class Sums:
-    """The gradients of the tables, added up over blocks, (H, R, D) each."""
+    """The gradients of the tables, added up over blocks, (H, R, D) each; of more rows than there
+    are where a backend has zeros behind them."""
 
-    def __init__(self, terms: Terms, wide: torch.dtype) -> None:
+    def __init__(self, terms: Terms, wide: torch.dtype, count: int) -> None:
         self.given = terms.position_keys, terms.position_queries
         self.made = [
-            None if x is None else x.new_zeros((x.shape[1], x.shape[0], x.shape[2]), dtype=wide)
+            None if x is None else x.new_zeros((x.shape[1], count, x.shape[2]), dtype=wide)
             for x in self.given
         ]
 
@@ -106,9 +107,10 @@ class Sums:
     def tables(self) -> tuple[Tensor | None, Tensor | None]:
         """(R, H, D) each, in the dtype of what they are of."""
         keys, queries = (
-            None if x is None or made is None else made.transpose(0, 1).to(x.dtype).contiguous()
+            None if x is None or made is None
+            else made[:, : len(x)].transpose(0, 1).to(x.dtype).contiguous()
             for x, made in zip(self.given, self.made, strict=True)
-        )
+        )  # fmt: skip
         return keys, queries
 
 

@@ -5,15 +5,18 @@ queries at a time (csrc/disentangled), and the kernels of attention take it as a
 Each sequence of a group brings its own slab: its heads stand beside those of the others, as if they
 were heads of one sequence. All in float32, whatever the dtype of q.
 
-Shapes: T packed tokens, H heads, D head dim, R rows of relative positions; b sequences of n tokens
-taken together, B = H b; i queries of a slab.
+Shapes: T packed tokens, H heads, D head dim, R rows of relative positions, rounded up to strips; b
+sequences of n tokens taken together, B = H b; i queries of a slab.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention import cpu as attention_cpu
@@ -23,14 +26,18 @@ from ..attention.far import FULL, far_rows
 from ..attention.groups import BLOCK_ELEMENTS
 from ..attention.own_tiles import Buffer
 from ..attention.terms import Terms as AttentionTerms
-from ..launch import module_for, pointer
+from ..launch import check_like, module_for, pointer
 from . import blocks
 from .blocks import Grads, Sums
-from .terms import Side, Terms, by_position, sides
+from .terms import Side, Terms, sides
 from .validation import OP
 
 TILE_ROWS = 128
 """Queries that the kernels take at a time."""
+
+STRIP, SPARE = 64, 16
+"""kStrip and kSpare of csrc/disentangled/arguments.h: what R is a multiple of, and for how many
+numbers there is room beyond the last."""
 
 
 def forward(
@@ -38,13 +45,13 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """out (T, H, D) in q's dtype and, where a backward follows, out unrounded (T, H, D), a score
     near its row's largest (T, H), in base 2, and less the sum of the weights beside that (T, H)."""
+    tables = _Tables(q, terms)
     out = q.new_empty(q.shape)
     kept = [q.new_empty(0, dtype=torch.float32) for _ in range(3)]
     if with_backward:
-        kept = [q.new_empty(shape, dtype=torch.float32) for shape in (q.shape, *2 * [q.shape[:2]])]
-    room = Buffer(q, torch.float32)
+        kept = [q.new_empty(shape, dtype=torch.float32) for shape in _kept_shapes(q)]
     for side in sides(terms, q.shape[1], q.device):
-        part = _Part(side, terms, q, k, v)
+        part = _Part(side, terms, tables, q, k, v)
         o, (lse, shift, total) = part.empty(q.shape[2]), (part.empty() for _ in range(3))
         ranges = part.ranges() if with_backward else None
         slabs = module_for(OP).AttentionForwardSlabs(
@@ -52,7 +59,7 @@ def forward(
             shift=shift.data_ptr(), total=total.data_ptr(),
         )  # fmt: skip
         for here in part.slabs(1):
-            slabs.slab(here.start, here.stop, part.bias(here, room).data_ptr())
+            slabs.slab(here.start, here.stop, part.bias(here).data_ptr())
         if far_rows(lse, FULL):
             # Scores in base 2 overflowed: blocks of torch serve, in the backward too.
             none = q.new_empty(0, dtype=torch.float32)
@@ -71,12 +78,15 @@ def backward(
     that `forward` gave."""
     if q.numel() and not kept[0].numel():
         return blocks.backward(grad_out, q, k, v, terms)
+    tables = _Tables(q, terms)
+    check_like(OP, "grad_out", grad_out, tuple(q.shape), q.dtype)
+    for name, x, shape in zip(("out", "shift", "total"), kept, _kept_shapes(q), strict=True):
+        check_like(OP, name, x, shape, torch.float32)
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
-    sums = Sums(terms, torch.float32)
-    room = Buffer(q, torch.float32)
+    sums = Sums(terms, torch.float32, tables.count)
     whole, shift, total = kept[0], kept[1].unsqueeze(-1), -kept[2].unsqueeze(-1)
     for side in sides(terms, q.shape[1], q.device):
-        part = _Part(side, terms, q, k, v)
+        part = _Part(side, terms, tables, q, k, v)
         g, o = part.take(grad_out), part.take(whole)
         shifts, totals = (part.take(x).contiguous() for x in (shift, total))
         ranges = part.ranges()
@@ -89,7 +99,7 @@ def backward(
         )  # fmt: skip
         of_rows = []
         for here in part.slabs(2):
-            bias = part.bias(here, room)
+            bias = part.bias(here)
             pairs = torch.empty_like(bias)
             slabs.slab(here.start, here.stop, bias.data_ptr(), pairs.data_ptr())
             of_rows.append((here, part.by_rows(here, pairs)))
@@ -100,29 +110,61 @@ def backward(
     return dq, dk, dv, *sums.tables()
 
 
+def _kept_shapes(q: Tensor) -> tuple[tuple[int, ...], ...]:
+    return tuple(q.shape), tuple(q.shape[:2]), tuple(q.shape[:2])
+
+
+class _Tables:
+    """What positions are as keys and as queries, as the kernels read it, and their rooms."""
+
+    def __init__(self, q: Tensor, terms: Terms) -> None:
+        rows, heads, dim = terms.rows.count, *q.shape[1:]
+        self.count = -(-rows // STRIP) * STRIP
+        self.rooms = [Buffer(q, torch.float32) for _ in range(2)]
+
+        def whole(name: str) -> Tensor | None:
+            table: Tensor | None = getattr(terms, name)
+            if table is None:
+                return None
+            check_like(OP, name, table, (rows, heads, dim), q.dtype)
+            return F.pad(table.float().transpose(0, 1), (0, 0, 0, self.count - rows))
+
+        self.keys, self.queries = whole("position_keys"), whole("position_queries")  # (H, R, D)
+        self.turned = [
+            None if x is None else x.transpose(1, 2).contiguous() for x in (self.keys, self.queries)
+        ]
+
+
 class _Part:
     """Sequences of one length as one whose heads are theirs: (n, B, D)."""
 
-    def __init__(self, side: Side, terms: Terms, q: Tensor, k: Tensor, v: Tensor) -> None:
-        self.side, self.terms = side, terms
-        n, heads = side.group.n, q.shape[1]
+    def __init__(
+        self, side: Side, terms: Terms, tables: _Tables, q: Tensor, k: Tensor, v: Tensor
+    ) -> None:
+        self.side, self.terms, self.tables = side, terms, tables
+        n, heads, dim = side.group.n, *q.shape[1:]
         self.n, self.batch = n, heads * len(side.group.starts)
-        self.q, self.k, v_n = (self.take(x) for x in (q, k, v))  # held: the call has addresses
-        self.v = v_n
+        self.q, self.k, self.v = (self.take(x) for x in (q, k, v))  # held: calls have addresses
         bounds = torch.tensor([0, n], dtype=torch.int64, device="cpu")
         bare = AttentionTerms("none", None, 0, None, -1, -1, terms.scale, 0.0, 0)
-        self.call = attention_cpu.call_of(self.q, self.k, v_n, bounds, bare, 0.0)
+        self.call = attention_cpu.call_of(self.q, self.k, self.v, bounds, bare, 0.0)
         self.fields = self.call.fields | {
             "kind": BIAS_CODES["dense"], "bias_dtype": 0, "reach": n
         }  # fmt: skip
-        self.keys, self.queries = (
-            None if x is None else x.float().transpose(0, 1)
-            for x in (terms.position_keys, terms.position_queries)
-        )
+        self.ours: dict[str, Any] = {
+            "keys": attention_cpu.rows_of(self.k), "position_keys": pointer(tables.turned[0]),
+            "position_queries": pointer(tables.turned[1]), "n_heads": self.batch,
+            "n_sequences": len(side.group.starts), "head_dim": dim, "n_keys": n,
+            "n_rows": tables.count, "scale": terms.scale, "threads": torch.get_num_threads(),
+        }  # fmt: skip
         self.of_keys: Tensor | None = None  # (B, n, R)
         self.grad_of_keys: Tensor | None = None
-        if self.queries is not None:
-            self.of_keys = by_position(self.k.transpose(0, 1), self.queries)
+        if tables.queries is not None:
+            numbers = self.batch * n * tables.count
+            room = tables.rooms[0].of(numbers + SPARE)
+            self.of_keys = room[:numbers].view(self.batch, n, tables.count)
+            with self._slab(slice(0, 0)) as call:
+                module_for(OP).disentangled_of_keys(call, pointer(self.of_keys))
 
     def take(self, x: Tensor) -> Tensor:
         """(T, H, D) -> (n, B, D) float32, D side by side."""
@@ -149,35 +191,25 @@ class _Part:
         for first in range(0, self.n, step):
             yield slice(first, min(first + step, self.n))
 
-    def bias(self, here: slice, room: Buffer) -> Tensor:
+    def bias(self, here: slice) -> Tensor:
         """What positions add to the scores of a slab, (B, i, n)."""
-        of_queries = None
-        if self.keys is not None:
-            of_queries = by_position(self.q[here].transpose(0, 1), self.keys)
-        rows = self._rows(here)
-        bias = room.of(self.batch, len(rows), self.n)
-        module_for(OP).disentangled_bias(
-            of_queries=pointer(of_queries), of_keys=pointer(self.of_keys), rows=pointer(rows),
-            n_heads=self.batch, n_queries=len(rows), n_keys=self.n, n_rows=self.terms.rows.count,
-            scale=self.terms.scale, bias=pointer(bias), threads=torch.get_num_threads(),
-        )  # fmt: skip
+        bias = self.tables.rooms[1].of(self.batch, here.stop - here.start, self.n)
+        with self._slab(here) as call:
+            module_for(OP).disentangled_bias(call, pointer(self.of_keys), pointer(bias))
         return bias
 
     def by_rows(self, here: slice, pairs: Tensor) -> Tensor | None:
         """The gradient of scores (B, i, n) added up by rows: of the queries' numbers (B, i, R),
         returned, and of the keys', kept."""
-        count = self.terms.rows.count
         of_queries = None
-        if self.keys is not None:
-            of_queries = pairs.new_zeros(self.batch, pairs.shape[1], count)
+        if self.tables.keys is not None:
+            of_queries = pairs.new_zeros(*pairs.shape[:2], self.tables.count)
         if self.of_keys is not None and self.grad_of_keys is None:
             self.grad_of_keys = torch.zeros_like(self.of_keys)
-        rows = self._rows(here)
-        module_for(OP).disentangled_by_rows(
-            pairs=pointer(pairs), rows=pointer(rows), n_heads=self.batch, n_queries=len(rows),
-            n_keys=self.n, n_rows=count, scale=self.terms.scale, of_queries=pointer(of_queries),
-            of_keys=pointer(self.grad_of_keys), threads=torch.get_num_threads(),
-        )  # fmt: skip
+        with self._slab(here) as call:
+            module_for(OP).disentangled_by_rows(
+                call, pointer(pairs), pointer(of_queries), pointer(self.grad_of_keys)
+            )
         return of_queries
 
     def add(
@@ -185,12 +217,19 @@ class _Part:
     ) -> None:
         """What went through positions, to the gradients of q and k (n, B, D) and of the tables."""
         for here, grad in of_rows:
-            if grad is not None and self.keys is not None:
+            if grad is not None and self.tables.keys is not None:
                 q_bid = self.q[here].transpose(0, 1)
-                dq[here] += sums.of_keys(grad, q_bid, self.keys).transpose(0, 1)
-        if self.grad_of_keys is not None and self.queries is not None:
+                dq[here] += sums.of_keys(grad, q_bid, self.tables.keys).transpose(0, 1)
+        if self.grad_of_keys is not None and self.tables.queries is not None:
             k_bnd = self.k.transpose(0, 1)
-            dk += sums.of_queries(self.grad_of_keys, k_bnd, self.queries).transpose(0, 1)
+            more = sums.of_queries(self.grad_of_keys, k_bnd, self.tables.queries)
+            dk += more.transpose(0, 1)
 
-    def _rows(self, here: slice) -> Tensor:
-        return self.side.tile_rows(here).to(torch.int32)
+    @contextmanager
+    def _slab(self, here: slice) -> Iterator[dict[str, Any]]:
+        """The fields of csrc/disentangled/arguments.h, whose tensors are there within."""
+        q, (rows, turned) = self.q[here], self.side.rows_of(here)
+        yield self.ours | {
+            "queries": attention_cpu.rows_of(q), "n_queries": len(q), "rows": pointer(rows),
+            "turned": pointer(turned),
+        }  # fmt: skip

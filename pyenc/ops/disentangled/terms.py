@@ -40,6 +40,8 @@ class Side:
     at: Tensor
     """(n,), where tokens stand."""
     rows: DistanceRows
+    places: bool
+    """Whether they stand at 0..n-1."""
 
     def take(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """(T, H, D) -> (B, n, D), side by side; of one sequence a view where it may be."""
@@ -65,6 +67,18 @@ class Side:
     def tile_rows(self, here: slice) -> Tensor:
         """(i, n) int64: the row of each distance of the queries `here`."""
         return self.rows.of(self.at[here, None] - self.at)
+
+    def rows_of(self, here: slice) -> tuple[Tensor, Tensor]:
+        """The same in int32, and turned round, (n, i)."""
+        if not self.places:
+            rows = self.tile_rows(here).int()
+            return rows, rows.t().contiguous()
+        n = self.group.n
+        ahead = self.rows.of(torch.arange(1 - n, n, device=self.at.device)).int()
+        # A window of n numbers begins one place further on for each query, or key, before.
+        rows = ahead.flip(0).unfold(0, n, 1)[n - here.stop : n - here.start].flip(0)
+        turned = ahead.unfold(0, n, 1)[:, here].flip(0)
+        return rows.contiguous(), turned.contiguous()
 
     def blocks(self, columns: int) -> Iterator[slice]:
         """Runs of queries with so many numbers for each and each of its heads."""
@@ -101,7 +115,7 @@ def sides(terms: Terms, heads: int, device: torch.device) -> Iterator[Side]:
         for start, end in itertools.pairwise(terms.bounds):
             if end > start:
                 at = terms.positions[start:end].long()
-                yield Side(Group(end - start, (start,)), heads, at - at[0], terms.rows)
+                yield Side(Group(end - start, (start,)), heads, at - at[0], terms.rows, False)
         return
     for group in groups_of(terms.bounds, max(1, BLOCK_ELEMENTS // (heads * terms.rows.count))):
-        yield Side(group, heads, torch.arange(group.n, device=device), terms.rows)
+        yield Side(group, heads, torch.arange(group.n, device=device), terms.rows, True)

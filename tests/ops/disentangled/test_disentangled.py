@@ -331,3 +331,10 @@ def test_memory_is_linear() -> None:
         with Watching():
             case.call(given, backend=backend).sum().backward()
     assert 0 < largest <= 4 * terms_module.BLOCK_ELEMENTS < 4 * heads * n * n
+
+
+def main() -> None:
+    """On the instruction set that serves, for tests/ops/test_instruction_sets.py."""
+    for case in CASES.values():
+        for dtype in DTYPES[1:]:
+            test_the_formula_and_its_gradients(case, dtype)
