@@ -136,12 +136,10 @@ def check_sizes(path: str, config: EncoderConfig) -> None:
     heads = config.num_heads + 2 * config.kv_heads
     experts = config.experts.count if config.experts else 1
     channels = {"hidden_size": config.hidden_size}
-    table = 2 * config.disentangled.span if config.disentangled else 1
     for sizes in (
         channels | {"num_heads (keys' and values' too)": heads, "head_size": config.head_dim},
         channels | {"intermediate_size": config.intermediate_size, "experts": experts},
         {"num_heads": config.num_heads, "relative_buckets": config.relative_buckets},
-        channels | {"rows of the table of distances": table},
         channels | {"hidden_size again": config.hidden_size},
     ):
         if math.prod(sizes.values()) > MOST_NUMBERS:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -339,94 +338,6 @@ def test_beyond_the_position_table() -> None:
 def test_impossible_configs(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         dataclasses.replace(ALIBI, **change)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"span": 0}, "Disentangled: span must be from 1 to"),
-        ({"span": 2**25}, "Disentangled: span must be from 1 to"),
-        ({"span": 8, "buckets": 6, "max_distance": 20}, "buckets must be 0 or span, 8; got 6"),
-        ({"span": 8, "buckets": 8}, "max_distance 0 goes with buckets"),
-        ({"span": 8, "buckets": 8, "max_distance": 5}, "max_distance, 5, more than half of them"),
-        (
-            {"span": 8, "content_to_position": False, "position_to_content": False},
-            "content_to_position or position_to_content must be true",
-        ),
-    ],
-)
-def test_impossible_distances(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        Disentangled(**given)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"kernel": 0}, "Convolution: kernel must be odd, from 1 to 255, got 0"),
-        ({"kernel": 4}, "Convolution: kernel must be odd, from 1 to 255, got 4"),
-        ({"kernel": 257}, "Convolution: kernel must be odd, from 1 to 255, got 257"),
-        ({"kernel": 3, "groups": 0}, "Convolution: groups must be positive, got 0"),
-        ({"kernel": 3, "activation": "sine"}, "Convolution: unknown activation 'sine'; known: "),
-    ],
-)
-def test_impossible_convolutions(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        Convolution(**given)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("kernel", [1, 3, 7])
-def test_a_convolution_of_rows(kernel: int) -> None:
-    """As torch's of padded rows that are zero under the mask: left padding, holes, no token."""
-    config = dataclasses.replace(DISTANCES, convolution=Convolution(kernel, 2, "relu"))
-    encoder = Encoder(config).double().eval()
-    for parameter in encoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    seen: list[tuple[Tensor, ...]] = []
-    neighbours = encoder.neighbours
-    assert neighbours is not None
-    neighbours.register_forward_hook(lambda _, given, answer: seen.append((*given[:2], answer)))
-    ids, mask = torch.randint(0, 50, (5, 19)), torch.ones(5, 19, dtype=torch.long)
-    mask[0, 9:] = mask[1, :12] = mask[2, 1:] = mask[3] = 0
-    mask[4, [0, 1, 4, 7, 8, 9, 17]] = 0
-    encoder(ids, mask)
-    ((embeddings_TC, x_TC, answer_TC),) = seen
-    rows_BNC = torch.zeros(5, 19, 24, dtype=torch.float64)
-    rows_BNC[mask == 1] = embeddings_TC
-    conv = neighbours.conv
-    right = (
-        torch.nn.functional.conv1d(
-            rows_BNC.mT, conv.weight, conv.bias, padding=kernel // 2, groups=2
-        )
-        .mT[mask == 1]
-        .relu()
-    )
-    norm = neighbours.norm
-    right = torch.nn.functional.layer_norm(x_TC + right, (24,), norm.weight, norm.bias, norm.eps)
-    torch.testing.assert_close(answer_TC, right, rtol=0, atol=1e-12)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("config", [DISTANCES, OWN_DISTANCES], ids=["shared", "own"])
-def test_few_rows_of_a_table_of_distances(config: EncoderConfig) -> None:
-    """Those alone that a call's longest distance reads are projected, to the same answer."""
-    encoder = Encoder(config).double().eval()
-    for parameter in encoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    rows: list[int] = []
-    projections: Any = encoder.layers[0].attention.distances
-    projections.register_forward_pre_hook(lambda _, given: rows.append(given[0].shape[0]))
-    ids, positions = torch.randint(0, 50, (1, 4)), torch.arange(4)
-    short = encoder(ids)
-    assert rows == [7]
-    assert rows[0] < encoder.config.disentangled.rows.count  # type: ignore[union-attr]
-    whole = encoder.forward_packed(ids[0], torch.tensor([0, 4]), positions=positions)
-    assert rows[1:] == [encoder.config.disentangled.rows.count]  # type: ignore[union-attr]
-    torch.testing.assert_close(short[0], whole, rtol=1e-12, atol=1e-12)
-    # Far apart, where nothing else has said so: the whole table is there.
-    far = encoder.forward_packed(ids[0], torch.tensor([0, 4]), positions=positions * 50)
-    assert not torch.allclose(far, whole)
 
 
 def test_every_parameter_gets_the_gradient_of_the_dense_oracle(encoder: Encoder) -> None:
