@@ -18,7 +18,6 @@ from ..ops.registered import PLAIN
 from ..ops.validation import is_eps
 from .attention import Attention, alike
 from .call import Call, Turn
-from .distances import Projections
 from .feed_forward import FeedForward
 from .layers import Layer, PreNormLayer
 from .modules import FORWARDS, Int8Linear, Linear, Norm
@@ -122,10 +121,8 @@ def attention_of(module: Any, x: Tensor, on_cpu: bool = False) -> AttentionPart 
         return None
     if "_heads" in module.__dict__ or "disentangled" in module.__dict__:
         return None
-    own = module.distances
-    if own is not None and not (on_cpu and silent(own, Projections)):
-        return None
-    if own is not None and own.training and own.dropout:
+    # On a CPU that module is asked itself.
+    if not on_cpu and module.distances is not None:
         return None
     # Not of its modules alone: what stands there need be none, a bias say.
     if not on_cpu and module.position_bias is not None:
@@ -181,7 +178,7 @@ def norm_of(module: Any, x: Tensor, width: int | None = None) -> NormPart | None
 
 
 _FORWARDS: dict[Any, Any] = FORWARDS | {
-    kind: kind.forward for kind in (Layer, PreNormLayer, Attention, Projections, FeedForward)
+    kind: kind.forward for kind in (Layer, PreNormLayer, Attention, FeedForward)
 }
 
 
