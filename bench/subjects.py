@@ -123,6 +123,15 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "max_position_embeddings": 8194, "layer_norm_eps": 1e-5,
         },
     ),
+    "deberta": (
+        "DebertaV2Model",
+        {
+            "vocab_size": VOCABULARY, "hidden_size": 768, "num_hidden_layers": 12,
+            "num_attention_heads": 12, "intermediate_size": 3072, "relative_attention": True,
+            "position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+            "pos_att_type": ["p2c", "c2p"], "position_biased_input": False,
+        },
+    ),
     "gemma": (
         "Gemma3TextModel",
         {
@@ -222,6 +231,12 @@ SUBJECTS = {
     "bge-m3": Subject(
         "shape of bge-m3 (vocabulary cut), random weights, from token ids to hidden states",
         functools.partial(shape_folder, "bge-m3"), False, (64,), (48, 40),
+        "pip install transformers",
+    ),
+    "deberta": Subject(
+        "shape of deberta-v3-base (vocabulary cut), random weights, from token ids to hidden "
+        "states",
+        functools.partial(shape_folder, "deberta"), False, (64,), (64, 50),
         "pip install transformers",
     ),
     "gemma": Subject(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Case:
         return sum(self.lengths)
 
 
-ONE_TEXT = ("minilm", "jina", "mpnet", "gte-base", "gemma", "qwen3")
+ONE_TEXT = ("minilm", "jina", "mpnet", "gte-base", "deberta", "gemma", "qwen3")
 
 
 def cases(quick: bool) -> list[Case]:
@@ -54,6 +55,9 @@ def cases(quick: bool) -> list[Case]:
         Case("gte-base", "128", (128,) * (16 // few)),
         Case("gte-base", "512", (512,) * max(1, 4 // few)),
         Case("gte-base", "16 to 512", ragged(16)),
+        Case("deberta", "128", (128,) * (16 // few)),
+        Case("deberta", "512", (512,) * max(1, 4 // few)),
+        Case("deberta", "16 to 512", ragged(16)),
         Case("gemma", "128", (128,) * (16 // few)),
         Case("gemma", "512", (512,) * max(1, 4 // few)),
         Case("gemma", "16 to 512", ragged(16)),
@@ -121,7 +125,8 @@ def token_ids(lengths: Sequence[int], vocab_size: int) -> list[Tensor]:
 
 
 def gflop(config: pyenc.EncoderConfig, lengths: Sequence[int]) -> float:
-    """Arithmetic of the matrix products: 2 a linear weight and token, 4 n^2 C a layer and text."""
+    """Arithmetic of the matrix products: 2 a linear weight and token, 4 n^2 C a layer and text; of
+    disentangled attention the products with each text's rows of distances too."""
     width, heads = config.hidden_size, config.num_heads * config.head_dim
     kept = config.kv_heads * config.head_dim
     forward = (3 if config.gated else 2) * width * config.intermediate_size
@@ -131,4 +136,8 @@ def gflop(config: pyenc.EncoderConfig, lengths: Sequence[int]) -> float:
         weights += 2 * width * (heads + kept)
         weights += forward if mixed is None else mixed.each * forward + mixed.count * width
     attention = 4 * config.depth * heads * sum(n * n for n in lengths)
+    if (kind := config.disentangled) is not None:
+        rows = [kind.rows.within(n - 1).count for n in lengths]
+        attention += 2 * kind.terms * config.depth * heads * sum(map(operator.mul, rows, lengths))
+        attention += 2 * kind.terms * config.depth * heads * width * max(rows)
     return (2 * weights * sum(lengths) + attention) / 1e9

@@ -19,12 +19,14 @@ from torch import Tensor
 import pyenc
 from pyenc.ops import (
     ALiBi,
+    DistanceRows,
     RelativePositionBias,
     add_layer_norm,
     add_rms_norm,
     alibi_slopes,
     attention,
     computed_share,
+    disentangled_attention,
     embedding_norm,
     extension,
     gated_activation,
@@ -217,7 +219,7 @@ def other_calls(backend: str) -> list[Callable[[], list[Any]]]:
     angles = torch.arange(80 * 4, dtype=torch.float32, device="cpu").view(80, 4)
     at = torch.from_numpy(np.concatenate([np.arange(n) for n in LENGTHS]))
     weights = torch.rand(77, dtype=torch.float32, device="cpu")
-    heads = random(77, 2, 8)
+    heads, positions = random(77, 2, 8), random(8, 2, 8)
     rows, table = random(7, 11, 16), random(99, 16)
 
     def norm(f: Any) -> Callable[..., Tensor]:
@@ -245,10 +247,17 @@ def other_calls(backend: str) -> list[Callable[[], list[Any]]]:
             w[: heads.shape[2]],
         ),
         lambda: with_gradients(
+            lambda a, c: disentangled_attention(
+                a, a, a, lengths(), position_keys=c, position_queries=c,
+                rows=DistanceRows(4, 4, 16), backend=backend,
+            ),
+            heads, positions,
+        ),
+        lambda: with_gradients(
             lambda a, c: segment_mean(a, lengths(), c, normalize=True, backend=backend), x, weights
         ),
         lambda: with_gradients(lambda a: masked_mean_pool(a, mask, backend=backend), rows),
-    ]
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("which", ["attention", "others"])

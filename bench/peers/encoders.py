@@ -118,6 +118,7 @@ PEERS: dict[str, dict[str, Peer]] = {
     # OpenVINO cannot trace the functions that transformers makes its masks of.
     "qwen3": {k: v for k, v in IDS_FROM_FOLDER.items() if not k.startswith("OpenVINO")},
     "gemma": {k: v for k, v in IDS_FROM_FOLDER.items() if not k.startswith("OpenVINO")},
+    "deberta": IDS_FROM_FOLDER,
     "bge-m3": {
         **IDS_FROM_FOLDER,
         "llama.cpp, f16": Peer(llama_cpp.peer("f16", 8192), "float16 or less", HALF),

@@ -35,8 +35,18 @@ def normed_and_turned(x: Tensor, weight: Tensor, k_weight: Tensor, backend: str)
     )
 
 
+def distances(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, queries: Tensor, backend: str
+) -> Tensor:
+    return ops.disentangled_attention(
+        q, k, v, BOUNDS, position_keys=keys, position_queries=queries,
+        rows=ops.DistanceRows(4, 4, 16), backend=backend,
+    )  # fmt: skip
+
+
 CASES: dict[str, tuple[Call, list[tuple[int, ...]]]] = {
     "attention": (lambda q, k, v, b: ops.attention(q, k, v, BOUNDS, backend=b), [(7, 2, 8)] * 3),
+    "disentangled_attention": (distances, [(7, 2, 8)] * 3 + [(8, 2, 8)] * 2),
     "gated_activation": (
         lambda x, y, b: ops.gated_activation(x, y, "silu", backend=b), [(7, 6), (7, 6)],
     ),
@@ -58,7 +68,7 @@ CASES: dict[str, tuple[Call, list[tuple[int, ...]]]] = {
     "segment_mean": (lambda x, b: ops.segment_mean(x, BOUNDS, None, True, backend=b), [(7, 6)]),
 }  # fmt: skip
 SERVED = {
-    "torch": CASES.keys() - {"attention", "segment_mean"},
+    "torch": CASES.keys() - {"attention", "disentangled_attention", "segment_mean"},
     "cpu": {"experts", "linear", "rotary"},
 }
 """The others' gradients are made by registered ops."""

@@ -34,12 +34,14 @@ def disentangled_attention_reference(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     outs = []
     for start, end in itertools.pairwise(cu_seqlens.tolist()):
-        at = torch.arange(end - start) if positions is None else positions[start:end].cpu().long()
+        at = torch.arange(end - start, device="cpu")
+        if positions is not None:
+            at = positions[start:end].cpu().long()
         back = rearrange(at, "i -> i 1") - rearrange(at, "j -> 1 j")
         # Positions with holes may lie far apart: only the distances that occur have a row here.
         distances, index = back.unique(return_inverse=True)
-        row = torch.tensor([_row(d, rows) for d in distances.tolist()], dtype=torch.long)[index]
-        row = row.to(q.device)
+        each = [_row(d, rows) for d in distances.tolist()]
+        row = torch.tensor(each, dtype=torch.long, device="cpu")[index].to(q.device)
         score = einsum(q[start:end], k[start:end], "i h d, j h d -> h i j")
         if position_keys is not None:
             score = score + einsum(q[start:end], position_keys[row], "i h d, i j h d -> h i j")

@@ -122,5 +122,7 @@ def reach_of(bounds: list[int], positions: Tensor | None) -> int:
         return 0
     if positions is None:
         return max(last - first for first, last in ends)
-    first, last = positions[torch.tensor(ends, device=positions.device)].long().t()
+    first, last = (
+        positions[torch.tensor(ends, dtype=torch.long, device=positions.device)].long().t()
+    )
     return int((last - first).max())

@@ -310,6 +310,22 @@ def test_what_a_backend_cannot_serve() -> None:
     wide.call(cast(wide.operands(), torch.float32))
 
 
+@pytest.mark.parametrize("backend", [None, *BACKENDS])
+def test_what_torch_does_not_look_through_is_refused(backend: str | None) -> None:
+    case = CASES["ragged, buckets"]
+    q, *rest = (x.float() for x in leaves(case.operands()))
+
+    def call(x: Tensor, backend: str | None) -> Tensor:
+        return case.call([x, *rest], backend=backend)
+
+    with pytest.raises(BackendError, match="reference"):
+        torch.func.grad(lambda x: call(x, backend).sum())(q)
+    with pytest.raises(BackendError, match="derivative"):
+        torch.func.jvp(lambda x: call(x, backend), (q,), (q,))
+    _, slope = torch.func.jvp(lambda x: call(x, "reference"), (q,), (q,))
+    assert slope.any()
+
+
 def test_memory_is_linear() -> None:
     """No number for each pair of a long text is held at once, in either direction."""
     n, heads = 3000, 2
