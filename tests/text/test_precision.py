@@ -141,6 +141,18 @@ def test_what_is_not_finite_is_no_bit() -> None:
         pyenc.quantize(x, "float16")
 
 
+def test_float32_of_wider_and_of_narrower() -> None:
+    x = np.random.default_rng(seed()).normal(size=(3, 5))
+    for given in (x, x.astype(np.float16), torch.from_numpy(x), torch.from_numpy(x).bfloat16()):
+        made = pyenc.quantize(given, "float32")
+        right = given.float().numpy() if isinstance(given, torch.Tensor) else given
+        assert made.dtype == np.float32
+        assert (made == right.astype(np.float32)).all()
+    x[2, 1] = 1e39
+    with pytest.raises(InputError, match=r"vector 2 is not finite: float32 ends at 3\.4028e\+38"):
+        pyenc.quantize(x, "float32")
+
+
 def test_ranges_beyond_float32() -> None:
     """Steps that are no numbers would make zeros of all: said, and not by numpy."""
     x = vectors(200, 8).astype(np.float64)
