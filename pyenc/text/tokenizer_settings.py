@@ -98,12 +98,15 @@ class Settings:
     """The file of each value."""
     told: frozenset[str] = frozenset()
     """Keys of those that another file puts over these."""
+    spelled: dict[str, str] = field(default_factory=dict)
+    """Keys that a file has under an older name, and that."""
 
     def get(self, key: str, default: Any = None) -> Any:
         return self.values.get(key, default)
 
     def fault(self, key: str, why: str) -> CheckpointError:
-        return CheckpointError(f"{self.sources.get(key, 'tokenizer_config.json')}: {key}: {why}")
+        source = self.sources.get(key, "tokenizer_config.json")
+        return CheckpointError(f"{source}: {self.spelled.get(key, key)}: {why}")
 
     def limit(self) -> int | None:
         """The longest text in tokens, where the files know one."""
@@ -159,6 +162,7 @@ def read_settings(
     if "additional_special_tokens" in values and not values.get("extra_special_tokens"):
         values["extra_special_tokens"] = values.pop("additional_special_tokens")
         settings.sources["extra_special_tokens"] = settings.sources["additional_special_tokens"]
+        settings.spelled["extra_special_tokens"] = "additional_special_tokens"
     _name_more(settings)
     if "added_tokens_decoder" in values:
         decoder = values["added_tokens_decoder"]
@@ -239,10 +243,11 @@ def _read_map(path: Path, settings: Settings) -> None:
     if not path.is_file():
         return
     for key, value in read_json(path).items():
-        settings.sources[key] = path
         lists = key in ("additional_special_tokens", "extra_special_tokens")
         if key in settings.told and not lists:
             continue
+        settings.sources[key] = path
+        settings.spelled.pop(key, None)
         if not (lists or key.endswith("_token")) or key in SWITCHES:
             raise settings.fault(key, "not a special token; expected the tokens' names alone")
         if key == "extra_special_tokens" and isinstance(value, list):

@@ -136,6 +136,16 @@ def test_tokens_that_tokenizer_args_name_are_used(tmp_path: Path) -> None:
     assert tokens.ids[0] == words.vocab_size - 1
 
 
+def test_what_is_wrong_in_tokenizer_args_is_said_of_their_file(tmp_path: Path) -> None:
+    """Also where special_tokens_map.json names the token too, which is not the one that counts."""
+    folder = bert(tmp_path)
+    edit(folder / "tokenizer_config.json", lambda c: without(c, "added_tokens_decoder"))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": "[PAD]"}))
+    message = r"sentence_bert_config\.json: pad_token: expected a token, got 3"
+    with pytest.raises(CheckpointError, match=message):
+        TextTokenizer(folder, overrides={"pad_token": 3})
+
+
 @pytest.mark.parametrize(
     ("told", "message"),
     [
@@ -309,7 +319,25 @@ def test_word_lists_are_cut_at_newlines_alone(entry: str, tmp_path: Path) -> Non
         ("tokenizer_config.json", {"cls_token": 3}, "cls_token: expected a token, got 3"),
         ("tokenizer_config.json", {"fast_tokenizer_files": ["a.json"]}, "fast_tokenizer_files"),
         ("tokenizer_config.json", {"extra_special_tokens": "x"}, "expected a list of tokens"),
+        (
+            "tokenizer_config.json",
+            {"additional_special_tokens": "x"},
+            "additional_special_tokens: expected a list of tokens, got 'x'",
+        ),
+        (
+            "tokenizer_config.json",
+            {"additional_special_tokens": [3]},
+            "additional_special_tokens: expected a token, got 3",
+        ),
+        ("special_tokens_map.json", {"extra_special_tokens": [3]}, "extra_special_tokens: expec"),
+        (
+            "tokenizer_config.json",
+            {"mask_token": {"content": "[MASK]", "lstrip": 1}},
+            "mask_token: expected a token with true or false",
+        ),
+        ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "decoder: expected an object"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"a": {}}}, "expected tokens by id"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"1": "x"}}, "by id, got '1': 'x'"),
         (
             "tokenizer_config.json",
             {"added_tokens_decoder": {"9999": {"content": "newtok"}}},
