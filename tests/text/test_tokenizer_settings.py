@@ -43,8 +43,9 @@ CHANGES: list[dict[str, Any]] = [
     {"additional_special_tokens": ["[NEW]"]},
     {"extra_special_tokens": ["[NEW]", "newtok"]},
     {"extra_special_tokens": {"new_token": "[NEW]"}},
-    {"image_token": "[NEW]"},
+    {"image_token": "[NEW]", "video_token": None, "use_auth_token": False},
     {"never_split": ["CAFÉ"], "do_basic_tokenize": False, "clean_text": False},
+    {"fast_tokenizer_files": ["tokenizer.json"], "init_inputs": []},
     {"add_bos_token": True, "add_eos_token": True},
     {"tokenizer_class": "PreTrainedTokenizerFast"},
     {"tokenizer_class": "NameThatNobodyKnows"},
@@ -318,6 +319,8 @@ def test_word_lists_are_cut_at_newlines_alone(entry: str, tmp_path: Path) -> Non
         ("tokenizer_config.json", {"cls_token": None}, "cls_token: null, but BertTokenizer needs"),
         ("tokenizer_config.json", {"cls_token": 3}, "cls_token: expected a token, got 3"),
         ("tokenizer_config.json", {"fast_tokenizer_files": ["a.json"]}, "fast_tokenizer_files"),
+        ("tokenizer_config.json", {"init_inputs": ["a"]}, "init_inputs: not served: ['a']"),
+        ("tokenizer_config.json", {"image_token": 3}, "image_token: expected a token, got 3"),
         ("tokenizer_config.json", {"extra_special_tokens": "x"}, "expected a list of tokens"),
         (
             "tokenizer_config.json",
@@ -330,6 +333,8 @@ def test_word_lists_are_cut_at_newlines_alone(entry: str, tmp_path: Path) -> Non
             "additional_special_tokens: expected a token, got 3",
         ),
         ("special_tokens_map.json", {"extra_special_tokens": [3]}, "extra_special_tokens: expec"),
+        ("special_tokens_map.json", {"additional_special_tokens": [3]}, "tokens: expected a token"),
+        ("special_tokens_map.json", {"additional_special_tokens": 3}, "expected a list of tokens"),
         (
             "tokenizer_config.json",
             {"mask_token": {"content": "[MASK]", "lstrip": 1}},
