@@ -34,9 +34,12 @@ SWITCHES = {
 }
 """Settings that decide tokens or spans, and their types."""
 
+LISTS = ("extra_special_tokens", "additional_special_tokens")
+"""Settings that list special tokens; the second is the older name."""
+
 OTHERS = {
-    "added_tokens_decoder", "additional_special_tokens", "extra_special_tokens",
-    "model_max_length", "max_len", "truncation_side", "tokenizer_class", "model_input_names",
+    *LISTS, "added_tokens_decoder", "model_max_length", "max_len", "truncation_side",
+    "tokenizer_class", "model_input_names",
 }  # fmt: skip
 """The other settings that are used."""
 
@@ -189,10 +192,8 @@ def read_settings(
         if place.get(key) is not None:
             token = _token(settings, key, place[key])
             place[key] = by_content.get(str(_content(token)), token)
-    for key in ("extra_special_tokens", "additional_special_tokens"):
+    for key in LISTS:
         if values.get(key) is not None:
-            if not isinstance(values[key], list):
-                raise settings.fault(key, f"expected a list of tokens, got {values[key]!r:.40}")
             values[key] = [_token(settings, key, token) for token in values[key]]
     return settings
 
@@ -220,7 +221,7 @@ def _check(settings: Settings, keys: list[str]) -> None:
 
 
 def _name_more(settings: Settings) -> None:
-    """Takes out the special tokens whose names are the checkpoint's own."""
+    """Takes out the special tokens whose names are the checkpoint's own; the others are lists."""
     values = settings.values
     for key in [k for k in values if k.endswith("_token") and k not in NAMED and k not in SWITCHES]:
         if key in _HARMLESS:  # `token` and its like name no token
@@ -237,13 +238,16 @@ def _name_more(settings: Settings) -> None:
         del values["extra_special_tokens"]
         for key, value in extra.items():
             settings.more[key] = _token(settings, "extra_special_tokens", value)
+    for key in LISTS:
+        if not isinstance(values.get(key, []), (list, type(None))):
+            raise settings.fault(key, f"expected a list of tokens, got {values[key]!r:.40}")
 
 
 def _read_map(path: Path, settings: Settings) -> None:
     if not path.is_file():
         return
     for key, value in read_json(path).items():
-        lists = key in ("additional_special_tokens", "extra_special_tokens")
+        lists = key in LISTS
         if key in settings.told and not lists:
             continue
         settings.sources[key] = path
@@ -255,7 +259,7 @@ def _read_map(path: Path, settings: Settings) -> None:
             texts = [_content(token) for token in known]
             value = [*known, *(token for token in value if _content(token) not in texts)]
         if isinstance(value, dict) and not lists:
-            value = AddedToken(**{**_fields(settings, key, value), "special": True})
+            value = AddedToken(**_fields(settings, key, value))
         settings.values[key] = value
     _name_more(settings)
 

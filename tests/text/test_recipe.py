@@ -50,8 +50,9 @@ def test_published_files(folder: Path) -> None:
 
 
 def test_without_modules_the_family_decides() -> None:
-    recipe = read_recipe(GOLDEN / "mosaic_mlm_h4", "mean")
-    assert (recipe.pooling, recipe.normalize, recipe.max_length) == ("mean", False, None)
+    for pooling in ("mean", "cls"):
+        recipe = read_recipe(GOLDEN / "mosaic_mlm_h4", pooling)
+        assert (recipe.pooling, recipe.normalize, recipe.max_length) == (pooling, False, None)
 
 
 def test_each_file_is_read_where_it_exists(tmp_path: Path) -> None:
@@ -177,6 +178,7 @@ def test_dense(folder: Path, activation: str, tmp_path: Path) -> None:
         ("1_Pooling/config.json", [], "expected a JSON object"),
         ("sentence_bert_config.json", {"max_seq_length": "256"}, "max_seq_length must be"),
         ("config_sentence_transformers.json", {"prompts": {"a": 1}}, "prompts must be strings"),
+        ("config_sentence_transformers.json", {"prompts": ["a"]}, "prompts must be strings"),
         (
             "config_sentence_transformers.json",
             {"prompts": {}, "default_prompt_name": "query"},

@@ -246,6 +246,40 @@ def test_files_beside(tmp_path: Path) -> None:
     assert {"added_tokens.json", "chat_template.jinja"} <= set(SMALL_FILES)
 
 
+def test_what_the_map_says_of_added_tokens(tmp_path: Path) -> None:
+    """Those of added_tokens.json that are named as special are found as they are written, others
+    in any case; what the map names is special, whatever its object says."""
+    size = TextTokenizer(GOLDEN / "bert_mean_h4").vocab_size
+    texts = [*TEXTS, "NEWTOK newtok [NEW] [new] hello Hello"]
+    split = {"split_special_tokens": True}
+    for i, (mapped, config) in enumerate([
+        ({"extra_special_tokens": ["[NEW]"]}, {}),
+        ({"extra_special_tokens": {"new_token": "[NEW]"}}, {}),
+        ({"extra_special_tokens": ["[NEW]"]}, split),
+        ({"pad_token": "[NEW]", "custom_token": {"content": "Hello", "special": False}}, {}),
+        ({"custom_token": {"content": "Hello", "special": False}}, split),
+    ]):  # fmt: skip
+        folder = bert(tmp_path / str(i), **config)
+        edit(folder / "tokenizer_config.json", lambda c: without(c, "added_tokens_decoder"))
+        (folder / "special_tokens_map.json").write_text(json.dumps(mapped))
+        (folder / "added_tokens.json").write_text(json.dumps({"newtok": size, "[NEW]": size + 1}))
+        as_transformers(folder, texts)
+    assert ids(tmp_path / "0", "NEWTOK [NEW]")[1:-1] == [size, size + 1]
+    assert size + 1 not in ids(tmp_path / "0", "[new]")
+    assert size + 1 not in ids(tmp_path / "2", "[NEW]")
+    assert ids(tmp_path / "3", "hello Hello").count(size + 2) == 1
+    assert size + 2 not in ids(tmp_path / "4", "Hello")
+
+
+def test_a_list_of_tokens_that_is_none_is_refused_beside_the_maps(tmp_path: Path) -> None:
+    folder = bert(tmp_path, extra_special_tokens="ab")
+    edit(folder / "tokenizer_config.json", lambda c: without(c, "added_tokens_decoder"))
+    (folder / "special_tokens_map.json").write_text('{"extra_special_tokens": ["[NEW]"]}')
+    message = r"tokenizer_config\.json: extra_special_tokens: expected a list of tokens, got 'ab'"
+    with pytest.raises(CheckpointError, match=message):
+        TextTokenizer(folder)
+
+
 def test_the_model_says_qwens_class(tmp_path: Path) -> None:
     """Of Qwen 2, whatever class its files name; of Qwen 3 the files do, as of others. What ends a
     text is what tokenizer.json says, whatever is said of `add_eos_token` beside it; without that
@@ -349,6 +383,7 @@ def test_word_lists_are_cut_at_newlines_alone(entry: str, tmp_path: Path) -> Non
             "'newtok' is said to be 9999",
         ),
         ("special_tokens_map.json", {"do_lower_case": False}, "do_lower_case: not a special token"),
+        ("special_tokens_map.json", {"add_bos_token": True}, "add_bos_token: not a special token"),
         ("added_tokens.json", {"newtok": 9999}, "'newtok' is said to be 9999"),
         ("added_tokens.json", {"newtok": "1"}, "'newtok': expected an id"),
         ("tokenizer.json", {"lowercase": True}, "lowercase: an unknown setting; known: version"),
