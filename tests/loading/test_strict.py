@@ -17,6 +17,7 @@ from torch import Tensor
 from pyenc.errors import CheckpointError, InputError, UnknownArchitectureError
 from pyenc.loading import load_checkpoint
 from pyenc.loading.own_type import read_config
+from pyenc.loading.weights import tensor_names
 from pyenc.loading.wrappers import modern_names
 from pyenc.models.families import ConfigFile, recognise
 from tests.conftest import GOLDEN
@@ -319,10 +320,18 @@ def test_shards(folder: Path) -> None:
         assert torch.equal(tensor, whole[name])
     (folder / "model-00002-of-00002.safetensors").unlink()
     refused(folder, "index.json: shard model-00002-of-00002.safetensors is missing")
+    index.write_text('{"weight_map": {}}')
+    refused(folder, "index.json: its weight_map is empty")
+    with pytest.raises(CheckpointError, match="its weight_map is empty"):
+        tensor_names(folder)
     index.write_text(json.dumps({"weight_map": {"x": "a" * 5000}}))
     assert len(refused(folder, "index.json: shard 'aaa", "...': File name too long")) < 500
-    index.write_text(json.dumps({"weight_map": {"x": "../elsewhere.safetensors"}}))
-    refused(folder, "index.json: shard")
+    elsewhere = str(GOLDEN / "jina_geglu_h4/model.safetensors")
+    for name in ("../elsewhere.safetensors", elsewhere, ".", ""):
+        index.write_text(json.dumps({"weight_map": {"x": name}}))
+        refused(folder, f"index.json: shard {name!r:.80} must be a plain file name")
+    index.write_text(json.dumps({"weight_map": {"x": ".."}}))
+    refused(folder, "index.json: shard .. is missing")
     index.write_text("[" * 100_000)
     refused(folder, "index.json: no readable weight_map")
     index.write_text("{}")
