@@ -246,6 +246,15 @@ def test_files_beside(tmp_path: Path) -> None:
     assert {"added_tokens.json", "chat_template.jinja"} <= set(SMALL_FILES)
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta"])
+def test_the_oldest_files_do_not_say_their_model(kind: str, tmp_path: Path) -> None:
+    folder = KINDS[kind](tmp_path)
+    right = ids(folder, "the quick")
+    edit(folder / "tokenizer.json", lambda old: old | {"model": without(old["model"], "type")})
+    assert ids(folder, "the quick") == right
+    as_transformers(folder, TEXTS)
+
+
 def test_what_the_map_says_of_added_tokens(tmp_path: Path) -> None:
     """Those of added_tokens.json that are named as special are found as they are written, others
     in any case; what the map names is special, whatever its object says."""
