@@ -18,7 +18,7 @@ from ..errors import CheckpointError, InputError, InputTypeError
 from .arguments import flag_or_none
 from .module_list import KINDS, kind_of
 from .recipe import POOLING_FLAGS, POOLINGS, Recipe
-from .recipe_keys import SENTENCE_CONFIGS
+from .recipe_keys import SENTENCE_CONFIGS, TOKENIZER_SETTINGS
 
 
 class AssumptionWarning(UserWarning):
@@ -115,8 +115,14 @@ def limit_file(files: Mapping[str, bytes], recipe: Recipe, limit: int) -> dict[s
     paths = [f"{below}sentence_{name}_config.json" for name in SENTENCE_CONFIGS]
     # The one that is read; an empty one is passed over.
     path = next((p for p in paths if p in files and json.loads(files[p])), paths[0])
-    config = json.loads(files[path]) if path in files else {"do_lower_case": recipe.lower_case}
-    return {path: _json(config | {"max_seq_length": limit})}
+    config: dict[str, Any] = {"do_lower_case": recipe.lower_case}
+    if path in files:
+        config = json.loads(files[path])
+    config["max_seq_length"] = limit
+    for key in TOKENIZER_SETTINGS:  # what these say comes before it
+        if "model_max_length" in (config.get(key) or {}):
+            config[key] = config[key] | {"model_max_length": limit}
+    return {path: _json(config)}
 
 
 def _module(index: int, kind: str, path: str) -> dict[str, Any]:

@@ -217,6 +217,20 @@ def test_settings_that_the_recipe_puts_over_the_tokenizer(folder: Path) -> None:
         pyenc.load(folder)
 
 
+@pytest.mark.parametrize("key", ["tokenizer_args", "processor_kwargs"])
+def test_a_limit_that_was_set_is_saved_over_the_tokenizers(
+    folder: Path, tmp_path: Path, key: str
+) -> None:
+    given = {"do_lower_case": False, "model_max_length": 99}
+    write(folder / "sentence_bert_config.json", {"max_seq_length": 9, key: given})
+    encoder = pyenc.load(folder)
+    encoder.max_length = 7
+    encoder.save(tmp_path / "saved")
+    again = pyenc.load(tmp_path / "saved")
+    assert again.max_length == 7
+    assert again.recipe.tokenizer_settings == given | {"model_max_length": 7}
+
+
 @pytest.mark.parametrize("key", ["tokenizer_args", "processor_kwargs", "model_args"])
 def test_a_subfolder_of_other_files(folder: Path, key: str) -> None:
     """Of other words or weights than the folder's; none is none."""
