@@ -141,6 +141,9 @@ def test_dense(folder: Path, activation: str, tmp_path: Path) -> None:
         ("sentence_bert_config.json", {"max_seq_length": -3}, "max_seq_length must be a positive"),
         ("modules.json", {"a": 1}, "modules.json: not a readable list of modules"),
         ("modules.json", [{"idx": 0}], "modules.json: not a readable list of modules"),
+        ("modules.json", [module(0, "Transformer") | {"path": 3}], "type and path must be strings"),
+        ("modules.json", [module(0, "Transformer") | {"type": 3}], "type and path must be strings"),
+        ("modules.json", [module(0, "Transformer") | {"idx": "a"}], "not a readable list of modul"),
         (
             "modules.json",
             [
