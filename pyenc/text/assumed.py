@@ -15,6 +15,7 @@ from itertools import count
 from typing import Any
 
 from ..errors import CheckpointError, InputError, InputTypeError
+from ..loading.files import folder_below
 from .arguments import flag_or_none
 from .module_list import KINDS, kind_of
 from .recipe import POOLING_FLAGS, POOLINGS, Recipe
@@ -98,9 +99,10 @@ def recipe_files(files: Mapping[str, bytes], recipe: Recipe, width: int) -> dict
         name = next(str(n) for n in count(at) if str(n) not in names)
         modules.append(_module(at, "Normalize", f"{at}_Normalize") | {"name": name})
     pooling = next((m for m in modules if kind_of(m) == "Pooling"), None)
-    if pooling is None or not pooling.get("path"):
+    where = "" if pooling is None else folder_below(pooling.get("path", ""))
+    if not where:
         raise CheckpointError("modules.json: the Pooling module has no folder to be written to")
-    path = f"{pooling['path']}/config.json"
+    path = f"{where}/config.json"
     config = json.loads(files[path]) if path in files else {"word_embedding_dimension": width}
     config = {k: v for k, v in config.items() if k not in (*POOLING_FLAGS, "pooling_mode")}
     config |= {flag: mode == recipe.pooling for flag, mode in POOLING_FLAGS.items()}
