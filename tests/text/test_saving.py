@@ -108,6 +108,7 @@ def test_folders_of_modules_in_any_spelling(encoder: str, pooling: str, tmp_path
     modules = json.loads((folder / "modules.json").read_text())
     modules[0]["path"], modules[1]["path"] = encoder, pooling
     (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling/config.json").write_text('{"embedding_dimension": 64}')
     (folder / encoder).mkdir(exist_ok=True)
     for file in ("config.json", "model.safetensors", "sentence_bert_config.json", "tokenizer.json"):
         shutil.move(folder / file, folder / encoder / file)
@@ -117,4 +118,5 @@ def test_folders_of_modules_in_any_spelling(encoder: str, pooling: str, tmp_path
     again = pyenc.load(saved, dtype="auto")
     assert (again.max_length, again.recipe.pooling, again.model.dtype) == (7, "cls", torch.bfloat16)
     assert json.loads((saved / encoder / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert json.loads((saved / "1_Pooling/config.json").read_text())["embedding_dimension"] == 64
     assert (again.encode("the sky") == ours.encode("the sky")).all()
