@@ -15,8 +15,11 @@ import torch
 
 import pyenc
 from pyenc.errors import InputError, InputTypeError
+from pyenc.text.arguments import Before
+from pyenc.text.prefixed import prefixed
 from tests.conftest import GOLDEN, read_golden
 from tests.seeds import seed
+from tests.text.tokenizer_folders import edit
 
 INSTRUCTORS = ["t5_instructor_relu_h4", "t5_instructor_gated_h6"]
 PAIR = ["Represent the sentence: ", "the quick fox"]
@@ -166,6 +169,19 @@ def test_spans_are_of_the_text_alone(instructor: pyenc.TextEncoder) -> None:
                 assert not (spans[:, 0] > spans[:, 1]).any()
 
 
+def test_white_space_is_a_prompts_and_not_an_instructions(instructor: pyenc.TextEncoder) -> None:
+    """As the two libraries join them: which tokenizers may see, and vectors of words do not."""
+    assert instructor.tokenizer is not None
+    for before, right in (
+        (Before(prompt=" a: "), [" a:  b ", " a: "]),
+        (Before(instruction=" a: "), ["a: b", "a:"]),
+        (Before([" a: ", " c "]), ["a: b", "c"]),
+        (Before(), [" b ", ""]),
+    ):
+        joined = prefixed([" b ", ""], before, instructor.recipe, instructor.tokenizer, 99)
+        assert list(joined) == right
+
+
 def test_an_empty_instruction_is_none(instructor: pyenc.TextEncoder) -> None:
     plain = instructor.encode("the quick fox")
     assert (instructor.encode("the quick fox", instruction="") == plain).all()
@@ -274,3 +290,21 @@ def test_no_token_is_left(pooling: str) -> None:
         return
     with pytest.raises(InputError, match=r"text 1 has 4 tokens with 'the fox.* none is left"):
         encoder.encode(pairs)
+    with pytest.raises(InputError, match=r"text 1 has 4 tokens .* leaves out the first 4: none is"):
+        encoder.encode([pairs[0], ["the ax", "fox" * 40]])
+    assert np.isfinite(encoder.encode([pairs[0], ["the", "fox" * 40]])).all()
+
+
+def test_no_token_is_left_of_a_tokenizer_without_special_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN / "bert_mean_h4", folder)
+    as_is = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    edit(folder / "tokenizer_config.json", lambda old: old | as_is)
+    edit(folder / "tokenizer.json", lambda old: old | {"post_processor": None})
+    edit(folder / "1_Pooling/config.json", lambda old: old | {"include_prompt": False})
+    encoder = pyenc.load(folder, normalize=False)
+    nothing, word = encoder.encode(["", "the"])
+    assert not nothing.any()
+    assert word.any()
+    with pytest.raises(InputError, match=r"text 1 has 1 tokens with 't' .* the first 1: none is l"):
+        encoder.encode(["x", "he"], prompt="t")

@@ -54,7 +54,8 @@ def test_bytes_and_bits(dim: int) -> None:
     half = pyenc.quantize(x, "float16")
     assert half.dtype == np.float16
     assert (half == x.astype(np.float16)).all()
-    assert (pyenc.quantize(x[3], "ubinary") == packed[3]).all()
+    assert pyenc.quantize(x[3], "ubinary").tolist() == packed[3].tolist()
+    assert pyenc.quantize(x[3], "float16").shape == (dim,)
 
 
 @pytest.mark.parametrize("precision", ["float16", "int8", "uint8", "binary", "ubinary"])
@@ -87,8 +88,11 @@ def test_few_are_said_aloud(encoder: pyenc.TextEncoder) -> None:
     assert caught[0].filename == __file__
     with pytest.warns(pyenc.CalibrationWarning, match="those of 2 vectors"):
         encoder.encode(LONG, precision="uint8", calibration=["a", "b c"])
+    with pytest.warns(pyenc.CalibrationWarning, match="those of 99 vectors alone; .* 100"):
+        pyenc.quantize(vectors(99, 3), "uint8")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        pyenc.quantize(vectors(100, 3), "uint8")
         encoder.encode(LONG, precision="int8")
         encoder.encode(TEXTS, precision="int8", ranges=np.stack([-np.ones(64), np.ones(64)]))
         encoder.encode(TEXTS, precision="ubinary")
