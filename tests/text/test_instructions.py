@@ -242,6 +242,7 @@ def test_a_cut_text_keeps_its_instruction(instructor: pyenc.TextEncoder) -> None
         ([PAIR, ["why " * 600, "b"]], {}, InputError, "the instruction of pair 1 takes"),
         (["b"], {"instruction": "why " * 600}, InputError,
          "of the 512 tokens of max_length, which leaves no room for the text"),
+        (["b"], {"instruction": "why " * 600}, InputError, "the instruction takes "),
         (["b"], {"instruction": 3}, InputTypeError, "instruction must be a string, got int"),
     ],
 )  # fmt: skip
@@ -308,3 +309,23 @@ def test_no_token_is_left_of_a_tokenizer_without_special_ones(tmp_path: Path) ->
     assert word.any()
     with pytest.raises(InputError, match=r"text 1 has 1 tokens with 't' .* the first 1: none is l"):
         encoder.encode(["x", "he"], prompt="t")
+    with pytest.raises(InputError, match=r"text 300 has 1 tokens"):
+        list(encoder.encode_stream(["x"] * 300 + ["he"], prompt="t", batch_tokens=9))
+
+
+def test_pairs_of_a_stream_are_told_by_their_numbers(instructor: pyenc.TextEncoder) -> None:
+    long = ["why " * 600, "b"]
+    with pytest.raises(InputError, match="the instruction of pair 300 takes"):
+        list(instructor.encode_stream([PAIR] * 300 + [long], batch_tokens=9))
+
+
+def test_without_a_prompt_every_token_counts(tmp_path: Path) -> None:
+    """Also those of special tokens, which a prompt that does not count takes with it."""
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN / "bert_mean_h4", folder)
+    plain = pyenc.load(folder).encode(["the sky", ""])
+    edit(folder / "1_Pooling/config.json", lambda old: old | {"include_prompt": False})
+    encoder = pyenc.load(folder)
+    for prompt in (None, ""):
+        assert (encoder.encode(["the sky", ""], prompt=prompt) == plain).all()
+    assert (encoder.encode(["the sky", ""], prompt="a ") != plain).any(1).all()
