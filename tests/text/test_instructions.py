@@ -293,6 +293,8 @@ def test_no_token_is_left(pooling: str) -> None:
         encoder.encode(pairs)
     with pytest.raises(InputError, match=r"text 1 has 4 tokens .* leaves out the first 4: none is"):
         encoder.encode([pairs[0], ["the ax", "fox" * 40]])
+    with pytest.raises(InputError, match="text 90 has 4 tokens"):
+        list(encoder.encode_stream([pairs[0]] * 90 + [["the ax", "fox" * 40]], batch_tokens=9))
     assert np.isfinite(encoder.encode([pairs[0], ["the", "fox" * 40]])).all()
 
 
