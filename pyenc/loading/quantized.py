@@ -59,10 +59,17 @@ class QuantizedFiles(WeightFiles):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        every = super().names
-        self._bits = {name for name in every if len(super(QuantizedFiles, self).shape(name)) == 3}
+        self._bits: set[str] = set()  # so that each is seen as it is stored
+        every = set(super().names)
+        # Of three axes there are tensors of heads too, as they came.
+        self._bits = {
+            name
+            for name in every
+            if len(self.shape(name)) == 3
+            and (scale_name(name) in every or self.dtype(name) == torch.int8)
+        }
         scales = {scale_name(name) for name in self._bits}
-        self._plain = [name for name in every if name not in scales]
+        self._plain = [name for name in super().names if name not in scales]
         for name in self._bits:
             self.bits(name)
 
