@@ -70,7 +70,7 @@ class QuantizedFiles(WeightFiles):
         }
         scales = {scale_name(name) for name in self._bits}
         self._plain = [name for name in super().names if name not in scales]
-        for name in self._bits:
+        for name in sorted(self._bits):
             self.bits(name)
 
     @property

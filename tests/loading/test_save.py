@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,33 @@ def test_weights_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"{tmp_path}: cannot be written"):
         save_checkpoint(load_checkpoint(GOLDEN / "jina_qk_h6"), tmp_path)
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_weights_that_would_not_load_again(tmp_path: Path) -> None:
+    """Refused while there is an encoder to mend, and nothing is written."""
+    for value in (torch.nan, -torch.inf):
+        checkpoint = load_checkpoint(GOLDEN / "jina_qk_h6")
+        with torch.no_grad():
+            checkpoint.encoder.embeddings.word.weight[3, 5] = value
+        message = rf"parameter embeddings\.word\.weight has {value} at \(3, 5\), which would not"
+        with pytest.raises(CheckpointError, match=message):
+            save_checkpoint(checkpoint, tmp_path / "saved")
+    checkpoint = load_checkpoint(GOLDEN / "jina_qk_h6")
+    checkpoint.encoder.embeddings.word.to(torch.float8_e4m3fn)
+    with pytest.raises(CheckpointError, match=r"weight is torch\.float8_e4m3fn, which would not"):
+        save_checkpoint(checkpoint, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("keys", [["dtype"], ["torch_dtype"], ["dtype", "torch_dtype"], []])
+def test_the_dtype_that_config_says(keys: list[str], tmp_path: Path) -> None:
+    """As it is called there."""
+    checkpoint = load_checkpoint(GOLDEN / "jina_qk_h6", dtype="bfloat16")
+    config = {k: v for k, v in checkpoint.config.items() if k not in ("dtype", "torch_dtype")}
+    checkpoint.config = config | dict.fromkeys(keys, "float32")
+    save_checkpoint(checkpoint, tmp_path)
+    right = dict.fromkeys(keys or ["torch_dtype"], "bfloat16")
+    assert json.loads((tmp_path / "config.json").read_text()) == config | right
 
 
 def test_saved_by_two_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
