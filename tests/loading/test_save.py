@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -101,17 +100,6 @@ def test_weights_that_would_not_load_again(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"weight is torch\.float8_e4m3fn, which would not"):
         save_checkpoint(checkpoint, tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
-
-
-@pytest.mark.parametrize("keys", [["dtype"], ["torch_dtype"], ["dtype", "torch_dtype"], []])
-def test_the_dtype_that_config_says(keys: list[str], tmp_path: Path) -> None:
-    """As it is called there."""
-    checkpoint = load_checkpoint(GOLDEN / "jina_qk_h6", dtype="bfloat16")
-    config = {k: v for k, v in checkpoint.config.items() if k not in ("dtype", "torch_dtype")}
-    checkpoint.config = config | dict.fromkeys(keys, "float32")
-    save_checkpoint(checkpoint, tmp_path)
-    right = dict.fromkeys(keys or ["torch_dtype"], "bfloat16")
-    assert json.loads((tmp_path / "config.json").read_text()) == config | right
 
 
 def test_saved_by_two_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

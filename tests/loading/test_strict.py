@@ -117,7 +117,17 @@ def test_half_of_the_tensors_are_of_no_family(folder: Path) -> None:
 
 def test_unexpected_tensor(folder: Path) -> None:
     edit_tensors(folder, lambda t: t.update({"encoder.layer.0.lora.weight": torch.zeros(2)}))
-    refused(folder, "model.safetensors: unexpected tensor 'encoder.layer.0.lora.weight'")
+    message = refused(folder, "model.safetensors: unexpected tensor 'encoder.layer.0.lora.weight'")
+    assert "num_hidden_layers" not in message
+
+
+def test_five_tensors_are_named(folder: Path) -> None:
+    for count in range(1, 7):
+        name = f"encoder.layer.0.lora.{count}"
+        edit_tensors(folder, lambda t, name=name: t.update({name: torch.zeros(2)}))
+        message = refused(folder, "unexpected tensor")
+        assert message.count("unexpected tensor") == min(count, 5)
+        assert ("... and 1 more unexpected" in message) == ("more" in message) == (count == 6)
 
 
 def test_fewer_layers_than_the_file_has(folder: Path) -> None:
