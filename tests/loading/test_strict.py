@@ -328,6 +328,12 @@ def test_shards(folder: Path) -> None:
     whole = load_checkpoint(GOLDEN / "jina_geglu_h4").encoder.state_dict()
     for name, tensor in load_checkpoint(folder).encoder.state_dict().items():
         assert torch.equal(tensor, whole[name])
+    twice = {names[0]: tensors[names[0]] + 1} | {n: tensors[n] for n in names[1::2]}
+    save_file(twice, folder / "model-00002-of-00002.safetensors")
+    refused(
+        folder,
+        f"model-00002-of-00002.safetensors: tensor {names[0]!r} stands in model-00001-of-00002",
+    )
     (folder / "model-00002-of-00002.safetensors").unlink()
     refused(folder, "index.json: shard model-00002-of-00002.safetensors is missing")
     index.write_text('{"weight_map": {}}')
