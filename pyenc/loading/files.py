@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import posixpath
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,12 @@ from ..errors import CheckpointError
 
 ADAPTER = "adapter_config.json"
 """Says that a folder is of a PEFT adapter, whether or not other weights lie beside it."""
+
+
+def folder_below(path: str) -> str:
+    """The path to a folder as the paths of its files begin: "./a/" is "a", and "." is ""."""
+    normal = posixpath.normpath(path)
+    return "" if normal == "." else normal
 
 
 def read_json(path: Path) -> dict[str, Any]:

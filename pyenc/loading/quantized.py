@@ -59,16 +59,18 @@ class QuantizedFiles(WeightFiles):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        every = super().names
-        shapes = {name: super(QuantizedFiles, self).shape(name) for name in every}
-        # A convolution's weight has three axes, too.
+        self._bits: set[str] = set()  # so that each is seen as it is stored
+        every = set(super().names)
+        # Of three axes there are tensors of heads and of convolutions too, as they came.
         self._bits = {
-            name for name, shape in shapes.items()
-            if len(shape) == 3 and (shape[0] == 1 or scale_name(name) in shapes)
-        }  # fmt: skip
+            name
+            for name in every
+            if len(self.shape(name)) == 3
+            and (scale_name(name) in every or self.dtype(name) == torch.int8)
+        }
         scales = {scale_name(name) for name in self._bits}
-        self._plain = [name for name in every if name not in scales]
-        for name in self._bits:
+        self._plain = [name for name in super().names if name not in scales]
+        for name in sorted(self._bits):
             self.bits(name)
 
     @property

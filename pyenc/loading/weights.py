@@ -91,7 +91,7 @@ def tensor_names(folder: Path) -> list[str]:
         CheckpointError: as of `WeightFiles`.
     """
     paths = _weight_paths(folder)
-    if paths[0].suffix == ".safetensors":
+    if any(path.suffix == ".safetensors" for path in paths):
         return WeightFiles(folder).names
     return [name for path in paths for name in pickled_names(path)]
 
@@ -123,11 +123,13 @@ def _shards(index: Path) -> list[Path]:
         names = sorted({str(shard) for shard in shards})
     except (ValueError, KeyError, AttributeError, TypeError, OSError, RecursionError) as error:
         raise CheckpointError(f"{index}: no readable weight_map: {error!r}") from error
+    if not names:
+        raise CheckpointError(f"{index}: its weight_map is empty; expected a shard of each tensor")
     paths = [index.parent / name for name in names]
-    for path in paths:
+    for name, path in zip(names, paths, strict=True):
         # A shard's name comes from a file of a stranger: it may not lead out of the folder.
-        if path.parent != index.parent or path.name in ("", ".", ".."):
-            raise CheckpointError(f"{index}: shard {path.name!r} must be a plain file name")
+        if path.parent != index.parent:
+            raise CheckpointError(f"{index}: shard {name!r:.80} must be a plain file name")
         try:
             there = path.is_file()
         except OSError as error:  # a name that no file can have

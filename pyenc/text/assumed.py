@@ -15,10 +15,11 @@ from itertools import count
 from typing import Any
 
 from ..errors import CheckpointError, InputError, InputTypeError
+from ..loading.files import folder_below
 from .arguments import flag_or_none
 from .module_list import KINDS, kind_of
 from .recipe import POOLING_FLAGS, POOLINGS, Recipe
-from .recipe_keys import SENTENCE_CONFIGS
+from .recipe_keys import SENTENCE_CONFIGS, TOKENIZER_SETTINGS
 
 
 class AssumptionWarning(UserWarning):
@@ -98,9 +99,10 @@ def recipe_files(files: Mapping[str, bytes], recipe: Recipe, width: int) -> dict
         name = next(str(n) for n in count(at) if str(n) not in names)
         modules.append(_module(at, "Normalize", f"{at}_Normalize") | {"name": name})
     pooling = next((m for m in modules if kind_of(m) == "Pooling"), None)
-    if pooling is None or not pooling.get("path"):
+    where = "" if pooling is None else folder_below(pooling.get("path", ""))
+    if not where:
         raise CheckpointError("modules.json: the Pooling module has no folder to be written to")
-    path = f"{pooling['path']}/config.json"
+    path = f"{where}/config.json"
     config = json.loads(files[path]) if path in files else {"word_embedding_dimension": width}
     config = {k: v for k, v in config.items() if k not in (*POOLING_FLAGS, "pooling_mode")}
     config |= {flag: mode == recipe.pooling for flag, mode in POOLING_FLAGS.items()}
@@ -115,8 +117,14 @@ def limit_file(files: Mapping[str, bytes], recipe: Recipe, limit: int) -> dict[s
     paths = [f"{below}sentence_{name}_config.json" for name in SENTENCE_CONFIGS]
     # The one that is read; an empty one is passed over.
     path = next((p for p in paths if p in files and json.loads(files[p])), paths[0])
-    config = json.loads(files[path]) if path in files else {"do_lower_case": recipe.lower_case}
-    return {path: _json(config | {"max_seq_length": limit})}
+    config: dict[str, Any] = {"do_lower_case": recipe.lower_case}
+    if path in files:
+        config = json.loads(files[path])
+    config["max_seq_length"] = limit
+    for key in TOKENIZER_SETTINGS:  # what these say comes before it
+        if "model_max_length" in (config.get(key) or {}):
+            config[key] = config[key] | {"model_max_length": limit}
+    return {path: _json(config)}
 
 
 def _module(index: int, kind: str, path: str) -> dict[str, Any]:

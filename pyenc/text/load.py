@@ -182,7 +182,7 @@ def _borrowed(
     own = _config(inside) | recipe.tokenizer_settings
     limits = {key: own[key] for key in LIMITS if key in own}
     words.max_length = read_limit(inside, limits)
-    below = "" if recipe.transformer_path in ("", ".") else recipe.transformer_path + "/"
+    below = f"{recipe.transformer_path}/" if recipe.transformer_path else ""
     for pattern in TOKENIZER_FILES:
         for path in inside.glob(pattern):
             files.pop(below + path.relative_to(inside).as_posix(), None)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..loading import read_json
+from ..loading.files import folder_below
 
 JINAS = "custom_st.Transformer"
 """The first module of jina-embeddings-v3, a file of its repository: as sentence-transformers' own,
@@ -28,7 +29,8 @@ def kind_of(module: Mapping[str, Any]) -> str:
 
 
 def read_modules(path: Path) -> list[dict[str, Any]]:
-    """The modules that a `modules.json` lists, in its order, which is the one that counts.
+    """The modules that a `modules.json` lists, in its order, which is the one that counts; their
+    paths as those of files begin.
 
     Raises:
         CheckpointError: it is no list of modules, its numbers contradict its order, two modules
@@ -43,6 +45,7 @@ def read_modules(path: Path) -> list[dict[str, Any]]:
                 raise TypeError("type and path must be strings")
             if not (path.parent / where).resolve().is_relative_to(path.parent.resolve()):
                 raise ValueError(f"path {where!r} leads out of the folder")
+            module["path"] = folder_below(where)
     except (
         ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError, RecursionError,
     ) as error:  # fmt: skip
@@ -50,7 +53,7 @@ def read_modules(path: Path) -> list[dict[str, Any]]:
     for module in modules:
         if module["type"] != JINAS:
             continue
-        if has_tasks(read_json(path.parent / module.get("path", "") / "config.json")):
+        if has_tasks(read_json(path.parent / module["path"] / "config.json")):
             module["type"] = KINDS + "Transformer"
     if numbers != sorted(numbers):
         raise CheckpointError(
@@ -80,7 +83,7 @@ def transformer_folder(folder: Path) -> Path:
     if path.is_file():
         for module in read_modules(path):
             if kind_of(module) == "Transformer":
-                return folder / module.get("path", "")
+                return folder / module["path"]
     return folder
 
 
@@ -89,4 +92,4 @@ def module_paths(folder: Path) -> list[str]:
     path = folder / "modules.json"
     if not path.is_file():
         return []
-    return [m["path"] for m in read_modules(path) if m.get("path")]
+    return [m["path"] for m in read_modules(path) if m["path"]]

@@ -44,7 +44,7 @@ class CalibrationWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Precision:
-    """What is made of float32 vectors (n, dim)."""
+    """What is made of vectors (n, dim)."""
 
     name: str = "float32"
     dim: int = 0
@@ -71,19 +71,20 @@ class Precision:
         return replace(self, ranges=ranges_of(vectors, self.name)) if self.needs_ranges else self
 
     def __call__(self, vectors: np.ndarray, first: int = 0) -> np.ndarray:
-        """(n, columns), from float32 (n, dim); `first`: the number of the first, for messages.
+        """(n, columns), from floats (n, dim); `first`: the number of the first, for messages.
 
         Raises:
-            InputError: a vector is not finite, or is too large for float16.
+            InputError: a vector is not finite, or is too large for the precision. Of float32 that
+                stays so nothing is asked.
         """
-        if self.name == "float32":
+        if self.name == "float32" and vectors.dtype == np.float32:
             return vectors
         _check_finite(vectors, first, "NaN and infinity have no place among them")
-        if self.name == "float16":
+        if self.dtype.kind == "f":
             with np.errstate(over="ignore"):
-                half = vectors.astype(np.float16)
-            _check_finite(half, first, "float16 ends at 65504")
-            return half
+                narrow = vectors.astype(self.dtype)
+            _check_finite(narrow, first, f"{self.name} ends at {np.finfo(self.dtype).max:.5g}")
+            return narrow
         if self.name.endswith("binary"):
             bits = np.packbits(vectors > 0, axis=-1)
             return _signed(bits) if self.name == "binary" else bits

@@ -91,7 +91,7 @@ def read_recipe(
     fields: dict[str, Any] = {"normalize": False}
     dense: list[Dense] = []
     for module in read_modules(modules_path):
-        kind, path = kind_of(module), module.get("path", "")
+        kind, path = kind_of(module), module["path"]
         if kind not in SERVED:
             raise CheckpointError(
                 f"{modules_path}: module {module['type']!r} is not served; served, of "

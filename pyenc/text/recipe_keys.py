@@ -13,6 +13,9 @@ SENTENCE_CONFIGS = (
 )  # fmt: skip
 """The middle of `sentence_*_config.json`, in the order in which one is looked for."""
 
+TOKENIZER_SETTINGS = ("tokenizer_args", "processor_kwargs")
+"""What hands settings to the tokenizer there; the second is the newer name, and is asked last."""
+
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -136,7 +139,7 @@ def check_transformer(path: Path, config: dict[str, Any]) -> None:
                 isinstance(value, dict) and set(_asked(value)) <= _HOW_TO_FETCH | _HOW_TO_RUN
             )
             expected = f"at most {', '.join(sorted(_HOW_TO_FETCH | _HOW_TO_RUN))}"
-        elif key in ("tokenizer_args", "processor_kwargs"):
+        elif key in TOKENIZER_SETTINGS:
             fits = not value or (isinstance(value, dict) and "subfolder" not in _asked(value))
             expected = "an object without subfolder: the tokenizer is beside the encoder"
         else:
@@ -147,7 +150,7 @@ def check_transformer(path: Path, config: dict[str, Any]) -> None:
 
 def tokenizer_settings(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     """What `sentence_bert_config.json` hands to the tokenizer, over its own configuration."""
-    given = config.get("tokenizer_args") or config.get("processor_kwargs") or {}
+    given: dict[str, Any] = next(filter(None, map(config.get, TOKENIZER_SETTINGS)), {})
     return {key: value for key, value in _asked(given).items() if key not in _HOW_TO_FETCH}
 
 

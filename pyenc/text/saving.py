@@ -74,7 +74,7 @@ def words_as_read(
         words: the tokenizer that was made of them.
         checkpoint: which may be in pyenc's own format by now.
     """
-    below = "" if recipe.transformer_path in ("", ".") else f"{recipe.transformer_path}/"
+    below = f"{recipe.transformer_path}/" if recipe.transformer_path else ""
     before = published(_object(files, below + "config.json"))
     after = config_of(checkpoint)
     if words is None or all(before.get(key) == after.get(key) for key in DECIDING):

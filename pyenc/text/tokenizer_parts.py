@@ -62,9 +62,8 @@ def parts_of(whole: dict[str, Any], path: Path, name: str, kind_wanted: str) -> 
         vocab = [(token, float(score)) for token, score in vocab]
     merges = [m.split(" ") if isinstance(m, str) else m for m in model.get("merges") or []]
     # The processor alone, on an empty vocabulary: the library has no reader for one part.
-    light = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer"))
-    light |= {"version": VERSION, "added_tokens": [], "post_processor": whole.get("post_processor")}
-    light |= {"decoder": None, "model": {"type": "WordLevel", "vocab": {}, "unk_token": "x"}}
+    light: dict[str, Any] = {"added_tokens": [], "post_processor": whole.get("post_processor")}
+    light["model"] = {"type": "WordLevel", "vocab": {}, "unk_token": ""}
     return Parts(
         path,
         vocab,

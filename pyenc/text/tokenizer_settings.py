@@ -36,9 +36,12 @@ SWITCHES = {
 }
 """Settings that decide tokens or spans, and their types."""
 
+LISTS = ("extra_special_tokens", "additional_special_tokens")
+"""Settings that list special tokens; the second is the older name."""
+
 OTHERS = {
-    "added_tokens_decoder", "additional_special_tokens", "extra_special_tokens",
-    "model_max_length", "max_len", "truncation_side", "tokenizer_class", "model_input_names",
+    *LISTS, "added_tokens_decoder", "model_max_length", "max_len", "truncation_side",
+    "tokenizer_class", "model_input_names",
 }  # fmt: skip
 """The other settings that are used."""
 
@@ -100,12 +103,15 @@ class Settings:
     """The file of each value."""
     told: frozenset[str] = frozenset()
     """Keys of those that another file puts over these."""
+    spelled: dict[str, str] = field(default_factory=dict)
+    """Keys that a file has under an older name, and that."""
 
     def get(self, key: str, default: Any = None) -> Any:
         return self.values.get(key, default)
 
     def fault(self, key: str, why: str) -> CheckpointError:
-        return CheckpointError(f"{self.sources.get(key, 'tokenizer_config.json')}: {key}: {why}")
+        source = self.sources.get(key, "tokenizer_config.json")
+        return CheckpointError(f"{source}: {self.spelled.get(key, key)}: {why}")
 
     def limit(self) -> int | None:
         """The longest text in tokens, where the files know one."""
@@ -161,6 +167,7 @@ def read_settings(
     if "additional_special_tokens" in values and not values.get("extra_special_tokens"):
         values["extra_special_tokens"] = values.pop("additional_special_tokens")
         settings.sources["extra_special_tokens"] = settings.sources["additional_special_tokens"]
+        settings.spelled["extra_special_tokens"] = "additional_special_tokens"
     _name_more(settings)
     if "added_tokens_decoder" in values:
         decoder = values["added_tokens_decoder"]
@@ -187,10 +194,8 @@ def read_settings(
         if place.get(key) is not None:
             token = _token(settings, key, place[key])
             place[key] = by_content.get(str(_content(token)), token)
-    for key in ("extra_special_tokens", "additional_special_tokens"):
+    for key in LISTS:
         if values.get(key) is not None:
-            if not isinstance(values[key], list):
-                raise settings.fault(key, f"expected a list of tokens, got {values[key]!r:.40}")
             values[key] = [_token(settings, key, token) for token in values[key]]
     return settings
 
@@ -218,7 +223,7 @@ def _check(settings: Settings, keys: list[str]) -> None:
 
 
 def _name_more(settings: Settings) -> None:
-    """Takes out the special tokens whose names are the checkpoint's own."""
+    """Takes out the special tokens whose names are the checkpoint's own; the others are lists."""
     values = settings.values
     for key in [k for k in values if k.endswith("_token") and k not in NAMED and k not in SWITCHES]:
         if key in _HARMLESS:  # `token` and its like name no token
@@ -235,16 +240,20 @@ def _name_more(settings: Settings) -> None:
         del values["extra_special_tokens"]
         for key, value in extra.items():
             settings.more[key] = _token(settings, "extra_special_tokens", value)
+    for key in LISTS:
+        if not isinstance(values.get(key, []), (list, type(None))):
+            raise settings.fault(key, f"expected a list of tokens, got {values[key]!r:.40}")
 
 
 def _read_map(path: Path, settings: Settings) -> None:
     if not path.is_file():
         return
     for key, value in read_json(path).items():
-        settings.sources[key] = path
-        lists = key in ("additional_special_tokens", "extra_special_tokens")
+        lists = key in LISTS
         if key in settings.told and not lists:
             continue
+        settings.sources[key] = path
+        settings.spelled.pop(key, None)
         if not (lists or key.endswith("_token")) or key in SWITCHES:
             raise settings.fault(key, "not a special token; expected the tokens' names alone")
         if key == "extra_special_tokens" and isinstance(value, list):
@@ -252,7 +261,7 @@ def _read_map(path: Path, settings: Settings) -> None:
             texts = [_content(token) for token in known]
             value = [*known, *(token for token in value if _content(token) not in texts)]
         if isinstance(value, dict) and not lists:
-            value = AddedToken(**{**_fields(settings, key, value), "special": True})
+            value = AddedToken(**_fields(settings, key, value))
         settings.values[key] = value
     _name_more(settings)
 

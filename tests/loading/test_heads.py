@@ -95,6 +95,55 @@ def test_a_head_that_is_not_finite(composer: Path, name: str, dtype: torch.dtype
         load_checkpoint(composer)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8])
+def test_a_quantised_head_is_carried_along(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Of a family whose head is no part of the encoder; one that is not finite is refused."""
+    shutil.copytree(GOLDEN / "bert_mean_h4", tmp_path / "bert")
+    tensors, head = load_file(tmp_path / "bert" / NAME), torch.randn(3, 4).to(dtype)
+    write(tmp_path / "bert", tensors | {"cls.head.weight": head})
+    save_checkpoint(load_checkpoint(tmp_path / "bert"), tmp_path / "saved")
+    after = load_file(tmp_path / "saved" / NAME)["cls.head.weight"]
+    assert after.dtype == dtype
+    assert torch.equal(after.view(torch.uint8), head.view(torch.uint8))
+    if dtype.is_floating_point:
+        write(
+            tmp_path / "bert", tensors | {"cls.head.weight": torch.tensor([0, torch.nan]).to(dtype)}
+        )
+        with pytest.raises(
+            CheckpointError, match=rf"{NAME}: tensor 'cls.head.weight' has nan at \(1"
+        ):
+            load_checkpoint(tmp_path / "bert")
+
+
+def test_a_head_below_a_prefix_that_the_encoder_has_not(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "bert_mean_h4", tmp_path / "bert")
+    tensors = load_file(tmp_path / "bert" / NAME)
+    assert not any(name.startswith("bert.") for name in tensors)
+    write(tmp_path / "bert", tensors | {"bert.cls.head.weight": torch.ones(3)})
+    with pytest.raises(CheckpointError, match=r"unexpected tensor 'bert\.cls\.head\.weight'"):
+        load_checkpoint(tmp_path / "bert")
+
+
+@pytest.mark.parametrize(
+    ("said", "pooling"),
+    [
+        ({"architectures": ["Qwen3ForCausalLM"]}, "lasttoken"),
+        ({"architectures": ["Qwen3ForCausalLM"], "is_causal": True}, "lasttoken"),
+        ({"architectures": ["Qwen3ForCausalLM"], "is_causal": False}, "mean"),
+        ({"architectures": ["Qwen3Model"]}, "mean"),
+        ({"architectures": "Qwen3ForCausalLM"}, "mean"),
+        ({"architectures": []}, "mean"),
+        ({}, "mean"),
+    ],
+)
+def test_the_pooling_of_a_language_model(said: dict[str, object], pooling: str) -> None:
+    """Where no file of the recipe says it, the class of its head does."""
+    folder = GOLDEN / "qwen3_embed_like_h4"
+    config = json.loads((folder / "config.json").read_text())
+    config = {k: v for k, v in config.items() if k not in ("architectures", "is_causal")}
+    assert load_checkpoint(folder, config=config | said).pooling == pooling
+
+
 @pytest.mark.parametrize("prefix", ["", "bert.", "model.bert."])
 def test_buffers_are_written_back(tmp_path: Path, prefix: str) -> None:
     """Old files carry the positions; they may be of any integer type."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import pyenc
 from pyenc.errors import CheckpointError, UnknownArchitectureError
@@ -90,3 +91,16 @@ def test_names_of_a_pickle(legacy: bool, tmp_path: Path) -> None:
     torch.save(content | {"d": print}, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(CheckpointError, match="more than tensors"):
         tensor_names(tmp_path)
+
+
+@pytest.mark.parametrize("first", ["a.bin", "a.safetensors"])
+def test_names_of_shards_of_two_kinds(first: str, tmp_path: Path) -> None:
+    second = "b.safetensors" if first == "a.bin" else "b.bin"
+    for name, file in (("x", first), ("y", second)):
+        if file.endswith(".bin"):
+            torch.save({name: torch.ones(3)}, tmp_path / file)
+        else:
+            save_file({name: torch.ones(3)}, tmp_path / file)
+    shards = {"weight_map": {"x": first, "y": second}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(shards))
+    assert tensor_names(tmp_path) == WeightFiles(tmp_path).names == ["x", "y"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,6 +98,10 @@ def nan_scale(tensors: dict[str, Tensor], name: str) -> None:
     tensors[name + "_scale"][3] = torch.nan
 
 
+def negative_scale(tensors: dict[str, Tensor], name: str) -> None:
+    tensors[name + "_scale"][3] *= -1
+
+
 def half_scale(tensors: dict[str, Tensor], name: str) -> None:
     tensors[name + "_scale"] = tensors[name + "_scale"].half()
 
@@ -121,6 +126,7 @@ def an_embedding(tensors: dict[str, Tensor], name: str) -> None:
         (plain, "is not of eight bits"),
         (short_scale, "expected int8"),
         (nan_scale, "expected int8"),
+        (negative_scale, "expected int8"),
         (half_scale, "expected int8"),
         (misshapen, "has shape"),
         (an_embedding, "is no linear layer's"),
@@ -152,6 +158,30 @@ def test_what_config_says_counts(tmp_path: Path) -> None:
     path.write_text(json.dumps(config | {"quantization_config": said | {"wide": []}}))
     with pytest.raises(CheckpointError, match=r"wide is \[\]; served: \['attention.qkv', "):
         load_checkpoint(tmp_path, device="cpu")
+
+
+def test_a_row_of_zeros(tmp_path: Path) -> None:
+    """Whose scale is none."""
+    checkpoint = load_checkpoint(SMALL, device="cpu")
+    with torch.no_grad():
+        checkpoint.encoder.layers[0].attention.out.weight[2] = 0
+    save_checkpoint(checkpoint, tmp_path / "plain")
+    checkpoint = load_checkpoint(tmp_path / "plain", quantize="int8", device="cpu")
+    save_checkpoint(checkpoint, tmp_path / "saved")
+    again = load_checkpoint(tmp_path / "saved", device="cpu").encoder
+    ids = torch.randint(5, 60, (2, 9))
+    assert torch.equal(again(ids), checkpoint.encoder(ids))
+
+
+def test_a_head_of_three_axes_stays_as_it_came(tmp_path: Path) -> None:
+    shutil.copytree(SMALL, tmp_path / "model")
+    path = tmp_path / "model/model.safetensors"
+    conv = torch.randn(2, 3, 4)
+    save_file(load_file(path) | {"cls.conv.weight": conv}, path)
+    save_checkpoint(load_checkpoint(path.parent, quantize="int8", device="cpu"), tmp_path / "saved")
+    again = load_checkpoint(tmp_path / "saved", device="cpu")
+    assert quantization(again.encoder) == "int8"
+    assert torch.equal(again.set_aside["cls.conv.weight"], conv)
 
 
 def test_no_other_device() -> None:

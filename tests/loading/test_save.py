@@ -86,6 +86,22 @@ def test_weights_that_cannot_be_written(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_weights_that_would_not_load_again(tmp_path: Path) -> None:
+    """Refused while there is an encoder to mend, and nothing is written."""
+    for value in (torch.nan, -torch.inf):
+        checkpoint = load_checkpoint(GOLDEN / "jina_qk_h6")
+        with torch.no_grad():
+            checkpoint.encoder.embeddings.word.weight[3, 5] = value
+        message = rf"parameter embeddings\.word\.weight has {value} at \(3, 5\), which would not"
+        with pytest.raises(CheckpointError, match=message):
+            save_checkpoint(checkpoint, tmp_path / "saved")
+    checkpoint = load_checkpoint(GOLDEN / "jina_qk_h6")
+    checkpoint.encoder.embeddings.word.to(torch.float8_e4m3fn)
+    with pytest.raises(CheckpointError, match=r"weight is torch\.float8_e4m3fn, which would not"):
+        save_checkpoint(checkpoint, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
 def test_saved_by_two_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of processes that train together: neither writes into what the other is writing."""
     checkpoint = load_checkpoint(GOLDEN / "jina_qk_h6")

@@ -17,6 +17,7 @@ from torch import Tensor
 from pyenc.errors import CheckpointError, InputError, UnknownArchitectureError
 from pyenc.loading import load_checkpoint
 from pyenc.loading.own_type import read_config
+from pyenc.loading.weights import tensor_names
 from pyenc.loading.wrappers import modern_names
 from pyenc.models.families import ConfigFile, recognise
 from tests.conftest import GOLDEN
@@ -116,7 +117,17 @@ def test_half_of_the_tensors_are_of_no_family(folder: Path) -> None:
 
 def test_unexpected_tensor(folder: Path) -> None:
     edit_tensors(folder, lambda t: t.update({"encoder.layer.0.lora.weight": torch.zeros(2)}))
-    refused(folder, "model.safetensors: unexpected tensor 'encoder.layer.0.lora.weight'")
+    message = refused(folder, "model.safetensors: unexpected tensor 'encoder.layer.0.lora.weight'")
+    assert "num_hidden_layers" not in message
+
+
+def test_five_tensors_are_named(folder: Path) -> None:
+    for count in range(1, 7):
+        name = f"encoder.layer.0.lora.{count}"
+        edit_tensors(folder, lambda t, name=name: t.update({name: torch.zeros(2)}))
+        message = refused(folder, "unexpected tensor")
+        assert message.count("unexpected tensor") == min(count, 5)
+        assert ("... and 1 more unexpected" in message) == ("more" in message) == (count == 6)
 
 
 def test_fewer_layers_than_the_file_has(folder: Path) -> None:
@@ -317,12 +328,26 @@ def test_shards(folder: Path) -> None:
     whole = load_checkpoint(GOLDEN / "jina_geglu_h4").encoder.state_dict()
     for name, tensor in load_checkpoint(folder).encoder.state_dict().items():
         assert torch.equal(tensor, whole[name])
+    twice = {names[0]: tensors[names[0]] + 1} | {n: tensors[n] for n in names[1::2]}
+    save_file(twice, folder / "model-00002-of-00002.safetensors")
+    refused(
+        folder,
+        f"model-00002-of-00002.safetensors: tensor {names[0]!r} stands in model-00001-of-00002",
+    )
     (folder / "model-00002-of-00002.safetensors").unlink()
     refused(folder, "index.json: shard model-00002-of-00002.safetensors is missing")
+    index.write_text('{"weight_map": {}}')
+    refused(folder, "index.json: its weight_map is empty")
+    with pytest.raises(CheckpointError, match="its weight_map is empty"):
+        tensor_names(folder)
     index.write_text(json.dumps({"weight_map": {"x": "a" * 5000}}))
     assert len(refused(folder, "index.json: shard 'aaa", "...': File name too long")) < 500
-    index.write_text(json.dumps({"weight_map": {"x": "../elsewhere.safetensors"}}))
-    refused(folder, "index.json: shard")
+    elsewhere = str(GOLDEN / "jina_geglu_h4/model.safetensors")
+    for name in ("../elsewhere.safetensors", elsewhere, ".", ""):
+        index.write_text(json.dumps({"weight_map": {"x": name}}))
+        refused(folder, f"index.json: shard {name!r:.80} must be a plain file name")
+    index.write_text(json.dumps({"weight_map": {"x": ".."}}))
+    refused(folder, "index.json: shard .. is missing")
     index.write_text("[" * 100_000)
     refused(folder, "index.json: no readable weight_map")
     index.write_text("{}")

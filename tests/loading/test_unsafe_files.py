@@ -114,6 +114,14 @@ def test_entries_that_claim_more_than_the_file_has(folder: Path) -> None:
     refused(folder, "pytorch_model.bin: refused, its entries claim")
 
 
+def test_a_damaged_list_of_entries(folder: Path) -> None:
+    path = repacked(folder, zipfile.ZIP_STORED)
+    data = path.read_bytes()
+    at = data.index(b"PK\x01\x02")
+    path.write_bytes(data[:at] + b"PK\x01\x03" + data[at + 4 :])
+    refused(folder, "pytorch_model.bin: damaged zip archive")
+
+
 def test_truncated_torch_file(folder: Path) -> None:
     path = repacked(folder, zipfile.ZIP_STORED)
     whole = path.read_bytes()

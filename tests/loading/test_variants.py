@@ -60,6 +60,7 @@ def compiled_layers(name: str) -> str:
         compiled_layers,
         lambda name: "module." + compiled_layers(name),
         lambda name: f"_forward_module.{name}",
+        lambda name: name.replace("encoder.", "encoder._checkpoint_wrapped_module."),
         lambda name: f"0.auto_model.{name}",
         lambda name: f"auto_model.{name}",
         lambda name: f"module.0.module.auto_model.{name}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +21,8 @@ def test_batches(lengths: list[int], budget: int) -> None:
     for batch in batches:
         assert batch
         assert len(batch) == 1 or sum(lengths[i] for i in batch) <= budget
+    for batch, after in pairwise(batches):  # none is cut short
+        assert sum(lengths[i] for i in batch) + lengths[after[0]] > budget
 
 
 def test_budget_out_of_range() -> None:

@@ -15,8 +15,11 @@ import torch
 
 import pyenc
 from pyenc.errors import InputError, InputTypeError
+from pyenc.text.arguments import Before
+from pyenc.text.prefixed import prefixed
 from tests.conftest import GOLDEN, read_golden
 from tests.seeds import seed
+from tests.text.tokenizer_folders import edit
 
 INSTRUCTORS = ["t5_instructor_relu_h4", "t5_instructor_gated_h6"]
 PAIR = ["Represent the sentence: ", "the quick fox"]
@@ -166,6 +169,19 @@ def test_spans_are_of_the_text_alone(instructor: pyenc.TextEncoder) -> None:
                 assert not (spans[:, 0] > spans[:, 1]).any()
 
 
+def test_white_space_is_a_prompts_and_not_an_instructions(instructor: pyenc.TextEncoder) -> None:
+    """As the two libraries join them: which tokenizers may see, and vectors of words do not."""
+    assert instructor.tokenizer is not None
+    for before, right in (
+        (Before(prompt=" a: "), [" a:  b ", " a: "]),
+        (Before(instruction=" a: "), ["a: b", "a:"]),
+        (Before([" a: ", " c "]), ["a: b", "c"]),
+        (Before(), [" b ", ""]),
+    ):
+        joined = prefixed([" b ", ""], before, instructor.recipe, instructor.tokenizer, 99)
+        assert list(joined) == right
+
+
 def test_an_empty_instruction_is_none(instructor: pyenc.TextEncoder) -> None:
     plain = instructor.encode("the quick fox")
     assert (instructor.encode("the quick fox", instruction="") == plain).all()
@@ -226,6 +242,7 @@ def test_a_cut_text_keeps_its_instruction(instructor: pyenc.TextEncoder) -> None
         ([PAIR, ["why " * 600, "b"]], {}, InputError, "the instruction of pair 1 takes"),
         (["b"], {"instruction": "why " * 600}, InputError,
          "of the 512 tokens of max_length, which leaves no room for the text"),
+        (["b"], {"instruction": "why " * 600}, InputError, "the instruction takes "),
         (["b"], {"instruction": 3}, InputTypeError, "instruction must be a string, got int"),
     ],
 )  # fmt: skip
@@ -274,3 +291,43 @@ def test_no_token_is_left(pooling: str) -> None:
         return
     with pytest.raises(InputError, match=r"text 1 has 4 tokens with 'the fox.* none is left"):
         encoder.encode(pairs)
+    with pytest.raises(InputError, match=r"text 1 has 4 tokens .* leaves out the first 4: none is"):
+        encoder.encode([pairs[0], ["the ax", "fox" * 40]])
+    with pytest.raises(InputError, match="text 90 has 4 tokens"):
+        list(encoder.encode_stream([pairs[0]] * 90 + [["the ax", "fox" * 40]], batch_tokens=9))
+    assert np.isfinite(encoder.encode([pairs[0], ["the", "fox" * 40]])).all()
+
+
+def test_no_token_is_left_of_a_tokenizer_without_special_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN / "bert_mean_h4", folder)
+    as_is = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    edit(folder / "tokenizer_config.json", lambda old: old | as_is)
+    edit(folder / "tokenizer.json", lambda old: old | {"post_processor": None})
+    edit(folder / "1_Pooling/config.json", lambda old: old | {"include_prompt": False})
+    encoder = pyenc.load(folder, normalize=False)
+    nothing, word = encoder.encode(["", "the"])
+    assert not nothing.any()
+    assert word.any()
+    with pytest.raises(InputError, match=r"text 1 has 1 tokens with 't' .* the first 1: none is l"):
+        encoder.encode(["x", "he"], prompt="t")
+    with pytest.raises(InputError, match=r"text 300 has 1 tokens"):
+        list(encoder.encode_stream(["x"] * 300 + ["he"], prompt="t", batch_tokens=9))
+
+
+def test_pairs_of_a_stream_are_told_by_their_numbers(instructor: pyenc.TextEncoder) -> None:
+    long = ["why " * 600, "b"]
+    with pytest.raises(InputError, match="the instruction of pair 300 takes"):
+        list(instructor.encode_stream([PAIR] * 300 + [long], batch_tokens=9))
+
+
+def test_without_a_prompt_every_token_counts(tmp_path: Path) -> None:
+    """Also those of special tokens, which a prompt that does not count takes with it."""
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN / "bert_mean_h4", folder)
+    plain = pyenc.load(folder).encode(["the sky", ""])
+    edit(folder / "1_Pooling/config.json", lambda old: old | {"include_prompt": False})
+    encoder = pyenc.load(folder)
+    for prompt in (None, ""):
+        assert (encoder.encode(["the sky", ""], prompt=prompt) == plain).all()
+    assert (encoder.encode(["the sky", ""], prompt="a ") != plain).any(1).all()

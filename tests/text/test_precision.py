@@ -54,7 +54,8 @@ def test_bytes_and_bits(dim: int) -> None:
     half = pyenc.quantize(x, "float16")
     assert half.dtype == np.float16
     assert (half == x.astype(np.float16)).all()
-    assert (pyenc.quantize(x[3], "ubinary") == packed[3]).all()
+    assert pyenc.quantize(x[3], "ubinary").tolist() == packed[3].tolist()
+    assert pyenc.quantize(x[3], "float16").shape == (dim,)
 
 
 @pytest.mark.parametrize("precision", ["float16", "int8", "uint8", "binary", "ubinary"])
@@ -87,8 +88,11 @@ def test_few_are_said_aloud(encoder: pyenc.TextEncoder) -> None:
     assert caught[0].filename == __file__
     with pytest.warns(pyenc.CalibrationWarning, match="those of 2 vectors"):
         encoder.encode(LONG, precision="uint8", calibration=["a", "b c"])
+    with pytest.warns(pyenc.CalibrationWarning, match="those of 99 vectors alone; .* 100"):
+        pyenc.quantize(vectors(99, 3), "uint8")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        pyenc.quantize(vectors(100, 3), "uint8")
         encoder.encode(LONG, precision="int8")
         encoder.encode(TEXTS, precision="int8", ranges=np.stack([-np.ones(64), np.ones(64)]))
         encoder.encode(TEXTS, precision="ubinary")
@@ -139,6 +143,18 @@ def test_what_is_not_finite_is_no_bit() -> None:
     x[3, 2] = 1e6
     with pytest.raises(InputError, match="vector 3 is not finite: float16 ends at 65504"):
         pyenc.quantize(x, "float16")
+
+
+def test_float32_of_wider_and_of_narrower() -> None:
+    x = np.random.default_rng(seed()).normal(size=(3, 5))
+    for given in (x, x.astype(np.float16), torch.from_numpy(x), torch.from_numpy(x).bfloat16()):
+        made = pyenc.quantize(given, "float32")
+        right = given.float().numpy() if isinstance(given, torch.Tensor) else given
+        assert made.dtype == np.float32
+        assert (made == right.astype(np.float32)).all()
+    x[2, 1] = 1e39
+    with pytest.raises(InputError, match=r"vector 2 is not finite: float32 ends at 3\.4028e\+38"):
+        pyenc.quantize(x, "float32")
 
 
 def test_ranges_beyond_float32() -> None:

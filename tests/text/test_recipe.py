@@ -50,8 +50,9 @@ def test_published_files(folder: Path) -> None:
 
 
 def test_without_modules_the_family_decides() -> None:
-    recipe = read_recipe(GOLDEN / "mosaic_mlm_h4", "mean")
-    assert (recipe.pooling, recipe.normalize, recipe.max_length) == ("mean", False, None)
+    for pooling in ("mean", "cls"):
+        recipe = read_recipe(GOLDEN / "mosaic_mlm_h4", pooling)
+        assert (recipe.pooling, recipe.normalize, recipe.max_length) == (pooling, False, None)
 
 
 def test_each_file_is_read_where_it_exists(tmp_path: Path) -> None:
@@ -140,6 +141,9 @@ def test_dense(folder: Path, activation: str, tmp_path: Path) -> None:
         ("sentence_bert_config.json", {"max_seq_length": -3}, "max_seq_length must be a positive"),
         ("modules.json", {"a": 1}, "modules.json: not a readable list of modules"),
         ("modules.json", [{"idx": 0}], "modules.json: not a readable list of modules"),
+        ("modules.json", [module(0, "Transformer") | {"path": 3}], "type and path must be strings"),
+        ("modules.json", [module(0, "Transformer") | {"type": 3}], "type and path must be strings"),
+        ("modules.json", [module(0, "Transformer") | {"idx": "a"}], "not a readable list of modul"),
         (
             "modules.json",
             [
@@ -177,6 +181,7 @@ def test_dense(folder: Path, activation: str, tmp_path: Path) -> None:
         ("1_Pooling/config.json", [], "expected a JSON object"),
         ("sentence_bert_config.json", {"max_seq_length": "256"}, "max_seq_length must be"),
         ("config_sentence_transformers.json", {"prompts": {"a": 1}}, "prompts must be strings"),
+        ("config_sentence_transformers.json", {"prompts": ["a"]}, "prompts must be strings"),
         (
             "config_sentence_transformers.json",
             {"prompts": {}, "default_prompt_name": "query"},
@@ -213,6 +218,20 @@ def test_settings_that_the_recipe_puts_over_the_tokenizer(folder: Path) -> None:
     write(folder / "sentence_bert_config.json", {"tokenizer_args": {"new_key": 1}})
     with pytest.raises(CheckpointError, match=r"sentence_bert_config.json: new_key: an unknown"):
         pyenc.load(folder)
+
+
+@pytest.mark.parametrize("key", ["tokenizer_args", "processor_kwargs"])
+def test_a_limit_that_was_set_is_saved_over_the_tokenizers(
+    folder: Path, tmp_path: Path, key: str
+) -> None:
+    given = {"do_lower_case": False, "model_max_length": 99}
+    write(folder / "sentence_bert_config.json", {"max_seq_length": 9, key: given})
+    encoder = pyenc.load(folder)
+    encoder.max_length = 7
+    encoder.save(tmp_path / "saved")
+    again = pyenc.load(tmp_path / "saved")
+    assert again.max_length == 7
+    assert again.recipe.tokenizer_settings == given | {"model_max_length": 7}
 
 
 @pytest.mark.parametrize("key", ["tokenizer_args", "processor_kwargs", "model_args"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,62 @@ def test_requirements_say_nothing_about_a_vector(folder: Path) -> None:
     said = {"requirements": {"transformers": ">=4.41"}}
     write(folder / "config_sentence_transformers.json", said)
     assert (pyenc.load(folder).encode(TEXTS) == right).all()
+
+
+def states(**said: str) -> dict[str, Any]:
+    """How a Transformer makes token states of a text."""
+    return {"text": {"method": "forward", "method_output_name": "last_hidden_state"} | said}
+
+
+FETCHED: list[Any] = [None, {}, {"trust_remote_code": True, "revision": "a", "torch_dtype": "auto"}]
+OF_THE_TRANSFORMER: dict[str, tuple[list[Any], list[Any]]] = {
+    "do_lower_case": ([None, True, False], ["no", 1]),
+    "transformer_task": (["feature-extraction"], ["fill-mask", None]),
+    "module_output_name": (["token_embeddings"], ["sentence_embedding", None]),
+    "modality_config": (
+        [states(), states() | {"image": {}}],
+        [None, {}, {"text": "forward"}, states(method="generate"),
+         states(method_output_name="pooler_output")],
+    ),
+    "processing_kwargs": (
+        [None, {}, {"image": {"a": 1}}], [{"text": {"a": 1}}, {"common": {}}, [1]],
+    ),
+    "tokenizer_name_or_path": ([None], ["other", ""]),
+    "query_length": ([None], [9, 0]),
+    "document_length": ([None], [9, 0]),
+    "query_expansion": ([None, False, {}], [True, {"a": 1}]),
+    "model_args": (FETCHED, [{"num_labels": 2}, {"revision": "a", "gguf_file": "b"}, ["a"]]),
+    "model_kwargs": (FETCHED, [{"num_labels": 2}, {"revision": "a", "gguf_file": "b"}, ["a"]]),
+    "config_args": (FETCHED, [{"num_hidden_layers": 2}, ["revision"]]),
+    "config_kwargs": (FETCHED, [{"num_hidden_layers": 2}, ["revision"]]),
+    "tokenizer_args": ([None, {}, {"use_fast": False}], [["use_fast"], "a"]),
+    "processor_kwargs": ([None, {}, {"use_fast": False}], [["use_fast"], "a"]),
+    "unpad_inputs": ([None, True], []),
+    "new_key": ([], [None, 1]),
+}  # fmt: skip
+"""Key of `sentence_bert_config.json` -> values of it that change no vector, and others."""
+
+
+@pytest.mark.parametrize("key", OF_THE_TRANSFORMER)
+def test_what_a_transformer_may_ask_for(folder: Path, key: str) -> None:
+    served, others = OF_THE_TRANSFORMER[key]
+    plain = replace(read_recipe(folder), lower_case=False)
+    for value in served:
+        write(folder / "sentence_bert_config.json", {"max_seq_length": 256, key: value})
+        assert replace(read_recipe(folder), lower_case=False) == plain
+        assert read_recipe(folder).lower_case == (key == "do_lower_case" and value is True)
+    for value in others:
+        write(folder / "sentence_bert_config.json", {"max_seq_length": 256, key: value})
+        refused(folder, f"sentence_bert_config.json: {key} {value!r:.80} is not served; expected ")
+
+
+def test_the_older_names_of_the_file_of_limits(folder: Path) -> None:
+    """One an architecture, the first that is there in sentence-transformers' order."""
+    (folder / "sentence_bert_config.json").unlink()
+    names = ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"]
+    for length, name in enumerate(reversed(names), 1):
+        write(folder / f"sentence_{name}_config.json", {"max_seq_length": length})
+        assert read_recipe(folder).max_length == length
 
 
 def test_an_empty_file_of_limits_is_passed_over(folder: Path, tmp_path: Path) -> None:

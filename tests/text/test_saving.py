@@ -97,3 +97,26 @@ def test_old_layout_with_a_transformer_folder(tmp_path: Path) -> None:
     assert (encoder.encode(TEXTS) == expected).all()
     encoder.save(tmp_path / "saved")
     assert (pyenc.load(tmp_path / "saved").encode(TEXTS) == expected).all()
+
+
+@pytest.mark.parametrize("pooling", ["1_Pooling", "./1_Pooling", "1_Pooling//"])
+@pytest.mark.parametrize("encoder", ["", ".", "enc", "enc/", "./enc"])
+def test_folders_of_modules_in_any_spelling(encoder: str, pooling: str, tmp_path: Path) -> None:
+    """What is set since is written over the files that are read, not beside them."""
+    folder, saved = tmp_path / "model", tmp_path / "saved"
+    shutil.copytree(GOLDEN / "bert_mean_h4", folder)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"], modules[1]["path"] = encoder, pooling
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling/config.json").write_text('{"embedding_dimension": 64}')
+    (folder / encoder).mkdir(exist_ok=True)
+    for file in ("config.json", "model.safetensors", "sentence_bert_config.json", "tokenizer.json"):
+        shutil.move(folder / file, folder / encoder / file)
+    ours = pyenc.load(folder, pooling="cls", dtype="bfloat16")
+    ours.max_length = 7
+    ours.save(saved)
+    again = pyenc.load(saved, dtype="auto")
+    assert (again.max_length, again.recipe.pooling, again.model.dtype) == (7, "cls", torch.bfloat16)
+    assert json.loads((saved / encoder / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert json.loads((saved / "1_Pooling/config.json").read_text())["embedding_dimension"] == 64
+    assert (again.encode("the sky") == ours.encode("the sky")).all()

@@ -60,6 +60,20 @@ def test_a_vector_of_zeros(bert: pyenc.TextEncoder) -> None:
     assert bert.similarity(np.zeros(4, dtype=np.float32), np.ones(4, dtype=np.float32)).item() == 0
 
 
+@pytest.mark.parametrize("name", ["euclidean", "manhattan"])
+def test_distances_of_near_vectors(bert: pyenc.TextEncoder, name: str) -> None:
+    """However many are compared at once."""
+    encoder = pyenc.TextEncoder(
+        bert.checkpoint, bert.tokenizer, replace(bert.recipe, similarity=name)
+    )
+    random = np.random.default_rng(seed())
+    a = random.normal(size=(60, 64)).astype(np.float32)
+    b = (a + 1e-4 * random.normal(size=a.shape)).astype(np.float32)
+    right = [FORMULAS[name](x, y) for x, y in zip(a.astype(float), b.astype(float), strict=True)]
+    np.testing.assert_allclose(encoder.similarity(a, b).diagonal(), right, rtol=1e-4)
+    assert (encoder.similarity(a, a).diagonal() == 0).all()
+
+
 def test_by_the_files(tmp_path: Path) -> None:
     encoder = pyenc.load(with_similarity(tmp_path, "euclidean"))
     assert encoder.recipe.similarity == "euclidean"

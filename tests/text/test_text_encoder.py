@@ -298,3 +298,19 @@ def test_progress_bar_only_when_asked_or_on_a_terminal(
 def test_repr(encoder: pyenc.TextEncoder) -> None:
     for part in ("JinaBert v2", "dim=64", "max_length=8192", "cpu", "float32"):
         assert part in repr(encoder)
+
+
+def test_a_token_that_the_embeddings_have_no_row_for(tmp_path: Path) -> None:
+    """Its id is looked at before memory is."""
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN / "bert_mean_h4", folder)
+    plain = pyenc.load(folder)
+    assert plain.tokenizer is not None
+    rows, words = plain.model.config.vocab_size, plain.tokenizer.vocab_size
+    added = {f"newtok{i}": i for i in range(words, rows + 1)}
+    (folder / "added_tokens.json").write_text(json.dumps(added))
+    encoder = pyenc.load(folder)
+    assert encoder.encode(f"a newtok{rows - 1}").shape == (64,)
+    for output in ("pooled", "tokens"):
+        with pytest.raises(InputError, match=rf"\b{rows}\b"):
+            encoder.encode(["fox", f"a newtok{rows}"], output=output)

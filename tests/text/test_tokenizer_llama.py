@@ -121,6 +121,29 @@ def test_as_transformers_4(tmp_path: Path) -> None:
         assert plain(text)["input_ids"] != told(text)["input_ids"] == ids(folder, text)
 
 
+def test_other_tokens_around_a_text(tmp_path: Path) -> None:
+    """A special token at an end is not yet the one that belongs there."""
+    for said, right in (({"add_bos_token": True}, [BEGIN]), ({"add_eos_token": True}, [END])):
+        folder = mistral(tmp_path / str(right), **said)
+        around(folder, "$A")
+        word = ids(folder)[1:] if right == [BEGIN] else ids(folder)[:-1]
+        around(folder, "</s> $A <s>")
+        assert ids(folder) == (right + word if right == [BEGIN] else word + right)
+        assert TextTokenizer(folder).disputed
+
+
+def test_tokenizer_args_come_before_both(tmp_path: Path) -> None:
+    """What they leave out is not added, whatever tokenizer_config.json says, as in transformers."""
+    transformers = pytest.importorskip("transformers", minversion="5")
+    folder = mistral(tmp_path, add_bos_token=True, add_eos_token=True)
+    around(folder, "<s> $A")
+    for told in ({"add_eos_token": True}, {"add_bos_token": True}, {"add_eos_token": False}):
+        theirs = transformers.AutoTokenizer.from_pretrained(folder, **told)
+        ours = TextTokenizer(folder, overrides=told)
+        assert ours(["a fox"], 99)[0].ids.tolist() == theirs("a fox")["input_ids"]
+        assert not ours.disputed
+
+
 @pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "GPT2Tokenizer"])
 def test_another_class_is_told_by_tokenizer_json_alone(name: str, tmp_path: Path) -> None:
     """transformers 4 took these settings from Llama's class."""

@@ -43,8 +43,9 @@ CHANGES: list[dict[str, Any]] = [
     {"additional_special_tokens": ["[NEW]"]},
     {"extra_special_tokens": ["[NEW]", "newtok"]},
     {"extra_special_tokens": {"new_token": "[NEW]"}},
-    {"image_token": "[NEW]"},
+    {"image_token": "[NEW]", "video_token": None, "use_auth_token": False},
     {"never_split": ["CAFÉ"], "do_basic_tokenize": False, "clean_text": False},
+    {"fast_tokenizer_files": ["tokenizer.json"], "init_inputs": []},
     {"add_bos_token": True, "add_eos_token": True},
     {"tokenizer_class": "PreTrainedTokenizerFast"},
     {"tokenizer_class": "NameThatNobodyKnows"},
@@ -134,6 +135,16 @@ def test_tokens_that_tokenizer_args_name_are_used(tmp_path: Path) -> None:
     assert words.class_name == "BertTokenizer"
     (tokens,) = words(["a"], 9)
     assert tokens.ids[0] == words.vocab_size - 1
+
+
+def test_what_is_wrong_in_tokenizer_args_is_said_of_their_file(tmp_path: Path) -> None:
+    """Also where special_tokens_map.json names the token too, which is not the one that counts."""
+    folder = bert(tmp_path)
+    edit(folder / "tokenizer_config.json", lambda c: without(c, "added_tokens_decoder"))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": "[PAD]"}))
+    message = r"sentence_bert_config\.json: pad_token: expected a token, got 3"
+    with pytest.raises(CheckpointError, match=message):
+        TextTokenizer(folder, overrides={"pad_token": 3})
 
 
 @pytest.mark.parametrize(
@@ -268,6 +279,49 @@ def test_files_beside(tmp_path: Path) -> None:
     assert {"added_tokens.json", "chat_template.jinja"} <= set(SMALL_FILES)
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta"])
+def test_the_oldest_files_do_not_say_their_model(kind: str, tmp_path: Path) -> None:
+    folder = KINDS[kind](tmp_path)
+    right = ids(folder, "the quick")
+    edit(folder / "tokenizer.json", lambda old: old | {"model": without(old["model"], "type")})
+    assert ids(folder, "the quick") == right
+    as_transformers(folder, TEXTS)
+
+
+def test_what_the_map_says_of_added_tokens(tmp_path: Path) -> None:
+    """Those of added_tokens.json that are named as special are found as they are written, others
+    in any case; what the map names is special, whatever its object says."""
+    size = TextTokenizer(GOLDEN / "bert_mean_h4").vocab_size
+    texts = [*TEXTS, "NEWTOK newtok [NEW] [new] hello Hello"]
+    split = {"split_special_tokens": True}
+    for i, (mapped, config) in enumerate([
+        ({"extra_special_tokens": ["[NEW]"]}, {}),
+        ({"extra_special_tokens": {"new_token": "[NEW]"}}, {}),
+        ({"extra_special_tokens": ["[NEW]"]}, split),
+        ({"pad_token": "[NEW]", "custom_token": {"content": "Hello", "special": False}}, {}),
+        ({"custom_token": {"content": "Hello", "special": False}}, split),
+    ]):  # fmt: skip
+        folder = bert(tmp_path / str(i), **config)
+        edit(folder / "tokenizer_config.json", lambda c: without(c, "added_tokens_decoder"))
+        (folder / "special_tokens_map.json").write_text(json.dumps(mapped))
+        (folder / "added_tokens.json").write_text(json.dumps({"newtok": size, "[NEW]": size + 1}))
+        as_transformers(folder, texts)
+    assert ids(tmp_path / "0", "NEWTOK [NEW]")[1:-1] == [size, size + 1]
+    assert size + 1 not in ids(tmp_path / "0", "[new]")
+    assert size + 1 not in ids(tmp_path / "2", "[NEW]")
+    assert ids(tmp_path / "3", "hello Hello").count(size + 2) == 1
+    assert size + 2 not in ids(tmp_path / "4", "Hello")
+
+
+def test_a_list_of_tokens_that_is_none_is_refused_beside_the_maps(tmp_path: Path) -> None:
+    folder = bert(tmp_path, extra_special_tokens="ab")
+    edit(folder / "tokenizer_config.json", lambda c: without(c, "added_tokens_decoder"))
+    (folder / "special_tokens_map.json").write_text('{"extra_special_tokens": ["[NEW]"]}')
+    message = r"tokenizer_config\.json: extra_special_tokens: expected a list of tokens, got 'ab'"
+    with pytest.raises(CheckpointError, match=message):
+        TextTokenizer(folder)
+
+
 def test_the_model_says_qwens_class(tmp_path: Path) -> None:
     """Of Qwen 2, whatever class its files name; of Qwen 3 the files do, as of others. What ends a
     text is what tokenizer.json says, whatever is said of `add_eos_token` beside it; without that
@@ -341,14 +395,37 @@ def test_word_lists_are_cut_at_newlines_alone(entry: str, tmp_path: Path) -> Non
         ("tokenizer_config.json", {"cls_token": None}, "cls_token: null, but BertTokenizer needs"),
         ("tokenizer_config.json", {"cls_token": 3}, "cls_token: expected a token, got 3"),
         ("tokenizer_config.json", {"fast_tokenizer_files": ["a.json"]}, "fast_tokenizer_files"),
+        ("tokenizer_config.json", {"init_inputs": ["a"]}, "init_inputs: not served: ['a']"),
+        ("tokenizer_config.json", {"image_token": 3}, "image_token: expected a token, got 3"),
         ("tokenizer_config.json", {"extra_special_tokens": "x"}, "expected a list of tokens"),
+        (
+            "tokenizer_config.json",
+            {"additional_special_tokens": "x"},
+            "additional_special_tokens: expected a list of tokens, got 'x'",
+        ),
+        (
+            "tokenizer_config.json",
+            {"additional_special_tokens": [3]},
+            "additional_special_tokens: expected a token, got 3",
+        ),
+        ("special_tokens_map.json", {"extra_special_tokens": [3]}, "extra_special_tokens: expec"),
+        ("special_tokens_map.json", {"additional_special_tokens": [3]}, "tokens: expected a token"),
+        ("special_tokens_map.json", {"additional_special_tokens": 3}, "expected a list of tokens"),
+        (
+            "tokenizer_config.json",
+            {"mask_token": {"content": "[MASK]", "lstrip": 1}},
+            "mask_token: expected a token with true or false",
+        ),
+        ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "decoder: expected an object"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"a": {}}}, "expected tokens by id"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"1": "x"}}, "by id, got '1': 'x'"),
         (
             "tokenizer_config.json",
             {"added_tokens_decoder": {"9999": {"content": "newtok"}}},
             "'newtok' is said to be 9999",
         ),
         ("special_tokens_map.json", {"do_lower_case": False}, "do_lower_case: not a special token"),
+        ("special_tokens_map.json", {"add_bos_token": True}, "add_bos_token: not a special token"),
         ("added_tokens.json", {"newtok": 9999}, "'newtok' is said to be 9999"),
         ("added_tokens.json", {"newtok": "1"}, "'newtok': expected an id"),
         ("tokenizer.json", {"lowercase": True}, "lowercase: an unknown setting; known: version"),
