@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention import cpu as attention_cpu
@@ -122,17 +121,16 @@ class _Tables:
         self.count = -(-rows // STRIP) * STRIP
         self.rooms = [Buffer(q, torch.float32) for _ in range(2)]
 
-        def whole(name: str) -> Tensor | None:
+        def turned(name: str) -> Tensor | None:
             table: Tensor | None = getattr(terms, name)
             if table is None:
                 return None
             check_like(OP, name, table, (rows, heads, dim), q.dtype)
-            return F.pad(table.float().transpose(0, 1), (0, 0, 0, self.count - rows))
+            made = q.new_zeros((heads, dim, self.count), dtype=torch.float32)
+            made[:, :, :rows] = table.permute(1, 2, 0)
+            return made
 
-        self.keys, self.queries = whole("position_keys"), whole("position_queries")  # (H, R, D)
-        self.turned = [
-            None if x is None else x.transpose(1, 2).contiguous() for x in (self.keys, self.queries)
-        ]
+        self.keys, self.queries = turned("position_keys"), turned("position_queries")  # (H, D, R)
 
 
 class _Part:
@@ -152,10 +150,12 @@ class _Part:
             "kind": BIAS_CODES["dense"], "bias_dtype": 0, "reach": n
         }  # fmt: skip
         self.ours: dict[str, Any] = {
-            "keys": attention_cpu.rows_of(self.k), "position_keys": pointer(tables.turned[0]),
-            "position_queries": pointer(tables.turned[1]), "n_heads": self.batch,
+            "keys": attention_cpu.rows_of(self.k), "position_keys": pointer(tables.keys),
+            "position_queries": pointer(tables.queries), "n_heads": self.batch,
             "n_sequences": len(side.group.starts), "head_dim": dim, "n_keys": n,
             "n_rows": tables.count, "scale": terms.scale, "threads": torch.get_num_threads(),
+            # Those of a slab, as long as there is none.
+            "queries": (0, 0, 0), "n_queries": 0, "rows": 0, "turned": 0,
         }  # fmt: skip
         self.of_keys: Tensor | None = None  # (B, n, R)
         self.grad_of_keys: Tensor | None = None
@@ -163,8 +163,7 @@ class _Part:
             numbers = self.batch * n * tables.count
             room = tables.rooms[0].of(numbers + SPARE)
             self.of_keys = room[:numbers].view(self.batch, n, tables.count)
-            with self._slab(slice(0, 0)) as call:
-                module_for(OP).disentangled_of_keys(call, pointer(self.of_keys))
+            module_for(OP).disentangled_of_keys(self.ours, pointer(self.of_keys))
 
     def take(self, x: Tensor) -> Tensor:
         """(T, H, D) -> (n, B, D) float32, D side by side."""
@@ -219,10 +218,12 @@ class _Part:
         for here, grad in of_rows:
             if grad is not None and self.tables.keys is not None:
                 q_bid = self.q[here].transpose(0, 1)
-                dq[here] += sums.of_keys(grad, q_bid, self.tables.keys).transpose(0, 1)
+                dq[here] += sums.of_keys(grad, q_bid, self.tables.keys.transpose(1, 2)).transpose(
+                    0, 1
+                )
         if self.grad_of_keys is not None and self.tables.queries is not None:
             k_bnd = self.k.transpose(0, 1)
-            more = sums.of_queries(self.grad_of_keys, k_bnd, self.tables.queries)
+            more = sums.of_queries(self.grad_of_keys, k_bnd, self.tables.queries.transpose(1, 2))
             dk += more.transpose(0, 1)
 
     @contextmanager

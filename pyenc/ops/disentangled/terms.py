@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from ..attention.groups import BLOCK_ELEMENTS, Group, groups_of
+from ..sharing import shared
 from .rows import DistanceRows
+
+FEW = 256
+"""Tokens of sequences whose rows are kept for all layers: no more than half a megabyte of them, and
+beside fewer pairs they are what takes time."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,17 @@ class Side:
         return self.rows.of(self.at[here, None] - self.at)
 
     def rows_of(self, here: slice) -> tuple[Tensor, Tensor]:
-        """The same in int32, and turned round, (n, i)."""
+        """The same in int32, and turned round, (n, i); those of few places are made once a
+        forward."""
         if not self.places:
             rows = self.tile_rows(here).int()
             return rows, rows.t().contiguous()
+        if self.group.n > FEW:
+            return self._rows_of_places(here)
+        key = ("disentangled rows", self.group.n, here.start, here.stop, self.rows)
+        return shared(lambda: self._rows_of_places(here), (*key, self.at.device))
+
+    def _rows_of_places(self, here: slice) -> tuple[Tensor, Tensor]:
         n = self.group.n
         ahead = self.rows.of(torch.arange(1 - n, n, device=self.at.device)).int()
         # A window of n numbers begins one place further on for each query, or key, before.
