@@ -218,9 +218,8 @@ class _Part:
         for here, grad in of_rows:
             if grad is not None and self.tables.keys is not None:
                 q_bid = self.q[here].transpose(0, 1)
-                dq[here] += sums.of_keys(grad, q_bid, self.tables.keys.transpose(1, 2)).transpose(
-                    0, 1
-                )
+                more = sums.of_keys(grad, q_bid, self.tables.keys.transpose(1, 2))
+                dq[here] += more.transpose(0, 1)
         if self.grad_of_keys is not None and self.tables.queries is not None:
             k_bnd = self.k.transpose(0, 1)
             more = sums.of_queries(self.grad_of_keys, k_bnd, self.tables.queries.transpose(1, 2))
