@@ -11,6 +11,7 @@ from torch import Tensor
 from ...errors import InputError
 from .. import oracle
 from ..activation import check_activation
+from ..autocast import as_autocast
 from ..backend import (
     BACKENDS,
     OF_LINEAR,
@@ -75,7 +76,7 @@ def experts(
     check_beside("experts", x, chosen=chosen)
     _check(x, chosen, weights, up, down)
     check_activation("experts", activation)
-    x, up, down = (_as_autocast(tensor) for tensor in (x, up, down))
+    x, up, down = (as_autocast(tensor) for tensor in (x, up, down))
     if x.dtype != up.dtype or x.dtype != down.dtype:
         raise InputError(
             f"experts: x, up and down must share a dtype; got {x.dtype}, {up.dtype}, {down.dtype}"
@@ -94,13 +95,6 @@ def experts(
         )
         return opaque
     return summed(x, chosen, weights, up, down, activation, backend)
-
-
-def _as_autocast(x: Tensor) -> Tensor:
-    kind = x.device.type
-    if kind not in ("cpu", "cuda") or x.dtype == torch.float64:
-        return x
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def _check(x: Tensor, chosen: Tensor, weights: Tensor, up: Tensor, down: Tensor) -> None:
