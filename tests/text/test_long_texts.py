@@ -68,7 +68,7 @@ def test_cut_as_if_whole(
         {"content": "yy"},
         {"content": "你好"},
         {"content": ",3"},
-        {"content": "fox", "single_word": True},
+        {"content": "fox", "single_word": True, "normalized": False},
     ],
 )
 def test_added_tokens_across_a_cut(
