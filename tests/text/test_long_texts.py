@@ -69,6 +69,7 @@ def test_cut_as_if_whole(
         {"content": "yy"},
         {"content": "你好"},
         {"content": ",3"},
+        {"content": "fox", "single_word": True, "normalized": False},
     ],
 )
 def test_added_tokens_across_a_cut(
@@ -80,6 +81,7 @@ def test_added_tokens_across_a_cut(
     monkeypatch.setattr(text_pieces, "A_TOKEN", 1)
     monkeypatch.setattr(text_pieces, "SIZE", 50)
     texts = [*odd_texts(25, 200, seed=5), "New York " * 90, "a,34 b" * 90]
+    texts += ["a,3  \n  newtok b " * 60, *("b" * i + " fox你" * 90 for i in range(5))]
     whole, pieces = Uncut(folder)(texts, 40, True), TextTokenizer(folder)(texts, 40, True)
     for a, b in zip(whole, pieces, strict=True):
         assert a.ids.tolist() == b.ids.tolist()

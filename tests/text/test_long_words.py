@@ -176,6 +176,27 @@ def test_endless_words_by_parts(
     assert parts > 12
 
 
+@pytest.mark.parametrize("strips", ["lstrip", "rstrip"])
+def test_white_space_that_an_added_token_takes(
+    strips: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far it goes on."""
+    some = random.Random(torch.initial_seed())
+    made = _byte_level(some)
+    made.add_tokens([AddedToken("<x>", **{strips: True})])
+    made.save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr(text_pieces, "SHORT", 0)
+    monkeypatch.setattr(text_pieces, "A_TOKEN", 1)
+    whole, ours = Uncut(tmp_path), TextTokenizer(tmp_path)
+    for text in ("ab" + " " * 900 + "<x>" + " " * 900 + "ba", "<x>".join(["\n" * 700] * 3)):
+        for size in (50, 120):
+            monkeypatch.setattr(text_pieces, "SIZE", size)
+            for limit in (20, 10**6):
+                (a,), (b,) = whole([text], limit, spans=True), ours([text], limit, spans=True)
+                assert a.ids.tolist() == b.ids.tolist()
+                assert np.array_equal(a.spans, b.spans)  # type: ignore[arg-type]
+
+
 def test_merges_that_never_settle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chain by which a word's end decides its first token: tokenised whole, which is said."""
     letters = [chr(0x4E00 + i) for i in range(2000)]

@@ -37,8 +37,9 @@ def test_prompts(
         warnings.simplefilter("error")
         assert (encoder.encode_query(TEXTS) == bert.encode(TEXTS, prompt=query)).all()
         assert (encoder.encode_document(TEXTS) == bert.encode(TEXTS, prompt=document)).all()
-        streamed = next(iter(encoder.encode_stream(TEXTS, task="query", block=99)))
-    assert (streamed == bert.encode(TEXTS, prompt=query)).all()
+        for task, prompt in (("query", query), ("document", document)):
+            streamed = next(iter(encoder.encode_stream(TEXTS, task=task, block=99)))
+            assert (streamed == bert.encode(TEXTS, prompt=prompt)).all()
 
 
 @pytest.mark.parametrize("name", ["passage", "corpus"])

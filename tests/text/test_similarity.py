@@ -14,6 +14,7 @@ import torch
 
 import pyenc
 from pyenc.errors import CheckpointError, InputError, InputTypeError
+from pyenc.text.recipe import read_recipe
 from tests.conftest import GOLDEN
 from tests.seeds import seed
 
@@ -85,6 +86,11 @@ def test_by_the_files(tmp_path: Path) -> None:
     assert pyenc.load(with_similarity(tmp_path, None)).recipe.similarity == "cosine"
 
 
+@pytest.mark.parametrize("name", FORMULAS)
+def test_each_is_known_by_its_name(tmp_path: Path, name: str) -> None:
+    assert read_recipe(with_similarity(tmp_path, name)).similarity == name
+
+
 @pytest.mark.parametrize("name", ["maxsim", "dot_score", 3, ["cosine"]])
 def test_unknown_ones_are_refused(tmp_path: Path, name: Any) -> None:
     with pytest.raises(CheckpointError, match=r"similarity_fn_name .* is not served; served: cos"):
@@ -94,8 +100,11 @@ def test_unknown_ones_are_refused(tmp_path: Path, name: Any) -> None:
 def test_bad_input(bert: pyenc.TextEncoder) -> None:
     with pytest.raises(InputError, match=r"got \(3, 4\) and \(2, 5\)"):
         bert.similarity(np.ones((3, 4)), np.ones((2, 5)))
-    with pytest.raises(InputError, match=r"got \(1, 3, 4\) and"):
-        bert.similarity(np.ones((1, 3, 4)), np.ones((2, 4)))
+    for a, b in ((np.ones((1, 3, 4)), np.ones((2, 4))), (np.ones((2, 4, 4)), np.ones((2, 4)))):
+        with pytest.raises(InputError, match=r"got \(\d, \d, 4\) and"):
+            bert.similarity(a, b)
+        with pytest.raises(InputError, match=r"and \(\d, \d, 4\)"):
+            bert.similarity(b, a)
     with pytest.raises(InputError, match=r"one shape, .* got \(3, 4\) and \(2, 4\)"):
         bert.similarity_pairwise(np.ones((3, 4)), np.ones((2, 4)))
     with pytest.raises(InputTypeError, match=r"floating point, got torch\.int8"):
