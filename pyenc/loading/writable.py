@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ..errors import CheckpointError, InputError
 from ..models import Encoder, EncoderConfig
-from ..models.config import DROPOUTS
+from ..models.config_fields import DROPOUTS
 from ..models.families import ConfigFile, Family, with_head
 from ..models.int8 import quantization, quantize_layers
 from ..models.meta import on_meta

@@ -1,10 +1,11 @@
 """One `Encoder`, one `EncoderConfig`, and a small file for each checkpoint family."""
 
-from .config import EncoderConfig, HeadConfig
+from .config import EncoderConfig
 from .convolution import Convolution
 from .disentangled import Disentangled
 from .encoder import Encoder
 from .experts import Experts
+from .head_config import HeadConfig
 from .position import register_position
 from .table_alibi import NAME, TableALiBi
 

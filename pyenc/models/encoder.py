@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputAttributeError, InputError, InputTypeError
+from ..errors import InputAttributeError, InputTypeError
 from ..forking import check_forked
 from ..ops import ALiBi, RelativePositionBias
 from ..ops.attention.bias import OwnBias, slopes_on
@@ -32,6 +32,7 @@ from .head import MaskedLMHead
 from .layers import Layer, PreNormLayer
 from .modules import Norm, called, untouched
 from .neighbours import Neighbours
+from .outputs import Outputs
 from .packing import Packed, check_packed, check_ranges, count_from_padding, pack
 from .places import places
 from .position import check_apart, make_position
@@ -42,7 +43,7 @@ SETTINGS = ("backend", "skip_eps")
 """What may be set of an encoder that is made."""
 
 
-class Encoder(nn.Module):
+class Encoder(Outputs):
     """Token ids in, hidden states out.
 
     Parameters are made as torch's own modules make them: random, in torch's default dtype and on
@@ -328,65 +329,6 @@ class Encoder(nn.Module):
     @property
     def is_gradient_checkpointing(self) -> bool:
         return self._recompute is not None
-
-    def pooler_output(self, first_BC: Tensor) -> Tensor:
-        """tanh(dense(x)) of first tokens (B, C), for checkpoints that carry a pooler."""
-        if self.pooler is None:
-            raise InputError("this checkpoint has no pooler (pooler.dense.weight)")
-        return torch.tanh(self.pooler(first_BC))
-
-    def token_logits(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-    ) -> Tensor:
-        """Logits of the masked-LM head, as `logits` of the published models.
-
-        They take N * V numbers a row, and under a mask twice that while they are made. Of some
-        tokens alone, such as the masked ones in pretraining: `logits`.
-
-        Args:
-            input_ids, attention_mask, token_type_ids: (B, N) each, as of `forward`.
-
-        Returns:
-            (B, N, V), dtype of the parameters; V is `config.vocab_size`, also where the tokenizer
-            has fewer words. Exact zeros where the mask is zero.
-
-        Raises:
-            InputError: as of `forward`, or the checkpoint has no whole masked-LM head.
-        """
-        check_forked()
-        self.check_head()
-        packed = pack(input_ids, attention_mask, token_type_ids, self.config.padding_id)
-        return packed.unpack(self.logits(self.hidden(packed)))
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of the masked-LM head for hidden states, those of `forward_packed` say.
-
-        Args:
-            hidden: (..., C), in the dtype of the parameters.
-
-        Returns:
-            (..., V), in that dtype.
-
-        Raises:
-            InputError: the checkpoint has no whole masked-LM head, or the shape is wrong.
-        """
-        words_VC = self.embeddings.word.weight
-        logits: Tensor = called(self.check_head(), self.backend, hidden, words_VC)
-        return logits
-
-    def check_head(self) -> MaskedLMHead:
-        """The masked-LM head, before anything is computed for it.
-
-        Raises:
-            InputError: there is none, or no whole one; the message names what is missing.
-        """
-        if self.lm_head is None:
-            why = self.config.no_lm_head or "its EncoderConfig has no lm_head"
-            raise InputError(f"this encoder has no masked-LM head: {why}")
-        return self.lm_head
 
 
 def _put(states: list[Tensor] | None, x_TC: Tensor, term_TC: Tensor | None = None) -> None:

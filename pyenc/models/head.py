@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import linear
-from .config import EncoderConfig, HeadConfig
+from .config import EncoderConfig
+from .head_config import HeadConfig
 from .modules import Linear, Norm, activated, called, untouched
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyenc.errors import InputError
 from pyenc.loading import load_checkpoint, own_checkpoint, save_checkpoint
 from pyenc.models import Encoder, EncoderConfig
-from pyenc.models.config import HeadConfig
+from pyenc.models.head_config import HeadConfig
 from pyenc.models.packing import pack
 from pyenc.models.rotary import Rotary
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 
 from ...errors import CheckpointError
-from ..config import MOST_STEPS, EncoderConfig, HeadConfig
+from ..config import MOST_STEPS, EncoderConfig
+from ..head_config import HeadConfig
 from .family import (
     ConfigFile,
     Family,

@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import CheckpointError, UnknownArchitectureError
-from ..config import EncoderConfig, HeadConfig
+from ..config import EncoderConfig
 from ..convolution import Convolution
 from ..disentangled import Disentangled
+from ..head_config import HeadConfig
 from .family import (
     LARGEST,
     ConfigFile,

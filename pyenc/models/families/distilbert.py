@@ -5,7 +5,8 @@ Sanh et al., arXiv 1910.01108. BERT without token types and pooler, under other 
 
 from __future__ import annotations
 
-from ..config import EncoderConfig, HeadConfig
+from ..config import EncoderConfig
+from ..head_config import HeadConfig
 from .family import ConfigFile, Family, HeadNames, Names, Parts, Published, both
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config import EncoderConfig, HeadConfig
+from ..config import EncoderConfig
+from ..head_config import HeadConfig
 from . import bert
 from .family import ConfigFile, Family, HeadNames, Names, Parts, Published, both
 

@@ -8,7 +8,8 @@ several heads may share. Its padding is the token that ends every text.
 from __future__ import annotations
 
 from ...errors import CheckpointError
-from ..config import EncoderConfig, HeadConfig
+from ..config import EncoderConfig
+from ..head_config import HeadConfig
 from .family import ConfigFile, Family, HeadNames, Names, Published
 from .llama import LAYER, SIGNATURE, optional, padding, parts, rotary
 

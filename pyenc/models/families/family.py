@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ...errors import CheckpointError, UnknownArchitectureError
-from ..config import EncoderConfig, HeadConfig
+from ..config import EncoderConfig
+from ..head_config import HeadConfig
 
 ACTIVATION_NAMES = {
     "gelu": "gelu",

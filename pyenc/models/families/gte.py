@@ -8,7 +8,8 @@ rows are the gate.
 from __future__ import annotations
 
 from ...errors import CheckpointError
-from ..config import EncoderConfig, HeadConfig
+from ..config import EncoderConfig
+from ..head_config import HeadConfig
 from ..rotary import Rotary
 from .family import (
     ConfigFile,

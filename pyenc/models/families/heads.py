@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...errors import CheckpointError
-from ..config import EncoderConfig, HeadConfig
+from ..config import EncoderConfig
+from ..head_config import HeadConfig
 from .family import ConfigFile, Family, HeadNames, Names, Parts, both, weights
 
 

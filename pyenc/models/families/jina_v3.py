@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import CheckpointError
-from ..config import EncoderConfig, HeadConfig
+from ..config import EncoderConfig
+from ..head_config import HeadConfig
 from ..rotary import Rotary
 from .family import (
     ConfigFile,

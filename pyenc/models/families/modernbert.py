@@ -8,7 +8,8 @@ layer's attention. `config.json` is spelled in two ways, of transformers 4 and o
 from __future__ import annotations
 
 from ...errors import CheckpointError
-from ..config import EncoderConfig, HeadConfig
+from ..config import EncoderConfig
+from ..head_config import HeadConfig
 from .family import ConfigFile, Family, HeadNames, Names, Parts, Published, both, weights
 from .windows import FULL, SLIDING, every, listed, rotary_of
 

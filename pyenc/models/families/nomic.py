@@ -10,8 +10,9 @@ every second layer's feed-forward is a mixture of experts as MegaBlocks' `dMoE` 
 from __future__ import annotations
 
 from ...errors import CheckpointError
-from ..config import EncoderConfig, HeadConfig
+from ..config import EncoderConfig
 from ..experts import Experts
+from ..head_config import HeadConfig
 from ..rotary import Rotary
 from .family import (
     ConfigFile,
