@@ -6,7 +6,7 @@ GRAIN tokens (slots.py).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,10 @@ from ..launching import Plans
 from ..slots import GRAIN, n_slots
 from .kernel import disentangled_forward
 
-__all__ = ["MAX_HEAD_DIM", "Rows", "forward"]
+__all__ = ["MARGIN", "MAX_HEAD_DIM", "forward"]
+
+MARGIN = 2 * GRAIN.value
+"""How much further places of one tile may be apart than those that the tile is there for."""
 
 HELD = 2**27
 """Numbers of tokens with rows that are held at once, of each of the two: heads are taken in turn
@@ -28,31 +31,20 @@ ALIGNED = 8
 """Rows are filled up to a multiple: products whose rows begin at any address are slow ones."""
 
 
-class Rows(NamedTuple):
-    """Which row of the tables a distance d = i - j has.
-
-    line (2 reach + 1,) int32, contiguous: those of distances from -reach to reach. None: row
-    at_zero + d, or the nearest that there is. From reach on they do not change, on either side,
-    nor is any distance of a call longer where that is not so.
-    """
-
-    line: Tensor | None
-    reach: int
-    at_zero: int
-
-
 def forward(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, position_keys: Tensor | None,
-    position_queries: Tensor | None, rows: Rows, scale: float, positions: Tensor | None = None,
+    position_queries: Tensor | None, line: Tensor, scale: float, positions: Tensor | None = None,
     config: Config | None = None,
 ) -> Tensor:  # fmt: skip
-    """softmax(s) v, each sequence attending to itself alone, with r the row of a distance and
+    """softmax(s) v, each sequence attending to itself alone, with r the row of distance i - j and
     s_ij = scale * (q_i . k_j + q_i . position_keys[r] + k_j . position_queries[r]).
 
     q, k, v (T, H, D) float32, bfloat16 or float16, D at most MAX_HEAD_DIM, last axes contiguous;
     cu_seqlens (B + 1,) int32 or int64, from 0 to T and not decreasing; position_keys,
-    position_queries (R, H, D) of q's dtype, not both None; positions (T,) int32 or int64,
-    contiguous, increasing in each sequence. Returns (T, H, D).
+    position_queries (R, H, D) of q's dtype, not both None; line (2 (reach + MARGIN) + 1,) int32,
+    contiguous: the rows of distances from -reach - MARGIN on, which from reach on are the same on
+    either side, or no distance is longer; positions (T,) int32 or int64, contiguous, increasing in
+    each sequence. Returns (T, H, D).
 
     Nothing is checked here, and nothing waits for the device; pyenc.ops checks.
     """
@@ -70,39 +62,34 @@ def forward(
         _launch(
             *(x[:, here] for x in (q, k, v, out)), cu_seqlens,
             *(None if x is None else x[:, here] for x in (position_keys, position_queries)),
-            rows, scale, positions, config,
+            line, scale, positions, config,
         )  # fmt: skip
     return out
 
 
 def _launch(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, cu_seqlens: Tensor,
-    position_keys: Tensor | None, position_queries: Tensor | None, rows: Rows, scale: float,
+    position_keys: Tensor | None, position_queries: Tensor | None, line: Tensor, scale: float,
     positions: Tensor | None, config: Config,
 ) -> None:  # fmt: skip
     """`forward` of some heads."""
     tokens, heads, head_dim = q.shape
     of_queries = None if position_keys is None else by_row(q, position_keys, scale)
     of_keys = None if position_queries is None else by_row(k, position_queries, scale)
-    there, table = of_queries, position_keys
-    if there is None or table is None:
-        there, table = of_keys, position_queries
+    there = of_keys if of_queries is None else of_queries
     assert there is not None
-    assert table is not None
     slots = n_slots(tokens, cu_seqlens.shape[0] - 1, GRAIN.value)
     plan = _FORWARD.of(
-        config, of_queries is not None, of_keys is not None, rows.line is not None,
-        tokens > rows.reach, positions is not None, head_dim,
-    )  # fmt: skip
+        config, of_queries is not None, of_keys is not None, positions is not None, head_dim
+    )
     grid = (heads * slots * (GRAIN.value // config.block_m),)
     tensors = (
         q, k, v, out, or_other(of_queries, q), or_other(of_keys, q),
-        or_other(rows.line, cu_seqlens), cu_seqlens, or_other(positions, cu_seqlens),
+        line, cu_seqlens, or_other(positions, cu_seqlens),
     )  # fmt: skip
     strides = *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], out.stride(0), *there.stride()[:2]
-    numbers = (
-        cu_seqlens.shape[0] - 1, slots, rows.reach, rows.at_zero, table.shape[0], float(scale)
-    )  # fmt: skip
+    wide = line.shape[0] // 2
+    numbers = cu_seqlens.shape[0] - 1, slots, wide, wide - MARGIN, float(scale)
     plan(grid, tensors, (*strides, *numbers))
 
 
@@ -113,7 +100,8 @@ def by_row(x: Tensor, table: Tensor, scale: float) -> Tensor:
     Rounded to it, as whoever computes in halves rounds each of a score's terms, and its sum. It is
     scaled before, so that of float16 no larger number is asked than scores are.
     """
-    table = F.pad(table, (0, 0, 0, 0, 0, -table.shape[0] % ALIGNED))
+    if lacking := -table.shape[0] % ALIGNED:
+        table = F.pad(table, (0, 0, 0, 0, 0, lacking))
     tokens, rows = x.transpose(0, 1), table.permute(1, 2, 0)
     factor = scale * LOG2E.value
     if x.device.type == "cpu":  # which multiplies halves slowly or inexactly
@@ -122,16 +110,12 @@ def by_row(x: Tensor, table: Tensor, scale: float) -> Tensor:
 
 
 def _constants(
-    config: Config, has_keys: bool, has_queries: bool, has_line: bool, has_far: bool,
-    has_positions: bool, head_dim: int,
-) -> dict[str, Any]:  # fmt: skip
+    config: Config, has_keys: bool, has_queries: bool, has_positions: bool, head_dim: int
+) -> dict[str, Any]:
     return {
         "HAS_KEYS": has_keys,
         "HAS_QUERIES": has_queries,
-        "HAS_LINE": has_line,
-        "HAS_FAR": has_far,
         "HAS_POSITIONS": has_positions,
-        "STAGES": 1,
         "HEAD_DIM": head_dim,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,

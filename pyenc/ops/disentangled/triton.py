@@ -30,7 +30,7 @@ def why_not(
         return "it has no dropout"
     if q.shape[-1] > MAX_HEAD_DIM:
         return f"head dim {q.shape[-1]} is more than {MAX_HEAD_DIM}"
-    if rows is not None and rows.buckets and positions is not None:
+    if rows is not None and positions is not None:
         reach = same_from(rows)
         if reach > LONGEST:
             return (
@@ -49,16 +49,15 @@ def forward(
     if not q.is_cuda:  # where a look at the values would wait for the device
         check_values(q, cu_seqlens, positions, rows)
     kernels = triton_launch.module_for("disentangled")
-    reach, line = same_from(rows), None
-    if rows.buckets:
-        reach = reach if positions is not None else min(reach, max(q.shape[0] - 1, 0))
-        line = shared(
-            lambda: line_of(rows, reach, q.device), (OP, "line", rows, reach, q.device)
-        )  # fmt: skip
+    reach = same_from(rows)
+    if positions is None:  # whose distances are those of places
+        reach = min(reach, max(q.shape[0] - 1, 0))
+    wide = reach + kernels.MARGIN
+    line = shared(lambda: line_of(rows, wide, q.device), (OP, "line", rows, wide, q.device))
     with on_card_of(q), exactly(q.device):
         out: Tensor = kernels.forward(
             *map(rows_contiguous, (q, k, v)), cu_seqlens.contiguous(), position_keys,
-            position_queries, kernels.Rows(line, reach, rows.span - rows.first), scale,
+            position_queries, line, scale,
             None if positions is None else positions.contiguous(),
         )  # fmt: skip
     return out
