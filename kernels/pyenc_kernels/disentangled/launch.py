@@ -6,6 +6,7 @@ GRAIN tokens (slots.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,13 +59,17 @@ def forward(
     parts = -(-heads * tokens * tables[0].shape[0] // HELD)
     step = -(-heads // min(parts, heads))
     for first in range(0, heads, step):
-        here = slice(first, first + step)
+        here = slice_of_heads(first, min(step, heads - first))
         _launch(
-            *(x[:, here] for x in (q, k, v, out)), cu_seqlens,
-            *(None if x is None else x[:, here] for x in (position_keys, position_queries)),
-            line, scale, positions, config,
+            here(q), here(k), here(v), here(out), cu_seqlens, here(position_keys),
+            here(position_queries), line, scale, positions, config,
         )  # fmt: skip
     return out
+
+
+def slice_of_heads(first: int, count: int) -> Callable[[Any], Any]:
+    """What gives those of a tensor (x, H, D), or None of none."""
+    return lambda x: None if x is None else x.narrow(1, first, count)
 
 
 def _launch(

@@ -20,6 +20,8 @@ MAX_HEAD_DIM = 256
 LONGEST = 2**20
 """Distances with rows of their own on each side, where positions may be as far apart as they like:
 a line of them takes 8 MB."""
+MOST_ROWS = 2**24
+"""Of a table: the offsets of a tile's keys among a head's numbers are counted in 32 bits."""
 
 
 def why_not(
@@ -30,6 +32,8 @@ def why_not(
         return "it has no dropout"
     if q.shape[-1] > MAX_HEAD_DIM:
         return f"head dim {q.shape[-1]} is more than {MAX_HEAD_DIM}"
+    if rows is not None and rows.count > MOST_ROWS:
+        return f"{rows.count} rows are more than {MOST_ROWS}"
     if rows is not None and positions is not None:
         reach = same_from(rows)
         if reach > LONGEST:
