@@ -119,6 +119,16 @@ def test_other_scales(scale: float, device: str) -> None:
     Case([90, 5], BUCKETS, device, scale=scale).check()
 
 
+@pytest.mark.parametrize("far", [0, 1, 2, 3])
+def test_a_row_whose_numbers_are_powers_of_its_own(far: int, device: str) -> None:
+    """Large ones, of distances that all have it, must not be left out of a row's maximum."""
+    case = Case([100], DistanceRows(2), device)
+    for table in case.tables:
+        assert table is not None
+        table[far] *= 300
+    case.check()
+
+
 def test_no_tokens(device: str) -> None:
     for lengths in ([], [0], [0, 0]):
         case = Case(lengths, BUCKETS, device)
