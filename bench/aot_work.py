@@ -23,6 +23,7 @@ from pyenc.ops.attention.terms import terms_of
 from pyenc_kernels import (
     attention,
     configs,
+    disentangled,
     embedding,
     gated,
     norm,
@@ -120,6 +121,7 @@ WIDE = ("none", "window", "t5", "dense", "line")
 """Variants that are compiled with wide heads too, where shared memory is scarce: what the families
 with such heads run, and what is gathered for each pair."""
 SHAPES = dict.fromkeys(VARIANTS, "64") | {
+    "disentangled": "64",
     "embedding": "768",
     "gated": "3072",
     "gated_linear": "3072",
@@ -130,8 +132,8 @@ SHAPES = dict.fromkeys(VARIANTS, "64") | {
 }
 MAIN = (
     "none", "alibi", "alibi-whole", "alibi-fixed", "alibi-fixed-whole", "alibi-int64", "t5",
-    "t5-fixed", "line-fixed", "line-fixed-whole", "window", "embedding", "gated", "gated_linear",
-    "norm", "norm_rotary", "rotary", "segment_mean",
+    "t5-fixed", "line-fixed", "line-fixed-whole", "window", "disentangled", "embedding", "gated",
+    "gated_linear", "norm", "norm_rotary", "rotary", "segment_mean",
 )  # fmt: skip
 """Ops that at their shape in bfloat16 may neither spill (with fewer registers than the compiler
 wants: not in a loop) nor have their products serialised; of the other variants it is written
@@ -277,7 +279,9 @@ def _call(work: Work) -> None:
     dtype = getattr(torch, work.dtype)
     width, tokens = work.size
     cu_seqlens = torch.tensor([0, tokens], dtype=torch.int32)
-    if work.op == "embedding":
+    if work.op == "disentangled":
+        _call_disentangled(dtype, tokens, width, cu_seqlens)
+    elif work.op == "embedding":
         _call_embedding(dtype, tokens, width)
     elif work.op == "gated":
         halves = torch.zeros(tokens, 2 * width, dtype=dtype).chunk(2, -1)
@@ -302,6 +306,24 @@ def _call(work: Work) -> None:
         segment_mean.backward(out, x, cu_seqlens, None, False, out, stats)
     else:
         _call_attention(VARIANTS[work.op], dtype, tokens, width, cu_seqlens)
+
+
+def _call_disentangled(
+    dtype: torch.dtype, tokens: int, width: int, cu_seqlens: torch.Tensor
+) -> None:
+    """Both terms, as DeBERTa has them, and either; positions; rows that fill no alignment."""
+    q = torch.zeros(tokens, HEADS, width, dtype=dtype)
+    line = torch.zeros(2 * (128 + disentangled.MARGIN) + 1, dtype=torch.int32)
+
+    def call(rows: int, which: str, positions: torch.Tensor | None = None) -> None:
+        table = torch.zeros(rows, HEADS, width, dtype=dtype)
+        tables = (table if name in which else None for name in ("keys", "queries"))
+        disentangled.forward(q, q, q, cu_seqlens, *tables, line, 0.1, positions)
+
+    call(512, "keys, queries")
+    call(512, "keys, queries", torch.arange(tokens))
+    call(255, "keys")
+    call(512, "queries")
 
 
 def _call_embedding(dtype: torch.dtype, tokens: int, width: int) -> None:

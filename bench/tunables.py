@@ -13,8 +13,18 @@ from typing import Any
 
 import torch
 
-from pyenc.ops import alibi_slopes
-from pyenc_kernels import attention, embedding, gated, norm, norm_rotary, rotary, segment_mean
+from pyenc.ops import DistanceRows, alibi_slopes
+from pyenc.ops.disentangled.triton import line_of, same_from
+from pyenc_kernels import (
+    attention,
+    disentangled,
+    embedding,
+    gated,
+    norm,
+    norm_rotary,
+    rotary,
+    segment_mean,
+)
 from pyenc_kernels.configs import Config
 from pyenc_kernels.score_function import ALIBI
 
@@ -165,6 +175,21 @@ def _norm_call(kernel: str, dtype: str, width: int, length: int, device: torch.d
     )
 
 
+def _disentangled_call(
+    kernel: str, dtype: str, width: int, length: int, device: torch.device
+) -> Call:
+    """Both terms, and the rows of DeBERTa-v3."""
+    shape = TOKENS, HEADS, width
+    q, k, v = (torch.randn(shape, device=device).to(getattr(torch, dtype)) for _ in range(3))
+    rows = DistanceRows(256, 256, 512)
+    tables = torch.randn(2, rows.count, HEADS, width, device=device).to(q.dtype)
+    bounds = [*range(0, TOKENS, min(length, TOKENS)), TOKENS]
+    cu_seqlens = torch.tensor(bounds, dtype=torch.int32, device=device)
+    line = line_of(rows, same_from(rows) + disentangled.MARGIN, device)
+    call = q, k, v, cu_seqlens, *tables, line, (3 * width) ** -0.5, None
+    return lambda config: disentangled.forward(*call, config)
+
+
 def _embedding_call(kernel: str, dtype: str, width: int, length: int, device: torch.device) -> Call:
     """BERT's tables."""
 
@@ -243,6 +268,9 @@ TUNABLES = {  # a kernel, or one of its variants where it has several rows
     "attention_forward/plain": _attention("plain", _plain_candidates),
     "attention_grad_queries": _attention("affine-learned"),
     "attention_grad_keys": _attention("affine"),
+    "disentangled_forward": Tunable(
+        "disentangled", ("64x512", "64x8192"), _attention_candidates, _disentangled_call
+    ),
     "embedding_norm": Tunable(
         "embedding", ("768",), _tiles((1024, 2048, 4096, 8192), (1024,)), _embedding_call
     ),

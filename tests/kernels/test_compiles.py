@@ -40,8 +40,8 @@ MAIN = [at_its_shape(architecture, "alibi") for architecture in reversed(ARCHITE
 OTHERS = [
     at_its_shape("sm_90", op)
     for op in (
-        "none", "alibi-whole", "t5", "t5-fixed", "embedding", "gated", "gated_linear", "norm",
-        "norm_rotary", "rotary", "segment_mean",
+        "none", "alibi-whole", "t5", "t5-fixed", "disentangled", "embedding", "gated",
+        "gated_linear", "norm", "norm_rotary", "rotary", "segment_mean",
     )
 ]  # fmt: skip
 PRODUCTS = {kernel for kernel, tunable in TUNABLES.items() if tunable.op == "alibi"}
@@ -108,7 +108,10 @@ def test_an_op_is_made_of_its_own_folder_and_those_it_imports(
     package = tmp_path / "kernels"
     shutil.copytree(aot.PACKAGE, package)
     monkeypatch.setattr(aot, "PACKAGE", package)
-    ops = "alibi", "embedding", "gated_linear", "norm", "norm_rotary", "rotary", "segment_mean"
+    ops = (
+        "alibi", "disentangled", "embedding", "gated_linear", "norm", "norm_rotary", "rotary",
+        "segment_mean",
+    )  # fmt: skip
 
     def changed_by(file: str) -> set[str]:
         before = {op: aot.sources(op) for op in ops}
@@ -117,7 +120,8 @@ def test_an_op_is_made_of_its_own_folder_and_those_it_imports(
         return {op for op in ops if aot.sources(op) != before[op]}
 
     assert changed_by("slots.py") == set(ops)
-    assert changed_by("attention/tiles.py") == {"alibi"}
+    assert changed_by("attention/tiles.py") == {"alibi", "disentangled"}
+    assert changed_by("disentangled/kernel.py") == {"disentangled"}
     assert changed_by("norm/kernel.py") == {"norm", "norm_rotary", "embedding"}
     assert changed_by("rotary/kernel.py") == {"rotary", "norm_rotary"}
     assert changed_by("gated/linear_kernel.py") == {"gated_linear"}
@@ -138,7 +142,7 @@ def test_the_main_shape(work: Work, compiling: Compiling) -> None:
 def test_the_other_ops(work: Work, compiling: Compiling) -> None:
     for kernel in compiling[work].result():
         assert wrong_with(work, kernel) is None
-        if work.op == "gated_linear":
+        if work.op in ("disentangled", "gated_linear"):
             assert kernel.matrix_instructions == ("wgmma.mma_async",)
 
 

@@ -155,7 +155,7 @@ def test_what_is_shipped_serves_every_kernel_dtype_and_width() -> None:
     for kernel, tunable in tunables.TUNABLES.items():
         for dtype in ("float32", "bfloat16", "float16"):
             for width in (1, 16, 40, 64, 80, 256):
-                whole = tunable.op in ("alibi", "none")
+                whole = tunable.op in ("alibi", "none", "disentangled")
                 for key in configs.table():
                     keys = (key, "default")
                     _, config = entry(

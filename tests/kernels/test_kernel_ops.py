@@ -14,10 +14,12 @@ from pyenc.errors import InputError
 from pyenc.ops import (
     ALiBi,
     AsymmetricALiBi,
+    DistanceRows,
     RelativePositionBias,
     add_layer_norm,
     alibi_slopes,
     attention,
+    disentangled_attention,
     gated_linear,
     rotary,
     segment_mean,
@@ -93,6 +95,39 @@ def test_opcheck_the_others(device: str) -> None:
     weights = torch.rand(N, device=device, requires_grad=True)
     arguments = (leaf(N, 5, device=device), bounds(device), weights, True, "triton")
     check(torch.ops.pyenc.segment_mean.default, arguments)
+
+
+@pytest.mark.parametrize("positions", [False, True])
+@pytest.mark.parametrize("terms", [(True, True), (True, False), (False, True)], ids=str)
+def test_opcheck_disentangled_attention(
+    terms: tuple[bool, bool], positions: bool, device: str
+) -> None:
+    q, k, v = (leaf(N, 2, 8, device=device) for _ in range(3))
+    tables = [leaf(32, 2, 8, device=device) if there else None for there in terms]
+    at = torch.arange(N, device=device) * 2 if positions else None
+    arguments = (
+        q, k, v, *tables, bounds(device), at, 16, 16, 40, 0, 32, 0.35, 0.0, None, True, "triton",
+    )  # fmt: skip
+    torch.library.opcheck(torch.ops.pyenc.disentangled_attention.default, arguments)
+
+
+def test_disentangled_attention_compiled_without_a_graph_break(device: str) -> None:
+    rows = DistanceRows(16, 16, 40)
+
+    def block(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
+        return disentangled_attention(
+            q.sin(), k, v, bounds(device), position_keys=keys, position_queries=queries * 2,
+            rows=rows, backend="triton",
+        ).cos()  # fmt: skip
+
+    leaves = [leaf(N, 2, 8, device=device) for _ in range(3)]
+    leaves += [leaf(32, 2, 8, device=device) for _ in range(2)]
+    both = []
+    for f in (block, torch.compile(block, fullgraph=True, backend="aot_eager")):
+        out = f(*leaves)
+        both.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    for a, b in zip(*both, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("kind", ["none", "alibi", "t5", "own"])

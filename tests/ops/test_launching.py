@@ -22,7 +22,15 @@ from triton.runtime.jit import JITFunction
 
 from bench.ahead_of_time import NoDevice, target_of
 from bench.mocked_launch import Launch, mocked
-from pyenc_kernels import gated, interpreting, launching, norm, norm_rotary, rotary
+from pyenc_kernels import (
+    disentangled,
+    gated,
+    interpreting,
+    launching,
+    norm,
+    norm_rotary,
+    rotary,
+)
 from pyenc_kernels.attention import Terms, forward
 from pyenc_kernels.configs import Config
 from pyenc_kernels.launching import Known, Plan, specialised
@@ -290,6 +298,7 @@ def calls() -> dict[str, Any]:
     cu_seqlens, slopes = torch.tensor([0, 24, 64], dtype=torch.int32), torch.ones(12)
     alibi = Terms(scale=0.125, bias=ALIBI, params=slopes)
     angles, places = (torch.empty(64, 32), torch.empty(64, 32)), torch.arange(64)
+    line = torch.zeros(2 * (9 + disentangled.MARGIN) + 1, dtype=torch.int32)
     moved = torch.empty(64 * C + 1, dtype=torch.bfloat16)[1:].view(64, C)
     return {
         "norm": lambda: norm.forward(x, other, weight, bias, 1e-5, False),
@@ -308,6 +317,9 @@ def calls() -> dict[str, Any]:
         "rotary": lambda: rotary.turn(heads[0], *angles, places),
         "attention, shared heads": lambda: forward(
             heads[0], heads[1][:, :4], heads[2][:, :4], cu_seqlens, Terms(scale=0.125)
+        ),
+        "disentangled attention": lambda: disentangled.forward(
+            *heads, cu_seqlens, heads[0][:7], None, line, 0.125
         ),
         "attention": lambda: forward(*heads, cu_seqlens, Terms(scale=0.125)),
         "attention, ALiBi": lambda: forward(*heads, cu_seqlens, alibi),

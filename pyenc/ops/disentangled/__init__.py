@@ -14,6 +14,7 @@ from .. import launch, oracle
 from ..autocast import as_autocast
 from ..backend import WhyNot, always, choose, followed, forward_derivative, transformed
 from . import registration as _registration  # noqa: F401  (it registers the ops)
+from . import triton as triton_kernel
 from .cpu import MAX_HEAD_DIM
 from .reference import disentangled_attention_reference
 from .rows import DistanceRows
@@ -45,7 +46,9 @@ def disentangled_attention(
     Args:
         q, k, v: (T, H, D), one floating dtype, one device. Under autocast all are taken in its
             dtype.
-        cu_seqlens: (B + 1,) int32 or int64, cumulative lengths: 0 first, T last.
+        cu_seqlens: (B + 1,) int32 or int64, cumulative lengths: 0 first, T last. On a GPU the
+            Triton kernel takes its values, those of positions, and that every distance has its row,
+            on trust: to look at them would be to wait for the device. The gradient looks.
         position_keys, position_queries: (R, H, D) in q's dtype, what relative positions are as keys
             and as queries; None leaves a term out, but not both.
         rows: which of them a distance reads.
@@ -53,8 +56,8 @@ def disentangled_attention(
             masks with holes: distances are differences of positions.
         scale: factor of the scores, default D ** -0.5.
         dropout_p: probability of dropping an attention weight, in [0, 1).
-        backend: "cpu" (no dropout), "torch" or "reference"; None chooses. There is no Triton
-            kernel yet: on a GPU it is torch's, which reads lengths on the host.
+        backend: "triton" (no dropout; the forward alone: the gradient is torch's, which reads
+            lengths on the host), "cpu" (no dropout), "torch" or "reference"; None chooses.
 
     Returns:
         (T, H, D) in q's dtype; differentiable once.
@@ -71,8 +74,8 @@ def disentangled_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     # Drawn from torch's own generator, so that torch.manual_seed makes dropout repeatable.
     seed = torch.randint(2**62, (), device="cpu") if dropout_p > 0 else None
-    table = backend_table(q, dropout_p)
-    name = choose(OP, backend, table, others=("triton", "flash_attn"))
+    table = backend_table(q, dropout_p, rows, positions)
+    name = choose(OP, backend, table, others=("flash_attn",))
     tables = [x for x in (position_keys, position_queries) if x is not None]
     if name == "reference":
         check_values(q, cu_seqlens, positions, rows)
@@ -99,7 +102,12 @@ def disentangled_attention(
     return made[0]
 
 
-def backend_table(q: Tensor, dropout_p: float = 0.0) -> dict[str, WhyNot]:
+def backend_table(
+    q: Tensor,
+    dropout_p: float = 0.0,
+    rows: DistanceRows | None = None,
+    positions: Tensor | None = None,
+) -> dict[str, WhyNot]:
     """The backends of this op and why each cannot serve, for `choose` and `explain`."""
 
     def cpu() -> str | None:
@@ -107,7 +115,10 @@ def backend_table(q: Tensor, dropout_p: float = 0.0) -> dict[str, WhyNot]:
             return f"head dim {q.shape[-1]} is more than {MAX_HEAD_DIM}"
         return "it has no dropout" if dropout_p > 0 else launch.why_not(q)
 
+    def triton() -> str | None:
+        return triton_kernel.why_not(q, dropout_p, rows, positions)
+
     def reference() -> str | None:
         return "the oracle has no dropout" if dropout_p > 0 else None
 
-    return {"cpu": cpu, "torch": always, "reference": reference}
+    return {"cpu": cpu, "triton": triton, "torch": always, "reference": reference}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..registered import op_anywhere
-from . import blocks, cpu
+from . import blocks, cpu, triton
 from .rows import DistanceRows
 from .terms import Terms
 from .validation import check_values
@@ -42,10 +42,14 @@ def _terms(
 def _op(q: Tensor, k: Tensor, v: Tensor, *flat: Any) -> tuple[Tensor, ...]:
     """out and, of the C++ kernels where a backward follows, what that takes; else empty."""
     *numbers, want_backward, backend = flat
+    empty = [q.new_empty(0, dtype=torch.float32) for _ in range(3)]
+    if backend == "triton":
+        keys, queries, cu_seqlens, positions, *rows, scale, _, _ = numbers
+        beside = keys, queries, cu_seqlens, positions
+        return triton.forward(q, k, v, *beside, DistanceRows(*rows), scale), *empty
     terms = _terms(q, *numbers)
     if backend == "cpu":
         return cpu.forward(q, k, v, terms, want_backward)
-    empty = [q.new_empty(0, dtype=torch.float32) for _ in range(3)]
     return blocks.forward(q, k, v, terms), *empty
 
 
@@ -64,7 +68,8 @@ def _(q: Tensor, k: Tensor, v: Tensor, *flat: Any) -> tuple[Tensor, ...]:
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _backward_op(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *flat: Any) -> Any:
-    """Gradients of q, k, v and of both tables, empty of one that is not there."""
+    """Gradients of q, k, v and of both tables, empty of one that is not there. Blocks of torch make
+    Triton's too, which read lengths on the host."""
     *numbers, _, backend, whole, shift, total = flat
     terms = _terms(q, *numbers)
     if backend == "cpu":
