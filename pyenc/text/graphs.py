@@ -93,7 +93,7 @@ def why_not(model: Encoder, tokens: int, sequences: int) -> str | None:
     if model.config.experts is not None:
         return "how many tokens each expert has is read on the host"
     if model.config.disentangled is not None:
-        return "disentangled attention reads lengths on the host"
+        return "graphs of disentangled attention have not been tried on a card"
     if torch.is_autocast_enabled("cuda"):
         return "autocast keeps casts between calls"
     return _graphs_of(model).why_not()
