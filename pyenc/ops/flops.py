@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import attention as _attention  # noqa: F401  what is registered here
+from . import disentangled_attention as _disentangled  # noqa: F401
 from . import experts as _experts  # noqa: F401
 from . import gated_linear as _gated  # noqa: F401
 from . import linear as _linear  # noqa: F401
@@ -93,3 +94,27 @@ def _attention_backward_flops(
 ) -> int:
     """Scores once more, dp, dq, dk and dv."""
     return _attention_flops(q, k, v, cu_seqlens) // 2 * 5
+
+
+@register_flop_formula(_ops.disentangled_attention, get_raw=True)
+def _disentangled_flops(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None, queries: Tensor | None,
+    cu_seqlens: Tensor, *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    """The same, and each token with every row of either table."""
+    return _attention_flops(q, k, v, cu_seqlens) + _table_flops(q, keys, queries)
+
+
+@register_flop_formula(_ops.disentangled_attention_backward, get_raw=True)
+def _disentangled_backward_flops(
+    _: Any, q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None, queries: Tensor | None,
+    cu_seqlens: Tensor, *__: Any, **___: Any,
+) -> int:  # fmt: skip
+    """As attention's; of tables once more, and the gradients of both factors."""
+    pairs = _attention_flops(q, k, v, cu_seqlens) // 2 * 5
+    return pairs + 3 * _table_flops(q, keys, queries)
+
+
+def _table_flops(q: Tensor, keys: Tensor | None, queries: Tensor | None) -> int:
+    rows = sum(0 if table is None else table.shape[0] for table in (keys, queries))
+    return 2 * math.prod(q.shape) * rows

@@ -13,7 +13,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import pyenc.ops.flops  # noqa: F401
-from pyenc.ops import ALiBi, attention, experts, extension, linear
+from pyenc.ops import (
+    ALiBi,
+    DistanceRows,
+    attention,
+    disentangled_attention,
+    experts,
+    extension,
+    linear,
+)
 from pyenc.ops.linear import int8
 from tests.ops.linear.linear_support import layer, pin
 
@@ -106,6 +114,27 @@ def test_attention(backend: str, learned: bool) -> None:
     with torch.no_grad():
         assert counted(run) == 2 * one
     assert counted(lambda: run().sum().backward()) == 7 * one
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("both", [False, True])
+def test_disentangled_attention(backend: str, both: bool) -> None:
+    if backend == "cpu" and extension.load() is None:
+        pytest.skip(extension.why_missing())
+    q, k, v = torch.randn(3, sum(LENGTHS), H, D, requires_grad=True)
+    keys, queries = torch.randn(2, 8, H, D, requires_grad=True)
+    cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0)
+
+    def run() -> Tensor:
+        return disentangled_attention(
+            q, k, v, cu_seqlens, position_keys=keys if both else None, position_queries=queries,
+            rows=DistanceRows(4, 4, 16), backend=backend,
+        )  # fmt: skip
+
+    one, table = 2 * H * D * PAIRS, 2 * H * D * sum(LENGTHS) * 8 * (1 + both)
+    with torch.no_grad():
+        assert counted(run) == 2 * one + table
+    assert counted(lambda: run().sum().backward()) == 7 * one + 4 * table
 
 
 def test_lengths_without_values_count_as_equal_ones() -> None:
