@@ -160,12 +160,17 @@ ONCE: dict[str, tuple[Callable[[Encoder], object], str]] = {
         "adapter (Sequential) ",
     ),
     "parametrized": (
-        lambda e: parametrize.register_parametrization(e.layers[1].attention.out, "weight", Half()),
+        lambda e: parametrize.register_parametrization(
+            e.get_submodule("layers.1.attention.out"), "weight", Half()
+        ),
         "layers.1.attention.out (ParametrizedLinear) is parametrized",
     ),
     "wrapped": (set_at("layers.0.attention.out", Lora), "layers.0.attention.out is a "),
     "replaced": (set_at("layers.1", lambda _: nn.Identity()), "layers.1 is a torch.nn"),
-    "missing": (lambda e: without(e.layers[1], "attention"), "layers.1.attention (Attention) is m"),
+    "missing": (
+        lambda e: without(e.get_submodule("layers.1"), "attention"),
+        "layers.1.attention (Attention) is m",
+    ),
     "of the encoder": (set_at("w", lambda _: nn.Parameter(torch.ones(2))), "w (float32 (2,)) has"),
 }
 
