@@ -169,6 +169,15 @@ def test_neither_folder_nor_name(name: str) -> None:
         resolve(name)
 
 
+def test_a_name_that_no_file_can_have() -> None:
+    """An error shows where such a one begins: it may be a text that was given for a name."""
+    with pytest.raises(CheckpointError) as caught:
+        resolve("of a fox " * 1000)
+    assert str(caught.value) == ("of a fox " * 23)[:200] + "...: File name too long"
+    with pytest.raises(CheckpointError, match=r"^(of a fox ){22}of: no such folder, and not a Hub"):
+        resolve("of a fox " * 22 + "of")
+
+
 def test_a_file_and_a_revision_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="a file; expected the folder"):

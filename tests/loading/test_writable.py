@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import pyenc
 from pyenc.errors import CheckpointError
@@ -31,7 +32,7 @@ class Bias:
 
 
 class Slotted:
-    __slots__ = ("table",)
+    __slots__ = ("table", "unset")
 
     def __init__(self) -> None:
         self.table = torch.ones(3)
@@ -42,10 +43,20 @@ class Nested:
         self.parts = {"a": [Bias()]}
 
 
+class Circle:
+    def __init__(self) -> None:
+        self.me = self
+
+
 class Mine(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.slopes = nn.Parameter(torch.ones(4))
+
+
+class Half(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / 2
 
 
 class Lora(nn.Module):
@@ -74,6 +85,10 @@ CHANGES: dict[str, tuple[Callable[[Encoder], object], str]] = {
     "a bias": (set_at("b", lambda _: Bias()), "test_writable.Bias) holds tensors"),
     "a slotted object": (set_at("layers.0.b", lambda _: Slotted()), "layers.0.b "),
     "an object that holds it": (set_at("layers.1.attention.b", lambda _: Nested()), "attention.b "),
+    "a tensor for a number": (
+        set_at("embeddings.dropout", lambda _: torch.zeros(1)),
+        "embeddings.dropout (torch.Tensor) holds tensors",
+    ),
     "a list of tensors": (set_at("extra", lambda _: [torch.ones(1)]), "extra (builtins.list)"),
     "a module": (set_at("b", lambda _: Mine()), "b (Mine) is no part"),
     "a module without parameters": (set_at("act", lambda _: nn.GELU()), "act (GELU) is no part"),
@@ -135,6 +150,65 @@ def test_refused_by_name(tmp_path: Path, golden: str, what: str) -> None:
     assert not (tmp_path / "saved").exists()
 
 
+def without(module: nn.Module, name: str) -> None:
+    delattr(module, name)
+
+
+ONCE: dict[str, tuple[Callable[[Encoder], object], str]] = {
+    "further": (
+        set_at("adapter", lambda _: nn.Sequential(Mine(), Mine())),
+        "adapter (Sequential) ",
+    ),
+    "parametrized": (
+        lambda e: parametrize.register_parametrization(
+            e.get_submodule("layers.1.attention.out"), "weight", Half()
+        ),
+        "layers.1.attention.out (ParametrizedLinear) is parametrized",
+    ),
+    "wrapped": (set_at("layers.0.attention.out", Lora), "layers.0.attention.out is a "),
+    "replaced": (set_at("layers.1", lambda _: nn.Identity()), "layers.1 is a torch.nn"),
+    "missing": (
+        lambda e: without(e.get_submodule("layers.1"), "attention"),
+        "layers.1.attention (Attention) is m",
+    ),
+    "of the encoder": (set_at("w", lambda _: nn.Parameter(torch.ones(2))), "w (float32 (2,)) has"),
+}
+
+
+@pytest.mark.parametrize("what", ONCE)
+def test_a_fault_is_named_once(what: str, tmp_path: Path) -> None:
+    """Not once more for each part of what is strange."""
+    change, message = ONCE[what]
+    encoder = pyenc.load(GOLDEN / "bert_mean_h4")
+    change(encoder.model)
+    with pytest.raises(CheckpointError) as caught:
+        encoder.save(tmp_path / "saved")
+    _, *lines = str(caught.value).splitlines()
+    assert [line.startswith(f"  {message}") for line in lines] == [True], lines
+
+
+@pytest.mark.parametrize("more", [0, 2])
+def test_many_faults(more: int, tmp_path: Path) -> None:
+    encoder = pyenc.load(GOLDEN / "bert_mean_h4")
+    for i in range(5 + more):
+        setattr(encoder.model, f"further_{i}", nn.Identity())
+    with pytest.raises(CheckpointError) as caught:
+        encoder.save(tmp_path / "saved")
+    lines = str(caught.value).splitlines()[1:]
+    assert lines[:5] == [
+        f"  further_{i} (Identity) is no part of the family's encoder" for i in range(5)
+    ]
+    assert lines[5:] == ([f"  ... and {more} more"] if more else [])
+
+
+def test_a_config_that_became_impossible(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(GOLDEN / "bert_mean_h4")
+    checkpoint.config["num_attention_heads"] = 5
+    with pytest.raises(CheckpointError, match=r"^config\.json: .* num_heads 5$"):
+        save_checkpoint(checkpoint, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
 def train(checkpoint: Checkpoint) -> None:
     encoder = checkpoint.encoder.train()
     optimizer = torch.optim.AdamW(encoder.parameters())
@@ -145,6 +219,8 @@ def train(checkpoint: Checkpoint) -> None:
 HARMLESS: dict[str, Callable[[Checkpoint], object]] = {
     "training": train,
     "a name": lambda c: setattr(c.encoder, "note", ["mine", 3]),
+    "what holds itself": lambda c: setattr(c.encoder, "note", Circle()),
+    "a class": lambda c: setattr(c.encoder, "note", Slotted),
     "a hook": lambda c: c.encoder.layers[0].register_forward_hook(lambda *a: None),
     "frozen": lambda c: c.encoder.requires_grad_(False),
     "another dtype": lambda c: c.encoder.double(),

@@ -16,9 +16,11 @@ from tests.text.tokenizer_folders import (
     KINDS,
     as_transformers,
     bert,
+    camembert,
     edit,
     odd_texts,
     qwen2,
+    t5,
     xlm_roberta,
 )
 
@@ -175,6 +177,84 @@ def test_t5_ends_as_declared(end: str, number: int, tmp_path: Path) -> None:
     folder = xlm_roberta(tmp_path, tokenizer_class="T5Tokenizer", eos_token=end, extra_ids=0)
     assert ids(folder, "the")[-1] == TextTokenizer(folder)._tokenizer.token_to_id(end) == number
     as_transformers(folder, ["the", "the ow"])
+
+
+@pytest.mark.parametrize("token", ["[UNK]", "[CLS]", "[SEP]"])
+def test_a_list_of_words_without_a_special_token(token: str, tmp_path: Path) -> None:
+    """An id that is made up is not among the embeddings; padding and masks have a text none."""
+    words = (GOLDEN / "bert_mean_h4" / "vocab.txt").read_text().splitlines()
+    path = tmp_path / "vocab.txt"
+    fewer = [word for word in words if word not in ("[PAD]", "[MASK]")]
+    path.write_text("\n".join(fewer))
+    assert ids(tmp_path, "the") == [fewer.index(word) for word in ("[CLS]", "the", "[SEP]")]
+    path.write_text("\n".join(word for word in words if word != token))
+    with pytest.raises(CheckpointError) as caught:
+        TextTokenizer(tmp_path)
+    assert str(caught.value) == f"{path}: special token {token!r} is missing"
+
+
+def test_what_pads_by_the_file_is_special(tmp_path: Path) -> None:
+    folder = KINDS["as it is"](tmp_path)
+    padding = {
+        "strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None,
+        "pad_id": 39, "pad_type_id": 0, "pad_token": "quick",
+    }  # fmt: skip
+    edit(folder / "tokenizer.json", lambda whole: whole | {"padding": padding})
+    edit(
+        folder / "tokenizer_config.json",
+        lambda old: {k: v for k, v in old.items() if k != "pad_token"},
+    )
+    as_transformers(folder, ["the quickquick fox"])
+
+
+IN_CONFIG, IN_MAP = "tokenizer_config.json", "special_tokens_map.json"
+
+
+def listed(folder: Path, where: str, tokens: Any) -> Path:
+    """A folder whose `additional_special_tokens` are in one of the two files."""
+    path = folder / where
+    old = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(old | {"additional_special_tokens": tokens}))
+    return folder
+
+
+@pytest.mark.parametrize("where", [IN_CONFIG, IN_MAP])
+@pytest.mark.parametrize(
+    ("count", "tokens"),
+    [
+        (3, ["[NEW]"]),
+        (2, ["<extra_id_7>", "[NEW]", "<extra_id_0>"]),
+        (0, ["<extra_id_7>"]),
+        (0, ["[NEW]"]),
+        (3, []),
+        (3, None),
+    ],
+)
+def test_t5_sentinels(where: str, count: int, tokens: Any, tmp_path: Path) -> None:
+    texts = [
+        "the<extra_id_0>ow [NEW]",
+        "<extra_id_2> <extra_id_3>",
+        "<extra_id_7><extra_id_99> <extra_id_100><extra_id_1>",
+    ]
+    as_transformers(t5(tmp_path / "plain"), texts)
+    as_transformers(t5(tmp_path / "counted", extra_ids=count), texts)
+    as_transformers(listed(t5(tmp_path / "listed", extra_ids=count), where, tokens), texts)
+
+
+def test_t5_sentinels_that_are_miscounted(tmp_path: Path) -> None:
+    """As transformers refuses them, in the file where it does."""
+    folder = listed(t5(tmp_path, extra_ids=3), IN_MAP, ["<extra_id_0>", "<extra_id_1>"])
+    with pytest.raises(CheckpointError, match="extra_ids: 3, but 2 of them are listed"):
+        TextTokenizer(folder)
+
+
+@pytest.mark.parametrize("where", [IN_CONFIG, IN_MAP])
+@pytest.mark.parametrize("tokens", [["[NEW]"], [], None])
+def test_what_camembert_does_not_use(where: str, tokens: Any, tmp_path: Path) -> None:
+    """Words of fairseq's, which its class takes for special tokens unless told of others."""
+    texts = ["a<s>NOTUSED b", "a</s>NOTUSED", "<unk>NOTUSED b", "[NEW] <mask> a"]
+    as_transformers(camembert(tmp_path / "plain"), texts)
+    as_transformers(listed(camembert(tmp_path / "listed"), where, tokens), texts)
 
 
 @pytest.mark.parametrize("kind", KINDS)
