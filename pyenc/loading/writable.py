@@ -109,11 +109,11 @@ def _own_faults(name: str, module: nn.Module, right: nn.Module) -> Iterator[str]
     """What differs in one module, its parts left aside."""
     before = f"{name}." if name else ""
     ours, theirs = _tensors(module), _tensors(right)
-    for key in ours.keys() - theirs.keys():
+    for key in sorted(ours.keys() - theirs.keys()):
         yield f"{before}{key} ({_shown(ours[key])}) has no tensor in the checkpoint"
-    for key in theirs.keys() - ours.keys():
+    for key in sorted(theirs.keys() - ours.keys()):
         yield f"{before}{key} is missing"
-    for key in ours.keys() & theirs.keys():
+    for key in sorted(ours.keys() & theirs.keys()):
         if ours[key].shape != theirs[key].shape:
             yield (
                 f"{before}{key} has shape {tuple(ours[key].shape)}, but config.json asks for "
