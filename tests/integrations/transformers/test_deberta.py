@@ -15,7 +15,12 @@ from torch import Tensor
 
 from pyenc.errors import CheckpointError, InputError
 from pyenc.loading import load_checkpoint, own_checkpoint, save_checkpoint
-from tests.integrations.transformers.bert_likes import batch, far_from_its_start
+from tests.integrations.transformers.bert_likes import (
+    batch,
+    far_from_its_start,
+    same_hidden_states,
+    saved_as_it_came,
+)
 
 transformers = pytest.importorskip("transformers", minversion="5")
 SIZES: dict[str, Any] = {
@@ -86,19 +91,8 @@ def given_to(model: Any) -> dict[str, Tensor]:
     return given if types else {key: given[key] for key in ("input_ids", "attention_mask")}
 
 
-@torch.no_grad()
 def check_same(model: Any, folder: Path) -> None:
-    """In float64 to the last places, and in float32."""
-    model.save_pretrained(folder)
-    given = given_to(model)
-    kept = given["attention_mask"] == 1
-    right = getattr(model, "deberta", model)(**given).last_hidden_state[kept]
-    assert right.std() > 0.1
-    for dtype, off in (("float64", 1e-12), ("float32", 2e-5)):
-        encoder = load_checkpoint(folder, dtype=dtype).encoder
-        got = encoder(**given)[kept]
-        torch.testing.assert_close(got.double(), right, rtol=0, atol=off)
-        assert encoder.pooler is None
+    same_hidden_states(model, model.base_model, given_to(model), folder)
 
 
 def test_every_field_is_here() -> None:
@@ -174,19 +168,6 @@ def test_what_a_file_leaves_open(tmp_path: Path) -> None:
     assert config == load_checkpoint(tmp_path / "again").encoder.config
 
 
-def saved_as_it_came(folder: Path, task: str, model: Any) -> None:
-    """Loaded, saved, and read by its own class again: each tensor."""
-    checkpoint = load_checkpoint(folder / "a", dtype="float64")
-    save_checkpoint(checkpoint, folder / "b")
-    before, after = (load_file(folder / x / "model.safetensors") for x in "ab")
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    kind = getattr(transformers, f"DebertaV2{task}")
-    again = kind.from_pretrained(folder / "b", dtype=torch.float64).state_dict()
-    for name, value in model.state_dict().items():
-        assert torch.equal(again[name], value)
-
-
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("task", HEADS)
 def test_saved_by_every_class(task: str, shared: bool, tmp_path: Path) -> None:
@@ -201,7 +182,7 @@ def test_saved_by_every_class(task: str, shared: bool, tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=r"no masked-LM head: the weights lack cls\.predictions"):
         checkpoint.encoder.token_logits(**given_to(model))
-    saved_as_it_came(tmp_path, task, model)
+    saved_as_it_came(tmp_path, model)
 
 
 @torch.no_grad()
@@ -216,7 +197,7 @@ def test_masked_lm_heads(activation: str, legacy: bool, tmp_path: Path) -> None:
     kept = given["attention_mask"] == 1
     got, right = encoder.token_logits(**given)[kept], model(**given).logits[kept]
     torch.testing.assert_close(got, right, rtol=0, atol=1e-12)
-    saved_as_it_came(tmp_path, "ForMaskedLM", model)
+    saved_as_it_came(tmp_path, model)
     # Of the other one's names there is nothing.
     path = tmp_path / "a" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"legacy": not legacy}))

@@ -15,7 +15,12 @@ from torch import Tensor
 
 from pyenc.errors import CheckpointError, InputError
 from pyenc.loading import load_checkpoint, own_checkpoint, save_checkpoint
-from tests.integrations.transformers.bert_likes import batch, far_from_its_start
+from tests.integrations.transformers.bert_likes import (
+    batch,
+    far_from_its_start,
+    same_hidden_states,
+    saved_as_it_came,
+)
 
 transformers = pytest.importorskip("transformers", minversion="5")
 SIZES: dict[str, Any] = {
@@ -68,19 +73,8 @@ def original(task: str = "Model", **changes: Any) -> Any:
     return far_from_its_start(getattr(transformers, f"Electra{task}")(config).double())
 
 
-@torch.no_grad()
 def check_same(model: Any, folder: Path) -> None:
-    """In float64 to the last places, and in float32."""
-    model.save_pretrained(folder)
-    given = batch(model.config.type_vocab_size)
-    kept = given["attention_mask"] == 1
-    right = getattr(model, "electra", model)(**given).last_hidden_state[kept]
-    assert right.std() > 0.1
-    for dtype, off in (("float64", 1e-12), ("float32", 2e-5)):
-        encoder = load_checkpoint(folder, dtype=dtype, skip_eps=0).encoder
-        got = encoder(**given)[kept]
-        torch.testing.assert_close(got.double(), right, rtol=0, atol=off)
-        assert encoder.pooler is None
+    same_hidden_states(model, model.base_model, batch(model.config.type_vocab_size), folder)
 
 
 def test_every_field_is_here() -> None:
@@ -131,19 +125,6 @@ def test_what_a_file_leaves_open(tmp_path: Path) -> None:
     assert config == load_checkpoint(tmp_path / "again").encoder.config
 
 
-def saved_as_it_came(folder: Path, task: str, model: Any) -> None:
-    """Loaded, saved, and read by its own class again: each tensor."""
-    checkpoint = load_checkpoint(folder / "a", dtype="float64")
-    save_checkpoint(checkpoint, folder / "b")
-    before, after = (load_file(folder / x / "model.safetensors") for x in "ab")
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    kind = getattr(transformers, f"Electra{task}")
-    again = kind.from_pretrained(folder / "b", dtype=torch.float64).state_dict()
-    for name, value in model.state_dict().items():
-        assert torch.equal(again[name], value)
-
-
 @pytest.mark.parametrize("width", [10, 24])
 @pytest.mark.parametrize("task", HEADS)
 def test_saved_by_every_class(task: str, width: int, tmp_path: Path) -> None:
@@ -159,7 +140,7 @@ def test_saved_by_every_class(task: str, width: int, tmp_path: Path) -> None:
     assert (checkpoint.encoder.embeddings.project is None) == (width == 24)
     with pytest.raises(InputError, match="no masked-LM head: the weights lack generator_predict"):
         checkpoint.encoder.token_logits(**batch())
-    saved_as_it_came(tmp_path, task, model)
+    saved_as_it_came(tmp_path, model)
 
 
 @torch.no_grad()
@@ -179,7 +160,7 @@ def test_the_generators_head(tied: bool, width: int, activation: str, tmp_path: 
     torch.testing.assert_close(got, right, rtol=0, atol=1e-12)
     assert encoder.lm_head is not None
     assert (encoder.lm_head.decoder is None) == tied
-    saved_as_it_came(tmp_path, "ForMaskedLM", model)
+    saved_as_it_came(tmp_path, model)
 
 
 @torch.no_grad()
