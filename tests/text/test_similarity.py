@@ -14,6 +14,7 @@ import torch
 
 import pyenc
 from pyenc.errors import CheckpointError, InputError, InputTypeError
+from pyenc.text import similarity as similarity_module
 from pyenc.text.recipe import read_recipe
 from tests.conftest import GOLDEN
 from tests.seeds import seed
@@ -73,6 +74,33 @@ def test_distances_of_near_vectors(bert: pyenc.TextEncoder, name: str) -> None:
     right = [FORMULAS[name](x, y) for x, y in zip(a.astype(float), b.astype(float), strict=True)]
     np.testing.assert_allclose(encoder.similarity(a, b).diagonal(), right, rtol=1e-4)
     assert (encoder.similarity(a, a).diagonal() == 0).all()
+
+
+@pytest.mark.parametrize("block", [100, 2**22])
+def test_distances_of_many_vectors(
+    bert: pyenc.TextEncoder, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By products, the near ones by differences; all of them where many are near."""
+    encoder = pyenc.TextEncoder(
+        bert.checkpoint, bert.tokenizer, replace(bert.recipe, similarity="euclidean")
+    )
+    random = np.random.default_rng(seed())
+    a = random.normal(size=(50, 33)).astype(np.float32)
+    b = np.concatenate([random.normal(size=(9, 33)), a + 1e-5 * random.normal(size=a.shape), a])
+    b = b.astype(np.float32)
+    right = -np.linalg.norm(a.astype(float)[:, None] - b.astype(float), axis=2)
+    monkeypatch.setattr(similarity_module, "MANY", 0)
+    monkeypatch.setattr(similarity_module, "BLOCK", block)
+    found = encoder.similarity(a, b).numpy()
+    np.testing.assert_allclose(found, right, rtol=1e-6, atol=0)
+    alike = np.repeat(a[:1], 60, 0)
+    assert not encoder.similarity(alike, alike).any()
+    assert encoder.similarity(a[:0], b).shape == (0, len(b))
+    a[1, 2] = np.inf
+    assert encoder.similarity(a, b)[1, 0] == -np.inf
+    learned = torch.from_numpy(a[2:]).requires_grad_()
+    encoder.similarity(learned, torch.from_numpy(b)).sum().backward()
+    assert learned.grad is not None
 
 
 def test_by_the_files(tmp_path: Path) -> None:
