@@ -15,8 +15,8 @@ from torch import Tensor
 from ..errors import InputError, InputTypeError
 
 MANY = 2**24
-"""Products of a call from which on distances are taken by products: of fewer each number's
-difference takes no longer."""
+"""Products of a call from which on distances are taken by products: of fewer all differences
+take some milliseconds, and are right to the last digit."""
 BLOCK = 2**22
 """Distances held at once in float64."""
 NEAR = 2.0**-20

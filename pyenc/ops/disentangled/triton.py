@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .. import triton_launch
-from ..attention.bias import exactly
 from ..attention.registration import rows_contiguous
 from ..registered import on_card_of
 from ..sharing import shared
@@ -58,7 +57,7 @@ def forward(
         reach = min(reach, max(q.shape[0] - 1, 0))
     wide = reach + kernels.MARGIN
     line = shared(lambda: line_of(rows, wide, q.device), (OP, "line", rows, wide, q.device))
-    with on_card_of(q), exactly(q.device):
+    with on_card_of(q):
         out: Tensor = kernels.forward(
             *map(rows_contiguous, (q, k, v)), cu_seqlens.contiguous(), position_keys,
             position_queries, line, scale,
