@@ -87,6 +87,7 @@ X86_64 = [
         kernels=(
             "attention/backward_kernel.cpp",
             "attention/forward_kernel.cpp",
+            "linear/bf16_product_kernel.cpp",
             "linear/product_kernel.cpp",
         ),
     ),

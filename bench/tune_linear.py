@@ -22,7 +22,7 @@ from torch import Tensor
 from bench.chosen import chosen
 from bench.measure import machine, record
 from pyenc.errors import InputError
-from pyenc.ops.linear import choices, few_rows, onednn, parts, processor, product, wide
+from pyenc.ops.linear import amx, choices, few_rows, onednn, parts, processor, product, wide
 
 SHAPES = ((256, 512, 512), (512, 384, 1536), (1024, 768, 768), (4096, 384, 1536))
 """(tokens, channels in, channels out)."""
@@ -92,6 +92,7 @@ def ways(dtype: torch.dtype, shape: Shape) -> dict[str, Pair]:
         """A product and those of its gradient."""
         return multiply(x, weight.t(), bias), multiply(grad, weight), multiply(grad.t(), x)
 
+    torchs_gradients = functools.partial(with_gradients, torchs)
     for way in parts.PARTS:
         if product.why_not(way, x) is None:
             pairs[way] = plain, functools.partial(product.product, x, weight.t(), bias, way=way)
@@ -102,13 +103,21 @@ def ways(dtype: torch.dtype, shape: Shape) -> dict[str, Pair]:
 
     if few_rows.why_not(rows, weight, bias) is None:
         pairs[few_rows.WAY] = few, lambda: few_rows.multiply(rows, weight, bias, None)
+    if product.why_not(amx.WAY, x) is None:
+        panels = amx.pack(weight)
+        pairs[amx.WAY] = plain, lambda: amx.run(x, weight, panels, bias, "")
+        pairs["few_amx"] = few, lambda: amx.run(rows, weight, panels, bias, "")
+        pairs[amx.UNPACKED] = (
+            torchs_gradients,
+            functools.partial(with_gradients, functools.partial(product.product, way=amx.WAY)),
+        )
     if onednn.why_not(dtype) is None:
         packed = onednn.pack(weight)
         pairs["onednn"] = plain, lambda: onednn.run(x, packed, bias, "")
         pairs["few_packed"] = few, lambda: onednn.run(rows, packed, bias, "")
         pairs["forward"] = plain, lambda: onednn.run(x, weight, bias, "")
         pairs["unpacked"] = (
-            functools.partial(with_gradients, torchs),
+            torchs_gradients,
             functools.partial(with_gradients, functools.partial(product.product, way="onednn")),
         )
         pairs["gelu_fused"] = (

@@ -1,10 +1,12 @@
 // The Python face of the passes around a product in eight bits, called by pyenc/ops/linear/int8_rows.py
-// alone, of the product by parts, by parts.py there, and of few rows, by few_rows.py; see bindings.h.
+// alone, of the products on matrix units, by parts.py and amx.py there, and of few rows, by few_rows.py; see
+// bindings.h.
 
 #include <tuple>
 
 #include "bindings.h"
 #include "linear/arguments.h"
+#include "linear/bf16_product.h"
 #include "linear/few_rows.h"
 #include "linear/product.h"
 
@@ -19,6 +21,10 @@ using LinesAt = std::tuple<Address, std::int64_t, std::int64_t>;
 
 Lines lines_of(LinesAt x) {
   return {at<const float>(std::get<0>(x)), std::get<1>(x), std::get<2>(x)};
+}
+
+Bf16Lines bf16_lines_of(LinesAt x) {
+  return {at<const BFloat16>(std::get<0>(x)), std::get<1>(x), std::get<2>(x)};
 }
 
 using RowsAt = std::tuple<Address, std::int64_t>;
@@ -53,6 +59,24 @@ void bind_linear(py::module_& module) {
          int activation, LinesAt a, LinesAt b, Address bias, Address out) {
         return product({parts, rows, columns, depth, lines_of(a), lines_of(b), at<const float>(bias),
                         activation < 0, static_cast<Activation>(activation), at<float>(out), threads});
+      },
+      py::call_guard<py::gil_scoped_release>());
+  module.def("bf16_product_serves", &bf16_product_serves);
+  module.def("bf16_pack_words", &bf16_pack_words);
+  module.def(
+      "bf16_pack",
+      [](std::int64_t columns, std::int64_t depth, int threads, LinesAt b, Address to) {
+        bf16_pack(bf16_lines_of(b), columns, depth, threads, at<float>(to));
+      },
+      py::call_guard<py::gil_scoped_release>());
+  // packed: 0 where b is to be packed meanwhile. The rest as above.
+  module.def(
+      "bf16_product",
+      [](std::int64_t rows, std::int64_t columns, std::int64_t depth, int threads, int activation,
+         LinesAt a, LinesAt b, Address packed, Address bias, Address out) {
+        bf16_product({rows, columns, depth, bf16_lines_of(a), bf16_lines_of(b),
+                      at<const float>(packed), at<const BFloat16>(bias), activation < 0,
+                      static_cast<Activation>(activation), at<BFloat16>(out), columns, threads});
       },
       py::call_guard<py::gil_scoped_release>());
   // activation: a negative number stands for none. x, weight: (address, numbers from row to row).

@@ -7,11 +7,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <utility>
 #include <vector>
 
-#include "shared/flush.h"
+#include "linear/entered.h"
 #include "shared/isa.h"
 #include "shared/parallel.h"
 
@@ -33,33 +32,16 @@ constexpr std::int64_t kColumnPanels = 128;
 // matter beside the largest of a sum. And no sum may come near the largest float, nor what is rounded.
 constexpr float kLeast = 0x1p-86f, kLeastProduct = 0x1p-80f, kMost = 0x1p127f, kMostProduct = 0x1p100f;
 
-class Entered {
- public:
-  explicit Entered(const ProductKernels& kernels) : kernels_(kernels) { kernels_.enter(); }
-  ~Entered() { kernels_.leave(); }
-  Entered(const Entered&) = delete;
-  Entered& operator=(const Entered&) = delete;
-
- private:
-  const ProductKernels& kernels_;
-  FlushSubnormals flush_;
-};
-
-// Memory whose tiles' rows are lines of the cache.
+// Panels' memory, a block of depth at a time.
 class Panels {
  public:
   Panels(std::int64_t count, int parts)
-      : words_(kSteps * step_words(parts)),
-        memory_(new float[static_cast<std::size_t>(count * words_ + 16)]) {
-    const auto address = reinterpret_cast<std::uintptr_t>(memory_.get());
-    first_ = memory_.get() + (64 - address % 64) % 64 / sizeof(float);
-  }
-  float* at(std::int64_t panel) const { return first_ + panel * words_; }
+      : words_(kSteps * step_words(parts)), memory_(count * words_) {}
+  float* at(std::int64_t panel) const { return memory_.at(panel * words_); }
 
  private:
   std::int64_t words_;  // of a panel
-  std::unique_ptr<float[]> memory_;
-  float* first_;
+  TileMemory memory_;
 };
 
 // The largest magnitudes of a matrix's lines.
@@ -113,7 +95,7 @@ bool product(const Product& call) {
   const std::int64_t held = std::min(b_panels, kColumnPanels);
   const Panels b_memory(held, call.parts), a_memory(run * call.threads, call.parts);
   Magnitudes a_most(a_panels), b_most(b_panels);
-  const auto scope = [&] { return Entered(kernels); };
+  const auto scope = [&] { return Entered<ProductKernels>(kernels); };
   const auto pack = [&](const Lines& x, std::int64_t lines, std::int64_t panel, std::int64_t k,
                         std::int64_t depth, bool columns, float* to, std::int32_t* most) {
     const std::int64_t line = panel * kPanelLines;

@@ -57,6 +57,11 @@ PYENC_INLINE void tile_load(const float* from, std::int64_t row) {
 }
 
 template <int T>
+PYENC_INLINE void tile_stream(const float* from, std::int64_t row) {
+  tile_load<T>(from, row);
+}
+
+template <int T>
 PYENC_INLINE void tile_store(float* to, std::int64_t row) {
   const float* tile = tile_at(T);
   for (std::int64_t i = 0; i < kTile; ++i) store(to + i * row, load(tile + i * kTile));
@@ -113,6 +118,13 @@ PYENC_INLINE void tile_zero() {
 template <int T>
 PYENC_INLINE void tile_load(const float* from, std::int64_t row) {
   __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" PYENC_BREATH ::"r"(from), "r"(row * 4), "i"(T)
+                   : "memory");
+}
+
+// The same of what is read once: it comes from the second level of memory, and what is in the first stays.
+template <int T>
+PYENC_INLINE void tile_stream(const float* from, std::int64_t row) {
+  __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" PYENC_BREATH ::"r"(from), "r"(row * 4), "i"(T)
                    : "memory");
 }
 

@@ -20,7 +20,7 @@ BACKENDS = (
 )
 """`pyenc.ops.BACKENDS` and "auto", repeated here since importing it would import torch."""
 
-OF_LINEAR = ("bf16x6", "bf16x3", "few_rows", "onednn")
+OF_LINEAR = ("bf16x6", "bf16x3", "amx", "few_rows", "onednn")
 """`pyenc.ops.backend.OF_LINEAR`, likewise."""
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")

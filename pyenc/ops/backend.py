@@ -24,7 +24,7 @@ BACKENDS = ("triton", "cpu", "flash_attn", "torch", "reference")
 """What all ops of a model may be asked for; `reference` is the dense oracle: O(n^2) memory, any
 dtype, for checking only."""
 
-OF_LINEAR = ("bf16x6", "bf16x3", "few_rows", "onednn")
+OF_LINEAR = ("bf16x6", "bf16x3", "amx", "few_rows", "onednn")
 """Ways of linear layers' products, which a call of such an op may be asked for, and no model:
 PYENC_LINEAR asks for them."""
 

@@ -69,7 +69,7 @@ def close(case: Case, found: nn.Module, right: nn.Module) -> None:
 def test_hooks_are_run(name: str, everywhere: bool, grad: bool) -> None:
     """Of every module that has parameters; and what is listened to computes the same."""
     case = case_of(name)
-    encoder = case.checkpoint.encoder
+    encoder = case.checkpoint.encoder.double()
     with torch.set_grad_enabled(grad):
         before = loss_of(encoder, case)
         ran: set[nn.Module] = set()
@@ -88,7 +88,7 @@ def test_hooks_are_run(name: str, everywhere: bool, grad: bool) -> None:
             for hook in hooks:
                 hook.remove()
     assert ran.issuperset(modules)
-    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -98,7 +98,7 @@ def test_hooks_that_hand_on_a_tensor_alone(name: str, everywhere: bool, grad: bo
     """As those of tensor parallelism do before a linear layer; it is told its backend all the
     same."""
     case = case_of(name)
-    encoder = case.checkpoint.encoder
+    encoder = case.checkpoint.encoder.double()
     encoder.backend = "reference"
     told: list[Any] = []
 
@@ -123,7 +123,7 @@ def test_hooks_that_hand_on_a_tensor_alone(name: str, everywhere: bool, grad: bo
                 hook.remove()
     assert len(told) >= len(layers) - 3  # pooler and head may not be asked
     assert set(told) == {"reference"}
-    torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)
 
 
 def compiled(module: nn.Module, note: Any, patch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ def test_what_a_call_was_made_to_be_is_run(
 ) -> None:
     """Of every module of ours, and of every table."""
     case = case_of(name)
-    encoder = case.checkpoint.encoder
+    encoder = case.checkpoint.encoder.double()
     ran: set[nn.Module] = set()
     with torch.set_grad_enabled(grad):
         before = loss_of(encoder, case)
@@ -179,7 +179,7 @@ def test_what_a_call_was_made_to_be_is_run(
         after = loss_of(encoder, case)
         monkeypatch.undo()
     assert ran.issuperset(modules)
-    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("grad", [True, False])

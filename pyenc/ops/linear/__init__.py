@@ -18,7 +18,7 @@ from ..registered import PLAIN
 from ..validation import FLOATS, check_float, check_given
 from . import activated, few_rows, parts, product
 from .reference import linear_reference
-from .registration import wide_or_not
+from .registration import PACKED, wide_or_not
 from .serving import as_it_lies, forced, in_one_pass, many_rows, may_widen, min_work, no_pack
 from .serving import backend_table as backend_table
 from .straight import few_rows_gain as few_rows_gain
@@ -59,6 +59,11 @@ def linear(
     same table has that as faster, as on processors without such instructions; also with
     `backend="torch"`.
 
+    Where the table prefers it (processors with AMX), products of bfloat16 are made by a C++ kernel
+    of our own (`amx`), with a pack as above, bias and activation in the same pass, rounded once;
+    where a gradient is needed, or there can be no pack, large ones, and those of the gradient, with
+    an operand packed on the way.
+
     Where the table prefers it (processors with AMX), a large product of float32, and those of its
     gradient, are made of parts in bfloat16 on the matrix units, to float32's own accuracy
     (`bf16x6`). After `torch.set_float32_matmul_precision("high")`, half as many products make one
@@ -73,12 +78,12 @@ def linear(
         weight: (F, C), in x's dtype (under autocast in any).
         bias: (F,) or None.
         activation: one of `ACTIVATIONS`, or None.
-        backend: "bf16x6", "bf16x3", "few_rows" (of any number), "onednn", "torch" or "reference";
-            None chooses, and so do "cpu", "triton" and "flash_attn", the names of kernels that
-            other ops have. Differentiable with each, also twice.
+        backend: "bf16x6", "bf16x3", "amx", "few_rows" (of any number), "onednn", "torch" or
+            "reference"; None chooses, and so do "cpu", "triton" and "flash_attn", the names of
+            kernels that other ops have. Differentiable with each, also twice.
 
     Environment:
-        PYENC_LINEAR=bf16x6|bf16x3|few_rows|onednn|torch  the choice instead of the table's.
+        PYENC_LINEAR=bf16x6|bf16x3|amx|few_rows|onednn|torch  the choice instead of the table's.
 
     Returns:
         (..., F), dtype of x.
@@ -117,11 +122,11 @@ def linear(
     if name in product.WAYS:
         by_name = name in (requested, forced())
         lies = name == "onednn" and not by_name and as_it_lies(x, weight, bias)
-        if lies or name != "onednn" or no_pack(x, weight, bias) is not None:
+        if lies or name not in PACKED or no_pack(x, weight, bias) is not None:
             way = product.FORWARD if lies else name if by_name else ""
             return product.linear(x, weight, bias, activation, way)
-        least = 0 if by_name else min_work(str(x.dtype))
-        y: Tensor = torch.ops.pyenc.linear(x, weight, bias, activation or "", least)
+        least = 0 if by_name else min_work(str(x.dtype), name)
+        y: Tensor = torch.ops.pyenc.linear(x, weight, bias, activation or "", least, name)
         return y
     if may_widen(x, weight, bias):
         # A graph, and whoever looks on, is to see one op and no parts.

@@ -33,7 +33,7 @@ MIN_WORK = 2**24
 """Multiplications below which looking up a pack costs what it could save."""
 
 MUCH = 1.5
-LITTLE_WORK = {"onednn": 2**20, "forward": 2**22, "unpacked": 2**22}
+LITTLE_WORK = {"onednn": 2**20, "amx": 2**20, "forward": 2**22, "unpacked": 2**22}
 """The same by the table's way where its gain is `MUCH` or more: short texts' products gain too."""
 
 ROUNDED = {"bf16": 2.0**-8, "tf32": 2.0**-10}
@@ -138,18 +138,21 @@ def _known(dtype: str) -> str | None:
 
 
 def not_preferred(dtype: torch.dtype, way: str = "onednn") -> str | None:
-    """Why F.linear comes before it in one of the table's ways, "onednn" (packed), "forward" or
-    "unpacked", or None: by PYENC_LINEAR, else by the table."""
+    """Why F.linear comes before one of the table's ways, "onednn" (packed), "forward" or
+    "unpacked", or "amx" or "amx_unpacked", or None: by PYENC_LINEAR, else by the table."""
     asked = forced()
     if asked is not None:
-        return None if asked == "onednn" else f"{VARIABLE}={asked}"
+        name = "amx" if way in ("amx", "amx_unpacked") else "onednn"
+        return None if asked == name else f"{VARIABLE}={asked}"
     return choices.choice(dtype).why_not(way)
 
 
 def min_work(dtype: torch.dtype, way: str = "onednn") -> int:
     """Multiplications from which on it gains, by the table."""
-    gain = choices.choice(dtype).gains.get(way, False)
-    return LITTLE_WORK[way] if gain is not True and gain >= MUCH else MIN_WORK
+    gains = choices.choice(dtype).gains
+    found = [gains.get(each, False) for each in ((way, "few_amx") if way == "amx" else (way,))]
+    much = any(gain is not True and gain >= MUCH for gain in found)
+    return LITTLE_WORK[way] if much else MIN_WORK
 
 
 def fuses(dtype: torch.dtype) -> bool:

@@ -1,4 +1,5 @@
-"""Weights in oneDNN's own layout, kept for as long as they stand for what the weight holds.
+"""Weights in the order in which a product reads them, kept for as long as they stand for what the
+weight holds.
 
 A pack is a second copy of a weight, so it must go when the weight goes, and must never be used once
 the weight has changed. What tells of a change: the weight's storage, place in it, and version
@@ -30,12 +31,14 @@ class _Entry:
     storage: weakref.ref[torch.UntypedStorage]
     place: tuple[Any, ...]
     sample: Tensor
+    made_by: Callable[[Tensor], Any]
     pack: Any
     """A tensor, or several."""
 
-    def stands_for(self, weight: Tensor) -> bool:
+    def stands_for(self, weight: Tensor, pack: Callable[[Tensor], Any]) -> bool:
         return (
             self.weight() is weight
+            and self.made_by is pack
             and self.storage() is weight.untyped_storage()
             and self.place == _place(weight)
             and torch.equal(self.sample, _sample(weight))
@@ -58,19 +61,19 @@ def why_not(weight: Tensor) -> str | None:
     return None
 
 
-def kept(weight: Tensor) -> Any:
-    """The pack of a weight, if there is one."""
+def kept(weight: Tensor, pack: Callable[[Tensor], Any]) -> Any:
+    """The pack of a weight that `pack` has made, if there is one."""
     entry = _entries.get(id(weight))
-    return entry.pack if entry is not None and entry.stands_for(weight) else None
+    return entry.pack if entry is not None and entry.stands_for(weight, pack) else None
 
 
 def packed(weight: Tensor, pack: Callable[[Tensor], Any]) -> Any:
     """The pack of a weight for which `why_not` is None, made by `pack` when there is none."""
-    if (found := kept(weight)) is not None:
+    if (found := kept(weight, pack)) is not None:
         return found
     with _lock:  # one copy, also when several threads come at once
         entry = _entries.get(id(weight))
-        if entry is None or not entry.stands_for(weight):
+        if entry is None or not entry.stands_for(weight, pack):
             entry = _remember(weight, pack)
     return entry.pack
 
@@ -106,6 +109,7 @@ def _remember(weight: Tensor, pack: Callable[[Tensor], Any]) -> _Entry:
         storage=weakref.ref(weight.untyped_storage(), forget),
         place=_place(weight),
         sample=_sample(weight).clone(),
+        made_by=pack,
         pack=pack(weight.detach()),
     )
     _entries[key] = entry

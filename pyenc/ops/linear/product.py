@@ -1,5 +1,6 @@
-"""A product a b and those of its gradient, in the way that serves best: by parts of bfloat16
-(`parts`), by oneDNN with both operands as they lie (`onednn`), else torch's own.
+"""A product a b and those of its gradient, in the way that serves best: float32 by parts of
+bfloat16 (`parts`), bfloat16 on matrix units (`amx`), by oneDNN with both operands as they lie
+(`onednn`), else torch's own.
 
 Shapes: a (M, K), b (K, N).
 """
@@ -18,9 +19,9 @@ from .. import launch
 from ..activation import activate
 from ..backend import compiling
 from ..registered import cpu_op, plain
-from . import activated, onednn, parts
+from . import activated, amx, onednn, parts
 
-WAYS = (*parts.PARTS, "onednn")
+WAYS = (*parts.PARTS, amx.WAY, "onednn")
 """Beside torch's own; the first that is preferred serves."""
 
 UNPACKED = "unpacked"
@@ -39,22 +40,30 @@ def why_not(way: str, *tensors: Tensor | None) -> str | None:
             return f"the tensors are on {tensor.device}"
         if way in parts.PARTS and tensor.dtype != torch.float32:
             return "it is of float32"
+        if way == amx.WAY and tensor.dtype != torch.bfloat16:
+            return "it is of bfloat16"
         if tensor.layout != torch.strided or (not compiling() and tensor._is_zerotensor()):
             return "it takes dense tensors"
     if (reason := activated.around()) is not None:
         return reason
+    if way == amx.WAY:
+        return amx.unavailable()
     return parts.unavailable() if way in parts.PARTS else onednn.unavailable(given[0].dtype)
 
 
 def not_preferred(way: str, dtype: torch.dtype) -> str | None:
     """Why a way of `WAYS` is not the first choice for this dtype, or None."""
-    return parts.not_preferred(way) if way in parts.PARTS else onednn.not_preferred(dtype, UNPACKED)
+    if way in parts.PARTS:
+        return parts.not_preferred(way)
+    return onednn.not_preferred(dtype, amx.UNPACKED if way == amx.WAY else UNPACKED)
 
 
 def gains(way: str, dtype: torch.dtype, m: int, n: int, k: int) -> bool:
     """Whether a product is large enough to gain by it."""
     if way in parts.PARTS:
         return parts.gains(m, n, k)
+    if way == amx.WAY:
+        return amx.gains(m, n, k)
     return m * n * k >= onednn.min_work(dtype, UNPACKED)
 
 
@@ -106,7 +115,11 @@ def product(
             out = parts.multiply(a, b, bias, activation, chosen)
             if out is not None:
                 return out
-        elif a.numel() and b.numel():
+        elif not a.numel() or not b.numel():
+            return by_torch(a, b, bias, activation)
+        elif chosen == amx.WAY:
+            return amx.multiply(a, b, bias, activation)
+        else:
             return _by_onednn(a, b, bias, activation)
     return by_torch(a, b, bias, activation)
 

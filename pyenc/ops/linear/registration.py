@@ -3,6 +3,7 @@ that only a call tells decides in them as it does outside."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from .. import launch
 from ..activation import activate
-from . import few_rows, onednn, packs, product, wide
+from . import amx, few_rows, onednn, packs, product, wide
 from .onednn import MIN_WORK
 
 
@@ -31,28 +32,51 @@ def wide_or_not(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str 
 
 @torch.library.custom_op("pyenc::linear", mutates_args=())
 def _linear_op(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, least: int = 0
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    least: int = 0,
+    way: str = "onednn",
 ) -> Tensor:
-    """Opaque, with the ordinary weight: torch.compile cannot carry a packed one.
+    """Opaque, with the ordinary weight: torch.compile cannot carry a packed one. `way`: of
+    `PACKED`.
 
     torch's product serves where there are fewer than `least` multiplications, a size that only a
     call tells; no gradient is needed then.
     """
-    return packed_or_not(x, weight, bias, activation, least)
+    return packed_or_not(x, weight, bias, activation, least, way)
+
+
+PACKED = {"onednn": onednn.linear, amx.WAY: amx.linear}
+"""Who multiplies with a pack."""
 
 
 def packed_or_not(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, least: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    least: int,
+    way: str = "onednn",
 ) -> Tensor:
-    if work(x, weight) < least or product.why_not("onednn", x, weight, bias) is not None:
+    few = work(x, weight) < least
+    if few or not x.numel() or product.why_not(way, x, weight, bias) is not None:
         return product.by_torch(x, weight.t(), bias, activation)
     if packs.why_not(weight) is None:
-        return onednn.linear(x, weight, bias, activation)
-    return product.linear(x, weight, bias, activation or None, "" if least else "onednn")
+        return PACKED[way](x, weight, bias, activation)
+    return product.linear(x, weight, bias, activation or None, "" if least else way)
 
 
 @_linear_op.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, least: int = 0) -> Tensor:
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    least: int = 0,
+    way: str = "onednn",
+) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
@@ -70,6 +94,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor
 
 MANY: dict[str, Callable[[Tensor, Tensor, Tensor | None, str, int], Tensor]] = {
     "packed": packed_or_not,
+    "packed for amx": functools.partial(packed_or_not, way=amx.WAY),
     "preferred": lambda x, w, b, activation, _: product.linear(x, w, b, activation or None),
     product.FORWARD: lambda x, w, b, activation, _: product.linear(
         x, w, b, activation or None, product.FORWARD

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..backend import WhyNot, always, compiling
 from ..constant import constant_result
-from . import activated, few_rows, packs, parts, product, wide
+from . import activated, amx, few_rows, packs, parts, product, wide
 from . import onednn as kernels
-from .registration import work
+from .registration import PACKED, work
 
 
 def backend_table(
@@ -26,13 +26,14 @@ def backend_table(
 ) -> dict[str, WhyNot]:
     """The backends of this op and why each cannot serve x, for `choose` and `explain`.
 
-    `requested` "few_rows", "bf16x6", "bf16x3" or "onednn" leaves out why it would not be preferred.
+    `requested` "few_rows", "bf16x6", "bf16x3", "amx" or "onednn" leaves out why it would not be
+    preferred.
     """
 
     def of(way: str) -> str | None:
         reason = product.why_not(way, x, weight, bias)
         if reason is None and requested != way:
-            worth = _onednn_not_worth_it if way == "onednn" else _parts_not_worth_it
+            worth = _parts_not_worth_it if way in parts.PARTS else _pack_not_worth_it
             reason = worth(way, x, weight, bias)
         return reason
 
@@ -62,9 +63,9 @@ def many_rows(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> tupl
         return "wide" if may_widen(x, weight, bias) else "torch", 0
     if name == "onednn" and as_it_lies(x, weight, bias):
         return product.FORWARD, 0
-    if name != "onednn" or no_pack(x, weight, bias) is not None:
+    if name not in PACKED or no_pack(x, weight, bias) is not None:
         return "preferred", 0
-    return "packed", min_work(str(x.dtype))
+    return "packed for amx" if name == amx.WAY else "packed", min_work(str(x.dtype), name)
 
 
 def _parts_not_worth_it(
@@ -79,22 +80,26 @@ def _parts_not_worth_it(
     return product.not_preferred(way, x.dtype)
 
 
-def _onednn_not_worth_it(
+def _pack_not_worth_it(
     way: str, x: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> str | None:
     unpacked = no_pack(x, weight, bias)
-    if as_it_lies(x, weight, bias):
+    if way == "onednn" and as_it_lies(x, weight, bias):
         kind, reason = product.FORWARD, None
     else:
-        kind = "onednn" if unpacked is None else product.UNPACKED
+        without = amx.UNPACKED if way == amx.WAY else product.UNPACKED
+        kind = way if unpacked is None else without
         reason = _not_preferred(kind, str(x.dtype))
     if reason is not None and unpacked is not None:
         return unpacked
     if compiling() or weight is None or kernels.forced() is not None:
         # What only the tensors of a call can tell, the registered op looks at.
         return reason
-    least = kernels.min_work(x.dtype, kind)
-    return "the product is too small to gain" if work(x, weight) < least else reason
+    if kind == amx.UNPACKED:
+        large = amx.gains(x.numel() // max(1, weight.shape[1]), *weight.shape)
+    else:
+        large = work(x, weight) >= kernels.min_work(x.dtype, kind)
+    return reason if large else "the product is too small to gain"
 
 
 def as_it_lies(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
@@ -106,7 +111,7 @@ def as_it_lies(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
 
 
 def no_pack(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str | None:
-    """Why oneDNN would take the weight as it lies, or None."""
+    """Why the weight would be taken as it lies, or None."""
     if needs_gradient(x, weight, bias):
         return "a gradient is needed"
     if weight is None:
@@ -145,8 +150,8 @@ def _not_preferred(way: str, dtype: str) -> str | None:
 
 
 @constant_result
-def min_work(dtype: str) -> int:
-    return kernels.min_work(_dtype(dtype))
+def min_work(dtype: str, way: str = "onednn") -> int:
+    return kernels.min_work(_dtype(dtype), way)
 
 
 @constant_result

@@ -3,7 +3,7 @@
 Of a short text's products, what the ordinary way asks of its arguments and of torch's switches
 takes as long as the arithmetic. The answers are the same in every layer, and are kept here by what
 they follow from: few rows take their own kernel, other small products are torch's, and large ones
-go to oneDNN where a pack is kept. All others take the ordinary way, which also makes packs and says
+go to whom a pack is kept for. All others take the ordinary way, which also makes packs and says
 what is wrong.
 
 Shapes: C channels in, F channels out; any leading dimensions.
@@ -22,7 +22,7 @@ from torch import Tensor
 from .. import extension
 from ..activation import ACTIVATIONS, activate
 from ..registered import plain
-from . import activated, choices, few_rows, onednn, packs, parts
+from . import activated, amx, choices, few_rows, onednn, packs, parts
 
 
 class Sizes(NamedTuple):
@@ -34,6 +34,8 @@ class Sizes(NamedTuple):
     """From so many on a pack of the weight is the choice; infinite where it never is."""
     few: bool
     """Whether few rows have a kernel of their own."""
+    units: bool = False
+    """Whether the pack is for matrix units, else for oneDNN."""
 
 
 _sizes: dict[tuple[object, ...], tuple[choices.Choice, Sizes]] = {}
@@ -82,9 +84,13 @@ def product(
             return activated.linear(x, weight, bias, activation)
         y = F.linear(x, weight, bias)
         return y if activation is None else activate(y, activation)
-    if work < sizes.pack or (pack := packs.kept(weight)) is None:
+    if work < sizes.pack:
         return None
-    return onednn.run(x, pack, bias, activation or "")
+    if sizes.units:
+        panels = packs.kept(weight, amx.pack)
+        return None if panels is None else amx.run(x, weight, panels, bias, activation or "")
+    pack = packs.kept(weight, onednn.pack)
+    return None if pack is None else onednn.run(x, pack, bias, activation or "")
 
 
 def few_rows_gain(dtype: torch.dtype) -> bool:
@@ -112,9 +118,11 @@ def _of_the_table(dtype: torch.dtype) -> Sizes:
         return Sizes(math.inf if single and asked == "torch" else 0, math.inf, few)
     ways = {
         way: onednn.min_work(dtype, way)
-        for way in ("onednn", "forward", "unpacked")  # the last: of a weight that has no pack
+        for way in ("onednn", amx.WAY, "forward", "unpacked")  # the last: of one without a pack
         if onednn.not_preferred(dtype, way) is None
     }
+    if amx.WAY in ways and amx.unavailable() is None:
+        return Sizes(min(ways.values()), ways[amx.WAY], few, units=True)
     # Halves may be widened, whatever else serves.
     least = [*ways.values(), *([] if single else [onednn.MIN_WORK])]
     if single and any(parts.not_preferred(way) is None for way in parts.PARTS):
