@@ -14,7 +14,7 @@ from bench import tune_linear
 from pyenc.cli.arguments import parse
 from pyenc.errors import InputError
 from pyenc.ops import extension
-from pyenc.ops.linear import choices, onednn, parts, processor, product, wide
+from pyenc.ops.linear import amx, choices, onednn, parts, processor, product, wide
 
 
 def test_the_ratio_is_the_cautious_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +53,8 @@ def test_what_is_measured_are_the_ways_that_serve(dtype: torch.dtype) -> None:
     expected |= {"few_rows"} if extension.missing() is None else set()
     x = torch.randn(2, dtype=dtype)
     expected |= {way for way in parts.PARTS if product.why_not(way, x) is None}
+    if product.why_not(amx.WAY, x) is None:
+        expected |= {"amx", "amx_unpacked", "few_amx"}
     assert set(ways) == expected
     for old, new in ways.values():
         first, second = old(), new()

@@ -183,7 +183,7 @@ def main(arguments: Sequence[str]) -> None:
     import torch
 
     from tests.csrc.attention import half_cases, split_cases
-    from tests.csrc.linear import product_cases
+    from tests.csrc.linear import bf16_cases, product_cases
     from tests.ops.attention.test_attention_cpu import Case
     from tests.ops.linear import test_few_rows
 
@@ -191,7 +191,8 @@ def main(arguments: Sequence[str]) -> None:
     torch.set_num_threads(1)  # small matrices wait for a second thread, the oracle's above all
     Case.threads = 2
     few = {"few rows": lambda _: test_few_rows.main()}
-    (half_cases.CASES | split_cases.CASES | product_cases.CASES | few)[name](module)
+    tiles = half_cases.CASES | split_cases.CASES | product_cases.CASES | bf16_cases.CASES
+    (tiles | few)[name](module)
     print(module.isa())
 
 

@@ -55,7 +55,8 @@ def test_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         assert serves(x[:1]) == "serves"
         monkeypatch.setenv(linear_onednn.VARIABLE, "mkl")
         with pytest.raises(
-            BackendError, match="must be auto, bf16x6, bf16x3, few_rows, onednn or torch, got 'mkl'"
+            BackendError,
+            match="must be auto, bf16x6, bf16x3, amx, few_rows, onednn or torch, got 'mkl'",
         ):
             serves()
 

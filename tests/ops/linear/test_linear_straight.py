@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyenc.errors import InputError
 from pyenc.ops import linear
-from pyenc.ops.linear import activated, few_rows
+from pyenc.ops.linear import activated, amx, few_rows
 from pyenc.ops.linear import onednn as linear_onednn
 from pyenc.ops.linear import packs as linear_packs
 from pyenc.ops.linear import wide as linear_wide
@@ -28,6 +28,8 @@ TABLES: list[dict[str, float | bool]] = [
     {"onednn": 1.2, "wide": 1.3}, {"wide": 2.0}, {"onednn": 1.2, "bf16x6": 2.0},
     {"onednn": 2.0, "bf16x3": 3.0}, {"unpacked": 2.0}, {"forward": 1.1, "few_rows": 1.6},
     {"forward": 2.0, "few_rows": 1.6}, {"onednn": 2.0, "few_rows": 3.0}, {"few_rows": 2.0},
+    {"amx": 1.2}, {"amx": 1.2, "few_amx": 2.0, "onednn": 1.1}, {"amx": 1.3, "few_rows": 2.1},
+    {"amx_unpacked": 1.2}, {"amx": 1.2, "onednn": 1.6},
 ]  # fmt: skip
 SHAPES = [(rows, 256, 256) for rows in (1, 2, 4, 16, 17, 64, 65, 257, 2049)]
 """Rows, channels out and in, on both sides of where a choice may turn."""
@@ -47,6 +49,8 @@ class Ways:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.seen: list[Any] = []
         self.wraps(patch, linear_onednn, "run", lambda x, w, *_: ("onednn", w.is_mkldnn))
+        self.wraps(patch, amx, "run", lambda *_: "amx")
+        self.wraps(patch, amx, "multiply", lambda *_: "amx, unpacked")
         self.wraps(patch, linear_wide, "linear", lambda *_: "wide")
         self.wraps(patch, activated, "linear", lambda *_: "one pass")
         self.wraps(patch, few_rows, "multiply", lambda *_: "few rows")
