@@ -88,6 +88,7 @@ X86_64 = [
             "attention/backward_kernel.cpp",
             "attention/forward_kernel.cpp",
             "linear/bf16_product_kernel.cpp",
+            "linear/few_rows_kernel.cpp",
             "linear/product_kernel.cpp",
         ),
     ),

@@ -106,7 +106,6 @@ def ways(dtype: torch.dtype, shape: Shape) -> dict[str, Pair]:
     if product.why_not(amx.WAY, x) is None:
         panels = amx.pack(weight)
         pairs[amx.WAY] = plain, lambda: amx.run(x, weight, panels, bias, "")
-        pairs["few_amx"] = few, lambda: amx.run(rows, weight, panels, bias, "")
         pairs[amx.UNPACKED] = (
             torchs_gradients,
             functools.partial(with_gradients, functools.partial(product.product, way=amx.WAY)),

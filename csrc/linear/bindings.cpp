@@ -87,7 +87,7 @@ void bind_linear(py::module_& module) {
         few_rows({static_cast<Dtype>(dtype), rows, columns, depth, at<const void>(std::get<0>(x)),
                   std::get<1>(x), at<const void>(std::get<0>(weight)), std::get<1>(weight),
                   at<const void>(bias), activation < 0, static_cast<Activation>(activation),
-                  at<void>(out), threads});
+                  at<void>(out), threads, nullptr});
       },
       py::call_guard<py::gil_scoped_release>());
   module.def(
@@ -98,7 +98,7 @@ void bind_linear(py::module_& module) {
         int8_few_rows({static_cast<Dtype>(dtype), rows, columns, depth, at<const void>(x), depth,
                        at<const void>(std::get<0>(weight)), std::get<1>(weight),
                        at<const void>(bias), activation < 0, static_cast<Activation>(activation),
-                       at<void>(out), threads},
+                       at<void>(out), threads, nullptr},
                       steps, least, at<const float>(scale));
       },
       py::call_guard<py::gil_scoped_release>());

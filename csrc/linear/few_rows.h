@@ -26,6 +26,7 @@ struct FewRows {
   Activation activation;
   void* out;
   int threads;
+  const float* tiles;  // x in tiles, as FewRowsKernels has it; null: as it lies
 };
 
 // A row's numbers are the same bits whatever rows are with it, and however many threads there are.
@@ -44,6 +45,10 @@ constexpr std::int64_t few_sums(std::int64_t columns) { return (columns + 15) / 
 struct FewRowsKernels {
   // Columns [first, last) of out. sums: room for T rows of few_sums(last - first).
   void (*multiply)(const FewRows& call, std::int64_t first, std::int64_t last, float* sums);
+  // Of bfloat16 on matrix units x comes in tiles, as bf16_pack makes the columns of a second operand of its
+  // rows, and a thread enters before it multiplies; null where there are none.
+  void (*enter)();
+  void (*leave)();
 };
 
 // The same in eight bits: `x` unsigned, its last row all ones, and `weight` signed. Column by column,

@@ -6,11 +6,13 @@
 #include <memory>
 
 #include "linear/arguments.h"
+#include "linear/bf16_product.h"
+#include "linear/entered.h"
 #include "shared/isa.h"
 #include "shared/parallel.h"
 
 namespace pyenc {
-PYENC_KERNEL_TABLE(FewRowsKernels, few_rows_kernels)
+PYENC_KERNEL_TABLE_WITH_AMX(FewRowsKernels, few_rows_kernels)
 PYENC_KERNEL_TABLE(Int8FewKernels, int8_few_kernels)
 
 namespace {
@@ -34,12 +36,16 @@ struct Runs {
     room = call.rows * few_sums(run);
   }
 
-  // body(first column, last, thread)
-  template <class Body>
-  void each(const FewRows& call, const Body& body) const {
-    parallel_for(cut(call.columns, run), threads, [&](std::int64_t i, int thread) {
+  // body(first column, last, thread), within what scope() returns.
+  template <class Scope, class Body>
+  void each(const FewRows& call, const Scope& scope, const Body& body) const {
+    parallel_for(cut(call.columns, run), threads, scope, [&](std::int64_t i, int thread) {
       body(i * run, std::min(call.columns, (i + 1) * run), thread);
     });
+  }
+  template <class Body>
+  void each(const FewRows& call, const Body& body) const {
+    each(call, [] { return 0; }, body);
   }
 
   int threads;
@@ -72,9 +78,19 @@ void few_rows(const FewRows& call) {
   const Runs runs(call);
   const auto sums = room_for<float>(runs.room * runs.threads);
   const FewRowsKernels& kernels = few_rows_kernels();
-  runs.each(call, [&](std::int64_t first, std::int64_t last, int thread) {
-    kernels.multiply(call, first, last, sums.get() + thread * runs.room);
-  });
+  const auto multiply = [&](const FewRows& part) {
+    return [&](std::int64_t first, std::int64_t last, int thread) {
+      kernels.multiply(part, first, last, sums.get() + thread * runs.room);
+    };
+  };
+  if (call.dtype != Dtype::bf16 || !kernels.enter || call.depth == 0)
+    return runs.each(call, multiply(call));
+  const TileMemory tiles(bf16_pack_words(call.rows, call.depth));
+  const Bf16Lines x{static_cast<const BFloat16*>(call.x), call.x_row, 1};
+  bf16_pack(x, call.rows, call.depth, 1, tiles.at(0));
+  FewRows part = call;
+  part.tiles = tiles.at(0);
+  runs.each(part, [&] { return Entered<FewRowsKernels>(kernels); }, multiply(part));
 }
 
 void int8_few_rows(const FewRows& call, float steps, float least, const float* scale) {

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "linear/few_rows_tile.h"
+#include "linear/few_rows_units.h"
 #include "shared/activation.h"
 #include "shared/pairs.h"
 #include "shared/rows.h"
@@ -49,11 +50,10 @@ struct Paired : InWords<BFloat16> {
 };
 #endif
 
-template <class Kind>
-void multiply_as(const FewRows& call, std::int64_t first, std::int64_t last, float* sums) {
-  using Scalar = typename Kind::Scalar;
+// out = activation(sums + bias), of columns [first, last).
+template <class Scalar>
+void finish_as(const FewRows& call, std::int64_t first, std::int64_t last, const float* sums) {
   const std::int64_t width = last - first, sums_row = few_sums(width);
-  sums_of<Kind>(call, first, last, sums);
   const Scalar* bias = static_cast<const Scalar*>(call.bias);
   const auto finish = [&](const auto& activated) __attribute__((always_inline)) {
     for (std::int64_t r = 0; r < call.rows; ++r) {
@@ -78,7 +78,19 @@ void multiply_as(const FewRows& call, std::int64_t first, std::int64_t last, flo
   });
 }
 
+template <class Kind>
+void multiply_as(const FewRows& call, std::int64_t first, std::int64_t last, float* sums) {
+  sums_of<Kind>(call, first, last, sums);
+  finish_as<typename Kind::Scalar>(call, first, last, sums);
+}
+
 void multiply(const FewRows& call, std::int64_t first, std::int64_t last, float* sums) {
+#ifdef PYENC_AMX
+  if (call.tiles) {
+    sums_on_units(call, first, last, sums);
+    return finish_as<BFloat16>(call, first, last, sums);
+  }
+#endif
   switch (call.dtype) {
     case Dtype::f32: return multiply_as<Widened<float>>(call, first, last, sums);
     case Dtype::f16: return multiply_as<Widened<Float16>>(call, first, last, sums);
@@ -94,7 +106,11 @@ void multiply(const FewRows& call, std::int64_t first, std::int64_t last, float*
 }  // namespace
 
 extern const FewRowsKernels few_rows_kernels;
-const FewRowsKernels few_rows_kernels{multiply};
+#ifdef PYENC_AMX
+const FewRowsKernels few_rows_kernels{multiply, [] { configure_tiles(); }, [] { release_tiles(); }};
+#else
+const FewRowsKernels few_rows_kernels{multiply, nullptr, nullptr};
+#endif
 
 }  // namespace PYENC_ISA
 }  // namespace pyenc

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <cstring>
 
 #include "shared/simd.h"
 
@@ -59,6 +60,13 @@ PYENC_INLINE void tile_load(const float* from, std::int64_t row) {
 template <int T>
 PYENC_INLINE void tile_stream(const float* from, std::int64_t row) {
   tile_load<T>(from, row);
+}
+
+template <int T>
+PYENC_INLINE void tile_load_apart(const void* from, std::int64_t row_bytes) {
+  float* tile = tile_at(T);
+  for (std::int64_t i = 0; i < kTile; ++i)
+    std::memcpy(tile + i * kTile, static_cast<const char*>(from) + i * row_bytes, 4 * kTile);
 }
 
 template <int T>
@@ -125,6 +133,13 @@ PYENC_INLINE void tile_load(const float* from, std::int64_t row) {
 template <int T>
 PYENC_INLINE void tile_stream(const float* from, std::int64_t row) {
   __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" PYENC_BREATH ::"r"(from), "r"(row * 4), "i"(T)
+                   : "memory");
+}
+
+// Of rows that lie where they lie, their numbers side by side.
+template <int T>
+PYENC_INLINE void tile_load_apart(const void* from, std::int64_t row_bytes) {
+  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" PYENC_BREATH ::"r"(from), "r"(row_bytes), "i"(T)
                    : "memory");
 }
 

@@ -54,7 +54,7 @@ def test_what_is_measured_are_the_ways_that_serve(dtype: torch.dtype) -> None:
     x = torch.randn(2, dtype=dtype)
     expected |= {way for way in parts.PARTS if product.why_not(way, x) is None}
     if product.why_not(amx.WAY, x) is None:
-        expected |= {"amx", "amx_unpacked", "few_amx"}
+        expected |= {"amx", "amx_unpacked"}
     assert set(ways) == expected
     for old, new in ways.values():
         first, second = old(), new()

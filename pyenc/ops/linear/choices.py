@@ -20,27 +20,26 @@ from . import amx, processor
 FILE = Path(__file__).with_name("choices.json")
 
 WAYS = (
-    "bf16x6", "bf16x3", "amx", "amx_unpacked", "onednn", "few_rows", "few_packed", "few_amx",
-    "forward", "unpacked", "gelu_fused", "wide",
+    "bf16x6", "bf16x3", "amx", "amx_unpacked", "onednn", "few_rows", "few_packed", "forward",
+    "unpacked", "gelu_fused", "wide",
 )  # fmt: skip
 """float32 by three parts of bfloat16 beside `F.linear`, and by two; bfloat16 by our own kernel for
 matrix units with a packed weight beside it, and of a product and those of its gradient; oneDNN with
-a packed weight beside it; few rows by our own kernel beside it, by oneDNN with a packed weight, and
-on matrix units with one; oneDNN with operands as they lie beside it, of a product by itself, and of
-one and those of its gradient; GELU in the same pass beside after it; halves in float32 beside
-`F.linear`."""
+a packed weight beside it; few rows by our own kernel beside it, and by oneDNN with a packed weight;
+oneDNN with operands as they lie beside it, of a product by itself, and of one and those of its
+gradient; GELU in the same pass beside after it; halves in float32 beside `F.linear`."""
 
 _RIVALS = {
-    "few_rows": ("few_packed", "few_amx"), "few_packed": (), "few_amx": (), "gelu_fused": (),
+    "few_rows": ("few_packed",), "few_packed": (), "gelu_fused": (),
     "forward": ("bf16x6", "amx", "wide"), "unpacked": ("bf16x6", "amx_unpacked", "wide"),
     "amx_unpacked": ("unpacked",),
 }  # fmt: skip
 """Of a way, which others must be no faster; of one not named `bf16x6`, `amx`, `onednn` and `wide`.
-Of few rows "few_rows" serves, where it gains, and by itself "few_packed" or "few_amx" never does.
+Of few rows "few_rows" serves, where it gains, and by itself "few_packed" never does.
 Of others the pack, where there can be one and it gains; else "forward", or with gradients
 "unpacked" or "amx_unpacked"."""
 
-_OF_AMX = ("amx", "amx_unpacked", "few_amx")
+_OF_AMX = ("amx", "amx_unpacked")
 """Ways that go with the matrix units: where the kernel is not there, the table is as if without."""
 
 MARGIN = 1.15

@@ -149,10 +149,8 @@ def not_preferred(dtype: torch.dtype, way: str = "onednn") -> str | None:
 
 def min_work(dtype: torch.dtype, way: str = "onednn") -> int:
     """Multiplications from which on it gains, by the table."""
-    gains = choices.choice(dtype).gains
-    found = [gains.get(each, False) for each in ((way, "few_amx") if way == "amx" else (way,))]
-    much = any(gain is not True and gain >= MUCH for gain in found)
-    return LITTLE_WORK[way] if much else MIN_WORK
+    gain = choices.choice(dtype).gains.get(way, False)
+    return LITTLE_WORK[way] if gain is not True and gain >= MUCH else MIN_WORK
 
 
 def fuses(dtype: torch.dtype) -> bool:

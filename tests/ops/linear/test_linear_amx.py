@@ -35,7 +35,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
     """On a processor that prefers them, also where a gradient is needed."""
     seen: Made = []
     monkeypatch.delenv(linear_onednn.VARIABLE, raising=False)
-    pin(monkeypatch, {"amx": 1.3, "few_amx": 2.0, "amx_unpacked": 1.1}, HALF)
+    pin(monkeypatch, {"amx": 1.6, "amx_unpacked": 1.1}, HALF)
     monkeypatch.setattr(amx, "unavailable", constant_result(lambda: None))
 
     def multiply(a: Tensor, b: Tensor, bias: Tensor | None, activation: str) -> Tensor:
@@ -175,14 +175,17 @@ def test_a_table_without_the_units(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     kind = processor.Processor("GenuineIntel", "6", "143", "avx512_core_amx", "AVX512")
     file = tmp_path / "choices.json"
     file.write_text(
-        '{"default": {"source": "a test", "bfloat16": {"amx": 2.0, "few_amx": 3.0, '
+        '{"default": {"source": "a test", "bfloat16": {"amx": 2.0, '
         '"amx_unpacked": 1.5, "onednn": 1.3, "few_rows": 1.2, "unpacked": 1.2}}}',
         "utf-8",
     )
     monkeypatch.setattr(choices, "FILE", file)
     monkeypatch.setattr(processor, "here", lambda: kind)
     ways = ("amx", "amx_unpacked", "onednn", "few_rows", "unpacked")
-    for missing, wanted in ((None, ways[:2]), ("there is no compiler", ways[2:])):
+    for missing, wanted in (
+        (None, ("amx", "amx_unpacked", "few_rows")),
+        ("there is no compiler", ways[2:]),
+    ):
         monkeypatch.setattr(amx, "unavailable", lambda missing=missing: missing)
         found = choices.choice(HALF)
         assert tuple(way for way in ways if found.prefers(way)) == wanted

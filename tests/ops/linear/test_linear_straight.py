@@ -28,7 +28,7 @@ TABLES: list[dict[str, float | bool]] = [
     {"onednn": 1.2, "wide": 1.3}, {"wide": 2.0}, {"onednn": 1.2, "bf16x6": 2.0},
     {"onednn": 2.0, "bf16x3": 3.0}, {"unpacked": 2.0}, {"forward": 1.1, "few_rows": 1.6},
     {"forward": 2.0, "few_rows": 1.6}, {"onednn": 2.0, "few_rows": 3.0}, {"few_rows": 2.0},
-    {"amx": 1.2}, {"amx": 1.2, "few_amx": 2.0, "onednn": 1.1}, {"amx": 1.3, "few_rows": 2.1},
+    {"amx": 1.2}, {"amx": 1.6, "onednn": 1.1}, {"amx": 1.3, "few_rows": 2.1},
     {"amx_unpacked": 1.2}, {"amx": 1.2, "onednn": 1.6},
 ]  # fmt: skip
 SHAPES = [(rows, 256, 256) for rows in (1, 2, 4, 16, 17, 64, 65, 257, 2049)]
