@@ -21,13 +21,15 @@ constexpr std::int64_t kPanelTiles = kBf16Lines / kTile;
 constexpr std::int64_t kBlock = kBf16Lines * kBf16Lines;
 static_assert(kBf16Step == kTilePairs && kBf16StepWords == kPanelTiles * kTileWords, "as tiles are");
 
+// Pairs wherever a number may lie.
+typedef std::int32_t LoosePairs __attribute__((vector_size(4 * kLanes), aligned(2), may_alias));
+
 // 32 numbers in pairs, of which `left` are there.
 PYENC_INLINE Ints pairs_along(const BFloat16* from, std::int64_t left) {
-  const std::uint16_t* words = reinterpret_cast<const std::uint16_t*>(from);
-  if (left >= kTilePairs) return load_words(reinterpret_cast<const float*>(words));
-  std::uint16_t some[kTilePairs] = {};
-  for (std::int64_t i = 0; i < left; ++i) some[i] = words[i];
-  return load_words(reinterpret_cast<const float*>(some));
+  if (left >= kTilePairs) return *reinterpret_cast<const LoosePairs*>(from);
+  BFloat16 some[kTilePairs] = {};
+  for (std::int64_t i = 0; i < left; ++i) some[i] = from[i];
+  return *reinterpret_cast<const LoosePairs*>(some);
 }
 
 // 16 numbers, of which `left` are there, in the lower halves of words.
