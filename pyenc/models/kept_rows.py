@@ -1,7 +1,7 @@
 """Rows of distances, normed and projected once for all calls: of weights alone they are made.
 
-A short text reads few rows of a layer's table of distances, and to project those takes a fifth of
-the time of its own products. So where nothing is to be learned, on a CPU, all rows are projected by
+A short text reads few rows of a layer's table of distances, and to project those takes an eighth
+of its time (bench/NOTES.md). So where nothing is to be learned, on a CPU, all rows are projected by
 the first call, and every call reads those that it needs. All of them, and also in the call that
 makes them: products of few and of many rows have other kernels, whose last digits differ, and what
 a text gives must not go by the texts before it.
