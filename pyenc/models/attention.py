@@ -89,7 +89,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attention whose scores are of words and of distances, (T, H, D)."""
         assert self.distances is not None
-        keys_RHD, queries_RHD = self.distances(distances.table_RC, self.qkv, call.backend)
+        made = self.distances.kept(distances, self.qkv)
+        keys_RHD, queries_RHD = made or self.distances(distances.table_RC, self.qkv, call.backend)
         out_THD: Tensor = disentangled_attention(
             q_THD,
             k_THD,

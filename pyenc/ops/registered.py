@@ -122,13 +122,18 @@ def plain(*tensors: Tensor) -> bool:
     traced, no mode, transform, autocast or profiler, no subclass, and no sign that is still to be
     changed.
     """
+    return unwatched(*tensors) and not torch.autograd._profiler_enabled()
+
+
+def unwatched(*tensors: Tensor) -> bool:
+    """The same but for a profiler, which only looks on."""
     if torch.is_grad_enabled() or compiling() or forward_ad._current_level >= 0:
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
         return False
     if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
         return False
-    if torch.autograd._profiler_enabled() or torch._C._is_any_autocast_enabled():
+    if torch._C._is_any_autocast_enabled():
         return False
     for tensor in tensors:  # noqa: SIM110  (a generator would take twice the time)
         if type(tensor) not in PLAIN or tensor.is_neg():

@@ -101,13 +101,16 @@ def few_rows_gain(dtype: torch.dtype) -> bool:
 
 def sizes_of(dtype: torch.dtype) -> Sizes:
     """By the table, torch's switches and PYENC_LINEAR as they are now."""
-    key = (
-        dtype, os.environ.get(onednn.VARIABLE), torch.backends.mkldnn.enabled, onednn.precision(),
-    )  # fmt: skip
-    choice = choices.choice(dtype)
+    key, choice = asked_of(dtype), choices.choice(dtype)
     if (found := _sizes.get(key)) is None or found[0] is not choice:
         found = _sizes[key] = choice, _of_the_table(dtype)
     return found[1]
+
+
+def asked_of(dtype: torch.dtype) -> tuple[object, ...]:
+    """What the user asks for that decides, beside the table, which way a product takes."""
+    switch = torch.backends.mkldnn.enabled
+    return dtype, os.environ.get(onednn.VARIABLE), switch, onednn.precision()
 
 
 def _of_the_table(dtype: torch.dtype) -> Sizes:

@@ -352,3 +352,19 @@ def test_another_thread_takes_the_encoder_away(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(borrowed, "changed", changed)
     assert model[0]._current() is borrowed
+
+
+@pytest.mark.parametrize("name", ["deberta_v3_like_h4", "deberta_v2_conv_like_h4"])
+def test_rows_of_distances_that_were_kept(name: str) -> None:
+    """Projected of weights that are the model's: a write through `.data` tells nobody."""
+    model = loaded(name)
+    accelerate(model)
+    for part in ("rel_embeddings.weight", "layer.0.attention.self.query_proj.weight"):
+        before = model.encode(TEXTS)
+        given = dict(model.named_parameters())
+        (parameter,) = (p for key, p in given.items() if key.endswith(part))
+        parameter.data.copy_(parameter.data.flip(0).clone())
+        found = model.encode(TEXTS)
+        assert off(found, own_answer(model)) <= NEAR
+        assert off(found, before) > NEAR
+    assert served(model)
