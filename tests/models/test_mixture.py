@@ -24,7 +24,7 @@ from pyenc.ops import extension
 from pyenc.ops.linear import int8
 from pyenc.text import graphs
 from tests.mixtures import mixture
-from tests.models.test_encoder import MIXTURE, rows
+from tests.models.shapes import MIXTURE, rows
 from tests.oracle import assert_right, naively
 
 TOKENS = 37
