@@ -13,7 +13,10 @@ from pyenc.loading import load_checkpoint
 from pyenc.models import Encoder, feed_forward, packing, straight_cpu
 from pyenc.models.rotary import Rotary
 from tests.conftest import GOLDEN
-from tests.models.shapes import ABSOLUTE, COUNTED, TURNED, rows
+from tests.models.shapes import ABSOLUTE, COUNTED, SHAPES, TURNED, rows
+
+COMPILED = {name: SHAPES[name] for name in SHAPES if name not in ("alibi", "absolute")}
+"""Those that `test_compile.py` does not compile as whole families."""
 
 
 def padded(
@@ -157,6 +160,7 @@ def test_training_applies_dropout_and_eval_does_not() -> None:
     assert torch.equal(encoder(ids), encoder(ids))
 
 
+@pytest.mark.parametrize("encoder", COMPILED.values(), ids=COMPILED, indirect=True)
 @torch.no_grad()
 def test_packed_compiles_without_a_graph_break(encoder: Encoder) -> None:
     torch.compiler.reset()  # one function has so many graphs and no more, of all configs together
