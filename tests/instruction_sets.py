@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from pyenc.ops import extension
 from tests.allocator import KEEPING
+from tests.scripts import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,10 +29,7 @@ def run_on(isa: str, file: str, *arguments: str, only_others: bool = True) -> No
     if only_others and isa == extension.isa():
         pytest.skip(f"the tests of this process run on {isa}")
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, file, *arguments],
-        env=os.environ | KEEPING | {"PYTHONPATH": os.pathsep.join(paths), "PYENC_CPU_ISA": isa},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    environment = os.environ | KEEPING | {"PYTHONPATH": os.pathsep.join(paths)}
+    done = run_script(file, arguments, environment, {"PYENC_CPU_ISA": isa})
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [isa]
