@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 
 from pyenc.ops import extension
-from tests.allocator import KEEPING
 from tests.scripts import run_script
-
-ROOT = Path(__file__).resolve().parents[1]
 
 ISAS = ["generic", "x86-64-v3", "x86-64-v4", "x86-64-v4-bf16", "x86-64-v4-amx"]
 
@@ -28,8 +22,6 @@ def run_on(isa: str, file: str, *arguments: str, only_others: bool = True) -> No
         pytest.skip(f"this processor or this build has no {isa}")
     if only_others and isa == extension.isa():
         pytest.skip(f"the tests of this process run on {isa}")
-    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | KEEPING | {"PYTHONPATH": os.pathsep.join(paths)}
-    done = run_script(file, arguments, environment, {"PYENC_CPU_ISA": isa})
+    done = run_script(file, *arguments, PYENC_CPU_ISA=isa)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [isa]

@@ -15,27 +15,30 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.allocator import KEEPING
 
-def run_script(
-    file: str, arguments: Sequence[str], environment: Mapping[str, str], own: Mapping[str, str]
-) -> subprocess.CompletedProcess[str]:
-    """`python file *arguments`, awaited, with what it wrote.
+ROOT = Path(__file__).resolve().parents[1]
 
-    environment: that of all such scripts of this process; own: what this one has over it, which
-    nothing may read before torch is imported.
+
+def run_script(file: str, *arguments: str, **own: str) -> subprocess.CompletedProcess[str]:
+    """`python file *arguments`, which sees this checkout, awaited, with what it wrote.
+
+    own: what its environment has over this process's, of which nothing may be read as torch is
+    imported.
     """
+    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | KEEPING | {"PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, file, *arguments]
     if sys.platform != "linux":
         return subprocess.run(
-            command, env={**environment, **own}, capture_output=True, text=True, check=False
+            command, env=environment | own, capture_output=True, text=True, check=False
         )
     starter = _starter(tuple(sorted(environment.items())))
     assert starter.stdin is not None
     assert starter.stdout is not None
-    starter.stdin.write(json.dumps([file, list(arguments), dict(own)]) + "\n")
+    starter.stdin.write(json.dumps([file, arguments, own]) + "\n")
     starter.stdin.flush()
     answer = starter.stdout.readline()
     assert answer, f"what starts scripts has ended: {starter.communicate()[1]}"
