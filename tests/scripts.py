@@ -26,12 +26,12 @@ def run_script(file: str, *arguments: str, **own: str) -> subprocess.CompletedPr
     """`python file *arguments`, which sees this checkout, awaited, with what it wrote.
 
     own: what its environment has over this process's, of which nothing may be read as torch is
-    imported.
+    imported; with LD_PRELOAD among it, the script is started anew.
     """
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | KEEPING | {"PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, file, *arguments]
-    if sys.platform != "linux":
+    if sys.platform != "linux" or "LD_PRELOAD" in own:
         return subprocess.run(
             command, env=environment | own, capture_output=True, text=True, check=False
         )
