@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from pyenc.ops import extension
-from tests.allocator import KEEPING
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.scripts import run_script
 
 ISAS = ["generic", "x86-64-v3", "x86-64-v4", "x86-64-v4-bf16", "x86-64-v4-amx"]
 
@@ -29,11 +22,6 @@ def run_on(isa: str, file: str, *arguments: str, only_others: bool = True) -> No
         pytest.skip(f"this processor or this build has no {isa}")
     if only_others and isa == extension.isa():
         pytest.skip(f"the tests of this process run on {isa}")
-    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, file, *arguments],
-        env=os.environ | KEEPING | {"PYTHONPATH": os.pathsep.join(paths), "PYENC_CPU_ISA": isa},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run_script(file, *arguments, PYENC_CPU_ISA=isa)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [isa]

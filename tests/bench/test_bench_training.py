@@ -12,7 +12,7 @@ import torch
 from bench import training
 from bench.peers import torch_training
 from pyenc.models import Encoder
-from tests.models.test_encoder import ABSOLUTE, ALIBI
+from tests.models.shapes import ABSOLUTE, ALIBI
 
 LENGTHS = (7, 1, 19)
 

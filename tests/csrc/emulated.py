@@ -23,7 +23,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.allocator import KEEPING
+from tests.scripts import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
@@ -130,12 +130,7 @@ def check(
     extension: Path, cases: str, seed: int = 1, *, isa: str = "emulated", **environment: str
 ) -> None:
     """Run the cases of that name in a process of its own; they must pass there."""
-    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, __file__, str(extension), cases, str(seed)],
-        env=os.environ | KEEPING | {"PYTHONPATH": os.pathsep.join(paths), **environment},
-        capture_output=True, text=True, check=False, cwd=ROOT,
-    )  # fmt: skip
+    done = run_script(__file__, str(extension), cases, str(seed), **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert isa in done.stdout.split()
 

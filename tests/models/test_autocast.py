@@ -11,7 +11,7 @@ from torch import Tensor
 from pyenc.models import Encoder, EncoderConfig
 from pyenc.ops import extension
 from tests.models.family_losses import EACH_FAMILY, case_of, gradients
-from tests.models.test_encoder import ABSOLUTE, PRE_NORM, SHAPES
+from tests.models.shapes import ABSOLUTE, PRE_NORM, SHAPES
 from tests.oracle import assert_right, naively
 
 BACKENDS = (None, "torch", *(("cpu",) if extension.load() is not None else ()))

@@ -15,7 +15,7 @@ from pyenc.errors import InputError
 from pyenc.models import Encoder, straight_cpu
 from pyenc.models import attention as module
 from tests.models.own_positions import CONFIGS, registered, shape
-from tests.models.test_encoder import SHAPES
+from tests.models.shapes import SHAPES
 
 __all__ = ["registered"]
 

@@ -16,7 +16,7 @@ from pyenc.models.neighbours import neighbours
 from pyenc.models.packing import pack
 from pyenc.ops import extension
 from pyenc.text import graphs
-from tests.models.test_encoder import ABSOLUTE, DISTANCES, OWN_DISTANCES
+from tests.models.shapes import ABSOLUTE, DISTANCES, OWN_DISTANCES
 
 
 def encoder_of(config: EncoderConfig) -> Encoder:

@@ -14,7 +14,7 @@ from pyenc import use_backend
 from pyenc.errors import BackendError, InputError
 from pyenc.models import Encoder, EncoderConfig
 from pyenc.models import feed_forward as module
-from tests.models.test_encoder import ABSOLUTE, ALIBI, PRE_NORM, SHAPES, WINDOWS
+from tests.models.shapes import ABSOLUTE, ALIBI, PRE_NORM, SHAPES, WINDOWS
 
 Drop = Callable[[Encoder, float], None]
 

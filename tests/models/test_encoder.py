@@ -1,4 +1,4 @@
-"""`Encoder`: every layout of the same tokens agrees; bad input is named; training works."""
+"""`Encoder`: every layout of the same tokens agrees; training works."""
 
 from __future__ import annotations
 
@@ -9,98 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyenc.errors import InputError
 from pyenc.loading import load_checkpoint
-from pyenc.models import (
-    Convolution,
-    Disentangled,
-    Encoder,
-    EncoderConfig,
-    Experts,
-    feed_forward,
-    packing,
-    straight_cpu,
-)
-from pyenc.models import encoder as encoder_module
+from pyenc.models import Encoder, feed_forward, packing, straight_cpu
 from pyenc.models.rotary import Rotary
 from tests.conftest import GOLDEN
+from tests.models.shapes import ABSOLUTE, COUNTED, SHAPES, TURNED, rows
 
-ALIBI = EncoderConfig(
-    vocab_size=50, hidden_size=24, num_layers=2, num_heads=3, intermediate_size=20,
-    position="alibi", max_length=64, type_vocab_size=2, gated=True, up_bias=False,
-)  # fmt: skip
-ABSOLUTE = dataclasses.replace(
-    ALIBI, position="absolute", num_positions=40, gated=False, up_bias=True, activation="silu"
-)
-
-
-COUNTED = dataclasses.replace(
-    ABSOLUTE, num_positions=42, padding_id=1, relative_buckets=8, relative_max_distance=20
-)
-TURNED = dataclasses.replace(
-    ALIBI,
-    position="rotary",
-    rotary=Rotary(1000.0, dynamic_factor=2.0, trained_length=12),
-    log_length=9,
-)
-PRE_NORM = dataclasses.replace(
-    ALIBI,
-    position="relative",
-    relative_buckets=8,
-    relative_max_distance=20,
-    head_size=10,
-    scale=1.0,
-    norm="rms",
-    norm_first=True,
-    embedding_norm=False,
-    wide_residual=True,
-)
-WINDOWS = dataclasses.replace(
-    ALIBI,
-    position="rotary",
-    rotary=Rotary(1000.0),
-    local_rotary=Rotary(50.0),
-    window=2,
-    local=(True, False),
-    norm_first=True,
-    first_norm=False,
-    norm_bias=False,
-)
-MIXTURE = dataclasses.replace(
-    ABSOLUTE, position="rotary", num_positions=0, rotary=Rotary(1000.0),
-    experts=Experts(count=5, each=2, layers=(False, True)),
-)  # fmt: skip
-DISTANCES = dataclasses.replace(
-    ALIBI, position="disentangled", disentangled=Disentangled(8, 8, 20, norm=True),
-    convolution=Convolution(3, 3),
-)  # fmt: skip
-OWN_DISTANCES = dataclasses.replace(
-    ABSOLUTE, position="disentangled", num_positions=0, norm_first=True, head_size=10,
-    disentangled=Disentangled(5, content_to_position=False, shared=False),
-)  # fmt: skip
-SHAPES = {
-    "alibi": ALIBI,
-    "absolute": ABSOLUTE,
-    "counted": COUNTED,
-    "turned": TURNED,
-    "pre_norm": PRE_NORM,
-    "windows": WINDOWS,
-    "mixture": MIXTURE,
-    "distances": DISTANCES,
-    "own_distances": OWN_DISTANCES,
-}
-
-
-@pytest.fixture(params=SHAPES.values(), ids=SHAPES)
-def encoder(request: pytest.FixtureRequest) -> Encoder:
-    encoder = Encoder(request.param).eval()
-    for parameter in encoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return encoder
-
-
-def rows(lengths: list[int]) -> list[Tensor]:
-    return [torch.randint(0, 50, (n,)) for n in lengths]
+COMPILED = {name: SHAPES[name] for name in SHAPES if name not in ("alibi", "absolute")}
+"""Those that `test_compile.py` does not compile as whole families."""
 
 
 def padded(
@@ -214,130 +130,10 @@ def test_nothing_at_all(encoder: Encoder) -> None:
     assert encoder(torch.zeros(2, 0, dtype=torch.long)).shape == (2, 0, 24)
 
 
-def test_bad_input_is_named(encoder: Encoder) -> None:
-    ids = torch.zeros(2, 5, dtype=torch.long)
-    high, low = ids.clone(), ids.clone()
-    high[1, 3], low[0, 2] = 50, -1
-    for given, message in (
-        ((high,), "token id 50 at packed token 8 is out of range.* 0 to 49"),
-        ((low,), "token id -1 at packed token 2"),
-        ((ids, None, ids + 2), "token type 2 .* 0 to 1"),
-        ((ids, torch.ones(2, 4)), r"attention_mask must be a tensor shaped as input_ids, \(2, 5\)"),
-        ((ids, torch.full((2, 5), -10000.0)), "zeros and ones only"),
-        ((ids.float(),), "must be integers"),
-        ((ids.short(),), "must be integers, int32 or int64, got torch.int16"),
-        ((ids.numpy(),), "input_ids must be a tensor, got ndarray"),
-        ((ids, None, ids.float()), "token_type_ids must be integers"),
-        ((ids[0],), r"must be \(B, N\)"),
-    ):
-        with pytest.raises(InputError, match=message):
-            encoder(*given)
-
-
-@pytest.mark.parametrize(
-    ("ids", "bounds", "message"),
-    [
-        (torch.zeros(4).long(), [0, 5], "ends at 5, but there are 4 packed tokens"),
-        (torch.zeros(4).long(), [0, 3, 2, 4], "decreases from 3 to 2"),
-        (torch.zeros(4).long(), [-1, 4], "must start at 0"),
-        (torch.zeros(4), [0, 4], "input_ids must be integers, int32 or int64"),
-        (torch.zeros(2, 2).long(), [0, 4], r"input_ids must be \(T,\)"),
-    ],
-)
-def test_bad_packed_input_is_named(
-    encoder: Encoder, ids: Tensor, bounds: list[int], message: str
-) -> None:
-    for take in (encoder.forward_packed, encoder.check):
-        with pytest.raises(InputError, match=message):
-            take(ids, torch.tensor(bounds))
-
-
-@torch.no_grad()
-def test_checked_is_looked_at_once(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids, bounds = torch.randint(0, 50, (9,)), torch.tensor([0, 4, 9])
-    with pytest.raises(InputError, match="token id 50 at packed token 1"):
-        encoder.check(torch.tensor([3, 50]), torch.tensor([0, 2]))
-    if encoder.config.position == "absolute":
-        with pytest.raises(InputError, match=r"position 4[02] at packed token 40"):
-            encoder.check(torch.zeros(41).long(), torch.tensor([0, 41]))
-    with pytest.raises(InputError, match="token type 9 at packed token 2"):
-        encoder.check(ids, bounds, token_type_ids=torch.tensor([0, 1, 9] * 3))
-    if encoder.config.position == "absolute":
-        with pytest.raises(InputError, match="position 4000 at packed token 2"):
-            encoder.check(ids[:3], torch.tensor([0, 3]), position_ids=torch.tensor([0, 1, 4000]))
-    expected = encoder.forward_packed(ids, bounds)
-    encoder.check(ids, bounds)
-
-    def looked(*args: object, **kwargs: object) -> None:
-        raise AssertionError("values were looked at")
-
-    monkeypatch.setattr(encoder_module, "check_ranges", looked)
-    monkeypatch.setattr(packing, "sequence_bounds", looked)
-    assert torch.equal(encoder.forward_packed(ids, bounds, checked=True), expected)
-
-
 def test_garbage_under_the_mask_is_never_looked_up(encoder: Encoder) -> None:
     ids = torch.full((1, 4), 10**6)
     ids[0, :2] = 3
     assert torch.isfinite(encoder(ids, torch.tensor([[1, 1, 0, 0]]))).all()
-
-
-def test_beyond_the_position_table() -> None:
-    encoder = Encoder(ABSOLUTE)
-    with pytest.raises(InputError, match=r"position 40 .* 0 to 39"):
-        encoder(torch.zeros(1, 41, dtype=torch.long))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"hidden_size": 25}, "hidden_size 25 is not a multiple of num_heads 3"),
-        ({"num_layers": 0}, "num_layers must be positive"),
-        ({"activation": "elu"}, "unknown activation 'elu'"),
-        ({"position": "rope"}, "unknown position"),
-        ({"position": "absolute"}, "need num_positions"),
-        ({"hidden_dropout": 1.0}, r"hidden_dropout must be in \[0, 1\)"),
-        ({"position": "rotary"}, 'position "rotary" needs the field rotary'),
-        ({"rotary": Rotary(1.0)}, 'position "rotary" needs the field rotary'),
-        ({"position": "rotary", "rotary": Rotary(9.0), "head_size": 5}, "rotary needs even heads"),
-        (
-            {"position": "rotary", "head_size": 2, "rotary": Rotary(9.0, 1.0, 2.0, 8)},
-            "dynamic rotary scaling needs heads of 4",
-        ),
-        ({"position": "relative"}, "relative positions need relative_buckets"),
-        ({"relative_buckets": 8}, "relative_buckets 8 must be .* not beside alibi"),
-        ({"position": "relative", "relative_buckets": 6}, "must be a multiple of 4"),
-        ({"local": (True, False)}, "local layers need a window"),
-        ({"local": (True,), "window": 4}, "local names 1 of 2 layers"),
-        ({"padding_id": -1}, "padding_id must not be negative"),
-        ({"position": "disentangled"}, 'position "disentangled" needs the field disentangled'),
-        ({"disentangled": Disentangled(8)}, 'position "disentangled" needs the field disentangled'),
-        *[
-            (
-                {"position": "disentangled", "disentangled": Disentangled(8), **beside},
-                f'{next(iter(beside))} .* is not served beside position "disentangled"',
-            )
-            for beside in (
-                {"causal": True},
-                {"local": (True, False), "window": 3},
-                {"qk_norm": True},
-                {"head_norm": True},
-                {"num_kv_heads": 1},
-                {"log_length": 9},
-            )
-        ],
-        (
-            {"convolution": Convolution(3, 5)},
-            "hidden_size 24 is not a multiple of the convolution's groups 5",
-        ),
-        ({"convolution": Convolution(3), "norm_first": True}, "a convolution goes without norm_"),
-        ({"log_length": 1}, "log_length must be at least 2"),
-        *[({"norm_eps": e}, "norm_eps must be finite") for e in (-1e-12, math.nan, math.inf)],
-    ],
-)
-def test_impossible_configs(change: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        dataclasses.replace(ALIBI, **change)  # type: ignore[arg-type]
 
 
 def test_every_parameter_gets_the_gradient_of_the_dense_oracle(encoder: Encoder) -> None:
@@ -364,6 +160,7 @@ def test_training_applies_dropout_and_eval_does_not() -> None:
     assert torch.equal(encoder(ids), encoder(ids))
 
 
+@pytest.mark.parametrize("encoder", COMPILED.values(), ids=COMPILED, indirect=True)
 @torch.no_grad()
 def test_packed_compiles_without_a_graph_break(encoder: Encoder) -> None:
     torch.compiler.reset()  # one function has so many graphs and no more, of all configs together

@@ -22,7 +22,7 @@ from pyenc.ops import attention, extension
 from pyenc.ops.attention import groups, own_cpu, own_tiles
 from pyenc.ops.disentangled import cpu, terms
 from tests.models.own_positions import Blocks, registered, shape
-from tests.models.test_encoder import SHAPES
+from tests.models.shapes import SHAPES
 from tests.seeds import seed
 
 __all__ = ["registered"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
+
+from tests.scripts import run_script
 
 SET = {
     "nothing": "",
@@ -36,20 +37,20 @@ print(graphs._settings(Encoder(EncoderConfig(**shape, position="alibi", max_leng
 """
 
 
-def said(program: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
+def said(program: str, where: Path) -> str:
+    file = where / "program.py"
+    file.write_text(program)
+    done = run_script(str(file))
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 @pytest.mark.parametrize("name", SET)
-def test_another_process_is_set_alike(name: str) -> None:
+def test_another_process_is_set_alike(name: str, tmp_path: Path) -> None:
     """However it was set: torch refuses to read the older switch where a newer one was written."""
-    found = said(SAYS.format(set=SET[name]))
-    assert said(TAKES.format(found=found)) == found
+    found = said(SAYS.format(set=SET[name]), tmp_path)
+    assert said(TAKES.format(found=found), tmp_path) == found
 
 
-def test_each_is_another_key_of_a_graph() -> None:
-    assert len({said(GRAPHS.format(set=line)) for line in SET.values()}) >= 4
+def test_each_is_another_key_of_a_graph(tmp_path: Path) -> None:
+    assert len({said(GRAPHS.format(set=line), tmp_path) for line in SET.values()}) >= 4

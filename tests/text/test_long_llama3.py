@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from pyenc.text import LongWordWarning, TextTokenizer
-from pyenc.text.long_texts import LLAMA3, Cuts
+from pyenc.text import LongWordWarning, TextTokenizer, text_pieces
+from pyenc.text.long_texts import LLAMA3, SIZE, Cuts
 from tests.seeds import seed
 from tests.text.test_long_texts import Uncut
 from tests.text.tokenizer_folders import edit, llama3, odd_texts, qwen2
@@ -24,20 +24,30 @@ from tests.text.tokenizer_folders import edit, llama3, odd_texts, qwen2
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("fox (and) hound, " * 20_000, 0),
-        ("你好，世界。" * 60_000, 0),
-        ("字" * 300_000, 300_000),
-        ("1" * 300_000, 300_000),  # counted off by three from its first
-        ("fox" + " \n" * 150_000 + "fox", 300_006),
-        ("(fox" * 80_000, 0),
+        ("fox (and) hound, " * 9_000, 0),
+        ("你好，世界。" * 25_000, 0),
+        ("字" * 140_000, 140_000),
+        ("1" * 140_000, 140_000),  # counted off by three from its first
+        ("fox" + " \n" * 70_000 + "fox", 140_006),
+        ("(fox" * 35_000, 0),
     ],
     ids=["words", "Chinese", "a word", "a number", "white space", "marks"],
 )
 @pytest.mark.parametrize("kind", [llama3, qwen2])
 def test_long_texts_of_llama_3(
-    kind: Callable[..., Path], text: str, told: int, side: str, tmp_path: Path
+    kind: Callable[..., Path],
+    text: str,
+    told: int,
+    side: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Cut where a word ends, and tokenised whole, with a warning, where none does."""
+    """Cut where a word ends, and tokenised whole, with a warning, where none does.
+
+    Each is longer than what the library may be given at once of a text that can be cut.
+    """
+    assert len(text) > text_pieces.FEW * SIZE
+    monkeypatch.setattr(text_pieces, "WHOLE", text_pieces.FEW * SIZE)
     folder = kind(tmp_path, truncation_side=side)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LongWordWarning)

@@ -27,6 +27,10 @@ WORDS = [
     "\u1112\u1161\u11ab", "''s", "\u00ad", "\ufeff", "\u0600", "が", "ா", "\U000e0100",
 ]  # fmt: skip
 GAPS = [" ", " ", " ", "  ", "\n", "\t", "", " \n ", "\u3000", "\x85", "\x0b"]
+TEXTS = [
+    "The quick, Brown fox!", "", "naïve CAFÉ 你好 newtok [NEW]", "a\u2028b\x85c\x0bd\x0ce\x00f",
+    "[SEP] stays <mask> one </s> token [MASK]", " lead  and trail \n",
+]  # fmt: skip
 
 
 def odd_texts(count: int, words: int, seed: int = 0) -> list[str]:
@@ -229,6 +233,14 @@ KINDS: dict[str, Callable[..., Path]] = {
 
 def edit(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def without(config: dict[str, Any], key: str) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if k != key}
+
+
+def ids(folder: Path, text: str) -> list[int]:
+    return TextTokenizer(folder)([text], 999)[0].ids.tolist()
 
 
 def as_transformers(folder: Path, texts: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Attention's memory at 8,192 and 16,384 tokens, in a process of its own.
+"""Attention's memory at 4,096 to 16,384 tokens, in a process of its own.
 
 At 32,768, with 8 heads of 64, a dense bias alone would take 34 GB; forward is to stay within one,
 with the backward within two. What memory there is goes with the number of heads and of tokens, and
@@ -92,13 +92,14 @@ def test_forward_and_backward_within_two_gigabytes() -> None:
 
 
 @pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
-@pytest.mark.parametrize(("mode", "most"), [("own", 100e6), ("own, read", 200e6)])
+@pytest.mark.parametrize(("mode", "most"), [("own", 50e6), ("own, read", 125e6)])
 def test_a_bias_of_ones_own_takes_slabs(mode: str, most: float) -> None:
     """A copy of the keys, and the sums of their gradients; where its numbers are read, 64 or 128
-    queries of them at a time."""
+    queries of them at a time. One head's pairs would take 67 MB more at 4,096 tokens, and four
+    times that at 8,192."""
     small, large = (
         extra(mode, tokens, "cpu", heads) - 5 * TENSOR * tokens * heads // (32768 * 8)
-        for tokens, heads in ((8192, 8), (16384, 2))
+        for tokens, heads in ((4096, 8), (8192, 2))
     )
     assert small < most
     assert large < 2 * small

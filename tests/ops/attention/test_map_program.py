@@ -17,7 +17,7 @@ from pyenc.ops.attention.map_program import MapProgram, program_of
 from pyenc.ops.attention.own_map import MapSlab
 from pyenc.ops.attention.trace import STEPS
 from pyenc.ops.attention.traced import Unsupported
-from tests.ops.attention.test_along import inputs
+from tests.ops.attention.distance_lines import inputs
 from tests.oracle import assert_right, naively
 from tests.seeds import seed
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyenc.ops import attention
 from pyenc.ops.attention import own_bias, own_tiles
 from pyenc.ops.attention.terms import CustomTerms
-from tests.ops.attention.test_along import inputs
+from tests.ops.attention.distance_lines import inputs
 from tests.oracle import assert_right
 
 

@@ -12,7 +12,7 @@ from pyenc.errors import BackendError, InputError
 from pyenc.ops import attention, computed_share, extension
 from pyenc.ops.attention import backend_table, own_cpu
 from pyenc.ops.backend import choose
-from tests.ops.attention.test_along import inputs
+from tests.ops.attention.distance_lines import inputs
 from tests.ops.attention.test_own_bias import ForAllHeads, Unchanged
 from tests.oracle import assert_right
 from tests.seeds import seed

@@ -1,7 +1,8 @@
 """The compiled kernels of the segment mean (C++ and Triton) against a float64 oracle of their own.
 
 Triton's interpreter is chosen by an environment variable as Triton is imported, so its checks run
-in a process of their own: this file, run as a script, checks the Triton kernels.
+in a process of their own. This file, run as a script, checks the C++ kernels of the instruction set
+that PYENC_CPU_ISA names.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import torch
 from torch import Tensor
 
 from pyenc.ops import extension
-from tests.instruction_sets import ISAS
+from pyenc.ops.segment_mean import cpu as segment_mean_cpu
+from tests.instruction_sets import ISAS, run_on
+from tests.scripts import run_script
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -218,49 +221,23 @@ def test_cpu_gives_zeros_without_weight_whatever_the_tokens_hold(cpu: ModuleType
         assert torch.equal(out, torch.zeros(2, 4))
 
 
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter that sees this checkout, since both choices are made at import."""
-    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
-
-
-CHECK_ISA = """
-import torch
-from pyenc.ops import extension
-from pyenc.ops.segment_mean import cpu as segment_mean_cpu
-from test_segment_mean_kernels import DTYPES, LENGTHS, check, make_case
-for dtype in DTYPES:
-    for lengths in LENGTHS.values():
-        check(segment_mean_cpu, make_case(lengths, 100, dtype, True), True)
-print(extension.isa())
-"""
+def main() -> None:
+    for dtype in DTYPES:
+        for lengths in LENGTHS.values():
+            check(segment_mean_cpu, make_case(lengths, 100, dtype, True), True)
+    print(extension.isa())
 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_cpu_serves_with_each_instruction_set(cpu: ModuleType, isa: str) -> None:
-    module = extension.load()
-    assert module is not None
-    if isa not in module.available_isas():
-        pytest.skip(f"this processor or this build has no {isa}")
-    if isa == extension.isa():
-        pytest.skip(f"the tests of this process run on {isa}")
-    result = run_python(CHECK_ISA, PYENC_CPU_ISA=isa)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [isa]
+    run_on(isa, __file__)
 
 
 def test_an_instruction_set_that_is_not_there_is_refused(cpu: ModuleType) -> None:
     module = extension.load()
     assert module is not None
     lacking = [isa for isa in ISAS if isa not in module.available_isas()] + ["x86-64-v9"]
-    result = run_python(CHECK_ISA, PYENC_CPU_ISA=lacking[0])
+    result = run_script(__file__, PYENC_CPU_ISA=lacking[0])
     assert result.returncode != 0
     assert f"PYENC_CPU_ISA={lacking[0]} cannot serve here" in result.stderr
 
@@ -283,9 +260,14 @@ def check_triton(device: str) -> None:
 
 def test_triton_in_the_interpreter() -> None:
     pytest.importorskip("triton")
-    result = run_python(
-        "import test_segment_mean_kernels as t; t.check_triton('cpu')", TRITON_INTERPRET="1"
-    )
+    module = "tests.ops.segment_mean.test_segment_mean_kernels"
+    code = f"from {module} import check_triton; check_triton('cpu')"
+    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    environment = {"PYTHONPATH": os.pathsep.join(paths), "TRITON_INTERPRET": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
 
 
@@ -293,3 +275,7 @@ def test_triton_in_the_interpreter() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_triton_on_the_gpu() -> None:
     check_triton("cuda")
+
+
+if __name__ == "__main__":
+    main()

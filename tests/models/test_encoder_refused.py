@@ -1,0 +1,136 @@
+"""`Encoder`: bad input and impossible configurations are named."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyenc.errors import InputError
+from pyenc.models import Convolution, Disentangled, Encoder, packing
+from pyenc.models import encoder as encoder_module
+from pyenc.models.rotary import Rotary
+from tests.models.shapes import ABSOLUTE, ALIBI
+
+
+def test_bad_input_is_named(encoder: Encoder) -> None:
+    ids = torch.zeros(2, 5, dtype=torch.long)
+    high, low = ids.clone(), ids.clone()
+    high[1, 3], low[0, 2] = 50, -1
+    for given, message in (
+        ((high,), "token id 50 at packed token 8 is out of range.* 0 to 49"),
+        ((low,), "token id -1 at packed token 2"),
+        ((ids, None, ids + 2), "token type 2 .* 0 to 1"),
+        ((ids, torch.ones(2, 4)), r"attention_mask must be a tensor shaped as input_ids, \(2, 5\)"),
+        ((ids, torch.full((2, 5), -10000.0)), "zeros and ones only"),
+        ((ids.float(),), "must be integers"),
+        ((ids.short(),), "must be integers, int32 or int64, got torch.int16"),
+        ((ids.numpy(),), "input_ids must be a tensor, got ndarray"),
+        ((ids, None, ids.float()), "token_type_ids must be integers"),
+        ((ids[0],), r"must be \(B, N\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            encoder(*given)
+
+
+@pytest.mark.parametrize(
+    ("ids", "bounds", "message"),
+    [
+        (torch.zeros(4).long(), [0, 5], "ends at 5, but there are 4 packed tokens"),
+        (torch.zeros(4).long(), [0, 3, 2, 4], "decreases from 3 to 2"),
+        (torch.zeros(4).long(), [-1, 4], "must start at 0"),
+        (torch.zeros(4), [0, 4], "input_ids must be integers, int32 or int64"),
+        (torch.zeros(2, 2).long(), [0, 4], r"input_ids must be \(T,\)"),
+    ],
+)
+def test_bad_packed_input_is_named(
+    encoder: Encoder, ids: Tensor, bounds: list[int], message: str
+) -> None:
+    for take in (encoder.forward_packed, encoder.check):
+        with pytest.raises(InputError, match=message):
+            take(ids, torch.tensor(bounds))
+
+
+@torch.no_grad()
+def test_checked_is_looked_at_once(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, bounds = torch.randint(0, 50, (9,)), torch.tensor([0, 4, 9])
+    with pytest.raises(InputError, match="token id 50 at packed token 1"):
+        encoder.check(torch.tensor([3, 50]), torch.tensor([0, 2]))
+    if encoder.config.position == "absolute":
+        with pytest.raises(InputError, match=r"position 4[02] at packed token 40"):
+            encoder.check(torch.zeros(41).long(), torch.tensor([0, 41]))
+    with pytest.raises(InputError, match="token type 9 at packed token 2"):
+        encoder.check(ids, bounds, token_type_ids=torch.tensor([0, 1, 9] * 3))
+    if encoder.config.position == "absolute":
+        with pytest.raises(InputError, match="position 4000 at packed token 2"):
+            encoder.check(ids[:3], torch.tensor([0, 3]), position_ids=torch.tensor([0, 1, 4000]))
+    expected = encoder.forward_packed(ids, bounds)
+    encoder.check(ids, bounds)
+
+    def looked(*args: object, **kwargs: object) -> None:
+        raise AssertionError("values were looked at")
+
+    monkeypatch.setattr(encoder_module, "check_ranges", looked)
+    monkeypatch.setattr(packing, "sequence_bounds", looked)
+    assert torch.equal(encoder.forward_packed(ids, bounds, checked=True), expected)
+
+
+def test_beyond_the_position_table() -> None:
+    encoder = Encoder(ABSOLUTE)
+    with pytest.raises(InputError, match=r"position 40 .* 0 to 39"):
+        encoder(torch.zeros(1, 41, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 25}, "hidden_size 25 is not a multiple of num_heads 3"),
+        ({"num_layers": 0}, "num_layers must be positive"),
+        ({"activation": "elu"}, "unknown activation 'elu'"),
+        ({"position": "rope"}, "unknown position"),
+        ({"position": "absolute"}, "need num_positions"),
+        ({"hidden_dropout": 1.0}, r"hidden_dropout must be in \[0, 1\)"),
+        ({"position": "rotary"}, 'position "rotary" needs the field rotary'),
+        ({"rotary": Rotary(1.0)}, 'position "rotary" needs the field rotary'),
+        ({"position": "rotary", "rotary": Rotary(9.0), "head_size": 5}, "rotary needs even heads"),
+        (
+            {"position": "rotary", "head_size": 2, "rotary": Rotary(9.0, 1.0, 2.0, 8)},
+            "dynamic rotary scaling needs heads of 4",
+        ),
+        ({"position": "relative"}, "relative positions need relative_buckets"),
+        ({"relative_buckets": 8}, "relative_buckets 8 must be .* not beside alibi"),
+        ({"position": "relative", "relative_buckets": 6}, "must be a multiple of 4"),
+        ({"local": (True, False)}, "local layers need a window"),
+        ({"local": (True,), "window": 4}, "local names 1 of 2 layers"),
+        ({"padding_id": -1}, "padding_id must not be negative"),
+        ({"position": "disentangled"}, 'position "disentangled" needs the field disentangled'),
+        ({"disentangled": Disentangled(8)}, 'position "disentangled" needs the field disentangled'),
+        *[
+            (
+                {"position": "disentangled", "disentangled": Disentangled(8), **beside},
+                f'{next(iter(beside))} .* is not served beside position "disentangled"',
+            )
+            for beside in (
+                {"causal": True},
+                {"local": (True, False), "window": 3},
+                {"qk_norm": True},
+                {"head_norm": True},
+                {"num_kv_heads": 1},
+                {"log_length": 9},
+            )
+        ],
+        (
+            {"convolution": Convolution(3, 5)},
+            "hidden_size 24 is not a multiple of the convolution's groups 5",
+        ),
+        ({"convolution": Convolution(3), "norm_first": True}, "a convolution goes without norm_"),
+        ({"log_length": 1}, "log_length must be at least 2"),
+        *[({"norm_eps": e}, "norm_eps must be finite") for e in (-1e-12, math.nan, math.inf)],
+    ],
+)
+def test_impossible_configs(change: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(ALIBI, **change)  # type: ignore[arg-type]
