@@ -39,8 +39,9 @@ Of few rows "few_rows" serves, where it gains, and by itself "few_packed" never 
 Of others the pack, where there can be one and it gains; else "forward", or with gradients
 "unpacked" or "amx_unpacked"."""
 
-_OF_AMX = ("amx", "amx_unpacked")
-"""Ways that go with the matrix units: where the kernel is not there, the table is as if without."""
+_OF_AMX = ("amx", "amx_unpacked", "few_rows")
+"""Ways that go with the matrix units, where a table has "amx": without its kernel, for which there
+may be no compiler or which PYENC_CPU_ISA leaves out, it is as if it had not these."""
 
 MARGIN = 1.15
 """How many times faster a way must have been: less is noise, and a pack costs memory."""
@@ -104,7 +105,7 @@ def choice(dtype: torch.dtype) -> Choice:
 @functools.cache
 def _kept(file: Path, kind: processor.Processor, dtype: torch.dtype, units: bool) -> Choice:
     found = lookup(table(file), kind, dtype)
-    if units:
+    if units or amx.WAY not in found.gains:
         return found
     gains = {way: gain for way, gain in found.gains.items() if way not in _OF_AMX}
     return replace(found, gains=gains)
