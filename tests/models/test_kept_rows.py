@@ -22,7 +22,7 @@ from pyenc.models import Disentangled, Encoder, kept_rows
 from pyenc.models.distances import DistanceTable
 from pyenc.models.modules import Linear, SplitLinear
 from pyenc.ops.linear import packs
-from tests.models.test_encoder import DISTANCES, OWN_DISTANCES
+from tests.models.shapes import DISTANCES, OWN_DISTANCES
 
 WIDE = dataclasses.replace(
     DISTANCES, hidden_size=96, num_heads=4, convolution=None,
