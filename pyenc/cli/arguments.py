@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 
 from .. import __version__
-from . import bench_options
-from .parser import Parser, shown
+from . import bench_options, descriptions
+from .argument_values import OF_LINEAR, backend, positive, shard, tolerance
+from .parser import Parser
 
 BACKENDS = (
     "auto",
@@ -19,9 +19,6 @@ BACKENDS = (
     "reference",
 )
 """`pyenc.ops.BACKENDS` and "auto", repeated here since importing it would import torch."""
-
-OF_LINEAR = ("bf16x6", "bf16x3", "amx", "few_rows", "onednn")
-"""`pyenc.ops.backend.OF_LINEAR`, likewise."""
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
 QUANTIZE = ("int8",)
@@ -36,57 +33,6 @@ PRECISIONS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
 FORMATS = ("txt", "jsonl", "parquet")
 
 READABLE = ".txt, .jsonl, .parquet"
-
-EMBED = """\
-Embed texts: one vector a text, in the order of the input.
-
-INPUT  -         standard input, one text a line, or as --format says (the default)
-       .txt      one text a line; an empty line is an empty text, so that rows stay aligned
-       .jsonl    one object a line with the text under --field, or bare JSON strings; blank lines
-                 are skipped (.ndjson is the same)
-       .parquet  the column --field (needs pyarrow: pip install 'pyenc[parquet]')
-OUT    .npy      float32 (or as --precision says), (texts, dim)
-       .jsonl    {"index": row, "id": ..., "embedding": [...]} a line
-       .parquet  columns index, id (with --id-field), embedding (fixed-size list of float,
-                 or as --precision says)
-
-Text is UTF-8. A line ends at \\n or \\r\\n, nowhere else. A row that cannot be read ends the run;
-with --skip-bad it is left out, and OUT.skipped.jsonl has its row, id and reason. The index of a row
-is its place in the input, bad rows counted; an .npy has no index, so rows close up.
-
-Finished parts are kept in OUT.partial/, every few seconds, until OUT is complete and moved into
-place in one step. An interrupted run (Ctrl-C, SIGTERM, a full disk) leaves no OUT; the same command
-with --resume goes on where it stopped, after checking that checkpoint, options and texts are the
-same. --device, --batch-tokens and --skip-bad may change: the first two move vectors by rounding
-only. While a run is at work, a second one into the same OUT is refused and touches nothing.
-"""
-
-EMBED_EXAMPLES = """\
-examples:
-  pyenc embed sentence-transformers/all-MiniLM-L6-v2 texts.txt -o vectors.npy
-  pyenc embed ./checkpoint corpus.jsonl --field body --id-field id -o vectors.parquet
-  pyenc embed ./checkpoint corpus.parquet --shard 2/8 -o vectors-2.parquet --resume
-  gunzip -c corpus.jsonl.gz | pyenc embed ./checkpoint --format jsonl -o vectors.npy
-"""
-
-INFO = """\
-Load a checkpoint as strictly as ever and say what it is: its family and shape, its parameters and
-files, its limits, pooling and prompts, and which backend would serve each op here, and why the
-others would not.
-"""
-
-MODELS = """\
-The published checkpoints that are served, family by family: whether that was verified with their
-real weights, on small checkpoints made with the original code ("golden"), or not at all, and how
-long a text may be.
-"""
-
-VERIFY = """\
-Run a checkpoint as it would serve, and against the truth: the dense reference in float64 on the
-CPU (its memory grows with the square of a text's length), or vectors stored before (--against).
-Prints the largest absolute errors of token states and of vectors, and the smallest cosine.
-Exits 0 within the tolerance, 1 with a line that begins with FAILED otherwise.
-"""
 
 
 def build_parser() -> Parser:
@@ -103,26 +49,28 @@ def build_parser() -> Parser:
     embed = commands.add_parser(
         "embed",
         help="texts in, vectors out, resumable",
-        description=EMBED,
-        epilog=EMBED_EXAMPLES,
+        description=descriptions.EMBED,
+        epilog=descriptions.EMBED_EXAMPLES,
         formatter_class=raw,
     )
     _embed(embed)
     info = commands.add_parser(
-        "info", help="what a checkpoint is and which backend would serve it", description=INFO
-    )
+        "info", help="what a checkpoint is and which backend would serve it",
+        description=descriptions.INFO,
+    )  # fmt: skip
     _model(info)
     info.add_argument("--json", action="store_true", help="one JSON object on standard output")
     models = commands.add_parser(
         "models", help="the checkpoints that are served, and how far each was checked",
-        description=MODELS,
+        description=descriptions.MODELS,
     )  # fmt: skip
     form = models.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a list of objects")
     form.add_argument("--markdown", action="store_true", help="the README's table")
     verify = commands.add_parser(
-        "verify", help="compare with the float64 reference or stored vectors", description=VERIFY
-    )
+        "verify", help="compare with the float64 reference or stored vectors",
+        description=descriptions.VERIFY,
+    )  # fmt: skip
     _verify(verify)
     bench = commands.add_parser(
         "bench",
@@ -176,7 +124,7 @@ def _embed(parser: Parser) -> None:
     work.add_argument(
         "--shard",
         metavar="I/N",
-        type=_shard,
+        type=shard,
         default=(1, 1),
         help="rows I, I + N, I + 2N, ... of the input only (I from 1); their index stays that of "
         "the whole input",
@@ -229,7 +177,7 @@ def _verify(parser: Parser) -> None:
     parser.add_argument(
         "--tolerance",
         metavar="X",
-        type=_tolerance,
+        type=tolerance,
         help="largest absolute error, for values up to 1 in size and in proportion beyond; "
         "default 2e-5 in float32, and twice the error of the plain computation in half precision; "
         "of scores, whose best is taken as 1, 0.001",
@@ -264,7 +212,7 @@ def _model(parser: Parser) -> None:
         "--precision of embed)",
     )  # fmt: skip
     group.add_argument(
-        "--backend", choices=BACKENDS, type=_backend,
+        "--backend", choices=BACKENDS, type=backend,
         help="of every op; default: the fastest that can serve (of linear layers alone: the "
         f"environment variable PYENC_LINEAR, one of {', '.join(OF_LINEAR)}, torch)",
     )  # fmt: skip
@@ -305,10 +253,10 @@ def _encoding(parser: Parser) -> argparse._ArgumentGroup:
         "--instruction", metavar="TEXT", help="INSTRUCTOR's: before every text, not in the mean"
     )
     group.add_argument(
-        "--max-length", metavar="N", type=_positive, help="tokens of a text; default the model's"
+        "--max-length", metavar="N", type=positive, help="tokens of a text; default the model's"
     )
     group.add_argument(
-        "--truncate-dim", metavar="N", type=_positive, help="keep the first N dimensions"
+        "--truncate-dim", metavar="N", type=positive, help="keep the first N dimensions"
     )
     group.add_argument(
         "--layer-norm",
@@ -318,50 +266,7 @@ def _encoding(parser: Parser) -> argparse._ArgumentGroup:
     group.add_argument(
         "--batch-tokens",
         metavar="N",
-        type=_positive,
+        type=positive,
         help="tokens of a batch; less needs less memory",
     )
     return group
-
-
-MOST_DIGITS = 18
-"""Of a whole number: more would be no number of tokens, nor fit into 64 bits."""
-
-
-def _whole(word: str) -> int:
-    """0 for what is no whole number."""
-    return int(word) if word.isdecimal() and len(word.lstrip("0")) <= MOST_DIGITS else 0
-
-
-def _positive(word: str) -> int:
-    if _whole(word) < 1:
-        raise argparse.ArgumentTypeError(
-            f"expected a whole number from 1, of {MOST_DIGITS} digits at most, got {shown(word)}"
-        )
-    return _whole(word)
-
-
-def _backend(word: str) -> str:
-    if word in OF_LINEAR:
-        raise argparse.ArgumentTypeError(
-            f"{word} is a choice of linear layers, which other ops have not; the environment "
-            f"variable PYENC_LINEAR={word} asks for it"
-        )
-    return word
-
-
-def _tolerance(word: str) -> float:
-    try:
-        value = float(word)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number from 0, got {shown(word)}")
-    return value
-
-
-def _shard(word: str) -> tuple[int, int]:
-    i, slash, n = word.partition("/")
-    if not (slash and 1 <= _whole(i) <= _whole(n)):
-        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, got {shown(word)}")
-    return _whole(i), _whole(n)

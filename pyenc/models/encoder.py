@@ -6,7 +6,6 @@ N padded length, T packed tokens, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
@@ -36,14 +35,14 @@ from .outputs import Outputs
 from .packing import Packed, check_packed, check_ranges, count_from_padding, pack
 from .places import places
 from .position import check_apart, make_position
-from .recompute import Recompute, recompute_of
+from .recompute import Recomputing
 from .straight import straight, straight_pre_norm
 
 SETTINGS = ("backend", "skip_eps")
 """What may be set of an encoder that is made."""
 
 
-class Encoder(Outputs):
+class Encoder(Recomputing, Outputs):
     """Token ids in, hidden states out.
 
     Parameters are made as torch's own modules make them: random, in torch's default dtype and on
@@ -62,7 +61,6 @@ class Encoder(Outputs):
         self.config = config
         self.backend = backend
         self.skip_eps = skip_eps
-        self._recompute: Recompute | None = None
         self.embeddings = Embeddings(config)
         self.relative_bias: nn.Embedding | None = None
         if config.relative_buckets:
@@ -294,41 +292,6 @@ class Encoder(Outputs):
                 table = self.relative_bias(rows)
             return RelativePositionBias(table, self.config.relative_max_distance)
         return cast(OwnBias | None, self.position_bias)
-
-    def gradient_checkpointing_enable(
-        self,
-        gradient_checkpointing_kwargs: Mapping[str, Any] | None = None,
-        *,
-        every_n_layers: int = 1,
-        offload: bool = False,
-    ) -> None:
-        """From now on, in training, layers keep what they are given alone; the backward computes
-        them a second time.
-
-        The gradients are the same to the bit, dropout too. What is kept of a layer falls to (T, C),
-        under pre-norm twice that, for the time of one more forward. As in transformers, whose name
-        it has, it counts in training mode alone (`train()`).
-
-        Args:
-            gradient_checkpointing_kwargs: options of `torch.utils.checkpoint.checkpoint`;
-                `use_reentrant` is False.
-            every_n_layers: only the first of every so many layers; the others are kept.
-            offload: not served.
-
-        Raises:
-            InputError: an option is unknown or cannot be had.
-        """
-        self._recompute = recompute_of(
-            gradient_checkpointing_kwargs, every_n_layers, offload, self.layers, self.position_bias
-        )
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Layers keep again what their backward reads."""
-        self._recompute = None
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        return self._recompute is not None
 
 
 def _put(states: list[Tensor] | None, x_TC: Tensor, term_TC: Tensor | None = None) -> None:

@@ -43,6 +43,49 @@ class Recompute:
         return checkpoint(bound, *given, use_reentrant=False, **dict(self.options))
 
 
+class Recomputing(nn.Module):
+    """Of an encoder, under the names that transformers' models have."""
+
+    layers: nn.ModuleList
+    position_bias: nn.Module | None
+    _recompute: Recompute | None = None
+
+    def gradient_checkpointing_enable(
+        self,
+        gradient_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        *,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """From now on, in training, layers keep what they are given alone; the backward computes
+        them a second time.
+
+        The gradients are the same to the bit, dropout too. What is kept of a layer falls to (T, C),
+        under pre-norm twice that, for the time of one more forward. As in transformers, whose name
+        it has, it counts in training mode alone (`train()`).
+
+        Args:
+            gradient_checkpointing_kwargs: options of `torch.utils.checkpoint.checkpoint`;
+                `use_reentrant` is False.
+            every_n_layers: only the first of every so many layers; the others are kept.
+            offload: not served.
+
+        Raises:
+            InputError: an option is unknown or cannot be had.
+        """
+        self._recompute = recompute_of(
+            gradient_checkpointing_kwargs, every_n_layers, offload, self.layers, self.position_bias
+        )
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Layers keep again what their backward reads."""
+        self._recompute = None
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self._recompute is not None
+
+
 def recompute_of(
     options: Mapping[str, Any] | None, every_n_layers: int, offload: bool, *parts: Any
 ) -> Recompute:

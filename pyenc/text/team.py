@@ -7,10 +7,6 @@ answers. A worker has the next batch at hand while it runs one, as long as there
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -20,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError, InputTypeError, WorkerError
-from ..loading import check_device
+from ..errors import InputError, WorkerError
 from ..ops.backend import requested_backend
 from ..ops.precision import precisions
 from .encoding import Prepared
@@ -29,55 +24,11 @@ from .loaded import Loaded
 from .packed import Packed
 from .sent import Sent
 from .stream import UNIT_BATCHES
-from .worker import BOOTSTRAP, Greeting, read, write
+from .worker import Greeting
+from .worker_process import PATIENCE, WorkerProcess, how_ended
 
 AT_HAND = 2
 """Batches that a worker is given at once."""
-PATIENCE = 5.0
-"""Seconds for a worker to go when its pipe has ended, before it is killed."""
-
-
-def checked_devices(devices: Any) -> list[torch.device]:
-    """The devices, one of each process.
-
-    Args:
-        devices: a list of names or devices; None: every CUDA card.
-
-    Raises:
-        InputError: one is not there, or there is none.
-        InputTypeError: no list.
-    """
-    if devices is None:
-        count = torch.cuda.device_count()
-        if not count:
-            raise InputError(
-                "there is no CUDA card here; devices=['cpu', 'cpu'] asks for two processes on the "
-                "CPU"
-            )
-        return [torch.device("cuda", i) for i in range(count)]
-    if isinstance(devices, (str, torch.device)) or not isinstance(devices, Sequence):
-        raise InputTypeError(f"devices must be a list, such as ['cpu', 'cpu'], got {devices!r:.80}")
-    if not devices:
-        raise InputError("devices is empty; name one for each process")
-    return [_checked(device) for device in devices]
-
-
-def _checked(name: Any) -> torch.device:
-    if not isinstance(name, (str, torch.device)):
-        raise InputTypeError(f"a device is a name such as 'cuda:0', got {name!r:.80}")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        return check_device(name)
-    if device.type != "cuda":
-        return check_device(device)
-    # Not tried out: that would take hundreds of megabytes of each card for this process.
-    if (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"device {str(name)!r} is not available: {torch.cuda.device_count()} CUDA cards are "
-            "here"
-        )
-    return device
 
 
 class Team:
@@ -97,7 +48,7 @@ class Team:
         self.tasks: deque[tuple[Future[Any], Prepared, int]] = deque()
         self.closed = False
         self.broken: Exception | None = None
-        self.workers: list[_Worker] = []
+        self.workers: list[WorkerProcess] = []
         self.threads: list[threading.Thread] = []
         self._stopped = threading.Event()
         if threads is None:
@@ -110,7 +61,7 @@ class Team:
                     precisions(), sent.head, sent.file, sent.body,
                 )  # fmt: skip
                 place = f"worker {number + 1} of {self.size} (device {device})"
-                self.workers.append(_Worker(place, greeting))
+                self.workers.append(WorkerProcess(place, greeting))
             self.threads = [
                 threading.Thread(target=_serve, args=(self, worker), name=worker.place, daemon=True)
                 for worker in self.workers
@@ -181,7 +132,7 @@ class Team:
         for future in unanswered:
             _settle(future, reason)
 
-    def died(self, worker: _Worker) -> None:
+    def died(self, worker: WorkerProcess) -> None:
         """One is gone: name it, and stop the others."""
         with self.change:
             if self.closed:
@@ -189,8 +140,8 @@ class Team:
         code = worker.wait()
         self.close(
             WorkerError(
-                f"{worker.place} died: {_how(code)}; the others were stopped, and nothing of this "
-                "call is kept"
+                f"{worker.place} died: {how_ended(code)}; the others were stopped, and nothing of "
+                "this call is kept"
             )
         )
 
@@ -212,78 +163,7 @@ class _Answers:
             future.cancel()
 
 
-class _Worker:
-    """One process and its pipes."""
-
-    def __init__(self, place: str, greeting: Greeting) -> None:
-        self.place = place
-        self.ready: Future[None] = Future()
-        self.at_hand: deque[Future[Any]] = deque()
-        """Of the batches that it was given, oldest first."""
-        self._lock = threading.Lock()
-        if not sys.executable:
-            raise InputError("no Python interpreter to start: sys.executable is empty")
-        path = [each for each in sys.path if isinstance(each, str)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", BOOTSTRAP.format(path=path)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            pass_fds=() if greeting.file is None else (greeting.file,),
-            env=os.environ | {"OMP_NUM_THREADS": str(greeting.threads)},
-        )  # fmt: skip
-        self._greeting: Greeting | None = greeting
-
-    def greet(self) -> None:
-        """Send it the model and wait until it has it."""
-        assert self._greeting is not None
-        write(self._stdin, self._greeting)
-        self._greeting = None
-        _, error = read(self._stdout)
-        if error is not None:
-            error.add_note(self.place)
-            raise error
-
-    def send(self, future: Future[Any], batch: Packed, prepared: Prepared, number: int) -> None:
-        self.at_hand.append(future)
-        call = prepared.call
-        write(self._stdin, (number, batch, call.output, call.finish))
-
-    def receive(self) -> None:
-        """An answer to the oldest batch that it has."""
-        number, answer = read(self._stdout)
-        future = self.at_hand.popleft()
-        if isinstance(answer, Exception):
-            answer.add_note(self.place)
-            future.set_exception(answer)
-        else:
-            future.set_result((number, answer))
-
-    def stop(self) -> None:
-        """Its pipes end with it, which its thread sees. It holds nothing that would be lost."""
-        self._process.terminate()
-
-    def wait(self) -> int:
-        """Its exit code, when it has ended; it is made to."""
-        with self._lock:
-            try:
-                code = self._process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                code = self._process.wait()
-        for pipe in (self._stdin, self._stdout):
-            with contextlib.suppress(OSError, ValueError):
-                pipe.close()
-        return code
-
-    @property
-    def _stdin(self) -> Any:
-        return self._process.stdin
-
-    @property
-    def _stdout(self) -> Any:
-        return self._process.stdout
-
-
-def _serve(team: Team, worker: _Worker) -> None:
+def _serve(team: Team, worker: WorkerProcess) -> None:
     """A worker's thread: hand it batches and take answers, until the team is closed."""
     try:
         try:
@@ -303,7 +183,7 @@ def _serve(team: Team, worker: _Worker) -> None:
         raise
 
 
-def _hand_over(team: Team, worker: _Worker) -> bool:
+def _hand_over(team: Team, worker: WorkerProcess) -> bool:
     """Give it what it may have at hand; waits while it has nothing. False: the team is closed."""
     while True:
         with team.change:
@@ -333,12 +213,3 @@ def _settle(future: Future[Any], error: Exception | None) -> None:
             future.set_result(None)
         else:
             future.set_exception(error)
-
-
-def _how(code: int) -> str:
-    """How a process ended, in words."""
-    if code >= 0:
-        return f"exit code {code}; what it said is on standard error"
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
-    hint = " (as where memory runs out)" if name == "SIGKILL" else ""
-    return f"ended by signal {name}{hint}"

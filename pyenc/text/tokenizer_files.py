@@ -13,8 +13,9 @@ from ..loading import read_config, read_json
 from ..loading.hub import TOKENIZER_FILES
 from ..models.families.qwen import gte_code
 from .faults import panics_as_errors
-from .tokenizer_classes import CLASSES, TokenizerClass, make_tokenizer
+from .tokenizer_classes import CLASSES, TokenizerClass
 from .tokenizer_ends import GTE_QWEN2, OF_LLAMA, Whose, names_gte, settle
+from .tokenizer_making import make_tokenizer
 from .tokenizer_names import ALIASES, AS_IT_IS, BY_MODEL, BY_MODEL_ALONE, NOT_SERVED
 from .tokenizer_parts import Parts, model_kind, parts_of
 from .tokenizer_settings import Settings, read_settings

@@ -22,7 +22,7 @@ import torch
 import pyenc
 from pyenc.errors import InputError, InputTypeError, WorkerError
 from pyenc.text.sent import Sent, received
-from pyenc.text.team import _how
+from pyenc.text.worker_process import how_ended
 from tests.conftest import GOLDEN
 from tests.text.texts import TEXTS
 
@@ -134,9 +134,9 @@ def test_a_worker_that_dies_is_named(bert: pyenc.TextEncoder) -> None:
 
 
 def test_how_a_process_ended() -> None:
-    assert _how(3).startswith("exit code 3")
-    assert _how(-signal.SIGSEGV) == "ended by signal SIGSEGV"
-    assert "memory" in _how(-signal.SIGKILL)
+    assert how_ended(3).startswith("exit code 3")
+    assert how_ended(-signal.SIGSEGV) == "ended by signal SIGSEGV"
+    assert "memory" in how_ended(-signal.SIGKILL)
 
 
 SCRIPT = """
