@@ -386,12 +386,12 @@ def _call_rotary(dtype: torch.dtype, tokens: int, width: int) -> None:
 def _call_attention(
     variant: Variant, dtype: torch.dtype, tokens: int, width: int, cu_seqlens: torch.Tensor
 ) -> None:
-    q, k, v, g = (torch.zeros(tokens, HEADS, width, dtype=dtype) for _ in range(4))
+    q, k, v, g = (torch.empty(tokens, HEADS, width, dtype=dtype) for _ in range(4))
     cu_seqlens = cu_seqlens.to(variant.dtype)
     positions = torch.arange(tokens) if variant.positions else None
     bias = variant.bias
     if isinstance(bias, torch.Tensor):  # dense: as long as the sequence
-        bias = torch.zeros(HEADS, tokens, tokens)
+        bias = torch.empty(HEADS, tokens, tokens)
     terms = terms_of(q, bias, positions, variant.scale, variant.window)
     terms = replace(terms, dropout_p=variant.dropout_p)
     with mock.patch.object(configs, "_range_length", return_value=0):

@@ -160,10 +160,42 @@ LONGEST = (
 """Files that take minutes: begun first, so that no process works on one alone at the end."""
 
 
+HANDFUL = frozenset(
+    (
+        "bert_mean_h4", "deberta_v3_like_h4", "gte_base_like_h4", "jina_geglu_h4",
+        "modernbert_embed_like_h2", "mosaic_base_h12", "qwen3_embed_like_h4",
+        "t5_instructor_gated_h6",
+    )
+)  # fmt: skip
+"""One checkpoint of each kind of layer: what stands on other libraries is the same for them all, so
+that for each of the others it is slow (`make test-integrations`)."""
+
+
+def _checkpoint_of(item: pytest.Item) -> str | None:
+    """The one that a test is about by its parameters, if there is one."""
+    given = getattr(item, "callspec", None)
+    values = () if given is None else given.params.values()
+    names = (value.split(":")[0] for value in values if isinstance(value, str))
+    return next((name for name in names if name in CHECKPOINTS), None)
+
+
+def _mark_all_but_a_handful(items: list[pytest.Item]) -> None:
+    of: dict[str, dict[str, list[pytest.Item]]] = {}
+    for item in items:
+        if (name := _checkpoint_of(item)) is not None:
+            of.setdefault(item.nodeid.split("[")[0], {}).setdefault(name, []).append(item)
+    for by_name in of.values():
+        kept = HANDFUL & by_name.keys() or {next(iter(by_name))}
+        for name in by_name.keys() - kept:
+            for item in by_name[name]:
+                item.add_marker("slow")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first; and marks: on what may come out otherwise on another processor
     (kernels, products, whole models), and on what stands on other libraries."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+    _mark_all_but_a_handful([i for i in items if i.path.is_relative_to(ROOT / "integrations")])
     for item in items:
         if item.path.is_relative_to(ROOT / "integrations"):
             item.add_marker("integration")

@@ -5,7 +5,7 @@ csrc/shared/simd.h). One build has pairs of bfloat16, one the tiles of matrix un
 C++ too (PYENC_EMULATE_AMX in csrc/shared/tiles.h), the same in `make sanitize` under the
 sanitizers, and one their instructions themselves, which fault where there are none and are then
 carried out by amx_trap.cpp. In one file, so that what they share is compiled once. A processor that
-has pairs or matrix units runs the same cases on them.
+has pairs or matrix units runs the same cases on them, and in emulation a little.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from pyenc.ops import extension as package
 from tests.csrc import emulated
 from tests.seeds import seed
 
 pytestmark = emulated.needs_compiler
 
 HALVES = ["halves", "halves skip", "halves others", "halves dropped"]
+SPLIT = ["split", "split others"]
+PAIRS, UNITS = "x86-64-v4-bf16", "x86-64-v4-amx"
 
 
 @pytest.fixture(scope="module")
@@ -37,36 +38,19 @@ def of_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cases", HALVES)
+@pytest.mark.parametrize("cases", emulated.chosen(PAIRS, HALVES, ["halves a little"]))
 def test_pairs(of_pairs: Path, cases: str) -> None:
+    """On other numbers with PYENC_TEST_SEED."""
     emulated.check(of_pairs, cases, seed(1))
 
 
 @pytest.mark.slow
-def test_forward_and_backward_agree_with_the_oracle(extension: Path) -> None:
-    """On other numbers with PYENC_TEST_SEED; `make test-processors` draws three times."""
-    emulated.check(extension, "halves", seed(1))
-
-
-@pytest.mark.slow
-def test_the_skip_rule_keeps_its_promise(extension: Path) -> None:
-    emulated.check(extension, "halves skip")
-
-
-@pytest.mark.slow
-def test_dropped_weights_are_left_to_the_others(extension: Path) -> None:
-    emulated.check(extension, "halves dropped", seed(1))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("cases", ["split", "split others"])
-def test_float32_by_parts(extension: Path, cases: str) -> None:
+@pytest.mark.parametrize(
+    "cases",
+    emulated.chosen(UNITS, [*HALVES, *SPLIT], ["halves a little", "split a little"]),
+)
+def test_matrix_units(extension: Path, cases: str) -> None:
     emulated.check(extension, cases, seed(1))
-
-
-@pytest.mark.slow
-def test_whatever_else_holds_of_the_kernels(extension: Path) -> None:
-    emulated.check(extension, "halves others")
 
 
 @emulated.only_sanitized
@@ -97,20 +81,16 @@ def test_the_instructions_themselves(tmp_path: Path) -> None:
     emulated.check(extension, "halves trapped")
 
 
-@pytest.mark.parametrize("cases", [*HALVES, "split", "split others"])
+@pytest.mark.parametrize("cases", [*HALVES, *SPLIT])
 def test_the_matrix_units_themselves(cases: str) -> None:
     """The package's own extension, where the processor has what the others stand for."""
-    check_itself("x86-64-v4-amx", cases)
+    check_itself(UNITS, cases)
 
 
 @pytest.mark.parametrize("cases", HALVES)
 def test_the_dot_products_themselves(cases: str) -> None:
-    check_itself("x86-64-v4-bf16", cases)
+    check_itself(PAIRS, cases)
 
 
 def check_itself(isa: str, cases: str) -> None:
-    module = package.load()
-    if module is None or isa not in module.available_isas():
-        pytest.skip(f"this processor or this build has no {isa}")
-    path = Path(str(module.__file__))
-    emulated.check(path, cases, seed(1), isa=isa, PYENC_CPU_ISA=isa)
+    emulated.check(emulated.itself(isa), cases, seed(1), isa=isa, PYENC_CPU_ISA=isa)

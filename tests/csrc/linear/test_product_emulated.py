@@ -11,33 +11,35 @@ from pathlib import Path
 
 import pytest
 
-from pyenc.ops import extension as package
 from tests.csrc import emulated
 from tests.seeds import seed
 
 pytestmark = emulated.needs_compiler
 
+UNITS = "x86-64-v4-amx"
+CASES = ["product", "bf16 product", "few rows"]
+A_LITTLE = ["product a little", "bf16 product a little", "few rows"]
+
+
+@pytest.fixture(scope="module")
+def extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("linear")
+    openmp = emulated.flags_serve(["-fopenmp"], folder)
+    return emulated.build(folder, emulated.TILES, openmp=openmp, op="linear")
+
 
 @pytest.mark.slow
-def test_in_plain_cpp(tmp_path: Path) -> None:
-    openmp = emulated.flags_serve(["-fopenmp"], tmp_path)
-    extension = emulated.build(tmp_path, emulated.TILES, openmp=openmp, op="linear")
-    for cases in ("product", "bf16 product", "few rows"):
-        emulated.check(extension, cases, seed(1))
+@pytest.mark.parametrize("cases", emulated.chosen(UNITS, CASES, A_LITTLE))
+def test_in_plain_cpp(extension: Path, cases: str) -> None:
+    emulated.check(extension, cases, seed(1))
 
 
 @emulated.only_sanitized
 def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
-    emulated.check_sanitized(
-        tmp_path, "linear", ["product a little", "bf16 product a little", "few rows"]
-    )
+    emulated.check_sanitized(tmp_path, "linear", A_LITTLE)
 
 
-@pytest.mark.parametrize("draw", [1, 2, 3])
-def test_the_matrix_units_themselves(draw: int) -> None:
-    module, isa = package.load(), "x86-64-v4-amx"
-    if module is None or isa not in module.available_isas():
-        pytest.skip(f"this processor or this build has no {isa}")
-    path = Path(str(module.__file__))
-    for cases in ("product", "bf16 product", "few rows"):
-        emulated.check(path, cases, seed(draw), isa=isa, PYENC_CPU_ISA=isa)
+@pytest.mark.parametrize("cases", CASES)
+def test_the_matrix_units_themselves(cases: str) -> None:
+    """On other numbers with PYENC_TEST_SEED."""
+    emulated.check(emulated.itself(UNITS), cases, seed(1), isa=UNITS, PYENC_CPU_ISA=UNITS)
