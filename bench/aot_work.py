@@ -328,7 +328,7 @@ def _call_disentangled(
 
 def _call_embedding(dtype: torch.dtype, tokens: int, width: int) -> None:
     def rows(count: int, of: torch.dtype = torch.int64) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.zeros(tokens, dtype=of), torch.zeros(count, width, dtype=dtype)
+        return torch.zeros(tokens, dtype=of), torch.empty(count, width, dtype=dtype)
 
     word, types, positions, none = rows(30528), rows(2), rows(512), (None, None)
     parameter = torch.zeros(width, dtype=dtype)
