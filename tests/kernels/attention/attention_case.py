@@ -12,7 +12,11 @@ from pyenc.ops import ALiBi, AsymmetricALiBi, RelativePositionBias, alibi_slopes
 from pyenc.ops.attention.reference import attention_reference
 from pyenc.ops.attention.terms import terms_of
 from pyenc.ops.attention.triton import backward, forward
+from pyenc_kernels import interpreting
 from tests.oracle import assert_right
+
+DRAWS = 1 if interpreting() else 3
+"""How often the same case is drawn anew; in the interpreter, which is slow, see PYENC_TEST_SEED."""
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

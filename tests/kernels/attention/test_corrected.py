@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pyenc.ops import attention
 from pyenc_kernels.attention import launch_backward
 from pyenc_kernels.score_function import ScoreFunction
+from tests.kernels.attention.attention_case import DRAWS
 from tests.kernels.attention.score_biases import (
     BOTH,
     CAPPED,
@@ -197,7 +198,7 @@ class Call:
                 )
 
 
-@pytest.mark.parametrize("at", range(3))
+@pytest.mark.parametrize("at", range(DRAWS))
 @pytest.mark.parametrize("form", FORMS)
 def test_rounding_is_taken_back(form: str, at: int, device: str) -> None:
     """The naive computation rounds its weights, ours its output; corrected, that is not seen."""

@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from tests.kernels.attention.attention_case import Case
+from tests.kernels.attention.attention_case import DRAWS, Case
 from tests.oracle import assert_right, margin
 from tests.seeds import seed
 
@@ -31,7 +31,7 @@ CALLS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("at", range(3))
+@pytest.mark.parametrize("at", range(DRAWS))
 @pytest.mark.parametrize("given", CALLS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_rounding_is_taken_back(

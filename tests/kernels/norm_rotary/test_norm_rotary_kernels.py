@@ -27,7 +27,7 @@ def tables(rows: int, half: int, device: str) -> tuple[Tensor, Tensor]:
     return angle.cos(), angle.sin()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("few", [False, True], ids=["as shipped", "few programs"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_against_the_oracle(
