@@ -33,7 +33,7 @@ from tests.oracle import margin, naively
 pytestmark = pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
 
 MARGIN = 3.0
-SEEDS = int(os.environ.get("PYENC_TEST_SEEDS", "6"))
+SEEDS = int(os.environ.get("PYENC_TEST_SEEDS", "4"))
 
 
 def check_attention() -> None:
