@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bias import relative_position_bucket
-from .far import far_bias, fitting
+from .far import far_bias, far_rows, fitting
 from .groups import FAINTEST, Group, groups_of, query_blocks
 from .terms import Terms
 
@@ -99,9 +99,8 @@ def backward(
     generator = torch.Generator(device=q.device).manual_seed(terms.seed)
     for group in groups_of(bounds):
         q_bhnd, k_bhnd, v_bhnd, do_bhnd = (group.take(x).to(work) for x in (q, k, v, grad_out))
-        if fused:
-            parts = _flash_backward(do_bhnd, q_bhnd, k_bhnd, v_bhnd, terms)
-        else:
+        parts = _flash_backward(do_bhnd, q_bhnd, k_bhnd, v_bhnd, terms) if fused else None
+        if parts is None:
             dlse_bhn1 = None if grad_lse is None else group.take(grad_lse.unsqueeze(-1))
             parts = _blocked_backward(
                 do_bhnd, dlse_bhn1, (q_bhnd, k_bhnd, v_bhnd), group, terms, grad_bias, generator
@@ -188,11 +187,14 @@ def _flash(
 
 def _flash_backward(
     do_bhnd: Tensor, q_bhnd: Tensor, k_bhnd: Tensor, v_bhnd: Tensor, terms: Terms
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, ...] | None:
+    """None where rows are far, of whose log-sum-exp it would make their weights."""
     mask = None if terms.bare else _toeplitz(q_bhnd, k_bhnd, terms)
     if mask is not None:
         q_bhnd, do_bhnd = q_bhnd.flip(2), do_bhnd.flip(2)
     out, lse = _FLASH_CPU(q_bhnd, k_bhnd, v_bhnd, attn_mask=mask, scale=terms.scale)
+    if far_rows(lse):
+        return None
     dq, dk, dv = _FLASH_CPU_BACKWARD(
         do_bhnd, q_bhnd, k_bhnd, v_bhnd, out, lse, 0.0, False, attn_mask=mask, scale=terms.scale
     )

@@ -85,7 +85,8 @@ def forward(
     scored, summed, pairs = module.attention_forward(
         call.fields, out=out.data_ptr(), lse=pointer(lse), ranges=pointer(ranges)
     )
-    if lse is not None and call.made.far and far_rows(lse):
+    # Without a backward only those that overflow are of another answer, which a bias alone makes.
+    if lse is not None and (call.made.far or want_ranges) and far_rows(lse):
         out, lse = blocks.forward(q, k, v, call.made.cu_seqlens.tolist(), terms, True)
         mark(ranges)
         return out.contiguous(), lse if want_lse else None, ranges, 1.0

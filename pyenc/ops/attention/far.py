@@ -1,5 +1,5 @@
-"""Rows whose scores all lie far from zero, as those of a query that a bias hides from every key by
-the most negative number there is.
+"""Rows whose scores lie far from zero: those of a query that a bias hides from every key by the
+most negative number there is, or of which the product with a key is large.
 
 The softmax of such a row is as of any other: what all its scores have in common counts for nothing.
 But its log-sum-exp is then the common part alone, in float32, and no weight is to be had from it

@@ -40,6 +40,13 @@ class Case:
         loss = (out * shares[0]).sum() + (lse * near).sum()
         return [out.detach(), lse.detach(), *torch.autograd.grad(loss, inputs)]
 
+    def of_output(self, bias: Any, backend: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Gradients of the output alone, as torch's fused kernels serve it."""
+        inputs = [x.to(dtype, copy=True).requires_grad_() for x in self.qkv]
+        out = attention(*inputs, BOUNDS, bias=bias, backend=backend)  # type: ignore[arg-type]
+        assert isinstance(out, Tensor)
+        return torch.autograd.grad((out * self.shares[0].to(dtype)).sum(), inputs)
+
     def check(self, bias: Any, backend: str, dtype: torch.dtype, wide: Any = None, **more: Any):
         wide = bias if wide is None else wide
         three = (
@@ -168,14 +175,28 @@ def test_slopes_below_zero(backend: str, slope: float) -> None:
     positions = torch.randint(1, 500, (N,)).cumsum(0)
     case.check(ALiBi(slopes), backend, torch.float32, positions=positions)
     case.check(ALiBi(slopes), backend, torch.float32, window=(7, 2))
-    found = []  # of the output alone, as torch's fused kernels serve it
-    for way in (backend, "reference"):
-        inputs = [x.clone().requires_grad_() for x in case.qkv]
-        out = attention(*inputs, BOUNDS, bias=ALiBi(slopes), backend=way)  # type: ignore[arg-type]
-        assert isinstance(out, Tensor)
-        found.append(torch.autograd.grad((out * case.shares[0]).sum(), inputs))
+    found = [case.of_output(ALiBi(slopes), way, torch.float32) for way in (backend, "reference")]
     for mine, theirs in zip(*found, strict=True):
         assert_right(mine, theirs, theirs.double(), gradient=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [1e5, 1e8])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_large_products(backend: str, size: float, dtype: torch.dtype) -> None:
+    """Of queries and keys, without a bias and with one that moves nothing far."""
+    case = Case()
+    case.qkv[:2] = [(x * size**0.5).clamp(-6e4, 6e4) for x in case.qkv[:2]]
+    case.qkv = [x.to(dtype).float() for x in case.qkv]
+    for more in ({}, {"window": (7, 2)}):
+        case.check(None, backend, dtype, **more)
+        case.check(ALiBi(torch.tensor([0.1, 0.5])), backend, dtype, **more)
+    three = [
+        case.of_output(None, way, kind)
+        for way, kind in ((backend, dtype), ("reference", dtype), ("reference", torch.float64))
+    ]
+    for got, naive, oracle in zip(*three, strict=True):
+        assert_right(got, naive, oracle, gradient=True)
 
 
 def test_far_keys_of_a_long_text_make_no_far_rows() -> None:
