@@ -45,7 +45,7 @@ def kept_table(table: nn.Module, norm: nn.Module | None) -> Tensor | None:
         return weight_RC if _serves(weight_RC) else None
     if type(norm) is not Norm or not untouched(norm, Norm) or "gain" in norm.__dict__:
         return None
-    if norm.rms or (weights := _weights(norm)) is None:
+    if norm.rms or norm.plus_one or (weights := _weights(norm)) is None:
         return None
     return _kept((weight_RC, *weights), _Normed(norm.eps, extension.missing() is None))
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import pickle
 import signal
 import subprocess
 import sys
-import types
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +18,6 @@ import torch
 
 import pyenc
 from pyenc.errors import InputError, InputTypeError, WorkerError
-from pyenc.text.sent import Sent, received
 from pyenc.text.worker_process import how_ended
 from tests.conftest import GOLDEN
 from tests.text.texts import TEXTS
@@ -192,67 +188,3 @@ def test_devices_that_are_refused(bert: pyenc.TextEncoder, devices: Any, message
             act(devices)
     with pytest.raises(InputError, match="threads must be at least 1"):
         bert.pool(["cpu"], threads=0)
-
-
-def test_what_is_sent_arrives() -> None:
-    tied = torch.nn.Parameter(torch.randn(3, 5))
-    thing = {
-        "a": tied, "b": [tied], "half": torch.randn(4, 2).half(), "empty": torch.empty(0, 3),
-        "long": torch.arange(5), "bf": torch.randn(7).bfloat16()[1::2], "words": "kept",
-    }  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        sent = Sent(thing)
-        file = None if sent.file is None else os.dup(sent.file)
-        got = received(sent.head, file, sent.body)
-        sent.close()
-    assert got["a"] is got["b"][0]
-    assert isinstance(got["a"], torch.nn.Parameter)
-    assert got["words"] == "kept"
-    for name in ("a", "half", "empty", "long", "bf"):
-        assert got[name].dtype == thing[name].dtype  # type: ignore[attr-defined]
-        assert torch.equal(got[name], thing[name])  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="cannot be sent to another process"):
-        Sent({"a": lambda: 1})
-
-
-class Elsewhere:
-    """Of no module that another process could import."""
-
-
-Elsewhere.__module__ = "__main__"
-
-
-def of_the_program(x: int) -> int:
-    return x
-
-
-of_the_program.__module__ = "__main__"
-
-
-@pytest.mark.parametrize("kind", ["class", "object", "function", "partial"])
-def test_what_the_program_itself_defines_is_named(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Pickling finds it here, and nobody finds it there."""
-    for each in (Elsewhere, of_the_program):
-        monkeypatch.setattr(sys.modules["__main__"], each.__name__, each, raising=False)
-    thing = {
-        "class": Elsewhere, "object": Elsewhere(), "function": of_the_program,
-        "partial": functools.partial(of_the_program, 1),
-    }[kind]  # fmt: skip
-    with pytest.raises(InputError, match=r"(Elsewhere|of_the_program) is defined in the program"):
-        Sent({"a": [thing]})
-
-
-def test_what_is_not_found_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("pyenc_not_to_be_found")
-    made = type("Made", (), {"__module__": module.__name__})
-    module.Made = made  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    sent = Sent(made())
-    monkeypatch.delitem(sys.modules, module.__name__)
-    file = None if sent.file is None else os.dup(sent.file)
-    with pytest.raises(InputError, match=r"cannot be sent to another process, .*not_to_be_found"):
-        received(sent.head, file, sent.body)
-    sent.close()
