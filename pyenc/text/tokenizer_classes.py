@@ -50,6 +50,8 @@ class TokenizerClass:
     """Whether lists of words and merges will do, or `tokenizer.json` alone."""
     may_lack: tuple[str, ...] = ("mask_token", "pad_token")
     """Its special tokens that a file may say there are none of."""
+    plain: bool = False
+    """Whether its special tokens are found as they are written, whatever a file says of spaces."""
 
 
 def _bert(parts: Parts, settings: Settings, named: Named) -> Tokenizer:
@@ -190,6 +192,9 @@ def _roberta_around(
 
 
 def _gpt2_around(tokenizer: Tokenizer, settings: Settings, named: Named) -> Any:
+    for key, (name, _) in KEYS.items():
+        if settings.get(key) and named.get(name) is None:
+            raise settings.fault(key, f"true, but {name} is null, no token there is")
     return _template(
         tokenizer,
         named,
@@ -256,7 +261,7 @@ CLASSES = {
         ),
         TokenizerClass(
             "Qwen2Tokenizer", "BPE", dict.fromkeys(("unk_token", "eos_token", "pad_token"), END),
-            _qwen2, None, may_lack=NAMED,
+            _qwen2, None, may_lack=NAMED, plain=True,
         ),
         TokenizerClass(
             "LlamaTokenizer", "BPE", LLAMA, _llama, None, lists=False, may_lack=NAMED,
@@ -376,6 +381,9 @@ def _add(tokenizer: Tokenizer, settings: Settings, named: Named, rules: Tokenize
         tokens.append(token)
     if tokens:
         tokenizer.add_tokens(tokens)
+    if rules.plain:
+        special = {_text(t) for t in [*ordered, *(extra or [])] if t is not None}
+        tokenizer.add_tokens([AddedToken(token, special=True) for token in sorted(special)])
 
 
 def _text(token: Any) -> str:
