@@ -51,6 +51,8 @@ class TokenizerClass:
     """Whether lists of words and merges will do, or `tokenizer.json` alone."""
     may_lack: tuple[str, ...] = ("mask_token", "pad_token")
     """Its special tokens that a file may say there are none of."""
+    plain: bool = False
+    """Whether its special tokens are found as they are written, whatever a file says of spaces."""
 
 
 def _t5_extra(settings: Settings) -> list[Any]:
@@ -111,7 +113,7 @@ CLASSES = {
         ),
         TokenizerClass(
             "Qwen2Tokenizer", "BPE", dict.fromkeys(("unk_token", "eos_token", "pad_token"), END),
-            qwen2, None, may_lack=NAMED,
+            qwen2, None, may_lack=NAMED, plain=True,
         ),
         TokenizerClass(
             "LlamaTokenizer", "BPE", LLAMA, llama, None, lists=False, may_lack=NAMED,

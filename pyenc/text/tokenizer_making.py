@@ -105,6 +105,9 @@ def _add(tokenizer: Tokenizer, settings: Settings, named: Named, rules: Tokenize
         tokens.append(token)
     if tokens:
         tokenizer.add_tokens(tokens)
+    if rules.plain:
+        special = {_text(t) for t in [*ordered, *(extra or [])] if t is not None}
+        tokenizer.add_tokens([AddedToken(token, special=True) for token in sorted(special)])
 
 
 def _text(token: Any) -> str:

@@ -17,6 +17,7 @@ from tokenizers import (
 )
 
 from .long_texts import QWEN2
+from .tokenizer_ends import KEYS
 from .tokenizer_parts import Parts
 from .tokenizer_settings import Settings
 
@@ -162,6 +163,9 @@ def roberta_around(
 
 
 def gpt2_around(tokenizer: Tokenizer, settings: Settings, named: Named) -> Any:
+    for key, (name, _) in KEYS.items():
+        if settings.get(key) and named.get(name) is None:
+            raise settings.fault(key, f"true, but {name} is null, no token there is")
     return template(
         tokenizer,
         named,

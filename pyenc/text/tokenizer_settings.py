@@ -39,8 +39,12 @@ SWITCHES = {
 LISTS = ("extra_special_tokens", "additional_special_tokens")
 """Settings that list special tokens; the second is the older name."""
 
+BY_NAME = "model_specific_special_tokens"
+"""Where transformers 5 writes special tokens of names beyond `NAMED` once more: it reads them here
+where none stands under its own name."""
+
 OTHERS = {
-    *LISTS, "added_tokens_decoder", "model_max_length", "max_len", "truncation_side",
+    *LISTS, BY_NAME, "added_tokens_decoder", "model_max_length", "max_len", "truncation_side",
     "tokenizer_class", "model_input_names",
 }  # fmt: skip
 """The other settings that are used."""
@@ -225,10 +229,15 @@ def _check(settings: Settings, keys: list[str]) -> None:
 def _name_more(settings: Settings) -> None:
     """Takes out the special tokens whose names are the checkpoint's own; the others are lists."""
     values = settings.values
+    again = values.pop(BY_NAME, None)
+    if not isinstance(again, (dict, type(None))):
+        raise settings.fault(BY_NAME, f"expected tokens by name, got {again!r:.40}")
+    plain = False  # whether one stands under its own name, as a string
     for key in [k for k in values if k.endswith("_token") and k not in NAMED and k not in SWITCHES]:
         if key in _HARMLESS:  # `token` and its like name no token
             continue
         value = values.pop(key)
+        plain |= isinstance(value, str)
         if isinstance(value, dict) and value.get("__type") != "AddedToken":
             continue  # transformers takes it for any other value, not for a token
         if isinstance(value, (str, dict, AddedToken)):
@@ -240,6 +249,8 @@ def _name_more(settings: Settings) -> None:
         del values["extra_special_tokens"]
         for key, value in extra.items():
             settings.more[key] = _token(settings, "extra_special_tokens", value)
+    if again and not (plain or (isinstance(extra, dict) and extra)):
+        settings.more |= {key: _token(settings, BY_NAME, value) for key, value in again.items()}
     for key in LISTS:
         if not isinstance(values.get(key, []), (list, type(None))):
             raise settings.fault(key, f"expected a list of tokens, got {values[key]!r:.40}")

@@ -20,6 +20,7 @@ from tests.text.tokenizer_folders import (
     camembert,
     edit,
     ids,
+    qwen2,
     t5,
     without,
 )
@@ -42,6 +43,45 @@ def test_what_makes_an_object_a_token(kind: str, tmp_path: Path) -> None:
         assert ids(folder, "a hello b").count(size) == 1
     for folder in (bare, named, mapped):
         as_transformers(folder, ["a hello b"])
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlm-roberta", "as it is"])
+def test_the_names_that_transformers_5_writes_twice(kind: str, tmp_path: Path) -> None:
+    """Each under its own name and all of them in one object, which is read where none is a string
+    of its own name."""
+    texts = ["a hello b[NEW] the", "a Hello"]
+    spaced = {"__type": "AddedToken", "content": "hello", "rstrip": True, "normalized": False}
+    size = TextTokenizer(KINDS[kind](tmp_path / "plain")).vocab_size
+    for i, (config, found) in enumerate([
+        ({"image_token": "[NEW]"}, ["[NEW]"]),
+        ({}, ["hello"]),
+        ({"image_token": spaced}, ["hello"]),
+        ({"extra_special_tokens": {}}, ["hello"]),
+        ({"extra_special_tokens": {"image_token": "[NEW]"}}, ["[NEW]"]),
+    ]):  # fmt: skip
+        config = {"model_specific_special_tokens": {"other_token": spaced}} | config
+        folder = KINDS[kind](tmp_path / str(i), **config)
+        made = TextTokenizer(folder)._tokenizer
+        assert [made.id_to_token(n) for n in range(size, made.get_vocab_size())] == found
+        as_transformers(folder, texts)
+    for i, nothing in enumerate((None, {})):
+        folder = KINDS[kind](tmp_path / f"{i} no", model_specific_special_tokens=nothing)
+        assert TextTokenizer(folder).vocab_size == size
+    folder = KINDS[kind](tmp_path / "wrong", model_specific_special_tokens=["[NEW]"])
+    message = r"config\.json: model_specific_special_tokens: expected tokens by name, got \['\[NEW"
+    with pytest.raises(CheckpointError, match=message):
+        TextTokenizer(folder)
+
+
+def test_qwens_class_takes_no_space_beside_a_special_token(tmp_path: Path) -> None:
+    """It makes them again of their texts, whatever the files say of spaces and normalising."""
+    token = {"__type": "AddedToken", "content": "[NEW]", "rstrip": True, "special": True}
+    plain = qwen2(tmp_path / "plain", additional_special_tokens=["[NEW]"])
+    spaced = qwen2(tmp_path / "spaced", additional_special_tokens=[token])
+    named = qwen2(tmp_path / "named", mask_token=token | {"lstrip": True}, image_token=token)
+    assert ids(plain, "a [NEW] b") == ids(spaced, "a [NEW] b") == ids(named, "a [NEW] b")
+    for folder in (plain, spaced, named):
+        as_transformers(folder, ["a [NEW] b", "[NEW][NEW]  "])
 
 
 IN_CONFIG, IN_MAP = "tokenizer_config.json", "special_tokens_map.json"

@@ -96,3 +96,14 @@ def test_gemma_is_made_of_one_file(tmp_path: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="GemmaTokenizer cannot be made of it; expected tok"):
         TextTokenizer(folder)
+
+
+def test_a_token_around_a_text_that_there_is_none_of(tmp_path: Path) -> None:
+    """Of lists of words and merges, where these settings are what puts one there."""
+    folder = KINDS["qwen 2"](tmp_path, add_bos_token=True, bos_token=None)
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (folder / "merges.txt").write_text("\n".join(" ".join(m) for m in model["merges"]))
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"add_bos_token: true, but bos_token is null"):
+        TextTokenizer(folder)
