@@ -28,7 +28,8 @@ import triton
 
 import pyenc_kernels
 from bench.ahead_of_time import Compiled
-from bench.aot_work import VARIANTS, Work, compile_work, listed, shipped, wrong_with
+from bench.aot_calls import VARIANTS
+from bench.aot_work import Work, compile_work, listed, shipped, wrong_with
 
 RESULTS = Path(__file__).resolve().parent / "results" / "aot.json"
 

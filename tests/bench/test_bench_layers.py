@@ -30,6 +30,7 @@ LAYERS = (
         "bench.chosen",
         "bench.tunables",
         "bench.ahead_of_time",
+        "bench.aot_calls",
         "bench.aot_work",
         "bench.occupancy",
         "bench.processes",

@@ -75,7 +75,7 @@ def test_every_kernel_is_compiled_ahead_of_time() -> None:
     work = [aot_work.at_its_shape("sm_90", op) for op in aot_work.SHAPES]
     launched = set().union(*(aot_work.launched(each) for each in work))
     lost = KERNELS - launched - set(aot_work.LEFT_OUT)
-    assert not lost, f"no call in bench/aot_work.py launches {sorted(lost)}: add one to its `_call`"
+    assert not lost, f"no call in bench/aot_calls.py launches {sorted(lost)}: add one to its `call`"
     stale = set(aot_work.LEFT_OUT) & launched | set(aot_work.LEFT_OUT) - KERNELS
     assert not stale, f"LEFT_OUT of bench/aot_work.py has {sorted(stale)}"
 

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from bench import aot_work, tunables, tune
+from bench import aot_calls, tunables, tune
 from pyenc_kernels import configs, embedding, gated, norm, norm_rotary, rotary, segment_mean
 from pyenc_kernels.attention import call as attention_call
 from pyenc_kernels.configs import Config, entry
@@ -148,7 +148,7 @@ def test_a_block_of_as_many_elements(width: int, whole: bool, block: tuple[int, 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="its tensors are on the CPU")
 def test_a_dense_bias_is_compiled_for_any_length_that_a_card_has() -> None:
-    aot_work._call(aot_work.Work("default", "dense", "float32", "16x300"))
+    aot_calls.call("dense", torch.float32, 16, 300)
 
 
 def test_what_is_shipped_serves_every_kernel_dtype_and_width() -> None:
