@@ -199,5 +199,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(ROOT / "integrations"):
             item.add_marker("integration")
-        if any(item.path.is_relative_to(ROOT / name) for name in ("ops", "models", "csrc")):
+        if any(item.path.is_relative_to(ROOT / name) for name in ("ops", "models")):
             item.add_marker("processor")
