@@ -82,7 +82,7 @@ def read_tokenizer(folder: Path, overrides: dict[str, Any] | None = None) -> Tok
     except Exception as error:  # the library raises bare Exception on files it cannot parse
         files = f"{path} and merges.txt" if path.name == "vocab.json" else path
         raise CheckpointError(f"{files}: not a readable tokenizer: {error}") from error
-    side = str(((whole or {}).get("truncation") or {}).get("direction", "right")).lower()
+    side = _side(whole or {}, path)
     inputs = settings.get("model_input_names")  # without them no class gives other types than 0
     return TokenizerFiles(
         tokenizer=tokenizer,
@@ -92,6 +92,19 @@ def read_tokenizer(folder: Path, overrides: dict[str, Any] | None = None) -> Tok
         token_types=isinstance(inputs, list) and "token_type_ids" in inputs,
         disputed=disputed,
     )
+
+
+def _side(whole: dict[str, Any], path: Path) -> str:
+    """Where `tokenizer.json` cuts a long text: not every class has the library read that part."""
+    cut = whole.get("truncation")
+    if not isinstance(cut, (dict, type(None))):
+        raise CheckpointError(f"{path}: truncation: expected an object or null, got {cut!r:.40}")
+    side = (cut or {}).get("direction", "Right")
+    if side not in ("Left", "Right"):
+        raise CheckpointError(
+            f'{path}: truncation.direction: expected "Left" or "Right", got {side!r:.40}'
+        )
+    return str(side).lower()
 
 
 def class_of(folder: Path, settings: Settings, path: Path) -> tuple[str, bool]:

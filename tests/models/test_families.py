@@ -149,6 +149,20 @@ def test_jina_v3_spellings() -> None:
     assert shape_of("jina-embeddings-v3", ORIGINAL3, rotary_emb_dim=24) == original
 
 
+@pytest.mark.parametrize(
+    ("family", "golden"),
+    [
+        ("ModernBERT", MODERN), ("Gemma", GEMMA), ("jina-embeddings-v3", JINA3),
+        ("nomic-bert", NOMIC), ("EuroBERT", EURO), ("GTE v1.5", GTE),
+    ],
+)  # fmt: skip
+def test_no_scaling_of_positions(family: str, golden: str) -> None:
+    """However a file says that there is none."""
+    plain = shape_of(family, golden, rope_scaling=None)
+    for none in ({}, {"rope_type": "default"}, {"type": "default"}, ...):
+        assert shape_of(family, golden, rope_scaling=none) == plain
+
+
 def test_gemma_spellings() -> None:
     old = shape_of("Gemma", GEMMA)
     assert old.local == (True, True, False, True)

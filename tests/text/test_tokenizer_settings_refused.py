@@ -60,6 +60,16 @@ from tests.text.tokenizer_folders import KINDS, bert, edit
         ("added_tokens.json", {"newtok": 9999}, "'newtok' is said to be 9999"),
         ("added_tokens.json", {"newtok": "1"}, "'newtok': expected an id"),
         ("tokenizer.json", {"lowercase": True}, "lowercase: an unknown setting; known: version"),
+        (
+            "tokenizer.json",
+            {"truncation": True},
+            "truncation: expected an object or null",
+        ),
+        (
+            "tokenizer.json",
+            {"truncation": {"direction": "up", "max_length": 9}},
+            'truncation.direction: expected "Left" or "Right", got \'up\'',
+        ),
         ("tokenizer.json", {"version": "2.0"}, "version '2.0' is not served; expected '1.0'"),
     ],
 )

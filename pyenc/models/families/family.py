@@ -30,6 +30,9 @@ ACTIVATION_NAMES = {
 LARGEST = 2**31
 """No size in a `config.json` comes near it."""
 
+UNSCALED: tuple[Any, ...] = (None, {}, {"rope_type": "default"}, {"type": "default"})
+"""What `rope_scaling` may be where positions turn as they are: transformers takes all for none."""
+
 LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 """What `config.json` may call the number of layers."""
 

@@ -12,7 +12,7 @@ import math
 from ...errors import CheckpointError
 from ..config import EncoderConfig
 from ..rotary import Rotary
-from .family import ConfigFile, Family, Names, Parts, Published, both, weights
+from .family import UNSCALED, ConfigFile, Family, Names, Parts, Published, both, weights
 from .windows import FULL, SLIDING, every, listed, rotary_of
 
 
@@ -36,8 +36,8 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         "use_bidirectional_attention", (True,), False,
         "pyenc serves Gemma as an encoder, where every token sees those after it too",
     )  # fmt: skip
-    for key in ("attn_logit_softcapping", "rope_scaling"):
-        config.require(key, (None,), None, "pyenc serves Gemma without it")
+    for key, plain in (("attn_logit_softcapping", (None,)), ("rope_scaling", UNSCALED)):
+        config.require(key, plain, None, "pyenc serves Gemma without it")
     layers, hidden = config.integer("num_hidden_layers", 26), config.integer("hidden_size", 2304)
     local = _local(config, layers)
     scaled = config.number("query_pre_attn_scalar", 256.0)

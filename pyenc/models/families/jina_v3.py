@@ -17,6 +17,7 @@ from ..config import EncoderConfig
 from ..head_config import HeadConfig
 from ..rotary import Rotary
 from .family import (
+    UNSCALED,
     ConfigFile,
     Family,
     HeadNames,
@@ -67,8 +68,8 @@ def _native(config: Mapping[str, Any], shape: EncoderConfig) -> dict[str, Any]:
 def _rotary(config: ConfigFile) -> Rotary:
     """One base; the original code and transformers spell it apart, with defaults of their own."""
     parameters = config.section("rope_parameters")
-    for key, plain in (("rope_scaling", None), ("partial_rotary_factor", 1.0)):
-        config.require(key, (None, plain), None, "pyenc serves jina-embeddings-v3 without it")
+    for key, plain in (("rope_scaling", UNSCALED), ("partial_rotary_factor", (None, 1.0))):
+        config.require(key, plain, None, "pyenc serves jina-embeddings-v3 without it")
     if strange := sorted(parameters.values.keys() - {"rope_theta", "rope_type", "type"}):
         raise CheckpointError(
             f"{parameters.path}: {', '.join(strange)} is not served; served: rope_theta with "

@@ -10,7 +10,7 @@ from __future__ import annotations
 from ...errors import CheckpointError
 from ..config import EncoderConfig
 from ..head_config import HeadConfig
-from .family import ConfigFile, Family, HeadNames, Names, Parts, Published, both, weights
+from .family import UNSCALED, ConfigFile, Family, HeadNames, Names, Parts, Published, both, weights
 from .windows import FULL, SLIDING, every, listed, rotary_of
 
 
@@ -42,7 +42,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     whole = rotary_of(config, FULL, "global_rope_theta", 160_000.0, "ModernBERT")
     if whole is None:
         raise CheckpointError(f"{config.path}: global_rope_theta is null; expected a number")
-    config.require("rope_scaling", (None,), None, "pyenc serves ModernBERT without scaling")
+    config.require("rope_scaling", UNSCALED, None, "pyenc serves ModernBERT without scaling")
     biased, mlp_biased = config.flag("attention_bias", False), config.flag("mlp_bias", False)
     return EncoderConfig(
         vocab_size=config.integer("vocab_size", 50368),

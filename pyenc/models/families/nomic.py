@@ -15,6 +15,7 @@ from ..experts import Experts
 from ..head_config import HeadConfig
 from ..rotary import Rotary
 from .family import (
+    UNSCALED,
     ConfigFile,
     Family,
     HeadNames,
@@ -71,7 +72,7 @@ def _rotary(config: ConfigFile) -> Rotary:
             f"{parameters.path}: {', '.join(strange)} of rope_type {kind!r} is not served; served: "
             'rope_theta, and factor with rope_type "dynamic"'
         )
-    config.require("rope_scaling", (None,), None, "nomic-bert says it as rotary_scaling_factor")
+    config.require("rope_scaling", UNSCALED, None, "nomic-bert says it as rotary_scaling_factor")
     factor = config.values.get("rotary_scaling_factor")
     if not dynamic:
         if factor is None:
