@@ -15,7 +15,7 @@ from ...errors import InputError
 from .. import oracle, triton_launch
 from ..activation import ACTIVATIONS as ACTIVATIONS
 from ..activation import activate, check_activation
-from ..backend import WhyNot, always, choose, requested_backend
+from ..backend import WhyNot, always, choose, requested_backend, transformed
 from ..constant import constant_result
 from ..launch import DTYPE_CODES, as_rows, why_not
 from ..linear import linear
@@ -59,7 +59,9 @@ def gated_activation(
     # Half precision is rounded once, at the end.
     activated = activate(gate.to(torch.promote_types(gate.dtype, torch.float32)), activation)
     # Without a gradient the product may reuse the activation's memory: fresh pages are slow.
-    product = activated * value if torch.is_grad_enabled() else activated.mul_(value)
+    # So it may not where a transform has one gate beside many values.
+    apart = torch.is_grad_enabled() or transformed()
+    product = activated * value if apart else activated.mul_(value)
     return product.to(gate.dtype)
 
 
