@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...errors import BackendError
 from .. import oracle
-from ..autocast import as_autocast
+from ..autocast import as_autocast, exactly
 from ..backend import (
     WhyNot,
     always,
@@ -142,7 +142,7 @@ def attention(
     if name == "reference":
         check_values(q, cu_seqlens, bias, positions)
         assert not isinstance(bias, Line)  # the oracle takes the object itself
-        with oracle.Widening() if is_own(bias) else nullcontext():
+        with exactly(q.device), oracle.Widening() if is_own(bias) else nullcontext():
             out, lse = attention_reference(
                 oracle.widen(q), oracle.widen(k), oracle.widen(v), cu_seqlens, bias=bias,
                 positions=positions, scale=scale, window=window,

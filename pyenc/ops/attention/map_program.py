@@ -20,10 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..autocast import exactly
 from ..constant import constant_result
 from ..unseen import unseen
 from . import traced_functions as _functions  # noqa: F401  (it fills the table)
-from .bias import ScoreBias, ScoreMap, exactly, is_map
+from .bias import ScoreBias, ScoreMap, is_map
 from .trace import Trace
 from .traced import Traced, Unsupported, Value
 

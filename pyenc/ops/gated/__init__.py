@@ -15,6 +15,7 @@ from ...errors import InputError
 from .. import oracle, triton_launch
 from ..activation import ACTIVATIONS as ACTIVATIONS
 from ..activation import activate, check_activation
+from ..autocast import as_autocast, exactly
 from ..backend import WhyNot, always, choose, requested_backend, transformed
 from ..constant import constant_result
 from ..launch import DTYPE_CODES, as_rows, why_not
@@ -111,10 +112,12 @@ def gated_linear(
     check_activation("gated_linear", activation)
     name = choose("gated_linear", backend, backend_table(x), others=("flash_attn",))
     if name == "reference":
-        rows = gated_linear_reference(
-            oracle.widen(as_rows(x)), oracle.widen(weight), oracle.widen(bias),
-            activation, gate_first,
-        )  # fmt: skip
+        x, weight, bias = as_autocast(x), as_autocast(weight), as_autocast(bias)
+        with exactly(x.device):
+            rows = gated_linear_reference(
+                oracle.widen(as_rows(x)), oracle.widen(weight), oracle.widen(bias),
+                activation, gate_first,
+            )  # fmt: skip
         exact = rows.reshape(*x.shape[:-1], weight.shape[0] // 2)
         return oracle.narrow(exact, x.dtype)
     if name == "triton" and apart_why(x, weight, bias, backend) is None:
