@@ -50,7 +50,8 @@ def gated_activation(
             f"{tuple(gate.shape)} {gate.dtype} and {tuple(value.shape)} {value.dtype}"
         )
     check_activation("gated_activation", activation)
-    name = choose("gated_activation", backend, backend_table(gate), others=("flash_attn",))
+    table = backend_table(gate)
+    name = choose("gated_activation", backend, table, others=("flash_attn",), of=(gate, value))
     if name == "reference":
         exact = gated_activation_reference(oracle.widen(gate), oracle.widen(value), activation)
         return oracle.narrow(exact, gate.dtype)
@@ -110,7 +111,8 @@ def gated_linear(
             f"gated_linear: bias must be ({weight.shape[0]},), got {tuple(bias.shape)}"
         )
     check_activation("gated_linear", activation)
-    name = choose("gated_linear", backend, backend_table(x), others=("flash_attn",))
+    given = x, weight, bias
+    name = choose("gated_linear", backend, backend_table(x), others=("flash_attn",), of=given)
     if name == "reference":
         x, weight, bias = as_autocast(x), as_autocast(weight), as_autocast(bias)
         with exactly(x.device):
