@@ -8,7 +8,7 @@ with `torch`, which always can, so `auto` never fails.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 
 import torch
@@ -79,7 +79,12 @@ def requested_backend(explicit: str | None) -> str:
 
 
 def choose(
-    op: str, explicit: str | None, table: Mapping[str, WhyNot], *, others: tuple[str, ...] = ()
+    op: str,
+    explicit: str | None,
+    table: Mapping[str, WhyNot],
+    *,
+    others: tuple[str, ...] = (),
+    of: Iterable[Tensor | None] = (),
 ) -> str:
     """Name the backend that serves this call of `op`.
 
@@ -89,6 +94,7 @@ def choose(
         table: backend name -> why it cannot serve this call, or None; in order of preference.
         others: backends that may be asked for, for all the ops of a model, and that have no kernel
             of this one: it chooses as for "auto".
+        of: tensors by which torch.func takes no derivative through a kernel.
 
     Raises:
         BackendError: a backend was asked for and cannot serve, or is unknown.
@@ -110,6 +116,11 @@ def choose(
     reason = table[name]()
     if reason is None and name not in ("torch", "reference") and forward_derivative():
         reason = "a derivative goes forward through it, which a kernel has not"
+    if reason is None and name not in ("torch", "reference") and _any_followed(of):
+        reason = (
+            "torch.func takes a derivative through it (grad, vjp, jacrev), which a kernel has not; "
+            "torch.autograd.grad goes through all"
+        )
     if reason is not None:
         raise BackendError(f"the {name!r} backend cannot serve {op}: {reason}")
     return name
@@ -141,13 +152,18 @@ def _transforms_active() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def _any_followed(of: Iterable[Tensor | None]) -> bool:
+    return transformed() and any(x is not None and followed(x) for x in of)
+
+
 def followed(x: Tensor) -> bool:
     """Whether torch.func takes a derivative by x, or by what it is made of."""
     if compiling():
         return x.view_as(x).requires_grad  # of its own arguments a trace does not say it
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(x):
-        if functorch.is_gradtrackingtensor(x):
+        # All that is made within is wrapped, of what no derivative is taken by too.
+        if functorch.is_gradtrackingtensor(x) and x.requires_grad:
             return True
         x = functorch.get_unwrapped(x)
     return False

@@ -22,6 +22,7 @@ from pyenc.ops import (
     attention,
     embedding_norm,
     experts,
+    extension,
     gated_activation,
     gated_linear,
     linear,
@@ -94,6 +95,26 @@ def test_a_kernel_asked_for_by_name_is_refused(name: str) -> None:
     """Of experts and linear layers "cpu" is none: torch's product, or one that stands aside."""
     with pytest.raises(BackendError, match="a derivative goes forward through it"):
         torch.func.jvp(lambda x: OPS[name](x, "cpu"), (X,), (X,))
+
+
+@pytest.mark.skipif(extension.load() is None, reason=str(extension.missing()))
+@pytest.mark.parametrize("name", OPS)
+def test_transforms_of_a_kernel_asked_for_by_name(name: str) -> None:
+    """Are refused where they take a derivative, and it is by what the kernel reads."""
+
+    def summed(x: Tensor) -> Tensor:
+        made: Tensor = OPS[name](x, "cpu").sum()
+        return made
+
+    if name in ("experts", "linear", "segment_mean"):  # which torch's own ops serve then
+        torch.func.grad(summed)(X)
+        return
+    for transform in (torch.func.grad, torch.func.jacrev):
+        with pytest.raises(BackendError, match=r"torch\.func takes a derivative through it"):
+            transform(summed)(X)
+    torch.testing.assert_close(torch.func.vmap(summed)(X[None])[0], summed(X))
+    slope = torch.func.grad(lambda y: (y * summed(X)).sum())(X)
+    torch.testing.assert_close(slope, summed(X).expand(X.shape))
 
 
 @pytest.mark.parametrize("name", OPS)

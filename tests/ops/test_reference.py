@@ -11,11 +11,14 @@ from torch import Tensor
 
 from pyenc.ops import (
     ALiBi,
+    DistanceRows,
     RelativePositionBias,
     add_layer_norm,
     add_rms_norm,
     attention,
+    disentangled_attention,
     embedding_norm,
+    experts,
     gated_activation,
     gated_linear,
     linear,
@@ -176,3 +179,53 @@ def test_no_answer_is_a_view(name: str, dtype: torch.dtype) -> None:
         assert answer.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
         if answer.dtype == dtype:
             answer.mul_(factor)
+
+
+BOUNDS, CHOSEN = torch.tensor([0, 3, 7]), torch.tensor([[0, 1]] * 7)
+OF_AUTOCAST: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]], int]] = {
+    "attention": (
+        lambda q, k, v: attention(
+            q, k, v, BOUNDS, bias=ALiBi(torch.rand(2)), return_lse=True, backend="reference"
+        ),
+        [(7, 2, 8)] * 3, 3,
+    ),
+    "disentangled_attention": (
+        lambda q, k, v, table: disentangled_attention(
+            q, k, v, BOUNDS, position_keys=table, position_queries=None, rows=DistanceRows(4),
+            backend="reference",
+        ),
+        [(7, 2, 8)] * 3 + [(8, 2, 8)], 4,
+    ),
+    "experts": (
+        lambda x, up, down, w: experts(x, CHOSEN, w, up, down, backend="reference"),
+        [(7, 6), (3, 4, 6), (3, 4, 6), (7, 2)], 3,
+    ),
+    "gated_linear": (
+        lambda x, w, b: gated_linear(x, w, b, "gelu", backend="reference"),
+        [(7, 6), (8, 6), (8,)], 3,
+    ),
+    "linear": (
+        lambda x, w, b: linear(x, w, b, "gelu", backend="reference"), [(7, 6), (8, 6), (8,)], 3,
+    ),
+    "segment_mean": (
+        lambda x, w: segment_mean(x, BOUNDS, w, backend="reference"), [(7, 6), (7,)], 0,
+    ),
+}  # fmt: skip
+"""A call, the shapes it takes, and how many of them autocast rounds."""
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("name", OF_AUTOCAST)
+def test_autocast_rounds_what_it_is_given_alone(name: str, dtype: torch.dtype) -> None:
+    """Products inside are of float32: of numbers this large those of a half would end."""
+    call, shapes, rounded = OF_AUTOCAST[name]
+    given = [300 * torch.randn(shape) for shape in shapes]
+    torch.manual_seed(3)
+    with torch.autocast("cpu", dtype=dtype):
+        found = call(*given)
+    torch.manual_seed(3)
+    wanted = call(*(x.to(dtype) if at < rounded else x for at, x in enumerate(given)))
+    pairs = [(found, wanted)] if isinstance(found, Tensor) else zip(found, wanted, strict=True)
+    for got, right in pairs:
+        assert got.dtype == right.dtype
+        assert torch.equal(got, right)

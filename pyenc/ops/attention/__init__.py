@@ -13,17 +13,15 @@ from torch import Tensor
 
 from ...errors import BackendError
 from .. import oracle
-from ..autocast import as_autocast
+from ..autocast import as_autocast, exactly
 from ..backend import (
     WhyNot,
     always,
     choose,
-    compiling,
     followed,
     forward_derivative,
     hides_values,
     transformed,
-    valueless,
 )
 from ..sharing import shared
 from . import cpu as cpu_kernels
@@ -144,7 +142,7 @@ def attention(
     if name == "reference":
         check_values(q, cu_seqlens, bias, positions)
         assert not isinstance(bias, Line)  # the oracle takes the object itself
-        with oracle.Widening() if is_own(bias) else nullcontext():
+        with exactly(q.device), oracle.Widening() if is_own(bias) else nullcontext():
             out, lse = attention_reference(
                 oracle.widen(q), oracle.widen(k), oracle.widen(v), cu_seqlens, bias=bias,
                 positions=positions, scale=scale, window=window,
@@ -155,7 +153,7 @@ def attention(
         out, lse = flash_attn.attention(q, k, v, cu_seqlens, slopes, scale, window, dropout_p)
     elif (
         name in ("cpu", "torch") and is_own(bias)
-        and (compiling() or valueless(q, k, v, cu_seqlens, positions))
+        and (hides_values(q, k, v, cu_seqlens, positions) or jit_traces())
     ):  # fmt: skip
         out, lse = attention_traced(
             q, k, v, cu_seqlens, bias, positions, scale, window, dropout_p, seed, name == "cpu"
@@ -207,6 +205,11 @@ def as_line(
     if torch.is_grad_enabled() or type(reach) is not int:  # or a symbol of a trace
         return line_of(bias, heads, reach, device)
     return shared(lambda: line_of(bias, heads, reach, device), ("line", heads, reach, device), bias)
+
+
+def jit_traces() -> bool:
+    """Whether torch.jit takes a trace of this call, in which sizes are tensors."""
+    return torch._C._get_tracing_state() is not None
 
 
 def _inputs(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> list[Tensor]:

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import InputError
+from ..autocast import exactly
 from ..backend import compiling, hides_values
 from ..gradient import unlisted
-from .bias import DistanceBias, exactly
+from .bias import DistanceBias
 
 SHORT = 2**16
 """A line of this reach is made however few tokens there are."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from ..autocast import exactly
 from .far import fitting
 
 
@@ -128,13 +128,6 @@ def _broadcasts(shape: Sequence[int], onto: tuple[int, ...]) -> bool:
 def _misshapen(bias: Any, method: str, made: Any, right: str) -> InputError:
     got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
     return InputError(f"attention: {type(bias).__name__}.{method} must give {right}; got {got}")
-
-
-def exactly(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast would round what the layers of a bias give, by whole units where scores are far."""
-    if device.type not in ("cpu", "cuda") or not torch.is_autocast_enabled(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 @dataclass(frozen=True, eq=False)

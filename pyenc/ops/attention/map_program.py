@@ -19,11 +19,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from ..autocast import exactly
 from ..constant import constant_result
+from ..unseen import unseen
 from . import traced_functions as _functions  # noqa: F401  (it fills the table)
-from .bias import ScoreBias, ScoreMap, exactly, is_map
+from .bias import ScoreBias, ScoreMap, is_map
 from .trace import Trace
 from .traced import Traced, Unsupported, Value
 
@@ -77,8 +78,8 @@ def program_of(bias: ScoreMap | ScoreBias, heads: int, i: Tensor, j: Tensor) -> 
 @constant_result
 def why_no_program(bias: ScoreMap | ScoreBias, heads: int) -> str | None:
     """Why a bias has none, or None: by two queries and two keys, which have values also where
-    tensors are fake."""
-    with unset_fake_temporarily():
+    tensors are fake, and which no trace sees."""
+    with unseen():
         at = torch.arange(2, dtype=torch.int64, device="cpu")
         try:
             program_of(bias, heads, at, at)

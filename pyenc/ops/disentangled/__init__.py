@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import BackendError
 from .. import launch, oracle
-from ..autocast import as_autocast
+from ..autocast import as_autocast, exactly
 from ..backend import WhyNot, always, choose, followed, forward_derivative, transformed
 from . import registration as _registration  # noqa: F401  (it registers the ops)
 from . import triton as triton_kernel
@@ -79,12 +79,13 @@ def disentangled_attention(
     tables = [x for x in (position_keys, position_queries) if x is not None]
     if name == "reference":
         check_values(q, cu_seqlens, positions, rows)
-        out = disentangled_attention_reference(
-            oracle.widen(q), oracle.widen(k), oracle.widen(v), cu_seqlens,
-            position_keys=oracle.widen(position_keys),
-            position_queries=oracle.widen(position_queries), rows=rows, positions=positions,
-            scale=scale,
-        )  # fmt: skip
+        with exactly(q.device):
+            out = disentangled_attention_reference(
+                oracle.widen(q), oracle.widen(k), oracle.widen(v), cu_seqlens,
+                position_keys=oracle.widen(position_keys),
+                position_queries=oracle.widen(position_queries), rows=rows, positions=positions,
+                scale=scale,
+            )  # fmt: skip
         return oracle.narrow(out, q.dtype)
     inputs = [q, k, v, *tables]
     if (forward_derivative() and forward_derivative(*inputs)) or (

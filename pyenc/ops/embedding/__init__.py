@@ -69,8 +69,9 @@ def embedding_norm(
     _check_ids("position_ids", position_ids, input_ids, position)
     if position is not None and position_ids is None:
         raise InputError("embedding_norm: position needs position_ids")
-    name = choose("embedding_norm", backend, backend_table(word), others=("flash_attn",))
     tables = [table for table in (word, token_type, position) if table is not None]
+    given = *tables, weight, bias
+    name = choose("embedding_norm", backend, backend_table(word), others=("flash_attn",), of=given)
     if name == "reference":
         wide = embedding_norm_reference(
             input_ids, oracle.widen(word), token_type_ids, oracle.widen(token_type), position_ids,

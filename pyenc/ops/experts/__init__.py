@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import InputError
 from .. import oracle
 from ..activation import check_activation
-from ..autocast import as_autocast
+from ..autocast import as_autocast, exactly
 from ..backend import (
     BACKENDS,
     OF_LINEAR,
@@ -84,10 +84,11 @@ def experts(
     name = choose("experts", backend, _TABLE, others=OTHERS)
     # torch.func may take many choices at once, and a trace of torch.jit would keep this call's.
     if name == "reference" or transformed() or torch._C._get_tracing_state() is not None:
-        wide = experts_reference(
-            oracle.widen(x), chosen, oracle.widen(weights), oracle.widen(up), oracle.widen(down),
-            activation,
-        )  # fmt: skip
+        with exactly(x.device):
+            wide = experts_reference(
+                oracle.widen(x), chosen, oracle.widen(weights), oracle.widen(up),
+                oracle.widen(down), activation,
+            )  # fmt: skip
         return oracle.narrow(wide, x.dtype)
     if compiling() or hides_values(x, chosen):
         opaque: Tensor = torch.ops.pyenc.experts(

@@ -15,7 +15,8 @@ from ...errors import InputError
 from .. import oracle, triton_launch
 from ..activation import ACTIVATIONS as ACTIVATIONS
 from ..activation import activate, check_activation
-from ..backend import WhyNot, always, choose, requested_backend
+from ..autocast import as_autocast, exactly
+from ..backend import WhyNot, always, choose, requested_backend, transformed
 from ..constant import constant_result
 from ..launch import DTYPE_CODES, as_rows, why_not
 from ..linear import linear
@@ -49,7 +50,8 @@ def gated_activation(
             f"{tuple(gate.shape)} {gate.dtype} and {tuple(value.shape)} {value.dtype}"
         )
     check_activation("gated_activation", activation)
-    name = choose("gated_activation", backend, backend_table(gate), others=("flash_attn",))
+    table = backend_table(gate)
+    name = choose("gated_activation", backend, table, others=("flash_attn",), of=(gate, value))
     if name == "reference":
         exact = gated_activation_reference(oracle.widen(gate), oracle.widen(value), activation)
         return oracle.narrow(exact, gate.dtype)
@@ -59,7 +61,9 @@ def gated_activation(
     # Half precision is rounded once, at the end.
     activated = activate(gate.to(torch.promote_types(gate.dtype, torch.float32)), activation)
     # Without a gradient the product may reuse the activation's memory: fresh pages are slow.
-    product = activated * value if torch.is_grad_enabled() else activated.mul_(value)
+    # So it may not where a transform has one gate beside many values.
+    apart = torch.is_grad_enabled() or transformed()
+    product = activated * value if apart else activated.mul_(value)
     return product.to(gate.dtype)
 
 
@@ -107,12 +111,15 @@ def gated_linear(
             f"gated_linear: bias must be ({weight.shape[0]},), got {tuple(bias.shape)}"
         )
     check_activation("gated_linear", activation)
-    name = choose("gated_linear", backend, backend_table(x), others=("flash_attn",))
+    given = x, weight, bias
+    name = choose("gated_linear", backend, backend_table(x), others=("flash_attn",), of=given)
     if name == "reference":
-        rows = gated_linear_reference(
-            oracle.widen(as_rows(x)), oracle.widen(weight), oracle.widen(bias),
-            activation, gate_first,
-        )  # fmt: skip
+        x, weight, bias = as_autocast(x), as_autocast(weight), as_autocast(bias)
+        with exactly(x.device):
+            rows = gated_linear_reference(
+                oracle.widen(as_rows(x)), oracle.widen(weight), oracle.widen(bias),
+                activation, gate_first,
+            )  # fmt: skip
         exact = rows.reshape(*x.shape[:-1], weight.shape[0] // 2)
         return oracle.narrow(exact, x.dtype)
     if name == "triton" and apart_why(x, weight, bias, backend) is None:

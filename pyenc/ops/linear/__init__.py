@@ -13,6 +13,7 @@ from ...errors import InputError
 from ...forking import check_forked
 from .. import oracle
 from ..activation import ACTIVATIONS, activate, check_activation
+from ..autocast import as_autocast, exactly
 from ..backend import choose, compiling, requested_backend
 from ..registered import PLAIN
 from ..validation import FLOATS, check_float, check_given
@@ -106,9 +107,11 @@ def linear(
     if name in _CHOOSES:
         name = choose("linear", "auto", table)
     if name == "reference":
-        exact = linear_reference(
-            oracle.widen(x), oracle.widen(weight), oracle.widen(bias), activation
-        )
+        x, weight, bias = as_autocast(x), as_autocast(weight), as_autocast(bias)
+        with exactly(x.device):
+            exact = linear_reference(
+                oracle.widen(x), oracle.widen(weight), oracle.widen(bias), activation
+            )
         return oracle.narrow(exact, x.dtype)
     if name == few_rows.WAY:
         others, least = "", 0

@@ -54,7 +54,8 @@ def add_layer_norm(
         return found
     _check("add_layer_norm", x, residual, weight, bias, eps)
     table = _layer_norm_table(x, residual, weight, bias)
-    name = choose("add_layer_norm", backend, table, others=("flash_attn",))
+    given = x, residual, weight, bias
+    name = choose("add_layer_norm", backend, table, others=("flash_attn",), of=given)
     if name == "reference":
         dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
         normed, total = add_layer_norm_reference(
@@ -93,7 +94,8 @@ def add_rms_norm(
     if (found := _straight(x, residual, weight, None, eps, True, backend, plus_one)) is not None:
         return found
     _check("add_rms_norm", x, residual, weight, None, eps)
-    name = choose("add_rms_norm", backend, backend_table(x, residual), others=("flash_attn",))
+    table, given = backend_table(x, residual), (x, residual, weight)
+    name = choose("add_rms_norm", backend, table, others=("flash_attn",), of=given)
     if name == "reference":
         dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
         gain = gain_of(oracle.widen(weight), plus_one)

@@ -68,7 +68,8 @@ def rms_norm_rotary(
     if found is not None:
         return found
     _check(x, weight, cos, sin, positions, eps, k_weight, k_heads)
-    name = choose(OP, backend, backend_table(x, cos, sin), others=("flash_attn",))
+    table, given = backend_table(x, cos, sin), (x, weight, k_weight, cos, sin)
+    name = choose(OP, backend, table, others=("flash_attn",), of=given)
     if name == "reference":
         _range_of(positions, cos)
         gain = gain_of(oracle.widen(weight), plus_one)

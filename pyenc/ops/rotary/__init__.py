@@ -49,7 +49,8 @@ def rotary(
     check_float("rotary", x=x, cos=cos, sin=sin)
     check_shapes("rotary", x, cos, sin)
     check_positions("rotary", x, positions)
-    name = choose("rotary", backend, backend_table(x, cos, sin), others=("flash_attn",))
+    table = backend_table(x, cos, sin)
+    name = choose("rotary", backend, table, others=("flash_attn",), of=(x, cos, sin))
     if name in ("cpu", "triton"):
         out: Tensor = torch.ops.pyenc.rotary(
             x, cos.to(torch.float32), sin.to(torch.float32), positions, False, name

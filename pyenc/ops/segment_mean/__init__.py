@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from .. import launch, oracle, triton_launch
+from ..autocast import exactly
 from ..backend import WhyNot, always, choose, looked_through
 from ..validation import (
     check_beside,
@@ -63,9 +64,10 @@ def segment_mean(
     # The op of torch's backend is one too, with a gradient of its own.
     if name == "reference" or looked_through():
         sequence_bounds("segment_mean", cu_seqlens, x.shape[0])
-        pooled = segment_mean_reference(
-            oracle.widen(x), cu_seqlens, oracle.widen(weights), normalize
-        )
+        with exactly(x.device):
+            pooled = segment_mean_reference(
+                oracle.widen(x), cu_seqlens, oracle.widen(weights), normalize
+            )
         return oracle.narrow(pooled, out_dtype(x))
     if weights is not None:
         weights = weights.to(out_dtype(x))

@@ -24,8 +24,14 @@ def segment_mean_reference(
             w = weights[start:end].to(x.dtype)
         total = w.sum()
         row = einsum(w, x[start:end], "t, t c -> c")
-        row = row / total if float(total.detach()) != 0 else row.masked_fill(total == 0, 0)
+        # Twice, for the gradient of a quotient by zero is none; nothing is read on the host, since
+        # a transform may have many weights at once.
+        none = total == 0
+        row = row.masked_fill(none, 0) / total.masked_fill(none, 1)
         if normalize:
             row = row / row.norm().clamp(min=1e-12)
         rows.append(row)
-    return torch.stack(rows) if rows else x[:0]  # of no sequences, in x's graph
+    if rows:
+        return torch.stack(rows)
+    # Of no sequences, but of one graph with what they are of.
+    return x[:0] if weights is None else x[:0] * weights[:0, None].to(x.dtype)

@@ -44,3 +44,18 @@ def test_no_tokens(backend: str, layout: str, bias: str, sequences: int) -> None
     assert lse.shape == q.shape[:2]
     for grad in torch.autograd.grad([out.sum(), lse.sum()], (q, k, v), allow_unused=True):
         assert grad is None or grad.shape == q.shape
+
+
+@pytest.mark.parametrize("sequences", [0, 1])
+@pytest.mark.parametrize("make", [ALiBi, lambda x: RelativePositionBias(x.expand(8, H)), Root])
+@pytest.mark.parametrize("backend", ["cpu", "torch", "reference"])
+def test_a_bias_has_a_gradient_of_zeros(
+    backend: str, make: Callable[[Tensor], object], sequences: int
+) -> None:
+    if backend == "cpu" and extension.load() is None:
+        pytest.skip(extension.why_missing())
+    learned, q = torch.ones(H, requires_grad=True), torch.randn(0, H, D)
+    out = attention(q, q, q, cu_seqlens([0] * sequences), bias=make(learned), backend=backend)  # type: ignore[arg-type]
+    assert isinstance(out, Tensor)
+    (grad,) = torch.autograd.grad(out.sum(), learned)
+    assert torch.equal(grad, torch.zeros(H))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyenc.errors import InputError
 from pyenc.ops import attention, extension
@@ -125,3 +126,38 @@ def test_an_object_that_is_gone_is_named() -> None:
         torch.ops.pyenc.attention_own(
             q, q, q, BOUNDS, [], None, None, key, 1.0, -1, -1, 0.0, False, False
         )
+
+
+class Attending(nn.Module):
+    """What torch.jit finds parameters in."""
+
+    def __init__(self, bias: nn.Module, backend: str) -> None:
+        super().__init__()
+        self.bias, self.backend = bias, backend
+
+    def forward(self, q: Tensor) -> Tensor:
+        found = attention(q, q, q.sin(), BOUNDS, bias=self.bias, backend=self.backend)  # type: ignore
+        assert isinstance(found, Tensor)
+        return found
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("backend", ["torch", "cpu"] if extension.load() is not None else ["torch"])
+@pytest.mark.parametrize("make", [Capped, Added, Line])
+@pytest.mark.parametrize("way", ["jit", "jit with a gradient", "values"])
+def test_traces(way: str, make: type, backend: str) -> None:
+    """Of torch.jit, in which sizes are tensors, and of values, which do not say what they are."""
+    attend = Attending(make(0.3), backend)
+    example, other = torch.randn(2, 30, 2, 8)
+    if way == "values":
+        graph = make_fx(attend)(example)
+    else:
+        example.requires_grad_(way != "jit")
+        graph = torch.jit.trace(attend, (example,), check_trace=False)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(graph(other), attend(other))
+    if way == "jit with a gradient":
+        leaves = [other.clone().requires_grad_() for _ in range(2)]
+        found = [run(x).square().sum() for run, x in zip((graph, attend), leaves, strict=True)]
+        for number in found:
+            number.backward()
+        torch.testing.assert_close(leaves[0].grad, leaves[1].grad)

@@ -71,3 +71,14 @@ def test_no_channels_and_no_rows(shape: tuple[int, ...], backend: str) -> None:
     assert out.shape == (*shape[:-1], 2)
     if shape[-1] == 0:
         assert out.reshape(-1, 2).tolist() == [[3.0, 8.0]] * (out.numel() // 2)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("dims", [(None, 0), (0, None), (0, 0)])
+def test_many_at_once(dims: tuple[int | None, int | None], grad: bool) -> None:
+    """Of torch.func: one gate beside many values has no room for their products."""
+    given = [torch.randn(3, 5) if dim is None else torch.randn(2, 3, 5) for dim in dims]
+    with torch.set_grad_enabled(grad):
+        got = torch.func.vmap(lambda g, v: gated_activation(g, v, "silu"), in_dims=dims)(*given)
+    wanted = gated_activation(*torch.broadcast_tensors(*given), "silu")
+    torch.testing.assert_close(got, wanted)

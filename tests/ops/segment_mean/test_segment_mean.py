@@ -146,3 +146,30 @@ def test_cpu_backend_says_why_it_cannot_serve() -> None:
         BackendError, match=f"'cpu' backend cannot serve segment_mean: it has {reason}"
     ):
         segment_mean(torch.ones(2, 2).double(), torch.tensor([0, 2]), backend="cpu")
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("backend", [None, "torch", "reference"])
+def test_many_weights_at_once(backend: str | None, norm: bool) -> None:
+    """Of torch.func, some of which leave a sequence nothing."""
+    x, bounds = torch.randn(7, 5), torch.tensor([0, 3, 3, 7])
+    weights, share = torch.rand(3, 7), torch.randn(3, 5)
+    weights[1, :3] = 0
+
+    def pooled(w: Tensor) -> Tensor:
+        return (segment_mean(x, bounds, w, norm, backend=backend) * share).sum()
+
+    leaf = weights.clone().requires_grad_()
+    total = torch.stack([pooled(w) for w in leaf])
+    torch.testing.assert_close(torch.func.vmap(pooled)(weights), total.detach())
+    (wanted,) = torch.autograd.grad(total.sum(), leaf)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(pooled))(weights), wanted)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_of_no_sequences_weights_have_a_gradient(backend: str) -> None:
+    x, weights = torch.randn(0, 5, requires_grad=True), torch.randn(0, requires_grad=True)
+    out = segment_mean(x, torch.tensor([0]), weights, backend=backend)
+    assert out.shape == (0, 5)
+    grads = torch.autograd.grad(out.sum(), (x, weights))
+    assert [g.shape for g in grads] == [x.shape, weights.shape]
