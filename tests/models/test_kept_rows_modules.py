@@ -1,4 +1,4 @@
-"""Of which modules rows of distances are kept, and for as long as what they are made by is the same."""
+"""Of which modules rows of distances are kept, and what their digits go by."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from pyenc.models import kept_rows
+from pyenc.models import Disentangled, kept_rows
 from pyenc.ops import extension
 from pyenc.ops.linear import packs
-from tests.models.shapes import OWN_DISTANCES
 from tests.models.test_kept_rows import WIDE, answer, attention, cold, encoder_of, twice, unkept
 
 
@@ -66,8 +65,13 @@ def test_what_the_digits_of_a_product_go_by(change: str, monkeypatch: pytest.Mon
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", ["weight", "bias"])
-@pytest.mark.parametrize("which", ["projection", "norm", "table"])
+@pytest.mark.parametrize(
+    ("which", "name"),
+    [
+        ("projection", "weight"), ("projection", "bias"), ("norm", "weight"), ("norm", "bias"),
+        ("table", "weight"),
+    ],
+)  # fmt: skip
 def test_what_is_no_parameter(which: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tensor that somebody has put in its place counts, and so does what he does to it."""
     encoder = encoder_of(dtype=torch.float64)
@@ -75,8 +79,6 @@ def test_what_is_no_parameter(which: str, name: str, monkeypatch: pytest.MonkeyP
     module = {
         "projection": attention(encoder).qkv, "norm": distances.norm, "table": distances.table,
     }[which]  # fmt: skip
-    if which == "table" and name == "bias":
-        pytest.skip("it has none")
     before = answer(encoder)
     given = getattr(module, name).detach().clone()
     delattr(module, name)
@@ -89,8 +91,10 @@ def test_what_is_no_parameter(which: str, name: str, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("part", ["query", "key"])
 def test_a_part_that_is_listened_to(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside one whose rows are kept."""
-    encoder = encoder_of(OWN_DISTANCES, torch.float64)
+    kind = Disentangled(64, shared=False)
+    encoder = encoder_of(dataclasses.replace(WIDE, disentangled=kind), torch.float64)
     before = answer(encoder)
+    assert packs.held() > 0
     getattr(attention(encoder).distances, part).register_forward_hook(twice)
     found = answer(encoder)
     torch.testing.assert_close(found, unkept(encoder, monkeypatch), rtol=1e-11, atol=1e-11)
