@@ -196,6 +196,46 @@ def test_white_space_that_an_added_token_takes(
                 assert np.array_equal(a.spans, b.spans)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("options", [{}, {"lstrip": True}, {"normalized": False}], ids=str)
+@pytest.mark.parametrize("model", MODELS)
+def test_an_added_token_inside_an_endless_word(
+    model: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = random.Random(torch.initial_seed())
+    made = MODELS[model](some)
+    made.add_tokens([AddedToken("cb", **options)])
+    made.save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr(text_pieces, "SHORT", 0)
+    monkeypatch.setattr(text_pieces, "A_TOKEN", 1)
+    whole, ours = Uncut(tmp_path), TextTokenizer(tmp_path)
+    for size in (40, 100):
+        monkeypatch.setattr(text_pieces, "SIZE", size)
+        for place in range(0, 5 * size, 37):
+            text = "ab" * place + "cb" * (1 + place % 2) + "ab" * 150 + "cb"
+            for limit in (17, 10**6):
+                (a,), (b,) = whole([text], limit, spans=True), ours([text], limit, spans=True)
+                assert a.ids.tolist() == b.ids.tolist()
+                assert np.array_equal(a.spans, b.spans)  # type: ignore[arg-type]
+
+
+def test_words_about_as_long_as_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left when the middle of a word is out is never a word that is known."""
+    _wordlevel(random.Random(0)).save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr(text_pieces, "SHORT", 0)
+    monkeypatch.setattr(text_pieces, "A_TOKEN", 1)
+    monkeypatch.setattr(text_pieces, "SIZE", 40)
+    whole, ours = Uncut(tmp_path), TextTokenizer(tmp_path)
+    texts = [
+        "ab," * before + "abc" * count + "ab" + ",ab" * after
+        for before in range(27)
+        for count in (1, 2, 13, 14, 26, 27, 40, 53)
+        for after in (0, 70)
+    ]
+    for a, b in zip(whole(texts, 10**6, True), ours(texts, 10**6, True), strict=True):
+        assert a.ids.tolist() == b.ids.tolist()
+        assert np.array_equal(a.spans, b.spans)  # type: ignore[arg-type]
+
+
 def test_merges_that_never_settle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chain by which a word's end decides its first token: tokenised whole, which is said."""
     letters = [chr(0x4E00 + i) for i in range(2000)]
