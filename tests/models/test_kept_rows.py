@@ -118,22 +118,6 @@ def test_the_same_bits_after_whichever_texts(
                 torch.testing.assert_close(found, right, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize(
-    "norm",
-    [
-        {"norm": "rms"}, {"norm": "rms", "norm_plus_one": True}, {"norm_plus_one": True},
-        {"norm_bias": False},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_norms_of_the_table(norm: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is made of its weight before it multiplies."""
-    encoder = encoder_of(dataclasses.replace(WIDE, **norm), torch.float64)
-    found = answer(encoder)
-    right = unkept(encoder, monkeypatch)
-    torch.testing.assert_close(found, right, rtol=1e-11, atol=1e-11)
-
-
 def test_outside_inference_mode_after_it() -> None:
     """What is kept is no inference tensor, and counts who writes to it."""
     encoder = encoder_of()

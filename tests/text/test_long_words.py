@@ -15,7 +15,6 @@ import torch
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from pyenc.text import LongWordWarning, TextTokenizer, long_pieces, text_pieces
-from pyenc.text.long_bpe import LongBPE
 from tests.text.test_long_texts import Uncut
 from tests.text.tokenizer_folders import KINDS, bert, edit
 
@@ -33,7 +32,7 @@ def _parts(some: random.Random, letters: list[str], count: int) -> list[str]:
     return parts
 
 
-def _bpe(some: random.Random, letters: list[str], more: list[str], **options: Any) -> Any:
+def bpe(some: random.Random, letters: list[str], more: list[str], **options: Any) -> Any:
     """Merges in any order, those of longer tokens before those of shorter ones too."""
     known, merges = list(letters), []
     for _ in range(some.choice([10, 40, 100])):
@@ -49,7 +48,7 @@ def _bpe(some: random.Random, letters: list[str], more: list[str], **options: An
 def _byte_level(some: random.Random) -> Tokenizer:
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)
     letters = sorted({c for word, _ in split.pre_tokenize_str(LETTERS + " ") for c in word})
-    made = Tokenizer(_bpe(some, letters, sorted(split.alphabet())))
+    made = Tokenizer(bpe(some, letters, sorted(split.alphabet())))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=some.random() < 0.3)
     around = (("</s>", 2), ("<s>", 0), True, some.random() < 0.5)
     made.post_processor = processors.RobertaProcessing(*around)
@@ -59,7 +58,7 @@ def _byte_level(some: random.Random) -> Tokenizer:
 def _byte_fallback(some: random.Random) -> Tokenizer:
     letters = [c for c in LETTERS + "▁" if c != "é"]
     options = {"byte_fallback": True, "unk_token": "<unk>", "fuse_unk": some.random() < 0.5}
-    made = Tokenizer(_bpe(some, letters, BYTES, **options))
+    made = Tokenizer(bpe(some, letters, BYTES, **options))
     made.pre_tokenizer = pre_tokenizers.Metaspace(
         prepend_scheme=some.choice(["always", "first", "never"])
     )
@@ -197,6 +196,48 @@ def test_white_space_that_an_added_token_takes(
                 assert np.array_equal(a.spans, b.spans)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("options", [{}, {"lstrip": True}, {"normalized": False}], ids=str)
+@pytest.mark.parametrize("model", [*MODELS, "a space first"])
+def test_an_added_token_inside_an_endless_word(
+    model: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = random.Random(torch.initial_seed())
+    made = MODELS.get(model, _byte_level)(some)
+    if model not in MODELS:
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    made.add_tokens([AddedToken("cb", **options)])
+    made.save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr(text_pieces, "SHORT", 0)
+    monkeypatch.setattr(text_pieces, "A_TOKEN", 1)
+    whole, ours = Uncut(tmp_path), TextTokenizer(tmp_path)
+    for size in (40, 700):  # so that it is near each place where a word is cut, or far from all
+        monkeypatch.setattr(text_pieces, "SIZE", size)
+        for place in range(0, 5 * size // 2, size // 3):
+            text = "ab" * place + "cb" * (1 + place % 2) + "ab" * 2 * size + "cb"
+            for limit in (17, 10**6):
+                (a,), (b,) = whole([text], limit, spans=True), ours([text], limit, spans=True)
+                assert a.ids.tolist() == b.ids.tolist()
+                assert np.array_equal(a.spans, b.spans)  # type: ignore[arg-type]
+
+
+def test_words_about_as_long_as_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left when the middle of a word is out is never a word that is known."""
+    _wordlevel(random.Random(0)).save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr(text_pieces, "SHORT", 0)
+    monkeypatch.setattr(text_pieces, "A_TOKEN", 1)
+    monkeypatch.setattr(text_pieces, "SIZE", 40)
+    whole, ours = Uncut(tmp_path), TextTokenizer(tmp_path)
+    texts = [
+        "ab," * before + "abc" * count + "ab" + ",ab" * after
+        for before in range(27)
+        for count in (1, 2, 13, 14, 26, 27, 40, 53)
+        for after in (0, 70)
+    ]
+    for a, b in zip(whole(texts, 10**6, True), ours(texts, 10**6, True), strict=True):
+        assert a.ids.tolist() == b.ids.tolist()
+        assert np.array_equal(a.spans, b.spans)  # type: ignore[arg-type]
+
+
 def test_merges_that_never_settle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chain by which a word's end decides its first token: tokenised whole, which is said."""
     letters = [chr(0x4E00 + i) for i in range(2000)]
@@ -237,10 +278,3 @@ def test_an_alphabet_that_the_runs_do_not_list(tmp_path: Path) -> None:
     (a,), (b,) = Uncut(folder)([text], 99, True), TextTokenizer(folder)([text], 99, True)
     assert a.ids.tolist() == b.ids.tolist()
     assert np.array_equal(a.spans, b.spans)  # type: ignore[arg-type]
-
-
-def test_words_that_pass_over_the_merges() -> None:
-    """A piece of a word may be a token as it stands, and not where more of the word is there."""
-    vocab, merges = {"a": 0, "b": 1, "ab": 2, "bab": 3}, [("a", "b")]
-    assert LongBPE(models.BPE(vocab, merges)).can
-    assert not LongBPE(models.BPE(vocab, merges, ignore_merges=True)).can
