@@ -39,6 +39,24 @@ def far_bias(kind: str, numbers: Tensor | None, max_distance: int, span: int) ->
     return bool(((numbers.abs() > FAR) & (numbers != -torch.inf)).any())
 
 
+def far_dense(bias_HNN: Tensor, cu_seqlens: Tensor, window: tuple[int, int]) -> bool:
+    """Whether a dense bias makes a row far; waits for its device.
+
+    A query sees its own key. Where the bias of that is near zero and none is far above it, no row
+    is; else a row's largest, of as many keys as a sequence has, says so. In a window none does.
+    """
+    if not bias_HNN.numel():
+        return False
+    own, most = bias_HNN.diagonal(dim1=1, dim2=2), bias_HNN.amax()
+    if bool((own.abs() <= FAR).all() & (most <= FAR)):
+        return False
+    if window != (-1, -1):
+        return True
+    lengths = set(cu_seqlens.diff().tolist()) - {0}
+    tops = [bias_HNN[:, :n, :n].amax(-1) for n in lengths]
+    return any(bool(((top.abs() > FAR) & (top != -torch.inf)).any()) for top in tops)
+
+
 def far_rows(lse_TH: Tensor, most: float = FAR) -> bool:
     """Whether there are rows beyond so much, or that overflowed; one of hidden keys is none."""
     return not bool(((lse_TH.abs() <= most) | (lse_TH == -torch.inf)).all())

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ...errors import BackendError, InputError
 from .. import triton_launch
-from ..launch import DTYPE_CODES
 from ..sharing import shared
 from ..validation import check_dense_bias, check_positions, sequence_bounds
+from . import blocks
 from .bias import relative_position_bucket
+from .far import far_dense, fitting
 from .terms import Terms
 
 OP = "attention"
@@ -77,6 +78,9 @@ def forward(
             check_dense_bias(OP, terms.tensor, bounds)
         if terms.positions is not None:
             check_positions(OP, terms.positions, bounds)
+        if _far(cu_seqlens, terms):
+            out, lse = blocks.forward(q, k, v, bounds, terms, want_lse)
+            return out.contiguous(), lse, q.new_empty((0, 0, 2), dtype=torch.int32)
     kernels = triton_launch.module_for("attention")
     cu_seqlens = cu_seqlens.contiguous()
     call, met = _met(q, k, cu_seqlens, terms, skip_eps)
@@ -127,6 +131,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of q, k, v and, where wanted, of the bias's tensor; arguments as `forward` had them
     and gave them."""
+    if _far(cu_seqlens, terms):
+        return blocks.backward(grad_out, grad_lse, q, k, v, cu_seqlens.tolist(), terms, want_bias)
     kernels = triton_launch.module_for("attention")
     call = kernel_terms(terms, q.shape[1], 0.0)
     if want_bias and terms.kind not in ("dense", "line") and not call.bias.n_learned:
@@ -159,6 +165,16 @@ def backward(
     return dq, dk, dv, grad.to(terms.tensor.dtype).contiguous()
 
 
+def _far(cu_seqlens: Tensor, terms: Terms) -> bool:
+    """Whether a dense bias makes rows far (far.py). Of their log-sum-exp the backward would have no
+    weights, and near the largest number the forward, whose scores are in base 2, has none."""
+    if terms.kind != "dense" or (bias := terms.tensor) is None:
+        return False
+    window = terms.window_left, terms.window_right
+    key = OP, "far", window
+    return shared(lambda: far_dense(bias.detach(), cu_seqlens, window), key, bias, cu_seqlens)
+
+
 def computed_share(
     q: Tensor, k: Tensor, cu_seqlens: Tensor, terms: Terms, skip_eps: float
 ) -> float:
@@ -185,6 +201,8 @@ def kernel_terms(terms: Terms, heads: int, skip_eps: float) -> Any:
     tensor = terms.tensor
     if tensor is not None:
         tensor = tensor.detach()
+        if tensor.dtype == torch.float64:
+            tensor = fitting(tensor, torch.float32)
         if tensor.shape[1 if terms.kind == "t5" else 0] != heads:
             raise InputError(f"{OP}: H is {heads}, but the bias has shape {tuple(tensor.shape)}")
         if terms.kind == "alibi":
@@ -202,7 +220,7 @@ def kernel_terms(terms: Terms, heads: int, skip_eps: float) -> Any:
                 terms.tensor,
             )  # fmt: skip
         elif terms.kind == "dense":
-            dense = tensor if tensor.dtype in DTYPE_CODES else tensor.float()
+            dense = tensor
             if dense.stride(-1) != 1:
                 dense = dense.contiguous()
         else:
