@@ -8,6 +8,7 @@
 
     accelerate.py  the verb, and what undoes it
     modules.py     what their modules do instead: tokens packed, one pooling over packed states
+    behind.py      what stands behind the first of them, and whether it reads padding
     batches.py     a padded batch as packed tokens, through an encoder
     heads.py       heads of their models: their own code, on packed states
     splade.py      a masked-LM head's greatest logits, without those of padding

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
 from ...errors import InputTypeError
 from ..missing import needs
+from .behind import check_behind
 from .borrowed import Borrowed
 from .classes import Standing, put, take_away
 from .heads import has_head
-from .modules import PackedPooling, PackedTransformer, Slot
+from .modules import PackedPooling, PackedTransformer, Slot, as_it_is
 from .refusals import Refused, check_first, check_version, warn
 from .splade import PackedSplade, encoding
 
@@ -30,6 +33,18 @@ class AcceleratedModel(Standing):
     """Stands for a model of sentence-transformers: it can be restored."""
 
     __slots__ = ()
+
+    def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """As of the model, whatever modules stand behind the first one by now."""
+        whole: Any = self
+        # What is traced is its own code in any case.
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            first = whole[0] if len(whole) else None
+            if isinstance(first, PackedTransformer) and (why := first._pyenc.behind.fault(whole)):
+                first._pyenc.tell(why)
+                with as_it_is(first):
+                    return self.own().forward(input, **kwargs)  # type: ignore[no-any-return]
+        return self.own().forward(input, **kwargs)  # type: ignore[no-any-return]
 
     def restore(self) -> BaseModel:
         """Undo `pyenc.accelerate`: every object is of its own class again, and all are the same
@@ -104,9 +119,11 @@ def accelerate(model: Model) -> Model:
             f"accelerate takes a {usual}, got {type(model).__module__}.{type(model).__qualname__}; "
             f"it takes {', '.join(others)} as well"
         )
-    if isinstance(model, AcceleratedModel):
-        return model
     modules: Any = model
+    if isinstance(model, AcceleratedModel):
+        if len(modules) and isinstance(modules[0], PackedTransformer):
+            return model
+        restore(model)  # its first module was exchanged since
     try:
         check_version(sentence_transformers.__version__)
         from sentence_transformers.base.modules import Transformer
@@ -116,13 +133,21 @@ def accelerate(model: Model) -> Model:
         if not len(modules):
             raise Refused("it has no modules")
         first: Any = modules[0]
-        check_first(first, (Transformer, MLMTransformer))
+        if not isinstance(first, PackedTransformer):  # or another accelerated model's as well
+            check_first(first, (Transformer, MLMTransformer))
         borrowed = Borrowed(first.model, has_head=has_head(first))
+        try:
+            check_behind(modules)
+        except Refused:
+            if not isinstance(first, PackedTransformer):
+                take_away(borrowed.model)  # which has stood under a head
+            raise
     except Refused as reason:
         warn(f"pyenc.accelerate leaves this {kinds[0]} as it is: {reason}")
         return model
     first.__dict__["_pyenc"] = Slot(borrowed)
-    put(first, PackedTransformer)
+    if not isinstance(first, PackedTransformer):
+        put(first, PackedTransformer)
     second = modules[1] if len(modules) > 1 else None
     if type(second) is Pooling:
         put(second, PackedPooling)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import CheckpointError, InputError, UnknownArchitectureError
@@ -60,7 +61,8 @@ class Borrowed:
     def hooked(self) -> bool:
         """Whether something is to happen when one of the model's own modules is called."""
         return (
-            "forward" in self.whole.__dict__
+            torch_module._has_any_global_hook()
+            or "forward" in self.whole.__dict__
             or "forward" in self.model.__dict__
             # Hooks of what is beneath a head are run; compiled, it asks for no states.
             or (self.head is not None and self.model._compiled_call_impl is not None)

@@ -11,7 +11,8 @@ Shapes: B rows, N padded length, T packed tokens, C channels.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from ...models.places import places
 from ...ops import segment_mean
 from ...ops.linear import few_rows_gain
 from .batches import packed_batch, packed_states
+from .behind import Behind
 from .borrowed import Borrowed
 from .classes import Standing
 from .heads import READ, Head, has_head
@@ -49,6 +51,9 @@ PACKED = "_pyenc_packed"
 """Attribute of a tensor of token embeddings: the `Kept` of it."""
 
 _lock = threading.RLock()
+
+_here = threading.local()
+"""`left`: a first module that is run by its own code, in this thread."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class Slot:
         self.borrowed = borrowed
         self.refused: Watched | None = None
         """A model as it was when it could not be served, so that it is not tried again."""
+        self.behind = Behind()
         self.told: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -101,6 +107,17 @@ class Slot:
             warn(f"not accelerated for now, by pyenc.accelerate's word: {reason}")
 
 
+@contextmanager
+def as_it_is(first: Any) -> Iterator[None]:
+    """In this thread a first module is run by its own code."""
+    before = getattr(_here, "left", None)
+    _here.left = first
+    try:
+        yield
+    finally:
+        _here.left = before
+
+
 class PackedTransformer(Standing):
     """Stands for `Transformer`: the encoder is pyenc's; a head on it is the model's own."""
 
@@ -114,6 +131,7 @@ class PackedTransformer(Standing):
         borrowed, known = None, self._pyenc.borrowed
         # What is traced asks for no value: it would end the graph, and run outside of it.
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        traced = traced or getattr(_here, "left", None) is self
         # Asked first where it can be: to look a model over costs more than a few tokens gain.
         if not (kwargs or traced) and (known is None or not is_small(features, known)):
             borrowed = self._borrowed(features)
@@ -151,10 +169,7 @@ class PackedTransformer(Standing):
 
     def _borrowed(self, features: dict[str, Any]) -> Borrowed | None:
         """The encoder, if it is to serve these features now."""
-        ids, mask = features.get("input_ids"), features.get("attention_mask")
-        if not features.keys() <= READ | PASSED or not (
-            isinstance(ids, Tensor) and isinstance(mask, Tensor) and ids.ndim == mask.ndim == 2
-        ):
+        if not features.keys() <= READ | PASSED or not is_plain(features):
             return None
         model = self.model
         settings: Any = getattr(model, "config", None)
@@ -173,7 +188,7 @@ class PackedTransformer(Standing):
         if borrowed.hooked():
             self._pyenc.tell("hooks are set on modules of its model, which would not be run")
             return None
-        if borrowed.head is not None and not borrowed.head.reads_tokens(mask):
+        if borrowed.head is not None and not borrowed.head.reads_tokens(features["attention_mask"]):
             return None
         return borrowed
 
@@ -224,6 +239,10 @@ class PackedPooling(Standing):
             whole: dict[str, Any] = self.own().forward(features, **kwargs)
             return whole
         hidden_TC = found.hidden_TC
+        if states.requires_grad and torch.is_grad_enabled():
+            # Of the padded states, whose gradient somebody may ask for, or hook.
+            flat_XC = states.flatten(0, 1)
+            hidden_TC = flat_XC if packed.index is None else flat_XC.index_select(0, packed.index)
         weights_T = None
         if not self.include_prompt and "prompt_length" in features:
             # One number for all rows, by itself or in a tensor of a trainer's.
@@ -235,12 +254,29 @@ class PackedPooling(Standing):
         return features
 
 
+def is_plain(features: dict[str, Any]) -> bool:
+    """Whether they are rows of token ids under zeros and ones, (B, N) each.
+
+    Weights, and masks that are added to scores or spread over rows, are for the model's own code.
+    """
+    ids, mask = features.get("input_ids"), features.get("attention_mask")
+    types = features.get("token_type_ids", ids)
+    return (
+        isinstance(ids, Tensor)
+        and isinstance(mask, Tensor)
+        and isinstance(types, Tensor)
+        and ids.ndim == 2
+        and ids.shape == mask.shape == types.shape
+        and bool(((mask == 0) | (mask == 1)).all())
+    )
+
+
 def is_small(features: dict[str, Any], borrowed: Borrowed) -> bool:
     """Whether the features' tokens, if they have any, are too few to gain without padding."""
     ids, mask = features.get("input_ids"), features.get("attention_mask")
     if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or ids.device.type != "cpu":
         return False
-    tokens = int(mask.sum())
+    tokens = int(mask.count_nonzero())
     weighed = tokens + 32 * (ids.numel() - tokens)
     encoder = borrowed.encoder
     plainly = not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))

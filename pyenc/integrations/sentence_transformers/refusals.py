@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import module as torch_module
 
 from ...callers import stacklevel
 
@@ -142,6 +143,8 @@ def check_hooks(whole: nn.Module, model: nn.Module) -> None:
         Hooked: something is.
     """
     story = "a hook, or another forward, is set on"
+    if torch_module._has_any_global_hook():
+        raise Hooked(f"{story} every module there is (register_module_forward_hook and its like)")
     for part in (whole, model):
         if "forward" in part.__dict__:
             raise Hooked(f"{story} {type(part).__name__}")

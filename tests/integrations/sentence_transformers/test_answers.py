@@ -261,3 +261,44 @@ def test_what_is_small_goes_by_what_serves_few_rows(
             assert modules.is_small(features, borrowed)
     assert modules.is_small(features, borrowed)
     assert asked == [torch.float32] * 2
+
+
+def twos(mask: torch.Tensor) -> torch.Tensor:
+    """As many in all as there are places."""
+    mask = torch.ones_like(mask)
+    mask[:, -1], mask[:, 0] = 0, 2
+    return mask
+
+
+MASKS = {
+    "bool": lambda mask: mask.bool(),
+    "float": lambda mask: mask.float(),
+    "twos": twos,
+    "weights": lambda mask: mask * 0.5,
+    "none": torch.zeros_like,
+    "one for all rows": lambda mask: torch.ones_like(mask[:1]),
+    "added to scores": lambda mask: (mask[:, None, None] - 1.0) * torch.finfo(torch.float32).max,
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_masks_of_ones_own(kind: str, bert: Any, packed: list[Any]) -> None:
+    """What is no row of zeros and ones is left to the model, which knows it or says why not."""
+    plain, ours = bert, accelerate(copy.deepcopy(bert))
+    features = plain.preprocess(TEXTS)
+    features["attention_mask"] = MASKS[kind](features["attention_mask"])
+    with torch.no_grad():
+        a, b = (model(dict(features)) for model in (plain, ours))
+    name = "token_embeddings" if kind == "added to scores" else "sentence_embedding"
+    assert off(a[name], b[name]) <= NEAR
+    assert bool(packed) == (kind in ("bool", "float", "none"))
+
+
+def test_token_types_of_one_row(bert: Any, packed: list[Any]) -> None:
+    plain, ours = bert, accelerate(copy.deepcopy(bert))
+    features = plain.preprocess(TEXTS)
+    features["token_type_ids"] = torch.ones_like(features["input_ids"][:1])
+    with torch.no_grad():
+        a, b = (model(dict(features))["sentence_embedding"] for model in (plain, ours))
+    assert off(a, b) <= NEAR
+    assert not packed

@@ -80,3 +80,21 @@ def test_a_mean_of_packed_states(
     assert off(found, right) <= NEAR
     with pytest.raises(AssertionError, match="of padded states"):
         bert.encode(texts)
+
+
+@pytest.mark.parametrize("equal_lengths", [False, True])
+def test_gradients_of_padded_states(bert: Any, equal_lengths: bool) -> None:
+    """Who asks for that of token embeddings, or hooks it, finds it as it was."""
+    texts = ["two words"] * 3 if equal_lengths else TEXTS
+    found = []
+    for model in (bert, accelerate(copy.deepcopy(bert))):
+        features = model[0](model.preprocess(texts))
+        states = features["token_embeddings"]
+        states.register_hook(lambda grad: grad * 0.5)
+        states.retain_grad()
+        weights = model[0].model.embeddings.word_embeddings.weight
+        model[1](features)["sentence_embedding"].pow(2).sum().backward()
+        found.append((states.grad, weights.grad))
+    for theirs, ours in zip(*found, strict=True):
+        assert off(theirs, ours) <= NEAR * theirs.abs().max()
+        assert theirs.abs().max() > 0.01

@@ -18,7 +18,7 @@ from pyenc.integrations.sentence_transformers import AccelerationWarning, accele
 from pyenc.integrations.sentence_transformers.watched import check_numbers
 from tests.conftest import GOLDEN
 from tests.integrations.sentence_transformers.models import NAMES, TEXTS, loaded
-from tests.integrations.sentence_transformers.test_answers import NEAR, off
+from tests.integrations.sentence_transformers.test_answers import NEAR, is_accelerated, off
 
 WORDS = ["zyzzyva", "quokkaish"]
 
@@ -368,3 +368,32 @@ def test_rows_of_distances_that_were_kept(name: str) -> None:
         assert off(found, own_answer(model)) <= NEAR
         assert off(found, before) > NEAR
     assert served(model)
+
+
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook", "full_backward_hook"])
+def test_hooks_of_every_module(bert: Any, kind: str, packed: list[Any]) -> None:
+    """torch has them, too: they are run on the modules that the model says it has."""
+    from torch.nn.modules import module as torch_module
+
+    seen: list[str] = []
+    register = getattr(torch_module, f"register_module_{kind}")
+    model = accelerate(copy.deepcopy(bert))
+
+    def run(one: Any) -> list[str]:
+        seen.clear()
+        one(one.preprocess(TEXTS))["sentence_embedding"].sum().backward()
+        return list(seen)
+
+    handle = register(lambda module, *_: seen.append(type(module).__name__))
+    try:
+        right = run(bert)
+        with pytest.warns(AccelerationWarning, match="hooks are set on modules"):
+            assert run(model) == right
+        assert "BertSelfAttention" in right
+        assert not packed
+        with pytest.warns(AccelerationWarning, match="hook.* is set on every module"):
+            assert not is_accelerated(accelerate(bert))
+    finally:
+        handle.remove()
+    assert off(model.encode(TEXTS), own_answer(model)) <= NEAR
+    assert packed
