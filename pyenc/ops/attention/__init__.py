@@ -73,6 +73,8 @@ def attention(
             beyond float32's are taken for the largest there is, where scores are float32.
         positions: (T,) integers, strictly increasing in each sequence; default 0..n-1. They carry
             masks with holes: distances (ALiBi, T5, window) are differences of positions.
+            The "cpu" backend refuses a sequence whose positions span more than 2**24; the Triton
+            kernels, whose values nobody looks at, cannot tell near ones apart there.
         scale: factor of the scores, default D ** -0.5.
         window: (left, right) inclusive distances a query sees, -1 for unbounded.
         dropout_p: probability of dropping an attention weight, in [0, 1).
