@@ -23,6 +23,7 @@ from ...models.packing import Packed
 from ...models.places import places
 from ...ops import segment_mean
 from ...ops.linear import few_rows_gain
+from ...ops.registered import PLAIN
 from .batches import packed_batch, packed_states
 from .behind import Behind
 from .borrowed import Borrowed
@@ -267,7 +268,8 @@ def is_plain(features: dict[str, Any]) -> bool:
         and isinstance(types, Tensor)
         and ids.ndim == 2
         and ids.shape == mask.shape == types.shape
-        and bool(((mask == 0) | (mask == 1)).all())
+        and type(ones := ((mask == 0) | (mask == 1)).all()) in PLAIN  # a fake one has no value
+        and bool(ones)
     )
 
 
@@ -276,7 +278,10 @@ def is_small(features: dict[str, Any], borrowed: Borrowed) -> bool:
     ids, mask = features.get("input_ids"), features.get("attention_mask")
     if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or ids.device.type != "cpu":
         return False
-    tokens = int(mask.count_nonzero())
+    counted = mask.count_nonzero()
+    if type(counted) not in PLAIN:  # a fake one has no value
+        return True
+    tokens = int(counted)
     weighed = tokens + 32 * (ids.numel() - tokens)
     encoder = borrowed.encoder
     plainly = not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))

@@ -327,3 +327,19 @@ def test_traced(packed: list[Any]) -> None:
         assert not packed
         found = traced(*other.values())
     assert off(found, plain.encode(PAIRS[1])) <= 1e-5
+
+
+@pytest.mark.parametrize("given", ["real", "fake"])
+def test_fake_tensors(given: str, packed: list[Any]) -> None:
+    """They have no values to be packed by: who counts memory or shapes gets the model's own."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    model = accelerate(loaded("bert_mean_h4"))
+    features = model.preprocess(TEXTS)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
+        if given == "fake":
+            for name in ("input_ids", "attention_mask", "token_type_ids"):
+                features[name] = fake.from_tensor(features[name])
+        found = model(features)["sentence_embedding"]
+    assert found.shape == (len(TEXTS), model.get_embedding_dimension())
+    assert not packed
