@@ -10,7 +10,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from pyenc.errors import InputError
+from pyenc.errors import BackendError, InputError
 from pyenc.ops import (
     ALiBi,
     AsymmetricALiBi,
@@ -23,8 +23,10 @@ from pyenc.ops import (
     gated_linear,
     rotary,
     segment_mean,
+    triton_launch,
 )
 from pyenc.ops.attention import triton as attention_triton
+from pyenc_kernels import interpreting
 
 N = 140  # more than a grain, so that ranges are made
 
@@ -237,3 +239,25 @@ def test_parameters_without_a_derivative_are_an_error(device: str) -> None:
     assert bias.slopes.grad is not None
     with torch.no_grad():
         attention(q, q, q, cu_seqlens, bias=bias, backend="triton")
+
+
+@pytest.mark.skipif(not interpreting(), reason="of the interpreter alone")
+def test_bfloat16_is_refused_where_the_interpreter_garbles_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    monkeypatch.setattr(InterpreterBuilder, "bfloat16_repaired", False)
+    monkeypatch.setattr(triton_launch, "_found", set())
+    ends = torch.tensor([0, 9])
+    for dtype in (torch.float32, torch.float16):
+        q = torch.randn(9, 2, 8).to(dtype)
+        assert attention(q, q, q, ends, backend="triton").isfinite().all()
+    q = torch.randn(9, 2, 8).bfloat16()
+    weight = torch.randn(8).bfloat16()
+    for call in (
+        lambda: attention(q, q, q, ends, backend="triton"),
+        lambda: add_layer_norm(q, None, weight, weight, 1e-5, backend="triton"),
+    ):
+        with pytest.raises(BackendError, match=r"interpreter .* computes bfloat16 wrong"):
+            call()
