@@ -226,15 +226,17 @@ def _call_attention(
         bias = torch.empty(HEADS, tokens, tokens)
     terms = terms_of(q, bias, positions, variant.scale, variant.window)
     terms = replace(terms, dropout_p=variant.dropout_p)
-    with mock.patch.object(configs, "_range_length", return_value=0):
-        if bias is None and terms.dropout_p == 0:  # the families whose heads share those of keys
-            shared = k[:, : HEADS // 2]
-            own = attention_triton.kernel_terms(terms, HEADS, 0.0)
-            attention.forward(q, shared, shared, cu_seqlens, own, want_lse=False)
-        attention_triton.forward(q, k, v, cu_seqlens, terms, variant.skip_eps, False)
-        out, lse, met = attention_triton.forward(q, k, v, cu_seqlens, terms, variant.skip_eps)
-    grad_lse = torch.zeros_like(lse) if variant.grad_lse else None
-    attention_triton.backward(
-        g, grad_lse, q, k, v, cu_seqlens, terms, out, lse, met,
-        want_bias=variant.learned and variant.bias is not None,
-    )  # fmt: skip
+    # Not of a dense bias's numbers, which nobody has written.
+    with mock.patch.object(attention_triton, "_far", return_value=False):
+        with mock.patch.object(configs, "_range_length", return_value=0):
+            if bias is None and terms.dropout_p == 0:  # families whose heads share those of keys
+                shared = k[:, : HEADS // 2]
+                own = attention_triton.kernel_terms(terms, HEADS, 0.0)
+                attention.forward(q, shared, shared, cu_seqlens, own, want_lse=False)
+            attention_triton.forward(q, k, v, cu_seqlens, terms, variant.skip_eps, False)
+            out, lse, met = attention_triton.forward(q, k, v, cu_seqlens, terms, variant.skip_eps)
+        grad_lse = torch.zeros_like(lse) if variant.grad_lse else None
+        attention_triton.backward(
+            g, grad_lse, q, k, v, cu_seqlens, terms, out, lse, met,
+            want_bias=variant.learned and variant.bias is not None,
+        )  # fmt: skip

@@ -68,6 +68,7 @@ def test_what_cannot_be_captured_is_refused(
     monkeypatch.setattr(triton.triton_launch, "module_for", module_for)
     monkeypatch.setattr(triton, "sequence_bounds", lambda *args: [0, 9])
     monkeypatch.setattr(triton, "check_dense_bias", lambda *args: None)
+    monkeypatch.setattr(triton, "_far", lambda *args: False)
     with FakeTensorMode():
         q = torch.empty(9, 2, 8, device=CUDA)
         tensor = torch.empty(2, 9, 9, device=CUDA) if kind == "dense" else None
