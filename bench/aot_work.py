@@ -52,7 +52,7 @@ LEFT_OUT = {
     "_probe_decay": "as _probe",
     "_probe_tail": "as _probe",
 }
-"""Kernels that no call here launches, and why."""
+"""Kernels that no call of aot_calls.py launches, and why."""
 
 
 class Work(NamedTuple):

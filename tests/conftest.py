@@ -160,13 +160,10 @@ LONGEST = (
 """Files that take minutes: begun first, so that no process works on one alone at the end."""
 
 
-HANDFUL = frozenset(
-    (
-        "bert_mean_h4", "deberta_v3_like_h4", "gte_base_like_h4", "jina_geglu_h4",
-        "modernbert_embed_like_h2", "mosaic_base_h12", "qwen3_embed_like_h4",
-        "t5_instructor_gated_h6",
-    )
-)  # fmt: skip
+HANDFUL = frozenset({
+    "bert_mean_h4", "deberta_v3_like_h4", "gte_base_like_h4", "jina_geglu_h4",
+    "modernbert_embed_like_h2", "mosaic_base_h12", "qwen3_embed_like_h4", "t5_instructor_gated_h6",
+})  # fmt: skip
 """One checkpoint of each kind of layer: what stands on other libraries is the same for them all, so
 that for each of the others it is slow (`make test-integrations`)."""
 

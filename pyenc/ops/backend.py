@@ -152,6 +152,11 @@ def _transforms_active() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def jit_traces() -> bool:
+    """Whether torch.jit takes a trace of this call, in which sizes are tensors."""
+    return torch._C._get_tracing_state() is not None
+
+
 def _any_followed(of: Iterable[Tensor | None]) -> bool:
     return transformed() and any(x is not None and followed(x) for x in of)
 

@@ -21,6 +21,7 @@ from ..backend import (
     followed,
     forward_derivative,
     hides_values,
+    jit_traces,
     transformed,
 )
 from ..sharing import shared
@@ -207,11 +208,6 @@ def as_line(
     if torch.is_grad_enabled() or type(reach) is not int:  # or a symbol of a trace
         return line_of(bias, heads, reach, device)
     return shared(lambda: line_of(bias, heads, reach, device), ("line", heads, reach, device), bias)
-
-
-def jit_traces() -> bool:
-    """Whether torch.jit takes a trace of this call, in which sizes are tensors."""
-    return torch._C._get_tracing_state() is not None
 
 
 def _inputs(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> list[Tensor]:

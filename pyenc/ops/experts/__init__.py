@@ -20,6 +20,7 @@ from ..backend import (
     choose,
     compiling,
     hides_values,
+    jit_traces,
     requested_backend,
     transformed,
 )
@@ -83,7 +84,7 @@ def experts(
         )
     name = choose("experts", backend, _TABLE, others=OTHERS)
     # torch.func may take many choices at once, and a trace of torch.jit would keep this call's.
-    if name == "reference" or transformed() or torch._C._get_tracing_state() is not None:
+    if name == "reference" or transformed() or jit_traces():
         with exactly(x.device):
             wide = experts_reference(
                 oracle.widen(x), chosen, oracle.widen(weights), oracle.widen(up),
