@@ -68,7 +68,9 @@ struct BackwardStrip {
       if (result.shift) {
         const float total = result.total[place];
         from = total > 0 ? result.shift[place] : 3e38f;
-        known = total > 0 ? from + std::log2(total) : 3e38f;
+        known = from;
+        // Of what is left out alone.
+        if (head.skips && total > 0) known += std::log2(total);
         share[i / kLanes][i % kLanes] = total > 0 ? 1 / total : 0.0f;
       }
       lse[i / kLanes][i % kLanes] = known;
