@@ -389,6 +389,13 @@ def test_what_is_assumed_is_said_once(cli: Cli, texts_file: Path, tmp_path: Path
     assert said.status == 0
     assert "files do not say" not in said.err
     np.testing.assert_array_equal(np.load(tmp_path / "told.npy"), expected(GOLDEN / "bert_cls_h2"))
+    several = ["--pooling", "weightedmean,cls", "--no-normalize"]
+    said = cli("embed", folder, texts_file, "-o", tmp_path / "several.npy", *several)
+    assert said.status == 0
+    right = pyenc.load(folder, pooling=["weightedmean", "cls"], normalize=False)
+    lines = texts_file.read_text("utf-8").splitlines()
+    found = np.load(tmp_path / "several.npy")
+    np.testing.assert_allclose(found, right.encode(lines), rtol=0, atol=1e-5)
 
 
 def test_what_the_files_say_in_two_ways(cli: Cli, texts_file: Path, tmp_path: Path) -> None:
