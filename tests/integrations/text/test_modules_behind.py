@@ -150,6 +150,8 @@ def test_a_padding_id_of_minus_one(
     theirs.max_seq_length = ours.max_length = min(ours.max_length, 60)
     right = theirs.encode(TEXTS)
     assert off(right, ours.encode(TEXTS)) <= NEAR
+    ours.save(tmp_path / "saved")
+    assert off(right, pyenc.load(tmp_path / "saved").encode(TEXTS, max_length=60)) <= NEAR
     accelerated = pyenc.accelerate(plain(folder))
     assert isinstance(accelerated[0], modules.PackedTransformer)
     accelerated.max_seq_length = theirs.max_seq_length
