@@ -23,9 +23,6 @@ struct Widened {
   using Sums = Floats;
   static constexpr std::int64_t kStep = kLanes;
   static PYENC_INLINE Vector get(const Scalar* from) { return read(from); }
-  static PYENC_INLINE Vector get_some(const Scalar* from, std::int64_t count) {
-    return read_some(from, count);
-  }
   // Not left to the compiler, which might fuse one tile's products and not another's.
   static PYENC_INLINE Floats multiply_add(Floats sum, Vector a, Vector b) {
 #if defined(PYENC_EMULATE_BF16_DOT)

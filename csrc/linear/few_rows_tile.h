@@ -6,8 +6,8 @@
 // computed, the rows of W of the next are fetched: of a short text most of the time would go there. To the
 // second level alone: the first is full of x, and of few lines that a core can wait for it takes a part.
 //
-// A Kind has: Scalar, what rows are of; Vector, as many of them as are read at once (kStep), get and
-// get_some; Sum, a sum of products, and Sums, a vector of them; multiply_add.
+// A Kind has: Scalar, what rows are of; Vector, as many of them as are read at once (kStep), and get;
+// Sum, a sum of products, and Sums, a vector of them; multiply_add.
 //
 // In an unnamed namespace: each instruction set gets its own copies (see shared/isa.h).
 #pragma once
@@ -38,11 +38,6 @@ struct InWords {
   static constexpr std::int64_t kStep = 4 * kLanes / sizeof(Number);
   static PYENC_INLINE Vector get(const Scalar* from) {
     return *reinterpret_cast<const Unaligned*>(from);
-  }
-  static PYENC_INLINE Vector get_some(const Scalar* from, std::int64_t count) {
-    alignas(Ints) Scalar some[kStep] = {};
-    for (std::int64_t i = 0; i < count; ++i) some[i] = from[i];
-    return get(some);
   }
 };
 
@@ -106,6 +101,15 @@ PYENC_INLINE void sum_lanes(const Sums (&x)[S], bool add, Sum* to) {
   for (int i = 0; i < S; ++i) to[i] = add ? to[i] + sums[i] : sums[i];
 }
 
+// What is left of some rows, side by side. Out of line: it is read where a depth is no whole number of
+// vectors, and in line it would be most of what a compiler makes of each tile.
+template <class Scalar>
+__attribute__((noinline)) void put_rest(const Scalar* from, std::int64_t from_row, int rows,
+                                        std::int64_t count, Scalar* to, std::int64_t to_row) {
+  for (int r = 0; r < rows; ++r)
+    for (std::int64_t i = 0; i < count; ++i) to[r * to_row + i] = from[r * from_row + i];
+}
+
 // sums (R, S) (+)= x W^T of `depth` numbers; `next`: the first of Fetched rows that will be wanted.
 template <class Kind, int R, int S, int Fetched>
 PYENC_INLINE void tile(const typename Kind::Scalar* x, std::int64_t x_row,
@@ -113,27 +117,31 @@ PYENC_INLINE void tile(const typename Kind::Scalar* x, std::int64_t x_row,
                        const typename Kind::Scalar* next, bool add, typename Kind::Sum* sums,
                        std::int64_t sums_row) {
   typename Kind::Sums acc[R][S] = {};
-  const auto step = [&](std::int64_t k, const auto& get) __attribute__((always_inline)) {
+  using Scalar = typename Kind::Scalar;
+  const auto step = [&](const Scalar* x, std::int64_t x_row, const Scalar* w, std::int64_t w_row)
+                        __attribute__((always_inline)) {
     typename Kind::Vector columns[S];
 #pragma GCC unroll 6
-    for (int s = 0; s < S; ++s) columns[s] = get(w + s * w_row + k);
+    for (int s = 0; s < S; ++s) columns[s] = Kind::get(w + s * w_row);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      const typename Kind::Vector row = get(x + r * x_row + k);
+      const typename Kind::Vector row = Kind::get(x + r * x_row);
 #pragma GCC unroll 6
       for (int s = 0; s < S; ++s) acc[r][s] = Kind::multiply_add(acc[r][s], row, columns[s]);
     }
   };
   std::int64_t k = 0;
   for (; k + Kind::kStep <= depth; k += Kind::kStep) {
-    step(k, [](const auto* from) __attribute__((always_inline)) { return Kind::get(from); });
+    step(x + k, x_row, w + k, w_row);
 #pragma GCC unroll 6
     for (int i = 0; i < Fetched; ++i) __builtin_prefetch(next + i * w_row + k, 0, 2);
   }
-  if (k < depth)
-    step(k, [&](const auto* from) __attribute__((always_inline)) {
-      return Kind::get_some(from, depth - k);
-    });
+  if (k < depth) {
+    alignas(64) Scalar rest[(R + S) * Kind::kStep] = {};
+    put_rest(x + k, x_row, R, depth - k, rest, Kind::kStep);
+    put_rest(w + k, w_row, S, depth - k, rest + R * Kind::kStep, Kind::kStep);
+    step(rest, Kind::kStep, rest + R * Kind::kStep, Kind::kStep);
+  }
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) sum_lanes(acc[r], add, sums + r * sums_row);
 }

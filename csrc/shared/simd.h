@@ -229,15 +229,14 @@ PYENC_INLINE void transpose8(const float* from, std::int64_t from_row, float* to
 // to (columns, to_row) = from (rows, columns) turned round.
 inline void transpose(const float* from, std::int64_t rows, std::int64_t columns,
                       std::int64_t from_row, float* to, std::int64_t to_row) {
-  std::int64_t r = 0;
-  for (; r + 8 <= rows; r += 8) {
-    std::int64_t c = 0;
-    for (; c + 8 <= columns; c += 8)
+  const std::int64_t whole = rows - rows % 8, across = columns - columns % 8;
+  for (std::int64_t r = 0; r < whole; r += 8) {
+    for (std::int64_t c = 0; c < across; c += 8)
       transpose8(from + r * from_row + c, from_row, to + c * to_row + r, to_row);
-    for (; c < columns; ++c)
+    for (std::int64_t c = across; c < columns; ++c)
       for (std::int64_t i = r; i < r + 8; ++i) to[c * to_row + i] = from[i * from_row + c];
   }
-  for (; r < rows; ++r)
+  for (std::int64_t r = whole; r < rows; ++r)
     for (std::int64_t c = 0; c < columns; ++c) to[c * to_row + r] = from[r * from_row + c];
 }
 
