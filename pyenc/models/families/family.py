@@ -20,7 +20,9 @@ ACTIVATION_NAMES = {
     "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
     "silu": "silu",
     "swish": "silu",
     "relu": "relu",
@@ -173,6 +175,11 @@ class ConfigFile:
             )
         return float(value)
 
+    def positive(self, key: str, default: float) -> float:
+        if not (value := self.number(key, default)):
+            raise CheckpointError(f"{self.path}: {key} must be positive, got 0")
+        return value
+
     def text(self, key: str, default: str) -> str:
         value = self.values.get(key, default)
         if not isinstance(value, str):
@@ -240,6 +247,11 @@ class ConfigFile:
 def there(names: Names, layer: str) -> bool:
     """Is a layer in the file? Told by weight and bias, so that either is missed by its name."""
     return f"{layer}.weight" in names or f"{layer}.bias" in names
+
+
+def own_head_size(config: ConfigFile) -> int | None:
+    """Channels of a head where `config.json` says them, as transformers 5 writes for some."""
+    return None if config.values.get("head_dim") is None else config.integer("head_dim")
 
 
 def common_fields(config: ConfigFile, names: Names) -> dict[str, Any]:

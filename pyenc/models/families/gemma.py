@@ -13,6 +13,7 @@ from ...errors import CheckpointError
 from ..config import EncoderConfig
 from ..rotary import Rotary
 from .family import UNSCALED, ConfigFile, Family, Names, Parts, Published, both, weights
+from .llama import refuse_both_sides
 from .windows import FULL, SLIDING, every, listed, rotary_of
 
 
@@ -40,9 +41,10 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         config.require(key, plain, None, "pyenc serves Gemma without it")
     layers, hidden = config.integer("num_hidden_layers", 26), config.integer("hidden_size", 2304)
     local = _local(config, layers)
-    scaled = config.number("query_pre_attn_scalar", 256.0)
-    if not scaled:
-        raise CheckpointError(f"{config.path}: query_pre_attn_scalar must be positive, got 0")
+    if any(local):
+        # Said beside the other key it moves the end of transformers' windows by one.
+        refuse_both_sides(config, config.flag("is_causal", True), "sliding_window")
+    scaled = config.positive("query_pre_attn_scalar", 256.0)
     biased = config.flag("attention_bias", False)
     return EncoderConfig(
         vocab_size=config.integer("vocab_size", 262_208),

@@ -21,6 +21,7 @@ from .family import (
     both,
     common_fields,
     embedding_parts,
+    own_head_size,
     there,
     weights,
 )
@@ -35,8 +36,8 @@ def _rotary(config: ConfigFile) -> Rotary:
             f"{config.path}: rope_parameters and rope_scaling, two spellings of one setting"
         )
     scaling = scaling if scaling.values else parameters
-    place = parameters if "rope_theta" in parameters.values else config
-    theta = place.number("rope_theta", 160_000.0 if _native(config) else 10_000.0)
+    place = scaling if "rope_theta" in scaling.values else config
+    theta = place.positive("rope_theta", 160_000.0 if _native(config) else 10_000.0)
     kind = scaling.text(scaling.spelled("rope_type", "type"), "default")
     known = {
         "default": {"rope_theta", "rope_type", "type", "factor"},
@@ -71,6 +72,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     fields["type_vocab_size"] = config.integer("type_vocab_size", 1)
     return EncoderConfig(
         **fields,
+        head_size=own_head_size(config),
         position="rotary",
         max_length=length,
         rotary=_rotary(config),

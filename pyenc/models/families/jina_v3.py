@@ -26,6 +26,7 @@ from .family import (
     Published,
     both,
     common_fields,
+    own_head_size,
 )
 from .heads import roberta_head
 
@@ -80,7 +81,7 @@ def _rotary(config: ConfigFile) -> Rotary:
     place = parameters if "rope_theta" in parameters.values else config
     keys = {"rotary_emb_base": config, "rope_theta": place}
     key, default = ("rotary_emb_base", 10_000.0) if original(config) else ("rope_theta", 20_000.0)
-    theta = keys.pop(key).number(key, default)
+    theta = keys.pop(key).positive(key, default)
     for other, where in keys.items():
         if where.values.get(other) not in (None, theta):
             raise CheckpointError(
@@ -113,8 +114,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     else:
         rotary = "jina-embeddings-v3 has rotary positions"
         config.require("position_embedding_type", ("rotary", None), "rotary", rotary)
-        if config.values.get("head_dim") is not None:
-            head_size = config.integer("head_dim")
+        head_size = own_head_size(config)
     fields = common_fields(config, names)
     fields["type_vocab_size"] = config.integer("type_vocab_size", 1)
     fields["norm_eps"] = config.number("layer_norm_eps", 1e-5)

@@ -43,12 +43,17 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     if whole is None:
         raise CheckpointError(f"{config.path}: global_rope_theta is null; expected a number")
     config.require("rope_scaling", UNSCALED, None, "pyenc serves ModernBERT without scaling")
+    size, heads = config.integer("hidden_size", 768), config.integer("num_attention_heads", 12)
+    whole_head = size // max(heads, 1)
+    config.require(
+        "head_dim", (whole_head, None), None, "ModernBERT's are hidden_size / num_attention_heads"
+    )
     biased, mlp_biased = config.flag("attention_bias", False), config.flag("mlp_bias", False)
     return EncoderConfig(
         vocab_size=config.integer("vocab_size", 50368),
-        hidden_size=config.integer("hidden_size", 768),
+        hidden_size=size,
         num_layers=layers,
-        num_heads=config.integer("num_attention_heads", 12),
+        num_heads=heads,
         intermediate_size=config.integer("intermediate_size", 1152),
         position="rotary",
         max_length=config.integer("max_position_embeddings", 8192),

@@ -23,6 +23,7 @@ from .family import (
     Parts,
     Published,
     both,
+    own_head_size,
     there,
     weights,
 )
@@ -47,7 +48,7 @@ def _rotary(config: ConfigFile) -> Rotary:
     base = config.values.get("rotary_emb_base")
     if "rope_theta" in parameters.values or config.values.get("rope_theta") is not None:
         place = parameters if "rope_theta" in parameters.values else config
-        theta = place.number("rope_theta", 1000.0)
+        theta = place.positive("rope_theta", 1000.0)
         if base is not None and base != theta:
             raise CheckpointError(
                 f"{config.path}: rotary_emb_base is {base!r}, but rope_theta in {place.path} is "
@@ -59,7 +60,7 @@ def _rotary(config: ConfigFile) -> Rotary:
             "original code"
         )
     else:
-        theta = config.number("rotary_emb_base", 1000.0)
+        theta = config.positive("rotary_emb_base", 1000.0)
     kind = parameters.text(parameters.spelled("rope_type", "type"), "default")
     if kind not in ("default", "dynamic"):
         raise CheckpointError(
@@ -186,6 +187,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         hidden_size=hidden,
         num_layers=layers,
         num_heads=config.integer(config.spelled("num_attention_heads", "n_head"), 12),
+        head_size=own_head_size(config),
         intermediate_size=_intermediate(config, hidden, plain),
         position="rotary",
         max_length=config.integer(length, 2048),
