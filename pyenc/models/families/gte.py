@@ -25,6 +25,7 @@ from .family import (
     there,
     weights,
 )
+from .in_memory import SIGNATURE, LayerNames, called
 
 
 def _rotary(config: ConfigFile) -> Rotary:
@@ -87,20 +88,27 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     )
 
 
+IN_FILES = LayerNames(
+    "embeddings.LayerNorm", "encoder.layer", ("attention.qkv_proj",), "attention.o_proj", "attn_ln",
+    "mlp_ln", ("mlp.up_gate_proj",), "mlp.down_proj",
+)  # fmt: skip
+
+
 def _parts(config: EncoderConfig, names: Names) -> Parts:
     parts = embedding_parts(config)
+    said = called(names, IN_FILES)
     for i in range(config.num_layers):
-        ours, theirs = f"layers.{i}", f"encoder.layer.{i}"
+        ours, theirs = f"layers.{i}", f"{said.layer}.{i}"
         apart = tuple(f"{theirs}.attention.{x}_proj" for x in "qkv")
         if any(there(names, each) for each in apart):  # pack_qkv: false
             parts |= both(f"{ours}.attention.qkv", *apart)
         else:
-            parts |= both(f"{ours}.attention.qkv", f"{theirs}.attention.qkv_proj")
-        parts |= both(f"{ours}.attention.out", f"{theirs}.attention.o_proj")
-        parts |= both(f"{ours}.attention_norm", f"{theirs}.attn_ln")
-        parts |= weights(f"{ours}.feed_forward.up", f"{theirs}.mlp.up_gate_proj")
-        parts |= both(f"{ours}.feed_forward.down", f"{theirs}.mlp.down_proj")
-        parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.mlp_ln")
+            parts |= both(f"{ours}.attention.qkv", *(f"{theirs}.{name}" for name in said.qkv))
+        parts |= both(f"{ours}.attention.out", f"{theirs}.{said.out}")
+        parts |= both(f"{ours}.attention_norm", f"{theirs}.{said.attention_norm}")
+        parts |= weights(f"{ours}.feed_forward.up", *(f"{theirs}.{name}" for name in said.up))
+        parts |= both(f"{ours}.feed_forward.down", f"{theirs}.{said.down}")
+        parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.{said.feed_forward_norm}")
     return parts
 
 
@@ -136,6 +144,8 @@ FAMILY = Family(
         ),
     ),
     signature=("encoder.layer.0.mlp.up_gate_proj.weight",),
+    # nomic-bert's are called so in memory too, and have no such bias.
+    other_signature=(*SIGNATURE, "layers.0.self_attn.q_proj.bias"),
     config=_config,
     parts=_parts,
     head=_head,
@@ -143,4 +153,5 @@ FAMILY = Family(
     pooling="cls",
     prefixes=("", "new.", "gte.", "model."),
     tied={"lm_head.decoder.weight": "embeddings.word.weight"},
+    layer=r"(?:encoder\.layer|layers)\.(\d+)\.",
 )

@@ -9,7 +9,7 @@ into the weights as they are read (`pyenc.loading.tasks`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ...errors import CheckpointError
@@ -29,6 +29,7 @@ from .family import (
     own_head_size,
 )
 from .heads import roberta_head
+from .in_memory import IN_MEMORY, LayerNames, called
 
 ORIGINAL = "xlm-roberta"
 """What the original calls itself, as every XLM-RoBERTa does."""
@@ -129,46 +130,29 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     )
 
 
-@dataclass(frozen=True)
-class _Names:
-    """What the tensors outside of the word embeddings are called."""
-
-    embedding_norm: str
-    layer: str
-    qkv: tuple[str, ...]
-    out: str
-    attention_norm: str
-    feed_forward_norm: str
-
-
-IN_FILES = _Names(
-    "emb_ln", "encoder.layers", ("mixer.Wqkv",), "mixer.out_proj", "norm1", "norm2"
+IN_FILES = LayerNames(
+    "emb_ln", "encoder.layers", ("mixer.Wqkv",), "mixer.out_proj", "norm1", "norm2", ("mlp.fc1",),
+    "mlp.fc2",
 )  # fmt: skip
-IN_MEMORY = _Names(
-    "embeddings.LayerNorm", "layers", tuple(f"self_attn.{x}_proj" for x in "qkv"),
-    "self_attn.o_proj", "post_attention_layernorm", "post_mlp_layernorm",
-)  # fmt: skip
-"""Of a model of transformers, which converts them as it loads and, unless told not to, saves."""
+OURS_IN_MEMORY = replace(IN_MEMORY, up=IN_FILES.up, down=IN_FILES.down)
 
 
 def _parts(config: EncoderConfig, names: Names) -> Parts:
-    # By all names: one that is missing is to be told by what it is called beside the others.
-    begun = (f"{IN_FILES.embedding_norm}.", f"{IN_FILES.layer}.")
-    called = IN_FILES if any(name.startswith(begun) for name in names) else IN_MEMORY
+    said = called(names, IN_FILES, OURS_IN_MEMORY)
     parts: Parts = {"embeddings.word.weight": ("embeddings.word_embeddings.weight",)}
     if config.type_vocab_size:
         parts["embeddings.token_type.weight"] = ("embeddings.token_type_embeddings.weight",)
-    parts |= both("embeddings.norm", called.embedding_norm)
+    parts |= both("embeddings.norm", said.embedding_norm)
     if config.pooler:
         parts |= both("pooler", "pooler.dense")
     for i in range(config.num_layers):
-        ours, theirs = f"layers.{i}", f"{called.layer}.{i}"
-        parts |= both(f"{ours}.attention.qkv", *(f"{theirs}.{name}" for name in called.qkv))
-        parts |= both(f"{ours}.attention.out", f"{theirs}.{called.out}")
-        parts |= both(f"{ours}.attention_norm", f"{theirs}.{called.attention_norm}")
-        parts |= both(f"{ours}.feed_forward.up", f"{theirs}.mlp.fc1")
-        parts |= both(f"{ours}.feed_forward.down", f"{theirs}.mlp.fc2")
-        parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.{called.feed_forward_norm}")
+        ours, theirs = f"layers.{i}", f"{said.layer}.{i}"
+        parts |= both(f"{ours}.attention.qkv", *(f"{theirs}.{name}" for name in said.qkv))
+        parts |= both(f"{ours}.attention.out", f"{theirs}.{said.out}")
+        parts |= both(f"{ours}.attention_norm", f"{theirs}.{said.attention_norm}")
+        parts |= both(f"{ours}.feed_forward.up", *(f"{theirs}.{name}" for name in said.up))
+        parts |= both(f"{ours}.feed_forward.down", f"{theirs}.{said.down}")
+        parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.{said.feed_forward_norm}")
     return parts
 
 
