@@ -130,7 +130,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         "embedding_size", (hidden,), hidden, "word embeddings of another width are not served"
     )
     said.require(
-        "attention_head_size", (hidden // max(heads, 1),), hidden // max(heads, 1),
+        "attention_head_size", (hidden // heads,), hidden // heads,
         "heads that are not hidden_size / num_attention_heads wide are not served",
     )  # fmt: skip
     return EncoderConfig(
@@ -138,7 +138,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         position="disentangled",
         disentangled=_disentangled(said),
         convolution=_convolution(said),
-        max_length=said.integer("max_position_embeddings"),
+        max_length=said.size("max_position_embeddings"),
         activation=said.activation(),
         attention_dropout=said.number("attention_probs_dropout_prob", 0.1),
     )

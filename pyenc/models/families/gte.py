@@ -67,7 +67,7 @@ def _native(config: ConfigFile) -> bool:
 def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     config.require("position_embedding_type", ("rope", None), "rope", "GTE has rotary positions")
     config.require("layer_norm_type", ("layer_norm",), "layer_norm", "GTE has layer norms")
-    length = config.integer("max_position_embeddings", 8192 if _native(config) else 2048)
+    length = config.size("max_position_embeddings", 8192 if _native(config) else 2048)
     scaled = config.flag("logn_attention_scale", False)
     fields = common_fields(config, names)
     fields["type_vocab_size"] = config.integer("type_vocab_size", 1)

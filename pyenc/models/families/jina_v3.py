@@ -98,8 +98,7 @@ def _check_original(config: ConfigFile) -> None:
     for key, value in NOT_SERVED.items():
         config.require(key, (value, None), value, "pyenc serves jina-embeddings-v3 without it")
     config.require("emb_pooler", (None, "mean"), None, "pyenc takes the mean of its tokens")
-    heads = max(config.integer("num_attention_heads"), 1)
-    whole = config.integer("hidden_size") // heads
+    whole = config.size("hidden_size") // config.size("num_attention_heads")
     config.require("rotary_emb_dim", (whole, None), None, "pyenc turns whole heads")
     if "layer_norm_eps" not in config.values:
         raise CheckpointError(
@@ -123,7 +122,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         **fields,
         head_size=head_size,
         position="rotary",
-        max_length=config.integer("max_position_embeddings", 8194),
+        max_length=config.size("max_position_embeddings", 8194),
         rotary=_rotary(config),
         activation=config.activation(),
         attention_dropout=config.number("attention_probs_dropout_prob", 0.1),

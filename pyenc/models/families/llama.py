@@ -110,10 +110,10 @@ def language_model(
     """
     if not known_code:
         refuse_code(config)
-    words = config.integer("vocab_size", words)
+    words = config.size("vocab_size", words)
     return EncoderConfig(
         vocab_size=words,
-        hidden_size=config.integer("hidden_size", 4096),
+        hidden_size=config.size("hidden_size", 4096),
         position="rotary",
         rotary=rotary(config, 10_000.0),
         padding_row=padding(config, words),

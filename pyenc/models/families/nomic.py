@@ -137,7 +137,7 @@ def _experts(config: ConfigFile, layers: int, plain: bool) -> Experts | None:
 
 def _intermediate(config: ConfigFile, hidden: int, plain: bool) -> int:
     if config.values.get("n_inner") is None and config.values.get("intermediate_size") is not None:
-        return config.integer("intermediate_size")
+        return config.size("intermediate_size")
     if plain and config.values.get("n_inner") is None:
         return 4 * hidden
     if plain:
@@ -176,22 +176,22 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         allowed = ("gelu",) if plain else ("swiglu", "silu")
         why = "pyenc serves nomic-bert's SwiGLU, and activation_function gelu"
         config.require(key, allowed, allowed[-1], why)
-    hidden = config.integer(config.spelled("hidden_size", "n_embd"), 768)
+    hidden = config.size(config.spelled("hidden_size", "n_embd"), 768)
     dropout = config.number(config.spelled("resid_pdrop", "hidden_dropout_prob"), 0.0)
-    layers = config.integer(config.spelled("num_hidden_layers", "n_layer"), 12)
+    layers = config.size(config.spelled("num_hidden_layers", "n_layer"), 12)
     biased = _biased(config, "qkv_proj_bias")
     length = "max_trained_positions"
     if config.values.get(length) is None:
         length = "max_position_embeddings"
     return EncoderConfig(
-        vocab_size=config.integer("vocab_size", 30528),
+        vocab_size=config.size("vocab_size", 30528),
         hidden_size=hidden,
         num_layers=layers,
-        num_heads=config.integer(config.spelled("num_attention_heads", "n_head"), 12),
+        num_heads=config.size(config.spelled("num_attention_heads", "n_head"), 12),
         head_size=own_head_size(config),
         intermediate_size=_intermediate(config, hidden, plain),
         position="rotary",
-        max_length=config.integer(length, 2048),
+        max_length=config.size(length, 2048),
         rotary=_rotary(config),
         type_vocab_size=config.integer("type_vocab_size", 2),
         activation="gelu" if plain else "silu",
