@@ -23,6 +23,12 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("GTE v1.5", GTE, {"position_embedding_type": "absolute"}, "position_embedding_type is"),
     ("GTE v1.5", GTE, {"logn_attention_scale": "true"}, "logn_attention_scale must be true or"),
     ("GTE v1.5", GTE, {"rope_theta": 0}, "rope_theta must be positive, got 0"),
+    (
+        "GTE v1.5",
+        GTE,
+        {"rope_theta": ..., "model_type": None},
+        "rope_theta is missing, and model_type, which .* 10000 with model_type .new., 160000 with",
+    ),
     ("GTE v1.5", GTE, {"head_dim": 8}, "qkv_proj.weight' has shape .192, 64., but .* .96, 64."),
     ("nomic-bert", NOMIC, {"head_dim": 8}, "Wqkv.weight' has shape .96, 32., but .* .48, 32."),
     ("nomic-bert", NOMIC, {"head_dim": "16"}, "head_dim must be a whole number"),

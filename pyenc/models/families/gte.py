@@ -38,6 +38,11 @@ def _rotary(config: ConfigFile) -> Rotary:
         )
     scaling = scaling if scaling.values else parameters
     place = scaling if "rope_theta" in scaling.values else config
+    if "rope_theta" not in place.values and config.values.get("model_type") is None:
+        raise CheckpointError(
+            f"{config.path}: rope_theta is missing, and model_type, which tells what it then is: "
+            '10000 with model_type "new", 160000 with "gte"'
+        )
     theta = place.positive("rope_theta", 160_000.0 if _native(config) else 10_000.0)
     kind = scaling.text(scaling.spelled("rope_type", "type"), "default")
     known = {
