@@ -29,6 +29,12 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         {"rope_theta": ..., "model_type": None},
         "rope_theta is missing, and model_type, which .* 10000 with model_type .new., 160000 with",
     ),
+    (
+        "jina-embeddings-v3",
+        JINA3,
+        {"rope_parameters": ..., "model_type": None},
+        "rope_theta is missing, and model_type, which .* 20000 with model_type .jina",
+    ),
     ("GTE v1.5", GTE, {"head_dim": 8}, "qkv_proj.weight' has shape .192, 64., but .* .96, 64."),
     ("nomic-bert", NOMIC, {"head_dim": 8}, "Wqkv.weight' has shape .96, 32., but .* .48, 32."),
     ("nomic-bert", NOMIC, {"head_dim": "16"}, "head_dim must be a whole number"),

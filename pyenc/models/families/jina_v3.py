@@ -81,6 +81,13 @@ def _rotary(config: ConfigFile) -> Rotary:
     parameters.require(kind, ("default",), "default", "pyenc turns jina-embeddings-v3 by one base")
     place = parameters if "rope_theta" in parameters.values else config
     keys = {"rotary_emb_base": config, "rope_theta": place}
+    if config.values.get("model_type") is None and all(
+        where.values.get(key) is None for key, where in keys.items()
+    ):
+        raise CheckpointError(
+            f"{config.path}: rope_theta is missing, and model_type, which tells what it then is: "
+            '20000 with model_type "jina_embeddings_v3", 10000 with "xlm-roberta"'
+        )
     key, default = ("rotary_emb_base", 10_000.0) if original(config) else ("rope_theta", 20_000.0)
     theta = keys.pop(key).positive(key, default)
     for other, where in keys.items():
