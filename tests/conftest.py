@@ -165,7 +165,8 @@ HANDFUL = frozenset({
     "modernbert_embed_like_h2", "mosaic_base_h12", "qwen3_embed_like_h4", "t5_instructor_gated_h6",
 })  # fmt: skip
 """One checkpoint of each kind of layer: what stands on other libraries is the same for them all, so
-that for each of the others it is slow (`make test-integrations`)."""
+that for each of the others it is slow (`make test-integrations`); as is what a processor changes,
+in a short look at the others (processors.py)."""
 
 
 def _checkpoint_of(item: pytest.Item) -> str | None:

@@ -65,8 +65,8 @@ struct AttentionForward {
   void* out;         // (T, H, D) of `dtype`, contiguous
   float* lse;        // (T, H), or null
   KeyRange* ranges;  // (T, H), or null
-  // Of slabs: a score near each query's largest, in base 2, and the sum of the weights beside it, (T, H). Their
-  // log-sum-exp alone would not tell a weight where all scores are far down.
+  // A score near each query's largest, in base 2, and the sum of the weights beside it, (T, H), or null:
+  // what the log-sum-exp in float32 loses where all scores are far up or down.
   float *shift = nullptr, *total = nullptr;
 };
 

@@ -59,8 +59,8 @@ inline void add_product(Matrix a, std::int64_t rows, const float* b, std::int64_
 template <int C>
 struct FloatWalk : BackwardStrip<C> {
   static constexpr std::int64_t kWidth = Strip<C>::kWidth;
-  using BackwardStrip<C>::strip, BackwardStrip<C>::lse, BackwardStrip<C>::delta;
-  using BackwardStrip<C>::ledger, BackwardStrip<C>::share;
+  using BackwardStrip<C>::strip, BackwardStrip<C>::shift, BackwardStrip<C>::delta;
+  using BackwardStrip<C>::ledger;
 
   float *q, *g, *dq;       // (D, strip): a q, g, and the sum of dq
   float *q_plain;          // (D, strip): q, where the slope's gradient is wanted
@@ -138,7 +138,7 @@ struct FloatWalk : BackwardStrip<C> {
     const std::int64_t depth = head.call->head_dim, width = padded(depth), count = last - first;
     const float *k = head.keys + first * depth, *v = head.keys + (head.n + first) * depth;
     if (sums.bias.slope)
-      slope.meet(head, strip, first, count, k, v, q_plain, g, lse, delta, scratch.s, scratch.ds);
+      slope.meet(head, strip, first, count, k, v, q_plain, g, shift, delta, scratch.s, scratch.ds);
     else
       this->turn_back(*this, head, first, count, scratch);
     if (head.call->map)

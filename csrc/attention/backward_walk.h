@@ -2,6 +2,8 @@
 // meets, and the gradient of a bias by distance.
 #pragma once
 
+#include <cmath>
+
 #include "attention/bound.h"
 #include "attention/dropout.h"
 #include "attention/tile.h"
@@ -26,8 +28,10 @@ struct BackwardStrip {
   static constexpr std::int64_t kWidth = Strip<C>::kWidth;
 
   Strip<C> strip;
-  Floats lse[C];  // in base 2; in lanes without a query so large that p is 0
-  Floats share[C];  // what 2^(score - lse) is multiplied with: 1, but where the forward gave shift and total
+  // In lanes without a query so large that p is 0. p = share 2^(score - shift), in base 2: of a
+  // log-sum-exp, 1 and it; of a score near the largest and the sum of the weights beside it, which keep
+  // digits that the log-sum-exp of large scores has no room for, one by that sum and that score.
+  Floats lse[C], shift[C], share[C];
   Floats delta[C];
   Floats due[C];  // grad_lse
   KeyRange met;
@@ -45,7 +49,7 @@ struct BackwardStrip {
     const Attention& call = *head.call;
     const std::int64_t depth = call.head_dim, token = head.first + strip.first;
     for (int c = 0; c < C; ++c) {
-      lse[c] = splat(3e38f);
+      lse[c] = shift[c] = splat(3e38f);
       delta[c] = due[c] = Floats{};
       share[c] = splat(1.0f);
     }
@@ -59,12 +63,18 @@ struct BackwardStrip {
       due[i / kLanes][i % kLanes] = grad_lse;
       // A row whose every key a dense bias pushed that far down has weights only by what rounding
       // left of its scores: no gradient comes from it.
-      const float total = result.lse[place];
-      lse[i / kLanes][i % kLanes] = total < kFaintestRow ? 3e38f : total * kLog2e;
+      const float whole = result.lse[place];
+      float known = whole < kFaintestRow ? 3e38f : whole * kLog2e, from = known;
       if (result.shift) {
-        lse[i / kLanes][i % kLanes] = result.shift[place];
-        share[i / kLanes][i % kLanes] = 1.0f / result.total[place];
+        const float total = result.total[place];
+        from = total > 0 ? result.shift[place] : 3e38f;
+        known = from;
+        // Of what is left out alone.
+        if (head.skips && total > 0) known += std::log2(total);
+        share[i / kLanes][i % kLanes] = total > 0 ? 1 / total : 0.0f;
       }
+      lse[i / kLanes][i % kLanes] = known;
+      shift[i / kLanes][i % kLanes] = from;
     }
     // The forward's strips may be narrower.
     met = {static_cast<std::int32_t>(head.n), 0};
@@ -109,7 +119,7 @@ struct BackwardStrip {
     for (std::int64_t j = 0; j < count; ++j)
       for (int c = 0; c < C; ++c) {
         float* at = s + j * kWidth + c * kLanes;
-        const Floats p = weight_of(load(at) - (lse[c] - row[c])) * share[c];
+        const Floats p = weight_of(load(at) - (shift[c] - row[c])) * share[c];
         store(at, p);
         sum[c] += p;
       }

@@ -139,35 +139,40 @@ void bind_attention(py::module_& module) {
   bind_slabs(module);
   module.def(
       "attention_forward",
-      [](const py::dict& call, Address out, Address lse, Address ranges) {
+      [](const py::dict& call, Address out, Address lse, Address ranges, Address shift,
+         Address total) {
         Attention attention = call_of(call);
         attention.with_backward = ranges != 0;
         PairCount count;
         {
           py::gil_scoped_release release;
           count = attention_forward(
-              attention, {at<void>(out), at<float>(lse), at<KeyRange>(ranges)});
+              attention, {at<void>(out), at<float>(lse), at<KeyRange>(ranges), at<float>(shift),
+                          at<float>(total)});
         }
         return py::make_tuple(count.scored, count.summed, count.all);
       },
       py::arg("call"), py::kw_only(), py::arg("out"), py::arg("lse"), py::arg("ranges"),
+      py::arg("shift"), py::arg("total"),
       "(query, key) pairs that were scored, that were summed, and that there are.");
   module.def(
       "attention_backward",
       [](const py::dict& call, py::tuple grad_out, py::tuple out, Address lse, Address grad_lse,
          Address ranges, Address grad_q, Address grad_k, Address grad_v, Address grad_bias,
-         std::int64_t grad_reach) {
+         std::int64_t grad_reach, Address shift, Address total) {
         const Attention attention = call_of(call);
         const AttentionBackward result{
             rows_at(grad_out), rows_at(out), at<const float>(lse), at<const float>(grad_lse),
             at<const KeyRange>(ranges), at<void>(grad_q), at<void>(grad_k),
-            at<void>(grad_v), at<double>(grad_bias), grad_reach};
+            at<void>(grad_v), at<double>(grad_bias), grad_reach, nullptr, at<const float>(shift),
+            at<const float>(total)};
         py::gil_scoped_release release;
         attention_backward(attention, result);
       },
       py::arg("call"), py::kw_only(), py::arg("grad_out"), py::arg("out"), py::arg("lse"),
       py::arg("grad_lse"), py::arg("ranges"), py::arg("grad_q"), py::arg("grad_k"),
-      py::arg("grad_v"), py::arg("grad_bias"), py::arg("grad_reach"));
+      py::arg("grad_v"), py::arg("grad_bias"), py::arg("grad_reach"), py::arg("shift"),
+      py::arg("total"));
   module.def(
       "attention_exp2",
       [](Address from, std::int64_t count, Address to) {

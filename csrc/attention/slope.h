@@ -78,23 +78,23 @@ struct SlopeSums {
     for (int w = 0; w < W; ++w) weight[w] = weight_far[w] = grad[w] = grad_far[w] = Doubles{};
   }
 
-  // Meets keys [first, first + count). q, g: (D, strip), not scaled; k, v: the block's rows; lse in
-  // base 2. ds (keys, strip) = p (dp - delta), which the other gradients are made of. For them p is
+  // Meets keys [first, first + count). q, g: (D, strip), not scaled; k, v: the block's rows; shift: a
+  // score near the largest, in base 2, or the log-sum-exp. ds (keys, strip) = p (dp - delta), which the other gradients are made of. For them p is
   // `known` (keys, strip), made from single-precision scores as the log-sum-exp was: what both
   // rounded away cancels, which it does not where the scores alone are exact.
   void meet(const AttentionHead& head, const Strip<C>& strip, std::int64_t first, std::int64_t count,
-            const float* k, const float* v, const float* q, const float* g, const Floats (&lse)[C],
+            const float* k, const float* v, const float* q, const float* g, const Floats (&shift)[C],
             const Floats (&delta)[C], const float* known, float* ds) {
     // So that the sums in double fill the registers: 3 rows of 2 or 4 vectors, two registers each.
     std::int64_t j = 0;
-    for (; j + 3 <= count; j += 3) meet_rows<3>(head, strip, first, j, k, v, q, g, lse, delta, known, ds);
-    for (; j < count; ++j) meet_rows<1>(head, strip, first, j, k, v, q, g, lse, delta, known, ds);
+    for (; j + 3 <= count; j += 3) meet_rows<3>(head, strip, first, j, k, v, q, g, shift, delta, known, ds);
+    for (; j < count; ++j) meet_rows<1>(head, strip, first, j, k, v, q, g, shift, delta, known, ds);
   }
 
   template <int R>
   PYENC_INLINE void meet_rows(const AttentionHead& head, const Strip<C>& strip, std::int64_t first,
                               std::int64_t j, const float* k, const float* v, const float* q,
-                              const float* g, const Floats (&lse)[C], const Floats (&delta)[C],
+                              const float* g, const Floats (&shift)[C], const Floats (&delta)[C],
                               const float* known, float* ds) {
     constexpr double kLog2eWide = 1.4426950408889634;
     const Attention& call = *head.call;
@@ -104,7 +104,7 @@ struct SlopeSums {
     const double left = call.window_left < 0 ? 1e300 : static_cast<double>(call.window_left);
     const double right = call.window_right < 0 ? 1e300 : static_cast<double>(call.window_right);
     const auto* position = reinterpret_cast<const float*>(strip.position);
-    const auto* known_lse = reinterpret_cast<const float*>(lse);
+    const auto* known_shift = reinterpret_cast<const float*>(shift);
     const auto* known_delta = reinterpret_cast<const float*>(delta);
     Doubles p[R][W], dp[R][W];
     multiply_wide<R, W>(k + j * depth, depth, q, kWidth, depth, p);
@@ -114,7 +114,7 @@ struct SlopeSums {
         const double at = call.positions[head.first + first + j + r];
         const Doubles back = load_wide(position + w * kHalf) - at;
         const Doubles far = back < 0.0 ? -back : back;
-        const Doubles power = p[r][w] * scale - far * slope - load_wide(known_lse + w * kHalf);
+        const Doubles power = p[r][w] * scale - far * slope - load_wide(known_shift + w * kHalf);
         Doubles weighed;
         exp2_wide(power, weighed);
         const Longs hidden = (back > left) | (back < -right) | (power < kFaintest);

@@ -24,8 +24,16 @@ DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
 QUANTIZE = ("int8",)
 """The names that `pyenc.load` takes, repeated for the same reason."""
 
-POOLINGS = ("mean", "cls", "max", "lasttoken")
+POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 """`pyenc.text.recipe.POOLINGS`, likewise."""
+
+
+class Poolings(tuple[str, ...]):
+    """Names of poolings, among which are several of them with commas between."""
+
+    def __contains__(self, said: object) -> bool:
+        return all(super(Poolings, self).__contains__(each) for each in str(said).split(","))
+
 
 PRECISIONS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
 """`pyenc.text.precision.DTYPES`, likewise."""
@@ -222,8 +230,9 @@ def _model(parser: Parser) -> None:
         help="whose adapter is used, of a checkpoint that has some (pyenc info); default: none",
     )
     group.add_argument(
-        "--pooling", choices=POOLINGS, help="of token states; default: as the checkpoint says"
-    )
+        "--pooling", choices=Poolings(POOLINGS),
+        help="of token states; cls,mean: several, side by side; default: as the checkpoint says",
+    )  # fmt: skip
     group.add_argument(
         "--normalize",
         action=argparse.BooleanOptionalAction,

@@ -171,7 +171,7 @@ def _settings(args: argparse.Namespace, encoder: TextEncoder, dim: int) -> dict[
         "pyenc": __version__,
         "checkpoint file": fingerprint(args, encoder.recipe),
         "options": {**encode_options(args), "on_long": args.on_long},
-        "pooling": encoder.recipe.pooling,
+        "pooling": ",".join(encoder.recipe.poolings),
         "dtype": str(encoder.model.dtype).removeprefix("torch."),
         **({"task": task} if (task := encoder.checkpoint.task) else {}),
         **({"quantize": bits} if (bits := quantization(encoder.model)) else {}),

@@ -18,6 +18,8 @@ from ..ops import extension
 from ..ops.linear import choices
 from ..ops.linear.onednn import forced
 from ..text import TextEncoder
+from ..text.layer import Layer
+from ..text.recipe import Dense
 from . import precisions
 from .serving import load_encoder, model_files, served
 from .streams import printing
@@ -148,23 +150,23 @@ def _own_limit(encoder: TextEncoder) -> str:
     return "config.json" if said else "config.json, which does not say (assumed)"
 
 
+def _layer(layer: Layer) -> dict[str, Any]:
+    """One that a pooled vector goes through."""
+    said = {"kind": layer.called, "in": layer.takes, "out": layer.gives}
+    if isinstance(layer, Dense):
+        said |= {"bias": layer.bias is not None, "activation": layer.activation}
+    return said
+
+
 def _vectors(encoder: TextEncoder) -> dict[str, Any]:
     recipe = encoder.recipe
     return {
         "dim": encoder.dim,
-        "pooling": recipe.pooling,
+        "pooling": ",".join(recipe.poolings),
         "prompt_counts_in_pooling": recipe.include_prompt,
         "normalized": recipe.normalize,
         "assumed": list(recipe.assumed),
-        "dense": [
-            {
-                "in": dense.weight.shape[1],
-                "out": dense.weight.shape[0],
-                "bias": dense.bias is not None,
-                "activation": dense.activation,
-            }
-            for dense in recipe.dense
-        ],
+        "dense": [_layer(layer) for layer in recipe.dense],
         "prompts": recipe.prompts,
         "default_prompt_name": recipe.default_prompt_name,
         "tasks": list(encoder.checkpoint.task_instructions),
@@ -264,7 +266,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         options = " and ".join(f"--{name}" for name in vectors["assumed"])
         yield _row("", f"no file says so: {options} say what the model card does")
     for dense in vectors["dense"]:
-        yield _row("dense layer", f"{dense['in']} -> {dense['out']}, {dense['activation']}")
+        how = f", {dense['activation']}" if "activation" in dense else ""
+        yield _row(dense["kind"], f"{dense['in']} -> {dense['out']}{how}")
     if vectors["tasks"]:
         yield from _wrapped("adapters", ", ".join(vectors["tasks"]))
         yield _row("", f"--task NAME: {vectors['task'] or 'none'} is in the weights")

@@ -54,8 +54,8 @@ def load_encoder(args: argparse.Namespace, *, quiet: bool = False, **changes: An
     """
     options: dict[str, Any] = {
         "device": args.device, "dtype": args.dtype, "backend": args.backend,
-        "pooling": args.pooling, "normalize": args.normalize, "quantize": args.quantize,
-        "task": args.task, **changes,
+        "pooling": args.pooling and args.pooling.split(","), "normalize": args.normalize,
+        "quantize": args.quantize, "task": args.task, **changes,
     }  # fmt: skip
     # A bad PYENC_BACKEND or PYENC_LINEAR is an error before the weights.
     requested_backend(options["backend"])

@@ -155,7 +155,7 @@ def _attended(part: AttentionPart, x_TC: Tensor, call: Call, terms: Terms | Dist
     if part.module.kv_heads != part.module.heads[0]:
         k_THD, v_THD = (repeated(y_THD, part.module.heads[0]) for y_THD in (k_THD, v_THD))
     eps = skip_eps_of(q_THD, call.skip_eps)
-    a_THD, _, _, _ = attention_kernels.forward(q_THD, k_THD, v_THD, call.cu_seqlens, terms, eps)
+    a_THD, *_ = attention_kernels.forward(q_THD, k_THD, v_THD, call.cu_seqlens, terms, eps)
     return _product(a_THD.flatten(1), part.out, call)
 
 

@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 
 from ..errors import BackendError
 from .backend import compiling
+from .graph_keys import say_whose
 
 
 class KernelOp:
@@ -39,7 +40,13 @@ class KernelOp:
 
     def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """What the op returns, by shape and dtype alone."""
-        torch.library.register_fake(self.name, function)
+
+        @functools.wraps(function)
+        def fake(*given: Any, **named: Any) -> Any:
+            say_whose()
+            return function(*given, **named)
+
+        torch.library.register_fake(self.name, fake)
         return function
 
     def register_autograd(

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..callers import stacklevel
 from ..errors import InputError, InputTypeError
-from .recipe import Recipe
+from .recipe import UNSAID_PROMPTS, Recipe
 from .tokenizer import surrogate_in
 
 Texts = tuple[list[str], list[str] | None]
@@ -149,7 +149,8 @@ def checked_before(
 
     Where nothing is given, a `task` ("query", "document") takes the prompt of that name, and no
     prompt where the checkpoint has none: neither its default one nor one of another name. That is
-    what sentence-transformers 6.2.0 does, whose models always have a "query" and a "document".
+    what sentence-transformers 6.2.0 does, whose models always have a "query" and a "document"; so
+    a `prompt_name` of one of these is known to every checkpoint too, and empty where none is said.
     `adapters`: the tasks that the checkpoint has some for, which a warning tells of.
 
     Raises:
@@ -179,6 +180,8 @@ def checked_before(
         prompt_name = prompt_name or recipe.default_prompt_name
         if prompt_name is None:
             return Before()
+        if prompt_name in UNSAID_PROMPTS:
+            return Before(prompt=_prompt_of(prompt_name, recipe, adapters))
         if prompt_name not in recipe.prompts:
             raise InputError(
                 f"prompt_name {prompt_name!r} is unknown; this checkpoint has: "

@@ -18,7 +18,7 @@ from ..errors import CheckpointError, InputError, InputTypeError
 from ..loading.files import folder_below
 from .arguments import flag_or_none
 from .module_list import KINDS, kind_of
-from .recipe import POOLING_FLAGS, POOLINGS, Recipe
+from .recipe import POOLING_FLAGS, POOLINGS, Recipe, one_or_several
 from .recipe_keys import SENTENCE_CONFIGS, TOKENIZER_SETTINGS
 
 
@@ -36,25 +36,34 @@ class AssumptionWarning(UserWarning):
         self.assumed = assumed
 
 
-def check_said(pooling: object, normalize: object) -> None:
-    """The arguments of `load`, before anything is read.
+def checked_said(pooling: object, normalize: object) -> str | tuple[str, ...] | None:
+    """The arguments of `load`, before anything is read; the pooling as a `Recipe` has it.
 
     Raises:
         InputError: there is no such pooling, or it is not served.
         InputTypeError: an argument has the wrong type.
     """
-    if pooling is not None and not isinstance(pooling, str):
-        raise InputTypeError(f"pooling must be a string or None, got {type(pooling).__name__}")
-    if pooling is not None and pooling not in POOLINGS:
-        close = get_close_matches(pooling.lower(), POOLINGS, 1)
-        raise InputError(
-            f"pooling {pooling!r} is not served{f'; did you mean {close[0]!r}?' if close else ''}; "
-            f"served: {', '.join(POOLINGS)}"
-        )
     flag_or_none("normalize", normalize)
+    if pooling is None:
+        return None
+    several = [pooling] if isinstance(pooling, str) else pooling
+    if not isinstance(several, (list, tuple)) or not all(isinstance(p, str) for p in several):
+        raise InputTypeError(
+            f"pooling must be a string, a sequence of strings or None, got {pooling!r:.60}"
+        )
+    for each in several:
+        if each not in POOLINGS:
+            close = get_close_matches(each.lower(), POOLINGS, 1)
+            raise InputError(
+                f"pooling {each!r} is not served{f'; did you mean {close[0]!r}?' if close else ''}"
+                f"; served: {', '.join(POOLINGS)}"
+            )
+    if not several:
+        raise InputError(f"pooling names none; served: one or more of {', '.join(POOLINGS)}")
+    return one_or_several(several)
 
 
-def told(recipe: Recipe, pooling: str | None, normalize: bool | None) -> Recipe:
+def told(recipe: Recipe, pooling: str | tuple[str, ...] | None, normalize: bool | None) -> Recipe:
     """The recipe with what was said at load, which comes before what the files say."""
     said = {"pooling": pooling, "normalize": flag_or_none("normalize", normalize)}
     changes: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
@@ -66,7 +75,7 @@ def assumption(recipe: Recipe) -> str:
     """What was assumed, and how to say what is right; empty if nothing was."""
     words = []
     if "pooling" in recipe.assumed:
-        words.append(f"{recipe.pooling} pooling")
+        words.append(f"{', '.join(recipe.poolings)} pooling")
     if "normalize" in recipe.assumed:
         words.append("unit length" if recipe.normalize else "no normalisation")
     if not words:
@@ -105,10 +114,19 @@ def recipe_files(files: Mapping[str, bytes], recipe: Recipe, width: int) -> dict
     path = f"{where}/config.json"
     config = json.loads(files[path]) if path in files else {"word_embedding_dimension": width}
     config = {k: v for k, v in config.items() if k not in (*POOLING_FLAGS, "pooling_mode")}
-    config |= {flag: mode == recipe.pooling for flag, mode in POOLING_FLAGS.items()}
+    config |= _said_poolings(recipe.poolings)
     if not recipe.include_prompt:
         config["include_prompt"] = False
     return {"modules.json": _json(modules), path: _json(config)}
+
+
+def _said_poolings(poolings: tuple[str, ...]) -> dict[str, Any]:
+    """The keys of a Pooling's file that say them: the older ones, which every sentence-transformers
+    reads, and which have an order of their own; the newer one where theirs is another."""
+    flags = {flag: mode in poolings for flag, mode in POOLING_FLAGS.items()}
+    if tuple(mode for flag, mode in POOLING_FLAGS.items() if flags[flag]) == poolings:
+        return flags
+    return {"pooling_mode": list(poolings)}
 
 
 def limit_file(files: Mapping[str, bytes], recipe: Recipe, limit: int) -> dict[str, bytes]:

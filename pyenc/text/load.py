@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,7 @@ from ..loading.hub import SMALL_FILES
 from ..loading.own_type import leaves_limit
 from ..loading.shipped import load_shipped, shipped
 from ..loading.tasks import check_task
-from .assumed import AssumptionWarning, assumption, check_said, limit_file, recipe_files, told
+from .assumed import AssumptionWarning, assumption, checked_said, limit_file, recipe_files, told
 from .module_list import module_paths, transformer_folder
 from .names import names_nearest
 from .recipe import LONE_POOLING, Recipe, read_recipe, says_pooling
@@ -41,7 +42,7 @@ def load(
     backend: str | None = None,
     skip_eps: float | None = None,
     tokenizer: str | Path | None = None,
-    pooling: str | None = None,
+    pooling: str | Sequence[str] | None = None,
     normalize: bool | None = None,
     quantize: str | None = None,
     task: str | None = None,
@@ -61,9 +62,11 @@ def load(
         tokenizer: folder or Hub name of the tokenizer, for checkpoints that carry none (MosaicBERT
             says "bert-base-uncased"). Without one the encoder loads, and takes token ids alone. Its
             words are borrowed, and no limit on a text's length.
-        pooling: "mean", "cls", "max" or "lasttoken", before whatever the checkpoint's files say.
-            Without it and without `modules.json` the mean is assumed, or the last token of a
-            language model (`architectures` in config.json), as in sentence-transformers.
+        pooling: "mean", "cls", "max", "lasttoken", "weightedmean" (the n-th token by n) or
+            "mean_sqrt_len_tokens" (the sum by the square root of their number), or several of them,
+            whose vectors stand side by side; before whatever the checkpoint's files say. Without it
+            and without `modules.json` the mean is assumed, or the last token of a language model
+            (`architectures` in config.json), as in sentence-transformers.
         normalize: whether vectors have unit length, likewise; assumed not to. A `truncate_dim` of
             the files cuts them afterwards. What is said here is saved too.
         quantize: "int8" for two of a layer's four products in eight bits, on a CPU: weights by
@@ -84,7 +87,7 @@ def load(
         UnknownArchitectureError: the tensors belong to no known family; the message lists them.
         MissingPackageError: the weights that "long-minilm" stands on are not installed.
     """
-    check_said(pooling, normalize)
+    said = checked_said(pooling, normalize)
     own = shipped(name_or_folder)
     if own is not None and revision is not None:
         raise CheckpointError(
@@ -92,7 +95,7 @@ def load(
         )
     folder = resolve(name_or_folder, revision) if own is None else own.base_folder()
     # Before the weights: a module that is not served may have none, and is told by its name.
-    recipe = read_recipe(folder, said_pooling=pooling)
+    recipe = read_recipe(folder, said_pooling=said)
     inside = folder / recipe.transformer_path
     how: dict[str, Any] = {
         "device": device, "dtype": dtype, "backend": backend, "skip_eps": skip_eps,
@@ -106,7 +109,7 @@ def load(
     recipe = of_task(recipe, checkpoint, str(name_or_folder))
     if not says_pooling(folder):
         recipe = replace(recipe, pooling=checkpoint.pooling)
-    recipe = told(recipe, pooling, normalize)
+    recipe = told(recipe, said, normalize)
     files = _small_files(folder, recipe)
     if checkpoint.task is not None:
         files |= task_files(files, recipe)
@@ -119,7 +122,7 @@ def load(
     by_name = str(name_or_folder) in WITHOUT_PROMPT
     if by_name:
         recipe = replace(recipe, include_prompt=False)
-    if pooling is not None or normalize is not None or by_name:
+    if said is not None or normalize is not None or by_name:
         files |= recipe_files(files, recipe, checkpoint.encoder.config.hidden_size)
     words: TextTokenizer | None = None
     if tokenizer is not None:

@@ -43,14 +43,13 @@ class Loaded:
         self._files = files or {}
         self._loaded = (tokenizer, recipe)
         self._max_length: int | None = None
-        width = checkpoint.encoder.config.hidden_size
-        for i, dense in enumerate(recipe.dense):
-            if dense.weight.shape[1] != width:
+        width = checkpoint.encoder.config.hidden_size * len(recipe.poolings)
+        for i, layer in enumerate(recipe.dense):
+            if layer.takes != width:
                 raise CheckpointError(
-                    f"{name}: dense layer {i} takes {dense.weight.shape[1]} features, but is given "
-                    f"{width}"
+                    f"{name}: {layer.called} {i} takes {layer.takes} features, but is given {width}"
                 )
-            width = int(dense.weight.shape[0])
+            width = layer.gives
         check_room(loaded_limit(checkpoint, tokenizer, recipe), tokenizer, name)
 
     @property
@@ -76,9 +75,7 @@ class Loaded:
 
     @property
     def dim(self) -> int:
-        if self.recipe.dense:
-            return int(self.recipe.dense[-1].weight.shape[0])
-        return self.model.config.hidden_size
+        return self.recipe.width(self.model.config.hidden_size)
 
     @property
     def device(self) -> torch.device:

@@ -96,7 +96,7 @@ def prefixed(
     if before.instructions is None and before.instruction is None:
         skip = 0
         # The last token is the last one whatever is left out before it.
-        if before.prompt and not recipe.include_prompt and recipe.pooling != "lasttoken":
+        if before.prompt and not recipe.include_prompt and set(recipe.poolings) != {"lasttoken"}:
             skip = tokenizer.prompt_length(before.prompt)
             _check_room("the prompt", skip, limit, tokenizer)
         skips = np.full(len(texts), skip, dtype=np.int64)
@@ -104,13 +104,19 @@ def prefixed(
     instructions = before.instructions
     if instructions is None:
         instructions = [before.instruction or ""] * len(texts)
+    leaves_out = not set(recipe.poolings) <= {"cls", "lasttoken"}
     counts: dict[str, int] = {}
     for index, instruction in enumerate(instructions, first):
         if instruction not in counts:
             count = tokenizer.prompt_length(instruction.strip())
             of_pair = "" if before.instructions is None else f" of pair {index}"
             _check_room(f"the instruction{of_pair}", count, limit, tokenizer)
-            counts[instruction] = count if count > 1 and recipe.pooling in ("mean", "max") else 0
+            if count > 1 and leaves_out and "cls" in recipe.poolings:
+                raise InputError(
+                    f"an instruction is not served with the poolings {', '.join(recipe.poolings)}: "
+                    "of its tokens one would count and others not; a prompt is served"
+                )
+            counts[instruction] = count if count > 1 and leaves_out else 0
     skips = np.array([counts[instruction] for instruction in instructions], dtype=np.int64)
     return Prefixed(texts, instructions, skips, strip=True, first=first)
 

@@ -1,13 +1,14 @@
 """How a checkpoint turns text into one vector: what its sentence-transformers files say.
 
-`modules.json` lists the steps, `1_Pooling/config.json` the pooling, `2_Dense/` an optional linear
-layer, `sentence_bert_config.json` the maximum length, `config_sentence_transformers.json` the
-prompts and how vectors are compared. Each is read where it exists; where none names a pooling, the
-checkpoint's own serves (`Checkpoint.pooling`).
+`modules.json` lists the steps, `1_Pooling/config.json` the pooling, `2_Dense/` and `2_LayerNorm/`
+optional layers, `sentence_bert_config.json` the maximum length,
+`config_sentence_transformers.json` the prompts and how vectors are compared. Each is read where it
+exists; where none names a pooling, the checkpoint's own serves (`Checkpoint.pooling`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from ..errors import CheckpointError
 from ..loading import read_json
 from .dense import Dense, read_dense
+from .layer import Layer
+from .layer_norm import LayerNorm, read_layer_norm
 from .module_list import kind_of, module_paths, read_modules, transformer_folder
 from .recipe_keys import (
     POOLING_FLAGS,
@@ -27,11 +30,14 @@ from .recipe_keys import (
 )
 from .similarity import SIMILARITIES
 
-POOLINGS = ("mean", "cls", "max", "lasttoken")
-"""The poolings that are served."""
+POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
+"""The poolings that are served, each by itself or several side by side."""
 
-SERVED = ("Transformer", "Pooling", "Dense", "Normalize")
+SERVED = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize")
 """The modules that are served."""
+
+UNSAID_PROMPTS = ("query", "document")
+"""Prompts that every model of sentence-transformers has, empty where its files do not say them."""
 
 LONE_POOLING = "1_Pooling/config.json"
 """Read without a `modules.json` too."""
@@ -41,10 +47,12 @@ LONE_POOLING = "1_Pooling/config.json"
 class Recipe:
     """From hidden states to a vector."""
 
-    pooling: str = "mean"
+    pooling: str | tuple[str, ...] = "mean"
+    """One of `POOLINGS`, or several, whose vectors stand side by side in this order."""
     include_prompt: bool = True
     """Whether the tokens of a prompt count in the mean."""
-    dense: tuple[Dense, ...] = ()
+    dense: tuple[Layer, ...] = ()
+    """The layers that a pooled vector goes through, in order: each a `Dense` or a `LayerNorm`."""
     normalize: bool = False
     max_length: int | None = None
     lower_case: bool = False
@@ -61,6 +69,22 @@ class Recipe:
     transformer_path: str = ""
     """Where the encoder's own files are, below the checkpoint's folder."""
 
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """One or more of `POOLINGS`."""
+        return (self.pooling,) if isinstance(self.pooling, str) else tuple(self.pooling)
+
+    def width(self, hidden: int) -> int:
+        """How wide vectors are of token states that are so wide."""
+        return self.dense[-1].gives if self.dense else hidden * len(self.poolings)
+
+
+def one_or_several(poolings: str | Sequence[str]) -> str | tuple[str, ...]:
+    """As a `Recipe` has it: several of one are that one."""
+    if isinstance(poolings, str):
+        return poolings
+    return poolings[0] if len(poolings) == 1 else tuple(poolings)
+
 
 def says_pooling(folder: Path) -> bool:
     """Is there a file that says how token states are pooled? Else it is assumed."""
@@ -68,7 +92,9 @@ def says_pooling(folder: Path) -> bool:
 
 
 def read_recipe(
-    folder: Path, unsaid_pooling: str = "mean", said_pooling: str | None = None
+    folder: Path,
+    unsaid_pooling: str = "mean",
+    said_pooling: str | tuple[str, ...] | None = None,
 ) -> Recipe:
     """The recipe of a checkpoint folder.
 
@@ -89,7 +115,7 @@ def read_recipe(
         found["assumed"] += ("normalize",)
         return Recipe(**found, **_limits(folder), **_prompts(folder))
     fields: dict[str, Any] = {"normalize": False}
-    dense: list[Dense] = []
+    layers: list[Layer] = []
     for module in read_modules(modules_path):
         kind, path = kind_of(module), module["path"]
         if kind not in SERVED:
@@ -108,17 +134,19 @@ def read_recipe(
         elif kind == "Pooling":
             fields |= _pooling(folder / path / "config.json", said_pooling)
         elif kind == "Dense":
-            dense.append(read_dense(folder / path))
+            layers.append(read_dense(folder / path))
+        elif kind == "LayerNorm":
+            layers.append(read_layer_norm(folder / path))
         else:
             check_normalize(folder / path / "config.json", own=bool(path))
             fields["normalize"] = True
     if "pooling" not in fields:
         raise CheckpointError(f"{modules_path}: no Pooling module")
     limits = _limits(folder / fields["transformer_path"])
-    return Recipe(**fields, **limits, **_prompts(folder), dense=tuple(dense))
+    return Recipe(**fields, **limits, **_prompts(folder), dense=tuple(layers))
 
 
-def _pooling(path: Path, said: str | None) -> dict[str, Any]:
+def _pooling(path: Path, said: str | tuple[str, ...] | None) -> dict[str, Any]:
     config = read_json(path)
     modes = config.get("pooling_mode") if said is None else said
     assumed: tuple[str, ...] = ()
@@ -128,15 +156,19 @@ def _pooling(path: Path, said: str | None) -> dict[str, Any]:
         modes = [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)]
         # sentence-transformers takes the mean then.
         modes, assumed = (modes, ()) if modes else (["mean"], ("pooling",))
-    modes = [modes] if isinstance(modes, str) else modes
-    if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in POOLINGS:
+    several = [modes] if isinstance(modes, str) else modes
+    if (
+        not isinstance(several, (list, tuple))
+        or not several
+        or any(mode not in POOLINGS for mode in several)
+    ):
         raise CheckpointError(
-            f"{path}: pooling {modes!r} is not served; served: one of {', '.join(POOLINGS)}"
+            f"{path}: pooling {modes!r} is not served; served: one or more of {', '.join(POOLINGS)}"
         )
     include = config.get("include_prompt", True)
     if not isinstance(include, bool):
         raise CheckpointError(f"{path}: include_prompt must be true or false, got {include!r}")
-    return {"pooling": modes[0], "include_prompt": include, "assumed": assumed}
+    return {"pooling": one_or_several(several), "include_prompt": include, "assumed": assumed}
 
 
 def _limits(folder: Path) -> dict[str, Any]:
@@ -175,7 +207,9 @@ def _prompts(folder: Path) -> dict[str, Any]:
         prompts = {name: "" if prompt is None else prompt for name, prompt in prompts.items()}
     if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
         raise CheckpointError(f"{path}: prompts must be strings by name, got {prompts!r}")
-    if default is not None and (not isinstance(default, str) or default not in prompts):
+    # As there, where a "query" and a "document" are empty if no file says them.
+    known = {*prompts, *UNSAID_PROMPTS}
+    if default is not None and (not isinstance(default, str) or default not in known):
         raise CheckpointError(
             f"{path}: default_prompt_name {default!r} is not among the prompts {list(prompts)}"
         )
@@ -198,9 +232,12 @@ __all__ = [
     "LONE_POOLING",
     "POOLINGS",
     "POOLING_FLAGS",
+    "UNSAID_PROMPTS",
     "Dense",
+    "LayerNorm",
     "Recipe",
     "module_paths",
+    "one_or_several",
     "read_recipe",
     "says_pooling",
     "transformer_folder",

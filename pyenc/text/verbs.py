@@ -59,7 +59,8 @@ class Verbs:
             instruction: put before every text, as a pair's is; see below.
             prompt: put before every text as it is given, as in sentence-transformers; its tokens
                 are left out of pooling only where the checkpoint says so (`include_prompt`).
-            prompt_name: one of the checkpoint's own prompts (`recipe.prompts`).
+            prompt_name: one of the checkpoint's own prompts (`recipe.prompts`); "query" and
+                "document" are empty where it has none of that name.
             batch_tokens: tokens of a batch at the most; default by device.
             max_length: tokens of a text at the most, special tokens included; default
                 `self.max_length`. ALiBi checkpoints accept more than their default.

@@ -161,7 +161,7 @@ def test_bad_options_leave_nothing(
     out = tmp_path / "o.npy"
     for words, story in (
         (["--truncate-dim", "65"], "truncate_dim must be 1 to 64"),
-        (["--prompt-name", "query"], "prompt_name 'query' is unknown"),
+        (["--prompt-name", "passage"], "prompt_name 'passage' is unknown"),
         (["--max-length", "100000"], "position embeddings"),
         (["--backend", "flash_attn", "--device", "cpu"], "flash_attn"),
     ):
@@ -389,6 +389,11 @@ def test_what_is_assumed_is_said_once(cli: Cli, texts_file: Path, tmp_path: Path
     assert said.status == 0
     assert "files do not say" not in said.err
     np.testing.assert_array_equal(np.load(tmp_path / "told.npy"), expected(GOLDEN / "bert_cls_h2"))
+    several = ["--pooling", "weightedmean,cls", "--no-normalize"]
+    said = cli("embed", folder, texts_file, "-o", tmp_path / "several.npy", *several)
+    assert said.status == 0
+    right = pyenc.load(folder, pooling=["weightedmean", "cls"], normalize=False)
+    np.testing.assert_array_equal(np.load(tmp_path / "several.npy"), right.encode(TEXTS))
 
 
 def test_what_the_files_say_in_two_ways(cli: Cli, texts_file: Path, tmp_path: Path) -> None:

@@ -218,6 +218,10 @@ def test_what_is_said_is_not_assumed(cli: Cli) -> None:
     assert found["assumed"] == ["pooling"]
     assert "mean pooling (assumed), unit length\n" in cli("info", OPEN, "--normalize").out
     assert "assumed" not in cli("info", GOLDEN / "bert_cls_h2").out
+    several = ("--pooling", "mean,cls", "--normalize")
+    found = facts(cli, OPEN, *several)["vectors"]
+    assert (found["pooling"], found["dim"]) == ("mean,cls", 2 * facts(cli, OPEN)["vectors"]["dim"])
+    assert "mean,cls pooling, unit length\n" in cli("info", OPEN, *several).out
 
 
 def test_what_the_files_say_in_two_ways(cli: Cli, tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_meta_tensors_have_the_shapes_of_the_real_ones() -> None:
     cu_seqlens = torch.empty(4, dtype=torch.int32, device="meta")
     rest = None, -1.0, -1, -1, 0.0, None, 2.0**-11, True, True, "triton"
     slopes = torch.empty(2, device="meta")
-    out, lse, met = torch.ops.pyenc.attention(q, q, q, cu_seqlens, "alibi", slopes, 0, *rest)
+    out, lse, met, _ = torch.ops.pyenc.attention(q, q, q, cu_seqlens, "alibi", slopes, 0, *rest)
     assert (out.shape, out.dtype) == ((N, 2, 8), torch.bfloat16)
     assert (lse.shape, lse.dtype) == ((N, 2), torch.float32)
     assert met.shape == (2, attention_triton.range_slots("alibi", (-1, -1), N, 3, 0.1, q.device), 2)

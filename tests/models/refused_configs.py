@@ -153,7 +153,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("EuroBERT", EURO, {"mlp_bias": True}, "missing tensor 'model.layers.0.mlp.gate_proj.bias'"),
     ("EuroBERT", EURO, {"pad_token_id": 384}, "pad_token_id must be null or one of the 384"),
     ("EuroBERT", EURO, {"pad_token_id": ...}, "pad_token_id must be null or .*, got 128001"),
-    ("EuroBERT", EURO, {"pad_token_id": -1}, "pad_token_id must be a whole number"),
+    ("EuroBERT", EURO, {"pad_token_id": -2}, "pad_token_id must be a whole number"),
     ("EuroBERT", EURO, {"rms_norm_eps": None}, "rms_norm_eps must be a number"),
     ("EuroBERT", EURO, {"attention_dropout": 1.0}, "attention_dropout must be in"),
     ("EuroBERT", EURO, {"max_position_embeddings": 0}, "max_position_embeddings must be .* 1"),

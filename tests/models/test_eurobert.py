@@ -37,7 +37,7 @@ HONOURED: dict[str, list[Any]] = {
     "hidden_act": ["gelu", "gelu_new", "relu", "silu", "swish"],
     "max_position_embeddings": [64, 99],
     "rms_norm_eps": [1e-2, 1e-6, 0.0],
-    "pad_token_id": [None, 0, 60],
+    "pad_token_id": [None, 0, 60, -1],
     "tie_word_embeddings": [True, False],
     "rope_parameters": [
         {"rope_theta": 20.0, "rope_type": "default"}, {"rope_theta": 1e6, "rope_type": "default"},

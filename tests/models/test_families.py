@@ -210,6 +210,17 @@ def test_eurobert_spellings() -> None:
     assert shape_of("EuroBERT", EURO, pad_token_id=None).padding_row is None
 
 
+def test_a_padding_id_of_minus_one() -> None:
+    """No token's. A table of words counts it from its end, and positions begin at zero."""
+    for name, golden in (("EuroBERT", EURO), ("Llama", "llama_encoder_like_h6")):
+        found = shape_of(name, golden, pad_token_id=-1)
+        assert found.padding_row == found.vocab_size - 1
+    plain = shape_of("RoBERTa", "xlmr_e5_like_h2", pad_token_id=0)
+    found = shape_of("RoBERTa", "xlmr_e5_like_h2", pad_token_id=-1)
+    assert (found.padding_id, found.max_length) == (None, plain.max_length + 1)
+    assert found.max_length == found.num_positions
+
+
 def test_albert_order() -> None:
     """As the original divides: whole groups, one after the other."""
     assert shape_of("ALBERT", ALBERT).layer_order == (0,) * 5

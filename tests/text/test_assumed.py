@@ -25,7 +25,10 @@ BY_HAND = {
     "max": lambda x: x.max(0),
     "lasttoken": lambda x: x[-1],
     "mean": lambda x: x.mean(0),
+    "weightedmean": lambda x: np.average(x, 0, np.arange(1, len(x) + 1)),
+    "mean_sqrt_len_tokens": lambda x: x.sum(0) / len(x) ** 0.5,
 }
+SEVERAL = [("cls", "mean"), ("weightedmean", "cls")]
 
 
 @pytest.fixture
@@ -51,8 +54,12 @@ def heard() -> Iterator[list[pyenc.AssumptionWarning]]:
         told.append(each.message)
 
 
-def by_hand(encoder: pyenc.TextEncoder, pooling: str, normalize: bool) -> np.ndarray:
-    rows = np.stack([BY_HAND[pooling](r.vectors) for r in encoder.encode(TEXTS, output="tokens")])
+def by_hand(
+    encoder: pyenc.TextEncoder, pooling: str | tuple[str, ...], normalize: bool
+) -> np.ndarray:
+    poolings = [pooling] if isinstance(pooling, str) else pooling
+    states = [row.vectors for row in encoder.encode(TEXTS, output="tokens")]
+    rows = np.stack([np.concatenate([BY_HAND[each](x) for each in poolings]) for x in states])
     return rows / np.linalg.norm(rows, axis=1, keepdims=True) if normalize else rows
 
 
@@ -86,9 +93,9 @@ def test_what_was_not_said_is_still_assumed(
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", [*POOLINGS, *SEVERAL], ids=str)
 def test_what_is_said_is_done_and_saved(
-    plain: Path, tmp_path: Path, pooling: str, normalize: bool
+    plain: Path, tmp_path: Path, pooling: str | tuple[str, ...], normalize: bool
 ) -> None:
     with heard() as told:
         encoder = pyenc.load(plain, pooling=pooling, normalize=normalize)
@@ -190,9 +197,16 @@ def test_a_pooling_file_that_names_none(tmp_path: Path, flags: dict[str, bool]) 
     ("options", "kind", "message"),
     [
         ({"pooling": "CLS"}, InputError, "pooling 'CLS' is not served; did you mean 'cls'?"),
-        ({"pooling": "weightedmean"}, InputError, "served: mean, cls, max, lasttoken"),
+        ({"pooling": "attention"}, InputError, "served: mean, cls, max, lasttoken, weightedmean, "),
+        ({"pooling": ("cls", "avg")}, InputError, "pooling 'avg' is not served"),
+        ({"pooling": []}, InputError, "pooling names none; served: one or more of mean"),
         ({"pooling": ""}, InputError, "pooling '' is not served"),
-        ({"pooling": ["cls"]}, InputTypeError, "pooling must be a string or None, got list"),
+        (
+            {"pooling": {"cls"}},
+            InputTypeError,
+            "pooling must be a string, a sequence of strings or",
+        ),
+        ({"pooling": ["cls", 1]}, InputTypeError, "or None, got ['cls', 1]"),
         ({"normalize": 1}, InputTypeError, "normalize must be True, False or None, got 1"),
     ],
 )
@@ -203,8 +217,13 @@ def test_refused(options: dict[str, Any], kind: type[Exception], message: str) -
 
 
 @pytest.mark.parametrize(
-    "said", [None, {"pooling": "cls", "normalize": True}, {"pooling": "max", "normalize": False}]
-)
+    "said",
+    [
+        None, {"pooling": "cls", "normalize": True}, {"pooling": "max", "normalize": False},
+        {"pooling": ["cls", "weightedmean"], "normalize": False},
+        {"pooling": ["mean_sqrt_len_tokens", "max"], "normalize": True},
+    ],
+)  # fmt: skip
 def test_as_sentence_transformers(plain: Path, tmp_path: Path, said: dict[str, Any] | None) -> None:
     """The folder itself, and what was saved of it, give there what they give here."""
     transformers = pytest.importorskip("sentence_transformers")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 import pyenc
-from pyenc.errors import CheckpointError
+from pyenc.errors import CheckpointError, InputError
+from pyenc.text.arguments import PromptWarning
 from pyenc.text.module_list import KINDS
 from pyenc.text.recipe import Dense, Recipe, read_recipe
 from tests.conftest import GOLDEN
@@ -162,12 +164,8 @@ def test_dense(folder: Path, activation: str, tmp_path: Path) -> None:
             ],
             "Dense after Normalize is not served",
         ),
-        ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "'weightedmean'"),
-        (
-            "1_Pooling/config.json",
-            {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
-            "['cls', 'mean'] is not served",
-        ),
+        ("1_Pooling/config.json", {"pooling_mode": "attention"}, "'attention'"),
+        ("1_Pooling/config.json", {"pooling_mode": ["cls", "all"]}, "['cls', 'all'] is not served"),
         ("sentence_bert_config.json", {"do_lower_case": "no"}, "do_lower_case 'no' is not served"),
         ("sentence_bert_config.json", {"new_key": 1}, "new_key 1 is not served"),
         ("sentence_bert_config.json", {"query_length": 9}, "query_length 9 is not served"),
@@ -184,8 +182,8 @@ def test_dense(folder: Path, activation: str, tmp_path: Path) -> None:
         ("config_sentence_transformers.json", {"prompts": ["a"]}, "prompts must be strings"),
         (
             "config_sentence_transformers.json",
-            {"prompts": {}, "default_prompt_name": "query"},
-            "default_prompt_name 'query' is not among",
+            {"prompts": {}, "default_prompt_name": "passage"},
+            "default_prompt_name 'passage' is not among",
         ),
     ],
 )
@@ -286,6 +284,24 @@ def test_a_prompt_that_is_null_is_empty(folder: Path) -> None:
     assert (encoder.encode("the sky", prompt_name="passage") != plain).any()
 
 
+@pytest.mark.parametrize("name", ["query", "document"])
+def test_a_prompt_that_every_model_of_sentence_transformers_has(folder: Path, name: str) -> None:
+    """Empty where the files do not say it, by default too; of other names there is none."""
+    plain = pyenc.load(folder).encode("the sky")
+    assert (pyenc.load(folder).encode("the sky", prompt_name=name) == plain).all()
+    said = {"prompts": {"passage": "quick "}, "default_prompt_name": name}
+    write(folder / "config_sentence_transformers.json", said)
+    encoder = pyenc.load(folder)
+    assert encoder.recipe.prompts == {"passage": "quick "}
+    for options in ({}, {"prompt_name": name}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PromptWarning)
+            assert (encoder.encode("the sky", **options) == plain).all()
+    assert (encoder.encode("the sky", prompt_name="passage") != plain).any()
+    with pytest.raises(InputError, match="prompt_name 'clustering' is unknown"):
+        encoder.encode("the sky", prompt_name="clustering")
+
+
 def test_dense_layers_are_equal_by_their_values(tmp_path: Path) -> None:
     weight, bias = torch.randn(3, 4), torch.randn(3)
     one = Dense(weight, bias, "Tanh")
@@ -323,11 +339,11 @@ def test_normalize_twice(folder: Path) -> None:
 
 
 NOT_SERVED = [
-    {"pooling_mode": ["mean", "cls"]},
-    {"pooling_mode": "weightedmean"},
+    {"pooling_mode": ["mean", "attention"]},
+    {"pooling_mode": "attention"},
     {"pooling_mode": {"a": 1}},
-    {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
-    {"pooling_mode_weightedmean_tokens": True, "include_prompt": True},
+    {"pooling_mode": []},
+    {"pooling_mode": ["mean", 3], "include_prompt": True},
 ]
 
 
@@ -340,7 +356,7 @@ def test_a_pooling_that_is_said_comes_before_one_not_served(
         (folder / "modules.json").unlink()
     right = pyenc.load(folder, pooling="mean", normalize=True).encode("the sky")
     write(folder / "1_Pooling/config.json", config)
-    with pytest.raises(CheckpointError, match="is not served; served: one of mean"):
+    with pytest.raises(CheckpointError, match="is not served; served: one or more of mean"):
         pyenc.load(folder, normalize=True)
     encoder = pyenc.load(folder, pooling="mean", normalize=True)
     assert encoder.recipe.assumed == ()
@@ -373,7 +389,7 @@ def test_a_dense_layer_keeps_its_copy_in_another_dtype_while_it_holds() -> None:
 
     torch.testing.assert_close(layer(x), wanted())
     kept = layer._as(x)
-    assert layer._as(x)[0] is kept[0]
+    assert layer._as(x)["weight"] is kept["weight"]
     layer.weight.mul_(2)
     torch.testing.assert_close(layer(x), wanted())
     assert layer.bias is not None

@@ -108,7 +108,16 @@ def test_the_weights_of_a_residual_are_those_that_are_asked_for(folder: Path) ->
         ({"new_key": 1}, "new_key 1 is not served; expected no such key"),
         ({"activation_function": "my.own.ReLU"}, "activation_function 'my.own.ReLU' is not"),
         ({"activation_function": "ReLU"}, "activation_function 'ReLU' is not served"),
-        ({"activation_function": "torch.nn.GELU"}, "activation_function 'torch.nn.GELU' is not"),
+        ({"activation_function": "torch.nn.PReLU"}, "activation_function 'torch.nn.PReLU' is not"),
+        ({"activation_function": "torch.nn.GLU"}, "activation_function 'torch.nn.GLU' is not"),
+        (
+            {"activation_function": "torch.nn.functional.relu"},
+            "activation_function 'torch.nn.functional.relu' is not served",
+        ),
+        (
+            {"activation_function": "transformers.activations.GELUActivation"},
+            "activation_function 'transformers.activations.GELUActivation' is not served",
+        ),
     ],
 )
 def test_what_a_dense_layer_may_not_ask_for(

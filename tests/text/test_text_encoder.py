@@ -141,7 +141,7 @@ def test_lone_surrogate(encoder: pyenc.TextEncoder) -> None:
         ({"batch_tokens": 0}, "batch_tokens must be at least 1, got 0"),
         ({"prompt": "a", "instruction": "b"}, "give one of instruction and prompt, not both"),
         ({"prompt": 3}, "prompt must be a string, got int"),
-        ({"prompt_name": "query"}, "prompt_name 'query' is unknown; this checkpoint has: none"),
+        ({"prompt_name": "passage"}, "prompt_name 'passage' is unknown; this checkpoint has: none"),
     ],
 )
 def test_bad_options(encoder: pyenc.TextEncoder, options: dict[str, Any], message: str) -> None:

@@ -226,9 +226,8 @@ def _digest(encoder: TextEncoder) -> str:
     recipe = encoder.recipe
     digest = hashlib.sha256(f"{recipe!r} {encoder.max_length}".encode())
     tensors = dict(encoder.model.state_dict())
-    for i, dense in enumerate(recipe.dense):
-        tensors |= {f"dense.{i}.weight": dense.weight}
-        tensors |= {} if dense.bias is None else {f"dense.{i}.bias": dense.bias}
+    for i, layer in enumerate(recipe.dense):
+        tensors |= {f"dense.{i}.{name}": tensor for name, tensor in layer.tensors().items()}
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -2,7 +2,7 @@
 
 Their tokenizer, their padded batch and their features stay as they are, so that whatever reads them
 (trainers, losses, users) finds what it knows. Inside the first module the batch is packed, goes
-through pyenc's encoder, and comes out padded again; the packed states travel with it to the mean.
+through pyenc's encoder, and comes out padded again; the packed states travel with it to the means.
 What is beneath a head is handed the padded states, and the head makes of them what it does.
 
 Shapes: B rows, N padded length, T packed tokens, C channels.
@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from ...models.packing import Packed
-from ...models.places import places
-from ...ops import segment_mean
 from ...ops.linear import few_rows_gain
 from ...ops.registered import PLAIN
+from ...text.pooling import pooled
 from .batches import packed_batch, packed_states
 from .behind import Behind
 from .borrowed import Borrowed
@@ -47,6 +46,9 @@ Measured where a batch takes as long either way (bench/NOTES.md)."""
 
 SMALL_PACKED = 2**20
 """The same where few rows have products of their own, or take packed weights, and gain."""
+
+MEANS = {"mean", "weightedmean", "mean_sqrt_len_tokens"}
+"""Poolings that are taken of packed states."""
 
 PACKED = "_pyenc_packed"
 """Attribute of a tensor of token embeddings: the `Kept` of it."""
@@ -217,7 +219,8 @@ class PackedTransformer(Standing):
 
 
 class PackedPooling(Standing):
-    """Stands for `Pooling`: a mean is one pass over packed states; other modes are their own."""
+    """Stands for `Pooling`: a mean of any kind, or several, is one pass over packed states each;
+    other modes are their own, and so are those beside one of them."""
 
     __slots__ = ()
 
@@ -232,7 +235,7 @@ class PackedPooling(Standing):
             delattr(states, PACKED)  # not to be kept for as long as the features are
         if (
             found is None
-            or self.pooling_mode != "mean"
+            or not set(poolings := modes_of(self.pooling_mode)) <= MEANS
             or "token_weights_sum" in features
             or (packed := found.packed).has_holes
             or not found.holds(features.get("attention_mask"), states)
@@ -244,15 +247,19 @@ class PackedPooling(Standing):
             # Of the padded states, whose gradient somebody may ask for, or hook.
             flat_XC = states.flatten(0, 1)
             hidden_TC = flat_XC if packed.index is None else flat_XC.index_select(0, packed.index)
-        weights_T = None
+        prompt = 0
         if not self.include_prompt and "prompt_length" in features:
             # One number for all rows, by itself or in a tensor of a trainer's.
             said = features["prompt_length"]
             prompt = int(said[0].item()) if isinstance(said, Tensor) else int(said)
-            weights_T = (places(packed.cu_seqlens, hidden_TC.shape[0]) >= prompt).float()
-        pooled_BC = segment_mean(hidden_TC, packed.cu_seqlens, weights_T)
+        pooled_BC = pooled(hidden_TC, packed.cu_seqlens, poolings, skip_tokens=prompt)
         features["sentence_embedding"] = pooled_BC.to(hidden_TC.dtype)
         return features
+
+
+def modes_of(mode: Any) -> tuple[str, ...]:
+    """The names of a `pooling_mode`, which is one or several."""
+    return (mode,) if isinstance(mode, str) else tuple(mode)
 
 
 def is_plain(features: dict[str, Any]) -> bool:

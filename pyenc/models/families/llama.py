@@ -86,8 +86,17 @@ def refuse_both_sides(config: ConfigFile, causal: bool, setting: str) -> None:
         )
 
 
+def is_minus_one(config: ConfigFile) -> bool:
+    """Whether the id of padding is said to be -1, which is that of no token."""
+    said = config.values.get("pad_token_id")
+    return type(said) is int and said == -1
+
+
 def padding(config: ConfigFile, words: int, unsaid: int | None = None) -> int | None:
-    """The id of padding, whose row takes no gradient."""
+    """The id of padding, whose row takes no gradient; -1 is that of the last row, as torch counts
+    the rows of a table (Llama 1's files say so, and have no padding)."""
+    if is_minus_one(config):
+        return words - 1
     found = optional(config, "pad_token_id", unsaid)
     if found is not None and found >= words:
         raise CheckpointError(

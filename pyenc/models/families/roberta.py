@@ -19,7 +19,9 @@ CLASSES = ("XLMRobertaFor", "XLMRobertaModel", "RobertaFor", "RobertaModel", "Ca
 
 
 def padding_id(config: ConfigFile, default: int) -> int:
-    """The id that positions are counted from."""
+    """The id that positions are counted from; -1 is no token's, and they are counted from zero."""
+    if type(said := config.values.get("pad_token_id")) is int and said == -1:
+        return said
     if config.values.get("pad_token_id", default) is None:
         raise CheckpointError(
             f"{config.path}: pad_token_id is null, but positions are counted from it; expected the "
@@ -40,7 +42,8 @@ def counted(shape: EncoderConfig, config: ConfigFile, padding: int) -> EncoderCo
 
 
 def _config(config: ConfigFile, names: Names) -> EncoderConfig:
-    return counted(bert.shape(config, names), config, padding_id(config, 1))
+    shape, padding = bert.shape(config, names), padding_id(config, 1)
+    return shape if padding < 0 else counted(shape, config, padding)
 
 
 FAMILY = Family(

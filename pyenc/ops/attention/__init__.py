@@ -178,7 +178,7 @@ def attention(
             seed, 0.0 if name == "torch" else skip_eps_of(q, skip_eps), return_lse,
             learned and torch.is_grad_enabled(), name,
         )  # fmt: skip
-        out, lse, _ = torch.ops.pyenc.attention(*call)
+        out, lse, *_ = torch.ops.pyenc.attention(*call)
     return (out, lse) if return_lse else out
 
 

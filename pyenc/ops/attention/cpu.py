@@ -63,15 +63,17 @@ def forward(
     *,
     want_lse: bool = False,
     want_ranges: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None, float]:
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, float]:
     """softmax(scale * q k^T + bias) v over packed sequences.
 
     q, k, v (T, H, D) float32, bfloat16 or float16, D at most 256, last axis contiguous; cu_seqlens
     (B + 1,) int32 or int64; all on the CPU. `skip_eps` as in `pyenc.ops.attention`, 0 for none.
 
     Returns (out (T, H, D), log-sum-exp (T, H) float32 or None, ranges (T, H, 2) int32 or None: the
-    keys [first, last) that each query met, which `backward` wants; share of the arithmetic done:
-    (scored pairs + summed pairs) / (2 * all pairs)).
+    keys [first, last) that each query met, which `backward` wants; tops (2, T, H) float32 or None,
+    which it wants too, of float32 alone: of each query a score near its largest, in base 2, and the
+    sum of the weights beside that; share of the arithmetic done: (scored pairs + summed pairs) /
+    (2 * all pairs)).
 
     The same bits for any number of threads; the last bits may differ between instruction sets.
     Raises InputError on arguments it cannot serve, BackendError without the extension.
@@ -82,16 +84,25 @@ def forward(
     look = want_lse or call.made.far
     lse = q.new_empty(q.shape[:2], dtype=torch.float32) if look else None
     ranges = q.new_empty((*q.shape[:2], 2), dtype=torch.int32) if want_ranges else None
+    tops = q.new_empty((2, *q.shape[:2])) if keeps_tops(q, want_ranges) else None
+    shift, total = (None, None) if tops is None else tops
     scored, summed, pairs = module.attention_forward(
-        call.fields, out=out.data_ptr(), lse=pointer(lse), ranges=pointer(ranges)
-    )
+        call.fields, out=out.data_ptr(), lse=pointer(lse), ranges=pointer(ranges),
+        shift=pointer(shift), total=pointer(total),
+    )  # fmt: skip
     # Without a backward only those that overflow are of another answer, which a bias alone makes.
     if lse is not None and (call.made.far or want_ranges) and far_rows(lse):
         out, lse = blocks.forward(q, k, v, call.made.cu_seqlens.tolist(), terms, True)
         mark(ranges)
-        return out.contiguous(), lse if want_lse else None, ranges, 1.0
+        return out.contiguous(), lse if want_lse else None, ranges, tops, 1.0
     lse = lse if want_lse else None
-    return out, lse, ranges, (scored + summed) / (2 * pairs) if pairs else 1.0
+    return out, lse, ranges, tops, (scored + summed) / (2 * pairs) if pairs else 1.0
+
+
+def keeps_tops(q: Tensor, want_backward: bool) -> bool:
+    """Whether `forward` returns them. Of halves no weight has the digits that a log-sum-exp loses
+    below `far.FAR`."""
+    return want_backward and q.dtype == torch.float32
 
 
 def backward(
@@ -106,12 +117,13 @@ def backward(
     out: Tensor,
     lse: Tensor,
     ranges: Tensor,
+    tops: Tensor | None = None,
     *,
     want_bias: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of q, k, v, and of ALiBi's slopes, T5's table or a line where wanted.
 
-    Arguments as given to `forward`; out, lse and ranges as it returned them. With the final
+    Arguments as given to `forward`; out, lse, ranges and tops as it returned them. With the final
     log-sum-exp known, blocks in the range of keys that the forward met are left out by the same
     rule once more: of the mass of a row at most 1.5 skip_eps are missing in all. The same call
     gives the same bits; another number of threads may change the last ones.
@@ -126,6 +138,13 @@ def backward(
     check_like(OP, "lse", lse, shape[:2], torch.float32)
     check_like(OP, "ranges", ranges, (*shape[:2], 2), torch.int32)
     check_contiguous(OP, lse=lse, ranges=ranges)
+    shift = total = None
+    if keeps_tops(q, True):
+        if tops is None:
+            raise InputError(f"{OP}: float32 needs tops, as the forward returned them")
+        check_like(OP, "tops", tops, (2, *shape[:2]), torch.float32)
+        check_contiguous(OP, tops=tops)
+        shift, total = tops
     if marked(ranges):
         bounds = call.made.cu_seqlens.tolist()
         return blocks.backward(grad_out, grad_lse, q, k, v, bounds, terms, want_bias)
@@ -150,7 +169,7 @@ def backward(
         call.fields, grad_out=rows_of(grad_out), out=rows_of(out), lse=lse.data_ptr(),
         grad_lse=pointer(grad_lse), ranges=ranges.data_ptr(), grad_q=grads[0].data_ptr(),
         grad_k=grads[1].data_ptr(), grad_v=grads[2].data_ptr(), grad_bias=pointer(grad_bias),
-        grad_reach=reach,
+        grad_reach=reach, shift=pointer(shift), total=pointer(total),
     )  # fmt: skip
     return grads[0], grads[1], grads[2], _grad_of_tensor(grad_bias, terms, reach)
 

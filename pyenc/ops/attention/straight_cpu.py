@@ -70,7 +70,7 @@ def straight_cpu(
     if terms is None:
         return None
     eps = skip_eps_of(q, skip_eps)
-    out, lse, _, _ = cpu.forward(q, k, v, cu_seqlens, terms, eps, want_lse=want_lse)
+    out, lse, *_ = cpu.forward(q, k, v, cu_seqlens, terms, eps, want_lse=want_lse)
     return out, lse
 
 

@@ -71,28 +71,29 @@ def test_bad_input_is_refused_before_an_address_is_read(
 def test_backward_refuses_what_the_forward_did_not_give() -> None:
     q = torch.randn(10, 2, 8)
     bounds = torch.tensor([0, 10])
-    out, lse, ranges, _ = attention_cpu.forward(
+    out, lse, ranges, tops, _ = attention_cpu.forward(
         q, q, q, bounds, TERMS, 0.0, want_lse=True, want_ranges=True
     )
-    good = {"grad_out": q, "out": out, "lse": lse, "ranges": ranges, "grad_lse": None}
+    good = {"grad_out": q, "out": out, "lse": lse, "ranges": ranges, "tops": tops, "grad_lse": None}
     for name, bad in {
         "grad_out": q[:9], "out": out.double(), "lse": lse[:, :1], "ranges": ranges.long(),
+        "tops": None,
         "grad_lse": torch.ones(9, 2),
     }.items():  # fmt: skip
         given: dict[str, Any] = good | {name: bad}
         with pytest.raises(InputError, match=name):
             attention_cpu.backward(
                 given["grad_out"], given["grad_lse"], q, q, q, bounds, TERMS, 0.0, given["out"],
-                given["lse"], given["ranges"],
+                given["lse"], given["ranges"], given["tops"],
             )  # fmt: skip
     with pytest.raises(BackendError, match="no gradient of a none bias"):
         attention_cpu.backward(
-            q, None, q, q, q, bounds, TERMS, 0.0, out, lse, ranges, want_bias=True
+            q, None, q, q, q, bounds, TERMS, 0.0, out, lse, ranges, tops, want_bias=True
         )
     dropped = Terms("alibi", torch.ones(2), 0, None, -1, -1, 0.35, 0.1, 7)
     with pytest.raises(BackendError, match="no gradient of slopes under dropout"):
         attention_cpu.backward(
-            q, None, q, q, q, bounds, dropped, 0.0, out, lse, ranges, want_bias=True
+            q, None, q, q, q, bounds, dropped, 0.0, out, lse, ranges, tops, want_bias=True
         )
 
 

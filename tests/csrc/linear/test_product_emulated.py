@@ -18,7 +18,7 @@ pytestmark = emulated.needs_compiler
 
 UNITS = "x86-64-v4-amx"
 CASES = ["product", "bf16 product", "few rows"]
-A_LITTLE = ["product a little", "bf16 product a little", "few rows"]
+A_LITTLE = ["product a little", "bf16 product a little"]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_in_plain_cpp(extension: Path, cases: str) -> None:
 
 @emulated.only_sanitized
 def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
-    emulated.check_sanitized(tmp_path, "linear", A_LITTLE)
+    emulated.check_sanitized(tmp_path, "linear", [*A_LITTLE, "few rows"])
 
 
 @pytest.mark.parametrize("cases", CASES)

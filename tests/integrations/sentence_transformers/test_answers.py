@@ -136,7 +136,7 @@ def test_precision(precision: str) -> None:
 
 POOLINGS = [
     "cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken",
-    ("mean", "max"), ("cls", "mean", "weightedmean"),
+    ("mean", "max"), ("cls", "mean", "weightedmean"), ("mean_sqrt_len_tokens", "weightedmean"),
 ]  # fmt: skip
 
 
@@ -154,6 +154,34 @@ def test_every_pooling(bert: Any, mode: Any, side: str) -> None:
         ours = accelerate(copy.deepcopy(plain))
         assert is_accelerated(ours)
         assert off(*(m.encode(TEXTS, prompt="some prompt ") for m in (plain, ours))) <= NEAR
+
+
+def test_layers_behind_several_poolings(bert: Any, packed: list[Any]) -> None:
+    """Their own code, on vectors of packed states; gradients come to all of them."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Dense
+    from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
+
+    width = 2 * bert[0].get_embedding_dimension()
+    torch.manual_seed(0)
+    behind = [
+        Pooling(width // 2, pooling_mode=("weightedmean", "mean_sqrt_len_tokens")),
+        LayerNorm(width), Dense(width, 5, activation_function=torch.nn.GELU()),
+    ]  # fmt: skip
+    plain = SentenceTransformer(modules=[bert[0], *behind], device="cpu")
+    ours = accelerate(copy.deepcopy(plain))
+    assert off(*(m.encode(TEXTS) for m in (plain, ours))) <= NEAR
+    gradients = []
+    for model in (plain.eval(), ours.eval()):
+        model(model.preprocess(TEXTS))["sentence_embedding"].square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert len(packed) == 2
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, right in gradients[0].items():
+        found = gradients[1][name]
+        assert (right is None) == (found is None), name
+        if right is not None:
+            assert off(right, found) <= 1e-4 * max(1.0, float(right.abs().max())), name
 
 
 def test_modules_between_and_behind(bert: Any) -> None:

@@ -14,6 +14,11 @@ from pyenc.integrations.sentence_transformers import accelerate
 from tests.integrations.sentence_transformers.models import TEXTS
 from tests.integrations.sentence_transformers.test_answers import NEAR, off
 
+MEANS: list[Any] = [
+    "mean", "weightedmean", "mean_sqrt_len_tokens", ("weightedmean", "mean_sqrt_len_tokens"),
+]  # fmt: skip
+"""Modes of a Pooling that are taken of packed states."""
+
 
 def no_first_token(features: dict[str, Any]) -> None:
     features["attention_mask"][:, 0] = 0
@@ -60,14 +65,16 @@ def test_what_is_changed_before_pooling(bert: Any, change: Any, equal_lengths: b
     assert off(ours.encode(texts), as_it_is) == 0
 
 
+@pytest.mark.parametrize("mode", MEANS, ids=str)
 @pytest.mark.parametrize("equal_lengths", [False, True])
 def test_a_mean_of_packed_states(
-    bert: Any, equal_lengths: bool, monkeypatch: pytest.MonkeyPatch
+    bert: Any, equal_lengths: bool, mode: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nothing was changed before it: the pooling's own code is not run."""
     from sentence_transformers.sentence_transformer.modules import Pooling
 
     texts = ["two words"] * 3 if equal_lengths else TEXTS
+    bert[1].pooling_mode = mode
     ours, right = accelerate(copy.deepcopy(bert)), bert.encode(texts)
 
     def never(*_: Any, **__: Any) -> None:
@@ -82,10 +89,12 @@ def test_a_mean_of_packed_states(
         bert.encode(texts)
 
 
+@pytest.mark.parametrize("mode", MEANS, ids=str)
 @pytest.mark.parametrize("equal_lengths", [False, True])
-def test_gradients_of_padded_states(bert: Any, equal_lengths: bool) -> None:
+def test_gradients_of_padded_states(bert: Any, equal_lengths: bool, mode: Any) -> None:
     """Who asks for that of token embeddings, or hooks it, finds it as it was."""
     texts = ["two words"] * 3 if equal_lengths else TEXTS
+    bert[1].pooling_mode = mode
     found = []
     for model in (bert, accelerate(copy.deepcopy(bert))):
         features = model[0](model.preprocess(texts))

@@ -13,10 +13,19 @@ from pyenc.ops.attention.reference import attention_reference
 from pyenc.ops.attention.terms import terms_of
 from pyenc.ops.attention.triton import backward, forward
 from pyenc_kernels import interpreting
+from tests.ops.attention.skip_inputs import SkipInputs
 from tests.oracle import assert_right
 
 DRAWS = 1 if interpreting() else 3
 """How often the same case is drawn anew; in the interpreter, which is slow, see PYENC_TEST_SEED."""
+
+SKIP_INPUTS = tuple(SkipInputs(8, torch.ones(1), 16).builders)
+"""Which of them a bias is tried with; in the interpreter all are ALiBi's alone."""
+if interpreting():
+    SKIP_INPUTS = (
+        *("plain", "planted -16", "planted 3", "opposed"),
+        *("level -12", "falling -8", "shifted", "clustered"),
+    )
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -17,6 +17,7 @@ from pyenc.ops import attention, check_score_bias, computed_share
 from pyenc.ops.attention.along import Line, line_of
 from pyenc_kernels.attention import launch_backward
 from pyenc_kernels.score_function import line_params
+from tests.kernels.attention.attention_case import SKIP_INPUTS
 from tests.ops.attention.capture_watch import Watch
 from tests.ops.attention.share_rule import check_row_shares
 from tests.ops.attention.skip_inputs import SkipInputs
@@ -104,7 +105,7 @@ class Bent(nn.Module):
         return line.masked_fill(self.hidden & (offsets.abs() % 7 == 3), -math.inf)
 
 
-@pytest.mark.parametrize("name", SkipInputs(8, torch.ones(1), 16).builders)
+@pytest.mark.parametrize("name", SKIP_INPUTS)
 def test_what_a_line_leaves_out_is_within_its_share(name: str, device: str) -> None:
     n, slopes = 500, [0.9, 0.2, 0.02, 0.0]
     cu_seqlens, bias = torch.tensor([0, n], device=device), Bent(slopes).to(device)

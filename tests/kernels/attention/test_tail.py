@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyenc.errors import InputError
 from pyenc.ops import attention, check_score_bias, computed_share
 from pyenc_kernels.score_function import ASYMMETRIC_ALIBI, ScoreFunction
+from tests.kernels.attention.attention_case import SKIP_INPUTS
 from tests.kernels.attention.score_biases import SOFT_CAP
 from tests.ops.attention.share_rule import check_row_shares
 from tests.ops.attention.skip_inputs import SkipInputs
@@ -126,7 +127,7 @@ def test_a_map_has_none_nor_what_has_a_decay() -> None:
     assert not SOFT_CAP.fades
 
 
-@pytest.mark.parametrize("name", SkipInputs(8, torch.ones(1), 16).builders)
+@pytest.mark.parametrize("name", SKIP_INPUTS)
 def test_no_row_loses_more_than_its_share(name: str, device: str) -> None:
     n, slopes = 500, [0.9, 0.2, 0.02, 0.0]
     bounds, bias = torch.tensor([0, n], device=device), Ridge(slopes).to(device)

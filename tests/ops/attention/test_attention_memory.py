@@ -7,63 +7,71 @@ so one head of half as many is held to a sixteenth of the bound, in a thirtieth 
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
-from pyenc.ops import extension
+from pyenc.ops import ALiBi, alibi_slopes, attention, extension
+from tests.scripts import run_script
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
-
-PROGRAM = """
-import sys
-import torch
-from pyenc.ops import ALiBi, alibi_slopes, attention
-
-class Own:
-    def block(self, i, j):
-        return -0.1 * (i[:, None] - j[None, :]).abs().float().expand(heads, -1, -1)
-
-class Read:  # a gather has no step: its numbers are read
-    table = torch.arange(20000) * -0.1
-    def block(self, i, j):
-        return self.table[(i[:, None] - j[None, :]).abs()].expand(heads, -1, -1)
-
-def peak():
-    # Not getrusage: it begins with the peak of the process that started this one, below which
-    # nothing would show.
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-
-mode, n, backend, heads = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-torch.set_num_threads(2 if backend == "cpu" else 1)  # there each takes a copy of one head's keys
-def run(n):
-    q, k, v = (torch.randn(n, heads, 64, requires_grad=mode != "forward") for _ in range(3))
-    slopes = alibi_slopes(heads).requires_grad_(mode == "slopes")
-    before = peak()
-    bias = {"own": Own, "own, read": Read}.get(mode, lambda: ALiBi(slopes))()
-    out = attention(q, k, v, torch.tensor([0, n]), bias=bias, backend=backend)
-    if mode != "forward":
-        out.backward(torch.ones_like(out))
-    return peak() - before
-
-run(256)  # what the libraries take for themselves
-print(run(n) * 1024)
-"""
 
 TENSOR = 32768 * 8 * 64 * 4
 
 
 def extra(mode: str, tokens: int, backend: str = "torch", heads: int = 8) -> int:
     """Bytes that the process grew by, outputs included."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, mode, str(tokens), backend, str(heads)],
-        capture_output=True, text=True, check=True, timeout=600,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-    )  # fmt: skip
+    done = run_script(__file__, mode, str(tokens), backend, str(heads))
+    assert done.returncode == 0, done.stderr
     return int(done.stdout)
+
+
+class Own:
+    def __init__(self, heads: int) -> None:
+        self.heads = heads
+
+    def block(self, i: Tensor, j: Tensor) -> Tensor:
+        return -0.1 * (i[:, None] - j[None, :]).abs().float().expand(self.heads, -1, -1)
+
+
+class Read(Own):
+    """A gather has no step: its numbers are read."""
+
+    table = torch.arange(20000) * -0.1
+
+    def block(self, i: Tensor, j: Tensor) -> Tensor:
+        return self.table[(i[:, None] - j[None, :]).abs()].expand(self.heads, -1, -1)
+
+
+def peak() -> int:
+    # Not getrusage: it begins with the peak of the process that started this one, below which
+    # nothing would show.
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+def measure(mode: str, n: int, backend: str, heads: int) -> int:
+    q, k, v = (torch.randn(n, heads, 64, requires_grad=mode != "forward") for _ in range(3))
+    slopes = alibi_slopes(heads).requires_grad_(mode == "slopes")
+    before = peak()
+    own = {"own": Own, "own, read": Read}.get(mode)
+    bias = own(heads) if own else ALiBi(slopes)
+    out = attention(q, k, v, torch.tensor([0, n]), bias=bias, backend=backend)
+    assert isinstance(out, Tensor)
+    if mode != "forward":
+        out.backward(torch.ones_like(out))
+    return 1024 * (peak() - before)
+
+
+def main() -> None:
+    mode, tokens, backend, heads = sys.argv[1:]
+    # There each takes a copy of one head's keys.
+    torch.set_num_threads(2 if backend == "cpu" else 1)
+    measure(mode, 256, backend, int(heads))  # what the libraries take for themselves
+    print(measure(mode, int(tokens), backend, int(heads)))
 
 
 @pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
@@ -111,3 +119,7 @@ def test_the_other_paths_are_linear_too(mode: str) -> None:
     """Learned slopes, a bias of one's own: half the heads' scores alone would be 268 MB, three
     times over."""
     assert extra(mode, 4096, heads=4) - 5 * TENSOR // 16 < 25 * 10**7
+
+
+if __name__ == "__main__":
+    main()

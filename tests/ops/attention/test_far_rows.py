@@ -155,6 +155,31 @@ def test_large_products(backend: str, size: float, dtype: torch.dtype) -> None:
         assert_right(got, naive, oracle, gradient=True)
 
 
+@pytest.mark.parametrize("kind", ["none", "alibi", "t5"])
+@pytest.mark.parametrize("size", [300, 1000])
+@pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
+def test_weights_of_scores_of_hundreds(size: float, kind: str) -> None:
+    """What the gradient of values is of: a log-sum-exp in float32 keeps of a weight beside such
+    scores fewer digits than the scores do, and it is not far yet."""
+    lengths = [1, 2, 3, 5, 40] * 8 + [12, 300]
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    q, k, v, g = torch.randn(4, sum(lengths), HEADS, 16)
+    q, k, table = q * size**0.5, k * size**0.5, torch.randn(8, HEADS)
+
+    def grad(way: str, dtype: torch.dtype) -> Tensor:
+        biases = {
+            "none": None, "alibi": ALiBi(torch.tensor([0.01, 0.3], dtype=dtype)),
+            "t5": RelativePositionBias(table.to(dtype), 16),
+        }  # fmt: skip
+        values = v.to(dtype, copy=True).requires_grad_()
+        given = (q.to(dtype), k.to(dtype), values, bounds)
+        out = attention(*given, bias=biases[kind], backend=way, skip_eps=0)  # type: ignore[arg-type]
+        return torch.autograd.grad(out, values, g.to(dtype))[0]  # type: ignore[arg-type]
+
+    naive, oracle = grad("reference", torch.float32), grad("reference", torch.float64)
+    assert_right(grad("cpu", torch.float32), naive, oracle, gradient=True)
+
+
 def test_far_keys_of_a_long_text_make_no_far_rows() -> None:
     """Where a query's own key is near, what lies far below it costs no other way."""
     line = -0.5 * torch.arange(-9000, 9001).abs().float().expand(HEADS, -1)

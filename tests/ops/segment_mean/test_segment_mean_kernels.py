@@ -1,18 +1,13 @@
-"""The compiled kernels of the segment mean (C++ and Triton) against a float64 oracle of their own.
+"""The C++ kernels of the segment mean against a float64 oracle of their own.
 
-Triton's interpreter is chosen by an environment variable as Triton is imported, so its checks run
-in a process of their own. This file, run as a script, checks the C++ kernels of the instruction set
-that PYENC_CPU_ISA names.
+Run as a script, this file checks those of the instruction set that PYENC_CPU_ISA names. Triton's:
+tests/kernels/segment_mean.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -24,8 +19,6 @@ from pyenc.ops import extension
 from pyenc.ops.segment_mean import cpu as segment_mean_cpu
 from tests.instruction_sets import ISAS, run_on
 from tests.scripts import run_script
-
-ROOT = Path(__file__).resolve().parents[3]
 
 LENGTHS = {
     "one": [1],
@@ -240,41 +233,6 @@ def test_an_instruction_set_that_is_not_there_is_refused(cpu: ModuleType) -> Non
     result = run_script(__file__, PYENC_CPU_ISA=lacking[0])
     assert result.returncode != 0
     assert f"PYENC_CPU_ISA={lacking[0]} cannot serve here" in result.stderr
-
-
-def check_triton(device: str) -> None:
-    from pyenc_kernels import segment_mean as module
-
-    options = list(itertools.product((7, 100, 1, 384), DTYPES, (False, True), (True, False)))
-    for i, lengths in enumerate(LENGTHS.values()):
-        if device == "cpu":
-            # The interpreter takes milliseconds a program: few cases, and the longest cut short.
-            chosen = options[i:24:7]
-            lengths = [min(length, 300) for length in lengths[:20]]
-        else:
-            chosen = options
-        for n_channels, dtype, weighted, normalize in chosen:
-            case = make_case(lengths, n_channels, dtype, weighted, device)
-            check(module, case, normalize, rounds=device != "cpu")
-
-
-def test_triton_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    module = "tests.ops.segment_mean.test_segment_mean_kernels"
-    code = f"from {module} import check_triton; check_triton('cpu')"
-    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
-    environment = {"PYTHONPATH": os.pathsep.join(paths), "TRITON_INTERPRET": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_triton_on_the_gpu() -> None:
-    check_triton("cuda")
 
 
 if __name__ == "__main__":
