@@ -69,6 +69,11 @@ def test_gte_scaling() -> None:
     assert shape_of("GTE v1.5", GTE, **native).rotary == Rotary(160_000.0)
     native["rope_parameters"] = {"rope_theta": 500_000, "rope_type": "default"}
     assert shape_of("GTE v1.5", GTE, **native) == plain
+    native |= {"rope_scaling": native.pop("rope_parameters")}
+    assert shape_of("GTE v1.5", GTE, **native) == plain
+    ntk = {"type": "ntk", "factor": 2.0, "rope_theta": 9.0}
+    assert shape_of("GTE v1.5", GTE, rope_scaling=ntk).rotary == Rotary(9.0, factor=2.0)
+    assert shape_of("GTE v1.5", GTE, head_dim=16, rope_scaling=None) == replace(plain, head_size=16)
     scaled = shape_of("GTE v1.5", GTE, logn_attention_scale=True, logn_attention_clip1=True)
     assert (scaled.log_length, scaled.log_length_at_least_one) == (64, True)
 

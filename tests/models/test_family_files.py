@@ -169,39 +169,85 @@ def test_roberta_without_model_type(name: str, tmp_path: Path) -> None:
         load_checkpoint(folder)
 
 
-IN_MEMORY = (
-    ("emb_ln", "embeddings.LayerNorm"), ("encoder.layers", "layers"),
-    ("mixer.out_proj", "self_attn.o_proj"), ("norm1", "post_attention_layernorm"),
-    ("norm2", "post_mlp_layernorm"),
+NORMS = (("norm1", "post_attention_layernorm"), ("norm2", "post_mlp_layernorm"))
+IN_FILES = (("emb_ln", "embeddings.LayerNorm"), ("encoder.layers", "layers"), *NORMS)
+IN_MEMORY: dict[str, tuple[tuple[str, str], ...]] = {
+    JINA3: (*IN_FILES, ("mixer.out_proj", "self_attn.o_proj")),
+    NOMIC: (
+        *IN_FILES, ("attn.out_proj", "self_attn.o_proj"), ("fc11", "up_proj"),
+        ("fc12", "gate_proj"), ("fc2", "down_proj"),
+    ),
+    GTE: (
+        ("encoder.layer", "layers"), ("attention.o_proj", "self_attn.o_proj"),
+        ("attn_ln", "post_attention_layernorm"), ("mlp_ln", "post_mlp_layernorm"),
+    ),
+}  # fmt: skip
+"""Golden -> words in the names of its tensors and what they are in memory."""
+
+QKV = tuple(f"self_attn.{x}_proj" for x in "qkv")
+JOINED = {
+    "mixer.Wqkv": QKV, "attn.Wqkv": QKV, "attention.qkv_proj": QKV,
+    "mlp.up_gate_proj": ("mlp.up_proj", "mlp.gate_proj"),
+}  # fmt: skip
+"""One tensor of a file -> several in memory."""
+
+
+def in_memory(name: str, prefix: str, tmp_path: Path) -> Path:
+    """A copy of a golden as transformers writes it where it is told not to convert."""
+
+    def renamed(tensors: dict[str, torch.Tensor]) -> None:
+        for old in list(tensors):
+            tensor, new = tensors.pop(old), prefix + old
+            for theirs, ours in IN_MEMORY[name]:
+                new = new.replace(theirs, ours)
+            joined = next((word for word in JOINED if word in new), new)
+            apart = JOINED.get(joined, (new,))
+            for word, rows in zip(apart, tensor.chunk(len(apart)), strict=True):
+                tensors[new.replace(joined, word)] = rows.clone()
+
+    folder = copied(name, tmp_path)
+    edit_tensors(folder, renamed)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [
+        (JINA3, ""), (JINA3, "roberta."), (NOMIC, ""), (NOMIC, "nomic_bert."), (GTE, ""),
+        (GTE, "gte."),
+    ],
+)  # fmt: skip
+def test_named_as_in_memory(name: str, prefix: str, tmp_path: Path) -> None:
+    expected = load_checkpoint(GOLDEN / name)
+    checkpoint = load_checkpoint(in_memory(name, prefix, tmp_path))
+    assert checkpoint.family is expected.family
+    assert checkpoint.encoder.config == expected.encoder.config
+    state = checkpoint.encoder.state_dict()
+    for parameter, tensor in expected.encoder.state_dict().items():
+        assert torch.equal(state[parameter], tensor), parameter
+    written = original_tensors(checkpoint)
+    queries = [n for n in written if "self_attn.q_proj.weight" in n]
+    assert len(queries) == expected.encoder.config.num_layers
+    assert all(n.startswith(prefix) for n in written)
+
+
+LOST = (
+    "embeddings.LayerNorm.weight", "layers.1.post_mlp_layernorm.bias",
+    "layers.0.self_attn.q_proj.weight", "layers.0.post_mlp_layernorm.weight",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("prefix", ["", "roberta."])
-def test_jina_v3_named_as_in_memory(prefix: str, tmp_path: Path) -> None:
-    """What transformers writes where it is told not to convert."""
-
-    def renamed(tensors: dict[str, torch.Tensor]) -> None:
-        for name in list(tensors):
-            tensor, new = tensors.pop(name), prefix + name
-            for theirs, ours in IN_MEMORY:
-                new = new.replace(theirs, ours)
-            if "mixer.Wqkv" in new:
-                for x, rows in zip("qkv", tensor.chunk(3), strict=True):
-                    tensors[new.replace("mixer.Wqkv", f"self_attn.{x}_proj")] = rows.clone()
-            else:
-                tensors[new] = tensor
-
-    expected = load_checkpoint(GOLDEN / JINA3)
-    folder = copied(JINA3, tmp_path)
-    edit_tensors(folder, renamed)
-    checkpoint = load_checkpoint(folder)
-    assert checkpoint.encoder.config == expected.encoder.config
-    state = checkpoint.encoder.state_dict()
-    for name, tensor in expected.encoder.state_dict().items():
-        assert torch.equal(state[name], tensor), name
-    written = original_tensors(checkpoint)
-    assert len([name for name in written if "self_attn.q_proj" in name]) == 6
-    assert all(name.startswith(prefix) for name in written)
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [(name, lost) for name in (JINA3, NOMIC, GTE) for lost in LOST]
+    + [(GTE, "layers.0.self_attn.q_proj.bias"), (GTE, "layers.0.mlp.gate_proj.weight")],
+)
+def test_missing_as_in_memory(name: str, lost: str, tmp_path: Path) -> None:
+    """Told by the name beside the others."""
+    folder = in_memory(name, "", tmp_path)
+    edit_tensors(folder, lambda t: t.pop(lost))
+    with pytest.raises(CheckpointError, match=f"missing tensor '{lost}'"):
+        load_checkpoint(folder)
 
 
 FREQUENCIES = [

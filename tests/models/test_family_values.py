@@ -47,10 +47,21 @@ def test_architectures_name_the_family(tmp_path: Path) -> None:
     assert (pyenc.load(folder).encode("the sky") == right).all()
 
 
-def test_gelu_python_is_gelu(tmp_path: Path) -> None:
-    right = pyenc.load(GOLDEN / "bert_mean_h4").encode("the sky")
-    folder = edited("bert_mean_h4", tmp_path, hidden_act="gelu_python")
-    assert (pyenc.load(folder).encode("the sky") == right).all()
+@pytest.mark.parametrize(
+    ("said", "other"),
+    [
+        ("gelu", "gelu_python"),
+        ("gelu_new", "gelu_python_tanh"),
+        ("gelu_new", "gelu_accurate"),
+        ("gelu_new", "gelu_fast"),
+    ],
+)
+def test_other_names_of_gelu(said: str, other: str, tmp_path: Path) -> None:
+    right, again = (
+        pyenc.load(edited("bert_mean_h4", tmp_path, hidden_act=name)).encode("the sky")
+        for name in (said, other)
+    )
+    assert (again == right).all()
 
 
 def test_a_head_for_questions_beside_t5(tmp_path: Path) -> None:

@@ -46,16 +46,16 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
             f"inner_group_num {inner}: expected at least one of each, no more groups than layers, "
             f"and at most {MOST_STEPS} steps in all"
         )
-    positions = config.integer("max_position_embeddings", 512)
+    positions = config.size("max_position_embeddings", 512)
     dropout = config.number("hidden_dropout_prob", 0.0)
     return EncoderConfig(
-        vocab_size=config.integer("vocab_size", 30_000),
-        hidden_size=config.integer("hidden_size", 4096),
-        embedding_size=config.integer("embedding_size", 128),
+        vocab_size=config.size("vocab_size", 30_000),
+        hidden_size=config.size("hidden_size", 4096),
+        embedding_size=config.size("embedding_size", 128),
         num_layers=groups * inner,
         layer_order=_order(depth, groups, inner),
-        num_heads=config.integer("num_attention_heads", 64),
-        intermediate_size=config.integer("intermediate_size", 16_384),
+        num_heads=config.size("num_attention_heads", 64),
+        intermediate_size=config.size("intermediate_size", 16_384),
         type_vocab_size=config.integer("type_vocab_size", 2),
         position="absolute",
         num_positions=positions,

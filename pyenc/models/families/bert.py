@@ -27,7 +27,7 @@ def shape(config: ConfigFile, names: Names) -> EncoderConfig:
     """The encoder of a plain BERT, for those that are one but for a field or two."""
     absolute = "plain BERT has absolute positions"
     config.require("position_embedding_type", ("absolute", None), "absolute", absolute)
-    positions = config.integer("max_position_embeddings")
+    positions = config.size("max_position_embeddings")
     return EncoderConfig(
         **common_fields(config, names),
         position="absolute",

@@ -82,9 +82,14 @@ def _known(config: ConfigFile, key: str, default: str, known: tuple[str, ...]) -
 
 def _disentangled(config: ConfigFile) -> Disentangled:
     terms = _known(config, "pos_att_type", "", (*TERMS, ""))
-    distance = _signed(config, "max_relative_positions")
-    distance = distance or config.integer("max_position_embeddings")
-    buckets = _signed(config, "position_buckets")
+    said = _signed(config, "max_relative_positions")
+    key = "max_relative_positions" if said else "max_position_embeddings"
+    distance, buckets = config.integer(key), _signed(config, "position_buckets")
+    if buckets and (buckets < 2 or distance < buckets // 2 + 2):
+        raise CheckpointError(
+            f"{config.path}: position_buckets is {buckets} and {key} {distance}; expected no "
+            f"buckets (-1), or at least 2, and {key} of at least {max(buckets, 2) // 2 + 2}"
+        )
     if not any(terms):
         raise UnknownArchitectureError(
             f"{config.path}: pos_att_type names no term, so that no score knows a distance; "
@@ -125,7 +130,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         "embedding_size", (hidden,), hidden, "word embeddings of another width are not served"
     )
     said.require(
-        "attention_head_size", (hidden // max(heads, 1),), hidden // max(heads, 1),
+        "attention_head_size", (hidden // heads,), hidden // heads,
         "heads that are not hidden_size / num_attention_heads wide are not served",
     )  # fmt: skip
     return EncoderConfig(
@@ -133,7 +138,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         position="disentangled",
         disentangled=_disentangled(said),
         convolution=_convolution(said),
-        max_length=said.integer("max_position_embeddings"),
+        max_length=said.size("max_position_embeddings"),
         activation=said.activation(),
         attention_dropout=said.number("attention_probs_dropout_prob", 0.1),
     )

@@ -11,14 +11,14 @@ from .family import ConfigFile, Family, HeadNames, Names, Parts, Published, both
 
 
 def _config(config: ConfigFile, names: Names) -> EncoderConfig:
-    positions = config.integer("max_position_embeddings", 512)
+    positions = config.size("max_position_embeddings", 512)
     # transformers takes BERT's names of the sizes as well.
     return EncoderConfig(
-        vocab_size=config.integer("vocab_size", 30522),
-        hidden_size=config.integer(config.spelled("dim", "hidden_size"), 768),
-        num_layers=config.integer(config.spelled("n_layers", "num_hidden_layers"), 6),
-        num_heads=config.integer(config.spelled("n_heads", "num_attention_heads"), 12),
-        intermediate_size=config.integer("hidden_dim", 3072),
+        vocab_size=config.size("vocab_size", 30522),
+        hidden_size=config.size(config.spelled("dim", "hidden_size"), 768),
+        num_layers=config.size(config.spelled("n_layers", "num_hidden_layers"), 6),
+        num_heads=config.size(config.spelled("n_heads", "num_attention_heads"), 12),
+        intermediate_size=config.size("hidden_dim", 3072),
         position="absolute",
         num_positions=positions,
         max_length=positions,

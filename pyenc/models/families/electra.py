@@ -30,7 +30,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     config.require("add_cross_attention", (False, None), False, "pyenc runs encoders only")
     said = ConfigFile(config.path, {**UNSAID, **config.values})
     shape = bert.shape(said, names)
-    width = said.integer("embedding_size")
+    width = said.size("embedding_size")
     return replace(
         shape,
         embedding_size=None if width == shape.hidden_size else width,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from ...errors import CheckpointError
 from ..config import EncoderConfig
 from ..head_config import HeadConfig
-from .family import ConfigFile, Family, HeadNames, Names, Published
+from .family import ConfigFile, Family, HeadNames, Names, Published, own_head_size
 from .llama import LAYER, SIGNATURE, optional, padding, parts, rotary
 
 MODEL_TYPE = "eurobert"
@@ -18,19 +18,19 @@ UNSAID = "250000 in the original code, 10000 in transformers 5"
 
 
 def _config(config: ConfigFile, names: Names) -> EncoderConfig:
-    words = config.integer("vocab_size", 128_256)
-    hidden, heads = config.integer("hidden_size", 768), config.integer("num_attention_heads", 12)
+    words = config.size("vocab_size", 128_256)
+    hidden, heads = config.size("hidden_size", 768), config.size("num_attention_heads", 12)
     biased, mlp_biased = config.flag("attention_bias", False), config.flag("mlp_bias", False)
     return EncoderConfig(
         vocab_size=words,
         hidden_size=hidden,
-        num_layers=config.integer("num_hidden_layers", 12),
+        num_layers=config.size("num_hidden_layers", 12),
         num_heads=heads,
         num_kv_heads=optional(config, "num_key_value_heads"),
-        head_size=optional(config, "head_dim"),
-        intermediate_size=config.integer("intermediate_size", 3072),
+        head_size=own_head_size(config),
+        intermediate_size=config.size("intermediate_size", 3072),
         position="rotary",
-        max_length=config.integer("max_position_embeddings", 8192),
+        max_length=config.size("max_position_embeddings", 8192),
         rotary=rotary(config, None, UNSAID),
         padding_row=padding(config, words, 128_001),
         activation=config.activation("hidden_act", "silu"),

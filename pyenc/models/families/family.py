@@ -20,7 +20,9 @@ ACTIVATION_NAMES = {
     "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
     "silu": "silu",
     "swish": "silu",
     "relu": "relu",
@@ -152,13 +154,18 @@ class ConfigFile:
     path: str
     values: Mapping[str, Any]
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, least: int = 0) -> int:
         value = self.values.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LARGEST:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < LARGEST:
             raise CheckpointError(
-                f"{self.path}: {key} must be a whole number from 0 to {LARGEST - 1}, got {value!r}"
+                f"{self.path}: {key} must be a whole number from {least} to {LARGEST - 1}, got "
+                f"{value!r}"
             )
         return value
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """A whole number of which there is at least one."""
+        return self.integer(key, default, 1)
 
     def number(self, key: str, default: float) -> float:
         value = self.values.get(key, default)
@@ -172,6 +179,11 @@ class ConfigFile:
                 f"{self.path}: {key} must be a number, finite and >= 0, got {value!r}"
             )
         return float(value)
+
+    def positive(self, key: str, default: float) -> float:
+        if not (value := self.number(key, default)):
+            raise CheckpointError(f"{self.path}: {key} must be positive, got 0")
+        return value
 
     def text(self, key: str, default: str) -> str:
         value = self.values.get(key, default)
@@ -242,14 +254,19 @@ def there(names: Names, layer: str) -> bool:
     return f"{layer}.weight" in names or f"{layer}.bias" in names
 
 
+def own_head_size(config: ConfigFile) -> int | None:
+    """Channels of a head where `config.json` says them, as transformers 5 writes for some."""
+    return None if config.values.get("head_dim") is None else config.size("head_dim")
+
+
 def common_fields(config: ConfigFile, names: Names) -> dict[str, Any]:
     """The fields that every BERT-descended `config.json` spells alike."""
     return {
-        "vocab_size": config.integer("vocab_size"),
-        "hidden_size": config.integer("hidden_size"),
-        "num_layers": config.integer("num_hidden_layers"),
-        "num_heads": config.integer("num_attention_heads"),
-        "intermediate_size": config.integer("intermediate_size"),
+        "vocab_size": config.size("vocab_size"),
+        "hidden_size": config.size("hidden_size"),
+        "num_layers": config.size("num_hidden_layers"),
+        "num_heads": config.size("num_attention_heads"),
+        "intermediate_size": config.size("intermediate_size"),
         "type_vocab_size": config.integer("type_vocab_size", 2),
         "norm_eps": config.number("layer_norm_eps", 1e-12),
         "hidden_dropout": config.number("hidden_dropout_prob", 0.1),

@@ -13,6 +13,7 @@ from ...errors import CheckpointError
 from ..config import EncoderConfig
 from ..rotary import Rotary
 from .family import UNSCALED, ConfigFile, Family, Names, Parts, Published, both, weights
+from .llama import refuse_both_sides
 from .windows import FULL, SLIDING, every, listed, rotary_of
 
 
@@ -38,22 +39,23 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     )  # fmt: skip
     for key, plain in (("attn_logit_softcapping", (None,)), ("rope_scaling", UNSCALED)):
         config.require(key, plain, None, "pyenc serves Gemma without it")
-    layers, hidden = config.integer("num_hidden_layers", 26), config.integer("hidden_size", 2304)
+    layers, hidden = config.size("num_hidden_layers", 26), config.size("hidden_size", 2304)
     local = _local(config, layers)
-    scaled = config.number("query_pre_attn_scalar", 256.0)
-    if not scaled:
-        raise CheckpointError(f"{config.path}: query_pre_attn_scalar must be positive, got 0")
+    if any(local):
+        # Said beside the other key it moves the end of transformers' windows by one.
+        refuse_both_sides(config, config.flag("is_causal", True), "sliding_window")
+    scaled = config.positive("query_pre_attn_scalar", 256.0)
     biased = config.flag("attention_bias", False)
     return EncoderConfig(
-        vocab_size=config.integer("vocab_size", 262_208),
+        vocab_size=config.size("vocab_size", 262_208),
         hidden_size=hidden,
         num_layers=layers,
-        num_heads=config.integer("num_attention_heads", 8),
-        num_kv_heads=config.integer("num_key_value_heads", 4),
-        head_size=config.integer("head_dim", 256),
-        intermediate_size=config.integer("intermediate_size", 9216),
+        num_heads=config.size("num_attention_heads", 8),
+        num_kv_heads=config.size("num_key_value_heads", 4),
+        head_size=config.size("head_dim", 256),
+        intermediate_size=config.size("intermediate_size", 9216),
         position="rotary",
-        max_length=config.integer("max_position_embeddings", 131_072),
+        max_length=config.size("max_position_embeddings", 131_072),
         rotary=_rotary(config, FULL, "rope_theta", 1_000_000.0),
         local_rotary=_rotary(config, SLIDING, "rope_local_base_freq", 10_000.0),
         # The file's number is of both sides together.

@@ -21,9 +21,11 @@ from .family import (
     both,
     common_fields,
     embedding_parts,
+    own_head_size,
     there,
     weights,
 )
+from .in_memory import SIGNATURE, LayerNames, called
 
 
 def _rotary(config: ConfigFile) -> Rotary:
@@ -35,8 +37,13 @@ def _rotary(config: ConfigFile) -> Rotary:
             f"{config.path}: rope_parameters and rope_scaling, two spellings of one setting"
         )
     scaling = scaling if scaling.values else parameters
-    place = parameters if "rope_theta" in parameters.values else config
-    theta = place.number("rope_theta", 160_000.0 if _native(config) else 10_000.0)
+    place = scaling if "rope_theta" in scaling.values else config
+    if "rope_theta" not in place.values and config.values.get("model_type") is None:
+        raise CheckpointError(
+            f"{config.path}: rope_theta is missing, and model_type, which tells what it then is: "
+            '10000 with model_type "new", 160000 with "gte"'
+        )
+    theta = place.positive("rope_theta", 160_000.0 if _native(config) else 10_000.0)
     kind = scaling.text(scaling.spelled("rope_type", "type"), "default")
     known = {
         "default": {"rope_theta", "rope_type", "type", "factor"},
@@ -65,12 +72,13 @@ def _native(config: ConfigFile) -> bool:
 def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     config.require("position_embedding_type", ("rope", None), "rope", "GTE has rotary positions")
     config.require("layer_norm_type", ("layer_norm",), "layer_norm", "GTE has layer norms")
-    length = config.integer("max_position_embeddings", 8192 if _native(config) else 2048)
+    length = config.size("max_position_embeddings", 8192 if _native(config) else 2048)
     scaled = config.flag("logn_attention_scale", False)
     fields = common_fields(config, names)
     fields["type_vocab_size"] = config.integer("type_vocab_size", 1)
     return EncoderConfig(
         **fields,
+        head_size=own_head_size(config),
         position="rotary",
         max_length=length,
         rotary=_rotary(config),
@@ -85,20 +93,27 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     )
 
 
+IN_FILES = LayerNames(
+    "embeddings.LayerNorm", "encoder.layer", ("attention.qkv_proj",), "attention.o_proj", "attn_ln",
+    "mlp_ln", ("mlp.up_gate_proj",), "mlp.down_proj",
+)  # fmt: skip
+
+
 def _parts(config: EncoderConfig, names: Names) -> Parts:
     parts = embedding_parts(config)
+    said = called(names, IN_FILES)
     for i in range(config.num_layers):
-        ours, theirs = f"layers.{i}", f"encoder.layer.{i}"
+        ours, theirs = f"layers.{i}", f"{said.layer}.{i}"
         apart = tuple(f"{theirs}.attention.{x}_proj" for x in "qkv")
         if any(there(names, each) for each in apart):  # pack_qkv: false
             parts |= both(f"{ours}.attention.qkv", *apart)
         else:
-            parts |= both(f"{ours}.attention.qkv", f"{theirs}.attention.qkv_proj")
-        parts |= both(f"{ours}.attention.out", f"{theirs}.attention.o_proj")
-        parts |= both(f"{ours}.attention_norm", f"{theirs}.attn_ln")
-        parts |= weights(f"{ours}.feed_forward.up", f"{theirs}.mlp.up_gate_proj")
-        parts |= both(f"{ours}.feed_forward.down", f"{theirs}.mlp.down_proj")
-        parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.mlp_ln")
+            parts |= both(f"{ours}.attention.qkv", *(f"{theirs}.{name}" for name in said.qkv))
+        parts |= both(f"{ours}.attention.out", f"{theirs}.{said.out}")
+        parts |= both(f"{ours}.attention_norm", f"{theirs}.{said.attention_norm}")
+        parts |= weights(f"{ours}.feed_forward.up", *(f"{theirs}.{name}" for name in said.up))
+        parts |= both(f"{ours}.feed_forward.down", f"{theirs}.{said.down}")
+        parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.{said.feed_forward_norm}")
     return parts
 
 
@@ -134,6 +149,8 @@ FAMILY = Family(
         ),
     ),
     signature=("encoder.layer.0.mlp.up_gate_proj.weight",),
+    # nomic-bert's are called so in memory too, and have no such bias.
+    other_signature=(*SIGNATURE, "layers.0.self_attn.q_proj.bias"),
     config=_config,
     parts=_parts,
     head=_head,
@@ -141,4 +158,5 @@ FAMILY = Family(
     pooling="cls",
     prefixes=("", "new.", "gte.", "model."),
     tied={"lm_head.decoder.weight": "embeddings.word.weight"},
+    layer=r"(?:encoder\.layer|layers)\.(\d+)\.",
 )

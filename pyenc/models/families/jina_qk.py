@@ -30,7 +30,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     return EncoderConfig(
         **common_fields(config, names),
         position="alibi",
-        max_length=config.integer("max_position_embeddings", 512),
+        max_length=config.size("max_position_embeddings", 512),
         # hidden_act is read by the original feed-forward alone.
         activation=activation or config.activation(),
         gated=activation is not None,

@@ -9,7 +9,7 @@ into the weights as they are read (`pyenc.loading.tasks`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ...errors import CheckpointError
@@ -26,8 +26,10 @@ from .family import (
     Published,
     both,
     common_fields,
+    own_head_size,
 )
 from .heads import roberta_head
+from .in_memory import IN_MEMORY, LayerNames, called
 
 ORIGINAL = "xlm-roberta"
 """What the original calls itself, as every XLM-RoBERTa does."""
@@ -79,8 +81,15 @@ def _rotary(config: ConfigFile) -> Rotary:
     parameters.require(kind, ("default",), "default", "pyenc turns jina-embeddings-v3 by one base")
     place = parameters if "rope_theta" in parameters.values else config
     keys = {"rotary_emb_base": config, "rope_theta": place}
+    if config.values.get("model_type") is None and all(
+        where.values.get(key) is None for key, where in keys.items()
+    ):
+        raise CheckpointError(
+            f"{config.path}: rope_theta is missing, and model_type, which tells what it then is: "
+            '20000 with model_type "jina_embeddings_v3", 10000 with "xlm-roberta"'
+        )
     key, default = ("rotary_emb_base", 10_000.0) if original(config) else ("rope_theta", 20_000.0)
-    theta = keys.pop(key).number(key, default)
+    theta = keys.pop(key).positive(key, default)
     for other, where in keys.items():
         if where.values.get(other) not in (None, theta):
             raise CheckpointError(
@@ -96,8 +105,7 @@ def _check_original(config: ConfigFile) -> None:
     for key, value in NOT_SERVED.items():
         config.require(key, (value, None), value, "pyenc serves jina-embeddings-v3 without it")
     config.require("emb_pooler", (None, "mean"), None, "pyenc takes the mean of its tokens")
-    heads = max(config.integer("num_attention_heads"), 1)
-    whole = config.integer("hidden_size") // heads
+    whole = config.size("hidden_size") // config.size("num_attention_heads")
     config.require("rotary_emb_dim", (whole, None), None, "pyenc turns whole heads")
     if "layer_norm_eps" not in config.values:
         raise CheckpointError(
@@ -113,8 +121,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     else:
         rotary = "jina-embeddings-v3 has rotary positions"
         config.require("position_embedding_type", ("rotary", None), "rotary", rotary)
-        if config.values.get("head_dim") is not None:
-            head_size = config.integer("head_dim")
+        head_size = own_head_size(config)
     fields = common_fields(config, names)
     fields["type_vocab_size"] = config.integer("type_vocab_size", 1)
     fields["norm_eps"] = config.number("layer_norm_eps", 1e-5)
@@ -122,53 +129,36 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         **fields,
         head_size=head_size,
         position="rotary",
-        max_length=config.integer("max_position_embeddings", 8194),
+        max_length=config.size("max_position_embeddings", 8194),
         rotary=_rotary(config),
         activation=config.activation(),
         attention_dropout=config.number("attention_probs_dropout_prob", 0.1),
     )
 
 
-@dataclass(frozen=True)
-class _Names:
-    """What the tensors outside of the word embeddings are called."""
-
-    embedding_norm: str
-    layer: str
-    qkv: tuple[str, ...]
-    out: str
-    attention_norm: str
-    feed_forward_norm: str
-
-
-IN_FILES = _Names(
-    "emb_ln", "encoder.layers", ("mixer.Wqkv",), "mixer.out_proj", "norm1", "norm2"
+IN_FILES = LayerNames(
+    "emb_ln", "encoder.layers", ("mixer.Wqkv",), "mixer.out_proj", "norm1", "norm2", ("mlp.fc1",),
+    "mlp.fc2",
 )  # fmt: skip
-IN_MEMORY = _Names(
-    "embeddings.LayerNorm", "layers", tuple(f"self_attn.{x}_proj" for x in "qkv"),
-    "self_attn.o_proj", "post_attention_layernorm", "post_mlp_layernorm",
-)  # fmt: skip
-"""Of a model of transformers, which converts them as it loads and, unless told not to, saves."""
+OURS_IN_MEMORY = replace(IN_MEMORY, up=IN_FILES.up, down=IN_FILES.down)
 
 
 def _parts(config: EncoderConfig, names: Names) -> Parts:
-    # By all names: one that is missing is to be told by what it is called beside the others.
-    begun = (f"{IN_FILES.embedding_norm}.", f"{IN_FILES.layer}.")
-    called = IN_FILES if any(name.startswith(begun) for name in names) else IN_MEMORY
+    said = called(names, IN_FILES, OURS_IN_MEMORY)
     parts: Parts = {"embeddings.word.weight": ("embeddings.word_embeddings.weight",)}
     if config.type_vocab_size:
         parts["embeddings.token_type.weight"] = ("embeddings.token_type_embeddings.weight",)
-    parts |= both("embeddings.norm", called.embedding_norm)
+    parts |= both("embeddings.norm", said.embedding_norm)
     if config.pooler:
         parts |= both("pooler", "pooler.dense")
     for i in range(config.num_layers):
-        ours, theirs = f"layers.{i}", f"{called.layer}.{i}"
-        parts |= both(f"{ours}.attention.qkv", *(f"{theirs}.{name}" for name in called.qkv))
-        parts |= both(f"{ours}.attention.out", f"{theirs}.{called.out}")
-        parts |= both(f"{ours}.attention_norm", f"{theirs}.{called.attention_norm}")
-        parts |= both(f"{ours}.feed_forward.up", f"{theirs}.mlp.fc1")
-        parts |= both(f"{ours}.feed_forward.down", f"{theirs}.mlp.fc2")
-        parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.{called.feed_forward_norm}")
+        ours, theirs = f"layers.{i}", f"{said.layer}.{i}"
+        parts |= both(f"{ours}.attention.qkv", *(f"{theirs}.{name}" for name in said.qkv))
+        parts |= both(f"{ours}.attention.out", f"{theirs}.{said.out}")
+        parts |= both(f"{ours}.attention_norm", f"{theirs}.{said.attention_norm}")
+        parts |= both(f"{ours}.feed_forward.up", *(f"{theirs}.{name}" for name in said.up))
+        parts |= both(f"{ours}.feed_forward.down", f"{theirs}.{said.down}")
+        parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.{said.feed_forward_norm}")
     return parts
 
 

@@ -56,10 +56,7 @@ def rotary(config: ConfigFile, unsaid: float | None, story: str = "") -> Rotary:
     if theta is None and outer is None and unsaid is None:
         raise CheckpointError(f"{config.path}: rope_theta is missing: {story}")
     place = scaling if "rope_theta" in scaling.values else config
-    number = place.number("rope_theta", unsaid or 0.0)
-    if not number:
-        raise CheckpointError(f"{place.path}: rope_theta must be positive, got 0")
-    return Rotary(number)
+    return Rotary(place.positive("rope_theta", unsaid or 0.0))
 
 
 def optional(config: ConfigFile, key: str, unsaid: int | None = None) -> int | None:
@@ -122,10 +119,10 @@ def language_model(
     """
     if not known_code:
         refuse_code(config)
-    words = config.integer("vocab_size", words)
+    words = config.size("vocab_size", words)
     return EncoderConfig(
         vocab_size=words,
-        hidden_size=config.integer("hidden_size", 4096),
+        hidden_size=config.size("hidden_size", 4096),
         position="rotary",
         rotary=rotary(config, 10_000.0),
         padding_row=padding(config, words),

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ...errors import CheckpointError
 from ..config import EncoderConfig
-from .family import ConfigFile, Family, Names, Published
+from .family import ConfigFile, Family, Names, Published, own_head_size
 from .llama import (
     LAYER,
     SIGNATURE,
@@ -42,12 +42,12 @@ def _window(config: ConfigFile, layers: int, causal: bool) -> int | None:
 
 
 def _mistral(config: ConfigFile, names: Names) -> EncoderConfig:
-    layers = config.integer("num_hidden_layers", 32)
-    heads = config.integer("num_attention_heads", 32)
+    layers = config.size("num_hidden_layers", 32)
+    heads = config.size("num_attention_heads", 32)
     causal = config.flag("is_causal", True)
-    window, head_size = _window(config, layers, causal), optional(config, "head_dim")
-    if head_size is None and heads:
-        head_size = config.integer("hidden_size", 4096) // heads
+    window, head_size = _window(config, layers, causal), own_head_size(config)
+    if head_size is None:
+        head_size = config.size("hidden_size", 4096) // heads
     return language_model(
         config,
         words=32_000,
@@ -55,8 +55,8 @@ def _mistral(config: ConfigFile, names: Names) -> EncoderConfig:
         num_heads=heads,
         num_kv_heads=optional(config, "num_key_value_heads", 8),
         head_size=head_size,
-        intermediate_size=config.integer("intermediate_size", 14_336),
-        max_length=config.integer("max_position_embeddings", 131_072),
+        intermediate_size=config.size("intermediate_size", 14_336),
+        max_length=config.size("max_position_embeddings", 131_072),
         window=window,
         local=() if window is None else (True,) * layers,
         causal=causal,
@@ -73,12 +73,12 @@ def _llama(config: ConfigFile, names: Names) -> EncoderConfig:
     return language_model(
         config,
         words=32_000,
-        num_layers=config.integer("num_hidden_layers", 32),
-        num_heads=config.integer("num_attention_heads", 32),
+        num_layers=config.size("num_hidden_layers", 32),
+        num_heads=config.size("num_attention_heads", 32),
         num_kv_heads=optional(config, "num_key_value_heads"),
-        head_size=optional(config, "head_dim"),
-        intermediate_size=config.integer("intermediate_size", 11_008),
-        max_length=config.integer("max_position_embeddings", 2048),
+        head_size=own_head_size(config),
+        intermediate_size=config.size("intermediate_size", 11_008),
+        max_length=config.size("max_position_embeddings", 2048),
         causal=config.flag("is_causal", True),
         qkv_bias=biased,
         out_bias=biased,

@@ -38,20 +38,23 @@ def _window(config: ConfigFile) -> int:
 
 
 def _config(config: ConfigFile, names: Names) -> EncoderConfig:
-    layers = config.integer("num_hidden_layers", 22)
+    layers = config.size("num_hidden_layers", 22)
     whole = rotary_of(config, FULL, "global_rope_theta", 160_000.0, "ModernBERT")
     if whole is None:
         raise CheckpointError(f"{config.path}: global_rope_theta is null; expected a number")
     config.require("rope_scaling", UNSCALED, None, "pyenc serves ModernBERT without scaling")
+    size, heads = config.size("hidden_size", 768), config.size("num_attention_heads", 12)
+    why = "ModernBERT's are hidden_size / num_attention_heads"
+    config.require("head_dim", (size // heads, None), None, why)
     biased, mlp_biased = config.flag("attention_bias", False), config.flag("mlp_bias", False)
     return EncoderConfig(
-        vocab_size=config.integer("vocab_size", 50368),
-        hidden_size=config.integer("hidden_size", 768),
+        vocab_size=config.size("vocab_size", 50368),
+        hidden_size=size,
         num_layers=layers,
-        num_heads=config.integer("num_attention_heads", 12),
-        intermediate_size=config.integer("intermediate_size", 1152),
+        num_heads=heads,
+        intermediate_size=config.size("intermediate_size", 1152),
         position="rotary",
-        max_length=config.integer("max_position_embeddings", 8192),
+        max_length=config.size("max_position_embeddings", 8192),
         rotary=whole,
         local_rotary=rotary_of(config, SLIDING, "local_rope_theta", 10_000.0, "ModernBERT"),
         window=_window(config),

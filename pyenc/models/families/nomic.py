@@ -23,9 +23,11 @@ from .family import (
     Parts,
     Published,
     both,
+    own_head_size,
     there,
     weights,
 )
+from .in_memory import SIGNATURE, LayerNames, called
 
 NOT_SERVED = {
     "prenorm": False, "causal": False, "parallel_block": False, "use_rms_norm": False,
@@ -47,7 +49,7 @@ def _rotary(config: ConfigFile) -> Rotary:
     base = config.values.get("rotary_emb_base")
     if "rope_theta" in parameters.values or config.values.get("rope_theta") is not None:
         place = parameters if "rope_theta" in parameters.values else config
-        theta = place.number("rope_theta", 1000.0)
+        theta = place.positive("rope_theta", 1000.0)
         if base is not None and base != theta:
             raise CheckpointError(
                 f"{config.path}: rotary_emb_base is {base!r}, but rope_theta in {place.path} is "
@@ -59,7 +61,7 @@ def _rotary(config: ConfigFile) -> Rotary:
             "original code"
         )
     else:
-        theta = config.number("rotary_emb_base", 1000.0)
+        theta = config.positive("rotary_emb_base", 1000.0)
     kind = parameters.text(parameters.spelled("rope_type", "type"), "default")
     if kind not in ("default", "dynamic"):
         raise CheckpointError(
@@ -135,7 +137,7 @@ def _experts(config: ConfigFile, layers: int, plain: bool) -> Experts | None:
 
 def _intermediate(config: ConfigFile, hidden: int, plain: bool) -> int:
     if config.values.get("n_inner") is None and config.values.get("intermediate_size") is not None:
-        return config.integer("intermediate_size")
+        return config.size("intermediate_size")
     if plain and config.values.get("n_inner") is None:
         return 4 * hidden
     if plain:
@@ -174,21 +176,22 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         allowed = ("gelu",) if plain else ("swiglu", "silu")
         why = "pyenc serves nomic-bert's SwiGLU, and activation_function gelu"
         config.require(key, allowed, allowed[-1], why)
-    hidden = config.integer(config.spelled("hidden_size", "n_embd"), 768)
+    hidden = config.size(config.spelled("hidden_size", "n_embd"), 768)
     dropout = config.number(config.spelled("resid_pdrop", "hidden_dropout_prob"), 0.0)
-    layers = config.integer(config.spelled("num_hidden_layers", "n_layer"), 12)
+    layers = config.size(config.spelled("num_hidden_layers", "n_layer"), 12)
     biased = _biased(config, "qkv_proj_bias")
     length = "max_trained_positions"
     if config.values.get(length) is None:
         length = "max_position_embeddings"
     return EncoderConfig(
-        vocab_size=config.integer("vocab_size", 30528),
+        vocab_size=config.size("vocab_size", 30528),
         hidden_size=hidden,
         num_layers=layers,
-        num_heads=config.integer(config.spelled("num_attention_heads", "n_head"), 12),
+        num_heads=config.size(config.spelled("num_attention_heads", "n_head"), 12),
+        head_size=own_head_size(config),
         intermediate_size=_intermediate(config, hidden, plain),
         position="rotary",
-        max_length=config.integer(length, 2048),
+        max_length=config.size(length, 2048),
         rotary=_rotary(config),
         type_vocab_size=config.integer("type_vocab_size", 2),
         activation="gelu" if plain else "silu",
@@ -209,35 +212,43 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     )
 
 
+IN_FILES = LayerNames(
+    "emb_ln", "encoder.layers", ("attn.Wqkv",), "attn.out_proj", "norm1", "norm2",
+    ("mlp.fc11", "mlp.fc12"), "mlp.fc2",
+)  # fmt: skip
+
+
 def _parts(config: EncoderConfig, names: Names) -> Parts:
     parts: Parts = {"embeddings.word.weight": ("embeddings.word_embeddings.weight",)}
     if config.type_vocab_size:
         parts["embeddings.token_type.weight"] = ("embeddings.token_type_embeddings.weight",)
-    parts |= both("embeddings.norm", "emb_ln")
+    said = called(names, IN_FILES)
+    parts |= both("embeddings.norm", said.embedding_norm)
     if config.pooler:
         parts |= both("pooler", "pooler.dense")
     for i in range(config.num_layers):
-        ours, theirs = f"layers.{i}", f"encoder.layers.{i}"
+        ours, theirs = f"layers.{i}", f"{said.layer}.{i}"
         attention = both if config.qkv_bias else weights
-        parts |= attention(f"{ours}.attention.qkv", f"{theirs}.attn.Wqkv")
-        parts |= attention(f"{ours}.attention.out", f"{theirs}.attn.out_proj")
-        parts |= both(f"{ours}.attention_norm", f"{theirs}.norm1")
-        mixed = config.experts is not None and config.experts.layers[i]
-        feed_forward = _mixture if mixed else _feed_forward
-        parts |= feed_forward(config, f"{ours}.feed_forward", f"{theirs}.mlp")
-        parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.norm2")
+        parts |= attention(f"{ours}.attention.qkv", *(f"{theirs}.{name}" for name in said.qkv))
+        parts |= attention(f"{ours}.attention.out", f"{theirs}.{said.out}")
+        parts |= both(f"{ours}.attention_norm", f"{theirs}.{said.attention_norm}")
+        if config.experts is not None and config.experts.layers[i]:
+            parts |= _mixture(f"{ours}.feed_forward", f"{theirs}.mlp")
+        else:
+            parts |= _feed_forward(config, said, f"{ours}.feed_forward", theirs)
+        parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.{said.feed_forward_norm}")
     return parts
 
 
-def _feed_forward(config: EncoderConfig, ours: str, theirs: str) -> Parts:
-    names = ("fc11", "fc12") if config.gated else ("fc1",)
+def _feed_forward(config: EncoderConfig, said: LayerNames, ours: str, theirs: str) -> Parts:
+    names = said.up if config.gated else ("mlp.fc1",)
     up, down = (both if biased else weights for biased in (config.up_bias, config.down_bias))
     return up(f"{ours}.up", *(f"{theirs}.{name}" for name in names)) | down(
-        f"{ours}.down", f"{theirs}.fc2"
+        f"{ours}.down", f"{theirs}.{said.down}"
     )
 
 
-def _mixture(config: EncoderConfig, ours: str, theirs: str) -> Parts:
+def _mixture(ours: str, theirs: str) -> Parts:
     """Of all experts, (E * F, C) both, and one bias for their sum."""
     return {
         f"{ours}.router": (f"{theirs}.router.layer.weight",),
@@ -289,11 +300,14 @@ FAMILY = Family(
         ),
     ),
     signature=("encoder.layers.0.attn.Wqkv.weight", "emb_ln.weight"),
+    other_signature=SIGNATURE,
+    # GTE's are called so in memory too, and told by a bias, which may be what is missing.
+    accepts=lambda config: config.values.get("model_type") not in ("new", "gte"),
     config=_config,
     parts=_parts,
     head=_head,
     model_types=("nomic_bert",),
     prefixes=("", "bert.", "nomic_bert.", "model.", "model.bert."),
-    layer=r"encoder\.layers\.(\d+)\.",
+    layer=r"(?:encoder\.)?layers\.(\d+)\.",
     layers_key="n_layer",
 )

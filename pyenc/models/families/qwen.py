@@ -88,16 +88,16 @@ def _local(config: ConfigFile, layers: int, causal: bool) -> tuple[tuple[bool, .
 
 def _config(config: ConfigFile, **own: Any) -> EncoderConfig:
     config.require("use_mrope", (False, None), None, "pyenc turns heads by one position a token")
-    layers, causal = config.integer("num_hidden_layers", 32), config.flag("is_causal", True)
+    layers, causal = config.size("num_hidden_layers", 32), config.flag("is_causal", True)
     local, window = _local(config, layers, causal)
     return language_model(
         config,
         words=151_936,
         num_layers=layers,
-        num_heads=config.integer("num_attention_heads", 32),
+        num_heads=config.size("num_attention_heads", 32),
         num_kv_heads=optional(config, "num_key_value_heads", 32),
-        intermediate_size=config.integer("intermediate_size", 22_016),
-        max_length=config.integer("max_position_embeddings", 32_768),
+        intermediate_size=config.size("intermediate_size", 22_016),
+        max_length=config.size("max_position_embeddings", 32_768),
         window=window,
         local=local,
         causal=causal,
@@ -111,7 +111,7 @@ def _qwen3(config: ConfigFile, names: Names) -> EncoderConfig:
     biased = config.flag("attention_bias", False)
     return _config(
         config,
-        head_size=config.integer("head_dim", 128),
+        head_size=config.size("head_dim", 128),
         qkv_bias=biased,
         out_bias=biased,
         head_norm=True,
@@ -124,7 +124,7 @@ def _qwen2(config: ConfigFile, names: Names) -> EncoderConfig:
         _check_gte(config)
     return _config(
         config,
-        head_size=config.integer("head_dim") if "head_dim" in config.values else None,
+        head_size=config.size("head_dim") if "head_dim" in config.values else None,
         qkv_bias=True,
         out_bias=False,
         head_norm=False,

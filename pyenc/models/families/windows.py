@@ -55,7 +55,7 @@ def rotary_of(
             'with rope_type "default"'
         )
     if parameters.values.get("rope_theta") is not None:
-        return Rotary(parameters.number("rope_theta", default))
+        return Rotary(parameters.positive("rope_theta", default))
     if key in config.values and config.values[key] is None:
         return None
-    return Rotary(config.number(key, default))
+    return Rotary(config.positive(key, default))
