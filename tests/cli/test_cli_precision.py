@@ -144,6 +144,12 @@ def test_refused(fails: Callable[..., str], tmp_path: Path, bert: Path, texts_fi
     assert "x.npy: cannot be read" in fails(*int8, "--ranges", tmp_path / "x.npy")
     np.save(tmp_path / "x.npy", np.ones((2, 5)))
     assert "ranges must have shape (2, 64)" in fails(*int8, "--ranges", tmp_path / "x.npy")
+    right = np.stack([-np.ones(64), np.ones(64)])
+    right[1, 5] = np.nan
+    np.save(tmp_path / "x.npy", right)
+    assert "x.npy: ranges: the greatest value of dimension 5 is nan, which is not finite" in fails(
+        *int8, "--ranges", tmp_path / "x.npy"
+    )
     np.save(tmp_path / "x.npy", np.ones((2, 64), dtype=int))
     assert "expected numbers of floating point" in fails(*int8, "--ranges", tmp_path / "x.npy")
     assert "--calibration -: expected a file" in fails(*int8, "--calibration", "-")
