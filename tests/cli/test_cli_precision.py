@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,6 +130,20 @@ def test_resume(
     assert "3 resumed" in said.err
     assert np.abs(np.load(out).astype(int) - np.load(whole)).max() <= 1
     assert np.load(out).dtype == np.int8
+
+
+def test_warnings_are_lines_as_errors_are(
+    cli: Cli, tmp_path: Path, bert: Path, texts_file: Path
+) -> None:
+    before = warnings.showwarning
+    said = cli(
+        "embed", bert, texts_file, "-o", tmp_path / "o.npy", "--precision", "int8",
+        "--calibration", texts_file, "--max-length", "4",
+    )  # fmt: skip
+    assert said.status == 0
+    assert "pyenc: warning: TruncationWarning: 8 of 10 texts exceed 4 tokens" in said.err
+    assert all(line.startswith("pyenc: ") for line in said.err.splitlines()), said.err
+    assert warnings.showwarning is before
 
 
 def test_refused(fails: Callable[..., str], tmp_path: Path, bert: Path, texts_file: Path) -> None:
