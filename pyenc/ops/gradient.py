@@ -31,6 +31,8 @@ def made_of_others(listed: Iterable[Tensor]) -> list[Tensor]:
     """Those listed that are made of others listed: gradients of both would have the latter's part
     twice, once by itself and once through what is made of it."""
     listed = list(listed)
+    if len(listed) < 2:
+        return []
     leaves = {id(tensor) for tensor in listed if tensor.grad_fn is None}
     ends = {(tensor.grad_fn, tensor.output_nr) for tensor in listed if tensor.grad_fn is not None}
     return [
