@@ -236,6 +236,12 @@ class RelativePositionBias:
                 "RelativePositionBias: table must be (num_buckets, H) with num_buckets a multiple "
                 f"of 4; got {tuple(self.table.shape)}"
             )
+        whole = isinstance(self.max_distance, (int, torch.SymInt))
+        if not whole or isinstance(self.max_distance, bool) or self.max_distance >= 2**63:
+            raise InputError(
+                "RelativePositionBias: max_distance must be a whole number of 64 bits, got "
+                f"{self.max_distance!r:.80}"
+            )
         if self.max_distance <= self.table.shape[0] // 4:
             raise InputError(
                 f"RelativePositionBias: max_distance {self.max_distance} must exceed the "
