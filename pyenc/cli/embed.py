@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     """The command."""
     output = _named(args.output)
     source = open_source(args.input, args.field, args.id_field, args.format)
-    _check_place(output, source)
+    _check_place(output)
+    _check_apart(output, args, source)
     # From before it is asked what stands there: the answer must hold until the end.
     with alone(output):
         return _run(args, output, source)
@@ -45,8 +46,9 @@ def _run(args: argparse.Namespace, output: Path, source: Source) -> int:
     encoder = load_encoder(args)
     options = {**encode_options(args), "batch_tokens": args.batch_tokens, "on_long": args.on_long}
     calibration = quantising.calibration_texts(args)
-    ranges = quantising.given_ranges(args)
     # No texts: checks the options, and says what the vectors are.
+    dim = encoder.encode([], **options).shape[1] if args.ranges else 0
+    ranges = quantising.given_ranges(args, dim)
     nothing = encoder.encode([], **options, precision=args.precision, ranges=ranges)
     dim, dtype = nothing.shape[1], nothing.dtype
     server = attention_backend(encoder)
@@ -122,30 +124,49 @@ def _followed(output: Path) -> Path:
     return target
 
 
-def _check_place(output: Path, source: Source) -> None:
+def _check_place(output: Path) -> None:
     """What can be said against the output whatever stands there."""
     if output.suffix.lower() not in WRITERS:
         raise InputError(f"{output}: cannot write that; writable: {', '.join(WRITERS)}")
     if output.suffix.lower() == ".parquet":
         need_pyarrow(output)
-    if output.suffix.lower() == ".npy" and source.id_field is not None:
-        raise InputError(f"{output}: .npy has no place for ids; write .jsonl or .parquet")
     if not output.parent.is_dir():
         raise InputError(f"{output}: the folder {output.parent} does not exist")
     if not os.access(output.parent, os.W_OK):
         raise InputError(f"{output}: the folder {output.parent} is not writable")
-    if source.path is not None and output.exists() and output.samefile(source.path):
-        raise InputError(f"{output}: input and output are the same file")
-    if source.path is not None and source.path.name == ranges_beside(output).name:
-        raise InputError(f"{source.path}: would be replaced by what is written beside {output}")
+
+
+def _check_apart(output: Path, args: argparse.Namespace, source: Source) -> None:
+    """What is read is nothing that the run writes over or removes."""
+    if output.suffix.lower() == ".npy" and source.id_field is not None:
+        raise InputError(f"{output}: .npy has no place for ids; write .jsonl or .parquet")
+    folder = Parts(output).folder
+    for what, word in (
+        ("input", source.path), ("--calibration", args.calibration), ("--ranges", args.ranges)
+    ):  # fmt: skip
+        path = None if word is None else Path(word)
+        if path is None or "\0" in str(path) or not path.exists():  # which is said elsewhere
+            continue
+        if output.exists() and output.samefile(path):
+            raise InputError(f"{output}: {what} and output are the same file")
+        # Ranges that an older run left there are written as they are.
+        beside = [skipped_beside(output), *([] if what == "--ranges" else [ranges_beside(output)])]
+        if any(each.exists() and each.samefile(path) for each in beside):
+            raise InputError(f"{path}: would be replaced by what is written beside {output}")
+        if folder.is_dir() and folder.resolve() in path.resolve().parents:
+            raise InputError(f"{path}: lies in {folder}, which the run empties; copy it elsewhere")
 
 
 def _check_left(output: Path, parts: Parts, args: argparse.Namespace) -> None:
     """What an older run has left there, and --resume or --overwrite has to be asked for."""
     if output.exists() and not args.overwrite:
         raise InputError(f"{output}: exists; --overwrite replaces it")
-    if parts.folder.exists() and not parts.folder.is_dir():
-        raise InputError(f"{parts.folder}: a file stands where finished parts would be kept")
+    if parts.folder.is_symlink() or (parts.folder.exists() and not parts.folder.is_dir()):
+        what = "link" if parts.folder.is_symlink() else "file"
+        raise InputError(f"{parts.folder}: a {what} stands where finished parts would be kept")
+    for folder in (skipped_beside(output), ranges_beside(output)):
+        if folder.is_dir():  # found at the very end otherwise
+            raise InputError(f"{folder}: a folder, in the place of a file that belongs to {output}")
     if parts.exists() and not args.resume and not args.overwrite:
         raise InputError(
             f"{parts.folder} is left from an unfinished run: --resume goes on with it, --overwrite "

@@ -1,6 +1,12 @@
-"""What is said when something fails."""
+"""What is said when something fails, and of what is worth a warning."""
 
 from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
 
 def one_line(error: BaseException) -> str:
@@ -16,3 +22,19 @@ def out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or "DefaultCPUAllocator" in str(error)
     )
+
+
+@contextlib.contextmanager
+def warning_in_a_line() -> Iterator[None]:
+    """Warnings are said as errors are: in one line, and not of which line of ours they are."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        text = " ".join(str(message).split())
+        print(f"pyenc: warning: {category.__name__}: {text}", file=sys.stderr)
+
+    before = warnings.showwarning
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before

@@ -61,7 +61,10 @@ def json_lines(file: IO[bytes], source: Fields, meter: Meter) -> Iterator[Row | 
         where = f"{source.name}, line {number}"
         identity = None
         try:
-            value = _json(raw, where)
+            value, twice = _json(raw, where)
+            for name in (source.field, source.id_field):
+                if name in twice:
+                    raise InputError(f"{where}: it has {name!r} more than once")
             if source.id_field is not None:
                 identity = _id(value, source.id_field, where)
                 if type(identity) is not (id_type or type(identity)):
@@ -88,10 +91,23 @@ def _decoded(raw: bytes, where: str) -> str:
         ) from error
 
 
-def _json(raw: bytes, where: str) -> Any:
+def _json(raw: bytes, where: str) -> tuple[Any, set[str]]:
+    """A value, and names that stand in it more than once if it is an object."""
     line = _decoded(raw, where)
+    twice: set[str] = set()
+
+    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # The outermost object is the last one that is made.
+        found = dict(pairs)
+        twice.clear()
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice.update(name for name in found if names.count(name) > 1)
+        return found
+
     try:
-        return json.loads(line)
+        value = json.loads(line, object_pairs_hook=made)
+        return value, twice if isinstance(value, dict) else set()
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not valid JSON: {error}") from error
 

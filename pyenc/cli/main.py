@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ..errors import PyencError
 from .arguments import parse
-from .failing import one_line, out_of_memory
+from .failing import one_line, out_of_memory, warning_in_a_line
 from .signals import PIPE_CLOSED, Stopped, status_of, stopping
 from .streams import STDOUT, BestEffort, abandon, printing
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     try:
-        with stopping():
+        with stopping(), warning_in_a_line():
             args = parse(argv)
             # Imported here: a command brings torch, which `--help` has no need of.
             command = importlib.import_module(f".{args.command}", __package__)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..text import TextEncoder
-from ..text.precision import RANGED, ranges_of
+from ..text.precision import RANGED, checked_precision, ranges_of
 from .files import replacing
 from .parts import Parts
 from .readers import open_source
@@ -19,12 +19,12 @@ from .rows import BadRow
 from .vectors import read_array, write_header, write_values
 
 
-def given_ranges(args: argparse.Namespace) -> np.ndarray | None:
-    """What --ranges names, float32.
+def given_ranges(args: argparse.Namespace, dim: int) -> np.ndarray | None:
+    """What --ranges names, (2, dim) float32.
 
     Raises:
-        InputError: no .npy of floating point; nothing to take ranges from where they are needed;
-            something where they are not.
+        InputError: no .npy of ranges; nothing to take ranges from where they are needed; something
+            where they are not.
     """
     if args.precision in RANGED and not args.ranges and not args.calibration:
         raise InputError(
@@ -45,7 +45,10 @@ def given_ranges(args: argparse.Namespace) -> np.ndarray | None:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     if array.dtype.kind != "f":
         raise InputError(f"{path}: {array.dtype}, expected numbers of floating point")
-    return array.astype(np.float32)
+    try:
+        return checked_precision(args.precision, array, None, dim=dim).ranges
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def calibration_texts(args: argparse.Namespace) -> list[str]:

@@ -20,7 +20,7 @@ from .files import reading
 from .lines import json_lines, text_lines
 from .parquet import check_columns, count_rows, parquet_rows
 from .rows import BadRow, Meter, Row
-from .sniff import Rejoined, check_head, check_unnamed, first_lines
+from .sniff import Rejoined, check_head, check_unnamed, check_wide, first_lines
 
 FORMATS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 """By a file's suffix."""
@@ -129,6 +129,8 @@ class Source:
             return _spooled(stream)
         with reading("standard input"):
             head, ended = first_lines(stream)
+        if self.format == "jsonl":
+            check_wide(head, "standard input")
         if not self.said:
             check_unnamed(head, ended, self.field)
         return Rejoined.open(head, stream)
@@ -174,6 +176,9 @@ def open_source(
             with reading(source.name), open(path, "rb") as file:
                 head = file.read(4096)
             check_head(head, source.name)
+            if format != "txt":
+                every = ", or --format txt to embed every line as it stands"
+                check_wide(head, source.name, every if known == "txt" else "")
         if known != "parquet" or path.is_file():
             source.look()
     return source

@@ -33,9 +33,37 @@ MAGIC = {
     b"\xfd7zXZ\x00": ": this is packed by xz: xz -dc it into standard input, with --format",
     b"PK\x03\x04": ": this is a zip file: unzip -p it into standard input, with --format",
     b"\x93NUMPY": ": this is an array of numpy, not texts",
+    b"\xff\xfe\0\0": ", line 1: not UTF-8 but UTF-32: iconv -f UTF-32 -t UTF-8",
+    b"\0\0\xfe\xff": ", line 1: not UTF-8 but UTF-32: iconv -f UTF-32 -t UTF-8",
     b"\xff\xfe": ", line 1: not UTF-8 but UTF-16: iconv -f UTF-16 -t UTF-8",
     b"\xfe\xff": ", line 1: not UTF-8 but UTF-16: iconv -f UTF-16 -t UTF-8",
 }
+
+
+WIDE = {"UTF-32LE": (4, 0), "UTF-32BE": (4, 3), "UTF-16LE": (2, 0), "UTF-16BE": (2, 1)}
+"""Bytes of a character, and which of them is not NUL in most scripts of few letters."""
+
+
+def check_wide(head: bytes, name: str, more: str = "") -> None:
+    """Refuse UTF-16 and UTF-32 without a byte order mark, which are UTF-8 with NUL bytes.
+
+    Args:
+        head: the first bytes.
+        name: of the input.
+        more: what else may be done.
+
+    Raises:
+        InputError: names the encoding.
+    """
+    for encoding, (width, own) in WIDE.items():
+        whole = head[: min(len(head), 1024) // width * width]
+        letters = whole[own::width]
+        others = len(whole) - len(letters)
+        if len(letters) > 1 and 0 not in letters and 4 * whole.count(0) >= 3 * others:
+            raise InputError(
+                f"{name}: not UTF-8 but {encoding}, by its NUL bytes: iconv -f {encoding} -t UTF-8"
+                f"{more}"
+            )
 
 
 def check_head(head: bytes, name: str, sure: bool = False) -> None:

@@ -79,7 +79,7 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    folder: Path,
+    folder: str | Path,
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
@@ -110,6 +110,7 @@ def load_checkpoint(
     """
     check_forked()
     check_quantize(quantize)
+    folder = Path(folder)
     config_path = folder / "config.json"
     if (folder / ADAPTER).is_file():
         raise CheckpointError(

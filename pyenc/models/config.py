@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from ..errors import InputError
+from ..errors import InputError, InputTypeError
 from ..ops import ACTIVATIONS
 from .config_fields import DROPOUTS, ConfigFields
 from .head_config import check_eps
@@ -15,6 +15,13 @@ from .position import check_fields, check_position
 MOST_STEPS = 4096
 """Times that a text goes through a layer: where layers are few, a config says it alone, and no
 tensor does."""
+
+KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "int": ("a whole number", (int,)),
+    "float": ("a number", (int, float)),
+    "bool": ("True or False", (bool,)),
+}
+"""By the annotation of a field: in words, and what may stand there."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +32,13 @@ class EncoderConfig(ConfigFields):
     (`norm_first`): `x = x + attention(norm(x))`, `x = x + feed_forward(norm(x))`, and a norm at the
     end.
 
-
     Raises:
+        InputTypeError: a field is of another type than it says.
         InputError: the fields make no encoder, or two of them do not go together.
     """
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"EncoderConfig: {name} must be positive: {getattr(self, name)}")
@@ -52,6 +60,19 @@ class EncoderConfig(ConfigFields):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise InputError(f"EncoderConfig: {name} must be in [0, 1): {value}")
+
+    def _check_types(self) -> None:
+        """Sizes are whole numbers and switches are True or False: "no" would be taken for yes."""
+        for field in fields(self):
+            kind, _, more = str(field.type).partition(" | ")
+            value = getattr(self, field.name)
+            if kind not in KINDS or (value is None and more == "None"):
+                continue
+            wanted, right = KINDS[kind]
+            if not isinstance(value, right) or (isinstance(value, bool) and kind != "bool"):
+                raise InputTypeError(
+                    f"EncoderConfig: {field.name} must be {wanted}, got {value!r:.80}"
+                )
 
     def _check_numbers(self) -> None:
         for name in ("type_vocab_size", "num_positions", "relative_buckets"):

@@ -82,9 +82,7 @@ class Embeddings(nn.Module):
         if self.token_type is not None:
             types = self.token_type
             if not (_untouched(types) and _gathers(types)):
-                first = (
-                    torch.zeros_like(input_ids[:1]) if token_type_ids is None else token_type_ids
-                )
+                first = input_ids.new_zeros(1) if token_type_ids is None else token_type_ids
                 x_TC = x_TC + types(first)
             elif token_type_ids is None:
                 x_TC = x_TC + types.weight[0]

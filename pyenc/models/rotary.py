@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
@@ -79,11 +80,10 @@ def _exponents(dim: int, device: torch.device | str) -> Tensor:
 
 def _spans(positions_T: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Tokens of each sequence, holes between them counted: (B,); 0 for an empty one."""
-    tokens = positions_T.shape[0]
-    if tokens == 0:
-        return cu_seqlens.diff()
-    first = positions_T[cu_seqlens[:-1].long().clamp(max=tokens - 1)]
-    last = positions_T[(cu_seqlens[1:].long() - 1).clamp(min=0)]
+    # One more, for an empty sequence at the end: a graph in which T is a value asks of it nothing.
+    known = F.pad(positions_T, (0, 1))
+    first = known[cu_seqlens[:-1].long()]
+    last = known[(cu_seqlens[1:].long() - 1).clamp(min=0)]
     return torch.where(cu_seqlens.diff() > 0, last - first + 1, 0)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,38 @@ def gradient_of(
     with torch.enable_grad():
         number = _Onto.apply(len(made), *made, *onto)
     return torch.autograd.grad(number, leaves, allow_unused=True)
+
+
+def made_of_others(listed: Iterable[Tensor]) -> list[Tensor]:
+    """Those listed that are made of others listed: gradients of both would have the latter's part
+    twice, once by itself and once through what is made of it."""
+    listed = list(listed)
+    if len(listed) < 2:
+        return []
+    leaves = {id(tensor) for tensor in listed if tensor.grad_fn is None}
+    ends = {(tensor.grad_fn, tensor.output_nr) for tensor in listed if tensor.grad_fn is not None}
+    return [
+        tensor
+        for tensor in listed
+        if tensor.grad_fn is not None
+        and any(
+            (node, number) in ends or id(getattr(node, "variable", None)) in leaves
+            for node, number in _behind(tensor.grad_fn.next_functions)
+        )
+    ]
+
+
+def _behind(begun: Iterable[tuple[Any, int]]) -> Iterator[tuple[Any, int]]:
+    """Every edge of a graph from some on."""
+    seen: set[Any] = set()
+    open_ = list(begun)
+    while open_:
+        edge = open_.pop()
+        if edge[0] is None or edge in seen:
+            continue
+        seen.add(edge)
+        yield edge
+        open_ += edge[0].next_functions
 
 
 def unlisted(made: Tensor, listed: Iterable[Tensor]) -> list[Tensor]:

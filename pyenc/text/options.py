@@ -81,6 +81,11 @@ def checked_call(encoder: Loaded, options: Options, task: str | None = None) -> 
     output = options.output
     if output not in ("pooled", "tokens"):
         raise InputError(f'output must be "pooled" or "tokens", got {output!r}')
+    if options.convert_to_tensor and output != "pooled":
+        raise InputError(
+            f'convert_to_tensor is of pooled vectors, not of output="{output}", whose arrays '
+            "torch.from_numpy takes"
+        )
     finish = checked_finish(
         encoder.recipe,
         # Token states have not been through the dense layers.

@@ -222,7 +222,11 @@ def _checked_ranges(ranges: Any, dim: int) -> np.ndarray:
             f"ranges must have shape (2, {dim}), the least and the greatest value of each "
             f"dimension, got {array.shape}"
         )
-    _check_finite(array, 0, "ranges are finite")
+    for row, column in np.argwhere(~np.isfinite(array))[:1]:
+        raise InputError(
+            f"ranges: the {('least', 'greatest')[row]} value of dimension {column} is "
+            f"{array[row, column]}, which is not finite"
+        )
     wrong = np.flatnonzero(array[0] > array[1])
     if len(wrong):
         raise InputError(

@@ -86,7 +86,7 @@ class Verbs:
                 for this call; `pool` keeps them for many. Batches go to whoever is free; order,
                 errors and warnings are those of one process.
             progress: a progress bar; default: if standard error is a terminal.
-            convert_to_tensor: torch on the model's device instead of numpy (pooled output).
+            convert_to_tensor: torch on the model's device instead of numpy; of pooled output.
 
         Returns:
             float32 (len(texts), dim), in the order of the input; (dim,) for one string; or a list

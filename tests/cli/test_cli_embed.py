@@ -286,7 +286,7 @@ def test_outputs_that_cannot_be(
     given = tmp_path / "in.jsonl"
     given.write_text('{"text": "a", "id": 1}')
     same = fails("embed", "/no/model", given, "-o", given, "--overwrite")
-    assert "the same file" in same
+    assert "input and output are the same file" in same
     no_place = fails("embed", "/no/model", given, "-o", tmp_path / "o.npy", "--id-field", "id")
     assert "no place for ids" in no_place
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,6 +132,20 @@ def test_resume(
     assert np.load(out).dtype == np.int8
 
 
+def test_warnings_are_lines_as_errors_are(
+    cli: Cli, tmp_path: Path, bert: Path, texts_file: Path
+) -> None:
+    before = warnings.showwarning
+    said = cli(
+        "embed", bert, texts_file, "-o", tmp_path / "o.npy", "--precision", "int8",
+        "--calibration", texts_file, "--max-length", "4",
+    )  # fmt: skip
+    assert said.status == 0
+    assert "pyenc: warning: TruncationWarning: 8 of 10 texts exceed 4 tokens" in said.err
+    assert all(line.startswith("pyenc: ") for line in said.err.splitlines()), said.err
+    assert warnings.showwarning is before
+
+
 def test_refused(fails: Callable[..., str], tmp_path: Path, bert: Path, texts_file: Path) -> None:
     out = tmp_path / "out.npy"
     embed = ("embed", bert, texts_file, "-o", out)
@@ -144,6 +159,12 @@ def test_refused(fails: Callable[..., str], tmp_path: Path, bert: Path, texts_fi
     assert "x.npy: cannot be read" in fails(*int8, "--ranges", tmp_path / "x.npy")
     np.save(tmp_path / "x.npy", np.ones((2, 5)))
     assert "ranges must have shape (2, 64)" in fails(*int8, "--ranges", tmp_path / "x.npy")
+    right = np.stack([-np.ones(64), np.ones(64)])
+    right[1, 5] = np.nan
+    np.save(tmp_path / "x.npy", right)
+    assert "x.npy: ranges: the greatest value of dimension 5 is nan, which is not finite" in fails(
+        *int8, "--ranges", tmp_path / "x.npy"
+    )
     np.save(tmp_path / "x.npy", np.ones((2, 64), dtype=int))
     assert "expected numbers of floating point" in fails(*int8, "--ranges", tmp_path / "x.npy")
     assert "--calibration -: expected a file" in fails(*int8, "--calibration", "-")

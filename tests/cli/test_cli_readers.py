@@ -74,6 +74,25 @@ def test_utf16_is_not_utf8(tmp_path: Path) -> None:
     assert "line 1: not UTF-8" in refused(path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_wide_characters_are_not_utf8(tmp_path: Path, encoding: str) -> None:
+    """Without a byte order mark they are, letter by letter, with NUL bytes between."""
+    for suffix, content in ((".txt", "why é\nhow\n"), (".jsonl", '{"text": "why"}\n')):
+        path = tmp_path / f"t{suffix}"
+        path.write_bytes(content.encode(encoding))
+        message = refused(path)
+        right = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
+        assert f"not UTF-8 but {right}" in message
+        assert f"iconv -f {right} -t UTF-8" in message
+        assert ("--format txt" in message) == (suffix == ".txt")
+    path = tmp_path / "t.txt"
+    path.write_bytes("why\n".encode(encoding))
+    rows = open_source(str(path), None, None, "txt").rows()
+    assert [next(rows).text] == ["why\n".encode(encoding).split(b"\n")[0].decode()]
+    path.write_bytes("\ufeffwhy\n".encode(encoding))
+    assert f"iconv -f {encoding[:6].upper()} -t" in refused(path)
+
+
 def test_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a", "n": 1}\r\n\n"bare"\n{"text": "", "n": 2}\n  \n')
@@ -97,6 +116,8 @@ def test_json_lines(tmp_path: Path) -> None:
         ("7", "the line holds 7"),
         ('["a"]', "the line holds ['a']"),
         (r'"\ud800"', "surrogate"),
+        ('{"text": "a", "n": {}, "text": "b"}', "it has 'text' more than once"),
+        (r'{"text": "a", "\u0074ext": "a"}', "it has 'text' more than once"),
     ],
 )
 def test_bad_json_lines(tmp_path: Path, line: str, words: str) -> None:
@@ -108,6 +129,12 @@ def test_bad_json_lines(tmp_path: Path, line: str, words: str) -> None:
     assert len(message) < 400
 
 
+def test_other_names_may_stand_twice(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"n": 1, "text": "a", "n": 2, "in": {"text": 1, "text": 2}}\n"bare"\n')
+    assert texts_of(path) == ["a", "bare"]
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
@@ -117,6 +144,7 @@ def test_bad_json_lines(tmp_path: Path, line: str, words: str) -> None:
         (['{"text": "a", "id": true}'], "line 1: id 'id' holds True"),
         (['{"text": "a", "id": 9223372036854775808}'], "64 bits"),
         (['{"text": "a", "id": "\\udc00"}'], "surrogate"),
+        (['{"text": "a", "id": 1, "id": 2}'], "line 1: it has 'id' more than once"),
         (['{"text": "a", "id": 1}', '{"text": "a", "id": "b"}'], "line 2: 'id' is 'b', but"),
     ],
 )

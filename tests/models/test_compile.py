@@ -138,6 +138,20 @@ def test_rows_under_a_mask(compiled: Compile) -> None:
             run(ids, mask * -10000)
 
 
+@pytest.mark.parametrize("name", ["bert_mean_h4", "nomic_ntk_h3"])
+@torch.no_grad()
+def test_exported_with_a_mask(name: str) -> None:
+    """Token types that nobody gave, and turns by a text's length, held in a graph without end."""
+    encoder = load(name)
+    encoder.layers = encoder.layers[:1]
+    sizes = {0: torch.export.Dim("rows", min=2), 1: torch.export.Dim("width", min=2)}
+    exported = torch.export.export(encoder, masked_batch(BATCHES[0]), dynamic_shapes=(sizes, sizes))
+    for lengths in BATCHES:
+        batch = masked_batch(lengths)
+        naive, oracle = encoder(*batch), oracle_of(encoder)(*batch)
+        assert_right(exported.module()(*batch), naive, oracle)
+
+
 @torch.no_grad()
 def test_with_graph_breaks_where_torch_is_not_told() -> None:
     encoder, batch = load("jina_geglu_h4"), masked_batch(BATCHES[0])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyenc.errors import InputError
+from pyenc.errors import InputError, InputTypeError
 from pyenc.models import Convolution, Disentangled, Encoder, packing
 from pyenc.models import encoder as encoder_module
 from pyenc.models.rotary import Rotary
@@ -133,4 +133,23 @@ def test_beyond_the_position_table() -> None:
 )
 def test_impossible_configs(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
+        dataclasses.replace(ALIBI, **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": "16"}, "hidden_size must be a whole number, got '16'"),
+        ({"hidden_size": 16.0}, "hidden_size must be a whole number, got 16.0"),
+        ({"num_layers": True}, "num_layers must be a whole number, got True"),
+        ({"num_heads": None}, "num_heads must be a whole number, got None"),
+        ({"padding_id": 1.0}, "padding_id must be a whole number, got 1.0"),
+        ({"causal": "no"}, "causal must be True or False, got 'no'"),
+        ({"gated": 1}, "gated must be True or False, got 1"),
+        ({"norm_eps": "1e-5"}, "norm_eps must be a number, got '1e-5'"),
+        ({"scale": True}, "scale must be a number, got True"),
+    ],
+)
+def test_types_of_a_config(change: dict[str, object], message: str) -> None:
+    with pytest.raises(InputTypeError, match=f"EncoderConfig: {message}"):
         dataclasses.replace(ALIBI, **change)  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ def test_loads_back_equal(more: dict[str, Any], tmp_path: Path) -> None:
     names = set(load_file(tmp_path / "model.safetensors"))
     assert names == {name for name, _ in encoder.named_parameters()}
     drawn = torch.random.get_rng_state()
-    again = load_checkpoint(tmp_path)
+    again = load_checkpoint(str(tmp_path))
     assert torch.equal(torch.random.get_rng_state(), drawn)
     assert again.encoder.config == encoder.config
     for name, tensor in encoder.named_parameters():

@@ -93,6 +93,11 @@ def test_layer_norm_before_a_cut_of_the_files(nomic: pyenc.TextEncoder) -> None:
         ({"layer_norm": 1}, InputTypeError, "layer_norm must be True or False, got 1"),
         ({"layer_norm": None}, InputTypeError, "layer_norm must be True or False, got None"),
         ({"layer_norm": True, "output": "tokens"}, InputError, "layer_norm is of pooled vectors"),
+        (
+            {"convert_to_tensor": True, "output": "tokens"},
+            InputError,
+            'convert_to_tensor is of pooled vectors, not of output="tokens"',
+        ),
         ({"layernorm": True}, InputTypeError, "the nearest is 'layer_norm'"),
     ],
 )

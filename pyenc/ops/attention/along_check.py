@@ -17,6 +17,9 @@ from .bias import DistanceBias, ScoreBias, ScoreMap, apply_own
 TOLERANCE = 1e-4
 """Of the largest number of a head's; float32 functions of exact distances are off by 1e-6."""
 
+ROUNDING = 1e-6
+"""Of the numbers that a float32 result was made of."""
+
 
 def check_along(bias: DistanceBias, i: Tensor, j: Tensor, span: int) -> str:
     """`along` is what it should be at every distance below span, and at the pairs of i and j.
@@ -52,14 +55,35 @@ def check_along(bias: DistanceBias, i: Tensor, j: Tensor, span: int) -> str:
     i, j = i.to(where), j.to(where)
     s = torch.randn(whole.shape[0], len(i), len(j), dtype=torch.float64, device=where)
     ahead = j[None, :] - i[:, None]
-    wanted = apply_own(bias, s, i, j) - s
+    wanted = apply_own(bias, s.clone(), i, j) - s  # which a map may write over
     got = whole[:, ahead + span - 1]
     form = "score" if isinstance(bias, ScoreMap) else "block"
     _compare(name, f"the torch form ({form})", got, wanted, ahead)
+    if isinstance(bias, ScoreMap):
+        _check_adds(name, bias, s, wanted.detach(), i, j)
     seen = got.detach() != float("-inf")
     weight = torch.rand_like(s) + 0.5
     _check_gradients(name, form, leaves, got, wanted, weight * seen)
     return (f"along (gradients of {len(leaves)} tensors)" if leaves else "along") + said
+
+
+def _check_adds(
+    name: str, bias: DistanceBias, s: Tensor, added: Tensor, i: Tensor, j: Tensor
+) -> None:
+    """A map beside `along` adds the same to any score: a share of the score would pass for the
+    rounding of far numbers, and backends would not agree on it."""
+    other = 10 * torch.randn_like(s)
+    again = (apply_own(bias, other.clone(), i, j) - other).detach()
+    off = torch.where(again == added, 0, (again - added).abs()).nan_to_num(nan=float("inf"))
+    beyond = off - ROUNDING * (s.abs() + other.abs() + added.abs().nan_to_num(0, 0, 0))
+    if bool((beyond > 0).any()):
+        at = torch.unravel_index(beyond.argmax(), beyond.shape)
+        h, a, b = map(int, at)
+        raise InputError(
+            f"{name}: score adds {added[at]:.6g} to a score of {s[at]:.6g} at head {h}, query "
+            f"{int(i[a])}, key {int(j[b])}, and {again[at]:.6g} to one of {other[at]:.6g}: along "
+            "says what is added to any"
+        )
 
 
 def _along(bias: DistanceBias, offsets: Tensor) -> Tensor:

@@ -96,6 +96,7 @@ def apply_own(bias: OwnBias, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
         with exactly(s.device):
             made: Any = bias.score(s, i, j)
         if isinstance(made, Tensor) and tuple(made.shape) == right:
+            _check_numbers(bias, "score", made)
             return made
         raise _misshapen(bias, "score", made, f"{right}, (H, i, j), as what it is given")
     return s + fitting(added(bias, i, j, s.shape[0]), s.dtype)  # type: ignore[arg-type]
@@ -112,10 +113,24 @@ def added(bias: ScoreBias | DistanceBias, i: Tensor, j: Tensor, heads: int) -> T
             made: Any = bias.block(i, j)
             right = heads, len(i), len(j)
             if isinstance(made, Tensor) and _broadcasts(made.shape, right):
+                _check_numbers(bias, "block", made)
                 return made
             raise _misshapen(bias, "block", made, f"{right}, (H, i, j), or what is broadcast to it")
         offsets, place = (j[None, :] - i[:, None]).unique(return_inverse=True)
         return bias.along(offsets.long())[:, place]
+
+
+def _check_numbers(bias: Any, method: str, made: Tensor) -> None:
+    """Refuse conditions, which would be added as 1 and 0, and complex numbers."""
+    if made.dtype == torch.bool:
+        raise InputError(
+            f"attention: {type(bias).__name__}.{method} gave conditions (torch.bool), expected "
+            "numbers: where(hidden, -inf, 0.0) hides keys"
+        )
+    if made.is_complex():
+        raise InputError(
+            f"attention: {type(bias).__name__}.{method} gave {made.dtype}, expected real numbers"
+        )
 
 
 def _broadcasts(shape: Sequence[int], onto: tuple[int, ...]) -> bool:
@@ -220,6 +235,12 @@ class RelativePositionBias:
             raise InputError(
                 "RelativePositionBias: table must be (num_buckets, H) with num_buckets a multiple "
                 f"of 4; got {tuple(self.table.shape)}"
+            )
+        whole = isinstance(self.max_distance, (int, torch.SymInt))
+        if not whole or isinstance(self.max_distance, bool) or self.max_distance >= 2**63:
+            raise InputError(
+                "RelativePositionBias: max_distance must be a whole number of 64 bits, got "
+                f"{self.max_distance!r:.80}"
             )
         if self.max_distance <= self.table.shape[0] // 4:
             raise InputError(

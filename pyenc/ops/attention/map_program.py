@@ -16,6 +16,7 @@ Shapes: H heads, i queries of a slab, j keys.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,10 +56,12 @@ def program_of(bias: ScoreMap | ScoreBias, heads: int, i: Tensor, j: Tensor) -> 
         with exactly(i.device), torch.enable_grad():
             if is_map(bias):
                 made = bias.score(trace.scores, trace.i, trace.j)
+                _check_kind(made)
             else:
                 made = bias.block(trace.i, trace.j)  # type: ignore[union-attr]
                 if not isinstance(made, Traced):  # it is there already
                     raise Unsupported("a bias that is made of no positions has no steps")
+                _check_kind(made)
                 made = trace.step("add", trace.scores, made)
             if tuple(made.shape) != trace.shape:
                 raise Unsupported(f"scores {tuple(made.shape)} of {trace.shape} have no step")
@@ -73,6 +76,12 @@ def program_of(bias: ScoreMap | ScoreBias, heads: int, i: Tensor, j: Tensor) -> 
         raise Unsupported(f"{type(error).__name__}: {error}") from error
     finally:
         trace.closed = True
+
+
+def _check_kind(made: Any) -> None:
+    """Conditions are no scores: torch's tiles say so."""
+    if made.dtype == torch.bool:
+        raise Unsupported("conditions in the place of numbers have no step")
 
 
 @constant_result

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import InputError
-from ..gradient import gradient_of, unlisted
+from ...errors import BackendError, InputError
+from ..gradient import gradient_of, made_of_others, unlisted
 from ..registered import once
 from . import own_cpu
 from .bias import apply_own
@@ -53,9 +53,15 @@ TRIES = 3
 
 def check_learned(q: Tensor, terms: CustomTerms, with_backward: bool) -> None:
     """Raises:
-    InputError: the bias takes a gradient to a tensor that `parameters()` does not list, or, where a
-        backward follows, draws random numbers.
+    InputError: the bias takes a gradient to a tensor that `parameters()` does not list, lists one
+        beside what it is made of, or, where a backward follows, draws random numbers.
     """
+    if nested := made_of_others(terms.parameters()):
+        raise InputError(
+            f"attention: {type(terms.bias).__name__}.parameters() lists a tensor of shape "
+            f"{tuple(nested[0].shape)} beside what it is made of, which would get its gradient "
+            "twice: list one of them"
+        )
     # One query, and its keys: an object may count on there being some.
     at = next(terms.groups(q.device))[1]
     wide = torch.promote_types(q.dtype, torch.float32)  # as the scores are
@@ -241,6 +247,13 @@ class _Attention(torch.autograd.Function):
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    # Such have no memory that a kernel could read, and torch's rules for them are few.
+    if any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads):
+        raise BackendError(
+            "attention: several gradients at once (is_grads_batched, vectorize=True) do not go "
+            f"through {type(ctx.terms.bias).__name__}; ask for one at a time, or "
+            'backend="reference"'
+        )
     q, k, v, whole, shift, total, *parameters = ctx.saved_tensors
     dq, dk, dv, sums = backward(
         grads[0], grads[1], q, k, v, ctx.terms, (whole, shift, total), parameters

@@ -21,7 +21,7 @@ from ..constant import constant_result
 from ..registered import op_anywhere
 from .bias import OwnBias
 from .own_bias import backward, check_learned, forward
-from .terms import CustomTerms
+from .terms import CustomTerms, learned_of
 from .validation import check_values
 
 Made = TypeVar("Made")
@@ -48,8 +48,7 @@ def attention_traced(
     extension: bool,
 ) -> tuple[Tensor, Tensor]:
     """As `attention_custom_bias`, in a graph. `bias` is made outside of it."""
-    listed: Any = getattr(bias, "parameters", tuple)
-    parameters = [p for p in listed() if p.requires_grad]
+    parameters = learned_of(bias)
     key = id(bias)  # which guards the graph
     _remember(bias)
     out, lse, *_ = torch.ops.pyenc.attention_own(

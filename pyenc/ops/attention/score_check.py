@@ -159,7 +159,8 @@ def _places(span: int) -> tuple[Tensor, Tensor]:
 def _torch_form(bias: Any, s: Tensor, i: Tensor, j: Tensor, params: Tensor) -> Tensor:
     """The new scores (H, I, J) of s, float64 on the CPU; computed where and as the bias does."""
     where = params.device
-    return apply_own(bias, s.to(where), i.to(where), j.to(where)).cpu().double()
+    own = s.to(where).clone()  # a map may write over it
+    return apply_own(bias, own, i.to(where), j.to(where)).cpu().double()
 
 
 def _finite(x: Tensor) -> Tensor:

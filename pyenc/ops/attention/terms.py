@@ -66,8 +66,7 @@ class CustomTerms:
 
     def parameters(self) -> list[Tensor]:
         """The tensors of the bias that want a gradient, by its own word."""
-        listed: Iterable[Tensor] = getattr(self.bias, "parameters", tuple)()
-        return [p for p in listed if isinstance(p, Tensor) and p.requires_grad]
+        return learned_of(self.bias)
 
     @property
     def mapped(self) -> bool:
@@ -145,6 +144,17 @@ def named(kind: str) -> tuple[str, int | None]:
     return kind, int(straight) if straight else None
 
 
+def learned_of(bias: OwnBias) -> list[Tensor]:
+    """The tensors that a bias lists and that want a gradient; each once, for autograd adds up what
+    one that stands there twice (tied to itself) is given."""
+    listed: Iterable[Tensor] = getattr(bias, "parameters", tuple)()
+    found: list[Tensor] = []
+    for p in listed:
+        if isinstance(p, Tensor) and p.requires_grad and not any(p is other for other in found):
+            found.append(p)
+    return found
+
+
 def is_own(bias: Bias) -> TypeGuard[OwnBias]:
     """Whether it is an object of the user's own (or of that form)."""
     return bias is not None and not isinstance(bias, (ALiBi, RelativePositionBias, Line, Tensor))
@@ -152,7 +162,7 @@ def is_own(bias: Bias) -> TypeGuard[OwnBias]:
 
 def has_line(bias: Bias) -> TypeGuard[DistanceBias]:
     """Whether it is one whose numbers depend on the distance alone, by its own word."""
-    return is_own(bias) and isinstance(bias, DistanceBias)
+    return is_own(bias) and isinstance(bias, DistanceBias) and not isinstance(bias, type)
 
 
 def terms_of(

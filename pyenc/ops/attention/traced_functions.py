@@ -174,6 +174,8 @@ def _masked_fill(trace: Trace, x: Any, mask: Any, value: Any) -> Traced:
     kind = trace.value(x).kind
     if kind == "int" and not isinstance(value, int):
         raise Unsupported("whole numbers filled with others have no step")
+    if kind == "mask" and trace.value(value).kind != "mask":
+        raise Unsupported("conditions filled with numbers have no step")
     return _where(trace, mask, value, x)
 
 
@@ -275,6 +277,8 @@ def _unsqueeze(trace: Trace, x: Traced, dim: int) -> Traced:
 @_handles("expand", "broadcast_to", over=False)
 def _expand(trace: Trace, x: Traced, *sizes: Any) -> Traced:
     """The same number along an axis that it had none for."""
+    if x.of_scores:  # a view, which what is written over them would have to reach
+        raise Unsupported("scores expanded have no step")
     wanted = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
     more = len(wanted) - x.ndim
     own = [1] * more + list(x.shape)

@@ -114,6 +114,11 @@ def _check_bias(q: Tensor, bias: Bias) -> None:
         tensor, heads, right = bias, bias.shape[0] if square else -1, "bias (H, Nmax, Nmax)"
     elif isinstance(bias, Line):
         tensor, heads, right = bias.numbers, bias.numbers.shape[0], "a line (H, 2 r + 1)"
+    elif isinstance(bias, type):
+        raise InputError(
+            f"attention: bias is the class {bias.__name__}, expected an object of it, as "
+            f"{bias.__name__}(...) makes"
+        )
     elif isinstance(bias, (ScoreBias, ScoreMap, DistanceBias)):
         return
     else:

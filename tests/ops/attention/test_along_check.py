@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyenc.errors import InputError
 from pyenc.ops import check_score_bias
+from pyenc.ops.attention.score_check import _torch_form
 
 
 class Log(nn.Module):
@@ -71,6 +72,23 @@ class Capped(Log):
         return 3 * ((s + self.block(i, j)) / 3).tanh()
 
 
+class Over(Log):
+    """As an addition that is written over the scores."""
+
+    def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return s.add_(self.block(i, j))
+
+
+class Grown(Log):
+    """A hundredth of the scores more, which far numbers would hide."""
+
+    def along(self, offsets: Tensor) -> Tensor:
+        return -self.slope[:, None] * offsets.abs()
+
+    def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return 1.01 * s - self.slope[:, None, None] * (i[:, None] - j).abs()
+
+
 class Hides(Log):
     """-inf beyond a distance, in both forms."""
 
@@ -89,6 +107,7 @@ def test_what_is_right_passes() -> None:
     )
     assert "Alone: along agree" in check_score_bias(Alone(), span=200)
     check_score_bias(Hides())
+    check_score_bias(Over())
 
 
 @pytest.mark.parametrize(
@@ -101,6 +120,7 @@ def test_what_is_right_passes() -> None:
         (Broken(), "Broken: along gives nan for head 0 at distance -77"),
         (Flat(), r"Flat: along must give \(H, 16383\); got \(16383,\)"),
         (Capped(), r"Capped: along is off by .* the torch form \(score\), it is"),
+        (Grown(), "Grown: score adds .* to a score of .* and .* along says what is added to any"),
     ],
 )
 def test_what_is_wrong_is_named(bias: Any, message: str) -> None:
@@ -115,3 +135,13 @@ def test_nothing_to_check() -> None:
 
     with pytest.raises(InputError, match="Bare has neither along"):
         check_score_bias(Bare())
+
+
+def test_the_torch_form_of_a_map_that_writes_over_its_scores() -> None:
+    s = torch.zeros(2, 1, 3, dtype=torch.float64, requires_grad=True)
+    at = torch.arange(3)
+    bias = Over()
+    made = _torch_form(bias, s, at[:1], at, torch.zeros(2, 1))
+    torch.testing.assert_close(made, bias.block(at[:1], at).double().expand_as(made))
+    assert torch.equal(torch.autograd.grad(made.sum(), s)[0], torch.ones_like(s))
+    assert not s.any()

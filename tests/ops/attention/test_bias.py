@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -53,3 +55,9 @@ def test_bad_tables(shape: tuple[int, ...]) -> None:
 def test_distance_below_the_exact_buckets() -> None:
     with pytest.raises(InputError, match="max_distance 8"):
         RelativePositionBias(torch.zeros(32, 2), max_distance=8)
+
+
+@pytest.mark.parametrize("distance", [128.0, "128", True, None, float("inf"), 2**63])
+def test_a_distance_is_a_whole_number(distance: Any) -> None:
+    with pytest.raises(InputError, match="max_distance must be a whole number of 64 bits, got"):
+        RelativePositionBias(torch.zeros(32, 2), max_distance=distance)

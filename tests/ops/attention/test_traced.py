@@ -112,6 +112,12 @@ def relu_in_place(m: Map, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
     return s - m.head * d
 
 
+def through_a_view(m: Map, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    same = s.expand(s.shape)
+    s += m.head * i[:, None]
+    return s * 0.5 + same.tanh() * j
+
+
 def branches(m: Map, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
     return s.softmax(-1) if len(j) > 16 else s * 2
 
@@ -151,6 +157,9 @@ TORCH: dict[str, Callable[..., Any]] = {
     "added to": added_to,
     "or": or_into,
     "branches by length": branches,
+    "written over beside a view": through_a_view,
+    "a condition filled with a number": lambda m, s, i, j: s
+    + (s > 0).masked_fill(j == 3, 2) * m.head,
     "beyond 2^24": lambda m, s, i, j: s
     + torch.where(s > 0, (900 * i[:, None] - 900 * j) ** 2, 0) * 1e-8,
 }  # fmt: skip
