@@ -29,8 +29,10 @@ from . import (
     roberta,
     t5,
 )
-from .family import ConfigFile, Family, HeadNames, Names, Parts, rows_of
+from .config_file import ConfigFile
+from .family import Family, HeadNames
 from .heads import head_parts, with_head
+from .parts import Names, Parts, rows_of
 
 FAMILIES: tuple[Family, ...] = (
     mosaic.FAMILY,

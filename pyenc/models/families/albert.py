@@ -11,17 +11,9 @@ import re
 from ...errors import CheckpointError
 from ..config import MOST_STEPS, EncoderConfig
 from ..head_config import HeadConfig
-from .family import (
-    ConfigFile,
-    Family,
-    HeadNames,
-    Names,
-    Parts,
-    Published,
-    both,
-    embedding_parts,
-    there,
-)
+from .config_file import ConfigFile
+from .family import Family, HeadNames, Published
+from .parts import Names, Parts, both, embedding_parts, there
 
 GROUPS = "encoder.albert_layer_groups"
 _LAYER = r"encoder\.albert_layer_groups\.(\d+\.albert_layers\.\d+)\."

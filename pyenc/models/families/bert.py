@@ -8,19 +8,10 @@ from __future__ import annotations
 
 from ...errors import UnknownArchitectureError
 from ..config import EncoderConfig
-from .family import (
-    ConfigFile,
-    Family,
-    Names,
-    Parts,
-    Published,
-    attention_output,
-    common_fields,
-    embedding_parts,
-    plain_feed_forward,
-    separate_qkv,
-)
+from .config_file import ConfigFile, common_fields
+from .family import Family, Published
 from .heads import predictions
+from .parts import Names, Parts, attention_output, embedding_parts, plain_feed_forward, separate_qkv
 
 
 def shape(config: ConfigFile, names: Names) -> EncoderConfig:

@@ -15,21 +15,10 @@ from ..config import EncoderConfig
 from ..convolution import Convolution
 from ..disentangled import Disentangled
 from ..head_config import HeadConfig
-from .family import (
-    LARGEST,
-    ConfigFile,
-    Family,
-    HeadNames,
-    Names,
-    Parts,
-    Published,
-    attention_output,
-    both,
-    common_fields,
-    embedding_parts,
-    plain_feed_forward,
-)
+from .config_file import LARGEST, ConfigFile, common_fields
+from .family import Family, HeadNames, Published
 from .heads import predictions
+from .parts import Names, Parts, attention_output, both, embedding_parts, plain_feed_forward
 
 UNSAID: dict[str, Any] = {
     "vocab_size": 128_100,

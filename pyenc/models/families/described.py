@@ -8,7 +8,9 @@ from dataclasses import replace
 
 from ...errors import CheckpointError, InputError
 from ..config import EncoderConfig
-from .family import ConfigFile, Family, Names, Parts
+from .config_file import ConfigFile
+from .family import Family
+from .parts import Names, Parts
 
 LACKING = 4
 """A checkpoint is nearly a family's where it lacks less than one in so many of its tensors."""

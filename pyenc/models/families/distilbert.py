@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from ..config import EncoderConfig
 from ..head_config import HeadConfig
-from .family import ConfigFile, Family, HeadNames, Names, Parts, Published, both
+from .config_file import ConfigFile
+from .family import Family, HeadNames, Published
+from .parts import Names, Parts, both
 
 
 def _config(config: ConfigFile, names: Names) -> EncoderConfig:

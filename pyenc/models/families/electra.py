@@ -12,7 +12,9 @@ from dataclasses import replace
 from ..config import EncoderConfig
 from ..head_config import HeadConfig
 from . import bert
-from .family import ConfigFile, Family, HeadNames, Names, Parts, Published, both
+from .config_file import ConfigFile
+from .family import Family, HeadNames, Published
+from .parts import Names, Parts, both
 
 UNSAID = {
     "vocab_size": 30_522,

@@ -10,8 +10,10 @@ from __future__ import annotations
 from ...errors import CheckpointError
 from ..config import EncoderConfig
 from ..head_config import HeadConfig
-from .family import ConfigFile, Family, HeadNames, Names, Published, own_head_size
+from .config_file import ConfigFile, own_head_size
+from .family import Family, HeadNames, Published
 from .llama import LAYER, SIGNATURE, optional, padding, parts, rotary
+from .parts import Names
 
 MODEL_TYPE = "eurobert"
 UNSAID = "250000 in the original code, 10000 in transformers 5"

@@ -12,8 +12,10 @@ import math
 from ...errors import CheckpointError
 from ..config import EncoderConfig
 from ..rotary import Rotary
-from .family import UNSCALED, ConfigFile, Family, Names, Parts, Published, both, weights
+from .config_file import UNSCALED, ConfigFile
+from .family import Family, Published
 from .llama import refuse_both_sides
+from .parts import Names, Parts, both, weights
 from .windows import FULL, SLIDING, every, listed, rotary_of
 
 

@@ -11,21 +11,10 @@ from ...errors import CheckpointError
 from ..config import EncoderConfig
 from ..head_config import HeadConfig
 from ..rotary import Rotary
-from .family import (
-    ConfigFile,
-    Family,
-    HeadNames,
-    Names,
-    Parts,
-    Published,
-    both,
-    common_fields,
-    embedding_parts,
-    own_head_size,
-    there,
-    weights,
-)
+from .config_file import ConfigFile, common_fields, own_head_size
+from .family import Family, HeadNames, Published
 from .in_memory import SIGNATURE, LayerNames, called
+from .parts import Names, Parts, both, embedding_parts, there, weights
 
 
 def _rotary(config: ConfigFile) -> Rotary:

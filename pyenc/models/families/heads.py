@@ -13,7 +13,9 @@ from dataclasses import replace
 from ...errors import CheckpointError
 from ..config import EncoderConfig
 from ..head_config import HeadConfig
-from .family import ConfigFile, Family, HeadNames, Names, Parts, both, weights
+from .config_file import ConfigFile
+from .family import Family, HeadNames
+from .parts import Names, Parts, both, weights
 
 
 def predictions(config: ConfigFile, names: Names) -> HeadNames:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .family import Names
+from .parts import Names
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from ...errors import CheckpointError
 from ..config import EncoderConfig
-from .family import (
-    ConfigFile,
-    Family,
+from .config_file import ConfigFile, common_fields
+from .family import Family, Published
+from .heads import predictions
+from .parts import (
     Names,
     Parts,
-    Published,
     attention_output,
-    common_fields,
     embedding_parts,
     gated_feed_forward,
     plain_feed_forward,
     separate_qkv,
 )
-from .heads import predictions
 
 
 def alibi_only(config: ConfigFile) -> None:

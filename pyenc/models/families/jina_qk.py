@@ -8,20 +8,11 @@ time after attention, and a gated feed-forward whose second rows are the gate, o
 from __future__ import annotations
 
 from ..config import EncoderConfig
-from .family import (
-    ConfigFile,
-    Family,
-    Names,
-    Parts,
-    Published,
-    attention_output,
-    both,
-    common_fields,
-    embedding_parts,
-    separate_qkv,
-)
+from .config_file import ConfigFile, common_fields
+from .family import Family, Published
 from .heads import predictions
 from .jina import alibi_only, gate
+from .parts import Names, Parts, attention_output, both, embedding_parts, separate_qkv
 
 
 def _config(config: ConfigFile, names: Names) -> EncoderConfig:

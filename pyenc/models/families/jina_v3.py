@@ -16,20 +16,11 @@ from ...errors import CheckpointError
 from ..config import EncoderConfig
 from ..head_config import HeadConfig
 from ..rotary import Rotary
-from .family import (
-    UNSCALED,
-    ConfigFile,
-    Family,
-    HeadNames,
-    Names,
-    Parts,
-    Published,
-    both,
-    common_fields,
-    own_head_size,
-)
+from .config_file import UNSCALED, ConfigFile, common_fields, own_head_size
+from .family import Family, HeadNames, Published
 from .heads import roberta_head
 from .in_memory import IN_MEMORY, LayerNames, called
+from .parts import Names, Parts, both
 
 ORIGINAL = "xlm-roberta"
 """What the original calls itself, as every XLM-RoBERTa does."""

@@ -12,7 +12,8 @@ from typing import Any
 from ...errors import CheckpointError
 from ..config import EncoderConfig
 from ..rotary import Rotary
-from .family import ConfigFile, Parts, both, weights
+from .config_file import ConfigFile
+from .parts import Parts, both, weights
 
 SIGNATURE = (
     "layers.0.self_attn.q_proj.weight", "layers.0.post_attention_layernorm.weight",

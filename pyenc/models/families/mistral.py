@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from ...errors import CheckpointError
 from ..config import EncoderConfig
-from .family import ConfigFile, Family, Names, Published, own_head_size
+from .config_file import ConfigFile, own_head_size
+from .family import Family, Published
 from .llama import (
     LAYER,
     SIGNATURE,
@@ -20,6 +21,7 @@ from .llama import (
     parts,
     refuse_both_sides,
 )
+from .parts import Names
 from .windows import FULL, SLIDING, listed
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 from ...errors import CheckpointError
 from ..config import EncoderConfig
 from ..head_config import HeadConfig
-from .family import UNSCALED, ConfigFile, Family, HeadNames, Names, Parts, Published, both, weights
+from .config_file import UNSCALED, ConfigFile
+from .family import Family, HeadNames, Published
+from .parts import Names, Parts, both, weights
 from .windows import FULL, SLIDING, every, listed, rotary_of
 
 

@@ -9,20 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..config import EncoderConfig
-from .family import (
-    ConfigFile,
-    Family,
-    HeadNames,
-    Names,
-    Parts,
-    Published,
-    attention_output,
-    both,
-    common_fields,
-    embedding_parts,
-    gated_feed_forward,
-)
+from .config_file import ConfigFile, common_fields
+from .family import Family, HeadNames, Published
 from .heads import predictions
+from .parts import Names, Parts, attention_output, both, embedding_parts, gated_feed_forward
 
 
 def _config(config: ConfigFile, names: Names) -> EncoderConfig:

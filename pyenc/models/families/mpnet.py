@@ -11,17 +11,10 @@ from dataclasses import replace
 
 from ..config import EncoderConfig
 from . import bert
-from .family import (
-    ConfigFile,
-    Family,
-    Names,
-    Parts,
-    Published,
-    both,
-    embedding_parts,
-    plain_feed_forward,
-)
+from .config_file import ConfigFile
+from .family import Family, Published
 from .heads import roberta_head
+from .parts import Names, Parts, both, embedding_parts, plain_feed_forward
 from .roberta import counted
 
 PADDING = 1

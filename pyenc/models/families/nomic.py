@@ -14,20 +14,10 @@ from ..config import EncoderConfig
 from ..experts import Experts
 from ..head_config import HeadConfig
 from ..rotary import Rotary
-from .family import (
-    UNSCALED,
-    ConfigFile,
-    Family,
-    HeadNames,
-    Names,
-    Parts,
-    Published,
-    both,
-    own_head_size,
-    there,
-    weights,
-)
+from .config_file import UNSCALED, ConfigFile, own_head_size
+from .family import Family, HeadNames, Published
 from .in_memory import SIGNATURE, LayerNames, called
+from .parts import Names, Parts, both, there, weights
 
 NOT_SERVED = {
     "prenorm": False, "causal": False, "parallel_block": False, "use_rms_norm": False,

@@ -19,7 +19,9 @@ from ..config import EncoderConfig
 from ..encoder import Encoder
 from ..meta import on_meta
 from ..position import shapes_alone
-from .family import LARGEST, ConfigFile, Family, Names, Parts
+from .config_file import LARGEST, ConfigFile
+from .family import Family
+from .parts import Names, Parts
 
 MODEL_TYPE = "pyenc-encoder"
 KEY = "encoder"

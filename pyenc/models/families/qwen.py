@@ -24,7 +24,8 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ..config import EncoderConfig
-from .family import ConfigFile, Family, Names, Published
+from .config_file import ConfigFile
+from .family import Family, Published
 from .llama import (
     LAYER,
     SIGNATURE,
@@ -33,6 +34,7 @@ from .llama import (
     parts,
     refuse_both_sides,
 )
+from .parts import Names
 from .windows import listed
 
 GTE_CODE = "modeling_qwen.Qwen2Model"

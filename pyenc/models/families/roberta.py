@@ -11,8 +11,10 @@ from dataclasses import replace
 from ...errors import CheckpointError
 from ..config import EncoderConfig
 from . import bert
-from .family import ConfigFile, Family, Names, Published
+from .config_file import ConfigFile
+from .family import Family, Published
 from .heads import roberta_head
+from .parts import Names
 
 MODEL_TYPES = ("xlm-roberta", "roberta", "camembert")
 CLASSES = ("XLMRobertaFor", "XLMRobertaModel", "RobertaFor", "RobertaModel", "Camembert")

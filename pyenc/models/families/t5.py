@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from ...errors import CheckpointError
 from ..config import EncoderConfig
-from .family import ACTIVATION_NAMES, ConfigFile, Family, Names, Parts, Published, weights
+from .config_file import ACTIVATION_NAMES, ConfigFile
+from .family import Family, Published
+from .parts import Names, Parts, weights
 
 WORDS = "encoder.embed_tokens.weight"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...errors import CheckpointError
 from ..rotary import Rotary
-from .family import ConfigFile
+from .config_file import ConfigFile
 
 FULL, SLIDING = KINDS = ("full_attention", "sliding_attention")
 
