@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 
 from .. import launch
 from ..activation import ACTIVATION_CODES
-from ..backend import compiling
+from ..backend import compiling, jit_traces
 
 
 def why_not(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
@@ -39,7 +39,7 @@ def around() -> str | None:
         return "autocast makes another product"
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms what it cannot see into"
-    if torch._C._get_tracing_state() is not None:
+    if jit_traces():
         return "torch.jit takes a trace, which is to hold torch's own ops"
     if forward_ad._current_level >= 0:
         return "a derivative goes forward through what is computed"
