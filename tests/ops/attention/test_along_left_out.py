@@ -47,8 +47,14 @@ LINES = lines()
 
 
 @pytest.mark.skipif(extension.load() is None, reason=extension.why_missing())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("data", ["plain", "planted -1", "level -6", "falling -8", "shifted"])
+@pytest.mark.parametrize(
+    ("data", "dtype"),
+    [
+        ("plain", torch.float32), ("plain", torch.bfloat16), ("planted -1", torch.float32),
+        ("level -6", torch.bfloat16), ("falling -8", torch.float32), ("shifted", torch.bfloat16),
+    ],
+    ids=str,
+)  # fmt: skip
 @pytest.mark.parametrize("line", LINES)
 def test_no_row_loses_more_than_its_share(line: str, data: str, dtype: torch.dtype) -> None:
     qkv = [x.to(dtype) for x in INPUTS.builders[data]()]
