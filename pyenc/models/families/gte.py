@@ -92,17 +92,12 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
     parts = embedding_parts(config)
     said = called(names, IN_FILES)
     for i in range(config.num_layers):
-        ours, theirs = f"layers.{i}", f"{said.layer}.{i}"
-        apart = tuple(f"{theirs}.attention.{x}_proj" for x in "qkv")
+        apart = tuple(f"{said.layer}.{i}.attention.{x}_proj" for x in "qkv")
         if any(there(names, each) for each in apart):  # pack_qkv: false
-            parts |= both(f"{ours}.attention.qkv", *apart)
+            parts |= both(f"layers.{i}.attention.qkv", *apart)
         else:
-            parts |= both(f"{ours}.attention.qkv", *(f"{theirs}.{name}" for name in said.qkv))
-        parts |= both(f"{ours}.attention.out", f"{theirs}.{said.out}")
-        parts |= both(f"{ours}.attention_norm", f"{theirs}.{said.attention_norm}")
-        parts |= weights(f"{ours}.feed_forward.up", *(f"{theirs}.{name}" for name in said.up))
-        parts |= both(f"{ours}.feed_forward.down", f"{theirs}.{said.down}")
-        parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.{said.feed_forward_norm}")
+            parts |= said.qkv_of(i)
+        parts |= said.out_of(i) | said.feed_forward_of(i, up=weights) | said.norms_of(i)
     return parts
 
 

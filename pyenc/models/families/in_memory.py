@@ -6,9 +6,13 @@ loads and, unless told not to, converts them back as it saves; a state dict has 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from .parts import Names
+from .parts import Names, Parts, both
+
+Layer = Callable[..., Parts]
+"""`both` or `weights`: which tensors a linear layer has."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,26 @@ class LayerNames:
     feed_forward_norm: str
     up: tuple[str, ...]
     down: str
+
+    def norms_of(self, i: int) -> Parts:
+        """The two norms of a layer."""
+        ours, theirs = f"layers.{i}", f"{self.layer}.{i}"
+        return both(f"{ours}.attention_norm", f"{theirs}.{self.attention_norm}") | both(
+            f"{ours}.feed_forward_norm", f"{theirs}.{self.feed_forward_norm}"
+        )
+
+    def qkv_of(self, i: int, of: Layer = both) -> Parts:
+        """q, k and v, of one tensor or of three."""
+        return of(f"layers.{i}.attention.qkv", *(f"{self.layer}.{i}.{name}" for name in self.qkv))
+
+    def out_of(self, i: int, of: Layer = both) -> Parts:
+        return of(f"layers.{i}.attention.out", f"{self.layer}.{i}.{self.out}")
+
+    def feed_forward_of(self, i: int, up: Layer = both, down: Layer = both) -> Parts:
+        theirs = f"{self.layer}.{i}"
+        return up(f"layers.{i}.feed_forward.up", *(f"{theirs}.{name}" for name in self.up)) | down(
+            f"layers.{i}.feed_forward.down", f"{theirs}.{self.down}"
+        )
 
 
 IN_MEMORY = LayerNames(

@@ -143,13 +143,7 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
     if config.pooler:
         parts |= both("pooler", "pooler.dense")
     for i in range(config.num_layers):
-        ours, theirs = f"layers.{i}", f"{said.layer}.{i}"
-        parts |= both(f"{ours}.attention.qkv", *(f"{theirs}.{name}" for name in said.qkv))
-        parts |= both(f"{ours}.attention.out", f"{theirs}.{said.out}")
-        parts |= both(f"{ours}.attention_norm", f"{theirs}.{said.attention_norm}")
-        parts |= both(f"{ours}.feed_forward.up", *(f"{theirs}.{name}" for name in said.up))
-        parts |= both(f"{ours}.feed_forward.down", f"{theirs}.{said.down}")
-        parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.{said.feed_forward_norm}")
+        parts |= said.qkv_of(i) | said.out_of(i) | said.feed_forward_of(i) | said.norms_of(i)
     return parts
 
 

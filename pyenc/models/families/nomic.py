@@ -9,6 +9,8 @@ every second layer's feed-forward is a mixture of experts as MegaBlocks' `dMoE` 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...errors import CheckpointError
 from ..config import EncoderConfig
 from ..experts import Experts
@@ -213,29 +215,20 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
     if config.type_vocab_size:
         parts["embeddings.token_type.weight"] = ("embeddings.token_type_embeddings.weight",)
     said = called(names, IN_FILES)
+    if not config.gated:
+        said = replace(said, up=("mlp.fc1",))
+    up, down = (both if biased else weights for biased in (config.up_bias, config.down_bias))
     parts |= both("embeddings.norm", said.embedding_norm)
     if config.pooler:
         parts |= both("pooler", "pooler.dense")
     for i in range(config.num_layers):
-        ours, theirs = f"layers.{i}", f"{said.layer}.{i}"
         attention = both if config.qkv_bias else weights
-        parts |= attention(f"{ours}.attention.qkv", *(f"{theirs}.{name}" for name in said.qkv))
-        parts |= attention(f"{ours}.attention.out", f"{theirs}.{said.out}")
-        parts |= both(f"{ours}.attention_norm", f"{theirs}.{said.attention_norm}")
+        parts |= said.qkv_of(i, attention) | said.out_of(i, attention) | said.norms_of(i)
         if config.experts is not None and config.experts.layers[i]:
-            parts |= _mixture(f"{ours}.feed_forward", f"{theirs}.mlp")
+            parts |= _mixture(f"layers.{i}.feed_forward", f"{said.layer}.{i}.mlp")
         else:
-            parts |= _feed_forward(config, said, f"{ours}.feed_forward", theirs)
-        parts |= both(f"{ours}.feed_forward_norm", f"{theirs}.{said.feed_forward_norm}")
+            parts |= said.feed_forward_of(i, up, down)
     return parts
-
-
-def _feed_forward(config: EncoderConfig, said: LayerNames, ours: str, theirs: str) -> Parts:
-    names = said.up if config.gated else ("mlp.fc1",)
-    up, down = (both if biased else weights for biased in (config.up_bias, config.down_bias))
-    return up(f"{ours}.up", *(f"{theirs}.{name}" for name in names)) | down(
-        f"{ours}.down", f"{theirs}.{said.down}"
-    )
 
 
 def _mixture(ours: str, theirs: str) -> Parts:

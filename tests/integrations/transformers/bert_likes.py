@@ -11,6 +11,13 @@ from torch import Tensor
 
 from pyenc.loading import load_checkpoint, save_checkpoint
 
+ROTARY_SIZES: dict[str, Any] = {
+    "vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 40, "max_position_embeddings": 64, "type_vocab_size": 2,
+    "pad_token_id": 0, "rope_parameters": {"rope_theta": 50.0, "rope_type": "default"},
+}  # fmt: skip
+"""Of those that turn by position."""
+
 
 def far_from_its_start(model: Any) -> Any:
     """The same model with weights that leave no layer out of what it computes, and no norm 1."""

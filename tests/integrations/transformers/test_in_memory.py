@@ -4,28 +4,22 @@ converted back and as they stand in a state dict."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from pyenc.loading import load_checkpoint, save_checkpoint
-from tests.integrations.transformers.bert_likes import batch, far_from_its_start
+from tests.integrations.transformers.bert_likes import ROTARY_SIZES, batch, far_from_its_start
 
 transformers = pytest.importorskip("transformers", minversion="5")
-SIZES: dict[str, Any] = {
-    "vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "intermediate_size": 40, "max_position_embeddings": 64, "type_vocab_size": 2,
-    "pad_token_id": 0, "rope_parameters": {"rope_theta": 50.0, "rope_type": "default"},
-}  # fmt: skip
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("task", ["Model", "ForMaskedLM", "ForSequenceClassification"])
 @pytest.mark.parametrize("kind", ["Gte", "JinaEmbeddingsV3", "NomicBert"])
 def test_in_memory(kind: str, task: str, tmp_path: Path) -> None:
-    config = getattr(transformers, f"{kind}Config")(**SIZES)
+    config = getattr(transformers, f"{kind}Config")(**ROTARY_SIZES)
     config._attn_implementation = "eager"
     model = far_from_its_start(getattr(transformers, f"{kind}{task}")(config).double())
     model.save_pretrained(tmp_path / "a", save_original_format=False)
