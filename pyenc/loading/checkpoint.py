@@ -78,6 +78,8 @@ class Checkpoint:
         return self.family.pooling
 
 
+@torch.inference_mode(False)  # whose tensors could never be trained
+@torch.no_grad()
 def load_checkpoint(
     folder: Path,
     *,
