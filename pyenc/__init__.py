@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .integrations.transformers import unregister as unregister
     from .models import Encoder, EncoderConfig
     from .ops import use_backend
+    from .ops.extension import ExtensionWarning
     from .text import (
         AssumptionWarning,
         CalibrationWarning,
@@ -50,6 +51,7 @@ __all__ = [
     "Encoder",
     "EncoderConfig",
     "EncoderPool",
+    "ExtensionWarning",
     "ForkWarning",
     "InputError",
     "LongWordWarning",
@@ -76,6 +78,7 @@ _LAZY = {
     "Encoder": ".models",
     "EncoderConfig": ".models",
     "EncoderPool": ".text",
+    "ExtensionWarning": ".ops.extension",
     "LongWordWarning": ".text",
     "PromptWarning": ".text",
     "TextEncoder": ".text",

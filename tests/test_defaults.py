@@ -356,6 +356,24 @@ def test_modes_of_gradients(backend: str, mode: Any) -> None:
     assert (encoder.encode(texts) == right).all()
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_what_was_loaded_without_gradients_is_trained(mode: Any) -> None:
+    """An encoder does not keep the mode that it was loaded in."""
+    ids = torch.tensor([[5, 9, 7]])
+
+    def gradient(encoder: pyenc.Encoder) -> Tensor:
+        encoder(ids).square().sum().backward()
+        found = encoder.embeddings.word.weight.grad
+        assert found is not None
+        return found
+
+    right = gradient(pyenc.load(GOLDEN / "jina_geglu_h4").model)
+    with mode():
+        encoder = pyenc.load(GOLDEN / "jina_geglu_h4")
+        encoder.encode(["the sky is blue"])
+    assert torch.equal(gradient(encoder.model), right)
+
+
 # ---- the sources ------------------------------------------------------------------------------
 
 FACTORIES = {

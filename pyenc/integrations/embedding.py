@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..errors import InputError, InputTypeError
 from ..text import Recipe, TextEncoder, load
 from ..text.arguments import check_many, check_side
-from ..text.names import ELSEWHERE, meant, names_nearest
+from ..text.names import ELSEWHERE, check_names, meant, names_nearest
 from ..text.precision import RANGED
 
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
@@ -26,12 +27,17 @@ BEFORE = ("prompt", "prompt_name", "instruction")
 P = ParamSpec("P")
 R = TypeVar("R")
 
+TAKEN = ("self", "texts", "name_or_folder")
+"""What an embedder gives itself."""
+
 INSTRUCTIONS = {
     "query_instruction": 'query_encode_kwargs={"prompt": ...}',
     "text_instruction": 'encode_kwargs={"prompt": ...}',
     "embed_instruction": 'encode_kwargs={"prompt": ...}',
+    "multi_process": 'encode_kwargs={"devices": [...]}',
+    "show_progress": 'encode_kwargs={"progress": True}',
 }
-"""What other embedders call what is put before a text."""
+"""What other embedders call what is put before a text, and two more that no name is near to."""
 
 
 def place_of(name: str, known: Sequence[str]) -> str:
@@ -56,6 +62,67 @@ def options_nearest(function: Callable[P, R]) -> Callable[P, R]:
     return names_nearest(function, place_of)
 
 
+def checked_options(
+    name: str, given: Mapping[str, Any] | None, function: Callable[..., Any]
+) -> dict[str, Any]:
+    """Options that an embedder hands on, looked at where it is made and not at its first text.
+
+    Args:
+        name: what the embedder calls them.
+        given: keyword arguments by name.
+        function: who takes them.
+
+    Raises:
+        InputTypeError: they are no dict, or one of them does not exist; the message names it.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise InputTypeError(
+            f"{name} must be a dict of keyword arguments, got {type(given).__name__}"
+        )
+    known = [key for key in inspect.signature(function).parameters if key not in TAKEN]
+    check_names(f"{name}: {function.__name__}", given, known)
+    return dict(given)
+
+
+def loading_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`checked_options` of `pyenc.load`."""
+    return checked_options("model_kwargs", given, load)
+
+
+def encode_options(given: Mapping[str, Any] | None, name: str = "encode_kwargs") -> dict[str, Any]:
+    """`checked_options` of `TextEncoder.encode`."""
+    return checked_options(name, given, TextEncoder.encode)
+
+
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as JSON and YAML can hold them; `pyenc.load` and `encode` take them so too."""
+    return {name: _plain(value) for name, value in options.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.dtype | torch.device):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, np.ndarray | np.generic | Tensor):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def check_model(model: Any) -> None:
+    """Is it what an embedder takes?
+
+    Raises:
+        InputTypeError: it is neither an encoder nor a name.
+    """
+    if not isinstance(model, TextEncoder | str | Path):
+        raise InputTypeError(
+            f"model must be a TextEncoder, a folder or a Hub name, got {type(model).__name__}"
+        )
+
+
 def encoder_of(model: TextEncoder | str | Path, options: Mapping[str, Any] | None) -> TextEncoder:
     """The encoder, loaded where a name or a folder is given.
 
@@ -64,8 +131,11 @@ def encoder_of(model: TextEncoder | str | Path, options: Mapping[str, Any] | Non
         options: keyword arguments of `pyenc.load`.
 
     Raises:
-        InputError: options beside a model that is loaded already, or a model of another kind.
+        InputError: options beside a model that is loaded already, or that do not exist; or a model
+            of another kind.
     """
+    check_model(model)
+    options = loading_options(options)
     if isinstance(model, TextEncoder):
         if options:
             raise InputError(
@@ -73,11 +143,7 @@ def encoder_of(model: TextEncoder | str | Path, options: Mapping[str, Any] | Non
                 "say it to pyenc.load"
             )
         return model
-    if not isinstance(model, str | Path):
-        raise InputError(
-            f"model must be a TextEncoder, a folder or a Hub name, got {type(model).__name__}"
-        )
-    return load(model, **(options or {}))
+    return load(model, **options)
 
 
 def prompt_of(recipe: Recipe, kind: str) -> dict[str, str]:

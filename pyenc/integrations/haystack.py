@@ -7,11 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import InputTypeError
 from ..text import TextEncoder
-from .embedding import embed, encoder_of, options_nearest
+from .embedding import (
+    check_model,
+    embed,
+    encode_options,
+    encoder_of,
+    loading_options,
+    options_nearest,
+    plain,
+)
 from .missing import needs
 
 with needs("haystack", "haystack-ai"):
@@ -30,9 +36,10 @@ class _Embedder:
         prefix: str,
         suffix: str,
     ) -> None:
+        check_model(model)
         self.model = model.name if isinstance(model, TextEncoder) else str(model)
-        self.model_kwargs = model_kwargs or {}
-        self.encode_kwargs = encode_kwargs or {}
+        self.model_kwargs = loading_options(model_kwargs)
+        self.encode_kwargs = encode_options(encode_kwargs)
         self.prefix = prefix
         self.suffix = suffix
         self.encoder: TextEncoder | None = None
@@ -60,8 +67,8 @@ class _Embedder:
     def _fields(self) -> dict[str, Any]:
         return {
             "model": self.model,
-            "model_kwargs": {name: _plain(value) for name, value in self.model_kwargs.items()},
-            "encode_kwargs": self.encode_kwargs,
+            "model_kwargs": plain(self.model_kwargs),
+            "encode_kwargs": plain(self.encode_kwargs),
             "prefix": self.prefix,
             "suffix": self.suffix,
         }
@@ -226,10 +233,3 @@ class PyencDocumentEmbedder(_Embedder):
         found = (document.meta.get(name) for name in self.meta_fields_to_embed)
         parts = [str(value) for value in found if value is not None]
         return self.embedding_separator.join([*parts, document.content or ""])
-
-
-def _plain(value: Any) -> Any:
-    """An option of `pyenc.load` as YAML can hold it; `pyenc.load` takes it so too."""
-    if isinstance(value, torch.dtype | torch.device):
-        return str(value).removeprefix("torch.")
-    return str(value) if isinstance(value, Path) else value

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..text import TextEncoder
-from .embedding import embed, encoder_of, options_nearest
+from .embedding import embed, encode_options, encoder_of, options_nearest
 from .missing import needs
 
 with needs("langchain_core", "langchain-core"):
@@ -31,6 +31,7 @@ class PyencEmbeddings(Embeddings):
 
     Raises:
         MissingPackageError: langchain-core is not installed (as this module is imported).
+        InputTypeError: an argument or an option does not exist; the message names the nearest.
         PyencError: what `pyenc.load` has against the model.
     """
 
@@ -43,9 +44,10 @@ class PyencEmbeddings(Embeddings):
         encode_kwargs: Mapping[str, Any] | None = None,
         query_encode_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
+        self.encode_kwargs = encode_options(encode_kwargs)
+        of_queries = encode_options(query_encode_kwargs, "query_encode_kwargs")
+        self.query_encode_kwargs = {**self.encode_kwargs, **of_queries}
         self.encoder = encoder_of(model, model_kwargs)
-        self.encode_kwargs = dict(encode_kwargs or {})
-        self.query_encode_kwargs = {**self.encode_kwargs, **(query_encode_kwargs or {})}
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """One vector a text, in their order; all of them go into batches by tokens at once.

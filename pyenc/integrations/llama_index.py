@@ -6,14 +6,15 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputTypeError
 from ..text import TextEncoder
 from ..text.names import check_names
-from .embedding import embed, encoder_of, place_of
+from .embedding import embed, encode_options, encoder_of, place_of, plain
 from .missing import needs
 
 with needs("llama_index", "llama-index-core"):
     from llama_index.core.base.embeddings.base import BaseEmbedding
-    from llama_index.core.bridge.pydantic import Field, PrivateAttr
+    from llama_index.core.bridge.pydantic import Field, PrivateAttr, field_serializer
 
 BATCH_TEXTS = 2048
 """Texts that LlamaIndex hands over at once, the most that it allows: batches are made by tokens."""
@@ -23,7 +24,8 @@ class PyencEmbedding(BaseEmbedding):
     """A checkpoint as LlamaIndex's `BaseEmbedding`.
 
     Texts and queries get the prompts that the checkpoint has for them. `to_dict` keeps the name and
-    the options; `from_dict` loads anew.
+    the options; `from_dict` loads anew. Name and `model_kwargs` are those of the model that is
+    loaded, and cannot be set afterwards; the other options can.
 
     Args:
         model_name: a folder or Hub name to load, or a `TextEncoder` (its name is kept).
@@ -35,7 +37,7 @@ class PyencEmbedding(BaseEmbedding):
 
     Raises:
         MissingPackageError: llama-index-core is not installed (as this module is imported).
-        InputTypeError: an argument does not exist.
+        InputTypeError: an argument or an option does not exist; the message names the nearest.
         PyencError: what `pyenc.load` has against the model.
     """
 
@@ -60,12 +62,14 @@ class PyencEmbedding(BaseEmbedding):
     ) -> None:
         # BaseEmbedding passes over what it does not know.
         check_names("PyencEmbedding", more, list(type(self).model_fields), place_of)
+        encode_kwargs = encode_options(encode_kwargs)
+        query_encode_kwargs = encode_options(query_encode_kwargs, "query_encode_kwargs")
         encoder = encoder_of(model_name, model_kwargs)
         fields: dict[str, Any] = {
             "model_name": encoder.name,
             "model_kwargs": model_kwargs or {},
-            "encode_kwargs": encode_kwargs or {},
-            "query_encode_kwargs": query_encode_kwargs or {},
+            "encode_kwargs": encode_kwargs,
+            "query_encode_kwargs": query_encode_kwargs,
             "embed_batch_size": embed_batch_size,
         }
         super().__init__(**fields, **more)
@@ -74,6 +78,17 @@ class PyencEmbedding(BaseEmbedding):
     @classmethod
     def class_name(cls) -> str:
         return "PyencEmbedding"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("model_name", "model_kwargs"):
+            raise InputTypeError(
+                f"{name} is that of the model that is loaded: make another PyencEmbedding"
+            )
+        super().__setattr__(name, value)
+
+    @field_serializer("model_kwargs", "encode_kwargs", "query_encode_kwargs")
+    def _written(self, options: dict[str, Any]) -> dict[str, Any]:
+        return plain(options)
 
     @property
     def encoder(self) -> TextEncoder:

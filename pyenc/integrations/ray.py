@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import InputError, InputTypeError
 from ..text import TextEncoder
-from .embedding import PROMPT_NAMES, embed, encoder_of, options_nearest
+from .embedding import PROMPT_NAMES, embed, encode_options, encoder_of, options_nearest
 from .missing import needs
 
 with needs("ray"):
@@ -80,7 +80,7 @@ class Embed:
         self.vector = vector
         self.kind = kind
         self.on_null = on_null
-        self.encode_kwargs = dict(encode_kwargs or {})
+        self.encode_kwargs = encode_options(encode_kwargs)
         self.encoder = encoder_of(model, model_kwargs)
 
     def __call__(self, batch: Any) -> Any:

@@ -18,6 +18,7 @@ from ..models.families.described import count_layers, described, nearly
 from ..models.int8 import check_quantize, quantize_layers
 from ..models.meta import on_meta
 from ..models.position import place_buffers, shapes_alone
+from ..ops.extension import tell_missing
 from .files import ADAPTER
 from .heads import Head, find_head, same
 from .own_type import published, read_config
@@ -78,6 +79,8 @@ class Checkpoint:
         return self.family.pooling
 
 
+@torch.inference_mode(False)  # whose tensors could never be trained
+@torch.no_grad()
 def load_checkpoint(
     folder: str | Path,
     *,
@@ -101,6 +104,10 @@ def load_checkpoint(
         quantize: "int8" for linear layers in eight bits (`pyenc.models.int8`), on a CPU; None as
             stored, which is in eight bits where a quantised encoder was saved.
         task: whose adapter is merged into the weights, of a checkpoint that has some (`tasks.py`).
+
+    Warns:
+        ExtensionWarning: once a process, for a CPU and without a backend by name: the C++ kernels
+            are missing, and why.
 
     Raises:
         InputError: `quantize` is unknown, the device serves no eight bits, or the checkpoint has no
@@ -162,6 +169,8 @@ def load_checkpoint(
     target_device, target_dtype = check_device(device), check_dtype(dtype, stored)
     if quantize or stored_bits:
         check_eight_bits(target_device)
+    if target_device.type == "cpu" and backend is None:
+        tell_missing()
     state = {
         parameter: _read(files, [names[n] for n in ns], target_device, target_dtype)
         for parameter, ns in parts.items()

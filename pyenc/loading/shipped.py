@@ -78,6 +78,8 @@ def shipped(name: object) -> Shipped | None:
     return None if found is None or Path(found.name).exists() else found
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def load_shipped(
     which: Shipped,
     *,

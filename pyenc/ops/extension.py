@@ -20,15 +20,21 @@ import functools
 import importlib
 import os
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 
+from ..callers import stacklevel
 from .constant import constant_result
 from .sources import sources_digest
 
 REQUIRE_VARIABLE = "PYENC_REQUIRE_EXTENSION"
 
 REBUILD = "rebuild it: pip install . (in a checkout: python setup.py build_ext --inplace)"
+
+
+class ExtensionWarning(UserWarning):
+    """The C++ kernels are not there, and torch serves on the CPU in their place."""
 
 
 def _stale(module: ModuleType) -> str | None:
@@ -87,6 +93,23 @@ def missing() -> str | None:
     """None, or why the extension is missing: one answer a process, which torch.compile takes as it
     is instead of tracing an import."""
     return None if load() is not None else why_missing()
+
+
+def tell_missing() -> None:
+    """Warn, once a process, where the extension is missing: vectors are the same, and slower."""
+    why = why_missing()
+    if why and not _told:
+        _told.append(why)
+        remedy = "" if REBUILD in why else "; with a C++ compiler, pip install . builds it"
+        warnings.warn(
+            f"{why}{remedy}. torch serves on the CPU in its place, slower and in more memory "
+            '(backend="torch" asks for that without this warning)',
+            ExtensionWarning,
+            stacklevel=stacklevel(),
+        )
+
+
+_told: list[str] = []
 
 
 def isa() -> str:

@@ -80,6 +80,8 @@ def load(
     Warns:
         AssumptionWarning: once, if something had to be assumed; `recipe.assumed` says what. And
             where its files contradict each other about the special tokens around a text.
+        ExtensionWarning: once a process, where the C++ kernels are missing and torch serves on the
+            CPU in their place; it says why.
 
     Raises:
         InputError: an argument has the wrong value or type, or does not exist.

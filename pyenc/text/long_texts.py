@@ -70,6 +70,9 @@ place inside of such a run does not say what a cut there would do.
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 """The words of Qwen 2's and Qwen 3's: the same, each number by itself."""
 
+DEBERTA = r"\s{2,}|[\n\r\t]"
+"""The white space that DeBERTa-v2's and v3's normaliser takes for one space."""
+
 _LOCAL = {
     "BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt",
     "Precompiled",
@@ -212,6 +215,9 @@ def _is_local(step: dict[str, Any], words: list[dict[str, Any]]) -> bool:
     if step["type"] == "Replace":
         pattern, content = step["pattern"], step["content"]
         text = pattern.get("String", "")
+        if pattern == {"Regex": DEBERTA}:
+            # A cut is before the first of the spaces that it takes together.
+            return bool(content == " ")
         if pattern == {"Regex": " {2,}"}:
             # What becomes of two spaces must end a word as well as one does.
             return content == " " or any(
@@ -219,6 +225,8 @@ def _is_local(step: dict[str, Any], words: list[dict[str, Any]]) -> bool:
                 if word.get("replacement") == content
             )  # fmt: skip
         return bool(text) and not re.search("[0-9A-Za-z ]", text)
+    if step["type"] == "Strip":  # a piece that is not the last ends in no white space
+        return not step["strip_left"]
     return step["type"] in _LOCAL
 
 

@@ -204,11 +204,20 @@ def checked_precision(
         return replace(chosen, ranges=_checked_ranges(ranges, dim))
     if calibration is None:
         return chosen
+    if isinstance(calibration, np.ndarray) and calibration.ndim and calibration.dtype.kind in "OU":
+        calibration = calibration.tolist()
     if not isinstance(calibration, (np.ndarray, Tensor)):
         check_many(calibration, "calibration must be many texts or an array of vectors")
         calibration = list(calibration)
-        if all(isinstance(text, str) for text in calibration):
+        other = [i for i, text in enumerate(calibration) if not isinstance(text, str)]
+        if not other:
             return replace(chosen, calibration=calibration)
+        if len(other) < len(calibration):
+            text = calibration[other[0]]
+            raise InputTypeError(
+                f"calibration must be many texts or an array of vectors: text {other[0]} is "
+                f"{text!r:.40} ({type(text).__name__}), expected a string"
+            )
     vectors = _floats("calibration", calibration)
     if vectors.ndim != 2 or vectors.shape[1] != dim:
         raise InputError(f"calibration must have shape (n, {dim}), got {vectors.shape}")

@@ -66,6 +66,8 @@ class Places:
         if not begins(b):
             return False
         before, after = self._normal(a), self._normal(b)
+        if b in _WHITE and not after:  # dropped where a text ends
+            after = self._normal(b + "x").removesuffix("x")
         if self.rule == "bert":
             words = self._tokenizer.pre_tokenizer.pre_tokenize_str
             return bool(

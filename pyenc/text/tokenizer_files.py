@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,9 @@ def read_tokenizer(folder: Path, overrides: dict[str, Any] | None = None) -> Tok
             if whole is not None and not said and rules.model not in ("", model_kind(whole)):
                 # Four families call themselves "bert", and not all of them cut words as BERT does.
                 rules = CLASSES["PreTrainedTokenizerFast"]
+            if whole is not None and settings.get("trust_remote_code"):
+                # By transformers the class reads the whole file then; what is around is its own.
+                rules = replace(rules, model="")
             parts = _parts(path, whole, rules, settings)
             tokenizer = make_tokenizer(rules, parts, settings)
             _check_words(tokenizer, folder, settings)

@@ -30,16 +30,17 @@ def make_tokenizer(rules: TokenizerClass, parts: Parts, settings: Settings) -> T
             )
         named: Named = {"pad_token": tokenizer.padding["pad_token"]} if tokenizer.padding else {}
     else:
-        named = {key: rules.named[key] for key in NAMED if key in rules.named}
+        named = {}
+    named |= {key: rules.named[key] for key in NAMED if key in rules.named}
     named |= {key: settings.values[key] for key in NAMED if key in settings.values}
     for key in rules.named:
         if named[key] is None and key not in rules.may_lack:
             raise settings.fault(key, f"null, but {rules.name} needs one")
+    if "mask_token" in named and rules.name == "CamembertTokenizer":
+        named["mask_token"] = _marked(named["mask_token"], special=True)
+    for key in rules.marked:
+        named[key] = _marked(named[key], lstrip=key == "mask_token")
     if rules.model != "":
-        if "mask_token" in named and rules.name == "CamembertTokenizer":
-            named["mask_token"] = _marked(named["mask_token"], special=True)
-        for key in rules.marked:
-            named[key] = _marked(named[key], lstrip=key == "mask_token")
         tokenizer = rules.build(parts, settings, named)
         if parts.post_processor is not None:
             tokenizer.post_processor = parts.post_processor

@@ -45,7 +45,7 @@ where none stands under its own name."""
 
 OTHERS = {
     *LISTS, BY_NAME, "added_tokens_decoder", "model_max_length", "max_len", "truncation_side",
-    "tokenizer_class", "model_input_names",
+    "tokenizer_class", "model_input_names", "trust_remote_code",
 }  # fmt: skip
 """The other settings that are used."""
 
@@ -53,7 +53,7 @@ HARMLESS = {
     "where it came from": """_commit_hash _from_auto _name_or_path auto_map backend cache_dir
         files_loaded from_slow is_fast is_local local_files_only name_or_path processor_class
         revision special_tokens_map_file subfolder token tokenizer_file tokenizer_type
-        transformers_version trust_remote_code use_auth_token use_fast vocab_file merges_file
+        transformers_version use_auth_token use_fast vocab_file merges_file
         model_type device device_map torch_dtype""",
     "padding, and limits of a call: neither is state here": """max_length pad_to_multiple_of
         pad_token_type_id pad_token_id pad_type_id padding padding_side stride truncation
@@ -74,7 +74,7 @@ HARMLESS = {
 _HARMLESS = {key for keys in HARMLESS.values() for key in keys.split()}
 
 
-PASSED_OVER = ("tokenizer_class", "auto_map")
+PASSED_OVER = ("tokenizer_class", "auto_map", "trust_remote_code")
 """What transformers reads in tokenizer_config.json alone, and passes over where another file puts
 it over that."""
 

@@ -127,6 +127,16 @@ def test_refused(encoder: pyenc.TextEncoder, options: dict[str, Any], message: s
         encoder.encode(**{"texts": TEXTS, **options})
 
 
+def test_texts_to_calibrate_by_in_an_array(encoder: pyenc.TextEncoder) -> None:
+    right = encoder.encode(TEXTS, precision="int8", calibration=LONG)
+    for kind in (None, object):
+        given = np.array(LONG, dtype=kind)
+        assert (encoder.encode(TEXTS, precision="int8", calibration=given) == right).all()
+    for wrong in (["a", None], np.array(["a", None], dtype=object)):
+        with pytest.raises(InputTypeError, match=r"text 1 is None \(NoneType\), expected a string"):
+            encoder.encode(TEXTS, precision="int8", calibration=wrong)
+
+
 def test_kinds_that_are_refused(encoder: pyenc.TextEncoder) -> None:
     for calibration in ("a text", 3, [1, 2], np.ones((4, 64), dtype=int), ["a", 1]):
         with pytest.raises(InputTypeError, match="calibration must"):

@@ -45,6 +45,8 @@ CHANGES: list[dict[str, Any]] = [
     {"never_split": ["CAFÉ"], "do_basic_tokenize": False, "clean_text": False},
     {"fast_tokenizer_files": ["tokenizer.json"], "init_inputs": []},
     {"add_bos_token": True, "add_eos_token": True},
+    {"trust_remote_code": True},
+    {"trust_remote_code": False, "do_lower_case": False},
     {"tokenizer_class": "PreTrainedTokenizerFast"},
     {"tokenizer_class": "NameThatNobodyKnows"},
 ]
@@ -151,6 +153,14 @@ def test_the_configuration_wins_for_bert(tmp_path: Path) -> None:
     assert len(ids(bert(tmp_path / "apart"), "你好")) == 4
     as_is = bert(tmp_path / "fast", tokenizer_class="PreTrainedTokenizerFast", do_lower_case=False)
     assert ids(as_is, "The")[1:-1] == [the]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_file_as_it_is_where_code_is_trusted(kind: str, tmp_path: Path) -> None:
+    folder = KINDS[kind](tmp_path, trust_remote_code=True, do_lower_case=False, sep_token="[NEW]")
+    other = {"normalizer": {"type": "Lowercase"}, "post_processor": None}
+    edit(folder / "tokenizer.json", lambda old: old | other)
+    as_transformers(folder, TEXTS)
 
 
 def test_no_post_processor(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from ...errors import InputError
 from ...text import TextEncoder
 from ...text.arguments import check_side
-from ..embedding import PROMPT_NAMES, encoder_of
+from ..embedding import PROMPT_NAMES, encode_options, encoder_of
 from ..missing import needs
 
 with needs("mteb"):
@@ -77,10 +77,10 @@ class PyencEncoder(AbsEncoder):
         encode_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
+        encoding = encode_options(encode_kwargs)
         loading = {"revision": revision, "device": device, **options}
         self.model = encoder_of(model, {k: v for k, v in loading.items() if v is not None})
-        self.encode_kwargs = {**({"truncate_dim": embed_dim} if embed_dim else {}),
-                              **(encode_kwargs or {})}  # fmt: skip
+        self.encode_kwargs = {**({"truncate_dim": embed_dim} if embed_dim else {}), **encoding}
         self.model_prompts = _prompts(self.model, model_prompts)
         self.mteb_model_meta = model_meta(
             self.model.name,

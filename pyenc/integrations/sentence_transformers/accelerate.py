@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from ...errors import InputTypeError
+from ...ops.extension import tell_missing
 from ..missing import needs
 from .behind import check_behind
 from .borrowed import Borrowed
@@ -145,6 +146,8 @@ def accelerate(model: Model) -> Model:
     except Refused as reason:
         warn(f"pyenc.accelerate leaves this {kinds[0]} as it is: {reason}")
         return model
+    if borrowed.encoder.device.type == "cpu":
+        tell_missing()
     first.__dict__["_pyenc"] = Slot(borrowed)
     if not isinstance(first, PackedTransformer):
         put(first, PackedTransformer)

@@ -99,6 +99,21 @@ def test_bad_input(prompted: pyenc.TextEncoder) -> None:
         )
     with pytest.raises(pyenc.InputError, match="device: of no use"):
         PyencTextEmbedder(prompted, model_kwargs={"device": "cpu"})
+    with pytest.raises(pyenc.InputError, match="a folder or a Hub name, got NoneType"):
+        PyencTextEmbedder(None)  # type: ignore[arg-type]
+    with pytest.raises(pyenc.InputError, match=r"model_kwargs: load\(\) has no argument 'dtyp'"):
+        PyencDocumentEmbedder("somewhere", model_kwargs={"dtyp": "float16"})
+
+
+def test_ranges_in_yaml(prompted: pyenc.TextEncoder) -> None:
+    ranges = np.stack([np.full(prompted.dim, -1.5), np.full(prompted.dim, 1.5)]).astype(np.float32)
+    given: Any = {"precision": "int8", "ranges": ranges}
+    ours = PyencTextEmbedder(str(PROMPTED), encode_kwargs=given)
+    pipeline = Pipeline()
+    pipeline.add_component("embed", ours)
+    allowed = ["pyenc.integrations.haystack"]
+    again = Pipeline.loads(pipeline.dumps(), allowed_modules=allowed).get_component("embed")
+    assert again.run(text="a text") == ours.run(text="a text")
 
 
 @pytest.mark.parametrize("embedder", [PyencTextEmbedder, PyencDocumentEmbedder])

@@ -99,7 +99,13 @@ def test_bad_input(prompted: pyenc.TextEncoder) -> None:
     with pytest.raises(pyenc.InputError, match="text 1 is None"):
         PyencEmbeddings(prompted).embed_documents(["a", None])  # type: ignore[list-item]
     with pytest.raises(pyenc.InputError, match=r"'batch_size'.*'batch_tokens'"):
-        PyencEmbeddings(prompted, encode_kwargs={"batch_size": 3}).embed_query("a")
+        PyencEmbeddings(prompted, encode_kwargs={"batch_size": 3})
+    for name in ("model_kwargs", "encode_kwargs", "query_encode_kwargs"):
+        with pytest.raises(pyenc.InputError, match=f"{name} must be a dict .*, got list"):
+            PyencEmbeddings(prompted, **{name: ["progress"]})  # type: ignore[arg-type]
+        # Not once a folder is loaded, or a corpus half embedded.
+        with pytest.raises(pyenc.InputError, match=rf"^{name}: .* has no argument 'normalise'"):
+            PyencEmbeddings("no/such/folder", **{name: {"normalise": True}})
 
 
 def test_the_argument_as_others_call_it() -> None:
@@ -109,6 +115,9 @@ def test_the_argument_as_others_call_it() -> None:
     story = r"no argument 'query_instruction'; that is query_encode_kwargs=.\"prompt\": \.\.\..; it"
     with pytest.raises(TypeError, match=story):
         PyencEmbeddings("somewhere", query_instruction="q: ")  # type: ignore[call-arg]
+    for name, said in (("multi_process", "'devices'|\"devices\""), ("show_progress", '"progress"')):
+        with pytest.raises(TypeError, match=rf"'{name}'; that is encode_kwargs=.(?:{said}): "):
+            PyencEmbeddings("somewhere", **{name: True})
 
 
 @pytest.mark.parametrize("wrong", ["one string", b"bytes", None, {"a": 1}, 3])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import pyenc
 from tests.integrations.texts import DOCUMENTS, PROMPTED, QUERIES, expected
@@ -77,6 +78,27 @@ def test_it_is_written_down_and_read_again(prompted: pyenc.TextEncoder) -> None:
     assert again.encoder.name == str(PROMPTED)
 
 
+def test_options_that_json_has_not(prompted: pyenc.TextEncoder) -> None:
+    ranges = np.stack([np.full(prompted.dim, -1.5), np.full(prompted.dim, 1.5)]).astype(np.float32)
+    ours = PyencEmbedding(
+        str(PROMPTED),
+        model_kwargs={"dtype": torch.float64, "device": torch.device("cpu")},
+        encode_kwargs={"precision": "int8", "ranges": ranges},
+    )
+    again = PyencEmbedding.from_json(ours.to_json())
+    assert again.model_kwargs == {"dtype": "float64", "device": "cpu"}
+    assert again.get_text_embedding("a text") == ours.get_text_embedding("a text")
+
+
+def test_what_is_loaded_is_not_renamed(prompted: pyenc.TextEncoder) -> None:
+    ours = PyencEmbedding(prompted)
+    for name, value in (("model_name", "another"), ("model_kwargs", {"dtype": "float64"})):
+        with pytest.raises(pyenc.InputError, match=f"{name} is that of the model that is loaded"):
+            setattr(ours, name, value)
+    ours.encode_kwargs = {"truncate_dim": 8}
+    assert len(ours.get_text_embedding("a text")) == 8
+
+
 def test_bad_input(prompted: pyenc.TextEncoder) -> None:
     with pytest.raises(pyenc.InputError, match="dtype: of no use beside a model that is loaded"):
         PyencEmbedding(prompted, model_kwargs={"dtype": "float64"})
@@ -84,6 +106,8 @@ def test_bad_input(prompted: pyenc.TextEncoder) -> None:
         PyencEmbedding(prompted).get_text_embedding_batch([None])  # type: ignore[list-item]
     with pytest.raises(pyenc.CheckpointError):
         PyencEmbedding("no/such/folder/anywhere")
+    with pytest.raises(pyenc.InputError, match=r"encode_kwargs: .*'batch_size'.*'batch_tokens'"):
+        PyencEmbedding("no/such/folder/anywhere", encode_kwargs={"batch_size": 3})
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ pytest.importorskip("sentence_transformers")
 
 import pyenc
 from pyenc.integrations.sentence_transformers import AccelerationWarning, accelerate, refusals
+from pyenc.ops import extension
 from tests.conftest import GOLDEN
 from tests.integrations.sentence_transformers.models import TEXTS, loaded, of_class
 from tests.integrations.sentence_transformers.test_answers import is_accelerated
@@ -287,3 +288,10 @@ def test_what_torch_names_so_is_there() -> None:
     for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
         assert not getattr(torch.nn.Linear(1, 1), name)
     assert not refusals.interfered(torch.nn.Linear(1, 1))
+
+
+def test_missing_kernels_are_told(bert: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "_told", [])
+    monkeypatch.setattr(extension, "why_missing", lambda: "they are not there")
+    with pytest.warns(pyenc.ExtensionWarning, match=r"^they are not there.* torch serves"):
+        accelerate(bert)

@@ -15,7 +15,15 @@ from pyenc.errors import InputError
 # By a module of it: a folder of tests has its name.
 pytest.importorskip("transformers.modeling_utils")
 
-from transformers import AutoModel, BertConfig, BertModel, MPNetConfig, T5Config, masking_utils
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    DebertaV2Config,
+    MPNetConfig,
+    T5Config,
+    masking_utils,
+)
 
 from pyenc.integrations.transformers.attention import attention_forward
 from pyenc.integrations.transformers.mask import padding_mask
@@ -208,6 +216,15 @@ class TestModels:
         model = AutoModel.from_config(config, attn_implementation="pyenc")
         with pytest.raises(InputError, match="this model computes with its mask"):
             model(torch.full((2, 2), 5), attention_mask=torch.tensor([[1, 1], [1, 0]]))
+
+    def test_who_takes_no_notice_of_the_name(self) -> None:
+        """As the page says: DeBERTa asks transformers neither for its attention nor for a mask."""
+        ids, mask = torch.full((2, 2), 5), torch.tensor([[1, 1], [1, 0]])
+        model = AutoModel.from_config(DebertaV2Config(**SMALL)).eval()
+        named = AutoModel.from_config(DebertaV2Config(**SMALL), attn_implementation="pyenc").eval()
+        named.load_state_dict(model.state_dict())
+        answers = [each(ids, attention_mask=mask).last_hidden_state for each in (model, named)]
+        assert torch.equal(*answers)
 
     def test_decoders(self) -> None:
         ids = torch.full((2, 5), 7)
