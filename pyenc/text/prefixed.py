@@ -14,6 +14,9 @@ from .arguments import Before
 from .recipe import Recipe
 from .tokenizer import TextTokenizer
 
+LONG = 1 << 14
+"""Characters of what is put before a text, beyond which it is cut as a text is to be counted."""
+
 
 @dataclass(frozen=True)
 class Prefixed:
@@ -97,8 +100,7 @@ def prefixed(
         skip = 0
         # The last token is the last one whatever is left out before it.
         if before.prompt and not recipe.include_prompt and set(recipe.poolings) != {"lasttoken"}:
-            skip = tokenizer.prompt_length(before.prompt)
-            _check_room("the prompt", skip, limit, tokenizer)
+            skip = _room("the prompt", before.prompt, limit, tokenizer)
         skips = np.full(len(texts), skip, dtype=np.int64)
         return Prefixed(texts, [before.prompt] * len(texts), skips, first=first)
     instructions = before.instructions
@@ -108,9 +110,8 @@ def prefixed(
     counts: dict[str, int] = {}
     for index, instruction in enumerate(instructions, first):
         if instruction not in counts:
-            count = tokenizer.prompt_length(instruction.strip())
             of_pair = "" if before.instructions is None else f" of pair {index}"
-            _check_room(f"the instruction{of_pair}", count, limit, tokenizer)
+            count = _room(f"the instruction{of_pair}", instruction.strip(), limit, tokenizer)
             if count > 1 and leaves_out and "cls" in recipe.poolings:
                 raise InputError(
                     f"an instruction is not served with the poolings {', '.join(recipe.poolings)}: "
@@ -121,9 +122,16 @@ def prefixed(
     return Prefixed(texts, instructions, skips, strip=True, first=first)
 
 
-def _check_room(what: str, count: int, limit: int, tokenizer: TextTokenizer) -> None:
+def _room(what: str, text: str, limit: int, tokenizer: TextTokenizer) -> int:
+    """The tokens of what is put before a text, which has room after them."""
+    count, more = 0, ""
+    if len(text) > LONG:  # mostly a text in the place of an instruction: not tokenised whole
+        (tokens,) = tokenizer([text], limit)
+        count, more = (0, "") if tokens.exact else (tokens.full_length, "at least ")
+    count = count or tokenizer.prompt_length(text)
     if count + tokenizer.num_closing >= limit:
         raise InputError(
-            f"{what} takes {count} of the {limit} tokens of max_length, which leaves no room for "
-            "the text"
+            f"{what} takes {more}{count} of the {limit} tokens of max_length, which leaves no room "
+            "for the text"
         )
+    return count

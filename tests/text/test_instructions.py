@@ -258,6 +258,24 @@ def test_refused(
     assert message in str(caught.value)
 
 
+def test_a_text_in_the_place_of_an_instruction(
+    instructor: pyenc.TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A corpus whose pairs are the wrong way round is refused before all of it is tokenised."""
+    whole: list[int] = []
+    length = pyenc.text.TextTokenizer.prompt_length
+
+    def counted(self: Any, prompt: str) -> int:
+        whole.append(len(prompt))
+        return length(self, prompt)
+
+    monkeypatch.setattr(pyenc.text.TextTokenizer, "prompt_length", counted)
+    story = r"the instruction of pair 1 takes at least \d+ of the 512 tokens of max_length"
+    with pytest.raises(InputError, match=story):
+        instructor.encode([["a: ", "b"], ["a long text " * 20_000, "Represent it: "]])
+    assert whole == [2]
+
+
 @pytest.mark.parametrize("name", [INSTRUCTORS[0], "bert_mean_h4", "bert_cls_h2"])
 def test_an_instruction_as_long_as_the_limit(name: str) -> None:
     """One token of room is enough; none is refused, whatever the pooling."""
