@@ -79,9 +79,10 @@ struct SlopeSums {
   }
 
   // Meets keys [first, first + count). q, g: (D, strip), not scaled; k, v: the block's rows; shift: a
-  // score near the largest, in base 2, or the log-sum-exp. ds (keys, strip) = p (dp - delta), which the other gradients are made of. For them p is
-  // `known` (keys, strip), made from single-precision scores as the log-sum-exp was: what both
-  // rounded away cancels, which it does not where the scores alone are exact.
+  // score near the largest, in base 2, or the log-sum-exp: any that is the same for a row, for the sums
+  // are divided by that of the weights. ds (keys, strip) = p (dp - delta), which the other gradients are
+  // made of. For them p is `known` (keys, strip), made from single-precision scores as the shift was:
+  // what both rounded away cancels, which it does not where the scores alone are exact.
   void meet(const AttentionHead& head, const Strip<C>& strip, std::int64_t first, std::int64_t count,
             const float* k, const float* v, const float* q, const float* g, const Floats (&shift)[C],
             const Floats (&delta)[C], const float* known, float* ds) {

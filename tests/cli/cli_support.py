@@ -10,7 +10,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import pyenc
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -37,6 +41,12 @@ class Said(NamedTuple):
 
 
 Cli = Callable[..., Said]
+
+
+def expected(model: Path, texts: list[str] = TEXTS, **options: Any) -> np.ndarray:
+    """What the API gives."""
+    vectors: np.ndarray = pyenc.load(model).encode(texts, **options)
+    return vectors
 
 
 def python(*argv: str) -> subprocess.CompletedProcess[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import torch
 from safetensors.torch import save_file
 
 import pyenc
+from pyenc.errors import CheckpointError
 from pyenc.text.dense import DENSE_ACTIVATIONS, Dense
 from pyenc.text.layer_norm import LayerNorm
-from pyenc.text.recipe import read_recipe
+from pyenc.text.recipe import Recipe, read_recipe
+from tests.conftest import GOLDEN
 from tests.text.test_recipe import folder as folder
 from tests.text.test_recipe import write
 from tests.text.test_recipe_modules import listed, refused
@@ -196,3 +199,49 @@ def test_an_instruction_beside_a_first_token(folder: Path) -> None:
     right = np.concatenate([np.average(states[skip:], 0, numbers), states[-1]])
     got = other.encode([["why is it: ", "the sky"]])[0]
     np.testing.assert_allclose(got, right, atol=1e-5)
+
+
+def test_dense_layers_are_equal_by_their_values(tmp_path: Path) -> None:
+    weight, bias = torch.randn(3, 4), torch.randn(3)
+    one = Dense(weight, bias, "Tanh")
+    assert one == Dense(weight.clone(), bias.clone(), "Tanh")
+    assert Recipe(dense=(one,)) == Recipe(dense=(Dense(weight.clone(), bias.clone(), "Tanh"),))
+    for other in (
+        Dense(weight + 1, bias, "Tanh"),
+        Dense(weight[:2], bias[:2], "Tanh"),
+        Dense(weight, bias + 1, "Tanh"),
+        Dense(weight, None, "Tanh"),
+        Dense(weight, bias, "ReLU"),
+        "Tanh",
+    ):
+        assert one != other
+    # A recipe that was read elsewhere may be set, and is saved only where the files can hold it.
+    source = GOLDEN / "t5_instructor_relu_h4"
+    encoder = pyenc.load(source)
+    encoder.recipe = read_recipe(source)
+    encoder.save(tmp_path / "saved")
+    encoder.recipe = replace(encoder.recipe, dense=())
+    with pytest.raises(CheckpointError, match="changed beyond pooling and normalize"):
+        encoder.save(tmp_path / "other")
+
+
+def test_a_dense_layer_keeps_its_copy_in_another_dtype_while_it_holds() -> None:
+    layer = Dense(torch.randn(3, 4), torch.randn(3), "Identity")
+    x = torch.randn(5, 4, dtype=torch.float64)
+
+    def wanted() -> torch.Tensor:
+        assert layer.bias is not None
+        return x @ layer.weight.double().T + layer.bias.double()
+
+    torch.testing.assert_close(layer(x), wanted())
+    kept = layer._as(x)
+    assert layer._as(x)["weight"] is kept["weight"]
+    layer.weight.mul_(2)
+    torch.testing.assert_close(layer(x), wanted())
+    assert layer.bias is not None
+    layer.bias.add_(1)
+    torch.testing.assert_close(layer(x), wanted())
+    assert layer(x.float()).dtype == torch.float32
+    copied = pickle.loads(pickle.dumps(layer))
+    assert copied == layer
+    assert "_kept" not in copied.__dict__

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ import pyenc
 from pyenc.errors import CheckpointError, InputError
 from pyenc.text.arguments import PromptWarning
 from pyenc.text.module_list import KINDS
-from pyenc.text.recipe import Dense, Recipe, read_recipe
+from pyenc.text.recipe import read_recipe
 from tests.conftest import GOLDEN
 
 TWICE = ["Transformer", "Pooling", "Pooling"]
@@ -302,30 +300,6 @@ def test_a_prompt_that_every_model_of_sentence_transformers_has(folder: Path, na
         encoder.encode("the sky", prompt_name="clustering")
 
 
-def test_dense_layers_are_equal_by_their_values(tmp_path: Path) -> None:
-    weight, bias = torch.randn(3, 4), torch.randn(3)
-    one = Dense(weight, bias, "Tanh")
-    assert one == Dense(weight.clone(), bias.clone(), "Tanh")
-    assert Recipe(dense=(one,)) == Recipe(dense=(Dense(weight.clone(), bias.clone(), "Tanh"),))
-    for other in (
-        Dense(weight + 1, bias, "Tanh"),
-        Dense(weight[:2], bias[:2], "Tanh"),
-        Dense(weight, bias + 1, "Tanh"),
-        Dense(weight, None, "Tanh"),
-        Dense(weight, bias, "ReLU"),
-        "Tanh",
-    ):
-        assert one != other
-    # A recipe that was read elsewhere may be set, and is saved only where the files can hold it.
-    source = GOLDEN / "t5_instructor_relu_h4"
-    encoder = pyenc.load(source)
-    encoder.recipe = read_recipe(source)
-    encoder.save(tmp_path / "saved")
-    encoder.recipe = replace(encoder.recipe, dense=())
-    with pytest.raises(CheckpointError, match="changed beyond pooling and normalize"):
-        encoder.save(tmp_path / "other")
-
-
 def test_normalize_twice(folder: Path) -> None:
     plain = pyenc.load(folder).encode("the sky")
     kinds = ["Transformer", "Pooling", "Normalize", "Normalize"]
@@ -377,25 +351,3 @@ def test_a_pooling_that_is_said_and_a_dense_layer_for_another(folder: Path) -> N
     save_file({"linear.weight": torch.eye(64, 128)}, folder / "2_Dense/model.safetensors")
     with pytest.raises(CheckpointError, match="takes 128 features, but is given 64"):
         pyenc.load(folder, pooling="mean")
-
-
-def test_a_dense_layer_keeps_its_copy_in_another_dtype_while_it_holds() -> None:
-    layer = Dense(torch.randn(3, 4), torch.randn(3), "Identity")
-    x = torch.randn(5, 4, dtype=torch.float64)
-
-    def wanted() -> torch.Tensor:
-        assert layer.bias is not None
-        return x @ layer.weight.double().T + layer.bias.double()
-
-    torch.testing.assert_close(layer(x), wanted())
-    kept = layer._as(x)
-    assert layer._as(x)["weight"] is kept["weight"]
-    layer.weight.mul_(2)
-    torch.testing.assert_close(layer(x), wanted())
-    assert layer.bias is not None
-    layer.bias.add_(1)
-    torch.testing.assert_close(layer(x), wanted())
-    assert layer(x.float()).dtype == torch.float32
-    copied = pickle.loads(pickle.dumps(layer))
-    assert copied == layer
-    assert "_kept" not in copied.__dict__
