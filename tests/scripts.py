@@ -30,6 +30,7 @@ def run_script(file: str, *arguments: str, **own: str) -> subprocess.CompletedPr
     """
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | KEEPING | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment.pop("PYTEST_CURRENT_TEST", None)  # or each test has a starter of its own
     command = [sys.executable, file, *arguments]
     if sys.platform != "linux" or "LD_PRELOAD" in own:
         return subprocess.run(

@@ -64,14 +64,9 @@ def errors(qkv: list[Tensor], lengths: list[int]) -> tuple[float, float]:
     return off, naive_off
 
 
-def is_emulated(module: ModuleType) -> bool:
-    """Whether the matrix units are plain C++ here, and slow."""
-    return bool(module.isa() == "emulated")
-
-
 def exact(module: ModuleType) -> None:
     """As float32 itself: no more than twice off what naive code is, whatever the numbers' sizes."""
-    lengths = [700 if is_emulated(module) else 2048 - 500, 300, 200]
+    lengths = [700 if half_cases.is_emulated(module) else 2048 - 500, 300, 200]
 
     def numbers(dim: int = 64) -> list[Tensor]:
         return [torch.randn(sum(lengths), 1, dim) for _ in range(3)]
@@ -120,8 +115,8 @@ def the_same_twice(_: ModuleType) -> None:
 def left_out(module: ModuleType) -> None:
     """The skip rule keeps its promise."""
     # Of plain numbers, of which most is computed, what is left out by default is looked at below.
-    names = ("planted -16", "level -12", "shifted")
-    for name in names if is_emulated(module) else ("plain", *names):
+    more = () if half_cases.is_emulated(module) else ("plain", "level -12", "shifted")
+    for name in ("planted -16", *more):
         skip.check_shares(name, torch.float32)
     skip.test_the_default_cannot_be_seen(torch.float32)
 
