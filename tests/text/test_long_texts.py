@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pyenc
 from pyenc.errors import InputError
 from pyenc.text import TextTokenizer, text_pieces
 from tests.conftest import GOLDEN
+from tests.scripts import run_script
 from tests.text.tokenizer_folders import KINDS, bert, edit, odd_texts, roberta, xlm_roberta
 
 
@@ -150,7 +150,7 @@ MEASURED = {
 
 
 def measure(folder: str, *names: str) -> None:
-    """Prints the megabytes that each text takes; a program of its own, for a clean heap."""
+    """Prints the megabytes that each text takes; in a process of its own, for a clean heap."""
 
     def status(key: str) -> float:
         lines = Path("/proc/self/status").read_text().split("\n")
@@ -173,11 +173,7 @@ def measure(folder: str, *names: str) -> None:
 def test_memory_beyond_the_texts(kind: str, tmp_path: Path) -> None:
     """It was 958 MB for 240 texts of 50 kB, and 570 MB for 4 MB of Hindi."""
     make, names = MEASURED[kind]
-    call = (str(make(tmp_path)), *names)
-    code = f"from tests.text.test_long_texts import measure; measure(*{call!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
-    )
+    done = run_script(__file__, str(make(tmp_path)), *names)
     assert done.returncode == 0, done.stderr
     found = dict(line.split(": ") for line in done.stdout.strip().split("\n"))
     assert found.keys() == set(names)
@@ -236,3 +232,7 @@ def test_spaces_that_a_later_step_does_not_see(
     texts = ["- ) ) " * 33_333, "-  a  -)  " * 20_000]
     for a, b in zip(Uncut(tmp_path)(texts, 10**6), pieces(texts, 10**6), strict=True):
         assert a.ids.tolist() == b.ids.tolist()
+
+
+if __name__ == "__main__":
+    measure(*sys.argv[1:])
