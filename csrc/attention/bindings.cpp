@@ -3,51 +3,11 @@
 
 #include <memory>
 
-#include "attention/arguments.h"
+#include "attention/fields.h"
 #include "attention/slabs.h"
-#include "bindings.h"
 
 namespace pyenc {
 namespace {
-
-Rows3 rows_at(py::tuple given) {
-  return {at<const void>(given[0].cast<Address>()), given[1].cast<std::int64_t>(),
-          given[2].cast<std::int64_t>()};
-}
-
-// `call` has the fields of Attention by name; a tensor with strides is (address, row, head).
-Attention call_of(const py::dict& call) {
-  const auto integer = [&](const char* name) { return call[name].cast<std::int64_t>(); };
-  const auto address = [&](const char* name) { return call[name].cast<Address>(); };
-  Attention result;
-  result.q = rows_at(call["q"]);
-  result.k = rows_at(call["k"]);
-  result.v = rows_at(call["v"]);
-  result.dtype = static_cast<Dtype>(integer("dtype"));
-  result.cu_seqlens = at<const std::int64_t>(address("cu_seqlens"));
-  result.n_sequences = integer("n_sequences");
-  result.n_heads = integer("n_heads");
-  result.head_dim = integer("head_dim");
-  result.positions = at<const float>(address("positions"));
-  result.contiguous = call["contiguous"].cast<bool>();
-  result.kind = static_cast<BiasKind>(integer("kind"));
-  result.bias = at<const void>(address("bias"));
-  result.bias_dtype = static_cast<Dtype>(integer("bias_dtype"));
-  result.reach = integer("reach");
-  result.saturation = integer("saturation");
-  result.rows = result.reach;
-  result.tails = at<const float>(address("tails"));
-  result.peaks = at<const float>(address("peaks"));
-  result.nearby = at<const float>(address("nearby"));
-  result.window_left = integer("window_left");
-  result.window_right = integer("window_right");
-  result.scale = call["scale"].cast<float>();
-  result.skip_eps = call["skip_eps"].cast<double>();
-  result.threads = call["threads"].cast<int>();
-  result.dropout = call["dropout"].cast<double>();
-  result.seed = call["seed"].cast<std::uint64_t>();
-  return result;
-}
 
 // inputs: (address, floats from one head to the next, form, address of the gradient) each; steps: (op, a,
 // b, c) each; see attention/map.h.
@@ -86,7 +46,7 @@ void bind_slabs(py::module_& module) {
   forward
       .def(py::init([](const py::dict& call, Address out, Address lse, Address ranges, Address shift,
                        Address total) {
-             Attention attention = call_of(call);
+             Attention attention = attention_of(call);
              attention.with_backward = ranges != 0;
              py::gil_scoped_release release;
              return std::make_unique<ForwardSlabs>(
@@ -108,7 +68,7 @@ void bind_slabs(py::module_& module) {
       .def(py::init([](const py::dict& call, py::tuple grad_out, py::tuple out, Address lse,
                        Address grad_lse, Address ranges, Address grad_q, Address grad_k,
                        Address grad_v, Address shift, Address total) {
-             const Attention attention = call_of(call);
+             const Attention attention = attention_of(call);
              const AttentionBackward result{
                  rows_at(grad_out), rows_at(out), at<const float>(lse), at<const float>(grad_lse),
                  at<const KeyRange>(ranges), at<void>(grad_q), at<void>(grad_k), at<void>(grad_v),
@@ -141,7 +101,7 @@ void bind_attention(py::module_& module) {
       "attention_forward",
       [](const py::dict& call, Address out, Address lse, Address ranges, Address shift,
          Address total) {
-        Attention attention = call_of(call);
+        Attention attention = attention_of(call);
         attention.with_backward = ranges != 0;
         PairCount count;
         {
@@ -160,7 +120,7 @@ void bind_attention(py::module_& module) {
       [](const py::dict& call, py::tuple grad_out, py::tuple out, Address lse, Address grad_lse,
          Address ranges, Address grad_q, Address grad_k, Address grad_v, Address grad_bias,
          std::int64_t grad_reach, Address shift, Address total) {
-        const Attention attention = call_of(call);
+        const Attention attention = attention_of(call);
         const AttentionBackward result{
             rows_at(grad_out), rows_at(out), at<const float>(lse), at<const float>(grad_lse),
             at<const KeyRange>(ranges), at<void>(grad_q), at<void>(grad_k),

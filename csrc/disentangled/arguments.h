@@ -7,11 +7,31 @@
 
 #include <cstdint>
 
+#include "attention/arguments.h"
+
 namespace pyenc {
 
 constexpr std::int64_t kStrip = 64;  // floats: R is a multiple
 // Vectors of so many floats may be read from each number on: there is room beyond the last.
 constexpr int kSpare = 16;
+// Tokens at a time: their numbers stay in the cache, and are whole blocks of the products' rows.
+constexpr std::int64_t kTokens = 48;
+
+// Relative positions of a whole call, forward.
+struct PositionTables {
+  // What they are as keys and as queries, turned round: (H, D, R), zeros beyond the rows that there are;
+  // one of them may be null.
+  const float *keys, *queries;
+  std::int64_t n_rows;  // R
+  // The row of each distance i - j from -reach to reach, at 0 of it; those beyond have the rows at its ends,
+  // and no distance has a lower row than a lesser one.
+  const std::int32_t* of_distance;
+  std::int64_t reach;
+};
+
+// Attention in float32 whose scores are scale * (q_i . k_j + q_i . keys[r(i - j)] + k_j . queries[r(i - j)]).
+void disentangled_forward(const Attention& call, const PositionTables& tables,
+                          const AttentionForward& result);
 
 // One of q and k: float32, a head's numbers side by side.
 struct Tokens {
@@ -25,8 +45,10 @@ struct Disentangled {
   // are; one of them may be null.
   const float *position_keys, *position_queries;
   std::int64_t n_heads, n_sequences, head_dim, n_queries, n_keys, n_rows;  // B, b, D, i, n, R
-  const std::int32_t* rows;    // (i, n), each in [0, R)
-  const std::int32_t* turned;  // (n, i), the same turned round
+  // Of the query i and the key j, in [0, R): rows[i * rows_step + j], and the same turned round,
+  // turned[j * turned_step + i].
+  const std::int32_t *rows, *turned;
+  std::int64_t rows_step, turned_step;
   float scale;
   int threads;
 };
@@ -44,9 +66,11 @@ void disentangled_by_rows(const Disentangled& call, const float* pairs, float* o
 
 // What is compiled once per instruction set; arrays are those of one head of one sequence.
 struct DisentangledKernels {
-  // to (count, R) = x, `count` tokens, with a table (D, R).
+  // to (count, columns) = x, `count` tokens, with so many columns of a table (D, R), whole strips; step: from
+  // a row of the table to the next, and from one of `to`.
   void (*numbers)(const float* x, std::int64_t token, std::int64_t count, const float* table,
-                  std::int64_t head_dim, std::int64_t n_rows, float* to);
+                  std::int64_t table_step, std::int64_t head_dim, std::int64_t columns, float* to,
+                  std::int64_t to_step);
   // The queries [first, first + count), whose of_queries (count, R) begin with the first's.
   void (*bias)(const Disentangled& call, std::int64_t first, std::int64_t count,
                const float* of_queries, const float* of_keys, float* bias);

@@ -5,7 +5,7 @@
 
 #include <array>
 
-#include "bindings.h"
+#include "attention/fields.h"
 #include "disentangled/arguments.h"
 
 namespace pyenc {
@@ -23,13 +23,30 @@ Disentangled call_of(const py::dict& fields) {
           at<const float>(address("position_keys")), at<const float>(address("position_queries")),
           number("n_heads"), number("n_sequences"), number("head_dim"), number("n_queries"),
           number("n_keys"), number("n_rows"), at<const std::int32_t>(address("rows")),
-          at<const std::int32_t>(address("turned")), fields["scale"].cast<float>(),
-          fields["threads"].cast<int>()};
+          at<const std::int32_t>(address("turned")), number("n_keys"), number("n_queries"),
+          fields["scale"].cast<float>(), fields["threads"].cast<int>()};
 }
 
 }  // namespace
 
 void bind_disentangled(py::module_& module) {
+  module.def(
+      "disentangled_forward",
+      [](const py::dict& call, Address position_keys, Address position_queries, std::int64_t n_rows,
+         Address of_distance, std::int64_t reach, bool with_backward, Address out, Address lse,
+         Address shift, Address total) {
+        Attention attention = attention_of(call);
+        attention.with_backward = with_backward;
+        const py::gil_scoped_release released;
+        disentangled_forward(
+            attention,
+            {at<const float>(position_keys), at<const float>(position_queries), n_rows,
+             at<const std::int32_t>(of_distance) + reach, reach},
+            {at<void>(out), at<float>(lse), nullptr, at<float>(shift), at<float>(total)});
+      },
+      py::arg("call"), py::kw_only(), py::arg("position_keys"), py::arg("position_queries"),
+      py::arg("n_rows"), py::arg("of_distance"), py::arg("reach"), py::arg("with_backward"),
+      py::arg("out"), py::arg("lse"), py::arg("shift"), py::arg("total"));
   module.def("disentangled_of_keys", [](const py::dict& fields, Address to) {
     const Disentangled call = call_of(fields);
     const py::gil_scoped_release released;

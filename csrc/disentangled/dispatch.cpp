@@ -15,9 +15,6 @@ PYENC_KERNEL_TABLE(DisentangledKernels, disentangled_kernels)
 
 namespace {
 
-// Tokens at a time: their numbers stay in the cache, and are whole blocks of the products' rows.
-constexpr std::int64_t kTokens = 48;
-
 // body(head, first token, how many, thread) over all heads, kTokens at a time.
 template <class Body>
 void for_tokens(const Disentangled& call, std::int64_t tokens, const Body& body) {
@@ -43,8 +40,8 @@ void disentangled_of_keys(const Disentangled& call, float* to) {
   const Tokens& keys = call.keys;
   for_tokens(call, call.n_keys, [&](std::int64_t head, std::int64_t first, std::int64_t count, int) {
     kernels.numbers(keys.at + head * keys.head + first * keys.token, keys.token, count,
-                    of_head(call, call.position_queries, head), call.head_dim, call.n_rows,
-                    to + (head * call.n_keys + first) * call.n_rows);
+                    of_head(call, call.position_queries, head), call.n_rows, call.head_dim,
+                    call.n_rows, to + (head * call.n_keys + first) * call.n_rows, call.n_rows);
   });
 }
 
@@ -60,8 +57,8 @@ void disentangled_bias(const Disentangled& call, const float* of_keys, float* bi
     if (call.position_keys) {
       of_queries = memory.get() + thread * room;
       kernels.numbers(queries.at + head * queries.head + first * queries.token, queries.token, count,
-                      of_head(call, call.position_keys, head), call.head_dim, call.n_rows,
-                      of_queries);
+                      of_head(call, call.position_keys, head), call.n_rows, call.head_dim,
+                      call.n_rows, of_queries, call.n_rows);
     }
     kernels.bias(call, first, count, of_queries,
                  of_keys ? of_keys + head * call.n_keys * call.n_rows : nullptr,

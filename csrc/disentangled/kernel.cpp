@@ -21,19 +21,19 @@ constexpr std::int64_t kSquare = 16;
 static_assert(kSquare % kLanes == 0, "whole vectors");
 
 void numbers(const float* x, std::int64_t token, std::int64_t count, const float* table,
-             std::int64_t head_dim, std::int64_t n_rows, float* to) {
-  constexpr std::int64_t kWidth = kColumns * kLanes;
-  for (std::int64_t column = 0; column < n_rows; column += kWidth)
+             std::int64_t table_step, std::int64_t head_dim, std::int64_t columns, float* to,
+             std::int64_t to_step) {
+  for (std::int64_t column = 0; column < columns; column += kColumns * kLanes)
     for_rows(count, [&](std::int64_t row, auto n) {
       constexpr int R = decltype(n)::count;
       Floats acc[R][kColumns] = {};
-      float* place = to + row * n_rows + column;
-      multiply_in_runs<R, kColumns>({x + row * token, token, 1}, table + column, n_rows, head_dim,
-                                    place, n_rows, acc);
+      float* place = to + row * to_step + column;
+      multiply_in_runs<R, kColumns>({x + row * token, token, 1}, table + column, table_step, head_dim,
+                                    place, to_step, acc);
 #pragma GCC unroll 6
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int c = 0; c < kColumns; ++c) store(place + r * n_rows + c * kLanes, acc[r][c]);
+        for (int c = 0; c < kColumns; ++c) store(place + r * to_step + c * kLanes, acc[r][c]);
     });
 }
 
@@ -60,11 +60,11 @@ PYENC_INLINE void add_to(float* to, Ints at, std::int32_t first, Floats x) {
 // A square of pairs: body(line, lane of the first, places) for the lines of `at`, whose rows fall along a
 // line of keys and rise along one of queries.
 template <class Body>
-PYENC_INLINE void for_lines(const std::int32_t* at, std::int64_t at_row, bool falling,
+PYENC_INLINE void for_lines(const std::int32_t* at, std::int64_t at_step, bool falling,
                             const Body& body) {
   for (std::int64_t line = 0; line < kSquare; ++line)
     for (std::int64_t i = 0; i < kSquare; i += kLanes) {
-      const std::int32_t* here = at + line * at_row + i;
+      const std::int32_t* here = at + line * at_step + i;
       body(line, i, load_ints(here), here[falling ? kLanes - 1 : 0]);
     }
 }
@@ -73,7 +73,7 @@ void bias(const Disentangled& call, std::int64_t first, std::int64_t count, cons
           const float* of_keys, float* bias) {
   const std::int64_t n = call.n_keys, n_rows = call.n_rows;
   const auto singly = [&](std::int64_t i, std::int64_t j) {
-    const std::int64_t row = call.rows[i * n + j];
+    const std::int64_t row = call.rows[i * call.rows_step + j];
     float sum = of_queries ? of_queries[(i - first) * n_rows + row] : 0;
     if (of_keys) sum += of_keys[j * n_rows + row];
     bias[i * n + j] = sum * call.scale;
@@ -81,13 +81,13 @@ void bias(const Disentangled& call, std::int64_t first, std::int64_t count, cons
   const auto square = [&](std::int64_t i, std::int64_t j) {
     alignas(64) float lines[kSquare * kSquare], turned[kSquare * kSquare] = {};
     if (of_keys) {
-      for_lines(call.turned + j * call.n_queries + i, call.n_queries, false,
+      for_lines(call.turned + j * call.turned_step + i, call.turned_step, false,
                 [&](std::int64_t line, std::int64_t lane, Ints at, std::int32_t least) {
         store(lines + line * kSquare + lane, picked(of_keys + (j + line) * n_rows, at, least));
       });
       transpose(lines, kSquare, kSquare, kSquare, turned, kSquare);
     }
-    for_lines(call.rows + i * n + j, n, true,
+    for_lines(call.rows + i * call.rows_step + j, call.rows_step, true,
               [&](std::int64_t line, std::int64_t lane, Ints at, std::int32_t least) {
       Floats sum = load(turned + line * kSquare + lane);
       if (of_queries) sum += picked(of_queries + (i - first + line) * n_rows, at, least);
@@ -109,7 +109,7 @@ void bias(const Disentangled& call, std::int64_t first, std::int64_t count, cons
 void by_rows(const Disentangled& call, const float* pairs, float* of_queries, float* of_keys) {
   const std::int64_t n = call.n_keys, n_rows = call.n_rows;
   const auto singly = [&](std::int64_t i, std::int64_t j) {
-    const std::int64_t row = call.rows[i * n + j];
+    const std::int64_t row = call.rows[i * call.rows_step + j];
     const float share = call.scale * pairs[i * n + j];
     if (of_queries) of_queries[i * n_rows + row] += share;
     if (of_keys) of_keys[j * n_rows + row] += share;
@@ -117,7 +117,7 @@ void by_rows(const Disentangled& call, const float* pairs, float* of_queries, fl
   const auto square = [&](std::int64_t i, std::int64_t j) {
     const float* from = pairs + i * n + j;
     if (of_queries)
-      for_lines(call.rows + i * n + j, n, true,
+      for_lines(call.rows + i * call.rows_step + j, call.rows_step, true,
                 [&](std::int64_t line, std::int64_t lane, Ints at, std::int32_t least) {
         add_to(of_queries + (i + line) * n_rows, at, least,
                load(from + line * n + lane) * call.scale);
@@ -125,7 +125,7 @@ void by_rows(const Disentangled& call, const float* pairs, float* of_queries, fl
     if (!of_keys) return;
     alignas(64) float turned[kSquare * kSquare];
     transpose(from, kSquare, kSquare, n, turned, kSquare);
-    for_lines(call.turned + j * call.n_queries + i, call.n_queries, false,
+    for_lines(call.turned + j * call.turned_step + i, call.turned_step, false,
               [&](std::int64_t line, std::int64_t lane, Ints at, std::int32_t least) {
       add_to(of_keys + (j + line) * n_rows, at, least,
              load(turned + line * kSquare + lane) * call.scale);

@@ -28,6 +28,7 @@ from ..attention.terms import Terms as AttentionTerms
 from ..launch import check_like, module_for, pointer
 from . import blocks
 from .blocks import Grads, Sums
+from .rows import reach_of
 from .terms import Side, Terms, sides
 from .validation import OP
 
@@ -45,29 +46,29 @@ def forward(
     """out (T, H, D) in q's dtype and, where a backward follows, out unrounded (T, H, D), a score
     near its row's largest (T, H), in base 2, and less the sum of the weights beside that (T, H)."""
     tables = _Tables(q, terms)
-    out = q.new_empty(q.shape)
-    kept = [q.new_empty(0, dtype=torch.float32) for _ in range(3)]
-    if with_backward:
-        kept = [q.new_empty(shape, dtype=torch.float32) for shape in _kept_shapes(q)]
-    for side in sides(terms, q.shape[1], q.device):
-        part = _Part(side, terms, tables, q, k, v)
-        o, (lse, shift, total) = part.empty(q.shape[2]), (part.empty() for _ in range(3))
-        ranges = part.ranges() if with_backward else None
-        slabs = module_for(OP).AttentionForwardSlabs(
-            part.fields, out=o.data_ptr(), lse=lse.data_ptr(), ranges=pointer(ranges),
-            shift=shift.data_ptr(), total=total.data_ptr(),
-        )  # fmt: skip
-        for here in part.slabs(1):
-            slabs.slab(here.start, here.stop, part.bias(here).data_ptr())
-        if far_rows(lse, FULL):
-            # Scores in base 2 overflowed: blocks of torch serve, in the backward too.
-            none = q.new_empty(0, dtype=torch.float32)
-            return blocks.forward(q, k, v, terms), none, none.clone(), none.clone()
-        part.put(out, o)
-        if with_backward:
-            for whole, made in zip(kept, (o, shift, total), strict=True):
-                part.put(whole.view(*q.shape[:2], -1), made.view(*made.shape[:2], -1))
-    return out, kept[0], kept[1], kept[2].neg_()
+    wide = [_side_by_side(x.to(torch.float32)) for x in (q, k, v)]
+    bare = AttentionTerms("none", None, 0, terms.positions, -1, -1, terms.scale, 0.0, 0)
+    call = attention_cpu.call_of(*wide, terms.cu_seqlens, bare, 0.0)
+    of_distance, reach = terms.rows.of_distance(reach_of(terms.bounds, terms.positions))
+    out = q.new_empty(q.shape, dtype=torch.float32)
+    lse, shift, total = (q.new_empty(q.shape[:2], dtype=torch.float32) for _ in range(3))
+    module_for(OP).disentangled_forward(
+        call.fields, position_keys=pointer(tables.keys), position_queries=pointer(tables.queries),
+        n_rows=tables.count, of_distance=of_distance.data_ptr(), reach=reach,
+        with_backward=with_backward, out=out.data_ptr(), lse=lse.data_ptr(),
+        shift=shift.data_ptr(), total=total.data_ptr(),
+    )  # fmt: skip
+    none = [q.new_empty(0, dtype=torch.float32) for _ in range(3)]
+    if far_rows(lse, FULL):
+        # Scores in base 2 overflowed: blocks of torch serve, in the backward too.
+        return blocks.forward(q, k, v, terms), none[0], none[1], none[2]
+    if not with_backward:
+        return out.to(q.dtype), none[0], none[1], none[2]
+    return out.to(q.dtype, copy=True), out, shift, total.neg_()
+
+
+def _side_by_side(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def backward(

@@ -33,7 +33,7 @@ def _terms(
     rows = DistanceRows(span, buckets, max_distance, first, last)
     bounds = check_values(q, cu_seqlens, positions, rows)
     return Terms(
-        position_keys, position_queries, rows, bounds, positions, scale, dropout_p,
+        position_keys, position_queries, rows, cu_seqlens, bounds, positions, scale, dropout_p,
         0 if seed is None else int(seed),
     )  # fmt: skip
 

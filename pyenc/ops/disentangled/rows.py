@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from ..sharing import shared
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,13 @@ class DistanceRows:
         rows = (bucket.long() + self.span).clamp_(0, 2 * self.span - 1) - self.first
         return rows if self.count == 2 * self.span else rows.clamp_(0, self.count - 1)
 
+    def of_distance(self, reach: int) -> tuple[Tensor, int]:
+        """The rows (2 reach + 1,) int32 of the distances from -reach to reach, on the host, and a
+        lesser reach where all beyond it have the rows at its ends."""
+        # Where the last bucket begins, a logarithm's rounding may move by a place.
+        reach = min(reach, max(self.span, 2 * self.max_distance))
+        return shared(lambda: _of_distance(self, reach), (self, reach)), reach
+
     def within(self, reach: int) -> DistanceRows:
         """The same, with the rows alone that distances of at most `reach` read."""
         low, high = _ends(replace(self, first=0, last=None), reach)
@@ -95,6 +103,10 @@ class DistanceRows:
                 f"{op}: a distance of {reach} reads rows {low} to {high} of {2 * self.span}, and "
                 f"rows [{self.first}, {self.end}) are there; rows.within({reach}) has them"
             )
+
+
+def _of_distance(rows: DistanceRows, reach: int) -> Tensor:
+    return rows.of(torch.arange(-reach, reach + 1, device="cpu")).int()
 
 
 @lru_cache(maxsize=1024)

@@ -29,7 +29,9 @@ class Terms:
     position_keys: Tensor | None  # (R, H, D)
     position_queries: Tensor | None  # (R, H, D)
     rows: DistanceRows
+    cu_seqlens: Tensor
     bounds: list[int]
+    """The same on the host."""
     positions: Tensor | None  # (T,)
     scale: float
     dropout_p: float = 0.0

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 X = torch.ones(4, 2, 3)
 TABLE = torch.ones(8, 2, 3)
-TERMS = Terms(TABLE, TABLE, DistanceRows(4, 4, 16), [0, 1, 4], None, 0.5)
+TERMS = Terms(TABLE, TABLE, DistanceRows(4, 4, 16), torch.tensor([0, 1, 4]), [0, 1, 4], None, 0.5)
 
 
 @pytest.mark.parametrize(
