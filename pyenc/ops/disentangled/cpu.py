@@ -1,9 +1,10 @@
-"""Disentangled attention on the CPU: what rows of positions add to the scores is written a slab of
-queries at a time (csrc/disentangled), and the kernels of attention take it as a dense bias
-(csrc/attention/slabs.h), so that the softmax, its products and their gradients are theirs.
+"""Disentangled attention on the CPU: what rows of positions add to the scores is written a tile of
+queries at a time (csrc/disentangled), and the kernels of attention take it as a dense bias, so that
+the softmax, its products and their gradients are theirs.
 
-Each sequence of a group brings its own slab: its heads stand beside those of the others, as if they
-were heads of one sequence. All in float32, whatever the dtype of q.
+Forward it is one call for all sequences. Backward there are slabs of queries, each sequence of a
+group of one length brings its own (csrc/attention/slabs.h): its heads stand beside those of the
+others, as if they were heads of one sequence. All in float32, whatever the dtype of q.
 
 Shapes: T packed tokens, H heads, D head dim, R rows of relative positions, rounded up to strips; b
 sequences of n tokens taken together, B = H b; i queries of a slab.
@@ -46,9 +47,9 @@ def forward(
     """out (T, H, D) in q's dtype and, where a backward follows, out unrounded (T, H, D), a score
     near its row's largest (T, H), in base 2, and less the sum of the weights beside that (T, H)."""
     tables = _Tables(q, terms)
-    wide = [_side_by_side(x.to(torch.float32)) for x in (q, k, v)]
+    wide_q, wide_k, wide_v = (_side_by_side(x.to(torch.float32)) for x in (q, k, v))
     bare = AttentionTerms("none", None, 0, terms.positions, -1, -1, terms.scale, 0.0, 0)
-    call = attention_cpu.call_of(*wide, terms.cu_seqlens, bare, 0.0)
+    call = attention_cpu.call_of(wide_q, wide_k, wide_v, terms.cu_seqlens, bare, 0.0)
     of_distance, reach = terms.rows.of_distance(reach_of(terms.bounds, terms.positions))
     out = q.new_empty(q.shape, dtype=torch.float32)
     lse, shift, total = (q.new_empty(q.shape[:2], dtype=torch.float32) for _ in range(3))
@@ -98,7 +99,7 @@ def backward(
             grad_v=dv_n.data_ptr(),
         )  # fmt: skip
         of_rows = []
-        for here in part.slabs(2):
+        for here in part.slabs():
             bias = part.bias(here)
             pairs = torch.empty_like(bias)
             slabs.slab(here.start, here.stop, bias.data_ptr(), pairs.data_ptr())
@@ -156,7 +157,8 @@ class _Part:
             "n_sequences": len(side.group.starts), "head_dim": dim, "n_keys": n,
             "n_rows": tables.count, "scale": terms.scale, "threads": torch.get_num_threads(),
             # Those of a slab, as long as there is none.
-            "queries": (0, 0, 0), "n_queries": 0, "rows": 0, "turned": 0,
+            "queries": (0, 0, 0), "n_queries": 0, "rows": 0, "turned": 0, "rows_step": 0,
+            "turned_step": 0,
         }  # fmt: skip
         self.of_keys: Tensor | None = None  # (B, n, R)
         self.grad_of_keys: Tensor | None = None
@@ -183,10 +185,10 @@ class _Part:
         met = torch.tensor([0, self.n], dtype=torch.int32, device="cpu")
         return met.expand(self.n, self.batch, 2).contiguous()
 
-    def slabs(self, copies: int) -> Iterator[slice]:
-        """Runs of queries, a multiple of those that the kernels take at a time where there is room;
-        copies: slabs of numbers that are held at once."""
-        most = BLOCK_ELEMENTS // (copies * self.batch * self.n)
+    def slabs(self) -> Iterator[slice]:
+        """Runs of queries, a multiple of those that the kernels take at a time where there is room
+        for their bias and its gradient."""
+        most = BLOCK_ELEMENTS // (2 * self.batch * self.n)
         step = max(most // TILE_ROWS * TILE_ROWS, min(max(most, 1), TILE_ROWS))
         for first in range(0, self.n, step):
             yield slice(first, min(first + step, self.n))
@@ -229,8 +231,9 @@ class _Part:
     @contextmanager
     def _slab(self, here: slice) -> Iterator[dict[str, Any]]:
         """The fields of csrc/disentangled/arguments.h, whose tensors are there within."""
-        q, (rows, turned) = self.q[here], self.side.rows_of(here)
+        q, of_pairs = self.q[here], self.side.rows_of(here)
         yield self.ours | {
-            "queries": attention_cpu.rows_of(q), "n_queries": len(q), "rows": pointer(rows),
-            "turned": pointer(turned),
+            "queries": attention_cpu.rows_of(q), "n_queries": len(q),
+            "rows": pointer(of_pairs.rows), "turned": pointer(of_pairs.turned),
+            "rows_step": of_pairs.rows_step, "turned_step": of_pairs.turned_step,
         }  # fmt: skip

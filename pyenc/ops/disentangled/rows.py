@@ -84,7 +84,7 @@ class DistanceRows:
         lesser reach where all beyond it have the rows at its ends."""
         # Where the last bucket begins, a logarithm's rounding may move by a place.
         reach = min(reach, max(self.span, 2 * self.max_distance))
-        return shared(lambda: _of_distance(self, reach), (self, reach)), reach
+        return shared(lambda: _of_distance(self, reach), ("rows of distances", self, reach)), reach
 
     def within(self, reach: int) -> DistanceRows:
         """The same, with the rows alone that distances of at most `reach` read."""

@@ -9,17 +9,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..attention.groups import BLOCK_ELEMENTS, Group, groups_of
-from ..sharing import shared
 from .rows import DistanceRows
-
-FEW = 256
-"""Tokens of sequences whose rows are kept for all layers: no more than half a megabyte of them, and
-beside fewer pairs they are what takes time."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +32,16 @@ class Terms:
     scale: float
     dropout_p: float = 0.0
     seed: int = 0
+
+
+class PairRows(NamedTuple):
+    """The row of each pair of i queries and n keys, and the same turned round, from a first number
+    on: rows[query * rows_step + key], turned[key * turned_step + query]."""
+
+    rows: Tensor
+    turned: Tensor
+    rows_step: int
+    turned_step: int
 
 
 @dataclass(frozen=True)
@@ -75,24 +81,16 @@ class Side:
         """(i, n) int64: the row of each distance of the queries `here`."""
         return self.rows.of(self.at[here, None] - self.at)
 
-    def rows_of(self, here: slice) -> tuple[Tensor, Tensor]:
-        """The same in int32, and turned round, (n, i); those of few places are made once a
-        forward."""
+    def rows_of(self, here: slice) -> PairRows:
+        """The same in int32."""
         if not self.places:
             rows = self.tile_rows(here).int()
-            return rows, rows.t().contiguous()
-        if self.group.n > FEW:
-            return self._rows_of_places(here)
-        key = ("disentangled rows", self.group.n, here.start, here.stop, self.rows)
-        return shared(lambda: self._rows_of_places(here), (*key, self.at.device))
-
-    def _rows_of_places(self, here: slice) -> tuple[Tensor, Tensor]:
+            return PairRows(rows, rows.t().contiguous(), rows.shape[1], rows.shape[0])
         n = self.group.n
-        ahead = self.rows.of(torch.arange(1 - n, n, device=self.at.device)).int()
-        # A window of n numbers begins one place further on for each query, or key, before.
-        rows = ahead.flip(0).unfold(0, n, 1)[n - here.stop : n - here.start].flip(0)
-        turned = ahead.unfold(0, n, 1)[:, here].flip(0)
-        return rows.contiguous(), turned.contiguous()
+        # The line of the next query, or key, begins one place before.
+        rising = self.rows.of(torch.arange(1 - n, n, device=self.at.device)).int()
+        falling = rising.flip(0)
+        return PairRows(falling[n - 1 - here.start :], rising[n - 1 + here.start :], -1, -1)
 
     def blocks(self, columns: int) -> Iterator[slice]:
         """Runs of queries with so many numbers for each and each of its heads."""

@@ -15,7 +15,6 @@ from pyenc.ops import DistanceRows, disentangled_attention, extension
 from pyenc.ops.disentangled import blocks
 from pyenc.ops.disentangled import cpu as kernels
 from pyenc.ops.disentangled import terms as terms_module
-from pyenc.ops.sharing import sharing
 from tests.oracle import assert_right, naively
 from tests.seeds import seed
 
@@ -84,6 +83,7 @@ CASES = {
     "many alike": Case((40,) * 9, 2, 16, DistanceRows(16, 16, 64)),
     "alike but apart": Case((31, 7, 31, 8, 31), 2, 16, DistanceRows(16, 16, 64)),
     "a head dim of 100": Case((18, 13), 1, 100, DistanceRows(256, 256, 512)),
+    "far beyond the table, holes": Case((60, 3), 2, 8, DistanceRows(4, 4, 16), holes=True),
     "few rows of many": Case((18, 13), 2, 8, DistanceRows(256, 256, 512).within(17)),
     "none at all": Case((0, 0), 2, 8, DistanceRows(4, 4, 16)),
 }
@@ -309,31 +309,6 @@ def test_what_a_backend_cannot_serve() -> None:
     with pytest.raises(BackendError, match="head dim 300 is more than 256"):
         wide.call(cast(wide.operands(), torch.float32), backend="cpu")
     wide.call(cast(wide.operands(), torch.float32))
-
-
-@needs_extension
-def test_rows_of_few_places_are_made_once_a_forward(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
-    own = terms_module.Side._rows_of_places
-
-    def noting(side: terms_module.Side, here: slice) -> Any:
-        made.append(side.group.n)
-        return own(side, here)
-
-    monkeypatch.setattr(terms_module.Side, "_rows_of_places", noting)
-    monkeypatch.setattr(terms_module, "FEW", 9)
-    cases = [Case((9, 4), 2, 8, rows) for rows in (DistanceRows(4, 4, 16), DistanceRows(8))]
-    cases.append(Case((10, 4), 2, 8, DistanceRows(8)))
-    given = [cast(case.operands(), torch.float32) for case in cases]
-    with sharing():
-        for case, operands in zip(cases, given, strict=True):
-            first, second = (case.call(operands, backend="cpu") for _ in range(2))
-            assert torch.equal(first, second)
-    assert made == [9, 4, 9, 4, 10, 10]
-    for case, operands in zip(cases, given, strict=True):
-        torch.testing.assert_close(
-            case.call(operands, backend="cpu"), case.call(operands, backend="torch")
-        )
 
 
 @pytest.mark.parametrize("backend", [None, *BACKENDS])
