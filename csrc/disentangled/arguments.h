@@ -41,9 +41,10 @@ struct Tokens {
 
 struct Disentangled {
   Tokens queries, keys;  // (i, B, D), (n, B, D)
-  // What positions are as keys and as queries, turned round: (H, D, R), zeros beyond the rows that there
-  // are; one of them may be null.
+  // What positions are as keys and as queries, turned round: R rows of (H, D, table_step), from the first that
+  // the sequences read on; zeros beyond those that there are. One of them may be null.
   const float *position_keys, *position_queries;
+  std::int64_t table_step;
   std::int64_t n_heads, n_sequences, head_dim, n_queries, n_keys, n_rows;  // B, b, D, i, n, R
   // Of the query i and the key j, in [0, R): rows[i * rows_step + j], and the same turned round,
   // turned[j * turned_step + i].

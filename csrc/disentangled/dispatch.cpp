@@ -30,7 +30,7 @@ void for_tokens(const Disentangled& call, std::int64_t tokens, const Body& body)
 }
 
 const float* of_head(const Disentangled& call, const float* tables, std::int64_t head) {
-  return tables + head / call.n_sequences * call.head_dim * call.n_rows;
+  return tables + head / call.n_sequences * call.head_dim * call.table_step;
 }
 
 }  // namespace
@@ -40,7 +40,7 @@ void disentangled_of_keys(const Disentangled& call, float* to) {
   const Tokens& keys = call.keys;
   for_tokens(call, call.n_keys, [&](std::int64_t head, std::int64_t first, std::int64_t count, int) {
     kernels.numbers(keys.at + head * keys.head + first * keys.token, keys.token, count,
-                    of_head(call, call.position_queries, head), call.n_rows, call.head_dim,
+                    of_head(call, call.position_queries, head), call.table_step, call.head_dim,
                     call.n_rows, to + (head * call.n_keys + first) * call.n_rows, call.n_rows);
   });
 }
@@ -57,7 +57,7 @@ void disentangled_bias(const Disentangled& call, const float* of_keys, float* bi
     if (call.position_keys) {
       of_queries = memory.get() + thread * room;
       kernels.numbers(queries.at + head * queries.head + first * queries.token, queries.token, count,
-                      of_head(call, call.position_keys, head), call.n_rows, call.head_dim,
+                      of_head(call, call.position_keys, head), call.table_step, call.head_dim,
                       call.n_rows, of_queries, call.n_rows);
     }
     kernels.bias(call, first, count, of_queries,

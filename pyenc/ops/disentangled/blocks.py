@@ -90,18 +90,19 @@ class Sums:
             for x in self.given
         ]
 
-    def of_keys(self, dc: Tensor, q_bid: Tensor, keys: Tensor) -> Tensor:
-        """Takes the gradient of C (B, i, R); returns q's share of it (B, i, D)."""
-        return self._take(0, dc, q_bid, keys)
+    def of_keys(self, dc: Tensor, q_bid: Tensor, keys: Tensor, first: int = 0) -> Tensor:
+        """Takes the gradient of C (B, i, R); returns q's share of it (B, i, D). Where keys are some
+        of the table's, from the row `first` on, R counts those."""
+        return self._take(0, dc, q_bid, keys, first)
 
-    def of_queries(self, dp: Tensor, k_bnd: Tensor, queries: Tensor) -> Tensor:
+    def of_queries(self, dp: Tensor, k_bnd: Tensor, queries: Tensor, first: int = 0) -> Tensor:
         """The same of P (B, n, R) and k."""
-        return self._take(1, dp, k_bnd, queries)
+        return self._take(1, dp, k_bnd, queries, first)
 
-    def _take(self, which: int, grad: Tensor, x: Tensor, table: Tensor) -> Tensor:
+    def _take(self, which: int, grad: Tensor, x: Tensor, table: Tensor, first: int) -> Tensor:
         made = self.made[which]
         assert made is not None
-        made += to_table(grad, x, len(table))
+        made[:, first : first + grad.shape[-1]] += to_table(grad, x, len(table))
         return to_content(grad, table)
 
     def tables(self) -> tuple[Tensor | None, Tensor | None]:

@@ -115,12 +115,16 @@ def _kept_shapes(q: Tensor) -> tuple[tuple[int, ...], ...]:
     return tuple(q.shape), tuple(q.shape[:2]), tuple(q.shape[:2])
 
 
+def _strips(rows: int) -> int:
+    return -(-rows // STRIP) * STRIP
+
+
 class _Tables:
     """What positions are as keys and as queries, as the kernels read it, and their rooms."""
 
     def __init__(self, q: Tensor, terms: Terms) -> None:
         rows, heads, dim = terms.rows.count, *q.shape[1:]
-        self.count = -(-rows // STRIP) * STRIP
+        self.count = _strips(rows)
         self.rooms = [Buffer(q, torch.float32) for _ in range(2)]
 
         def turned(name: str) -> Tensor | None:
@@ -141,7 +145,7 @@ class _Part:
     def __init__(
         self, side: Side, terms: Terms, tables: _Tables, q: Tensor, k: Tensor, v: Tensor
     ) -> None:
-        self.side, self.terms, self.tables = side, terms, tables
+        self.side, self.tables = side, tables
         n, heads, dim = side.group.n, *q.shape[1:]
         self.n, self.batch = n, heads * len(side.group.starts)
         self.q, self.k, self.v = (self.take(x) for x in (q, k, v))  # held: calls have addresses
@@ -151,11 +155,20 @@ class _Part:
         self.fields = self.call.fields | {
             "kind": BIAS_CODES["dense"], "bias_dtype": 0, "reach": n
         }  # fmt: skip
+        # Whole strips of the rows that these sequences read.
+        low, high = side.ends()
+        self.width = _strips(high + 1 - low)
+        self.low = min(low, tables.count - self.width)
+        self.keys, self.queries = (
+            None if x is None else x[:, :, self.low : self.low + self.width]
+            for x in (tables.keys, tables.queries)
+        )  # (H, D, R)
         self.ours: dict[str, Any] = {
-            "keys": attention_cpu.rows_of(self.k), "position_keys": pointer(tables.keys),
-            "position_queries": pointer(tables.queries), "n_heads": self.batch,
-            "n_sequences": len(side.group.starts), "head_dim": dim, "n_keys": n,
-            "n_rows": tables.count, "scale": terms.scale, "threads": torch.get_num_threads(),
+            "keys": attention_cpu.rows_of(self.k), "position_keys": pointer(self.keys),
+            "position_queries": pointer(self.queries), "table_step": tables.count,
+            "n_heads": self.batch, "n_sequences": len(side.group.starts), "head_dim": dim,
+            "n_keys": n, "n_rows": self.width, "scale": terms.scale,
+            "threads": torch.get_num_threads(),
             # Those of a slab, as long as there is none.
             "queries": (0, 0, 0), "n_queries": 0, "rows": 0, "turned": 0, "rows_step": 0,
             "turned_step": 0,
@@ -163,9 +176,9 @@ class _Part:
         self.of_keys: Tensor | None = None  # (B, n, R)
         self.grad_of_keys: Tensor | None = None
         if tables.queries is not None:
-            numbers = self.batch * n * tables.count
+            numbers = self.batch * n * self.width
             room = tables.rooms[0].of(numbers + SPARE)
-            self.of_keys = room[:numbers].view(self.batch, n, tables.count)
+            self.of_keys = room[:numbers].view(self.batch, n, self.width)
             module_for(OP).disentangled_of_keys(self.ours, pointer(self.of_keys))
 
     def take(self, x: Tensor) -> Tensor:
@@ -204,8 +217,8 @@ class _Part:
         """The gradient of scores (B, i, n) added up by rows: of the queries' numbers (B, i, R),
         returned, and of the keys', kept."""
         of_queries = None
-        if self.tables.keys is not None:
-            of_queries = pairs.new_zeros(*pairs.shape[:2], self.tables.count)
+        if self.keys is not None:
+            of_queries = pairs.new_zeros(*pairs.shape[:2], self.width)
         if self.of_keys is not None and self.grad_of_keys is None:
             self.grad_of_keys = torch.zeros_like(self.of_keys)
         with self._slab(here) as call:
@@ -219,19 +232,20 @@ class _Part:
     ) -> None:
         """What went through positions, to the gradients of q and k (n, B, D) and of the tables."""
         for here, grad in of_rows:
-            if grad is not None and self.tables.keys is not None:
+            if grad is not None and self.keys is not None:
                 q_bid = self.q[here].transpose(0, 1)
-                more = sums.of_keys(grad, q_bid, self.tables.keys.transpose(1, 2))
+                more = sums.of_keys(grad, q_bid, self.keys.transpose(1, 2), self.low)
                 dq[here] += more.transpose(0, 1)
-        if self.grad_of_keys is not None and self.tables.queries is not None:
+        if self.grad_of_keys is not None and self.queries is not None:
             k_bnd = self.k.transpose(0, 1)
-            more = sums.of_queries(self.grad_of_keys, k_bnd, self.tables.queries.transpose(1, 2))
+            queries = self.queries.transpose(1, 2)
+            more = sums.of_queries(self.grad_of_keys, k_bnd, queries, self.low)
             dk += more.transpose(0, 1)
 
     @contextmanager
     def _slab(self, here: slice) -> Iterator[dict[str, Any]]:
         """The fields of csrc/disentangled/arguments.h, whose tensors are there within."""
-        q, of_pairs = self.q[here], self.side.rows_of(here)
+        q, of_pairs = self.q[here], self.side.rows_of(here, self.low)
         yield self.ours | {
             "queries": attention_cpu.rows_of(q), "n_queries": len(q),
             "rows": pointer(of_pairs.rows), "turned": pointer(of_pairs.turned),

@@ -86,9 +86,13 @@ class DistanceRows:
         reach = min(reach, max(self.span, 2 * self.max_distance))
         return shared(lambda: _of_distance(self, reach), ("rows of distances", self, reach)), reach
 
+    def ends(self, reach: int) -> tuple[int, int]:
+        """The first and the last row that distances of at most `reach` read."""
+        return _ends(self, reach)
+
     def within(self, reach: int) -> DistanceRows:
         """The same, with the rows alone that distances of at most `reach` read."""
-        low, high = _ends(replace(self, first=0, last=None), reach)
+        low, high = replace(self, first=0, last=None).ends(reach)
         return replace(self, first=max(low, self.first), last=min(high + 1, self.end))
 
     def check_reach(self, op: str, reach: int) -> None:
@@ -97,7 +101,7 @@ class DistanceRows:
         Raises:
             InputError: one has none.
         """
-        low, high = _ends(replace(self, first=0, last=None), reach)
+        low, high = replace(self, first=0, last=None).ends(reach)
         if low < self.first or high >= self.end:
             raise InputError(
                 f"{op}: a distance of {reach} reads rows {low} to {high} of {2 * self.span}, and "
@@ -111,7 +115,6 @@ def _of_distance(rows: DistanceRows, reach: int) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _ends(rows: DistanceRows, reach: int) -> tuple[int, int]:
-    """The first and the last row that distances of at most `reach` read."""
     low, high = rows.of(torch.tensor([-reach, reach], dtype=torch.int64, device="cpu")).tolist()
     return low, high
 

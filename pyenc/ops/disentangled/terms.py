@@ -81,14 +81,19 @@ class Side:
         """(i, n) int64: the row of each distance of the queries `here`."""
         return self.rows.of(self.at[here, None] - self.at)
 
-    def rows_of(self, here: slice) -> PairRows:
-        """The same in int32."""
+    def ends(self) -> tuple[int, int]:
+        """The first and the last row that its distances read."""
+        reach = self.group.n - 1 if self.places else int(self.at[-1])
+        return self.rows.ends(reach)
+
+    def rows_of(self, here: slice, low: int = 0) -> PairRows:
+        """The same as `tile_rows`, in int32 and counted from the row `low`."""
         if not self.places:
-            rows = self.tile_rows(here).int()
+            rows = self.tile_rows(here).int() - low
             return PairRows(rows, rows.t().contiguous(), rows.shape[1], rows.shape[0])
         n = self.group.n
         # The line of the next query, or key, begins one place before.
-        rising = self.rows.of(torch.arange(1 - n, n, device=self.at.device)).int()
+        rising = self.rows.of(torch.arange(1 - n, n, device=self.at.device)).int() - low
         falling = rising.flip(0)
         return PairRows(falling[n - 1 - here.start :], rising[n - 1 + here.start :], -1, -1)
 
