@@ -21,8 +21,8 @@ Disentangled call_of(const py::dict& fields) {
   const auto address = [&](const char* name) { return fields[name].cast<Address>(); };
   return {tokens_of(fields["queries"]), tokens_of(fields["keys"]),
           at<const float>(address("position_keys")), at<const float>(address("position_queries")),
-          number("table_step"), number("n_heads"), number("n_sequences"), number("head_dim"), number("n_queries"),
-          number("n_keys"), number("n_rows"), at<const std::int32_t>(address("rows")),
+          number("table_step"), number("n_heads"), number("n_sequences"), number("head_dim"),
+          number("n_queries"), number("n_keys"), number("n_rows"), at<const std::int32_t>(address("rows")),
           at<const std::int32_t>(address("turned")), number("rows_step"), number("turned_step"),
           fields["scale"].cast<float>(), fields["threads"].cast<int>()};
 }

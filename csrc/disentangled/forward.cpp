@@ -80,7 +80,8 @@ class Positions {
     call.n_keys = head.n;
     call.n_rows = rows.width;
     call.scale = call_.scale;
-    find_rows(head, rows.low, first, count, reinterpret_cast<std::int32_t*>(bias + count * head.n), call);
+    auto* places = reinterpret_cast<std::int32_t*>(bias + count * head.n);
+    find_rows(head, rows.low, first, count, places, call);
     for (std::int64_t i = 0; i < count; i += kTokens) {
       const std::int64_t few = std::min(kTokens, count - i);
       if (tables_.keys)
@@ -121,7 +122,8 @@ class Positions {
   void find_rows(const AttentionHead& head, std::int64_t low, std::int64_t first, std::int64_t count,
                  std::int32_t* memory, Disentangled& call) const {
     const std::int64_t n = head.n;
-    const auto of = [&](std::int64_t distance) { return row(distance) - static_cast<std::int32_t>(low); };
+    const auto from = static_cast<std::int32_t>(low);
+    const auto of = [&](std::int64_t distance) { return row(distance) - from; };
     if (call_.contiguous) {
       const std::int64_t many = count + n - 1;
       std::int32_t *falling = memory, *rising = memory + count + n;
@@ -205,7 +207,10 @@ class Forward {
     } while (last < heads_.size() && heads_[last].n > kQueryTile &&
              (static_cast<std::int64_t>(tiles.size()) < kTilesPerThread * threads_ ||
               floats < kGroupFloats));
-    if (floats > size_) memory_.reset(new float[static_cast<std::size_t>(floats + kLineFloats)]), size_ = floats;
+    if (floats > size_) {
+      memory_.reset(new float[static_cast<std::size_t>(floats + kLineFloats)]);
+      size_ = floats;
+    }
     float* start = on_a_line(memory_.get());
     each(tiles.size(), [&](std::size_t i, int) {
       const Tile& here = tiles[i];
