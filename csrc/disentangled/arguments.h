@@ -19,6 +19,7 @@ constexpr std::int64_t kTokens = 48;
 
 // Relative positions of a whole call, forward.
 struct PositionTables {
+  Rows3 queries_of, keys_of;  // q and k (T, H, D) in float32
   // What they are as keys and as queries, turned round: (H, D, R), zeros beyond the rows that there are;
   // one of them may be null.
   const float *keys, *queries;
@@ -29,7 +30,7 @@ struct PositionTables {
   std::int64_t reach;
 };
 
-// Attention in float32 whose scores are scale * (q_i . k_j + q_i . keys[r(i - j)] + k_j . queries[r(i - j)]).
+// Attention, in any dtype, whose scores are scale * (q_i . k_j + q_i . keys[r(i - j)] + k_j . queries[r(i - j)]).
 void disentangled_forward(const Attention& call, const PositionTables& tables,
                           const AttentionForward& result);
 

@@ -32,21 +32,23 @@ Disentangled call_of(const py::dict& fields) {
 void bind_disentangled(py::module_& module) {
   module.def(
       "disentangled_forward",
-      [](const py::dict& call, Address position_keys, Address position_queries, std::int64_t n_rows,
-         Address of_distance, std::int64_t reach, bool with_backward, Address out, Address lse,
-         Address shift, Address total) {
+      [](const py::dict& call, py::tuple queries, py::tuple keys, Address position_keys,
+         Address position_queries, std::int64_t n_rows, Address of_distance, std::int64_t reach,
+         bool with_backward, Address out, Address lse, Address shift, Address total) {
         Attention attention = attention_of(call);
         attention.with_backward = with_backward;
+        const PositionTables tables{
+            rows_at(queries), rows_at(keys), at<const float>(position_keys),
+            at<const float>(position_queries), n_rows, at<const std::int32_t>(of_distance) + reach,
+            reach};
         const py::gil_scoped_release released;
         disentangled_forward(
-            attention,
-            {at<const float>(position_keys), at<const float>(position_queries), n_rows,
-             at<const std::int32_t>(of_distance) + reach, reach},
+            attention, tables,
             {at<void>(out), at<float>(lse), nullptr, at<float>(shift), at<float>(total)});
       },
-      py::arg("call"), py::kw_only(), py::arg("position_keys"), py::arg("position_queries"),
-      py::arg("n_rows"), py::arg("of_distance"), py::arg("reach"), py::arg("with_backward"),
-      py::arg("out"), py::arg("lse"), py::arg("shift"), py::arg("total"));
+      py::arg("call"), py::kw_only(), py::arg("queries"), py::arg("keys"), py::arg("position_keys"),
+      py::arg("position_queries"), py::arg("n_rows"), py::arg("of_distance"), py::arg("reach"),
+      py::arg("with_backward"), py::arg("out"), py::arg("lse"), py::arg("shift"), py::arg("total"));
   module.def("disentangled_of_keys", [](const py::dict& fields, Address to) {
     const Disentangled call = call_of(fields);
     const py::gil_scoped_release released;

@@ -63,7 +63,7 @@ class Positions {
     if (!tables_.queries) return;
     for (std::int64_t j = first; j < last; j += kTokens) {
       const std::int64_t count = std::min(kTokens, last - j);
-      numbers(head, call_.k, tables_.queries, rows, j, count,
+      numbers(head, tables_.keys_of, tables_.queries, rows, j, count,
               row(-place(head, j + count - 1)), row(place(head, head.n - 1) - place(head, j)),
               of_keys + j * rows.width);
     }
@@ -85,7 +85,7 @@ class Positions {
     for (std::int64_t i = 0; i < count; i += kTokens) {
       const std::int64_t few = std::min(kTokens, count - i);
       if (tables_.keys)
-        numbers(head, call_.q, tables_.keys, rows, first + i, few,
+        numbers(head, tables_.queries_of, tables_.keys, rows, first + i, few,
                 row(place(head, first + i) - place(head, head.n - 1)),
                 row(place(head, first + i + few - 1)), of_queries);
       disentangled_kernels().bias(call, i, few, tables_.keys ? of_queries : nullptr,

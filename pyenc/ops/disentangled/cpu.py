@@ -4,7 +4,8 @@ the softmax, its products and their gradients are theirs.
 
 Forward it is one call for all sequences. Backward there are slabs of queries, each sequence of a
 group of one length brings its own (csrc/attention/slabs.h): its heads stand beside those of the
-others, as if they were heads of one sequence. All in float32, whatever the dtype of q.
+others, as if they were heads of one sequence. What distances add is in float32, whatever the dtype
+of q, and all of it where a backward follows.
 
 Shapes: T packed tokens, H heads, D head dim, R rows of relative positions, rounded up to strips; b
 sequences of n tokens taken together, B = H b; i queries of a slab.
@@ -47,24 +48,27 @@ def forward(
     """out (T, H, D) in q's dtype and, where a backward follows, out unrounded (T, H, D), a score
     near its row's largest (T, H), in base 2, and less the sum of the weights beside that (T, H)."""
     tables = _Tables(q, terms)
-    wide_q, wide_k, wide_v = (_side_by_side(x.to(torch.float32)) for x in (q, k, v))
+    q, k, v = (_side_by_side(x) for x in (q, k, v))
+    wide_q, wide_k = q.to(torch.float32), k.to(torch.float32)
+    on = (wide_q, wide_k, v.to(torch.float32)) if with_backward else (q, k, v)
     bare = AttentionTerms("none", None, 0, terms.positions, -1, -1, terms.scale, 0.0, 0)
-    call = attention_cpu.call_of(wide_q, wide_k, wide_v, terms.cu_seqlens, bare, 0.0)
+    call = attention_cpu.call_of(*on, terms.cu_seqlens, bare, 0.0)
     of_distance, reach = terms.rows.of_distance(reach_of(terms.bounds, terms.positions))
-    out = q.new_empty(q.shape, dtype=torch.float32)
-    lse, shift, total = (q.new_empty(q.shape[:2], dtype=torch.float32) for _ in range(3))
+    out = q.new_empty(q.shape, dtype=on[2].dtype)
+    lse = q.new_empty(q.shape[:2], dtype=torch.float32)
+    none = q.new_empty(0, dtype=torch.float32)
+    shift, total = (torch.empty_like(lse) if with_backward else none for _ in range(2))
     module_for(OP).disentangled_forward(
-        call.fields, position_keys=pointer(tables.keys), position_queries=pointer(tables.queries),
+        call.fields, queries=attention_cpu.rows_of(wide_q), keys=attention_cpu.rows_of(wide_k),
+        position_keys=pointer(tables.keys), position_queries=pointer(tables.queries),
         n_rows=tables.count, of_distance=of_distance.data_ptr(), reach=reach,
         with_backward=with_backward, out=out.data_ptr(), lse=lse.data_ptr(),
         shift=shift.data_ptr(), total=total.data_ptr(),
     )  # fmt: skip
-    none = [q.new_empty(0, dtype=torch.float32) for _ in range(3)]
-    if far_rows(lse, FULL):
-        # Scores in base 2 overflowed: blocks of torch serve, in the backward too.
-        return blocks.forward(q, k, v, terms), none[0], none[1], none[2]
-    if not with_backward:
-        return out.to(q.dtype), none[0], none[1], none[2]
+    far = far_rows(lse, FULL)
+    if far or not with_backward:
+        # Of scores that overflowed in base 2 blocks of torch serve, in the backward too.
+        return blocks.forward(q, k, v, terms) if far else out, none, none.clone(), none.clone()
     return out.to(q.dtype, copy=True), out, shift, total.neg_()
 
 

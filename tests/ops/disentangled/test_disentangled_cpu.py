@@ -33,8 +33,8 @@ LONG = {
 }
 
 
-def check(case: Case, *, gradient: bool = False) -> None:
-    given = cast(case.operands(), torch.float32)
+def check(case: Case, *, gradient: bool = False, dtype: torch.dtype = torch.float32) -> None:
+    given = cast(case.operands(), dtype)
     right = case.call(cast(given, torch.float64), backend="reference")
     with naively():
         naive = case.call(given, backend="reference")
@@ -43,11 +43,12 @@ def check(case: Case, *, gradient: bool = False) -> None:
 
 
 @pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", LONG)
-def test_against_the_oracle(name: str, gradient: bool) -> None:
-    """What is kept for a backward goes by other kernels on matrix units."""
+def test_against_the_oracle(name: str, dtype: torch.dtype, gradient: bool) -> None:
+    """Where a backward follows other kernels serve: of halves those of float32."""
     torch.manual_seed(seed(1))
-    check(LONG[name], gradient=gradient)
+    check(LONG[name], gradient=gradient, dtype=dtype)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -141,6 +142,7 @@ def main() -> None:
     torch.manual_seed(seed(1))
     for name in ("around a tile", "several tiles", "holes"):
         check(LONG[name])
+        check(LONG[name], dtype=torch.bfloat16)
     for case in (LONG["around a tile"], LONG["holes"]):
         given = cast(case.operands(), torch.float32)
         grads = [
