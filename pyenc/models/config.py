@@ -171,8 +171,8 @@ class EncoderConfig(ConfigFields):
             )
         if self.window is not None and not self.local:
             raise InputError(
-                f"EncoderConfig: window {self.window} is of the layers that local names, one True or "
-                "False a layer; it names none"
+                f"EncoderConfig: window {self.window} is of the layers that local names, one True "
+                "or False a layer; it names none"
             )
         if any(self.local) and (self.window is None or self.window < 0):
             raise InputError(f"EncoderConfig: local layers need a window >= 0, not {self.window}")
