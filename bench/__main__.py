@@ -11,10 +11,11 @@ ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run by its path: what is imported is `bench.op`, from the checkout
     sys.path[:1] = [str(ROOT), str(ROOT / "kernels")]
 
-from bench.chosen import NoSuchCase
 from pyenc.cli import bench as command
 from pyenc.cli.arguments import parse
 from pyenc.cli.bench_options import ALL, BESIDES, refuse, tunes_a_processor
+from pyenc.cli.signals import PIPE_CLOSED, status_of
+from pyenc.cli.streams import abandon, printing
 from pyenc.errors import PyencError
 
 
@@ -23,8 +24,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 1 where a peer disagrees with the oracle; 2 for mistakes in the arguments;
-        `NO_SUCH_CASE` for a program among all that has none of the cases.
+        `NO_SUCH_CASE` for a program among all that has none of the cases; 130 interrupted, which
+        `pyenc bench` says; 141 the reader of standard output went away.
     """
+    try:
+        status = _run(argv)
+        with printing():
+            return status
+    except BrokenPipeError:
+        abandon(sys.stdout)
+        return PIPE_CLOSED
+    except KeyboardInterrupt as stop:
+        return status_of(stop)
+    except OSError as error:
+        return _say(error)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    from bench.chosen import NoSuchCase  # imports torch, in whose time an interruption may come
+
     try:
         options = parse(["bench", *(sys.argv[1:] if argv is None else argv)])
         there = command.programs()
@@ -44,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _say(error)
         print(f"left out: {str(error).partition('; there')[0]}", flush=True)
         return command.NO_SUCH_CASE
-    except (PyencError, OSError) as error:
+    except PyencError as error:
         return _say(error)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("bench", "pyenc"):

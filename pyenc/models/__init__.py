@@ -7,6 +7,7 @@ from .encoder import Encoder
 from .experts import Experts
 from .head_config import HeadConfig
 from .position import register_position
+from .rotary import Rotary
 from .table_alibi import NAME, TableALiBi
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "EncoderConfig",
     "Experts",
     "HeadConfig",
+    "Rotary",
     "TableALiBi",
     "register_position",
 ]

@@ -4,24 +4,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from ..errors import InputError, InputTypeError
+from ..errors import InputError
 from ..ops import ACTIVATIONS
 from .config_fields import DROPOUTS, ConfigFields
+from .field_types import check_types
 from .head_config import check_eps
 from .position import check_fields, check_position
 
 MOST_STEPS = 4096
 """Times that a text goes through a layer: where layers are few, a config says it alone, and no
 tensor does."""
-
-KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
-    "int": ("a whole number", (int,)),
-    "float": ("a number", (int, float)),
-    "bool": ("True or False", (bool,)),
-}
-"""By the annotation of a field: in words, and what may stand there."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +27,12 @@ class EncoderConfig(ConfigFields):
     end.
 
     Raises:
-        InputTypeError: a field is of another type than it says.
+        InputTypeError: a field is of another type than it says; a list is taken for a tuple.
         InputError: the fields make no encoder, or two of them do not go together.
     """
 
     def __post_init__(self) -> None:
-        self._check_types()
+        check_types(self)
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"EncoderConfig: {name} must be positive: {getattr(self, name)}")
@@ -60,19 +54,6 @@ class EncoderConfig(ConfigFields):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise InputError(f"EncoderConfig: {name} must be in [0, 1): {value}")
-
-    def _check_types(self) -> None:
-        """Sizes are whole numbers and switches are True or False: "no" would be taken for yes."""
-        for field in fields(self):
-            kind, _, more = str(field.type).partition(" | ")
-            value = getattr(self, field.name)
-            if kind not in KINDS or (value is None and more == "None"):
-                continue
-            wanted, right = KINDS[kind]
-            if not isinstance(value, right) or (isinstance(value, bool) and kind != "bool"):
-                raise InputTypeError(
-                    f"EncoderConfig: {field.name} must be {wanted}, got {value!r:.80}"
-                )
 
     def _check_numbers(self) -> None:
         for name in ("type_vocab_size", "num_positions", "relative_buckets"):
@@ -187,6 +168,11 @@ class EncoderConfig(ConfigFields):
                 f"EncoderConfig: relative_buckets {self.relative_buckets} must be a multiple of 4, "
                 f"with relative_max_distance {self.relative_max_distance} above a quarter of it, "
                 "and not beside alibi or a registered variant"
+            )
+        if self.window is not None and not self.local:
+            raise InputError(
+                f"EncoderConfig: window {self.window} is of the layers that local names, one True "
+                "or False a layer; it names none"
             )
         if any(self.local) and (self.window is None or self.window < 0):
             raise InputError(f"EncoderConfig: local layers need a window >= 0, not {self.window}")

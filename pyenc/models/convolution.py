@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..ops import ACTIVATIONS
+from .field_types import check_types
 
 KNOWN = (*ACTIVATIONS, "tanh")
 """Activations that it may have."""
@@ -27,6 +28,7 @@ class Convolution:
     activation: str = "tanh"
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not (1 <= self.kernel <= WIDEST and self.kernel % 2):
             raise InputError(
                 f"Convolution: kernel must be odd, from 1 to {WIDEST}, got {self.kernel}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..ops import DistanceRows
+from .field_types import check_types
 
 MOST = 2**24
 """No table comes near it; what a file asks for is not to be built before it is looked at."""
@@ -42,6 +43,7 @@ class Disentangled:
     """Whether the table is normed before it is projected."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 1 <= self.span <= MOST:
             raise InputError(f"Disentangled: span must be from 1 to {MOST:,}, got {self.span}")
         if not self.terms:

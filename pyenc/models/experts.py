@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import InputError
+from .field_types import check_types
 
 MOST = 4096
 """No mixture comes near it; what a file asks for is not to be built before it is looked at."""
@@ -23,6 +24,7 @@ class Experts:
     """Whether the weights of a token's experts are divided by their sum."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 1 <= self.count <= MOST:
             raise InputError(f"Experts: count must be from 1 to {MOST:,}, got {self.count}")
         if not 1 <= self.each <= self.count:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..ops import ACTIVATIONS
+from .field_types import check_types
 
 
 def check_eps(where: str, value: float) -> None:
@@ -32,6 +33,7 @@ class HeadConfig:
     """Whether W is the word embeddings, one parameter with them, or a parameter of its own."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_eps("HeadConfig", self.norm_eps)
         if self.activation not in ACTIVATIONS:
             raise InputError(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
+from .field_types import check_types
 from .places import sequence_of_token
 
 
@@ -34,6 +35,7 @@ class Rotary:
     trained_length: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0 < self.theta < math.inf or not 0 < self.factor < math.inf:
             raise InputError(
                 f"Rotary: theta and factor must be positive and finite: {self.theta}, {self.factor}"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shlex
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -281,6 +284,34 @@ def test_run_by_its_path_from_anywhere(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "segment_mean" in done.stdout
+
+
+@pytest.mark.parametrize("program", [["attention"], ["all"]])
+def test_a_reader_that_goes_away(program: list[str]) -> None:
+    """`pyenc bench attention --list | head -0`: no word of an error, as of other commands."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pyenc", "bench", *program, "--list", "--dtype", "float32"],
+        env=bench._environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.communicate(timeout=120)[1] == b""
+    assert process.returncode == 141
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_an_interrupted_program_leaves_no_trace() -> None:
+    """Ctrl-C reaches `pyenc bench` and the program that it started: one line, of the former."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pyenc", "bench", "attention", "--quick", "--no-memory"],
+        env=bench._environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline()  # it is at work
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=120)[1] == "pyenc: interrupted\n"
+    assert process.returncode == 130
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 
 from pyenc.errors import InputError, InputTypeError
-from pyenc.models import Convolution, Disentangled, Encoder, packing
+from pyenc.models import (
+    Convolution,
+    Disentangled,
+    Encoder,
+    Experts,
+    HeadConfig,
+    Rotary,
+    packing,
+)
 from pyenc.models import encoder as encoder_module
-from pyenc.models.rotary import Rotary
 from tests.models.shapes import ABSOLUTE, ALIBI
 
 
@@ -148,8 +155,59 @@ def test_impossible_configs(change: dict[str, object], message: str) -> None:
         ({"gated": 1}, "gated must be True or False, got 1"),
         ({"norm_eps": "1e-5"}, "norm_eps must be a number, got '1e-5'"),
         ({"scale": True}, "scale must be a number, got True"),
+        ({"position": ["alibi"]}, r"position must be a string, got \['alibi'\]"),
+        ({"layer_order": 3}, "layer_order must be a tuple of whole numbers, got 3"),
+        ({"layer_order": (0, 1.0)}, r"layer_order must be a tuple of whole numbers, got \(0, 1.0"),
+        ({"local": True}, "local must be a tuple of True or False, got True"),
+        ({"local": ("no", "no")}, "local must be a tuple of True or False, got"),
+        ({"rotary": 10_000.0}, "rotary must be a pyenc.models.Rotary, got 10000.0"),
+        ({"local_rotary": {"theta": 1.0}}, "local_rotary must be a pyenc.models.Rotary, got"),
+        ({"experts": 8}, "experts must be a pyenc.models.Experts, got 8"),
+        ({"lm_head": True}, "lm_head must be a pyenc.models.HeadConfig, got True"),
+        ({"convolution": 3}, "convolution must be a pyenc.models.Convolution, got 3"),
+        ({"disentangled": {}}, "disentangled must be a pyenc.models.Disentangled, got"),
+        ({"no_lm_head": None}, "no_lm_head must be a string, got None"),
     ],
 )
 def test_types_of_a_config(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputTypeError, match=f"EncoderConfig: {message}"):
         dataclasses.replace(ALIBI, **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norm": "rmsnorm"}, 'norm must be "layer" or "rms", got \'rmsnorm\''),
+        ({"norm": None}, 'norm must be "layer" or "rms", got None'),
+        ({"feed_forward_dropout": "hidden"}, '.* must be "inner" or "outer" or "both", got'),
+        ({"window": 8}, "window 8 is of the layers that local names"),
+    ],
+)
+def test_what_would_be_taken_for_something_else(change: dict[str, object], message: str) -> None:
+    """An unknown norm was layer norm, a window of no layers none."""
+    with pytest.raises(InputError, match=f"EncoderConfig: {message}"):
+        dataclasses.replace(ALIBI, **change)  # type: ignore[arg-type]
+
+
+def test_lists_of_a_config_are_tuples() -> None:
+    """So that what was saved and loaded again is equal to it."""
+    tuples = {"local": (True, False), "layer_order": (1, 0)}
+    lists = {name: list(value) for name, value in tuples.items()}
+    config = dataclasses.replace(ALIBI, window=3, **lists)  # type: ignore[arg-type]
+    assert config == dataclasses.replace(ALIBI, window=3, **tuples)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        (Rotary, {"theta": "10000"}, "theta must be a number, got '10000'"),
+        (Rotary, {"theta": 1e4, "trained_length": 2.0}, "trained_length must be a whole number"),
+        (Convolution, {"kernel": 3.0}, "kernel must be a whole number, got 3.0"),
+        (Disentangled, {"span": 8, "shared": "no"}, "shared must be True or False, got 'no'"),
+        (Experts, {"count": 2, "each": 1, "layers": 3}, "layers must be a tuple of True or False"),
+        (HeadConfig, {"tied": 1}, "tied must be True or False, got 1"),
+    ],
+)
+def test_types_of_its_parts(kind: type, given: dict[str, object], message: str) -> None:
+    with pytest.raises(InputTypeError, match=f"{kind.__name__}: {message}"):
+        kind(**given)
