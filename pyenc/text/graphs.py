@@ -153,7 +153,8 @@ class _Graphs:
     def hold(self) -> bool:
         """Whether the model is made of what it was."""
         return all(
-            where.get(name) is there and (not address or there.data_ptr() == address)
+            where.get(name) is there
+            and (there is None or not address or there.data_ptr() == address)
             for where, name, there, address in self.registered
         )
 
