@@ -221,9 +221,13 @@ def test_what_plain_is_not(device: str) -> None:
 def test_mistakes_are_told_as_ever(name: str, device: str) -> None:
     call, given = calls(device)[name]
     with torch.inference_mode():
-        for wrong in (given[0][..., :-1], given[0].int(), given[0].double(), [1.0]):
-            with pytest.raises((InputError, BackendError), match=r"must|cannot serve|float64"):
-                call(wrong, *given[1:])
+        for at, x in enumerate(given):
+            wrongs: list[Any] = [x[..., :-1], x.int()]
+            wrongs += [x.double(), [1.0]] if not at else []
+            wrongs += [x.double(), x[None], x[:-1]] if name == "attention" else []
+            for wrong in wrongs:
+                with pytest.raises((InputError, BackendError), match=r"must|cannot serve|float64"):
+                    call(*given[:at], wrong, *given[at + 1 :])
 
 
 @pytest.mark.parametrize("bounds", [[0, 5, T + 1], [0, 9, 8, T], [1, T]])

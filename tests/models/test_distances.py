@@ -116,6 +116,9 @@ def test_who_stands_beside_whom() -> None:
     alone = [[8, 0, 1], [0, 1, 2], [1, 2, 8], [8, 3, 8], [8, 4, 5], [4, 5, 8]]
     # Of two tokens behind the end each has the other, and no text has them.
     assert neighbours(bounds, None, 8, 3).tolist() == [*alone, [8, 6, 7], [6, 7, 8]]
+    # Before the first position nobody stands, be it 0 or not.
+    first = neighbours(torch.tensor([0, 2]), torch.tensor([1, 2]), 2, 3)
+    assert first.tolist() == [[2, 0, 1], [0, 1, 2]]
     positions = torch.tensor([0, 2, 3, 5, 1, 9])
     found = neighbours(bounds, positions, 6, 5)
     assert found[:, 2].tolist() == list(range(6))

@@ -160,14 +160,19 @@ def test_who_listens_hears(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_mistakes_are_told_as_ever(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call, given = calls(torch.float32)[name]
-    wrong = [(at, x) for at, y in enumerate(given) for x in (y[..., :-1], y.int(), y[None, ..., 0])]
+    wrong = [
+        [*given[:at], x, *given[at + 1 :]]
+        for at, y in enumerate(given)
+        for x in (y[..., :-1], y.int(), y[None, ..., 0], y.to("meta"))
+    ]
+    wrong += [[y[..., 0] for y in given], [y[None] for y in given], [y.int() for y in given]]
     told: list[list[str]] = []
     for _ in range(2):
         told.append([])
         with torch.no_grad():
-            for at, x in wrong:
+            for them in wrong:
                 try:
-                    call(*given[:at], x, *given[at + 1 :])
+                    call(*them)
                 except InputError as error:
                     told[-1].append(str(error))
                 else:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyenc.models import Encoder, EncoderConfig, position
+from pyenc.models.experts import Experts
 from pyenc.models.places import places, sequence_of_token
 from pyenc.text import graphs
 from pyenc.text.finish import Finish
@@ -54,6 +55,9 @@ def test_filling_adds_padding_ids_and_empty_sequences() -> None:
     )
     assert ids.tolist() == [5, 6, 7, 1, 1, 1, 1, 1]
     assert bounds.tolist() == [0, 1, 3, 3, 3]
+    # A model without a padding id has some token all the same.
+    ids, _ = graphs.filled(np.array([5]), np.array([0, 1]), graphs.Shape(2, 1), padding_id=None)
+    assert ids.tolist() == [5, 0]
 
 
 def test_tokens_behind_the_last_end_have_a_place_in_every_table() -> None:
@@ -99,6 +103,9 @@ def test_what_a_replay_would_leave_out_is_not_captured() -> None:
     assert "a Layer has a hook" in graphs_of(model).why_not()
     handle.remove()
     assert graphs_of(model).why_not() is None
+    handle = model.layers[1].attention.register_forward_pre_hook(lambda *_: None)
+    assert "a Attention has a hook" in graphs_of(model).why_not()
+    handle.remove()
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
     assert "hooks on all modules" in graphs_of(model).why_not()
     handle.remove()
@@ -140,6 +147,41 @@ def test_a_cpu_has_none() -> None:
     assert graphs.shape_for(small(), 100, 2) is None
 
 
+@pytest.mark.parametrize(
+    ("tokens", "sequences", "change", "story"),
+    [
+        (1, 1, {}, None), (32768, 9, {}, None), (32769, 9, {}, "beyond 32,768 tokens"),
+        (0, 1, {}, "nothing to run"), (9, 0, {}, "nothing to run"),
+        (9, 1, {"backend": "triton"}, None), (9, 1, {"backend": "torch"}, "read lengths"),
+        (9, 1, {"hip": "6.1"}, "NVIDIA's cards alone"), (9, 1, {"autocast": True}, "autocast"),
+        (9, 1, {"experts": Experts(2, 1, (False, True))}, "how many tokens each expert has"),
+    ],
+)  # fmt: skip
+def test_which_batches_a_card_has_graphs_of(
+    tokens: int, sequences: int, change: dict[str, Any], story: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    fields = {"position": "absolute", "num_positions": 64, "relative_buckets": 8}
+    fields |= {"relative_max_distance": 20, "gated": False, "experts": change.get("experts")}
+    model = small(**fields)
+    model.backend = change.get("backend")
+    tables: list[Tensor] = []
+
+    def served(heads: Tensor, bias: Any) -> None:
+        assert heads.shape == (0, 2, 16)
+        tables.append(bias.table)
+
+    monkeypatch.setattr(Encoder, "device", torch.device("cuda"))
+    monkeypatch.setattr(graphs.attention_kernels, "why_not", served)
+    monkeypatch.setattr(torch.version, "hip", change.get("hip"))
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: "autocast" in change)
+    found = graphs.why_not(model, tokens, sequences)
+    assert found is None if story is None else story in str(found)
+    assert (graphs.shape_for(model, tokens, sequences) is None) == (story is not None)
+    assert all(table is model.relative_bias.weight for table in tables)  # type: ignore[union-attr]
+    assert tables or story
+
+
 def test_a_model_is_let_go_with_its_graphs() -> None:
     model = small()
     graphs_of(model)
@@ -169,12 +211,15 @@ class Recorded:
 
         def forward_packed(model: Encoder, ids: Tensor, cu_seqlens: Tensor, **rest: Any) -> Tensor:
             self.log.append("ran")
+            assert rest["checked"]  # lengths are not read on the host
             return model.embeddings.word(ids) + cu_seqlens[-1]
 
+        self.stream, self.event = mock.MagicMock(), mock.MagicMock()
         monkeypatch.setattr(graphs, "_capture", capture)
         monkeypatch.setattr(Encoder, "forward_packed", forward_packed)
-        for name in ("device", "current_stream", "Event"):
-            monkeypatch.setattr(torch.cuda, name, lambda *_: mock.MagicMock())
+        monkeypatch.setattr(torch.cuda, "device", lambda *_: mock.MagicMock())
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.stream)
+        monkeypatch.setattr(torch.cuda, "Event", lambda: self.event)
 
     def take(self) -> list[str]:
         log, self.log = self.log, []
@@ -187,13 +232,18 @@ def test_a_shape_runs_is_captured_and_replayed(monkeypatch: pytest.MonkeyPatch) 
     def run(tokens: int, last: int, seed: int = 0) -> Tensor:
         ids = torch.arange(seed, seed + 64) % 50
         with torch.inference_mode():
-            return graphs.forward(model, ids, torch.tensor([0, last]), tokens, 1, last)
+            found = graphs.forward(model, ids, torch.tensor([0, last]), tokens, 1, last)
+            assert torch.equal(found, model.embeddings.word(ids) + last)
+            return found
 
     first = run(60, 60)
     assert card.take() == ["ran"]
     second = run(60, 60)
     assert card.take() == ["captured", "ran", "replayed", "ran"]
+    card.event.record.assert_called_once_with(card.stream)
+    card.stream.wait_event.assert_not_called()
     other = run(58, 58, seed=7)  # as many tokens a sequence, as they are rounded
+    card.stream.wait_event.assert_called_once_with(card.event)  # whichever stream this one is
     assert card.take() == ["replayed", "ran"]
     again = run(60, 60)
     assert torch.equal(first, second)
@@ -350,6 +400,10 @@ def test_a_batch_without_memory_takes_that_of_graphs(monkeypatch: pytest.MonkeyP
 
 def test_a_model_that_leaves_the_card_leaves_no_graphs() -> None:
     model = small()
-    graphs_of(model).by_key["a shape"] = mock.MagicMock()
+    held = graphs_of(model)
+    held.by_key["a shape"] = held.seen["a shape"] = held.pool = mock.MagicMock()
+    held.last = mock.MagicMock()
     assert "on a GPU alone" in str(graphs.why_not(model, 100, 2))
-    assert not graphs_of(model).by_key
+    assert graphs_of(model) is held
+    assert (held.by_key, held.seen, held.pool) == ({}, {}, None)
+    held.last.synchronize.assert_called_once()  # their memory may be read by a replay under way

@@ -67,7 +67,7 @@ def layouts(dtype: torch.dtype) -> None:
         (x[:, ::2], weight[:, :40], bias), (x[::2, 7:40], weight[:, 3:36], bias),
         (x.t()[:9, :9], weight[::3, :9], bias[::3]), (x[:, None, None], weight, bias),
         (x[:1].expand(9, 80), weight, bias[:1].expand(80)), (x[0], weight, None),
-        (x, weight[:1].expand(7, 80), None),
+        (x, weight[:1].expand(7, 80), None), (x[:, :1], weight[:1].t(), bias),
     ]  # fmt: skip
     for given in cases:
         with torch.no_grad():
@@ -78,6 +78,12 @@ def layouts(dtype: torch.dtype) -> None:
         negative = torch.randn(9, 80, dtype=torch.complex64).conj().imag
         assert negative.is_neg()
         check(product(negative, weight, bias, None), negative, weight, bias)
+    # In one piece, so that there is no other reason for a copy, and not through the dispatcher,
+    # which makes one.
+    whole = [x, weight.detach(), bias.detach()]
+    for at, tensor in enumerate(whole):
+        given = (*whole[:at], torch._neg_view(tensor), *whole[at + 1 :])
+        check(few_rows.multiply(*given, None), *given)
 
 
 def values(dtype: torch.dtype) -> None:
@@ -257,7 +263,9 @@ def test_not_where_torch_may_round(taken: list[int], monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(linear_onednn, "precision", lambda: "bf16")
     with torch.no_grad():
         linear(x, weight, bias)
-    assert not taken
+        assert not taken
+        linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16())  # which is no rounding
+    assert taken == [4]
 
 
 def test_without_the_extension(taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,3 +341,6 @@ def test_what_it_says(taken: list[int]) -> None:
     assert told[0]["few_rows"] == "serves"
     assert "up to 64 rows" in told[1]["few_rows"]
     assert explain(backend_table(torch.randn(4, 256), weight))["few_rows"] == "a gradient is needed"
+    with torch.no_grad():
+        few = explain(backend_table(torch.randn(4, 256), weight.to_sparse()))["few_rows"]
+    assert few == "it takes dense tensors"

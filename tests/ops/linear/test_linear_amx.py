@@ -100,6 +100,14 @@ def test_the_choice(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     assert made == []
 
 
+def test_which_products_gain_though_an_operand_is_packed_in_each() -> None:
+    """None of few rows or channels, and none of little work in all."""
+    assert amx.gains(512, 512, 256)
+    assert amx.gains(2**14, 64, 64)
+    for few in ((511, 2048, 2048), (2**14, 63, 512), (2**14, 512, 63), (512, 511, 256)):
+        assert not amx.gains(*few)
+
+
 def test_what_is_made(made: Made) -> None:
     """With a pack where no gradient is needed; else of every product, also of the gradient's."""
     x, (weight, bias) = torch.randn(2, ROWS, C, dtype=HALF), layer(C, F_OUT, HALF)
