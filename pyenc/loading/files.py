@@ -15,6 +15,9 @@ from ..errors import CheckpointError
 ADAPTER = "adapter_config.json"
 """Says that a folder is of a PEFT adapter, whether or not other weights lie beside it."""
 
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the few lines begin that stand for a large file where git alone has cloned a repository."""
+
 
 def folder_below(path: str) -> str:
     """The path to a folder as the paths of its files begin: "./a/" is "a", and "." is ""."""
@@ -22,8 +25,24 @@ def folder_below(path: str) -> str:
     return "" if normal == "." else normal
 
 
+def check_fetched(path: Path) -> None:
+    """A file is not the pointer of Git LFS to one.
+
+    Raises:
+        CheckpointError: it is; the message says how the file itself is had.
+    """
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise CheckpointError(
+                f"{path}: a pointer of Git LFS, not the file itself, which was not fetched: "
+                "`git lfs pull` in the repository does, and so does its Hub name in the place of "
+                "the folder"
+            )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or an error that names it."""
+    check_fetched(path)
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:

@@ -17,6 +17,12 @@ MOST_SHARED = 16
 """Times that the bytes of a file may be taken, by tensors that are one with another."""
 
 
+ADVICE = ("Weights only load failed", "Please file an issue", "Check the documentation", "(")
+"""How lines of torch's errors begin that say how such a file is run."""
+
+PICKLE = b"\x80"
+"""The first byte of every pickle of torch's that is no zip archive."""
+
 WRAPPED = ("state_dict", "model_state_dict", "model", "module")
 """What training loops call the tensors, beside numbers such as the epoch."""
 
@@ -33,6 +39,8 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     for name, tensor in content.items():
         if tensor.layout != torch.strided:
             raise CheckpointError(f"{path}: tensor {name!r} is {tensor.layout}, not dense")
+        if tensor.is_nested:
+            raise CheckpointError(f"{path}: tensor {name!r} is a nested tensor, not dense")
         if tensor.is_meta:
             raise CheckpointError(f"{path}: tensor {name!r} is on 'meta', it has no values")
         if tensor.is_quantized:
@@ -61,9 +69,14 @@ def _tensors(path: Path, device: str) -> dict[str, Tensor]:
         mapped = device == "meta" and zipfile.is_zipfile(path)
         content = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
+        if not zipfile.is_zipfile(path) and (head := _head(path))[:1] != PICKLE:
+            raise CheckpointError(
+                f"{path}: not a torch file, it begins with {head!r}; expected what torch.save "
+                "writes"
+            ) from error
         raise CheckpointError(
             f"{path}: refused, it holds more than tensors (a pickle can run code; none was run): "
-            f"{(str(error) or repr(error)).splitlines()[0]}"
+            f"{_found(str(error))}"
         ) from error
     except Exception as error:
         # torch raises a dozen types on damaged files, RuntimeError, EOFError, KeyError among them.
@@ -78,6 +91,20 @@ def _tensors(path: Path, device: str) -> dict[str, Tensor]:
                 f"{path}: {name!r} is a {type(tensor).__name__}, expected tensors by name only"
             )
     return content
+
+
+def _head(path: Path) -> bytes:
+    """What a file begins with."""
+    with path.open("rb") as file:
+        return file.read(24)
+
+
+def _found(message: str) -> str:
+    """What torch's error says that it has found, without its advice to run it after all."""
+    _, _, after = message.rpartition("WeightsUnpickler error:")
+    said = [line.strip() for line in (after or message).splitlines()]
+    said = [line for line in said if line and not line.startswith(ADVICE)]
+    return said[0].partition(" Please use ")[0] if said else "no reason is given"
 
 
 def _unwrapped(path: Path, content: dict[Any, Any]) -> dict[Any, Any]:

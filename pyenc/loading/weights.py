@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .files import check_fetched
 from .pickles import pickled_names, read_pickle
 
 INDEXED = ("model.safetensors", "pytorch_model.bin")
@@ -36,6 +37,7 @@ class WeightFiles:
         self._pickled: dict[Path, dict[str, Tensor]] = {}
         paths = _weight_paths(folder)
         for path in paths:
+            check_fetched(path)
             for name in self._open(path):
                 if name in self._file_of:
                     raise CheckpointError(
@@ -91,6 +93,8 @@ def tensor_names(folder: Path) -> list[str]:
         CheckpointError: as of `WeightFiles`.
     """
     paths = _weight_paths(folder)
+    for path in paths:
+        check_fetched(path)
     if any(path.suffix == ".safetensors" for path in paths):
         return WeightFiles(folder).names
     return [name for path in paths for name in pickled_names(path)]

@@ -17,7 +17,16 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_float(op: str, **tensors: Tensor | None) -> None:
-    """Every given tensor is floating point, on the device of the first, and was not freed."""
+    """Every given tensor is floating point and dense, on the device of the first, and was not
+    freed."""
+    check_float_of_any_layout(op, **tensors)
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            check_dense(op, name, tensor)
+
+
+def check_float_of_any_layout(op: str, **tensors: Tensor | None) -> None:
+    """As `check_float`, where torch's own product takes sparse tensors too."""
     first: tuple[str, Tensor] | None = None
     for name, tensor in tensors.items():
         if tensor is None:
@@ -34,6 +43,18 @@ def check_float(op: str, **tensors: Tensor | None) -> None:
                 "all tensors must share a device"
             )
     check_there(op, tensors)
+
+
+def check_dense(op: str, name: str, tensor: Tensor) -> None:
+    """A tensor has a number at every place, and strides that say where: no sparse one."""
+    if tensor.layout is not torch.strided:
+        raise InputError(f"{op}: {name} must be dense (torch.strided), got {tensor.layout}")
+
+
+def check_switch(op: str, name: str, value: Any) -> None:
+    """True or False; "no" would be true."""
+    if value is not True and value is not False and not isinstance(value, torch.SymBool):
+        raise InputTypeError(f"{op}: {name} must be True or False, got {value!r:.80}")
 
 
 def check_eps(op: str, eps: Any) -> None:
@@ -59,6 +80,7 @@ def check_cu_seqlens(op: str, cu_seqlens: Tensor) -> None:
         raise InputError(f"{op}: cu_seqlens must be (B + 1,), got {tuple(cu_seqlens.shape)}")
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise InputError(f"{op}: cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}")
+    check_dense(op, "cu_seqlens", cu_seqlens)
 
 
 def check_given(op: str, **tensors: Tensor | None) -> None:
@@ -81,6 +103,8 @@ def check_beside(op: str, x: Tensor, **tensors: Tensor | None) -> None:
                 f"{op}: {name} is on {tensor.device}, the other tensors on {x.device}; all must "
                 "share a device"
             )
+        if tensor is not None:
+            check_dense(op, name, tensor)
     check_there(op, tensors)
 
 

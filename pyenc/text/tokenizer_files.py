@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models
 
 from ..errors import CheckpointError
 from ..loading import read_config, read_json
+from ..loading.files import check_fetched
 from ..loading.hub import TOKENIZER_FILES
 from ..models.families.qwen import gte_code
 from .faults import panics_as_errors
@@ -60,7 +61,10 @@ def read_tokenizer(folder: Path, overrides: dict[str, Any] | None = None) -> Tok
             f"{folder}: no tokenizer: expected tokenizer.json, vocab.txt, or vocab.json + "
             "merges.txt"
         )
-    path = next(folder / s[0] for s in VOCABULARIES if all((folder / n).is_file() for n in s))
+    found = next(files for files in VOCABULARIES if all((folder / n).is_file() for n in files))
+    path = folder / found[0]
+    for name in found:
+        check_fetched(folder / name)
     whole = read_json(path) if path.name == "tokenizer.json" else None
     try:
         with panics_as_errors():

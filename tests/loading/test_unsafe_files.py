@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -16,9 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import Parameter
 
+import pyenc
 from pyenc.errors import CheckpointError
 from pyenc.loading import load_checkpoint, save_checkpoint
 from tests.conftest import GOLDEN
+
+with warnings.catch_warnings():  # they are a prototype
+    warnings.simplefilter("ignore")
+    NESTED = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
 
 
 @pytest.fixture
@@ -77,6 +83,41 @@ def test_code_in_a_pickle(folder: Path, zipped: bool) -> None:
     # The bomb is live: plain pickle sets it off.
     pickle.loads(pickle.dumps(Bomb(trace)))
     assert trace.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_is_in_a_pickle_is_named(folder: Path, zipped: bool) -> None:
+    """And torch's advice to load such a file without a look is not handed on."""
+    content = {"extra": torch.nn.Linear(2, 2)}
+    torch.save(content, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        CheckpointError, match=r"GLOBAL torch\.nn\.modules\.linear\.Linear"
+    ) as error:
+        load_checkpoint(folder)
+    assert "trust" not in str(error.value)
+    assert "weights_only" not in str(error.value)
+
+
+def test_a_page_in_the_place_of_a_torch_file(folder: Path) -> None:
+    """Which is no pickle, and says nothing of what it would run."""
+    (folder / "pytorch_model.bin").write_text("<!DOCTYPE html><title>Not found</title>")
+    refused(folder, "pytorch_model.bin: not a torch file, it begins with b'<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "pytorch_model.bin", "config.json", "tokenizer.json", "vocab.txt"]
+)
+def test_a_pointer_of_git_lfs(tmp_path: Path, name: str) -> None:
+    """What git leaves of a large file where git-lfs is not installed."""
+    folder = shutil.copytree(GOLDEN / "bert_mean_h4", tmp_path / "checkpoint")
+    if name == "pytorch_model.bin":
+        (folder / "model.safetensors").unlink()
+    if name == "vocab.txt":
+        (folder / "tokenizer.json").unlink()
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{64 * 'a'}\nsize 90868376\n"
+    (folder / name).write_text(pointer)
+    with pytest.raises(CheckpointError, match=f"{name}: a pointer of Git LFS.*git lfs pull"):
+        pyenc.load(folder)
 
 
 def test_plain_pickle(folder: Path) -> None:
@@ -150,6 +191,7 @@ def test_a_stride_of_zero(folder: Path) -> None:
         ({"state_dict": {}, "model": {}}, "'model' is a dict, expected only numbers"),
         ({0: torch.zeros(1)}, "0 is a Tensor, expected tensors by name"),
         ({"x": torch.zeros(4).to_sparse()}, "'x' is torch.sparse_coo, not dense"),
+        ({"x": NESTED}, "'x' is a nested tensor, not dense"),
     ],
 )
 def test_other_contents(folder: Path, content: object, message: str) -> None:

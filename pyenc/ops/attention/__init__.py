@@ -25,6 +25,7 @@ from ..backend import (
     transformed,
 )
 from ..sharing import shared
+from ..validation import check_switch
 from . import cpu as cpu_kernels
 from . import flash_attn
 from . import registration as _registration  # noqa: F401  (it registers the ops)
@@ -100,6 +101,7 @@ def attention(
         InputError: shapes, dtypes, cu_seqlens or positions are wrong; the message says which.
         BackendError: `backend` cannot serve this call.
     """
+    check_switch("attention", "return_lse", return_lse)
     if positions is None and dropout_p == 0:
         found = straight(q, k, v, cu_seqlens, bias, scale, window, skip_eps, backend, return_lse)
         found = found or straight_cpu(

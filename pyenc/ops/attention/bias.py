@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 import torch
 from torch import Tensor
 
-from ...errors import InputError
+from ...errors import InputError, InputTypeError
 from ..autocast import exactly
 from .far import fitting
 
@@ -256,6 +256,10 @@ def alibi_slopes(num_heads: int) -> Tensor:
     Otherwise the slopes of the next lower power p, then every second slope of 2p, as in the
     reference code of arXiv 2108.12409; for 12 heads 2^-1 ... 2^-8, 2^-0.5 ... 2^-3.5.
     """
+    if not hasattr(num_heads, "__index__"):
+        raise InputTypeError(
+            f"alibi_slopes: num_heads must be a whole number, got {num_heads!r:.80}"
+        )
     if num_heads < 1:
         raise InputError(f"alibi_slopes: num_heads must be at least 1, got {num_heads}")
     lower = 2 ** int(math.log2(num_heads))

@@ -15,7 +15,7 @@ from ..backend import WhyNot, choose
 from ..launch import DTYPE_CODES
 from ..norm import add_layer_norm, add_rms_norm
 from ..norm import backend_table as norm_table
-from ..validation import check_eps, check_float, check_given
+from ..validation import check_eps, check_float, check_given, check_switch
 from . import registration as _registration  # noqa: F401  (it registers the op)
 from .reference import embedding_norm_reference
 
@@ -63,6 +63,7 @@ def embedding_norm(
             device, in torch's gather as in the kernel's.
     """
     check_eps("embedding_norm", eps)
+    check_switch("embedding_norm", "rms", rms)
     _check(input_ids, word, weight, bias, rms, token_type=token_type, position=position)
     _check_ids("input_ids", input_ids, input_ids, word)
     _check_ids("token_type_ids", token_type_ids, input_ids, token_type)

@@ -21,7 +21,7 @@ from ..constant import constant_result
 from ..launch import DTYPE_CODES, as_rows, why_not
 from ..linear import linear
 from ..registered import on_card_of, plain
-from ..validation import check_float, check_given
+from ..validation import check_float, check_float_of_any_layout, check_given, check_switch
 from . import registration as _registration  # noqa: F401  (it registers the ops)
 from .reference import gated_activation_reference, gated_linear_reference
 
@@ -97,10 +97,11 @@ def gated_linear(
     Raises:
         InputError: shapes, dtypes or the activation's name are wrong.
     """
+    check_switch("gated_linear", "gate_first", gate_first)
     if (found := _straight(x, weight, bias, activation, gate_first, backend)) is not None:
         return found
     check_given("gated_linear", x=x, weight=weight)
-    check_float("gated_linear", x=x, weight=weight, bias=bias)
+    check_float_of_any_layout("gated_linear", x=x, weight=weight, bias=bias)
     if weight.ndim != 2 or weight.shape[0] % 2 or x.shape[-1:] != weight.shape[1:]:
         raise InputError(
             "gated_linear: weight must be (2F, C) for x (..., C); got "

@@ -16,7 +16,7 @@ from ..activation import ACTIVATIONS, activate, check_activation
 from ..autocast import as_autocast, exactly
 from ..backend import choose, compiling, requested_backend
 from ..registered import PLAIN
-from ..validation import FLOATS, check_float, check_given
+from ..validation import FLOATS, check_float_of_any_layout, check_given
 from . import activated, few_rows, parts, product
 from .reference import linear_reference
 from .registration import PACKED, wide_or_not
@@ -192,7 +192,7 @@ def _torch_serves(
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
     check_given("linear", x=x, weight=weight)
-    check_float("linear", x=x, weight=weight, bias=bias)
+    check_float_of_any_layout("linear", x=x, weight=weight, bias=bias)
     if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:]:
         raise InputError(
             f"linear: weight must be (F, C) for x (..., C); got {tuple(weight.shape)} and "

@@ -16,7 +16,7 @@ from ..backend import WhyNot, always, choose, requested_backend
 from ..freed import check_there
 from ..launch import DTYPE_CODES, why_not
 from ..registered import on_card_of, plain
-from ..validation import FLOATS, check_eps, check_float, check_given, is_eps
+from ..validation import FLOATS, check_eps, check_float, check_given, check_switch, is_eps
 from . import registration as _registration  # noqa: F401  (it registers the op)
 from .reference import add_layer_norm_reference, add_rms_norm_reference
 
@@ -91,6 +91,7 @@ def add_rms_norm(
     torch's form keeps for its gradient are several tensors in float32. The mean square is taken in
     float32 or wider. plus_one: multiply by 1 + weight, in float32 or wider, as Gemma does.
     """
+    check_switch("add_rms_norm", "plus_one", plus_one)
     if (found := _straight(x, residual, weight, None, eps, True, backend, plus_one)) is not None:
         return found
     _check("add_rms_norm", x, residual, weight, None, eps)

@@ -21,7 +21,7 @@ from ..registered import on_card_of, plain
 from ..rotary import WHOLE, WIDEST, check_positions, check_shapes
 from ..rotary import backend_table as rotary_table
 from ..rotary.cpu import check_range
-from ..validation import check_eps, check_float, check_given, is_eps
+from ..validation import check_eps, check_float, check_given, check_switch, is_eps
 from . import cpu
 from . import registration as _registration  # noqa: F401  (it registers the op)
 from .reference import rms_norm_rotary_reference
@@ -64,6 +64,7 @@ def rms_norm_rotary(
             assertion on the device.
         BackendError: `backend` cannot serve this call.
     """
+    check_switch(OP, "plus_one", plus_one)
     found = _straight(x, weight, cos, sin, positions, eps, k_weight, k_heads, plus_one, backend)
     if found is not None:
         return found

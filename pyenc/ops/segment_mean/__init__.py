@@ -18,6 +18,7 @@ from ..validation import (
     check_cu_seqlens,
     check_float,
     check_given,
+    check_switch,
     sequence_bounds,
 )
 from .reference import segment_mean_reference
@@ -50,6 +51,7 @@ def segment_mean(
         InputError: shapes, dtypes or cu_seqlens are wrong.
         BackendError: `backend` cannot serve this call.
     """
+    check_switch("segment_mean", "normalize", normalize)
     check_given("segment_mean", x=x, cu_seqlens=cu_seqlens)
     check_float("segment_mean", x=x, weights=weights)
     check_cu_seqlens("segment_mean", cu_seqlens)
