@@ -314,3 +314,10 @@ def test_a_build_needs_no_torch() -> None:
     assert len(sources) > 20
     for path in sources:
         assert "#include <torch" not in path.read_text("utf-8")
+
+
+def test_what_is_required_has_a_lowest_version() -> None:
+    """pip leaves an old one in place where none is said, and pyenc then fails as it is imported."""
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    for requirement in metadata["dependencies"]:
+        assert ">=" in requirement, requirement

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
 
 from ..errors import MissingPackageError
 
@@ -30,7 +31,7 @@ def needs(module: str, package: str | None = None, extra: str = EXTRA) -> Iterat
         yield
     except ImportError as error:
         name = package or module
-        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == module:
+        if isinstance(error, ModuleNotFoundError) and _is_missing(module, error.name or ""):
             story = f"{name} is not installed: pip install 'pyenc[{extra}]'"
         else:
             story = (
@@ -38,3 +39,14 @@ def needs(module: str, package: str | None = None, extra: str = EXTRA) -> Iterat
                 f"pip install 'pyenc[{extra}]' brings are tested"
             )
         raise MissingPackageError(story, name=module) from error
+
+
+def _is_missing(module: str, lacking: str) -> bool:
+    """Whether what lacks is the library, and not a part of one that is there in another version.
+
+    Of a namespace (llama_index) a part may be the library, with others of that name installed.
+    """
+    if lacking == module or not lacking.startswith(f"{module}."):
+        return lacking == module
+    found = PathFinder.find_spec(module)
+    return found is None or found.origin is None

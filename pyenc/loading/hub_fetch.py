@@ -109,12 +109,13 @@ def why(error: Exception) -> str:
         return "no such folder here, and the repository on the Hub has no such revision"
     if isinstance(error, HFValidationError):
         return "no such folder here, and no such repository on the Hub"
-    if isinstance(error, HfHubHTTPError):
-        return f"no such folder here, and the Hub answered {reason}"
+    # Up to huggingface_hub 0.36 it is one of the answers of the Hub.
     if isinstance(error, LocalEntryNotFoundError):
         return (
             f"no such folder here, not in the Hub's cache, and the Hub cannot be reached ({reason})"
         )
+    if isinstance(error, HfHubHTTPError):
+        return f"no such folder here, and the Hub answered {reason}"
     return f"no such folder here, and fetching it from the Hub failed ({reason})"
 
 

@@ -55,7 +55,9 @@ class LongUnigram:
         bytes_ = [self._id(byte) for byte in _BYTES]
         falls_back = re.search(rb'"byte_fallback":true', state[-64:]) is not None
         self._bytes = bytes_ if falls_back else [None] * 256
-        self.can = self._unknown is not None and not model.alpha and not model.nbest_size
+        # Older tokenizers (0.21) draw no pieces at random, and have no such settings.
+        drawn = getattr(model, "alpha", None) or getattr(model, "nbest_size", None)
+        self.can = self._unknown is not None and not drawn
 
     def score(self, text: str) -> float | None:
         number = self._id(text)

@@ -91,6 +91,17 @@ def test_what_the_hub_answered(monkeypatch: pytest.MonkeyPatch, kind: type[Excep
         assert "cannot be reached" not in message
 
 
+def test_out_of_reach_as_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to huggingface_hub 0.36 what is not in the cache is an error of the Hub's too."""
+
+    class NotFound(errors.LocalEntryNotFoundError, errors.HfHubHTTPError):
+        def __init__(self, message: str) -> None:
+            OSError.__init__(self, message)
+
+    message = said(monkeypatch, NotFound("Cannot find an appropriate snapshot"))
+    assert "not in the Hub's cache, and the Hub cannot be reached (NotFound: Cannot" in message
+
+
 @pytest.mark.parametrize("cause", [None, ConnectError("refused")])
 def test_out_of_reach(monkeypatch: pytest.MonkeyPatch, cause: Exception | None) -> None:
     message = said(monkeypatch, unreached(cause))

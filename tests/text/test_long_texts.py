@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 import pyenc
 from pyenc.errors import InputError
 from pyenc.text import TextTokenizer, text_pieces
+from pyenc.text.long_unigram import LongUnigram
 from tests.conftest import GOLDEN
 from tests.scripts import run_script
 from tests.text.tokenizer_folders import KINDS, bert, edit, odd_texts, roberta, xlm_roberta
@@ -85,6 +86,20 @@ def test_added_tokens_across_a_cut(
     for a, b in zip(whole, pieces, strict=True):
         assert a.ids.tolist() == b.ids.tolist()
         assert np.array_equal(a.spans, b.spans)  # type: ignore[arg-type]
+
+
+def test_pieces_that_no_setting_draws_at_random(tmp_path: Path) -> None:
+    """tokenizers 0.21 has no such settings."""
+
+    class Older:
+        def __init__(self, model: Any) -> None:
+            self.__getstate__ = model.__getstate__
+            self.token_to_id = model.token_to_id
+
+    model = Tokenizer.from_file(str(xlm_roberta(tmp_path) / "tokenizer.json")).model
+    assert LongUnigram(Older(model)).can
+    model.alpha = 0.1
+    assert not LongUnigram(model).can
 
 
 def test_what_the_warning_says() -> None:

@@ -79,6 +79,22 @@ def test_a_broken_package_is_told_from_a_missing_one(
         importlib.import_module("broken_library")
 
 
+def test_a_package_without_a_part_is_broken_and_a_namespace_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older version lacks modules; of llama_index others may be there, and not its core."""
+    (tmp_path / "older_library").mkdir()
+    (tmp_path / "older_library" / "__init__.py").write_text("")
+    (tmp_path / "shared_name" / "other").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    for library, expected in (
+        ("older_library", "older_library is installed but cannot be imported: No module named"),
+        ("shared_name", "shared_name is not installed: pip install"),
+    ):
+        with pytest.raises(pyenc.MissingPackageError, match=expected), needs(library):
+            importlib.import_module(f"{library}.core")
+
+
 def test_other_errors_pass() -> None:
     with pytest.raises(ZeroDivisionError), needs("math"):
         1 / 0  # noqa: B018
