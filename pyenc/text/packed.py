@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..models import Encoder
-from . import graphs
+from . import graphs, row_counts
 from .finish import Finish
 from .pooling import pool
 from .recipe import Recipe
@@ -50,6 +50,8 @@ def _run(model: Encoder, recipe: Recipe, batch: Packed, output: str, finish: Fin
     shape = graphs.shape_for(model, tokens, sequences)
     if shape is not None:
         numbers, bounds = graphs.filled(numbers, bounds, shape, model.config.padding_id)
+    elif row_counts.pays(model):
+        numbers, bounds = row_counts.filled(numbers, bounds, model.config.padding_id)
     parts = [numbers, bounds, *([batch.skip] if batch.skip.any() else [])]
     ids, cu_seqlens, *skipped = sent(parts, model.device)
     leading: Tensor | int = skipped[0] if skipped else 0
@@ -57,8 +59,8 @@ def _run(model: Encoder, recipe: Recipe, batch: Packed, output: str, finish: Fin
         if shape is None:
             values = model.forward_packed(ids, cu_seqlens, span=longest, checked=True)
         else:
-            values = graphs.forward(model, ids, cu_seqlens, tokens, sequences, longest)[:tokens]
-            cu_seqlens = cu_seqlens[: sequences + 1]
+            values = graphs.forward(model, ids, cu_seqlens, tokens, sequences, longest)
+        values, cu_seqlens = values[:tokens], cu_seqlens[: sequences + 1]
         if output == "pooled":
             values = pool(values, cu_seqlens, recipe, skip_tokens=leading, backend=model.backend)
         return finish(values)

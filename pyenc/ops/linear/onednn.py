@@ -158,6 +158,19 @@ def fuses(dtype: torch.dtype) -> bool:
     return choices.choice(dtype).prefers("gelu_fused")
 
 
+def compiles(dtype: torch.dtype) -> bool:
+    """Whether products of many rows without a gradient go to oneDNN, which compiles one for each
+    number of rows, and keeps it."""
+    if dtype in DTYPES and forced() is None and choices.choice(dtype).prefers("wide"):
+        dtype = torch.float32
+    if unavailable(dtype) is not None:
+        return False
+    ours = any(not_preferred(dtype, way) is None for way in ("onednn", "forward"))
+    # F.linear takes halves there too; matrix units have a kernel of ours for bfloat16.
+    halves = dtype != torch.float32 and not_preferred(dtype, "amx") is not None
+    return ours or halves
+
+
 def forced() -> str | None:
     """What PYENC_LINEAR asks for, of `WAYS`; None for the table's choice."""
     asked = os.environ.get(VARIABLE) or "auto"
