@@ -22,7 +22,9 @@ from ..ops.attention.bias import OwnBias, slopes_on
 from ..ops.attention.terms import Bias
 from ..ops.attention.validation import check_skip_eps
 from ..ops.backend import check_for_all, compiling
+from ..ops.registered import unwatched
 from ..ops.sharing import sharing
+from . import row_counts
 from .call import Call, call_of
 from .config import EncoderConfig
 from .distances import DistanceTable
@@ -141,7 +143,10 @@ class Encoder(Recomputing, Outputs):
 
     def hidden(self, packed: Packed, states: list[Tensor] | None = None) -> Tensor:
         """`forward_packed` of what `pyenc.models.packing.pack` made: (T, C)."""
-        return self.forward_packed(
+        tokens, ids = packed.input_ids.shape[0], packed.input_ids
+        if unwatched(ids) and row_counts.pays(self, tokens):
+            packed = row_counts.filled_packed(packed, self.config.padding_id)
+        hidden_TC = self.forward_packed(
             packed.input_ids,
             packed.cu_seqlens,
             positions=packed.positions,
@@ -151,6 +156,11 @@ class Encoder(Recomputing, Outputs):
             span=packed.shape[1],
             states=states,
         )
+        if packed.input_ids is ids:
+            return hidden_TC
+        if states is not None:
+            states[:] = [x_TC[:tokens] for x_TC in states]
+        return hidden_TC[:tokens]
 
     def forward_packed(
         self,

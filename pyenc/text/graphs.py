@@ -96,11 +96,6 @@ def why_not(model: Encoder, tokens: int, sequences: int) -> str | None:
         return "graphs of disentangled attention have not been tried on a card"
     if torch.is_autocast_enabled("cuda"):
         return "autocast keeps casts between calls"
-    return listened(model)
-
-
-def listened(model: Encoder) -> str | None:
-    """Whose code beside pyenc's and torch's runs in the model's modules, or None."""
     return _graphs_of(model).why_not()
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models import Encoder
-from . import graphs, row_counts
+from ..models import Encoder, row_counts
+from . import graphs
 from .finish import Finish
 from .pooling import pool
 from .recipe import Recipe
@@ -50,8 +50,9 @@ def _run(model: Encoder, recipe: Recipe, batch: Packed, output: str, finish: Fin
     shape = graphs.shape_for(model, tokens, sequences)
     if shape is not None:
         numbers, bounds = graphs.filled(numbers, bounds, shape, model.config.padding_id)
-    elif row_counts.pays(model):
-        numbers, bounds = row_counts.filled(numbers, bounds, model.config.padding_id)
+    elif row_counts.pays(model, tokens):
+        given = torch.from_numpy(numbers), torch.from_numpy(bounds)
+        numbers, bounds = (x.numpy() for x in row_counts.filled(*given, model.config.padding_id))
     parts = [numbers, bounds, *([batch.skip] if batch.skip.any() else [])]
     ids, cu_seqlens, *skipped = sent(parts, model.device)
     leading: Tensor | int = skipped[0] if skipped else 0

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 import pyenc
-from pyenc.models import Encoder
+from pyenc.loading import load_checkpoint
+from pyenc.models import Encoder, row_counts
+from pyenc.models.packing import pack
 from pyenc.ops.linear import choices, onednn
-from pyenc.text import row_counts
 from tests.conftest import GOLDEN
 
 TEXTS = ["fox " * n for n in (80, 1, 30, 61, 7, 44)]
@@ -33,14 +34,14 @@ def test_numbers_of_tokens() -> None:
 
 @pytest.mark.parametrize("lengths", [[70, 2, 1], [3] * 60, [1] * 130, [2000, 117], [64], [4096]])
 def test_what_is_added(lengths: list[int]) -> None:
-    bounds = np.cumsum([0, *lengths])
-    ids = np.arange(bounds[-1])
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    ids = torch.arange(sum(lengths))
     more, ends = row_counts.filled(ids, bounds, 7)
     assert len(more) == ends[-1] == row_counts.rounded(len(ids))
-    assert more[: len(ids)].tolist() == ids.tolist()
+    assert torch.equal(more[: len(ids)], ids)
     assert set(more[len(ids) :].tolist()) <= {7}
-    assert ends[: len(bounds)].tolist() == bounds.tolist()
-    added = np.diff(ends)[len(lengths) :]
+    assert torch.equal(ends[: len(bounds)], bounds)
+    added = ends.diff()[len(lengths) :].tolist()
     assert all(1 <= n <= max(lengths) for n in added)
 
 
@@ -77,6 +78,48 @@ def test_vectors_are_those_of_the_texts(
     assert seen[-1] < filled[0]
     np.testing.assert_allclose(made, plain, atol=2e-6)
     np.testing.assert_allclose(states, encoder.encode(TEXTS, output="tokens")[0].vectors, atol=2e-6)
+
+
+@pytest.mark.parametrize("arrangement", ["right", "left", "holes", "none"])
+@pytest.mark.parametrize(
+    "name", ["bert_mean_h4", "xlmr_bge_m3_like_h4", "deberta_v3_like_h4", "modernbert_gte_like_h4"]
+)
+def test_padded_rows(
+    name: str, arrangement: str, seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The states of all layers too, with token types and with positions counted from padding."""
+    encoder = load_checkpoint(GOLDEN / name).encoder
+    ids = torch.randint(5, 100, (5, 37))
+    mask = (torch.arange(37) < torch.tensor([37, 1, 20, 9, 30])[:, None]).long()
+    mask = {"right": mask, "left": mask.flip(1), "none": torch.ones_like(mask)}.get(
+        arrangement, mask * (torch.rand(mask.shape) < 0.8)
+    )
+    types = torch.zeros_like(ids) if name.startswith("bert") else None
+    packed = pack(ids, mask, types, encoder.config.padding_id)
+
+    def run() -> list[Tensor]:
+        states: list[Tensor] = []
+        with torch.no_grad():
+            hidden = encoder.hidden(packed, states)
+            return [encoder(ids, mask, types), hidden, *states]
+
+    made = run()
+    tokens = int(mask.sum())
+    assert set(seen) == {row_counts.rounded(tokens)}
+    assert {len(state) for state in made[1:]} == {tokens}
+    monkeypatch.setattr(onednn, "compiles", lambda dtype: False)
+    for one, other in zip(made, run(), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-5)
+    assert seen[-1] == tokens
+
+
+def test_with_gradients_batches_are_as_they_are(seen: list[int]) -> None:
+    encoder = load_checkpoint(GOLDEN / "bert_mean_h4").encoder
+    ids = torch.randint(5, 100, (3, 35))
+    encoder(ids).sum().backward()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        encoder(ids)
+    assert seen == [105, 105]
 
 
 def test_who_listens_sees_the_tokens_that_there_are(seen: list[int]) -> None:
