@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
@@ -48,5 +49,7 @@ def _is_missing(module: str, lacking: str) -> bool:
     """
     if lacking == module or not lacking.startswith(f"{module}."):
         return lacking == module
+    if sys.modules.get(module, module) is None:  # somebody's way to say that it is not there
+        return True
     found = PathFinder.find_spec(module)
     return found is None or found.origin is None
