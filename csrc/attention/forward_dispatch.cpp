@@ -14,9 +14,7 @@ namespace {
 // A head's keys and values are first copied side by side: tokens lie a row of all heads apart, and
 // reading one head of them again and again for each tile of queries costs a tenth of the time in
 // addresses to translate. Where heads are few they are taken in groups, with at least a head a thread,
-// for whom there are keys to copy, and this many tiles a thread, so that few wait at its end; and at
-// most this many floats beyond that.
-constexpr std::int64_t kTilesPerThread = 8;
+// for whom there are keys to copy, and kTilesPerThread; and at most this many floats beyond that.
 constexpr std::int64_t kGroupFloats = 1 << 20;
 
 struct Task {
@@ -37,8 +35,6 @@ void place(AttentionHead& head, float* memory) {
   if (head.skips)
     head.bounds = memory + whole_lines(attention_forward_kernels().keys_size(head));
 }
-
-std::int64_t tiles_of(const AttentionHead& head) { return (head.n + kQueryTile - 1) / kQueryTile; }
 
 // Whether so many heads wait that each may stay with one thread: its copy is made where it is read, and
 // nobody waits for the others in between. The dearest come first, so that the last are cheap.
@@ -134,7 +130,7 @@ PairCount attention_forward(const Attention& call, const AttentionForward& resul
   std::int64_t n_tiles = 0;
   for (const AttentionHead& head : heads) {
     count.all += head.n * head.n;
-    n_tiles += tiles_of(head);
+    n_tiles += tiles_of(head.n);
   }
   Team team(call, result, threads_for(heads, n_tiles));
   if (!heads.empty() && by_heads(heads, team.threads))

@@ -17,6 +17,11 @@ namespace pyenc {
 constexpr std::int64_t kShortestSkipping = 192;
 static_assert(kShortestSkipping > kQueryTile, "a sequence of one tile has no copy of its keys");
 
+// Where work is taken in groups: so many tiles a thread, that few wait at a group's end.
+constexpr std::int64_t kTilesPerThread = 8;
+
+inline std::int64_t tiles_of(std::int64_t n) { return (n + kQueryTile - 1) / kQueryTile; }
+
 // Below this many multiplications a thread costs more to wake than it saves.
 constexpr double kWorkPerThread = 2e6;
 

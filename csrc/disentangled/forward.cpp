@@ -22,12 +22,9 @@ PYENC_KERNEL_TABLE_WITH_AMX(AttentionForwardKernels, attention_forward_kernels)
 
 namespace {
 
-// Longer sequences are taken in groups: of so many tiles a thread, that few wait at its end, and of so many
-// floats of keys' numbers beyond that.
-constexpr std::int64_t kTilesPerThread = 8;
+// Longer sequences are taken in groups: of kTilesPerThread, and of so many floats of keys' numbers beyond
+// that.
 constexpr std::int64_t kGroupFloats = 1 << 20;
-
-std::int64_t tiles_of(std::int64_t n) { return (n + kQueryTile - 1) / kQueryTile; }
 
 std::int64_t strips(std::int64_t numbers) { return (numbers + kStrip - 1) / kStrip * kStrip; }
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.linear import onednn
+from .listeners import foreign, listener
 from .packing import Packed
 
 FEWEST, MOST = 64, 8192
@@ -24,8 +25,6 @@ FEWEST, MOST = 64, 8192
 UNIT, PARTS = 4, 128
 """Numbers of tokens are multiples of so many, or of that part of the next power of two: a batch
 grows by a 64th at the most from 256 tokens on, and there are 368 numbers."""
-
-KNOWN = ("pyenc.models.", "torch.nn.modules.")
 
 
 def rounded(tokens: int) -> int:
@@ -45,19 +44,10 @@ def pays(model: nn.Module, tokens: int) -> bool:
     weight = next(model.parameters(), None)
     if weight is None or weight.device.type != "cpu":
         return False
-    return onednn.compiles(weight.dtype) and not _listened(model)
-
-
-def _listened(model: nn.Module) -> bool:
-    if nn.modules.module._has_any_global_hook():
-        return True
-    for each in model.modules():
-        own = "forward" in each.__dict__ or each.__dict__.get("_compiled_call_impl") is not None
-        if each._forward_hooks or each._forward_pre_hooks or own:
-            return True
-        if each is not model and not type(each).__module__.startswith(KNOWN):
-            return True
-    return False
+    if not onednn.compiles(weight.dtype):
+        return False
+    modules = list(model.modules())
+    return foreign(modules) is None and listener(modules) is None
 
 
 def filled(ids: Tensor, cu_seqlens: Tensor, padding_id: int | None) -> tuple[Tensor, Tensor]:

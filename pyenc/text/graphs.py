@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..errors import BackendError
 from ..models import Encoder
+from ..models.listeners import foreign, listener
 from ..ops import triton_launch
 from ..ops.attention import triton as attention_kernels
 from ..ops.backend import requested_backend
@@ -138,17 +139,13 @@ class _Graphs:
     def of(cls, model: Encoder) -> _Graphs:
         # Not the model itself, which would then live as long as they do; nobody calls it here.
         modules = [each for each in model.modules() if each is not model]
-        foreign = None
         registered: list[tuple[Mapping[str, Any], str, Any, int]] = []
         for module in model.modules():
-            home = type(module).__module__
-            if foreign is None and not home.startswith(("pyenc.models.", "torch.nn.modules.")):
-                foreign = f"a {type(module).__qualname__} of {home} may do things on the host"
             for where in (module._modules, module._parameters, module._buffers):
                 for name, there in where.items():
                     address = 0 if not isinstance(there, Tensor) else there.data_ptr()
                     registered.append((where, name, there, address))
-        return cls(modules, registered, foreign)
+        return cls(modules, registered, foreign(model.modules()))
 
     def hold(self) -> bool:
         """Whether the model is made of what it was."""
@@ -182,14 +179,7 @@ class _Graphs:
     def why_not(self) -> str | None:
         if self.foreign is not None:
             return self.foreign
-        if nn.modules.module._has_any_global_hook():
-            return "there are hooks on all modules"
-        for each in self.modules:
-            own = "forward" in each.__dict__ or "along" in each.__dict__
-            own = own or each.__dict__.get("_compiled_call_impl") is not None  # each.compile()
-            if each._forward_hooks or each._forward_pre_hooks or own:
-                return f"a {type(each).__name__} has a hook, or a forward of its own"
-        return None
+        return listener(self.modules)
 
 
 _OF_MODEL: weakref.WeakKeyDictionary[Encoder, _Graphs] = weakref.WeakKeyDictionary()
