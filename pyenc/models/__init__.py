@@ -8,6 +8,7 @@ from .experts import Experts
 from .head_config import HeadConfig
 from .position import register_position
 from .rotary import Rotary
+from .rotary_scaling import RotaryScaling
 from .table_alibi import NAME, TableALiBi
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Experts",
     "HeadConfig",
     "Rotary",
+    "RotaryScaling",
     "TableALiBi",
     "register_position",
 ]

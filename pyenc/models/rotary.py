@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import InputError
 from .field_types import check_types
 from .places import sequence_of_token
+from .rotary_scaling import RotaryScaling
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Rotary:
     times (f n / trained_length - (f - 1))^(D / (D - 2)). Each sequence by its own length: in the
     original code it is the padded width of the batch, and so its neighbours."""
     trained_length: int = 0
+    scaling: RotaryScaling | None = None
+    """Another scaling, of all texts alike."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -47,9 +50,16 @@ class Rotary:
                 "Rotary: dynamic_factor must be finite and at least 1, and needs trained_length: "
                 f"{self.dynamic_factor}, {self.trained_length}"
             )
+        if self.scaling is None:
+            return
+        if self.factor != 1 or self.dynamic_factor is not None:
+            raise InputError("Rotary: scaling goes without factor and dynamic_factor")
+        if self.scaling.kind == "yarn" and self.theta <= 1:
+            raise InputError(f'Rotary: "yarn" needs a theta above 1, got {self.theta}')
 
     def tables(self, positions_T: Tensor, cu_seqlens: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        """cos and sin of every token's angles, (T, D/2) float32.
+        """cos and sin of every token's angles, (T, D/2) float32; by what a scaling multiplies
+        queries and keys, they are multiplied too.
 
         The original codes take frequencies and angles in float32, in this order of operations: at
         position 8,000 another order turns by 5e-4 more.
@@ -66,10 +76,14 @@ class Rotary:
             of_sequence = 1.0 / theta_B[:, None] ** exponents
             frequencies = of_sequence[sequence_of_token(cu_seqlens, positions_T.shape[0])]
         angles = positions_T.to(torch.float32)[:, None] * frequencies
-        return angles.cos(), angles.sin()
+        if self.scaling is None or self.scaling.magnitude == 1:
+            return angles.cos(), angles.sin()
+        return angles.cos() * self.scaling.magnitude, angles.sin() * self.scaling.magnitude
 
     def frequencies(self, dim: int, device: torch.device | str = "cpu") -> Tensor:
         """Radians a position of each pair of channels, (D/2,) float32, without dynamic scaling."""
+        if self.scaling is not None:
+            return self.scaling.frequencies(self.theta, _exponents(dim, device))
         frequencies = 1.0 / ((self.theta * self.factor) ** _exponents(dim, device))
         if self.factor != 1.0:
             frequencies = frequencies / self.factor ** (2 / dim)

@@ -7,6 +7,9 @@ from typing import Any
 LLAMA, MISTRAL = "llama_encoder_like_h6", "mistral_e5_like_h4"
 QWEN2, QWEN3 = "qwen2_code_like_h6", "qwen3_embed_like_h4"
 GTE_QWEN2 = "qwen2_gte_like_h4"
+YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0}
+TRAINED = "original_max_position_embeddings"
+BOTH: dict[str, Any] = {"model_type": "llama_bidirec"}
 
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("Qwen3", QWEN3, {"model_type": "qwen3_moe"}, "unknown architecture: model_type 'qwen3_moe'"),
@@ -29,9 +32,66 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     (
         "Qwen3",
         QWEN3,
-        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
-        "rope_scaling: .*yarn.* is not served; served: rope_theta with",
+        {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}},
+        "rope_scaling: .*longrope.* is not served; served: rope_theta with",
     ),
+    (
+        "Qwen3",
+        QWEN3,
+        {"rope_scaling": YARN | {"factor": "4"}},
+        "rope_scaling: factor must be a num",
+    ),
+    ("Qwen3", QWEN3, {"rope_scaling": YARN | {"factor": 0}}, "rope_scaling: factor must be posit"),
+    ("Qwen3", QWEN3, {"rope_scaling": YARN | {"mscale": -1}}, "rope_scaling: mscale must be a num"),
+    ("Qwen3", QWEN3, {"rope_scaling": YARN | {"truncate": 1}}, "truncate must be true or false"),
+    ("Qwen3", QWEN3, {"rope_scaling": YARN | {"beta_slow": 64.0}}, "beta_fast must be .* above"),
+    (
+        "Qwen3",
+        QWEN3,
+        {"rope_scaling": YARN | {"long_factor": [1.0]}},
+        "long_factor.* is not served",
+    ),
+    ("Qwen3", QWEN3, {"rope_scaling": YARN | {"low_freq_factor": 1.0}}, "low_freq.* is not served"),
+    (
+        "Qwen3",
+        QWEN3,
+        {"rope_scaling": YARN | {"attention_factor": 0}},
+        "rope_scaling: attention_factor must be positive",
+    ),
+    (
+        "Qwen3",
+        QWEN3,
+        {"rope_scaling": YARN | {TRAINED: 0}},
+        "rope_scaling: original_max_position_embeddings must be a whole number from 1",
+    ),
+    (
+        "Qwen3",
+        QWEN3,
+        {"rope_scaling": YARN | {TRAINED: 64}, TRAINED: 65},
+        "original_max_position_embeddings is 65, and 64 in .*rope_scaling, two spellings",
+    ),
+    ("Qwen3", QWEN3, {"rope_scaling": YARN, "rope_theta": 1}, '"yarn" needs a theta above 1'),
+    (
+        "Llama",
+        LLAMA,
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}},
+        "rope_scaling: high_freq_factor is missing; rope_type 'llama3' needs one",
+    ),
+    (
+        "Llama",
+        LLAMA,
+        {
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 4.0,
+                "high_freq_factor": 4.0,
+            }
+        },
+        "rope_scaling: .*high_freq_factor must be finite and above low_freq_factor",
+    ),
+    ("Llama", LLAMA, BOTH | {"is_causal": True}, "is_causal is True, but the code"),
+    ("Llama", LLAMA, BOTH | {"pooling": "last"}, "pooling is 'last'"),
     ("Qwen3", QWEN3, {"pad_token_id": 384}, "pad_token_id must be null or one of the 384"),
     ("Qwen3", QWEN3, {"layer_types": ["full_attention"] * 4}, "a list of 3 layers, got 4"),
     (
@@ -179,7 +239,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         "Llama",
         LLAMA,
         {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
-        "rope_scaling: .*llama3.* is not served; served: rope_theta with",
+        "rope_scaling: low_freq_factor is missing; rope_type 'llama3' needs one",
     ),
     (
         "Llama",
@@ -187,5 +247,5 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         {"auto_map": {"AutoModel": "modeling_llama_encoder.LlamaEncoderModel"}},
         "auto_map names code of the checkpoint's own for its layers",
     ),
-    ("Llama", LLAMA, {"model_type": "llama_bidirec"}, "unknown architecture: .*llama_bidirec.*Lla"),
+    ("Llama", LLAMA, {"model_type": "llama4_text"}, "unknown architecture: .*llama4_text.*Llama"),
 ]

@@ -41,6 +41,12 @@ HONOURED: dict[str, list[Any]] = {
     "tie_word_embeddings": [True, False],
     "rope_parameters": [
         {"rope_theta": 20.0, "rope_type": "default"}, {"rope_theta": 1e6, "rope_type": "default"},
+        {"rope_theta": 500.0, "rope_type": "linear", "factor": 2.0},
+        {"rope_theta": 500.0, "rope_type": "yarn", "factor": 2.0},
+        {
+            "rope_theta": 500.0, "rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+        },
     ],
     "attention_bias": [True],
     "mlp_bias": [True],
@@ -52,13 +58,8 @@ HONOURED: dict[str, list[Any]] = {
 NOT_SERVED: dict[str, list[Any]] = {
     "hidden_act": ["quick_gelu", "gelu_10"],
     "rope_parameters": [
-        {"rope_theta": 500.0, "rope_type": "linear", "factor": 2.0},
         {"rope_theta": 500.0, "rope_type": "dynamic", "factor": 2.0},
-        {"rope_theta": 500.0, "rope_type": "yarn", "factor": 2.0},
-        {
-            "rope_theta": 500.0, "rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
-        },
+        {"rope_theta": 500.0, "rope_type": "proportional", "partial_rotary_factor": 1.0},
     ],
 }  # fmt: skip
 

@@ -12,8 +12,9 @@ from ..config import EncoderConfig
 from ..head_config import HeadConfig
 from .config_file import ConfigFile, own_head_size
 from .family import Family, HeadNames, Published
-from .llama import LAYER, SIGNATURE, optional, padding, parts, rotary
+from .llama import LAYER, SIGNATURE, optional, padding, parts
 from .parts import Names
+from .rope import rotary
 
 MODEL_TYPE = "eurobert"
 UNSAID = "250000 in the original code, 10000 in transformers 5"

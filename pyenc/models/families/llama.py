@@ -11,9 +11,9 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ..config import EncoderConfig
-from ..rotary import Rotary
 from .config_file import ConfigFile
 from .parts import Parts, both, weights
+from .rope import rotary
 
 SIGNATURE = (
     "layers.0.self_attn.q_proj.weight", "layers.0.post_attention_layernorm.weight",
@@ -21,43 +21,6 @@ SIGNATURE = (
 )  # fmt: skip
 
 LAYER = r"layers\.(\d+)\."
-
-
-def rotary(config: ConfigFile, unsaid: float | None, story: str = "") -> Rotary:
-    """By `rope_theta`, as older files spell it, or `rope_parameters`, as transformers 5.
-
-    Args:
-        config: `config.json`.
-        unsaid: the base where the file does not say it; None: it must.
-        story: for the error of a file that does not.
-    """
-    sections = [config.section(key) for key in ("rope_parameters", "rope_scaling")]
-    said = [section for section in sections if section.values]
-    if len(said) == 2 and said[0].values != said[1].values:
-        raise CheckpointError(
-            f"{config.path}: rope_parameters is {dict(said[0].values)!r} and rope_scaling is "
-            f"{dict(said[1].values)!r}, two spellings of one setting"
-        )
-    scaling = (said or sections)[0]
-    whole = "partial_rotary_factor"
-    config.require(whole, (1.0, None), None, "pyenc turns whole heads")
-    strange = scaling.values.keys() - {"rope_theta", "rope_type", "type", whole}
-    kind = scaling.text(scaling.spelled("rope_type", "type"), "default")
-    if kind != "default" or strange or scaling.values.get(whole, 1.0) != 1.0:
-        raise CheckpointError(
-            f"{scaling.path}: {dict(scaling.values)!r} is not served; served: rope_theta with "
-            'rope_type "default"'
-        )
-    theta, outer = scaling.values.get("rope_theta"), config.values.get("rope_theta")
-    if theta is not None and outer is not None and theta != outer:
-        raise CheckpointError(
-            f"{config.path}: rope_theta is {outer!r}, and {theta!r} in {scaling.path}, two "
-            "spellings of one setting"
-        )
-    if theta is None and outer is None and unsaid is None:
-        raise CheckpointError(f"{config.path}: rope_theta is missing: {story}")
-    place = scaling if "rope_theta" in scaling.values else config
-    return Rotary(place.positive("rope_theta", unsaid or 0.0))
 
 
 def optional(config: ConfigFile, key: str, unsaid: int | None = None) -> int | None:

@@ -2,7 +2,8 @@
 
 Wang et al., arXiv 2401.00368: Mistral 7B's language model (Jiang et al., arXiv 2310.06825), whose
 last token's state is the vector. Llama's layers (Touvron et al., arXiv 2302.13971), each of which
-sees no more than a window of tokens; Llama's own have none. No token sees one after it.
+sees no more than a window of tokens; Llama's own have none. No token sees one after it, but in
+Nvidia's encoders made of Llama (Babakhin et al., arXiv 2511.07025), which see both sides.
 """
 
 from __future__ import annotations
@@ -69,23 +70,38 @@ def _mistral(config: ConfigFile, names: Names) -> EncoderConfig:
     )
 
 
+BOTH_SIDES = "llama_bidirec"
+
+
 def _llama(config: ConfigFile, names: Names) -> EncoderConfig:
+    both_sides = config.values.get("model_type") == BOTH_SIDES
+    if both_sides:
+        _check_both_sides(config)
     config.require("sliding_window", (None,), None, "Llama's layers have no window")
     biased, mlp_biased = config.flag("attention_bias", False), config.flag("mlp_bias", False)
     return language_model(
         config,
         words=32_000,
+        known_code=both_sides,
         num_layers=config.size("num_hidden_layers", 32),
         num_heads=config.size("num_attention_heads", 32),
         num_kv_heads=optional(config, "num_key_value_heads"),
         head_size=own_head_size(config),
         intermediate_size=config.size("intermediate_size", 11_008),
         max_length=config.size("max_position_embeddings", 2048),
-        causal=config.flag("is_causal", True),
+        causal=not both_sides and config.flag("is_causal", True),
         qkv_bias=biased,
         out_bias=biased,
         up_bias=mlp_biased,
         down_bias=mlp_biased,
+    )
+
+
+def _check_both_sides(config: ConfigFile) -> None:
+    """Nvidia's code, of which there are several versions, sees both sides."""
+    config.require("is_causal", (False, None), None, "the code of this model_type sees both sides")
+    config.require(
+        "pooling", ("avg", None), None, "pyenc takes the mean where this file has the last word"
     )
 
 
@@ -120,10 +136,18 @@ FAMILY_LLAMA = replace(
             "encoders made of Llama 1, 2 and 3",
             "golden",
             "by their files; rotary positions have no table",
-            "rope scalings (Llama 3.1 and later) are refused",
+            "rope scalings held against transformers' class: linear, llama3 (Llama 3.1 and later) "
+            "and yarn",
+        ),
+        Published(
+            "llama-nemotron-embed-1b-v2, llama-embed-nemotron-8b",
+            "unverified",
+            "by their files; rotary positions have no table",
+            "layers held against transformers' class with is_causal false, as their code is known "
+            "to be; their files not seen",
         ),
     ),
-    accepts=lambda config: config.values.get("model_type") == "llama",
+    accepts=lambda config: config.values.get("model_type") in ("llama", BOTH_SIDES),
     config=_llama,
-    model_types=("llama",),
+    model_types=("llama", BOTH_SIDES),
 )

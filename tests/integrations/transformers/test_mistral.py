@@ -33,6 +33,11 @@ HONOURED: dict[str, list[Any]] = {
     "tie_word_embeddings": [True, False],
     "rope_parameters": [
         {"rope_theta": 20.0, "rope_type": "default"}, {"rope_theta": 1e6, "rope_type": "default"},
+        {"rope_theta": 500.0, "rope_type": "linear", "factor": 2.0},
+        {
+            "rope_theta": 500.0, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+        },
     ],
     "attention_dropout": [0.0, 0.25],
     "head_dim": [None, 4, 14],
@@ -55,12 +60,7 @@ OWN: dict[str, dict[str, list[Any]]] = {
 NOT_SERVED: dict[str, list[Any]] = {
     "hidden_act": ["quick_gelu"],
     "rope_parameters": [
-        {"rope_theta": 500.0, "rope_type": "linear", "factor": 2.0},
         {"rope_theta": 500.0, "rope_type": "dynamic", "factor": 2.0},
-        {
-            "rope_theta": 500.0, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
-        },
     ],
 }  # fmt: skip
 

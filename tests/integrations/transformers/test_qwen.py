@@ -34,6 +34,11 @@ HONOURED: dict[str, list[Any]] = {
     "tie_word_embeddings": [True, False],
     "rope_parameters": [
         {"rope_theta": 20.0, "rope_type": "default"}, {"rope_theta": 1e6, "rope_type": "default"},
+        {"rope_theta": 500.0, "rope_type": "linear", "factor": 2.0},
+        {
+            "rope_theta": 500.0, "rope_type": "yarn", "factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
     ],
     "attention_dropout": [0.0, 0.25],
     "use_sliding_window": [False],
@@ -51,11 +56,10 @@ OF_QWEN3 = {"attention_bias": [True], "head_dim": [4, 6, 14]}
 NOT_SERVED: dict[str, list[Any]] = {
     "hidden_act": ["quick_gelu"],
     "rope_parameters": [
-        {"rope_theta": 500.0, "rope_type": "linear", "factor": 2.0},
         {"rope_theta": 500.0, "rope_type": "dynamic", "factor": 2.0},
         {
-            "rope_theta": 500.0, "rope_type": "yarn", "factor": 4.0,
-            "original_max_position_embeddings": 16,
+            "rope_theta": 500.0, "rope_type": "longrope", "factor": 4.0, "short_factor": [1.0] * 5,
+            "long_factor": [2.0] * 5, "original_max_position_embeddings": 16,
         },
     ],
 }  # fmt: skip
