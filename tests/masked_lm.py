@@ -66,6 +66,11 @@ EUROBERT = Naming(
     eps=0.0,
 )  # fmt: skip
 
+NEOBERT = Naming(
+    dense=None, norm=None, bias="decoder.bias", decoder="decoder.weight",
+    words="model.encoder.weight", eps=0.0,
+)  # fmt: skip
+
 ELECTRA = Naming(
     dense="generator_predictions.dense", norm="generator_predictions.LayerNorm",
     bias="generator_lm_head.bias", decoder="generator_lm_head.weight",
@@ -81,6 +86,7 @@ STORED = {
     "jina_mlm_prefix_h4": bert("bert."),
     "mosaic_mlm_h4": bert("bert.", bias="cls.predictions.decoder.bias"),
     "modernbert_mmbert_like_h3": MODERNBERT,
+    "neobert_like_h4": NEOBERT,
 }
 """Goldens whose file has the head of the original code."""
 

@@ -13,7 +13,15 @@ from torch import Tensor
 from ..errors import CheckpointError, InputError, UnknownArchitectureError
 from ..forking import check_forked
 from ..models import Encoder
-from ..models.families import FAMILIES, ConfigFile, Family, head_parts, recognise, with_head
+from ..models.families import (
+    FAMILIES,
+    ConfigFile,
+    Family,
+    head_parts,
+    in_own_order,
+    recognise,
+    with_head,
+)
 from ..models.families.described import count_layers, described, nearly
 from ..models.int8 import check_quantize, quantize_layers
 from ..models.meta import on_meta
@@ -172,7 +180,10 @@ def load_checkpoint(
     if target_device.type == "cpu" and backend is None:
         tell_missing()
     state = {
-        parameter: _read(files, [names[n] for n in ns], target_device, target_dtype)
+        parameter: in_own_order(
+            _read(files, [names[n] for n in ns], target_device, target_dtype),
+            family.row_order(shape, parameter),
+        )
         for parameter, ns in parts.items()
     }
     encoder.load_state_dict(state, strict=True, assign=True)

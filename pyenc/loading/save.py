@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..models import Encoder
-from ..models.families import own, rows_of
+from ..models.families import in_file_order, own, rows_of
 from ..models.int8 import quantization, quantized_tensors
 from .checkpoint import Checkpoint, without_adapters
 from .files import moved_into
@@ -41,13 +41,15 @@ def original_tensors(
     state = checkpoint.encoder.state_dict() if state is None else state
     tensors: dict[str, Tensor] = {}
     for parameter, names in checkpoint.sources.items():
-        whole = state[parameter].detach().cpu()
+        order = checkpoint.family.row_order(checkpoint.encoder.config, parameter)
+        whole = in_file_order(state[parameter].detach().cpu(), order)
         if whole.ndim:
             rows = rows_of(checkpoint.encoder.config, parameter, whole.shape[0], len(names))
             pieces = whole.split(rows)
         else:
             pieces = (whole,)
         if whole.dtype == torch.int8:
+            assert order is None, parameter  # their scales would be in it too
             scales = state[parameter.removesuffix("weight") + "scale"].cpu().split(rows)
             for name, piece, scale in zip(names, pieces, scales, strict=True):
                 tensors |= stored(name, piece, scale)

@@ -41,6 +41,7 @@ FAMILIES = {
     "modernbert": "ModernBERT",
     "mosaic": "MosaicBERT",
     "mpnet": "MPNet",
+    "neobert": "NeoBERT",
     "nomic": "nomic-bert",
     "qwen2": "Qwen2",
     "qwen3": "Qwen3",

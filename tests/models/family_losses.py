@@ -21,8 +21,9 @@ EACH_FAMILY = (
     "electra_mlm_like_h2", "electra_small_like_h4", "eurobert_like_h4", "gemma_embed_like_h3",
     "gte_multilingual_like_h4", "jina_geglu_h6", "jina_mlm_prefix_h4", "jina_original_h4",
     "jina_qk_h4", "jinav3_hf_like_h4", "llama_encoder_like_h6", "mistral_e5_like_h4",
-    "modernbert_mmbert_like_h3", "mosaic_mlm_h4", "mpnet_base_v2_like_h4", "nomic_v1_like_h2",
-    "qwen2_code_like_h6", "qwen3_embed_like_h4", "roberta_distil_like_h4", "t5_instructor_gated_h6",
+    "modernbert_mmbert_like_h3", "mosaic_mlm_h4", "mpnet_base_v2_like_h4", "neobert_like_h4",
+    "nomic_v1_like_h2", "qwen2_code_like_h6", "qwen3_embed_like_h4", "roberta_distil_like_h4",
+    "t5_instructor_gated_h6",
 )  # fmt: skip
 """A golden checkpoint of each family; between them poolers, masked-LM heads, dense layers, a mean
 and first tokens."""

@@ -10,6 +10,7 @@ ALBERT, ALBERT_MLM = "albert_small_like_h4", "albert_mlm_like_h2"
 DEBERTA, RERANK = "deberta_v3_like_h4", "deberta_rerank_like_h2"
 OWN_MLM = "deberta_own_mlm_h4"
 ELECTRA, ELECTRA_BASE = "electra_small_like_h4", "electra_base_like_h2"
+NEO = "neobert_like_h4"
 JINA3, ORIGINAL3 = "jinav3_hf_like_h4", "jinav3_lora_like_h2"
 
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
@@ -117,13 +118,13 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("EuroBERT", EURO, {"rope_theta": None}, "rope_theta is missing"),
     ("EuroBERT", EURO, {"rope_theta": 0}, "rope_theta must be positive, got 0"),
     ("EuroBERT", EURO, {"rope_theta": "1e4"}, "rope_theta must be a number, .* got '1e4'"),
-    ("EuroBERT", EURO, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling: .*line"),
+    ("EuroBERT", EURO, {"rope_scaling": {"type": "linear"}}, "rope_scaling: factor is missing"),
     ("EuroBERT", EURO, {"rope_scaling": 2.0}, "rope_scaling must be an object or null, got 2.0"),
     (
         "EuroBERT",
         EURO,
-        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 250000}},
-        "rope_parameters: .*yarn.* is not served; served: rope_theta with",
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 250000}},
+        "rope_parameters: .*dynamic.* is not served; served: rope_theta with",
     ),
     ("EuroBERT", EURO, {"rope_parameters": {"factor": 2.0}}, "rope_parameters: .*factor"),
     ("EuroBERT", EURO, {"rope_parameters": {"rope_theta": 9.0}}, "rope_theta is 250000, and 9.0"),
@@ -288,6 +289,21 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         {"rope_theta": 5.0},
         "rope_theta is 5.0, but rotary_emb_base",
     ),
+    ("NeoBERT", NEO, {"rope": False}, "rope is False"),
+    ("NeoBERT", NEO, {"rms_norm": False}, "rms_norm is False"),
+    ("NeoBERT", NEO, {"ngpt": True}, "ngpt is True"),
+    ("NeoBERT", NEO, {"rope_theta": 500.0}, "rope_theta is 500.0"),
+    ("NeoBERT", NEO, {"hidden_act": "gelu"}, "hidden_act is 'gelu', but .* SwiGLU alone"),
+    ("NeoBERT", NEO, {"dropout": 0.1}, "dropout is 0.1"),
+    ("NeoBERT", NEO, {"dim_head": 8}, "dim_head is 8"),
+    (
+        "NeoBERT",
+        NEO,
+        {"intermediate_size": 60},
+        "w12.weight' has shape .96, 64., but .*.80, 64",
+    ),
+    ("NeoBERT", NEO, {"pad_token_id": 128}, "padding_row 128"),
+    ("NeoBERT", NEO, {"model_type": "bert"}, "model_type is 'bert'"),
     ("MPNet", "mpnet_base_v2_like_h4", {"relative_attention_num_buckets": 16}, "num_buckets is 16"),
     ("RoBERTa", "xlmr_e5_like_h2", {"pad_token_id": None}, "pad_token_id is null, but positions"),
     ("RoBERTa", "xlmr_e5_like_h2", {"max_position_embeddings": 2}, "leaves no position after"),

@@ -226,6 +226,14 @@ MUTATIONS: dict[str, list[dict[str, Any]]] = {
         {"norm_eps": 1e-12},
     ],
     "modernbert_embed_like_h2": [{"local_rotary": None}, {"activation": "gelu_tanh"}],
+    "neobert_like_h4": [
+        {"rotary": Rotary(20_000.0)},
+        {"norm": "layer", "norm_bias": False},
+        {"norm_eps": 1e-3},
+        {"activation": "gelu"},
+        {"gate_first": False},
+        {"scale": 1.0},
+    ],
     "nomic_ntk_h3": [
         {"rotary": Rotary(1000.0)},
         {"rotary": Rotary(1000.0, dynamic_factor=1.0, trained_length=96)},

@@ -163,6 +163,11 @@ def encoder_on(model: nn.Module) -> Encoder:
         raise Refused(str(error)) from error
     if shape.rotary is not None and shape.rotary.dynamic_factor is not None:
         raise Refused("its rotary positions are scaled by the width of a batch")
+    if any(family.row_order(shape, parameter) is not None for parameter in parts):
+        raise Refused(
+            f"the rows of {family.name}'s weights are in another order than pyenc's, so the two "
+            "cannot share them; pyenc.load(name) reads them into its own"
+        )
     sources = {p: tuple(prefix + name for name in names) for p, names in parts.items()}
     _check_names(model, parameters, known, sources, family, prefix)
     held = {p: tuple(m for name in names for m in known[name]) for p, names in sources.items()}

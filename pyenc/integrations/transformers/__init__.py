@@ -26,8 +26,9 @@ def register() -> None:
 
     Afterwards `AutoConfig`, `AutoModel`, `AutoModelForMaskedLM` (and so `SentenceTransformer`,
     pipelines and others) take by folder or Hub name: JinaBert v2, MosaicBERT and those with its
-    code (lodestone, DNABERT-2), GTE as `model_type: new`, nomic-bert where its config.json is not
-    spelled as transformers reads it, and jina-embeddings-v3 as first published, without an adapter.
+    code (lodestone, DNABERT-2), GTE as `model_type: new`, NeoBERT, Llama's layers as
+    `llama_bidirec`, nomic-bert where its config.json is not spelled as transformers reads it, and
+    jina-embeddings-v3 as first published, without an adapter.
     Of a local folder, and of what the Hub's cache holds, the tensor names decide; of the Hub too,
     where config.json has something that no plain BERT's or XLM-RoBERTa's has. Everything else stays
     with transformers: the same class, the same bits.

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from ...errors import InputError
 from ...loading import Checkpoint, load_checkpoint, resolve, save_checkpoint
 from ...loading.save import config_of
+from ...models.families import in_own_order
 from ...models.int8 import quantization
 from ...models.packing import Packed, pack
 from . import arguments
@@ -184,13 +185,15 @@ class PyencPreTrainedModel(PreTrainedModel):
     ) -> Any:
         """As of any module; the published names are understood too, as `save_pretrained` writes
         them and a Trainer reads them back."""
-        sources = self._checkpoint.sources
+        sources, order = self._checkpoint.sources, self._checkpoint.family.row_order
         if any(name in state_dict for names in sources.values() for name in names):
             missing = [n for names in sources.values() for n in names if n not in state_dict]
             if missing and strict:
                 raise InputError(f"state_dict: {missing[0]!r} is missing")
             state_dict = {
-                f"encoder.{parameter}": torch.cat([state_dict[n] for n in names])
+                f"encoder.{parameter}": in_own_order(
+                    torch.cat([state_dict[n] for n in names]), order(self.encoder.config, parameter)
+                )
                 for parameter, names in sources.items()
                 if all(n in state_dict for n in names)
             }

@@ -7,7 +7,7 @@ Of the families that pyenc knows, transformers 5.24 without remote code
   attention that is unknown);
 - makes an XLMRobertaModel with random tensors of jina-embeddings-v3, which calls itself
   "xlm-roberta" (jina-embeddings-v3-hf it loads right);
-- knows no `model_type` "new" (GTE as Alibaba-NLP published it);
+- knows no `model_type` "new" (GTE as Alibaba-NLP published it), "neobert" and "llama_bidirec";
 - reads nomic-bert's `config.json` by other names than it was published with, and takes defaults for
   what it does not find.
 
@@ -30,14 +30,21 @@ from .naming import names_of
 
 SERVED = frozenset({
     "JinaBert v2", "JinaBert v2, original feed-forward", "JinaBert qk-post-norm", "MosaicBERT",
-    "GTE v1.5", "nomic-bert", "jina-embeddings-v3",
+    "GTE v1.5", "Llama", "NeoBERT", "nomic-bert", "jina-embeddings-v3",
 })  # fmt: skip
-"""Families that transformers gets wrong; nomic-bert only sometimes."""
+"""Families that transformers gets wrong; nomic-bert sometimes, Llama where it sees both sides."""
 
 CLASSES = {"bert": "a BertModel", "xlm-roberta": "an XLMRobertaModel"}
 """What transformers makes of types that are others' too, with random tensors and no error."""
 
-TYPES = (*CLASSES, "new", "nomic_bert")
+UNKNOWN = {
+    "new": "GTE v1.5",
+    "neobert": "NeoBERT",
+    "llama_bidirec": "Llama",
+}
+"""Types that transformers does not know -> the family that they are of."""
+
+TYPES = (*CLASSES, *UNKNOWN, "nomic_bert")
 """What they call themselves. Other types are never looked at."""
 
 MARKS = ("auto_map", "alibi_starting_size", "feed_forward_type")
@@ -59,8 +66,8 @@ def decide(
         CheckpointError: pyenc refuses it, and transformers would make random tensors of it.
     """
     kind = said.get("model_type")
-    # "new" may be someone's own, or a later transformers may know it.
-    if kind not in TYPES or (kind == "new" and kind in CONFIG_MAPPING):
+    # They may be someone's own, or a later transformers may know them.
+    if kind not in TYPES or (kind in UNKNOWN and kind in CONFIG_MAPPING):
         return None
     if kind in CLASSES and not _marked(said) and not Path(name).is_dir():
         return None  # on the Hub a plain BERT is one, and is not asked about twice
@@ -113,8 +120,8 @@ def _marked(said: Mapping[str, Any]) -> bool:
 def _by_config(reader: ConfigFile) -> Family | None:
     """The family by config.json alone; the tensors are held to it when they are loaded."""
     said = reader.values
-    if (kind := said.get("model_type")) in ("new", "nomic_bert"):
-        return by_name("GTE v1.5" if kind == "new" else "nomic-bert")
+    if (kind := said.get("model_type")) in (*UNKNOWN, "nomic_bert"):
+        return by_name(UNKNOWN.get(kind, "nomic-bert"))
     if kind == "xlm-roberta":
         rotary = said.get("position_embedding_type") == "rotary"
         return by_name("jina-embeddings-v3") if rotary else None

@@ -23,6 +23,7 @@ from . import (
     modernbert,
     mosaic,
     mpnet,
+    neobert,
     nomic,
     own,
     qwen,
@@ -32,7 +33,7 @@ from . import (
 from .config_file import ConfigFile
 from .family import Family, HeadNames
 from .heads import head_parts, with_head
-from .parts import Names, Parts, rows_of
+from .parts import Names, Parts, in_file_order, in_own_order, rows_of
 
 FAMILIES: tuple[Family, ...] = (
     mosaic.FAMILY,
@@ -41,6 +42,7 @@ FAMILIES: tuple[Family, ...] = (
     jina.FAMILY_ORIGINAL,
     gte.FAMILY,
     modernbert.FAMILY,
+    neobert.FAMILY,
     gemma.FAMILY,
     eurobert.FAMILY,
     qwen.FAMILY,
@@ -68,6 +70,8 @@ __all__ = [
     "Parts",
     "by_name",
     "head_parts",
+    "in_file_order",
+    "in_own_order",
     "recognise",
     "rows_of",
     "with_head",

@@ -13,7 +13,7 @@ from ...errors import CheckpointError
 from ..config import EncoderConfig
 from ..head_config import HeadConfig
 from .config_file import ConfigFile
-from .parts import Names, Parts
+from .parts import Names, Parts, RowOrder
 
 LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 """What `config.json` may call the number of layers."""
@@ -88,6 +88,8 @@ class Family:
     """The `config.json` of weights that had adapters of tasks beside them and have none any more
     (`pyenc.loading.tasks`), from the one that they came with and the encoder that it described.
     None: no checkpoint of the family has such."""
+    row_order: RowOrder = lambda config, parameter: None
+    """Where rows of a parameter stand in another order than in the file."""
     layer: str = r"encoder\.layer\.(\d+)\."
     """How the names of a layer's tensors begin."""
     layers_key: str = "num_hidden_layers"

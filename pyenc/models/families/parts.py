@@ -3,6 +3,10 @@ the other along their rows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from torch import Tensor
+
 from ..config import EncoderConfig
 
 Parts = dict[str, tuple[str, ...]]
@@ -10,6 +14,22 @@ Parts = dict[str, tuple[str, ...]]
 
 Names = frozenset[str]
 """A file's tensor names, prefix stripped."""
+
+RowOrder = Callable[[EncoderConfig, str], "Tensor | None"]
+"""Of an encoder and the name of a parameter: for each row of it, which row of the file's tensors
+it is, as they lie one under the other, (rows,) int64. None: they are in the same order."""
+
+
+def in_own_order(rows: Tensor, order: Tensor | None) -> Tensor:
+    """A parameter of its tensors as the file has them, one under the other."""
+    return rows if order is None else rows[order.to(rows.device)]
+
+
+def in_file_order(parameter: Tensor, order: Tensor | None) -> Tensor:
+    """The inverse of `in_own_order`."""
+    if order is None:
+        return parameter
+    return parameter[order.argsort().to(parameter.device)]
 
 
 def there(names: Names, layer: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from typing import Any
 
@@ -55,6 +56,33 @@ def test_static_embeddings(bert: Any) -> None:
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
     refused(of_modules(StaticEmbedding(bert.tokenizer, embedding_dim=8)), "StaticEmbedding")
+
+
+def test_weights_in_another_order() -> None:
+    """NeoBERT by its own code in memory: its rows are not where pyenc's are, so none is shared."""
+    from safetensors.torch import load_file
+    from transformers import PretrainedConfig
+
+    from pyenc.integrations.sentence_transformers.borrowed import encoder_on
+
+    folder = GOLDEN / "neobert_like_h4"
+    model: Any = torch.nn.Module()
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if not name.startswith("decoder."):
+            *path, leaf = name.removeprefix("model.").split(".")
+            place = model
+            for part in path:
+                if part not in dict(place.named_children()):
+                    place.add_module(part, torch.nn.Module())
+                place = place.get_submodule(part)
+            place.register_parameter(leaf, torch.nn.Parameter(tensor))
+
+    class NeoBERTConfig(PretrainedConfig):
+        model_type = "neobert"
+
+    model.config = NeoBERTConfig.from_dict(json.loads((folder / "config.json").read_text()))
+    with pytest.raises(refusals.Refused, match="NeoBERT's weights are in another order"):
+        encoder_on(model)
 
 
 def test_a_module_of_ones_own(bert: Any) -> None:

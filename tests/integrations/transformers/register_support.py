@@ -20,7 +20,7 @@ SERVED = (
     "gte_base_like_h4", "gte_large_like_h2", "gte_multilingual_like_h4", "jina_geglu_h2_d64",
     "jina_geglu_h4", "jina_geglu_h6", "jina_mlm_prefix_h4", "jina_original_h4", "jina_qk_h4",
     "jina_qk_h6", "jina_reglu_h4", "jinav3_lora_like_h2", "mosaic_base_h12", "mosaic_mlm_h4",
-    "nomic_ntk_h3", "nomic_v1_like_h2",
+    "neobert_like_h4", "nomic_ntk_h3", "nomic_v1_like_h2",
 )  # fmt: skip
 """Golden checkpoints that transformers 5.24 loads wrongly, or not at all."""
 

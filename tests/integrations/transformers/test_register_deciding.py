@@ -112,6 +112,21 @@ def test_nomic_that_transformers_reads_otherwise(change: dict[str, Any], tmp_pat
         assert type(found).__name__ == "PyencConfig"
 
 
+def test_llama_to_both_sides(tmp_path: Path) -> None:
+    """Of a type that transformers does not know; plain Llama stays its own."""
+    folder = copied("llama_encoder_like_h6", tmp_path, model_type="llama_bidirec", auto_map=None)
+    ids, mask, _ = read_golden("llama_encoder_like_h6").inputs("ragged")
+    with torch.no_grad():
+        got = AutoModel.from_pretrained(folder, dtype=torch.float32)(ids, mask).last_hidden_state
+        plain = GOLDEN / "llama_encoder_like_h6"
+        config = AutoConfig.from_pretrained(plain)
+        config.is_causal = False
+        right = AutoModel.from_pretrained(plain, config=config, dtype=torch.float32)
+        assert type(right).__name__ == "LlamaModel"
+        off = (got - right(ids, mask).last_hidden_state)[mask == 1]
+    assert off.abs().max() <= 1e-5
+
+
 def test_new_that_is_someone_elses(monkeypatch: pytest.MonkeyPatch) -> None:
     class NewConfig(BertConfig):
         model_type = "new"
