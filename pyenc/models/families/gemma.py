@@ -1,8 +1,9 @@
-"""EmbeddingGemma: embeddinggemma-300m.
+"""embeddinggemma-300m, and other encoders made of Gemma 3.
 
-Gemma 3, arXiv 2503.19786, with attention to both sides. Pre-norm, and a norm of each term before it
-is added; RMSNorms that multiply by one plus their weight; keys and values shared by several heads;
-two rotary bases, and a window in all layers but every sixth.
+Gemma 3, arXiv 2503.19786; embeddinggemma, arXiv 2509.20354, sees both sides, others see no token
+after their own. Pre-norm, and a norm of each term before it is added; RMSNorms that multiply by one
+plus their weight; keys and values shared by several heads; two rotary bases, the wider one of
+larger models scaled; a window in all layers but every sixth.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import math
 from ...errors import CheckpointError
 from ..config import EncoderConfig
 from ..rotary import Rotary
-from .config_file import UNSCALED, ConfigFile
+from .config_file import ConfigFile
 from .family import Family, Published
-from .llama import refuse_both_sides
 from .parts import Names, Parts, both, weights
 from .windows import FULL, SLIDING, every, listed, rotary_of
 
@@ -27,25 +27,37 @@ def _local(config: ConfigFile, layers: int) -> tuple[bool, ...]:
     return tuple((i + 1) % n != 0 for i in range(layers))
 
 
-def _rotary(config: ConfigFile, kind: str, key: str, default: float) -> Rotary:
-    rotary = rotary_of(config, kind, key, default, "Gemma")
+def _rotary(config: ConfigFile, kind: str, key: str, default: float, scaling: str = "") -> Rotary:
+    rotary = rotary_of(config, kind, key, default, "Gemma", scaling)
     if rotary is None:
         raise CheckpointError(f"{config.path}: {key} is null; expected a number")
     return rotary
 
 
+def _causal(config: ConfigFile) -> bool:
+    """Of two keys one is served: the other moves the end of transformers' windows by one."""
+    if not config.flag("is_causal", True):
+        raise CheckpointError(
+            f"{config.path}: is_causal false is not served of Gemma, whose layers see both sides "
+            "where use_bidirectional_attention is true; expected true, or that key alone"
+        )
+    if config.values.get("use_bidirectional_attention") is None:
+        return True
+    return not config.flag("use_bidirectional_attention", False)
+
+
+def _window(config: ConfigFile, causal: bool) -> int:
+    """Keys on a side."""
+    if not causal:  # the file's number is of both sides together
+        return config.integer("sliding_window", 4096) // 2
+    return config.size("sliding_window", 4096) - 1  # and here it counts the token itself
+
+
 def _config(config: ConfigFile, names: Names) -> EncoderConfig:
-    config.require(
-        "use_bidirectional_attention", (True,), False,
-        "pyenc serves Gemma as an encoder, where every token sees those after it too",
-    )  # fmt: skip
-    for key, plain in (("attn_logit_softcapping", (None,)), ("rope_scaling", UNSCALED)):
-        config.require(key, plain, None, "pyenc serves Gemma without it")
+    config.require("attn_logit_softcapping", (None,), None, "pyenc serves Gemma without it")
+    causal = _causal(config)
     layers, hidden = config.size("num_hidden_layers", 26), config.size("hidden_size", 2304)
     local = _local(config, layers)
-    if any(local):
-        # Said beside the other key it moves the end of transformers' windows by one.
-        refuse_both_sides(config, config.flag("is_causal", True), "sliding_window")
     scaled = config.positive("query_pre_attn_scalar", 256.0)
     biased = config.flag("attention_bias", False)
     return EncoderConfig(
@@ -58,11 +70,11 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         intermediate_size=config.size("intermediate_size", 9216),
         position="rotary",
         max_length=config.size("max_position_embeddings", 131_072),
-        rotary=_rotary(config, FULL, "rope_theta", 1_000_000.0),
+        rotary=_rotary(config, FULL, "rope_theta", 1_000_000.0, "rope_scaling"),
         local_rotary=_rotary(config, SLIDING, "rope_local_base_freq", 10_000.0),
-        # The file's number is of both sides together.
-        window=config.integer("sliding_window", 4096) // 2 if any(local) else None,
+        window=_window(config, causal) if any(local) else None,
         local=local,
+        causal=causal,
         scale=scaled**-0.5,
         embedding_scale=math.sqrt(hidden),
         activation=config.activation("hidden_activation", "gelu_pytorch_tanh"),
@@ -107,6 +119,13 @@ FAMILY = Family(
     checkpoints=(
         Published(
             "embeddinggemma-300m", "golden", "2,048 by its files; rotary positions have no table"
+        ),
+        Published(
+            "harrier-oss-v1-270m, -27b",
+            "unverified",
+            "32,768 by their model card; rotary positions have no table",
+            "no token sees one after it; layers held against transformers' class, their files not "
+            "seen",
         ),
     ),
     signature=("layers.0.self_attn.q_norm.weight", "layers.0.pre_feedforward_layernorm.weight"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ...errors import CheckpointError
 from ..rotary import Rotary
-from .config_file import ConfigFile
+from ..rotary_scaling import RotaryScaling
+from .config_file import UNSCALED, ConfigFile
 
 FULL, SLIDING = KINDS = ("full_attention", "sliding_attention")
 
@@ -36,10 +37,19 @@ def every(config: ConfigFile, key: str, default: int) -> int:
 
 
 def rotary_of(
-    config: ConfigFile, kind: str, key: str, default: float, family: str
+    config: ConfigFile, kind: str, key: str, default: float, family: str, scaling_key: str = ""
 ) -> Rotary | None:
     """Of one kind of layer, by `rope_parameters` or by a key of its own; None where that base is
-    null: of the other kind."""
+    null: of the other kind.
+
+    Args:
+        config: `config.json`.
+        kind: of the layers, one of `KINDS`.
+        key: of the base, in files without `rope_parameters`.
+        default: the base where the file does not say it.
+        family: whose file it is, for its errors.
+        scaling_key: of the scaling, in such files; "" where they have none.
+    """
     kinds = config.section("rope_parameters")
     if unknown := sorted(kinds.values.keys() - set(KINDS)):
         raise CheckpointError(
@@ -47,15 +57,34 @@ def rotary_of(
             f"{', '.join(KINDS)}"
         )
     parameters = kinds.section(kind)
-    rope_type = parameters.text("rope_type", "default")
-    strange = set(parameters.values) - {"rope_theta", "rope_type"}
-    if rope_type != "default" or strange:
-        raise CheckpointError(
-            f"{parameters.path}: {dict(parameters.values)!r} is not served; served: rope_theta "
-            'with rope_type "default"'
-        )
+    scaling = _scaling(config, parameters, scaling_key)
     if parameters.values.get("rope_theta") is not None:
-        return Rotary(parameters.positive("rope_theta", default))
+        return Rotary(parameters.positive("rope_theta", default), scaling=scaling)
     if key in config.values and config.values[key] is None:
         return None
-    return Rotary(config.positive(key, default))
+    return Rotary(config.positive(key, default), scaling=scaling)
+
+
+def _scaling(config: ConfigFile, parameters: ConfigFile, key: str) -> RotaryScaling | None:
+    """ "linear", or none: of others transformers reads a part beside the kinds of layers."""
+    where, said = parameters, {k: v for k, v in parameters.values.items() if k != "rope_theta"}
+    if key and config.values.get(key) not in UNSCALED:
+        where = config.section(key)
+        if said not in ({}, where.values):
+            raise CheckpointError(
+                f"{config.path}: {key} is {dict(where.values)!r}, and {parameters.path} is "
+                f"{said!r}, two spellings of one setting"
+            )
+        said = dict(where.values)
+    kind = where.text("rope_type", "default")  # transformers 5 passes over "type" here
+    allowed = {"rope_type"} | ({"factor"} if kind == "linear" else set())
+    if kind not in ("default", "linear") or said.keys() - allowed:
+        raise CheckpointError(
+            f"{where.path}: {dict(where.values)!r} is not served; served: rope_theta with "
+            'rope_type "default", or "linear" and its factor'
+        )
+    if kind == "default":
+        return None
+    if "factor" not in said:
+        raise CheckpointError(f"{where.path}: factor is missing; rope_type 'linear' needs one")
+    return RotaryScaling("linear", where.positive("factor", 1.0))
