@@ -164,6 +164,7 @@ def _vectors(encoder: TextEncoder) -> dict[str, Any]:
         "prompt_counts_in_pooling": recipe.include_prompt,
         "normalized": recipe.normalize,
         "assumed": list(recipe.assumed),
+        "tanh_bytes": recipe.tanh_bytes,
         "dense": [_layer(layer) for layer in recipe.dense],
         "prompts": recipe.prompts,
         "default_prompt_name": recipe.default_prompt_name,

@@ -62,6 +62,8 @@ def lines(facts: dict[str, Any]) -> Iterator[str]:
     for dense in vectors["dense"]:
         how = f", {dense['activation']}" if "activation" in dense else ""
         yield _row(dense["kind"], f"{dense['in']} -> {dense['out']}{how}")
+    if vectors["tanh_bytes"]:
+        yield _row("bytes", "127 tanh(x), rounded")
     if vectors["tasks"]:
         yield from _wrapped("adapters", ", ".join(vectors["tasks"]))
         yield _row("", f"--task NAME: {vectors['task'] or 'none'} is in the weights")

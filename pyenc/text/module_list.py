@@ -10,10 +10,14 @@ from typing import Any
 from ..errors import CheckpointError
 from ..loading import read_json
 from ..loading.files import folder_below
+from ..models.families.qwen import PPLX_TYPE
 
 JINAS = "custom_st.Transformer"
 """The first module of jina-embeddings-v3, a file of its repository: as sentence-transformers' own,
 but for the adapter of a task."""
+
+PPLXS = "st_quantize.FlexibleQuantizer"
+"""The last module of pplx-embed, a file of its repository, which has no weights and no settings."""
 
 KINDS = "sentence_transformers.models."
 """How the classes were called for years; newer files name the modules they moved to since."""
@@ -55,6 +59,7 @@ def read_modules(path: Path) -> list[dict[str, Any]]:
             continue
         if has_tasks(read_json(path.parent / module["path"] / "config.json")):
             module["type"] = KINDS + "Transformer"
+    _check_pplx(path, modules)
     if numbers != sorted(numbers):
         raise CheckpointError(
             f"{path}: the modules' idx, {numbers}, contradict the order in which they are listed, "
@@ -68,6 +73,24 @@ def read_modules(path: Path) -> list[dict[str, Any]]:
                 "sentence-transformers keeps the last alone; expected a name for each"
             )
     return modules
+
+
+def _check_pplx(path: Path, modules: list[dict[str, Any]]) -> None:
+    """The class is known of pplx-embed's layers alone, and has no settings."""
+    for module in modules:
+        if module["type"] != PPLXS:
+            continue
+        encoder = next((m["path"] for m in modules if kind_of(m) == "Transformer"), "")
+        kind = read_json(path.parent / encoder / "config.json").get("model_type")
+        if kind != PPLX_TYPE:
+            raise CheckpointError(
+                f"{path}: module {PPLXS!r} is not served beside model_type {kind!r}; it is known "
+                f"of {PPLX_TYPE!r} alone"
+            )
+        settings = path.parent / module["path"] / "config.json"
+        if module["path"] and settings.is_file() and (said := read_json(settings)):
+            key = next(iter(said))
+            raise CheckpointError(f"{settings}: {key}: an unknown setting; known: none")
 
 
 def has_tasks(config: Mapping[str, Any]) -> bool:

@@ -34,15 +34,23 @@ def pool(
         backend: of `segment_mean`.
 
     Returns:
-        (B, M * C) or (B, out of the last layer), float32 or wider; of a sequence without tokens
-        what the layers make of zeros.
+        (B, M * C) or (B, out of the last layer), float32 or wider; whole numbers where the recipe
+        has bytes; of a sequence without tokens what the layers make of zeros.
     """
     vectors = pooled(
         hidden_TC, cu_seqlens, recipe.poolings, skip_tokens=skip_tokens, backend=backend
     )
     for layer in recipe.dense:
         vectors = layer(vectors)
-    return vectors
+    return tanh_bytes(vectors) if recipe.tanh_bytes else vectors
+
+
+def tanh_bytes(x: Tensor) -> Tensor:
+    """The whole numbers next to 127 tanh(x), in the dtype of x; the gradient is that of tanh(x), as
+    in the code of pplx-embed."""
+    squashed = x.tanh()
+    rounded = (127 * squashed.detach()).round()
+    return rounded + (squashed - squashed.detach()) if squashed.requires_grad else rounded
 
 
 def pooled(

@@ -18,7 +18,7 @@ from ..loading import read_json
 from .dense import Dense, read_dense
 from .layer import Layer
 from .layer_norm import LayerNorm, read_layer_norm
-from .module_list import kind_of, module_paths, read_modules, transformer_folder
+from .module_list import PPLXS, kind_of, module_paths, read_modules, transformer_folder
 from .recipe_keys import (
     POOLING_FLAGS,
     SENTENCE_CONFIGS,
@@ -53,6 +53,8 @@ class Recipe:
     """Whether the tokens of a prompt count in the mean."""
     dense: tuple[Layer, ...] = ()
     """The layers that a pooled vector goes through, in order: each a `Dense` or a `LayerNorm`."""
+    tanh_bytes: bool = False
+    """Whether they then become the whole numbers next to 127 tanh(x): pplx-embed's."""
     normalize: bool = False
     max_length: int | None = None
     lower_case: bool = False
@@ -114,11 +116,11 @@ def read_recipe(
             found = _pooling(pooling, said_pooling)
         found["assumed"] += ("normalize",)
         return Recipe(**found, **_limits(folder), **_prompts(folder))
-    fields: dict[str, Any] = {"normalize": False}
+    fields: dict[str, Any] = {"normalize": False, "tanh_bytes": False}
     layers: list[Layer] = []
     for module in read_modules(modules_path):
         kind, path = kind_of(module), module["path"]
-        if kind not in SERVED:
+        if kind not in (*SERVED, PPLXS):
             raise CheckpointError(
                 f"{modules_path}: module {module['type']!r} is not served; served, of "
                 f"sentence_transformers: {', '.join(SERVED)}"
@@ -129,12 +131,16 @@ def read_recipe(
             raise CheckpointError(f"{modules_path}: expected one Transformer, as the first module")
         if (kind == "Pooling") == ("pooling" in fields) and kind != "Transformer":
             raise CheckpointError(f"{modules_path}: expected one Pooling, after the Transformer")
+        if fields["tanh_bytes"] and kind != "Normalize":
+            raise CheckpointError(f"{modules_path}: {kind} after {PPLXS} is not served")
         if kind == "Transformer":
             fields["transformer_path"] = path
         elif kind == "Pooling":
             fields |= _pooling(folder / path / "config.json", said_pooling)
         elif kind == "Dense":
             layers.append(read_dense(folder / path))
+        elif kind == PPLXS:
+            fields["tanh_bytes"] = True
         elif kind == "LayerNorm":
             layers.append(read_layer_norm(folder / path))
         else:

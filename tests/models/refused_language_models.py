@@ -9,6 +9,7 @@ QWEN2, QWEN3 = "qwen2_code_like_h6", "qwen3_embed_like_h4"
 GTE_QWEN2 = "qwen2_gte_like_h4"
 YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0}
 TRAINED = "original_max_position_embeddings"
+PPLX: dict[str, Any] = {"model_type": "bidirectional_pplx_qwen3"}
 BOTH: dict[str, Any] = {"model_type": "llama_bidirec"}
 
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
@@ -22,6 +23,13 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         QWEN3,
         {"num_key_value_heads": 3},
         "num_heads 4 must be a multiple of num_kv_heads 3",
+    ),
+    ("Qwen3", QWEN3, PPLX | {"is_causal": True}, "is_causal is True, but pplx-embed's code sees"),
+    (
+        "Qwen3",
+        QWEN3,
+        PPLX | {"use_bidirectional_attention": False},
+        "use_bidirectional_attention is",
     ),
     ("Qwen3", QWEN3, {"is_causal": "no"}, "is_causal must be true or false, got 'no'"),
     ("Qwen3", QWEN3, {"is_decoder": True}, "is_decoder is True"),

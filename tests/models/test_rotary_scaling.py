@@ -4,7 +4,6 @@ functions to the bit, and its classes' states of long texts."""
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import random
 from pathlib import Path
@@ -188,30 +187,6 @@ def test_states_of_long_texts(kind: str, scaling: str, tmp_path: Path) -> None:
         mutant = Encoder(dataclasses.replace(encoder.config, rotary=changed))
         mutant.load_state_dict(encoder.state_dict())
         assert (mutant.eval()(ids, mask)[kept] - right).abs().max() > 1e-3
-
-
-@torch.no_grad()
-def test_both_sides(tmp_path: Path) -> None:
-    """Llama's layers under the type that Nvidia's encoders have, without `is_causal`."""
-    scaled = {"rope_theta": 10_000.0, **SAID["llama3"]}
-    model = model_of("Llama", rope_parameters=scaled, is_causal=False)
-    model.save_pretrained(tmp_path)
-    path = tmp_path / "config.json"
-    said = json.loads(path.read_text())
-    said |= {
-        "model_type": "llama_bidirec", "architectures": ["LlamaBidirectionalModel"],
-        "pooling": "avg", "temperature": 0.02,
-        "auto_map": {"AutoModel": "llama_bidirectional_model.LlamaBidirectionalModel"},
-    }  # fmt: skip
-    said.pop("is_causal", None)
-    path.write_text(json.dumps(said))
-    checkpoint = load_checkpoint(tmp_path, skip_eps=0)
-    assert checkpoint.family.name == "Llama"
-    assert checkpoint.pooling == "mean"
-    ids, mask = long_batch()
-    kept = mask == 1
-    right = model(input_ids=ids, attention_mask=mask).last_hidden_state[kept]
-    torch.testing.assert_close(checkpoint.encoder(ids, mask)[kept], right, rtol=0, atol=1e-5)
 
 
 def test_saved_in_the_own_format(tmp_path: Path) -> None:

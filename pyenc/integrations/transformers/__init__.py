@@ -26,7 +26,7 @@ def register() -> None:
 
     Afterwards `AutoConfig`, `AutoModel`, `AutoModelForMaskedLM` (and so `SentenceTransformer`,
     pipelines and others) take by folder or Hub name: JinaBert v2, MosaicBERT and those with its
-    code (lodestone, DNABERT-2), GTE as `model_type: new`, NeoBERT, Llama's layers as
+    code (lodestone, DNABERT-2), GTE as `model_type: new`, NeoBERT, pplx-embed's layers, Llama's as
     `llama_bidirec`, nomic-bert where its config.json is not spelled as transformers reads it, and
     jina-embeddings-v3 as first published, without an adapter.
     Of a local folder, and of what the Hub's cache holds, the tensor names decide; of the Hub too,

@@ -7,7 +7,8 @@ Of the families that pyenc knows, transformers 5.24 without remote code
   attention that is unknown);
 - makes an XLMRobertaModel with random tensors of jina-embeddings-v3, which calls itself
   "xlm-roberta" (jina-embeddings-v3-hf it loads right);
-- knows no `model_type` "new" (GTE as Alibaba-NLP published it), "neobert" and "llama_bidirec";
+- knows no `model_type` "new" (GTE as Alibaba-NLP published it), "neobert", "llama_bidirec" and
+  "bidirectional_pplx_qwen3" (pplx-embed);
 - reads nomic-bert's `config.json` by other names than it was published with, and takes defaults for
   what it does not find.
 
@@ -30,9 +31,9 @@ from .naming import names_of
 
 SERVED = frozenset({
     "JinaBert v2", "JinaBert v2, original feed-forward", "JinaBert qk-post-norm", "MosaicBERT",
-    "GTE v1.5", "Llama", "NeoBERT", "nomic-bert", "jina-embeddings-v3",
+    "GTE v1.5", "Llama", "NeoBERT", "Qwen3", "nomic-bert", "jina-embeddings-v3",
 })  # fmt: skip
-"""Families that transformers gets wrong; nomic-bert sometimes, Llama where it sees both sides."""
+"""Families that transformers gets wrong; nomic-bert sometimes, Llama and Qwen3 by other types."""
 
 CLASSES = {"bert": "a BertModel", "xlm-roberta": "an XLMRobertaModel"}
 """What transformers makes of types that are others' too, with random tensors and no error."""
@@ -41,6 +42,7 @@ UNKNOWN = {
     "new": "GTE v1.5",
     "neobert": "NeoBERT",
     "llama_bidirec": "Llama",
+    "bidirectional_pplx_qwen3": "Qwen3",
 }
 """Types that transformers does not know -> the family that they are of."""
 

@@ -1,4 +1,4 @@
-"""Qwen3-Embedding-0.6B, -4B, -8B, gte-Qwen2, and other encoders made of Qwen 2 and 2.5.
+"""Qwen3-Embedding-0.6B, -4B, -8B, pplx-embed, gte-Qwen2, and other encoders made of Qwen 2 and 2.5.
 
 Zhang et al., arXiv 2506.05176: Qwen 3's language model (Yang et al., arXiv 2505.09388), whose last
 token's state is the vector. Llama's layers with a norm of each head's queries and keys before they
@@ -11,6 +11,9 @@ argument of a call. By default that is said to be one (vLLM's documentation of e
 `config.json` has; later revisions say `"is_causal": false` there, by which vLLM,
 text-embeddings-inference and transformers' own class go, and so does what is here. Older ones leave
 it out, and are refused.
+
+pplx-embed (Perplexity's, arXiv 2602.11151) has Qwen 3's layers too, and code of its own, by which
+they see both sides whatever `config.json` says.
 
 Language models and rerankers have the same tensors and the same `config.json`: they load as what
 they are, and what a vector of theirs would be is not in their files.
@@ -36,6 +39,9 @@ from .llama import (
 )
 from .parts import Names
 from .windows import listed
+
+PPLX_TYPE = "bidirectional_pplx_qwen3"
+"""`model_type` of pplx-embed."""
 
 GTE_CODE = "modeling_qwen.Qwen2Model"
 """What `auto_map` calls gte-Qwen2's layers, in copies of another repository's name before it."""
@@ -88,9 +94,9 @@ def _local(config: ConfigFile, layers: int, causal: bool) -> tuple[tuple[bool, .
     return local, width - 1  # the file's number counts the token itself
 
 
-def _config(config: ConfigFile, **own: Any) -> EncoderConfig:
+def _config(config: ConfigFile, *, causal: bool, **own: Any) -> EncoderConfig:
     config.require("use_mrope", (False, None), None, "pyenc turns heads by one position a token")
-    layers, causal = config.size("num_hidden_layers", 32), config.flag("is_causal", True)
+    layers = config.size("num_hidden_layers", 32)
     local, window = _local(config, layers, causal)
     return language_model(
         config,
@@ -111,8 +117,14 @@ def _config(config: ConfigFile, **own: Any) -> EncoderConfig:
 
 def _qwen3(config: ConfigFile, names: Names) -> EncoderConfig:
     biased = config.flag("attention_bias", False)
+    both_sides = config.values.get("model_type") == PPLX_TYPE
+    if both_sides:
+        for key, said in (("is_causal", False), ("use_bidirectional_attention", True)):
+            config.require(key, (said, None), None, "pplx-embed's code sees both sides")
     return _config(
         config,
+        causal=not both_sides and config.flag("is_causal", True),
+        known_code=both_sides,
         head_size=config.size("head_dim", 128),
         qkv_bias=biased,
         out_bias=biased,
@@ -126,6 +138,7 @@ def _qwen2(config: ConfigFile, names: Names) -> EncoderConfig:
         _check_gte(config)
     return _config(
         config,
+        causal=config.flag("is_causal", True),
         head_size=config.size("head_dim") if "head_dim" in config.values else None,
         qkv_bias=True,
         out_bias=False,
@@ -142,13 +155,20 @@ FAMILY = Family(
             "golden",
             "32,768 (0.6B) by its files; rotary positions have no table",
         ),
+        Published(
+            "pplx-embed-v1-0.6b, -4b",
+            "unverified",
+            "32,768 by their model card; rotary positions have no table",
+            "layers held against transformers' class with is_causal false, their bytes against the "
+            "written-out formula; their files not seen",
+        ),
     ),
     signature=(*SIGNATURE, "layers.0.self_attn.q_norm.weight"),
     # Other models of the same names (Qwen's of several kinds, OLMo) have other arithmetic.
-    accepts=lambda config: config.values.get("model_type") == "qwen3",
+    accepts=lambda config: config.values.get("model_type") in ("qwen3", PPLX_TYPE),
     config=_qwen3,
     parts=lambda config, names: parts(config),
-    model_types=("qwen3",),
+    model_types=("qwen3", PPLX_TYPE),
     prefixes=("", "model."),
     set_aside=("lm_head.",),
     tied={"lm_head.weight": "embeddings.word.weight"},
