@@ -85,6 +85,7 @@ STORED = {
     "eurobert_like_h4": EUROBERT,
     "jina_mlm_prefix_h4": bert("bert."),
     "mosaic_mlm_h4": bert("bert.", bias="cls.predictions.decoder.bias"),
+    "longformer_like_h4": roberta(1e-5, words="longformer.embeddings.word_embeddings.weight"),
     "modernbert_mmbert_like_h3": MODERNBERT,
     "neobert_like_h4": NEOBERT,
 }

@@ -73,10 +73,7 @@ def check_names(
         stored
         for name, stored in names.items()
         if name not in wanted
-        and not any(
-            r.startswith(family.set_aside) or r in family.same
-            for r in readings(name, family, prefix)
-        )
+        and not any(family.is_aside(r) or r in family.same for r in readings(name, family, prefix))
         and constant_of(name, family, prefix, config) is None
         and not is_counter(files, name, stored)
     ]

@@ -37,6 +37,7 @@ FAMILIES = {
     "jina": "JinaBert",
     "jinav3": "jina-embeddings-v3",
     "llama": "Llama",
+    "longformer": "Longformer",
     "mistral": "Mistral",
     "modernbert": "ModernBERT",
     "mosaic": "MosaicBERT",

@@ -10,7 +10,7 @@ ALBERT, ALBERT_MLM = "albert_small_like_h4", "albert_mlm_like_h2"
 DEBERTA, RERANK = "deberta_v3_like_h4", "deberta_rerank_like_h2"
 OWN_MLM = "deberta_own_mlm_h4"
 ELECTRA, ELECTRA_BASE = "electra_small_like_h4", "electra_base_like_h2"
-NEO = "neobert_like_h4"
+NEO, LONG = "neobert_like_h4", "longformer_like_h4"
 JINA3, ORIGINAL3 = "jinav3_hf_like_h4", "jinav3_lora_like_h2"
 
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
@@ -312,6 +312,16 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         {"rope_theta": 5.0},
         "rope_theta is 5.0, but rotary_emb_base",
     ),
+    ("Longformer", LONG, {"attention_window": 13}, "attention_window must be of even numbers from"),
+    ("Longformer", LONG, {"attention_window": 0}, "attention_window must be of even numbers from"),
+    ("Longformer", LONG, {"attention_window": "12"}, "of even numbers from 2, got '12'"),
+    ("Longformer", LONG, {"attention_window": [12, 12.0]}, "of even numbers from 2, got 12.0"),
+    ("Longformer", LONG, {"attention_window": [12] * 3}, "or a list of 2 of them, got 3"),
+    ("Longformer", LONG, {"attention_window": [12, 14]}, r"attention_window \[12, 14\] differs by"),
+    ("Longformer", LONG, {"attention_dilation": [1, 2]}, "attention_dilation is"),
+    ("Longformer", LONG, {"attention_mode": "tvm"}, "attention_mode is 'tvm'"),
+    ("Longformer", LONG, {"ignore_attention_mask": True}, "ignore_attention_mask is True"),
+    ("Longformer", LONG, {"model_type": "roberta"}, "model_type is 'roberta'"),
     ("NeoBERT", NEO, {"rope": False}, "rope is False"),
     ("NeoBERT", NEO, {"rms_norm": False}, "rms_norm is False"),
     ("NeoBERT", NEO, {"ngpt": True}, "ngpt is True"),

@@ -183,6 +183,13 @@ MUTATIONS: dict[str, list[dict[str, Any]]] = {
         {"activation": "gelu"},
         {"gate_first": False},
     ],
+    "longformer_like_h4": [
+        {"window": 5},
+        {"window": 7},
+        {"local": (), "window": None},
+        {"padding_id": None},
+        {"norm_eps": 1e-3},
+    ],
     "mistral_e5_like_h4": [
         {"causal": False},
         {"local": (), "window": None},

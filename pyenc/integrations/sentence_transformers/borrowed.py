@@ -7,6 +7,7 @@ resized, or given another number to compute with, `changed` says so.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import nn
@@ -194,6 +195,8 @@ def _check_names(
     """Every parameter is one of the family's, and the other way round."""
     used = {name for names in sources.values() for name in names}
     for name in sorted(known.keys() - used):
+        if re.match(family.unused, name.removeprefix(prefix)):
+            continue
         first = family.same.get(name.removeprefix(prefix))
         if first is None or prefix + first not in known:
             raise Refused(

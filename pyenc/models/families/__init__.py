@@ -19,6 +19,7 @@ from . import (
     jina,
     jina_qk,
     jina_v3,
+    longformer,
     mistral,
     modernbert,
     mosaic,
@@ -37,6 +38,7 @@ from .parts import Names, Parts, in_file_order, in_own_order, rows_of
 
 FAMILIES: tuple[Family, ...] = (
     mosaic.FAMILY,
+    longformer.FAMILY,
     jina_qk.FAMILY,
     jina.FAMILY,
     jina.FAMILY_ORIGINAL,

@@ -5,6 +5,7 @@ A `Family` is declarative, so that one loader and one saver serve all.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -73,6 +74,8 @@ class Family:
     prefixes: tuple[str, ...] = ("", "bert.", "model.", "model.bert.")
     set_aside: tuple[str, ...] = ("cls.", "classifier.", "lm_head.", "qa_outputs.")
     """Heads: not part of the encoder, kept as they are so that saving loses nothing."""
+    unused: str = r"(?!)"
+    """A pattern of tensors of the encoder's that are not used here, kept like heads."""
     head: Callable[[ConfigFile, Names], HeadNames] | None = None
     """The masked-LM head, where a checkpoint has its tensors (`heads.py`); they then become
     parameters. None: the family has no such head."""
@@ -116,6 +119,10 @@ class Family:
                     f"{config.path}: {key} is {layers}, and the weights have {len(names)} tensors "
                     "in all; expected their number of layers"
                 )
+
+    def is_aside(self, name: str) -> bool:
+        """Whether a tensor (prefix stripped) belongs to a file, and is no part of the encoder."""
+        return name.startswith(self.set_aside) or re.match(self.unused, name) is not None
 
     @property
     def known(self) -> str:

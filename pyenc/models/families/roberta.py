@@ -43,9 +43,10 @@ def counted(shape: EncoderConfig, config: ConfigFile, padding: int) -> EncoderCo
     return replace(shape, padding_id=padding, max_length=length)
 
 
-def _config(config: ConfigFile, names: Names) -> EncoderConfig:
-    shape, padding = bert.shape(config, names), padding_id(config, 1)
-    return shape if padding < 0 else counted(shape, config, padding)
+def shape(config: ConfigFile, names: Names) -> EncoderConfig:
+    """The encoder of a RoBERTa, for those that are one but for a field or two."""
+    plain, padding = bert.shape(config, names), padding_id(config, 1)
+    return plain if padding < 0 else counted(plain, config, padding)
 
 
 FAMILY = Family(
@@ -66,7 +67,7 @@ FAMILY = Family(
     ),
     signature=bert.FAMILY.signature,
     accepts=lambda config: config.says(MODEL_TYPES, CLASSES),
-    config=_config,
+    config=shape,
     parts=bert.FAMILY.parts,
     head=roberta_head,
     model_types=MODEL_TYPES,
