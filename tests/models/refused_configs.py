@@ -321,7 +321,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("Longformer", LONG, {"attention_dilation": [1, 2]}, "attention_dilation is"),
     ("Longformer", LONG, {"attention_mode": "tvm"}, "attention_mode is 'tvm'"),
     ("Longformer", LONG, {"ignore_attention_mask": True}, "ignore_attention_mask is True"),
-    ("Longformer", LONG, {"model_type": "roberta"}, "model_type is 'roberta'"),
+    ("Longformer", LONG, {"model_type": "roberta"}, "unknown architecture: model_type 'roberta'"),
     ("NeoBERT", NEO, {"rope": False}, "rope is False"),
     ("NeoBERT", NEO, {"rms_norm": False}, "rms_norm is False"),
     ("NeoBERT", NEO, {"ngpt": True}, "ngpt is True"),
