@@ -101,6 +101,11 @@ def run_case(
         for name, peer in listed.items()
         if peer.longest is not None and max(case.lengths) > peer.longest
     }
+    absent |= {
+        name: f"left out: {peer.wrong_if_ragged}"
+        for name, peer in listed.items()
+        if ragged and peer.wrong_if_ragged
+    }
     timed = {name: keeping(name) for name in listed if name in runs and name not in absent}
     # The first run warms up; it also compiles, where something does.
     first = {name: clock.wall_clock(run) for name, run in timed.items()}

@@ -141,6 +141,17 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "use_bidirectional_attention": True,
         },
     ),
+    "modernbert": (
+        "ModernBertModel",
+        {"vocab_size": VOCABULARY, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2},
+    ),
+    "longformer": (
+        "LongformerModel",
+        {
+            "vocab_size": VOCABULARY, "attention_window": 512, "max_position_embeddings": 4098,
+            "type_vocab_size": 1, "layer_norm_eps": 1e-5,
+        },
+    ),
     "qwen3": (
         "Qwen3Model",
         {
@@ -243,6 +254,18 @@ SUBJECTS = {
         "shape of embeddinggemma-300m (vocabulary cut), random weights, from token ids to hidden "
         "states",
         functools.partial(shape_folder, "gemma"), False, (64,), (64, 50),
+        "pip install transformers",
+    ),
+    "modernbert": Subject(
+        "shape of ModernBERT-base (vocabulary cut), random weights, from token ids to hidden "
+        "states",
+        functools.partial(shape_folder, "modernbert"), False, (64,), (100, 50),
+        "pip install transformers",
+    ),
+    "longformer": Subject(
+        "shape of longformer-base-4096 (vocabulary cut), random weights, from token ids to hidden "
+        "states",
+        functools.partial(shape_folder, "longformer"), False, (64,), (600, 50),
         "pip install transformers",
     ),
     "qwen3": Subject(

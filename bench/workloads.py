@@ -31,7 +31,7 @@ class Case:
         return sum(self.lengths)
 
 
-ONE_TEXT = ("minilm", "jina", "mpnet", "gte-base", "deberta", "gemma", "qwen3")
+ONE_TEXT = ("minilm", "jina", "mpnet", "gte-base", "deberta", "gemma", "modernbert", "qwen3")
 
 
 def cases(quick: bool) -> list[Case]:
@@ -61,6 +61,11 @@ def cases(quick: bool) -> list[Case]:
         Case("gemma", "128", (128,) * (16 // few)),
         Case("gemma", "512", (512,) * max(1, 4 // few)),
         Case("gemma", "16 to 512", ragged(16)),
+        Case("modernbert", "128", (128,) * (16 // few)),
+        Case("modernbert", "512", (512,) * max(1, 4 // few)),
+        Case("modernbert", "16 to 512", ragged(16)),
+        Case("longformer", "512", (512,) * max(1, 4 // few)),
+        Case("longformer", "16 to 512", ragged(16)),
         Case("qwen3", "128", (128,) * (8 // few)),
         Case("qwen3", "512", (512,) * max(1, 2 // few)),
         Case("qwen3", "16 to 512", mixed(16, 16, few)),
@@ -68,8 +73,10 @@ def cases(quick: bool) -> list[Case]:
         Case("bge-m3", "512", (512,) * max(1, 2 // few)),
         Case("bge-m3", "16 to 512", ragged(16)),
     ]
-    far = [Case(model, "8,192", (8192,)) for model in ("jina", "gte-base", "bge-m3")]
-    return listed if quick else [*listed, *far, Case("gemma", "2,048", (2048,))]
+    long = ("jina", "gte-base", "bge-m3", "modernbert")
+    far = [Case(model, "8,192", (8192,)) for model in long]
+    far += [Case("gemma", "2,048", (2048,)), Case("longformer", "4,096", (4096,))]
+    return listed if quick else [*listed, *far]
 
 
 def card_cases(quick: bool) -> list[Case]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,8 @@ class Peer:
     tolerance: float | None = None
     """Largest difference from the float64 oracle on short texts, None: another function."""
     ragged_only: bool = False
+    wrong_if_ragged: str = ""
+    """What it makes of a short text beside a long one, where that is no answer."""
     longest: int | None = None
     """Tokens of a text beyond which it is left out: it needs more memory than is left beside the
     others in 24 GB."""
@@ -119,6 +121,14 @@ PEERS: dict[str, dict[str, Peer]] = {
     "qwen3": {k: v for k, v in IDS_FROM_FOLDER.items() if not k.startswith("OpenVINO")},
     "gemma": {k: v for k, v in IDS_FROM_FOLDER.items() if not k.startswith("OpenVINO")},
     "deberta": IDS_FROM_FOLDER,
+    "modernbert": {
+        name: replace(peer, wrong_if_ragged="NaN for texts shorter than the longest by a window")
+        if name.startswith("OpenVINO")
+        else peer
+        for name, peer in IDS_FROM_FOLDER.items()
+    },
+    # Neither exporter follows how it cuts texts into chunks.
+    "longformer": {k: v for k, v in IDS_FROM_FOLDER.items() if k.startswith(("pyenc", "transf"))},
     "bge-m3": {
         **IDS_FROM_FOLDER,
         "llama.cpp, f16": Peer(llama_cpp.peer("f16", 8192), "float16 or less", HALF),
