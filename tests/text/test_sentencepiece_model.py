@@ -67,6 +67,16 @@ def test_the_table_of_characters(tmp_path: Path) -> None:
     assert tokens.ids.tolist() == [6, 1]
 
 
+def test_the_unknown_piece(tmp_path: Path) -> None:
+    """DeBERTa's class takes it by its type, whatever a file beside the model says and its score."""
+    folder = sentencepiece(tmp_path, "deberta", unk_id=0)
+    first = piece("[PAD]", 0.0, 3) + piece("[CLS]", 0.0, 3) + piece("[SEP]", 0.0, 3)
+    content = first + piece("[UNK]", -1.0, 2) + WORDS + field(2, field(40, 3)) + field(3, b"")
+    (folder / "spm.model").write_bytes(content)
+    (tokens,) = TextTokenizer(folder)(["ab ?"], 99)
+    assert tokens.ids.tolist() == [1, 7, 4, 3, 2]
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [
