@@ -135,7 +135,8 @@ INTEGRATED = {
     "accelerate": "accelerate", "datasets": "datasets", "faiss": "faiss-cpu",
     "haystack": "haystack-ai", "langchain_core": "langchain-core",
     "llama_index": "llama-index-core", "mteb": "mteb", "ray": "ray",
-    "sentence_transformers": "sentence-transformers", "transformers": "transformers",
+    "sentence_transformers": "sentence-transformers", "sentencepiece": "sentencepiece",
+    "transformers": "transformers",
 }  # fmt: skip
 """What the extra `integrations` brings: as it is imported -> as it is installed."""
 

@@ -42,8 +42,12 @@ def lines(facts: dict[str, Any]) -> Iterator[str]:
     yield _row("positions", shape["position"] + table)
     used = shape["tokenizer_vocabulary"]
     words = "no tokenizer files" if used is None else f"{used:,} used"
+    for file in shape["tokenizer_files"]:
+        if file.endswith(".model"):
+            words += f", of SentencePiece's {file} by {shape['tokenizer_class']}"
     yield _row("vocabulary", f"{shape['vocabulary']:,} ({words})")
-    yield from _wrapped("", shape["tokenizer_disputed"])
+    for key in ("tokenizer_disputed", "tokenizer_otherwise"):
+        yield from _wrapped("", shape[key])
     yield _row(
         "parameters",
         f"{size['count']:,}{own}: {size['megabytes']:,.1f} MB as {size['dtype']}, stored as "

@@ -66,7 +66,7 @@ def load_encoder(args: argparse.Namespace, *, quiet: bool = False, **changes: An
         encoder = load(args.model, revision=args.revision, tokenizer=args.tokenizer, **options)
     words = encoder.tokenizer
     assumed = assumption(encoder.recipe) if encoder.recipe.assumed else ""
-    for story in (assumed, words.disputed if words else ""):
+    for story in (assumed, *((words.disputed, words.otherwise) if words else ())):
         if story and not quiet:
             print(f"pyenc: warning: {args.model}: {story}", file=sys.stderr)
     return encoder

@@ -12,7 +12,8 @@ from ..errors import CheckpointError, InputError, InputTypeError
 from .files import ADAPTER
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer_config.json",
+    "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spm.model", "spiece.model",
+    "sentencepiece.bpe.model", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
     "additional_chat_templates/*.jinja",
 )  # fmt: skip

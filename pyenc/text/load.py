@@ -26,6 +26,7 @@ from .recipe import LONE_POOLING, Recipe, read_recipe, says_pooling
 from .tasks import of_task, task_files
 from .text_encoder import TextEncoder
 from .tokenizer import TOKENIZER_FILES, TextTokenizer, has_tokenizer
+from .tokenizer_files import LOOKED_FOR
 from .tokenizer_settings import LIMITS, read_limit
 
 WITHOUT_PROMPT = ("hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl")
@@ -141,9 +142,10 @@ def load(
     if recipe.assumed:
         story = f"{name_or_folder}: {assumption(recipe)}"
         warnings.warn(AssumptionWarning(story, recipe.assumed), stacklevel=stacklevel())
-    if words is not None and words.disputed:
-        story = f"{name_or_folder}: {words.disputed}"
-        warnings.warn(AssumptionWarning(story, ("special tokens",)), stacklevel=stacklevel())
+    for fact in (words.disputed, words.otherwise) if words is not None else ():
+        if fact:
+            story = f"{name_or_folder}: {fact}"
+            warnings.warn(AssumptionWarning(story, ("special tokens",)), stacklevel=stacklevel())
     return encoder
 
 
@@ -176,10 +178,7 @@ def _borrowed(
     """
     source = transformer_folder(resolve(name, weights=False))
     if not has_tokenizer(source):
-        raise CheckpointError(
-            f"{name}: no tokenizer files; looked for tokenizer.json, vocab.txt, or vocab.json and "
-            "merges.txt"
-        )
+        raise CheckpointError(f"{name}: no tokenizer files; looked for {LOOKED_FOR}")
     # The checkpoint's own settings are put over it here as they will be when it is saved and read.
     words = TextTokenizer(source, recipe.lower_case, recipe.tokenizer_settings)
     if words.disputed:  # which its class would not settle beside another config.json

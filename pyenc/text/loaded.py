@@ -13,6 +13,7 @@ from .limits import check_room, checked_limit, loaded_limit
 from .names import meant
 from .recipe import Recipe
 from .tokenizer import TextTokenizer
+from .tokenizer_files import LOOKED_FOR
 
 SETTABLE = (
     "checkpoint", "max_length", "name", "recipe", "tokenizer", "_files", "_loaded", "_max_length",
@@ -91,9 +92,9 @@ class Loaded:
             raise CheckpointError(
                 f"{self.name}: no tokenizer files, so texts cannot be encoded (token ids can: "
                 "encoder.model); give pyenc.load(..., tokenizer=...), or --tokenizer, a folder or "
-                "Hub name that has them, such as bert-base-uncased for MosaicBERT (a SentencePiece "
-                ".model alone is not read: save_pretrained of transformers' tokenizer writes a "
-                "tokenizer.json)"
+                "Hub name that has them, such as bert-base-uncased for MosaicBERT; looked for "
+                f"{LOOKED_FOR}; of what else transformers reads, save_pretrained of its tokenizer "
+                "writes a tokenizer.json"
             )
         return self.tokenizer
 

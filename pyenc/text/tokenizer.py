@@ -31,7 +31,8 @@ class TextTokenizer:
 
     Args:
         folder: holds `tokenizer.json`, or `vocab.txt` (WordPiece), or `vocab.json` and
-            `merges.txt` (byte-level BPE), and the settings beside it.
+            `merges.txt` (byte-level BPE), or a SentencePiece model (unigram: `spm.model`,
+            `spiece.model`, `sentencepiece.bpe.model`), and the settings beside it.
         lower_case: lower the text first, as `sentence_bert_config.json` may ask.
         overrides: settings over those of `tokenizer_config.json`.
 
@@ -41,6 +42,8 @@ class TextTokenizer:
         class_name: the class whose rules made it.
         token_types: whether a model that has token types is to be given others than 0.
         disputed: what the files say in two ways and which was taken, or empty.
+        otherwise: what is taken otherwise than transformers does of the same files, or empty.
+        made_of: names of the files that its vocabulary is from.
 
     Raises:
         CheckpointError: no tokenizer files, damaged ones, or settings that are not served.
@@ -54,6 +57,8 @@ class TextTokenizer:
         self.truncation_side = files.truncation_side
         self.class_name = files.class_name
         self.disputed = files.disputed
+        self.otherwise = files.otherwise
+        self.made_of = files.made_of
         self._tokenizer = files.tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

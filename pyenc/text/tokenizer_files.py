@@ -14,16 +14,26 @@ from ..loading.files import check_fetched
 from ..loading.hub import TOKENIZER_FILES
 from ..models.families.qwen import gte_code
 from .faults import panics_as_errors
+from .sentencepiece_model import read_sentencepiece
 from .tokenizer_classes import CLASSES, TokenizerClass
 from .tokenizer_ends import GTE_QWEN2, OF_LLAMA, Whose, names_gte, settle
 from .tokenizer_making import make_tokenizer
 from .tokenizer_names import ALIASES, AS_IT_IS, BY_MODEL, BY_MODEL_ALONE, NOT_SERVED
 from .tokenizer_parts import Parts, model_kind, parts_of
+from .tokenizer_pieces import FILES as SENTENCEPIECE
+from .tokenizer_pieces import cut_otherwise, file_of, pieces_of
 from .tokenizer_settings import Settings, read_settings
 
 LLAMA = "LlamaTokenizer"
-VOCABULARIES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
+VOCABULARIES = (
+    ("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"),
+    *((name,) for name in SENTENCEPIECE),
+)  # fmt: skip
 """The sets of files that a tokenizer is made of, the first that is there."""
+LOOKED_FOR = (
+    "tokenizer.json, vocab.txt, vocab.json and merges.txt, or a SentencePiece model "
+    f"({', '.join(SENTENCEPIECE)})"
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,10 @@ class TokenizerFiles:
     """Whether the types of tokens are handed to the model too."""
     disputed: str = ""
     """What the files say in two ways, and which was taken."""
+    otherwise: str = ""
+    """What is taken otherwise than transformers does of the same files."""
+    made_of: tuple[str, ...] = ()
+    """The files that the vocabulary is from."""
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -50,17 +64,15 @@ def read_tokenizer(folder: Path, overrides: dict[str, Any] | None = None) -> Tok
 
     Args:
         folder: holds `tokenizer.json`, or `vocab.txt` (WordPiece), or `vocab.json` and
-            `merges.txt` (byte-level BPE), and settings beside it.
+            `merges.txt` (byte-level BPE), or a SentencePiece model (unigram), and settings beside
+            it.
         overrides: settings over those of `tokenizer_config.json`.
 
     Raises:
         CheckpointError: no tokenizer files, damaged ones, or settings that are not served.
     """
     if not has_tokenizer(folder):
-        raise CheckpointError(
-            f"{folder}: no tokenizer: expected tokenizer.json, vocab.txt, or vocab.json + "
-            "merges.txt"
-        )
+        raise CheckpointError(f"{folder}: no tokenizer: expected {LOOKED_FOR}")
     found = next(files for files in VOCABULARIES if all((folder / n).is_file() for n in files))
     path = folder / found[0]
     for name in found:
@@ -79,7 +91,15 @@ def read_tokenizer(folder: Path, overrides: dict[str, Any] | None = None) -> Tok
             if whole is not None and settings.get("trust_remote_code"):
                 # By transformers the class reads the whole file then; what is around is its own.
                 rules = replace(rules, model="")
-            parts = _parts(path, whole, rules, settings)
+            otherwise = ""
+            if path.suffix == ".model":
+                path = file_of(rules, path)
+                found = (path.name,)
+                check_fetched(path)
+                pieces = read_sentencepiece(path)
+                parts, otherwise = pieces_of(pieces, rules, settings), cut_otherwise(pieces)
+            else:
+                parts = _parts(path, whole, rules)
             tokenizer = make_tokenizer(rules, parts, settings)
             _check_words(tokenizer, folder, settings)
             whose = _whose(folder, settings)
@@ -98,6 +118,8 @@ def read_tokenizer(folder: Path, overrides: dict[str, Any] | None = None) -> Tok
         truncation_side=settings.truncation_side(side),
         token_types=isinstance(inputs, list) and "token_type_ids" in inputs,
         disputed=disputed,
+        otherwise=otherwise,
+        made_of=found,
     )
 
 
@@ -139,7 +161,8 @@ def class_of(folder: Path, settings: Settings, path: Path) -> tuple[str, bool]:
         return by_file.get(path.name, "PreTrainedTokenizerFast"), False
     name = named if named in CLASSES or named in ALIASES else named.removesuffix("Fast")
     name = ALIASES.get(name, name)
-    if name == LLAMA and not remote and '"ByteLevel"' in path.read_text("utf-8"):
+    byte_level = name == LLAMA and not remote and path.suffix != ".model"
+    if byte_level and '"ByteLevel"' in path.read_text("utf-8"):
         # Llama 3's, under the class of before it.
         return "PreTrainedTokenizerFast", True
     if name in CLASSES:
@@ -177,9 +200,7 @@ def _check_words(tokenizer: Tokenizer, folder: Path, settings: Settings) -> None
         )
 
 
-def _parts(
-    path: Path, whole: dict[str, Any] | None, rules: TokenizerClass, settings: Settings
-) -> Parts:
+def _parts(path: Path, whole: dict[str, Any] | None, rules: TokenizerClass) -> Parts:
     if whole is not None:
         return parts_of(whole, path, rules.name, rules.model)
     expected = "WordPiece" if path.name == "vocab.txt" else "BPE"

@@ -13,6 +13,9 @@ from .tokenizer_parts import Parts
 from .tokenizer_pipelines import Named, gpt2_around, template
 from .tokenizer_settings import NAMED, Settings
 
+PLAIN = ("GPT2Tokenizer", "Qwen2Tokenizer")
+"""Classes that put nothing around a text where `tokenizer.json` does not say it."""
+
 
 def make_tokenizer(rules: TokenizerClass, parts: Parts, settings: Settings) -> Tokenizer:
     """The tokenizer of a class, from its vocabulary and settings.
@@ -66,7 +69,7 @@ def make_tokenizer(rules: TokenizerClass, parts: Parts, settings: Settings) -> T
             for key, (name, _) in KEYS.items()
         )
         tokenizer.post_processor = template(tokenizer, named, first, last)
-    elif rules.name in ("GPT2Tokenizer", "Qwen2Tokenizer") and not parts.whole:
+    elif not parts.whole and (rules.name in PLAIN or settings.values.keys() & KEYS.keys()):
         tokenizer.post_processor = gpt2_around(tokenizer, settings, named)
     tokenizer.encode_special_tokens = bool(settings.get("split_special_tokens", False))
     return tokenizer

@@ -19,6 +19,7 @@ from pyenc.models import Encoder, EncoderConfig, register_position
 from pyenc.ops import extension
 from pyenc.ops.linear import choices
 from tests.mixtures import folder_of
+from tests.text.sentencepiece_folders import MODELS, checkpoint
 from tests.text.tokenizer_folders import around
 
 # One of them has no sentence-transformers files: test_what_is_assumed has what is said of that.
@@ -235,6 +236,22 @@ def test_what_the_files_say_in_two_ways(cli: Cli, tmp_path: Path) -> None:
     assert facts(cli, folder)["architecture"]["tokenizer_disputed"].startswith(
         "tokenizer_config.json s"
     )
+
+
+def test_a_sentencepiece_model(cli: Cli, tmp_path: Path) -> None:
+    """What was read, and what is taken otherwise than elsewhere."""
+    folder = checkpoint(tmp_path / "deberta")
+    said = cli("info", folder)
+    assert "331 used, of SentencePiece's spm.model by DebertaV2Tokenizer)" in said.out
+    assert said.err == ""
+    found = facts(cli, folder)["architecture"]
+    assert (found["tokenizer_files"], found["tokenizer_otherwise"]) == (["spm.model"], "")
+    folder = copy(GOLDEN / "albert_mlm_like_h2", tmp_path)
+    (folder / "tokenizer.json").unlink()
+    (folder / "spiece.model").write_bytes((MODELS / "albert.model").read_bytes())
+    said = " ".join(cli("info", folder).out.split())
+    assert "of SentencePiece's spiece.model by AlbertTokenizer)" in said
+    assert "spiece.model has pieces that its maker defined" in said
 
 
 def test_a_length_that_no_file_says(cli: Cli, tmp_path: Path) -> None:

@@ -135,16 +135,20 @@ def test_the_last_token_needs_no_room_after_a_prompt(folder: Path) -> None:
     assert (left_out == right).all()
 
 
-def test_a_sentencepiece_model_alone(tmp_path: Path) -> None:
-    """As DeBERTa's authors publish it: ids can be encoded, texts not, and what to do is said."""
+def test_no_tokenizer_that_is_read(tmp_path: Path) -> None:
+    """Ids can be encoded, texts not, and what to do is said; what cannot be read is an error."""
     folder = tmp_path / "model"
     shutil.copytree(GOLDEN / "deberta_v3_like_h4", folder)
     (folder / "tokenizer.json").unlink()
-    (folder / "spm.model").write_bytes(b"pieces")
+    (folder / "tokenizer.model").write_bytes(b"pieces")
     encoder = pyenc.load(folder)
     assert encoder.model(torch.ones(1, 3, dtype=torch.long)).shape == (1, 3, 64)
-    with pytest.raises(CheckpointError, match=r"no tokenizer files.*a SentencePiece \.model alone"):
+    message = r"no tokenizer files.*SentencePiece model \(spiece.model, .*a tokenizer.json"
+    with pytest.raises(CheckpointError, match=message):
         encoder.encode("the sky")
+    (folder / "spm.model").write_bytes(b"pieces")
+    with pytest.raises(CheckpointError, match=r"spm.model: not a readable SentencePiece model"):
+        pyenc.load(folder)
     (folder / "vocab.json").write_text("{}")
     (folder / "merges.txt").write_text("")
     with pytest.raises(CheckpointError, match="DebertaV2Tokenizer cannot be made of it; expected"):

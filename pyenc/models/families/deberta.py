@@ -178,7 +178,7 @@ FAMILY = Family(
             "deberta-v3-xsmall, -small, -base, -large, mdeberta-v3-base",
             "golden",
             "512 by their files; distances have no end",
-            "tokenizers as tokenizer.json; spm.model alone is not read",
+            "tokenizers as tokenizer.json or as spm.model alone",
         ),
         Published(
             "deberta-v2-xlarge, -xxlarge",
