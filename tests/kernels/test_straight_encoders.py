@@ -22,6 +22,7 @@ from pyenc.models import encoder as encoders
 from pyenc.models import straight as layers
 from pyenc.models.experts import Experts
 from pyenc.models.rotary import Rotary
+from pyenc.models.rotary_scaling import RotaryScaling
 from pyenc.ops import ALiBi, alibi_slopes
 
 T, H, C, F = 37, 2, 32, 48
@@ -71,6 +72,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
               "local": (False, True), "num_kv_heads": 1, "head_norm": True, "term_norm": True,
               "norm_plus_one": True, "gated": True, "activation": "gelu_tanh", "norm": "rms",
               **PRE, **BARE},
+    "gemma to one side": {
+        "position": "rotary", "rotary": Rotary(1e4, scaling=RotaryScaling("linear", 8.0)),
+        "local_rotary": Rotary(1e2), "window": 3, "local": (False, True), "causal": True,
+        "head_norm": True, "term_norm": True, "norm_plus_one": True, "gated": True, "norm": "rms",
+        **PRE, **BARE,
+    },
+    "neobert": {"position": "rotary", "rotary": Rotary(1e4), "gated": True, "activation": "silu",
+                "norm": "rms", **PRE, **BARE},
+    "longformer": {"position": "absolute", "num_positions": 64, "window": 3,
+                   "local": (True, True)},
+    "yarn": {"position": "rotary", "rotary": Rotary(1e4, scaling=RotaryScaling("yarn", 4.0, 16)),
+             "num_kv_heads": 1, "gated": True, "activation": "silu", "norm": "rms", **PRE, **BARE},
     "jina qk": {"position": "alibi", "qk_norm": True, "second_residual": True, "gated": True,
                 "up_bias": False},
     "one key head": {"position": "rotary", "rotary": Rotary(1e4), "num_kv_heads": 1, **PRE},
