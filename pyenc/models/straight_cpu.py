@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import add_rms_norm, extension, linear
+from ..ops import extension, linear
 from ..ops.attention import as_line
 from ..ops.attention import cpu as attention_kernels
 from ..ops.attention.shared_heads import repeated
@@ -26,8 +26,11 @@ from ..ops.gated import cpu as gated_kernels
 from ..ops.launch import DTYPE_CODES
 from ..ops.linear.int8 import product as int8_product
 from ..ops.linear.straight import Sizes, product, sizes_of
+from ..ops.norm import cpu as norm_kernels
+from ..ops.norm import gain_in_memory
+from ..ops.norm_rotary import cpu as norm_rotary_kernels
 from ..ops.registered import plain
-from .attention import turned
+from ..ops.rotary import cpu as rotary_kernels
 from .call import Call, Turn
 from .distances import Distances
 from .feed_forward import CPU_BYTES
@@ -160,7 +163,13 @@ def _attended(part: AttentionPart, x_TC: Tensor, call: Call, terms: Terms | Dist
 
 
 def _turned(turn: Turn, norms: tuple[Norm, ...], k_heads: int, y_THD: Tensor) -> Tensor:
-    return turned(y_THD, turn, "auto", *norms, k_heads=k_heads)
+    # The tables have a row for each token, in their order (call.py).
+    tables = turn.cos_TD, turn.sin_TD, turn.rows_T
+    if not norms:
+        return rotary_kernels.turn(y_THD, *tables, within=True)
+    gain, k_gain = (gain_in_memory(norm.weight, norm.plus_one) for norm in norms)
+    eps = norms[0].eps
+    return norm_rotary_kernels.forward(y_THD, gain, k_gain, k_heads, *tables, eps, within=True)
 
 
 def _fed_forward(part: FeedForwardPart, x_TC: Tensor, call: Call) -> Tensor:
@@ -178,8 +187,10 @@ def _normed(part: NormPart, x_TC: Tensor, residual_TC: Tensor | None) -> tuple[T
     """(norm(x + residual), x + residual)."""
     (weight, bias), eps = part.parameters, part.module.eps
     if part.module.rms:
-        plus_one = part.module.plus_one
-        return add_rms_norm(x_TC, residual_TC, weight, eps, plus_one=plus_one, backend="auto")
+        gain = gain_in_memory(weight, part.module.plus_one)
+        other_TC = None if residual_TC is None else residual_TC.contiguous()
+        y_TC, sum_TC, _ = norm_kernels.forward(x_TC.contiguous(), other_TC, gain, None, eps, True)
+        return y_TC, x_TC if sum_TC is None else sum_TC
     total_TC = x_TC if residual_TC is None else x_TC + residual_TC
     return F.layer_norm(total_TC, weight.shape, weight, bias, eps), total_TC
 

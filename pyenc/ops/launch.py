@@ -62,19 +62,28 @@ def on_large_pages(op: str, x: Tensor) -> Tensor:
 def check_memory(op: str, **named: Tensor | None) -> None:
     """Every tensor lies in this process's memory, as strides describe it."""
     for name, tensor in named.items():
-        if tensor is None:
-            continue
-        if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-            raise InputError(
-                f"{op}: {name} must be a dense CPU tensor, got {tensor.layout} on {tensor.device}"
-            )
+        if tensor is not None and not _in_memory(tensor):
+            raise _elsewhere(op, name, tensor)
+
+
+def _in_memory(tensor: Tensor) -> bool:
+    return tensor.is_cpu and tensor.layout is torch.strided
+
+
+def _elsewhere(op: str, name: str, tensor: Tensor) -> InputError:
+    return InputError(
+        f"{op}: {name} must be a dense CPU tensor, got {tensor.layout} on {tensor.device}"
+    )
 
 
 def check_contiguous(op: str, **named: Tensor | None) -> None:
     """The address of the first element must be enough to find all the others."""
-    check_memory(op, **named)
     for name, tensor in named.items():
-        if tensor is not None and not tensor.is_contiguous():
+        if tensor is None:
+            continue
+        if not _in_memory(tensor):
+            raise _elsewhere(op, name, tensor)
+        if not tensor.is_contiguous():
             raise InputError(f"{op}: {name} must be contiguous, got strides {tensor.stride()}")
 
 
@@ -82,12 +91,13 @@ def check_like(
     op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     """An exact shape and dtype, in memory."""
-    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+    if tensor.shape != shape or tensor.dtype is not dtype:
         raise InputError(
             f"{op}: {name} must be {dtype} of shape {shape}, got {tensor.dtype} "
             f"{tuple(tensor.shape)}"
         )
-    check_memory(op, **{name: tensor})
+    if not _in_memory(tensor):
+        raise _elsewhere(op, name, tensor)
 
 
 def as_rows(x: Tensor) -> Tensor:

@@ -25,16 +25,17 @@ OP = "rms_norm_rotary"
 
 def forward(
     x: Tensor, gain: Tensor, k_gain: Tensor | None, k_heads: int, cos: Tensor, sin: Tensor,
-    positions: Tensor, eps: float,
+    positions: Tensor, eps: float, within: bool = False,
 ) -> Tensor:  # fmt: skip
     """Each head's root-mean-square norm, turned by its token's angle: (T, H, D), contiguous.
 
     x (T, H, D) float32, bfloat16 or float16, last axis contiguous; gain (D,) float32, k_gain the
     last k_heads heads' where there are any; cos, sin (P, D/2) float32, positions (T,) int64 in
-    [0, P); contiguous but for x, on the CPU. Raises InputError on arguments it cannot serve,
-    BackendError without the extension.
+    [0, P); contiguous but for x, on the CPU. within: the positions are known to be there, and are
+    not looked at. Raises InputError on arguments it cannot serve, BackendError without the
+    extension.
     """
-    call = _call(x, gain, k_gain, k_heads, cos, sin, positions, eps)
+    call = _call(x, gain, k_gain, k_heads, cos, sin, positions, eps, within)
     out = x.new_empty(x.shape)
     module_for(OP).norm_rotary_forward(*call, out.data_ptr())
     return out
@@ -62,7 +63,7 @@ def backward(
 
 def _call(
     x: Tensor, gain: Tensor, k_gain: Tensor | None, k_heads: int, cos: Tensor, sin: Tensor,
-    positions: Tensor, eps: float,
+    positions: Tensor, eps: float, within: bool = False,
 ) -> tuple[int | float, ...]:  # fmt: skip
     check_dtype(OP, "x", x)
     check_memory(OP, x=x)
@@ -83,7 +84,8 @@ def _call(
     check_like(OP, "sin", sin, tuple(cos.shape), torch.float32)
     check_like(OP, "positions", positions, (tokens,), torch.int64)
     check_contiguous(OP, gain=gain, k_gain=k_gain, cos=cos, sin=sin, positions=positions)
-    check_range(positions, cos.shape[0], OP)
+    if not within:
+        check_range(positions, cos.shape[0], OP)
     return (
         DTYPE_CODES[x.dtype], pointer(x), x.stride(0), x.stride(1), pointer(gain), pointer(k_gain),
         pointer(cos), pointer(sin), positions.data_ptr(), tokens, heads,

@@ -22,12 +22,16 @@ from ..launch import (
 OP = "rotary"
 
 
-def turn(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, back: bool = False) -> Tensor:
+def turn(
+    x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, back: bool = False,
+    within: bool = False,
+) -> Tensor:  # fmt: skip
     """Each pair (d, d + D/2) of x turned by its token's angle, or back by it.
 
     x (T, H, D) float32, bfloat16 or float16, last axis contiguous; cos, sin (P, D/2) float32 and
     positions (T,) int64 in [0, P), contiguous; all on the CPU. Returns (T, H, D), contiguous.
-    Raises InputError on arguments it cannot serve, BackendError without the extension.
+    within: the positions are known to be there, and are not looked at. Raises InputError on
+    arguments it cannot serve, BackendError without the extension.
     """
     check_dtype(OP, "x", x)
     check_memory(OP, x=x)
@@ -41,7 +45,8 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, back: bool = Fa
     check_like(OP, "sin", sin, tuple(cos.shape), torch.float32)
     check_like(OP, "positions", positions, (tokens,), torch.int64)
     check_contiguous(OP, cos=cos, sin=sin, positions=positions)
-    check_range(positions, cos.shape[0])
+    if not within:
+        check_range(positions, cos.shape[0])
     out = x.new_empty(x.shape)
     module_for(OP).rotary_turn(
         DTYPE_CODES[x.dtype], pointer(x), x.stride(0), x.stride(1), pointer(cos),
