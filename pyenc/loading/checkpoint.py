@@ -27,6 +27,7 @@ from ..models.int8 import check_quantize, quantize_layers
 from ..models.meta import on_meta
 from ..models.position import place_buffers, shapes_alone
 from ..ops.extension import tell_missing
+from ..ops.linear.serving import check_forced
 from .files import ADAPTER
 from .heads import Head, find_head, same
 from .own_type import published, read_config
@@ -122,6 +123,7 @@ def load_checkpoint(
             adapter for the task; the message names those there are.
         CheckpointError: a file or tensor is missing, damaged, unsafe, misshapen or not finite.
         UnknownArchitectureError: the tensors belong to no known family.
+        BackendError: for a CPU, PYENC_LINEAR or PYENC_CPU_ISA asks for what cannot serve here.
     """
     check_forked()
     check_quantize(quantize)
@@ -177,8 +179,10 @@ def load_checkpoint(
     target_device, target_dtype = check_device(device), check_dtype(dtype, stored)
     if quantize or stored_bits:
         check_eight_bits(target_device)
-    if target_device.type == "cpu" and backend is None:
-        tell_missing()
+    if target_device.type == "cpu":
+        check_forced()
+        if backend is None:
+            tell_missing()
     state = {
         parameter: in_own_order(
             _read(files, [names[n] for n in ns], target_device, target_dtype),

@@ -35,7 +35,7 @@ class WeightFiles:
         self._file_of: dict[str, Path] = {}
         self._safe: dict[Path, Any] = {}
         self._pickled: dict[Path, dict[str, Tensor]] = {}
-        paths = _weight_paths(folder)
+        paths, index = _weight_paths(folder)
         for path in paths:
             check_fetched(path)
             for name in self._open(path):
@@ -44,6 +44,8 @@ class WeightFiles:
                         f"{path}: tensor {name!r} stands in {self._file_of[name].name} too"
                     )
                 self._file_of[name] = path
+        if index is not None:
+            _check_index(index, self._file_of)
 
     @property
     def names(self) -> list[str]:
@@ -92,7 +94,7 @@ def tensor_names(folder: Path) -> list[str]:
     Raises:
         CheckpointError: as of `WeightFiles`.
     """
-    paths = _weight_paths(folder)
+    paths, _ = _weight_paths(folder)
     for path in paths:
         check_fetched(path)
     if any(path.suffix == ".safetensors" for path in paths):
@@ -109,24 +111,42 @@ def _naming(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
 
 
-def _weight_paths(folder: Path) -> list[Path]:
+def _weight_paths(folder: Path) -> tuple[list[Path], Path | None]:
+    """The files that hold weights, and the index that names them where there is one."""
     for name in INDEXED:
         if (folder / name).is_file():
-            return [folder / name]
+            return [folder / name], None
         index = folder / f"{name}.index.json"
         if index.is_file():
-            return _shards(index)
+            return _shards(index), index
     raise CheckpointError(
         f"{folder}: no weights: expected {' or '.join(INDEXED)} (or their .index.json)"
     )
 
 
-def _shards(index: Path) -> list[Path]:
+def _weight_map(index: Path) -> dict[str, str]:
+    """Which tensor is in which shard, by the index."""
     try:
-        shards = json.loads(index.read_text("utf-8"))["weight_map"].values()
-        names = sorted({str(shard) for shard in shards})
+        shards = json.loads(index.read_text("utf-8"))["weight_map"].items()
+        return {name: str(shard) for name, shard in shards}
     except (ValueError, KeyError, AttributeError, TypeError, OSError, RecursionError) as error:
         raise CheckpointError(f"{index}: no readable weight_map: {error!r}") from error
+
+
+def _check_index(index: Path, there: dict[str, Path]) -> None:
+    """What the index names is in some shard: a head or a pooler that is not would be taken for one
+    that the checkpoint never had."""
+    said = _weight_map(index)
+    if lost := [name for name in said if name not in there]:
+        others = f", and {len(lost) - 1:,} more" if len(lost) > 1 else ""
+        raise CheckpointError(
+            f"{index}: tensor {lost[0]!r:.200} should be in {said[lost[0]]}{others}; no shard has "
+            "it: a shard or the index is of another checkpoint, or was written in part"
+        )
+
+
+def _shards(index: Path) -> list[Path]:
+    names = sorted(set(_weight_map(index).values()))
     if not names:
         raise CheckpointError(f"{index}: its weight_map is empty; expected a shard of each tensor")
     paths = [index.parent / name for name in names]

@@ -88,8 +88,9 @@ class EncoderConfig(ConfigFields):
             raise InputError(
                 "EncoderConfig: qk_norm and head_norm are two norms of the same, one of them served"
             )
-        if self.term_norm and not self.norm_first:
-            raise InputError("EncoderConfig: term_norm goes with norm_first alone")
+        for name, plain in (("term_norm", False), ("first_norm", True), ("wide_residual", False)):
+            if (value := getattr(self, name)) is not plain and not self.norm_first:
+                raise InputError(f"EncoderConfig: {name} {value} goes with norm_first alone")
 
     def _check_experts(self) -> None:
         if self.experts is None:
@@ -173,6 +174,12 @@ class EncoderConfig(ConfigFields):
             raise InputError(
                 f"EncoderConfig: window {self.window} is of the layers that local names, one True "
                 "or False a layer; it names none"
+            )
+        if self.local_rotary is not None and (self.rotary is None or not self.local):
+            lacks = "local names none" if self.rotary else "rotary, of the others, is None"
+            raise InputError(
+                "EncoderConfig: local_rotary is of those layers that local names, one True or "
+                f"False a layer, beside the rotary of the others; {lacks}"
             )
         if any(self.local) and (self.window is None or self.window < 0):
             raise InputError(f"EncoderConfig: local layers need a window >= 0, not {self.window}")

@@ -13,7 +13,13 @@ from torch import Tensor
 from ..errors import InputError
 from ..ops.backend import compiling
 from ..ops.constant import constant_result
-from ..ops.validation import check_cu_seqlens, sequence_bounds
+from ..ops.validation import (
+    check_beside,
+    check_cu_seqlens,
+    check_dense,
+    check_mask,
+    sequence_bounds,
+)
 from .config import EncoderConfig
 from .places import sequence_of_token
 
@@ -52,9 +58,11 @@ def pack(
     masked tokens still are: an id that is masked, and no padding, takes a position.
 
     Raises:
-        InputError: shapes disagree, ids are not integers, or the mask is not of zeros and ones.
+        InputError: shapes or devices disagree, ids are not integers, or the mask is not of zeros
+            and ones.
     """
     _check_integers("input_ids", input_ids)
+    _check_values("Encoder", input_ids)
     if input_ids.ndim != 2:
         raise InputError(f"input_ids must be (B, N), got {tuple(input_ids.shape)}")
     if token_type_ids is not None:
@@ -71,6 +79,8 @@ def pack(
             f"attention_mask must be a tensor shaped as input_ids, {tuple(input_ids.shape)}; got "
             f"{getattr(attention_mask, 'shape', type(attention_mask).__name__)}"
         )
+    check_mask("Encoder", "attention_mask", attention_mask)
+    check_beside("Encoder", input_ids, attention_mask=attention_mask)
     kept = attention_mask != 0
     zeros_and_ones = (kept == attention_mask).all()
     message = "attention_mask must hold zeros and ones only (it is not additive)"
@@ -126,11 +136,22 @@ def _check_integers(name: str, ids: Tensor) -> None:
         raise InputError(f"{name} must be a tensor, got {type(ids).__name__}")
     if ids.dtype not in (torch.int32, torch.int64):
         raise InputError(f"{name} must be integers, int32 or int64, got {ids.dtype}")
+    check_dense("Encoder", name, ids)
+
+
+def _check_values(what: str, ids: Tensor) -> None:
+    """Ids are looked at."""
+    if ids.device.type == "meta":
+        raise InputError(
+            f"{what}: input_ids are on meta, where they have no values; to be read, they "
+            "and the encoder's parameters must be on another device"
+        )
 
 
 def check_like(name: str, given: Tensor, input_ids: Tensor) -> None:
-    """Token types and positions are integers, one for each token."""
+    """Token types and positions are integers, one for each token, and on one device."""
     _check_integers(name, given)
+    check_beside("Encoder", input_ids, **{name: given})
     if given.shape != input_ids.shape:
         raise InputError(
             f"{name} must be shaped as input_ids, {tuple(input_ids.shape)}; got "
@@ -164,6 +185,8 @@ def check_packed(
         if given is not None:
             check_like(name, given, input_ids)
     if values and not compiling():
+        _check_values("forward_packed", input_ids)
+        check_beside("forward_packed", input_ids, cu_seqlens=cu_seqlens)
         sequence_bounds("forward_packed", cu_seqlens, input_ids.shape[0])
 
 

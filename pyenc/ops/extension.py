@@ -9,9 +9,10 @@ Environment:
                                build cannot pass the tests through the fallback).
     PYENC_CPU_ISA=NAME         forces one of the instruction sets that were compiled in ("generic",
                                "x86-64-v3", "x86-64-v4", "x86-64-v4-bf16", "x86-64-v4-amx"); read
-                               once, by the extension, as it loads. One that cannot run here makes
-                               the extension fail to load. The last one, Intel's matrix units, needs
-                               the kernel's permission too, which is asked for when it is chosen.
+                               once, by the extension, as it loads. One that cannot run here is an
+                               error where a built extension is looked for. The last one, Intel's
+                               matrix units, needs the kernel's permission too, which is asked for
+                               when it is chosen.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from pathlib import Path
 from types import ModuleType
 
 from ..callers import stacklevel
+from ..errors import BackendError
 from .constant import constant_result
 from .sources import sources_digest
 
 REQUIRE_VARIABLE = "PYENC_REQUIRE_EXTENSION"
+
+ISA_VARIABLE = "PYENC_CPU_ISA"
 
 REBUILD = "rebuild it: pip install . (in a checkout: python setup.py build_ext --inplace)"
 
@@ -75,9 +79,14 @@ def required() -> bool:
 def load() -> ModuleType | None:
     """The extension module, or None where it is missing (``why_missing`` says why).
 
-    Raises ImportError instead of returning None when PYENC_REQUIRE_EXTENSION=1.
+    Raises:
+        BackendError: PYENC_CPU_ISA names an instruction set that cannot serve here.
+        ImportError: it is missing, and PYENC_REQUIRE_EXTENSION=1.
     """
     module, reason = _attempt()
+    if module is None and f"{ISA_VARIABLE}=" in reason:
+        # As a backend that was asked for by name: torch in its place would be a choice unheard.
+        raise BackendError(reason[reason.index(f"{ISA_VARIABLE}=") :])
     if module is None and required():
         raise ImportError(f"{reason} ({REQUIRE_VARIABLE} is set)")
     return module
@@ -96,7 +105,12 @@ def missing() -> str | None:
 
 
 def tell_missing() -> None:
-    """Warn, once a process, where the extension is missing: vectors are the same, and slower."""
+    """Warn, once a process, where the extension is missing: vectors are the same, and slower.
+
+    Raises:
+        BackendError: as of `load`.
+    """
+    load()
     why = why_missing()
     if why and not _told:
         _told.append(why)

@@ -14,6 +14,7 @@ from ..errors import InputError, InputTypeError
 from .freed import check_there
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MASKS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, *FLOATS)
 
 
 def check_float(op: str, **tensors: Tensor | None) -> None:
@@ -49,6 +50,16 @@ def check_dense(op: str, name: str, tensor: Tensor) -> None:
     """A tensor has a number at every place, and strides that say where: no sparse one."""
     if tensor.layout is not torch.strided:
         raise InputError(f"{op}: {name} must be dense (torch.strided), got {tensor.layout}")
+
+
+def check_mask(op: str, name: str, mask: Tensor) -> None:
+    """A mask has a number at every place, and none that loses a part as it is compared or cast."""
+    if mask.dtype not in MASKS:
+        raise InputError(
+            f"{op}: {name} must be of bool, integers (uint8, int8 to int64) or floats (16 bits to "
+            f"64), got {mask.dtype}"
+        )
+    check_dense(op, name, mask)
 
 
 def check_switch(op: str, name: str, value: Any) -> None:

@@ -265,7 +265,12 @@ def test_no_counter(tmp_path: Path, name: str, tensor: Tensor) -> None:
     ],
 )
 def test_a_constant_that_is_another(tmp_path: Path, golden: str, name: str, tensor: Tensor) -> None:
-    folder = written(tmp_path, golden, lambda t: t.update({name: tensor.contiguous()}))
+    try:
+        folder = written(tmp_path, golden, lambda t: t.update({name: tensor.contiguous()}))
+    except KeyError:
+        if not tensor.is_complex():
+            raise
+        pytest.skip("this safetensors writes no complex numbers")
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(folder)
     for word in (str(folder / NAME), repr(name), "not what is computed"):

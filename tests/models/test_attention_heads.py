@@ -29,6 +29,8 @@ def config_of(**given: Any) -> EncoderConfig:
     shape |= given
     if shape["position"] == "rotary":
         shape["rotary"] = Rotary(THETA)
+    else:
+        shape.pop("local_rotary", None)
     return EncoderConfig(**shape)
 
 
@@ -220,7 +222,7 @@ def test_no_token_sees_one_after_it(backend: str | None, local: tuple[bool, ...]
         ({"num_kv_heads": 3}, "num_heads 4 must be a multiple of num_kv_heads 3"),
         ({"num_kv_heads": 8}, "num_heads 4 must be a multiple of num_kv_heads 8"),
         ({"qk_norm": True, "head_norm": True}, "qk_norm and head_norm are two norms"),
-        ({"term_norm": True}, "term_norm goes with norm_first alone"),
+        ({"term_norm": True}, "term_norm True goes with norm_first alone"),
         ({"embedding_scale": float("nan")}, "embedding_scale must be finite"),
     ],
 )

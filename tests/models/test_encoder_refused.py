@@ -43,6 +43,31 @@ def test_bad_input_is_named(encoder: Encoder) -> None:
             encoder(*given)
 
 
+def test_tensors_without_values_and_masks_of_another_kind(encoder: Encoder) -> None:
+    """A complex mask lost its imaginary part; others were torch's own errors."""
+    ids, ones = torch.zeros(2, 5, dtype=torch.long), torch.ones(2, 5)
+    far, bounds = ids.to("meta"), torch.tensor([0, 5, 10])
+    for given, message in (
+        ((ids, ones.to(torch.complex64)), "attention_mask must be of bool, .* got torch.complex64"),
+        ((ids, ones.to(torch.float8_e4m3fn)), "attention_mask must be of bool, .* got .*float8_e4"),
+        ((ids, ones.to_sparse()), "attention_mask must be dense"),
+        ((ids.to_sparse(),), "input_ids must be dense"),
+        ((ids, ones.to("meta")), "attention_mask is on meta, the other tensors on cpu"),
+        ((ids, None, far), "token_type_ids is on meta, the other tensors on cpu"),
+        ((far,), "Encoder: input_ids are on meta, where they have no values"),
+        ((far, ones.to("meta")), "Encoder: input_ids are on meta, where they have no values"),
+    ):
+        with pytest.raises(InputError, match=message):
+            encoder(*given)
+    for take in (encoder.forward_packed, encoder.check):
+        with pytest.raises(InputError, match="forward_packed: input_ids are on meta, where"):
+            take(far.flatten(), bounds)
+        with pytest.raises(InputError, match="cu_seqlens is on meta, the other tensors on cpu"):
+            take(ids.flatten(), bounds.to("meta"))
+    for dtype in (torch.bool, torch.uint8, torch.int16, torch.float16, torch.float64):
+        assert torch.equal(encoder(ids, ones.to(dtype)), encoder(ids, ones))
+
+
 @pytest.mark.parametrize(
     ("ids", "bounds", "message"),
     [
@@ -181,10 +206,20 @@ def test_types_of_a_config(change: dict[str, object], message: str) -> None:
         ({"norm": None}, 'norm must be "layer" or "rms", got None'),
         ({"feed_forward_dropout": "hidden"}, '.* must be "inner" or "outer" or "both", got'),
         ({"window": 8}, "window 8 is of the layers that local names"),
+        (
+            {"position": "rotary", "rotary": Rotary(9.0), "local_rotary": Rotary(7.0)},
+            "local_rotary is of those layers that local names.*; local names none",
+        ),
+        (
+            {"local_rotary": Rotary(7.0), "local": (True, False), "window": 3},
+            "local_rotary is of .*, beside the rotary of the others; rotary, .*, is None",
+        ),
+        ({"first_norm": False}, "first_norm False goes with norm_first alone"),
+        ({"wide_residual": True}, "wide_residual True goes with norm_first alone"),
     ],
 )
 def test_what_would_be_taken_for_something_else(change: dict[str, object], message: str) -> None:
-    """An unknown norm was layer norm, a window of no layers none."""
+    """An unknown norm was layer norm, a window of no layers none, and so was a rotary of theirs."""
     with pytest.raises(InputError, match=f"EncoderConfig: {message}"):
         dataclasses.replace(ALIBI, **change)  # type: ignore[arg-type]
 

@@ -148,14 +148,14 @@ MUTATIONS: dict[str, list[dict[str, Any]]] = {
     "modernbert_mmbert_like_h3": [
         {"window": 11},
         {"window": 13},
-        {"local": (), "window": None},
+        {"local": (), "window": None, "local_rotary": None},
         {"gate_first": False},
         {"norm_eps": 1e-12},
     ],
     "gemma_embed_like_h3": [
         {"window": 11},
         {"window": 13},
-        {"local": (), "window": None},
+        {"local": (), "window": None, "local_rotary": None},
         {"rotary": Rotary(500.0)},
         {"local_rotary": None},
         {"scale": None},
@@ -192,7 +192,7 @@ MUTATIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "mistral_e5_like_h4": [
         {"causal": False},
-        {"local": (), "window": None},
+        {"local": (), "window": None, "local_rotary": None},
         {"window": 10},
         {"window": 12},
         {"rotary": Rotary(20_000.0)},

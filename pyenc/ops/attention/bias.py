@@ -96,7 +96,7 @@ def apply_own(bias: OwnBias, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
         with exactly(s.device):
             made: Any = bias.score(s, i, j)
         if isinstance(made, Tensor) and tuple(made.shape) == right:
-            _check_numbers(bias, "score", made)
+            _check_numbers(bias, "score", made, s.device)
             return made
         raise _misshapen(bias, "score", made, f"{right}, (H, i, j), as what it is given")
     return s + fitting(added(bias, i, j, s.shape[0]), s.dtype)  # type: ignore[arg-type]
@@ -113,15 +113,16 @@ def added(bias: ScoreBias | DistanceBias, i: Tensor, j: Tensor, heads: int) -> T
             made: Any = bias.block(i, j)
             right = heads, len(i), len(j)
             if isinstance(made, Tensor) and _broadcasts(made.shape, right):
-                _check_numbers(bias, "block", made)
+                _check_numbers(bias, "block", made, i.device)
                 return made
             raise _misshapen(bias, "block", made, f"{right}, (H, i, j), or what is broadcast to it")
         offsets, place = (j[None, :] - i[:, None]).unique(return_inverse=True)
         return bias.along(offsets.long())[:, place]
 
 
-def _check_numbers(bias: Any, method: str, made: Tensor) -> None:
-    """Refuse conditions, which would be added as 1 and 0, and complex numbers."""
+def _check_numbers(bias: Any, method: str, made: Tensor, device: torch.device) -> None:
+    """Refuse conditions, which would be added as 1 and 0, complex numbers, and those elsewhere."""
+    _check_beside(bias, method, made, device)
     if made.dtype == torch.bool:
         raise InputError(
             f"attention: {type(bias).__name__}.{method} gave conditions (torch.bool), expected "
@@ -130,6 +131,15 @@ def _check_numbers(bias: Any, method: str, made: Tensor) -> None:
     if made.is_complex():
         raise InputError(
             f"attention: {type(bias).__name__}.{method} gave {made.dtype}, expected real numbers"
+        )
+
+
+def _check_beside(bias: Any, method: str, made: Tensor, device: torch.device) -> None:
+    """What a bias gives is on the device of what it is given; one number may be anywhere."""
+    if made.device != device and made.ndim:
+        raise InputError(
+            f"attention: {type(bias).__name__}.{method} gave a tensor on {made.device}, expected "
+            f"one on {device}, as what it is given: its parameters belong there too"
         )
 
 

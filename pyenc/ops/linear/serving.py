@@ -10,8 +10,10 @@ import functools
 import torch
 from torch import Tensor, nn
 
+from ...errors import BackendError
 from ..backend import WhyNot, always, compiling
 from ..constant import constant_result
+from ..extension import missing
 from . import activated, amx, few_rows, packs, parts, product, wide
 from . import onednn as kernels
 from .registration import PACKED, work
@@ -162,6 +164,24 @@ def _widening_preferred(dtype: str) -> bool:
 @constant_result
 def forced() -> str | None:
     return kernels.forced()
+
+
+def check_forced() -> None:
+    """Look at PYENC_LINEAR before anything is computed: single products that its choice has not,
+    of another dtype say, go their ordinary way.
+
+    Raises:
+        BackendError: it is no choice, or one that nothing here can make a product by.
+    """
+    asked = kernels.forced()
+    reasons: dict[str, WhyNot] = {
+        amx.WAY: amx.unavailable,
+        few_rows.WAY: missing,
+        "onednn": lambda: kernels.unavailable(torch.float32),
+        **dict.fromkeys(parts.PARTS, parts.unavailable),
+    }
+    if asked in reasons and (reason := reasons[asked]()) is not None:
+        raise BackendError(f"{kernels.VARIABLE}={asked} cannot serve here: {reason}")
 
 
 def _dtype(name: str) -> torch.dtype:

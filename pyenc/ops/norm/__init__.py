@@ -72,6 +72,11 @@ def add_layer_norm(
     # A weight that is wider than the sum (one plus a half's, say) is not rounded to it.
     wide = torch.promote_types(total.dtype, weight.dtype)
     wide = wide if bias is None else torch.promote_types(wide, bias.dtype)
+    if total.is_cpu and torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (weight, bias)
+    ):  # fmt: skip
+        # Of halves torch adds up their gradients in the half.
+        wide = torch.promote_types(wide, torch.float32)
     weight, bias = weight.to(wide), None if bias is None else bias.to(wide)
     return F.layer_norm(total.to(wide), weight.shape, weight, bias, eps).to(total.dtype), total
 

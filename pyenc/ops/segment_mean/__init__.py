@@ -18,6 +18,7 @@ from ..validation import (
     check_cu_seqlens,
     check_float,
     check_given,
+    check_mask,
     check_switch,
     sequence_bounds,
 )
@@ -87,6 +88,7 @@ def masked_mean_pool(
             "masked_mean_pool: x must be (B, N, C) and mask (B, N); got "
             f"{tuple(x.shape)} and {tuple(mask.shape)}"
         )
+    check_mask("masked_mean_pool", "mask", mask)
     rows, length, _ = x.shape
     cu_seqlens = torch.arange(rows + 1, device=x.device) * length
     weights = mask.reshape(-1).to(out_dtype(x))

@@ -206,7 +206,7 @@ def test_a_tensor_that_is_not_listed_is_named() -> None:
 
 class Gives:
     def __init__(self, method: str, made: Any) -> None:
-        setattr(self, method, lambda *_: made)
+        setattr(self, method, made if callable(made) else lambda *_: made)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch", "reference"])
@@ -219,6 +219,8 @@ class Gives:
         ("block", 1.5, "block must give .*got float"),
         ("block", torch.zeros(3, 1, 40), r"block must give .*got \(3, 1, 40\)"),
         ("block", torch.zeros(1, 2, 1, 40), r"block must give .*got \(1, 2, 1, 40\)"),
+        ("block", torch.ones(2, 1, 1, device="meta"), "block gave .* on meta, expected one on cpu"),
+        ("score", lambda s, *_: s.to("meta"), "score gave a tensor on meta, expected one on cpu"),
     ],
 )
 def test_what_it_gives_is_looked_at(backend: str, method: str, made: Any, got: str) -> None:

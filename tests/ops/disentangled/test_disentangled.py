@@ -228,6 +228,19 @@ def test_strided_operands() -> None:
     torch.testing.assert_close(found, right)
 
 
+@pytest.mark.parametrize("lengths", [(), (0,), (0, 0)])
+@pytest.mark.parametrize("backend", [None, *BACKENDS])
+def test_no_tokens_however_they_lie(backend: str | None, lengths: tuple[int, ...]) -> None:
+    """`contiguous` leaves the strides of an empty tensor as they are."""
+    case = replace(CASES["ragged, buckets"], lengths=lengths)
+    given = leaves([None if x is None else x.float() for x in case.operands()])
+    spread = [torch.randn(0, case.heads, case.dim, 2)[..., 0].requires_grad_() for _ in range(3)]
+    out = case.call([*spread, *given[3:]], backend=backend)
+    assert out.shape == spread[0].shape
+    for grad in torch.autograd.grad(out.sum(), spread, allow_unused=True):
+        assert grad is None or grad.shape == out.shape
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sums_of_a_card_are_those_of_a_cpu(dtype: torch.dtype) -> None:
     """In whole numbers, whose sums go by no order; what is no number stays none."""

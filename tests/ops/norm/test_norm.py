@@ -14,7 +14,7 @@ from pyenc.errors import InputError, InputTypeError
 from pyenc.ops import add_layer_norm, add_rms_norm, extension
 from pyenc.ops.norm import _layer_norm_table
 from tests.ops.elementwise import DTYPES, check
-from tests.oracle import assert_right, margin
+from tests.oracle import assert_right, margin, naively
 
 BACKENDS = ["torch", *(["cpu"] if extension.load() is not None else [])]
 
@@ -73,6 +73,28 @@ def test_a_weight_wider_than_the_sum_is_not_rounded(
         # No more is rounded than the result, once.
         with margin(1.9):
             assert_right(got.detach(), oracle.to(x.dtype), oracle)
+
+
+@pytest.mark.parametrize("backend", [None, *BACKENDS])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [100, 3000])
+def test_gradients_of_parameters_are_not_added_up_in_the_half(
+    rows: int, dtype: torch.dtype, backend: str | None
+) -> None:
+    """Of some thousand rows torch's own are off by a tenth."""
+    tensors = [t.to(dtype) for t in (torch.randn(rows, 24), torch.randn(24), torch.randn(24))]
+    share = torch.randn(rows, 24).to(dtype)
+
+    def grads(name: str | None, kind: torch.dtype) -> tuple[Tensor, ...]:
+        x, weight, bias = given = [t.to(kind).requires_grad_() for t in tensors]
+        y, _ = add_layer_norm(x, None, weight, bias, 1e-6, backend=name)
+        return torch.autograd.grad((y * share.to(kind)).sum(), given)
+
+    exact = grads("reference", torch.float64)
+    with naively():
+        naive = grads("reference", dtype)
+    for i, three in enumerate(zip(grads(backend, dtype), naive, exact, strict=True)):
+        assert_right(*three, gradient=True, what=str(i))
 
 
 def test_norms_without_residual() -> None:

@@ -131,6 +131,10 @@ def test_bad_input_is_named(
 def test_padded_bad_input_is_named() -> None:
     with pytest.raises(InputError, match=r"x must be \(B, N, C\) and mask \(B, N\)"):
         masked_mean_pool(torch.ones(2, 3, 4), torch.ones(2, 4))
+    with pytest.raises(InputError, match=r"mask must be of bool, .* got torch\.complex64"):
+        masked_mean_pool(torch.ones(2, 3, 4), torch.ones(2, 3).cfloat())
+    with pytest.raises(InputError, match="mask must be dense"):
+        masked_mean_pool(torch.ones(2, 3, 4), torch.ones(2, 3).to_sparse())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
