@@ -112,6 +112,12 @@ def gated_linear(
             f"gated_linear: bias must be ({weight.shape[0]},), got {tuple(bias.shape)}"
         )
     check_activation("gated_linear", activation)
+    dtypes = {t.dtype for t in (x, weight, bias) if t is not None}
+    if len(dtypes) > 1 and not torch.is_autocast_enabled(x.device.type):
+        raise InputError(
+            "gated_linear: x, weight and bias must share a dtype; got "
+            f"{', '.join(sorted(map(str, dtypes)))}"
+        )
     given = x, weight, bias
     name = choose("gated_linear", backend, backend_table(x), others=("flash_attn",), of=given)
     if name == "reference":
