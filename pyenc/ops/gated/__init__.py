@@ -157,6 +157,8 @@ def _straight(
         return None
     if not x.dtype == weight.dtype == shift.dtype:
         return None
+    if not x.layout == weight.layout == shift.layout == torch.strided:
+        return None
     if not x.get_device() == weight.get_device() == shift.get_device():
         return None
     if not x.stride(1) == weight.stride(1) == shift.stride(-1) == 1:
@@ -206,7 +208,9 @@ def apart_why(
     configs.json)."""
     if torch.is_autocast_enabled(x.device.type):
         return "autocast casts what the product multiplies"
-    for name, tensor in (("weight", weight), ("bias", bias)):
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.layout is not torch.strided:
+            return f"{name} is {tensor.layout}, which torch's own product takes"
         if tensor is not None and tensor.dtype != x.dtype:
             return f"x is {x.dtype} and {name} {tensor.dtype}"
     if (reason := triton_launch.why_not(x)) is not None:
