@@ -83,7 +83,9 @@ def test_what_a_layer_keeps(name: str) -> None:
     """What it was given and nothing else; all of a layer where it is not recomputed."""
     sizes = {}
     for count in (2, 4):
-        encoder = encoder_of(name, num_layers=count, local=(), window=None, hidden_dropout=0.1)
+        encoder = encoder_of(
+            name, num_layers=count, local=(), window=None, local_rotary=None, hidden_dropout=0.1
+        )
         plain = kept(encoder)
         encoder.gradient_checkpointing_enable(every_n_layers=2)
         half = kept(encoder)

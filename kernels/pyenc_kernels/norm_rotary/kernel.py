@@ -92,7 +92,8 @@ def norm_rotary_backward(
     while first < n_tokens:
         o_t = first + tl.arange(0, BLOCK_T)
         m_t = o_t < n_tokens
-        mask = m_t[:, None, None] & (o_h < n_heads) & m_d
+        m_th = m_t[:, None, None] & (o_h < n_heads)
+        mask = m_th & m_d
         b_cos, b_sin = turns(p_cos, p_sin, p_positions, o_t, m_t, o_d, m_d, n_positions, HALF)
         o_t = o_t[:, None, None]
         b_grad_1 = tl.load(p_grad_out + o_t * s_grad_t + o_grad, mask=mask, other=0.0)
@@ -105,7 +106,8 @@ def norm_rotary_backward(
         b_grad_1 = b_back
         b_unit_1 = tl.load(p_x + o_t * s_t + o_x, mask=mask, other=0.0).to(tl.float32)
         b_unit_2 = tl.load(p_x + o_t * s_t + o_x + HALF, mask=mask, other=0.0).to(tl.float32)
-        b_scale = scale_of(b_unit_1, b_unit_2, share, eps)
+        # With an eps of 0 that of what is no head is infinite, and would be in the sums.
+        b_scale = tl.where(m_th, scale_of(b_unit_1, b_unit_2, share, eps), 0.0)
         b_unit_1 *= b_scale
         b_unit_2 *= b_scale
         b_sum_1 += b_grad_1 * b_unit_1

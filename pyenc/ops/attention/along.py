@@ -15,16 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import InputError
-from ..autocast import exactly
 from ..backend import compiling, hides_values
 from ..gradient import unlisted
-from .bias import DistanceBias
+from .bias import DistanceBias, numbers_along
 
 SHORT = 2**16
 """A line of this reach is made however few tokens there are."""
-
-WIDE = (torch.float32, torch.float64)
-"""What a line's numbers may be: half ones round far scores by whole units."""
 
 NEARBY = 80.0
 """A key whose bias lies this far (nats) below the query's own is not near; to order work by."""
@@ -65,7 +61,7 @@ def line_of(bias: DistanceBias, heads: int, reach: int, device: torch.device) ->
             `affine_from` is no distance.
     """
     offsets = torch.arange(-reach, reach + 1, dtype=torch.long, device=device)
-    return Line(_checked(bias, offsets, heads), affine_from(bias))
+    return Line(numbers_along(bias, offsets, heads), affine_from(bias))
 
 
 def affine_from(bias: DistanceBias) -> int | None:
@@ -88,7 +84,7 @@ def wants_gradient(bias: DistanceBias, heads: int, device: torch.device) -> bool
     if not torch.is_grad_enabled():
         return False
     offsets = torch.zeros(1, dtype=torch.long, device=device)
-    return _checked(bias, offsets, heads).requires_grad
+    return numbers_along(bias, offsets, heads).requires_grad
 
 
 def check_listed(bias: DistanceBias, heads: int, device: torch.device) -> None:
@@ -100,32 +96,13 @@ def check_listed(bias: DistanceBias, heads: int, device: torch.device) -> None:
     if compiling() or not torch.is_grad_enabled():
         return
     listed: Any = getattr(bias, "parameters", tuple)
-    numbers = _checked(bias, torch.zeros(1, dtype=torch.long, device=device), heads)
+    numbers = numbers_along(bias, torch.zeros(1, dtype=torch.long, device=device), heads)
     if lost := unlisted(numbers, listed()):
         raise InputError(
             f"attention: {type(bias).__name__}.along takes a gradient to a tensor of shape "
             f"{tuple(lost[0].shape)} that parameters() does not list; positions so far apart are "
             "served block by block, which gives gradients to those alone"
         )
-
-
-def _checked(bias: DistanceBias, offsets: Tensor, heads: int) -> Tensor:
-    with exactly(offsets.device):
-        numbers: Any = bias.along(offsets)
-    name, right = type(bias).__name__, (heads, offsets.shape[0])
-    if not isinstance(numbers, Tensor) or numbers.shape != right:
-        got = tuple(numbers.shape) if isinstance(numbers, Tensor) else type(numbers).__name__
-        raise InputError(f"attention: {name}.along must give {right}, (H, n); got {got}")
-    if numbers.dtype not in WIDE:
-        raise InputError(
-            f"attention: {name}.along must give float32 (or float64), got {numbers.dtype}: compute "
-            "it of x.float(), say; rounding a bias to half moves far scores by whole units"
-        )
-    if numbers.device != offsets.device:
-        raise InputError(
-            f"attention: {name}.along gave numbers on {numbers.device}, q is on {offsets.device}"
-        )
-    return numbers
 
 
 def reach_of(q: Tensor, cu_seqlens: Tensor, positions: Tensor | None) -> int:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from .along import WIDE, affine_from
-from .bias import DistanceBias, ScoreBias, ScoreMap, apply_own
+from .along import affine_from
+from .bias import WIDE, DistanceBias, ScoreBias, ScoreMap, apply_own
 
 TOLERANCE = 1e-4
 """Of the largest number of a head's; float32 functions of exact distances are off by 1e-6."""

@@ -117,7 +117,35 @@ def added(bias: ScoreBias | DistanceBias, i: Tensor, j: Tensor, heads: int) -> T
                 return made
             raise _misshapen(bias, "block", made, f"{right}, (H, i, j), or what is broadcast to it")
         offsets, place = (j[None, :] - i[:, None]).unique(return_inverse=True)
-        return bias.along(offsets.long())[:, place]
+    return numbers_along(bias, offsets.long(), heads)[:, place]
+
+
+WIDE = (torch.float32, torch.float64)
+"""What the numbers of `along` may be: half ones round far scores by whole units."""
+
+
+def numbers_along(bias: DistanceBias, offsets: Tensor, heads: int) -> Tensor:
+    """What `bias.along` says of distances (n,) int64: (H, n).
+
+    Raises:
+        InputError: it gives something else.
+    """
+    with exactly(offsets.device):
+        numbers: Any = bias.along(offsets)
+    name, right = type(bias).__name__, (heads, offsets.shape[0])
+    if not isinstance(numbers, Tensor) or numbers.shape != right:
+        got = tuple(numbers.shape) if isinstance(numbers, Tensor) else type(numbers).__name__
+        raise InputError(f"attention: {name}.along must give {right}, (H, n); got {got}")
+    if numbers.dtype not in WIDE:
+        raise InputError(
+            f"attention: {name}.along must give float32 (or float64), got {numbers.dtype}: compute "
+            "it of x.float(), say; rounding a bias to half moves far scores by whole units"
+        )
+    if numbers.device != offsets.device:
+        raise InputError(
+            f"attention: {name}.along gave numbers on {numbers.device}, q is on {offsets.device}"
+        )
+    return numbers
 
 
 def _check_numbers(bias: Any, method: str, made: Tensor, device: torch.device) -> None:

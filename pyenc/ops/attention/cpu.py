@@ -200,7 +200,7 @@ def call_of(
     check_dtype(OP, "q", q)
     for name, x in (("q", q), ("k", k), ("v", v)):
         check_like(OP, name, x, tuple(q.shape), q.dtype)
-        if x.stride(-1) != 1 and x.shape[-1] > 1 and x.numel():
+        if x.stride(-1) != 1 and x.shape[-1] > 1:
             raise InputError(
                 f"{OP}: the last axis of {name} must be contiguous, got strides {x.stride()}"
             )

@@ -17,13 +17,16 @@ from .. import triton_launch
 from ..sharing import shared
 from ..validation import check_dense_bias, check_positions, sequence_bounds
 from . import blocks
-from .bias import relative_position_bucket
+from .bias import RelativePositionBias, relative_position_bucket
 from .far import far_dense, fitting
 from .terms import Terms
 
 OP = "attention"
 MAX_HEAD_DIM = 256
 MAX_BUCKETS = 128
+LONGEST = 2**20
+"""Distances of a T5 table on each side, which are written down for the kernels: 16 MB a head. They
+take them as float32, which from 2**24 on has no longer all."""
 GRAIN = 128
 """Of pyenc_kernels.slots, for shapes that must be told without Triton."""
 
@@ -35,6 +38,11 @@ def why_not(q: Tensor, bias: Any) -> str | None:
     table = getattr(bias, "table", None)
     if isinstance(table, Tensor) and table.shape[0] > MAX_BUCKETS:
         return f"{table.shape[0]} buckets are more than {MAX_BUCKETS}"
+    if isinstance(bias, RelativePositionBias) and bias.max_distance > LONGEST:
+        return (
+            f"the buckets of distances up to {bias.max_distance} would be written down, and "
+            f"{LONGEST} is the most"
+        )
     return triton_launch.why_not(q)
 
 

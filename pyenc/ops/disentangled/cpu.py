@@ -26,6 +26,7 @@ from ..attention.cpu_arrays import BIAS_CODES
 from ..attention.far import FULL, far_rows
 from ..attention.groups import BLOCK_ELEMENTS
 from ..attention.own_tiles import Buffer
+from ..attention.registration import rows_contiguous
 from ..attention.terms import Terms as AttentionTerms
 from ..launch import check_like, module_for, pointer
 from . import blocks
@@ -48,7 +49,7 @@ def forward(
     """out (T, H, D) in q's dtype and, where a backward follows, out unrounded (T, H, D), a score
     near its row's largest (T, H), in base 2, and less the sum of the weights beside that (T, H)."""
     tables = _Tables(q, terms)
-    q, k, v = (_side_by_side(x) for x in (q, k, v))
+    q, k, v = (rows_contiguous(x) for x in (q, k, v))
     wide_q, wide_k = q.to(torch.float32), k.to(torch.float32)
     on = (wide_q, wide_k, v.to(torch.float32)) if with_backward else (q, k, v)
     bare = AttentionTerms("none", None, 0, terms.positions, -1, -1, terms.scale, 0.0, 0)
@@ -70,10 +71,6 @@ def forward(
         # Of scores that overflowed in base 2 blocks of torch serve, in the backward too.
         return blocks.forward(q, k, v, terms) if far else out, none, none.clone(), none.clone()
     return out.to(q.dtype, copy=True), out, shift, total.neg_()
-
-
-def _side_by_side(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def backward(

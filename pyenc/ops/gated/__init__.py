@@ -112,6 +112,12 @@ def gated_linear(
             f"gated_linear: bias must be ({weight.shape[0]},), got {tuple(bias.shape)}"
         )
     check_activation("gated_linear", activation)
+    dtypes = {t.dtype for t in (x, weight, bias) if t is not None}
+    if len(dtypes) > 1 and not torch.is_autocast_enabled(x.device.type):
+        raise InputError(
+            "gated_linear: x, weight and bias must share a dtype; got "
+            f"{', '.join(sorted(map(str, dtypes)))}"
+        )
     given = x, weight, bias
     name = choose("gated_linear", backend, backend_table(x), others=("flash_attn",), of=given)
     if name == "reference":
@@ -150,6 +156,8 @@ def _straight(
     if activation not in ACTIVATIONS or (bias is not None and bias.shape != rows[:1]):
         return None
     if not x.dtype == weight.dtype == shift.dtype:
+        return None
+    if not x.layout == weight.layout == shift.layout == torch.strided:
         return None
     if not x.get_device() == weight.get_device() == shift.get_device():
         return None
@@ -200,7 +208,9 @@ def apart_why(
     configs.json)."""
     if torch.is_autocast_enabled(x.device.type):
         return "autocast casts what the product multiplies"
-    for name, tensor in (("weight", weight), ("bias", bias)):
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.layout is not torch.strided:
+            return f"{name} is {tensor.layout}, which torch's own product takes"
         if tensor is not None and tensor.dtype != x.dtype:
             return f"x is {x.dtype} and {name} {tensor.dtype}"
     if (reason := triton_launch.why_not(x)) is not None:

@@ -13,6 +13,8 @@ import torch
 
 pytest.importorskip("triton")
 
+from pyenc.errors import BackendError
+from pyenc.ops import RelativePositionBias, attention
 from tests.kernels.attention.attention_case import DRAWS, Case
 from tests.oracle import assert_right, margin
 from tests.seeds import seed
@@ -50,3 +52,24 @@ def test_of_few_tokens(dtype: torch.dtype, lengths: list[int], device: str) -> N
     """Of one alone ds is what its log-sum-exp is due, whatever delta is."""
     torch.manual_seed(seed(7))
     Case(lengths, "t5", device, dtype=dtype, dim=16).check()
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize(
+    ("buckets", "max_distance", "why"),
+    [(8, 2**20 + 1, "up to 1048577 would be written down"), (132, 300, "132 buckets are more")],
+)
+def test_a_table_too_large_is_named(
+    buckets: int, max_distance: int, why: str, learned: bool, device: str
+) -> None:
+    table = torch.randn(buckets, 2, device=device, requires_grad=learned)
+    q = torch.randn(9, 2, 16, device=device)
+    given: dict[str, Any] = {
+        "cu_seqlens": torch.tensor([0, 9], device=device),
+        "bias": RelativePositionBias(table, max_distance),
+    }
+    with torch.set_grad_enabled(learned):
+        with pytest.raises(BackendError, match=why):
+            attention(q, q, q, **given, backend="triton")
+        right = attention(q, q, q, **given, backend="reference")
+        torch.testing.assert_close(attention(q, q, q, **given), right)

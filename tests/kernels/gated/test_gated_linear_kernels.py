@@ -109,6 +109,21 @@ def test_strides_leading_axes_and_what_needs_no_gradient(device: str) -> None:
     torch.testing.assert_close(grad, *torch.autograd.grad(right.sum(), weight))
 
 
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr], ids=str)
+def test_a_sparse_weight_is_for_torchs_product(
+    layout: torch.layout, learned: bool, device: str, launched: list[str]
+) -> None:
+    x = torch.randn(5, 16, device=device, requires_grad=learned)
+    dense = torch.randn(8, 16, device=device).relu()
+    weight = dense.to_sparse(layout=layout)
+    with torch.set_grad_enabled(learned):
+        out = gated_linear(x, weight, None, "silu", backend="triton")
+        right = gated_linear(x, dense, None, "silu", backend="reference")
+    torch.testing.assert_close(out, right)
+    assert launched == ["forward"]
+
+
 @pytest.mark.parametrize(("rows", "inner", "columns"), [(0, 16, 2), (3, 16, 0), (2, 0, 2)])
 def test_nothing_at_all(rows: int, inner: int, columns: int, device: str) -> None:
     x = torch.ones(rows, inner, device=device, requires_grad=True)

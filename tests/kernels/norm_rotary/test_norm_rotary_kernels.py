@@ -115,6 +115,19 @@ def test_a_nan_stays_its_own_head_and_weight(device: str) -> None:
     assert grads[2].isnan().any()
 
 
+def test_without_an_eps_blocks_that_are_not_full_add_nothing(device: str) -> None:
+    """A program has more tokens and heads than there are."""
+    turn = *tables(3, 8, device), torch.arange(3, device=device)
+
+    def op(backend: str, x: Tensor, weight: Tensor, k_weight: Tensor) -> Tensor:
+        of_keys: dict[str, Any] = {"k_weight": k_weight, "k_heads": 1, "backend": backend}
+        return rms_norm_rotary(x, weight, *turn, 0.0, **of_keys)
+
+    for heads in (1, 3):  # of one there is no query
+        x, weights = torch.randn(3, heads, 16, device=device), torch.randn(2, 16, device=device)
+        compare(op, [x, *weights], torch.float32, backend="triton")
+
+
 def test_nothing_to_turn(device: str) -> None:
     for shape in ((0, 2, 8), (3, 0, 8)):
         x = torch.randn(shape, device=device, requires_grad=True)

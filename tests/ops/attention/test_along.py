@@ -168,7 +168,7 @@ class Wrong:
         return self.answer(offsets)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
@@ -186,10 +186,21 @@ class Wrong:
         (lambda offsets: torch.zeros(2, len(offsets), device="meta"), "numbers on meta, q is on"),
     ],
 )
-def test_wrong_answers_are_named(backend: str, answer: Any, message: str) -> None:
+@pytest.mark.parametrize("holes", [False, True])
+def test_wrong_answers_are_named(holes: bool, backend: str, answer: Any, message: str) -> None:
+    """Also where it is asked for blocks of pairs, as positions with wide holes are served."""
     q, k, v = inputs([10])["qkv"]
+    positions = None
+    if "float16" in message and backend == "reference":
+        pytest.skip("the oracle takes halves as float32")
+    if holes:
+        positions = torch.cat([torch.arange(9), torch.tensor([2**18])])
+        message = message.replace("19", r"\d+")
     with pytest.raises(InputError, match=message):
-        attention(q, k, v, torch.tensor([0, 10]), bias=Wrong(answer), backend=backend)
+        attention(
+            q, k, v, torch.tensor([0, 10]), bias=Wrong(answer), positions=positions,
+            backend=None if holes and backend != "reference" else backend,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("bounds", [[0, 5], [0, 12, 10], [0, 3, 10, 9], [0, -4, 10]], ids=str)

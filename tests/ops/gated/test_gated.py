@@ -62,6 +62,16 @@ def test_bad_input_is_named(call: Callable[[], object], message: str) -> None:
         call()
 
 
+@pytest.mark.parametrize("backend", [None, "torch", "reference"])
+def test_other_dtypes_than_x_are_named(backend: str | None) -> None:
+    x, weight, bias = torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)
+    for other in ((weight.double(), bias), (weight, bias.half())):
+        with pytest.raises(InputError, match=r"gated_linear: .* must share a dtype"):
+            gated_linear(x, *other, "gelu", backend=backend)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert gated_linear(x, weight, bias.half(), "gelu", backend=backend).shape == (2, 2)
+
+
 @pytest.mark.parametrize("shape", [(3, 0), (2, 3, 0), (0, 5)])
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 def test_no_channels_and_no_rows(shape: tuple[int, ...], backend: str) -> None:
