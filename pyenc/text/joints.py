@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenizers import PreTokenizedString, Token, Tokenizer
 
+from .long_texts import steps_of
 from .safe_places import begins
 
 NEAR = 256
@@ -55,10 +56,8 @@ class Joints:
         for name in plain:
             if (part := getattr(parts, name)) is not None:
                 setattr(self._plain, name, part)
-        words = state["pre_tokenizer"] or {}
-        steps = words.get("pretokenizers", [words])
-        first = _no_prefix(steps[0]) != steps[0] and _no_prefix(steps[1:]) == steps[1:]
-        self.inner = self._plain if first else None
+        later = steps_of(tokenizer.pre_tokenizer, "pretokenizers")[1:]
+        self.inner = self._plain if _no_prefix(later) == later else None
 
     def normal(self, text: str) -> str:
         normalizer = self._tokenizer.normalizer
