@@ -14,7 +14,7 @@ import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from pyenc.text import LongWordWarning, TextTokenizer, joints, long_pieces, text_pieces
+from pyenc.text import LongWordWarning, TextTokenizer, long_pieces, text_pieces
 from tests.text.test_long_texts import Uncut
 from tests.text.tokenizer_folders import KINDS, bert, edit
 
@@ -173,98 +173,6 @@ def test_endless_words_by_parts(
             else:
                 assert limit < b.full_length <= a.full_length
     assert parts > 12
-
-
-SPLITS: dict[str, tuple[str, Any]] = {
-    "bytes": ("BPE", pre_tokenizers.ByteLevel(add_prefix_space=False)),
-    "bytes, a space first": ("BPE", pre_tokenizers.ByteLevel(add_prefix_space=True)),
-    "spaces written": ("BPE", pre_tokenizers.Metaspace(prepend_scheme="always")),
-    "Unigram": ("Unigram", pre_tokenizers.Metaspace(prepend_scheme="first")),
-    "Unigram of words": (
-        "Unigram",
-        pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]),
-    ),
-    "WordPiece": ("WordPiece", pre_tokenizers.WhitespaceSplit()),
-}
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_the_library_is_not_given_an_endless_word(
-    split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, by = SPLITS[split]
-    letters, more = list("abc▁"), sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = {
-        "BPE": lambda: Tokenizer(bpe(random.Random(0), letters, more, unk_token="<unk>")),
-        "Unigram": lambda: _unigram(random.Random(0)),
-        "WordPiece": lambda: _wordpiece(random.Random(0)),
-    }[model]()
-    made.pre_tokenizer = by
-    made.save(str(tmp_path / "tokenizer.json"))
-    given: list[int] = []
-    encoded = text_pieces.encoded
-
-    def noting(tokenizer: Any, texts: list[str], *rest: Any) -> list[Any]:
-        given.extend(map(len, texts))
-        return encoded(tokenizer, texts, *rest)
-
-    monkeypatch.setattr(text_pieces, "encoded", noting)
-    monkeypatch.setattr(text_pieces, "SHORT", 0)
-    monkeypatch.setattr(text_pieces, "SIZE", 300)
-    some = random.Random(1)
-    texts = ["abc" * 2000, "".join(some.choice("abc") for _ in range(6000)), "ab cab " + "a" * 6000]
-    for text in texts:
-        (whole,) = Uncut(tmp_path)([text], 10**6, spans=True)
-        given.clear()
-        (tokens,) = TextTokenizer(tmp_path)([text], 10**6, spans=True)
-        assert tokens.ids.tolist() == whole.ids.tolist()
-        assert np.array_equal(tokens.spans, whole.spans)  # type: ignore[arg-type]
-        assert max(given, default=0) < 2000
-
-
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize(
-    "first", [pre_tokenizers.Punctuation(), pre_tokenizers.Digits(False)], ids=["marks", "numbers"]
-)
-def test_a_space_before_every_word(
-    first: Any, nested: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those of a piece that begins inside a word too, and steps that stand inside of steps."""
-    pieces = [(token, 0.0) for token in SPECIAL] + [(c, -6.0) for c in "▁a1,"] + [("aa", -8.0)]
-    made = Tokenizer(models.Unigram(pieces, 3, False))
-    made.pre_tokenizer = pre_tokenizers.Sequence([first, pre_tokenizers.Metaspace()])
-    made.save(str(tmp_path / "tokenizer.json"))
-    if nested:
-        inside = "pre_tokenizer"
-        last = {"type": "Punctuation", "behavior": "Isolated"}
-        edit(
-            tmp_path / "tokenizer.json",
-            lambda old: old | {inside: {"type": "Sequence", "pretokenizers": [old[inside], last]}},
-        )
-    monkeypatch.setattr(text_pieces, "SHORT", 0)
-    monkeypatch.setattr(text_pieces, "SIZE", 300)
-    for text in ("a" * 700 + ",", "a" * 700 + "1", "a" * 700 + ",1a"):
-        (whole,) = Uncut(tmp_path)([text], 10**6, spans=True)
-        (ours,) = TextTokenizer(tmp_path)([text], 10**6, spans=True)
-        assert ours.ids.tolist() == whole.ids.tolist()
-        assert np.array_equal(ours.spans, whole.spans)  # type: ignore[arg-type]
-
-
-def test_an_added_token_longer_than_what_is_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(bpe(random.Random(0), ["a", "b"], alphabet))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.add_tokens(["ab" * 2 * joints.NEAR])
-    made.save(str(tmp_path / "tokenizer.json"))
-    monkeypatch.setattr(text_pieces, "SHORT", 0)
-    monkeypatch.setattr(text_pieces, "SIZE", 600)
-    for start in (0, 1, 500):
-        text = "ba" * start + "ab" * 2 * joints.NEAR + "ba" * 900
-        (whole,) = Uncut(tmp_path)([text], 10**6)
-        (ours,) = TextTokenizer(tmp_path)([text], 10**6)
-        assert ours.ids.tolist() == whole.ids.tolist()
 
 
 @pytest.mark.parametrize("strips", ["lstrip", "rstrip"])
