@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenizers import PreTokenizedString, Token, Tokenizer
 
+from .long_texts import steps_of
 from .safe_places import begins
 
 NEAR = 256
@@ -35,6 +36,10 @@ class Joints:
         self._tokenizer = tokenizer
         self._added = added
         self._near = NEAR + max((len(text) for _, text in added), default=0)
+        steps = steps_of(tokenizer.normalizer, "normalizers")
+        # Characters at the most that a normaliser takes together, wherever they stand.
+        taken = (step.get("pattern", {}).get("String", "") for step in steps)
+        self._together = max(map(len, taken), default=1)
         state = {
             name: None if part is None else json.loads(part.__getstate__())
             for name, part in (
@@ -55,10 +60,8 @@ class Joints:
         for name in plain:
             if (part := getattr(parts, name)) is not None:
                 setattr(self._plain, name, part)
-        words = state["pre_tokenizer"] or {}
-        steps = words.get("pretokenizers", [words])
-        first = _no_prefix(steps[0]) != steps[0] and _no_prefix(steps[1:]) == steps[1:]
-        self.inner = self._plain if first else None
+        later = steps_of(tokenizer.pre_tokenizer, "pretokenizers")[1:]
+        self.inner = self._plain if _no_prefix(later) == later else None
 
     def normal(self, text: str) -> str:
         normalizer = self._tokenizer.normalizer
@@ -78,12 +81,17 @@ class Joints:
         does so, and what follows is as the beginning of a text; "inside", it makes two words of
         one, the words that the two sides end and begin with; None, it changes more, or may.
         """
-        left, right = text[max(at - self._near, 0) : at], text[at : at + self._near]
+        begin = max(at - self._near, 0)
+        left, right = text[begin:at], text[at : at + self._near]
         if self._tokenizer.normalizer is not None and not begins(right[0]):
             return None
         first, second = self.normal(left), self.normal(right)
         if self.normal(left + right) != first + second:
             return None
+        # In a run of what is taken together its beginning decides, and that may be further away.
+        for rest in (left[skipped:] for skipped in range(1, self._together) if begin):
+            if self.normal(rest + right) != self.normal(rest) + second:
+                return None
         if self.holds_added(left + right):
             return None
         # White space that an added token would take, and which goes on further than is looked at.

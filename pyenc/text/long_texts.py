@@ -89,8 +89,8 @@ class Cuts:
         self._keep = 0
         self.near = True
         """Whether what is near a place tells where words end there."""
-        steps = _steps(tokenizer.normalizer, "normalizers")
-        words = _steps(tokenizer.pre_tokenizer, "pretokenizers")
+        steps = steps_of(tokenizer.normalizer, "normalizers")
+        words = steps_of(tokenizer.pre_tokenizer, "pretokenizers")
         llama = _is_llama3(words)
         self._any_end = isinstance(tokenizer.model, models.BPE) and not llama
         if not (all(_is_local(step, words) for step in steps) and (llama or _ends_words(words))):
@@ -198,7 +198,7 @@ class Cuts:
         return next((m.end() for n, m in enumerate(near, 1) if n == self._keep), end)
 
 
-def _steps(component: Any, inside: str) -> list[dict[str, Any]]:
+def steps_of(component: Any, inside: str) -> list[dict[str, Any]]:
     """A component's steps as its file would write them, sequences laid flat."""
     if component is None:
         return []
@@ -246,9 +246,13 @@ def _is_llama3(words: list[dict[str, Any]]) -> bool:
 
 def _ends_words(words: list[dict[str, Any]]) -> bool:
     """Does every word end before a space, and is each step blind to what is further away?"""
-    ends = False
+    ends = bytes_written = False
     for word in words:
         kind = word["type"]
+        if bytes_written and word.get("prepend_scheme") == "first":
+            # It puts a space before what a text begins with, a piece's space written as bytes too.
+            return False
+        bytes_written |= kind == "ByteLevel"
         if kind in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit"):
             ends = True
         elif kind in ("ByteLevel", "Metaspace"):

@@ -131,6 +131,14 @@ def test_who_listens_sees_the_tokens_that_there_are(seen: list[int]) -> None:
     assert seen[0] > seen[1] == heard[0]
 
 
+def test_only_what_lies_on_a_cpu_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "compiles", lambda dtype: True)
+    model = load_checkpoint(GOLDEN / "bert_mean_h4").encoder
+    assert row_counts.pays(model, 70)
+    assert not row_counts.pays(model.to("meta"), 70)
+    assert not row_counts.pays(torch.nn.Identity(), 70)
+
+
 def test_whose_products_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     def says(
         gains: dict[str, float | bool], of_float: dict[str, float | bool] | None = None

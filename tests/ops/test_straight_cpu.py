@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyenc import forking
 from pyenc.errors import InputError
 from pyenc.ops import (
     ALiBi,
@@ -118,6 +119,10 @@ def test_the_same_bits(
         assert one is given[0] or not one._is_view()
 
 
+class Own(Tensor):
+    pass
+
+
 class Seeing(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +194,8 @@ def test_mistakes_are_told_as_ever(name: str, monkeypatch: pytest.MonkeyPatch) -
         {"skip_eps": "0"}, {"window": (1,)}, {"window": [1, 2]}, {"window": (-2, 3)},
         {"window": (1.0, 2)}, {"window": (True, 2)}, {"bias": "alibi"}, {"bias": torch.ones(H)},
         {"bias": ALiBi(torch.ones(H + 1))}, {"bias": RelativePositionBias(torch.ones(8, H + 1))},
-        {"backend": "gpu"}, {"bias": torch.ones(H, 32, 32)}, {"bias": torch.ones(H, 3, 3)},
+        {"backend": "gpu"}, {"backend": "torch"}, {"backend": "reference"},
+        {"bias": torch.ones(H, 32, 32)}, {"bias": torch.ones(H, 3, 3)},
     ],
     ids=str,
 )  # fmt: skip
@@ -206,6 +212,123 @@ def test_options_of_attention(rest: dict[str, Any], monkeypatch: pytest.MonkeyPa
         ordinary(monkeypatch)
     one, other = found
     assert torch.equal(one, other) if isinstance(one, Tensor) else one == other
+
+
+FLOAT, BF16 = torch.float32, torch.bfloat16
+ODD: dict[
+    str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[torch.dtype, ...]]
+] = {
+    "float64": ((T, H, D), (T, H, D), (T, H, D), (torch.float64,) * 3),
+    "float16": ((T, H, D), (T, H, D), (T, H, D), (torch.float16,) * 3),
+    "queries in bfloat16": ((T, H, D), (T, H, D), (T, H, D), (BF16, FLOAT, FLOAT)),
+    "values in bfloat16": ((T, H, D), (T, H, D), (T, H, D), (FLOAT, FLOAT, BF16)),
+    "a head for all": ((T, H, D), (T, 1, D), (T, 1, D), (FLOAT,) * 3),
+    "a head of keys for all": ((T, H, D), (T, 1, D), (T, H, D), (FLOAT,) * 3),
+    "a head of values for all": ((T, H, D), (T, H, D), (T, 1, D), (FLOAT,) * 3),
+    "heads that do not go round": ((T, H, D), (T, 2, D), (T, 2, D), (FLOAT,) * 3),
+    "no head for all": ((T, H, D), (T, 0, D), (T, 0, D), (FLOAT,) * 3),
+    "keys without heads": ((T, H, D), (T, D), (T, D), (FLOAT,) * 3),
+    "more keys": ((T, H, D), (T + 1, H, D), (T + 1, H, D), (FLOAT,) * 3),
+    "one token": ((1, H, D), (1, H, D), (1, H, D), (FLOAT,) * 3),
+    "no token": ((0, H, D), (0, H, D), (0, H, D), (FLOAT,) * 3),
+    "one head": ((T, 1, D), (T, 1, D), (T, 1, D), (FLOAT,) * 3),
+    "no head": ((T, 0, D), (T, 0, D), (T, 0, D), (FLOAT,) * 3),
+    "one channel": ((T, H, 1), (T, H, 1), (T, H, 1), (FLOAT,) * 3),
+    "no channel": ((T, H, 0), (T, H, 0), (T, H, 0), (FLOAT,) * 3),
+    "as many channels as may be": ((T, H, 256), (T, H, 256), (T, H, 256), (FLOAT,) * 3),
+    "more": ((T, H, 257), (T, H, 257), (T, H, 257), (FLOAT,) * 3),
+    "four axes": ((T, H, D, 1), (T, H, D, 1), (T, H, D, 1), (FLOAT,) * 3),
+}
+STRAIGHT = {
+    "float16", "a head for all", "one token", "one head", "one channel",
+    "as many channels as may be",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_heads(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same of them, and straight where that is possible."""
+    *shapes, dtypes = ODD[odd]
+    qkv = [torch.randn(s).to(d) for s, d in zip(shapes, dtypes, strict=True)]
+    cu_seqlens = torch.tensor([0, shapes[0][0]])
+    module = importlib.import_module("pyenc.ops.attention")
+    plain, went = module.straight_cpu, []
+
+    def noting(*given: Any) -> Any:
+        went.append(plain(*given))
+        return went[-1]
+
+    monkeypatch.setattr(module, "straight_cpu", noting)
+    found: list[Any] = []
+    for _ in range(2):
+        try:
+            with torch.no_grad():
+                found.append(attention(*qkv, cu_seqlens, return_lse=True))
+        except InputError as error:
+            found.append(str(error))
+        ordinary(monkeypatch)
+    assert [one is not None for one in went] == [odd in STRAIGHT, False]
+    assert isinstance(found[0], str) == isinstance(found[1], str)
+    if isinstance(found[0], str):
+        assert found[0] == found[1]
+    else:
+        assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
+@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.to_sparse_csr(),
+        lambda x: torch.cat([x, x], 2)[..., ::2],
+        lambda x: x.transpose(0, 2).contiguous().transpose(0, 2),
+        lambda x: torch._neg_view(x),
+        lambda x: x.as_subclass(Own),
+        lambda x: x.to("meta"),
+    ],
+    ids=["sparse", "every other channel", "channel by channel", "sign", "subclass", "meta"],
+)
+def test_odd_memory_goes_the_ordinary_way(
+    change: Call, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, qkv = calls(torch.float32)["attention none"]
+    qkv[at] = change(qkv[at])
+    module = importlib.import_module("pyenc.ops.attention.straight_cpu")
+    rest = None, None, None, None, None, False, lambda bias: bias
+    with torch.no_grad():
+        assert module.straight_cpu(*qkv, torch.tensor([0, T]), *rest) is None
+
+
+def test_what_is_not_there_goes_the_ordinary_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, qkv = calls(torch.float32)["attention none"]
+    module = importlib.import_module("pyenc.ops.attention.straight_cpu")
+    rest = None, None, None, None, None, False, lambda bias: bias
+    bounds = torch.tensor([0, T])
+    with torch.no_grad():
+        assert module.straight_cpu(*qkv, bounds, *rest) is not None
+        assert module.straight_cpu(*qkv, bounds.to("meta"), *rest) is None
+        monkeypatch.setattr(extension, "missing", lambda: "it is not built")
+        assert module.straight_cpu(*qkv, bounds, *rest) is None
+
+
+def test_more_tokens_than_have_places_go_the_ordinary_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, qkv = calls(torch.float32)["attention none"]
+    module = importlib.import_module("pyenc.ops.attention.straight_cpu")
+    given = *qkv, torch.tensor([0, T]), None, None, None, None, None, False, lambda bias: bias
+    with torch.no_grad():
+        for most, straight in ((T, True), (T - 1, False)):
+            monkeypatch.setattr(module, "MAX_SPAN", most)
+            assert (module.straight_cpu(*given) is not None) == straight
+
+
+def test_a_forked_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, qkv = calls(torch.float32)["attention none"]
+    for name, value in {"_child": True, "_dismissed": True, "_untold": 4}.items():
+        monkeypatch.setattr(forking, name, value)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    with torch.no_grad(), pytest.warns(forking.ForkWarning, match="computed on 4 threads"):
+        attending()(*qkv)
 
 
 @pytest.mark.parametrize("bounds", [[0, 5, T + 1], [0, 9, 8, T], [1, T], []])

@@ -25,6 +25,10 @@ def test_batches(lengths: list[int], budget: int) -> None:
         assert sum(lengths[i] for i in batch) + lengths[after[0]] > budget
 
 
+def test_a_batch_may_be_as_large_as_the_budget() -> None:
+    assert list(token_batches([2, 3, 1, 0], 5)) == [[1, 0], [2, 3]]
+
+
 def test_budget_out_of_range() -> None:
     with pytest.raises(InputError, match="batch_tokens must be at least 1, got 0"):
         list(token_batches([1], 0))

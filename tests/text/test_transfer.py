@@ -16,12 +16,17 @@ CPU = torch.device("cpu")
 
 
 def test_sent_in_one_piece() -> None:
-    arrays = [np.arange(5, dtype=np.int32), np.zeros(0, dtype=np.int64), np.array([7, -8])]
+    arrays = [
+        np.arange(5, dtype=np.int32), np.zeros(0, dtype=np.int64), np.arange(100, 117),
+        np.array([7, -8]),
+    ]  # fmt: skip
     got = transfer.sent(arrays, CPU)
     assert [x.tolist() for x in got] == [a.tolist() for a in arrays]
     assert {x.dtype for x in got} == {torch.int64}
     assert len({x.untyped_storage().data_ptr() for x in got}) == 1
     assert not any(x.storage_offset() % 16 for x in got)
+    assert got[0].untyped_storage().nbytes() == 8 * (16 + 0 + 32 + 16)
+    assert {x.device.type for x in transfer.sent(arrays, torch.device("meta"))} == {"meta"}
 
 
 def test_what_is_sent_to_a_card_is_pinned_and_not_waited_for(
@@ -86,6 +91,13 @@ def test_on_the_host_nothing_is_held_back() -> None:
             seen.append(number)
             yield number, torch.tensor([number])
 
-    for number, values in transfer.landed(batches(), CPU):
-        assert seen[-1] == number == int(values)
+    got = [(seen[-1], number, int(values)) for number, values in transfer.landed(batches(), CPU)]
+    assert got == [(number, number, number) for number in range(3)]
     assert list(transfer.landed(iter(()), CPU)) == []
+
+
+def test_what_stays_off_the_host_is_not_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(transfer, "leaving")
+    batches = ((number, torch.ones(2).as_subclass(OnACard)) for number in (3, 1))
+    got = list(transfer.landed(batches, torch.device("meta")))
+    assert [(number, values.device.type) for number, values in got] == [(3, "meta"), (1, "meta")]

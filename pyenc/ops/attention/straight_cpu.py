@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...forking import check_forked
 from .. import extension
 from ..backend import requested_backend
 from ..launch import DTYPE_CODES
@@ -46,7 +45,6 @@ def straight_cpu(
         return None
     if requested_backend(backend) not in ("auto", "cpu"):
         return None
-    check_forked()
     shape, dtype = q.shape, q.dtype
     if k.shape != shape and k.shape == v.shape and shares_heads(q, k):
         k, v = repeated(k, shape[1]), repeated(v, shape[1])
