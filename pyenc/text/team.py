@@ -198,7 +198,12 @@ def _hand_over(team: Team, worker: WorkerProcess) -> bool:
             future, prepared, number = team.tasks.popleft()
             if not future.set_running_or_notify_cancel():
                 continue
-        worker.send(future, _slim(prepared.packed(number)), prepared, number)
+        try:
+            batch = _slim(prepared.packed(number))
+        except Exception as error:  # of this process, which may lack the memory: no worker's fault
+            _settle(future, error)
+            continue
+        worker.send(future, batch, prepared, number)
 
 
 def _slim(batch: Packed) -> Packed:

@@ -18,6 +18,7 @@ import torch
 
 import pyenc
 from pyenc.errors import InputError, InputTypeError, WorkerError
+from pyenc.text.encoding import Prepared
 from pyenc.text.worker_process import how_ended
 from tests.conftest import GOLDEN
 from tests.text.texts import TEXTS
@@ -72,6 +73,25 @@ def test_the_same_vectors_in_the_same_order(
     np.testing.assert_allclose(
         pool.encode(pairs, **SMALL), bert.encode(pairs, **SMALL), rtol=0, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), ValueError("no shape")])
+def test_a_batch_that_cannot_be_made(
+    error: Exception, pool: pyenc.EncoderPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is an error of its own, not a wait without end, and no worker's death."""
+    packed = Prepared.packed
+
+    def fails(prepared: Prepared, number: int) -> Any:
+        if number == 3:
+            raise error
+        return packed(prepared, number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Prepared, "packed", fails)
+        with pytest.raises(type(error), match=r"no room|no shape"):
+            pool.encode(MANY, **SMALL)
+    assert pool.encode(MANY, **SMALL).shape == (len(MANY), 64)
 
 
 def test_streams_and_threads_share_it(bert: pyenc.TextEncoder, pool: pyenc.EncoderPool) -> None:
