@@ -15,7 +15,7 @@ from bench import attention_data
 from bench.compare import Case, Tensors
 from examples.variants import VARIANTS
 from pyenc.models.rotary import Rotary
-from pyenc.ops.attention.bias import apply_own
+from pyenc.ops.attention.own_object import apply_own
 from pyenc.ops.attention.reference import attention_reference
 from pyenc.ops.rotary.reference import rotary_reference
 

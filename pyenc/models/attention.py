@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..ops import attention, disentangled_attention, rms_norm_rotary, rotary
 from ..ops.attention.along import Within
-from ..ops.attention.bias import OwnBias
+from ..ops.attention.own_object import OwnBias
 from ..ops.attention.terms import Bias, has_line
 from ..ops.backend import compiling
 from .call import Call, Turn

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ..errors import InputAttributeError, InputTypeError
 from ..forking import check_forked
 from ..ops import ALiBi, RelativePositionBias
-from ..ops.attention.bias import OwnBias, slopes_on
+from ..ops.attention.bias import slopes_on
+from ..ops.attention.own_object import OwnBias
 from ..ops.attention.terms import Bias
 from ..ops.attention.validation import check_skip_eps
 from ..ops.backend import check_for_all, compiling

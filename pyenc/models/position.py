@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import InputError
-from ..ops.attention.bias import DistanceBias, ScoreBias, ScoreMap
+from ..ops.attention.own_object import DistanceBias, ScoreBias, ScoreMap
 from ..ops.validation import FLOATS
 from .variant import Variant, called, same_variant
 

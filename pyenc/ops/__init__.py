@@ -5,13 +5,11 @@ from .attention import attention
 from .attention.bias import (
     ALiBi,
     AsymmetricALiBi,
-    DistanceBias,
     RelativePositionBias,
-    ScoreBias,
-    ScoreMap,
     alibi_slopes,
     relative_position_bucket,
 )
+from .attention.own_object import DistanceBias, ScoreBias, ScoreMap
 from .attention.score_check import check_score_bias
 from .attention.share import computed_share
 from .backend import BACKENDS, use_backend

@@ -31,9 +31,10 @@ from . import flash_attn
 from . import registration as _registration  # noqa: F401  (it registers the ops)
 from . import triton as triton_kernels
 from .along import Line, Within, check_listed, line_of, reach_of, too_far, wants_gradient
-from .bias import ALiBi, is_map
+from .bias import ALiBi
 from .map_program import why_no_program
 from .own_bias import attention_custom_bias
+from .own_object import is_map
 from .own_op import attention_traced
 from .reference import attention_reference
 from .shared_heads import repeated

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...errors import InputError
 from ..backend import compiling, hides_values
 from ..gradient import unlisted
-from .bias import DistanceBias, numbers_along
+from .own_object import DistanceBias, numbers_along
 
 SHORT = 2**16
 """A line of this reach is made however few tokens there are."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from .along import affine_from
-from .bias import WIDE, DistanceBias, ScoreBias, ScoreMap, apply_own
+from .own_object import WIDE, DistanceBias, ScoreBias, ScoreMap, apply_own
 
 TOLERANCE = 1e-4
 """Of the largest number of a head's; float32 functions of exact distances are off by 1e-6."""

@@ -25,7 +25,7 @@ from ..autocast import exactly
 from ..constant import constant_result
 from ..unseen import unseen
 from . import traced_functions as _functions  # noqa: F401  (it fills the table)
-from .bias import ScoreBias, ScoreMap, is_map
+from .own_object import ScoreBias, ScoreMap, is_map
 from .trace import Trace
 from .traced import Traced, Unsupported, Value
 

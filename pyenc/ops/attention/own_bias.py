@@ -27,9 +27,9 @@ from ...errors import BackendError, InputError
 from ..gradient import gradient_of, made_of_others, unlisted
 from ..registered import once
 from . import own_cpu
-from .bias import apply_own
 from .blocks import keep_factor, powers
 from .far import FULL, far_rows
+from .own_object import apply_own
 from .own_tiles import Buffer, Walk, walks
 from .terms import CustomTerms
 from .traced import Unsupported

@@ -24,12 +24,12 @@ from ...errors import InputError
 from ..gradient import gradient_of
 from ..launch import check_contiguous, module_for, pointer
 from . import cpu
-from .bias import added, is_map
 from .cpu_arrays import BIAS_CODES, OP
 from .far import fitting
 from .groups import BLOCK_ELEMENTS, Group
 from .map_program import MapProgram, program_of
 from .own_map import MapSlab, is_pairs
+from .own_object import added, is_map
 from .own_tiles import Buffer
 from .terms import CustomTerms, Terms
 from .traced import Unsupported

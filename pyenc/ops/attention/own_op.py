@@ -19,8 +19,8 @@ from torch import Tensor
 from ...errors import InputError
 from ..constant import constant_result
 from ..registered import op_anywhere
-from .bias import OwnBias
 from .own_bias import backward, check_learned, forward
+from .own_object import OwnBias
 from .terms import CustomTerms, learned_of
 from .validation import check_values
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .bias import added, apply_own
 from .far import fitting
 from .groups import BLOCK_ELEMENTS, Group
+from .own_object import added, apply_own
 from .terms import CustomTerms
 
 TILE_ELEMENTS = 2**20

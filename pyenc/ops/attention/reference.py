@@ -13,7 +13,8 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from .bias import ALiBi, OwnBias, RelativePositionBias, apply_own
+from .bias import ALiBi, RelativePositionBias
+from .own_object import OwnBias, apply_own
 
 
 def attention_reference(

@@ -14,8 +14,8 @@ from ...errors import BackendError, InputError
 from .. import triton_launch
 from ..registered import on_card_of
 from .along_check import check_along
-from .bias import DistanceBias, OwnBias, apply_own
 from .map_decay_check import check_map_decay
+from .own_object import DistanceBias, OwnBias, apply_own
 from .tail_check import check_tail
 
 _TOLERANCE = 1e-4

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from .along import Line
-from .bias import ALiBi, DistanceBias, OwnBias, RelativePositionBias, is_map
+from .bias import ALiBi, RelativePositionBias
 from .groups import GROUP_TOKENS, Group, groups_of
+from .own_object import DistanceBias, OwnBias, is_map
 
 Bias = ALiBi | RelativePositionBias | Line | OwnBias | Tensor | None
 

@@ -21,7 +21,8 @@ from ..validation import (
     sequence_bounds,
 )
 from .along import Line
-from .bias import ALiBi, DistanceBias, RelativePositionBias, ScoreBias, ScoreMap
+from .bias import ALiBi, RelativePositionBias
+from .own_object import DistanceBias, ScoreBias, ScoreMap
 from .shared_heads import shares_heads
 from .terms import Bias
 
