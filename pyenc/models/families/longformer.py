@@ -13,7 +13,7 @@ from dataclasses import replace
 from ...errors import CheckpointError
 from ..config import EncoderConfig
 from . import bert, roberta
-from .config_file import ConfigFile
+from .config_file import LARGEST, ConfigFile
 from .family import Family, Published
 from .parts import Names
 
@@ -28,9 +28,10 @@ def _window(config: ConfigFile, layers: int) -> int:
             f"{len(each)}"
         )
     for width in each:
-        if type(width) is not int or width < 2 or width % 2:
+        if type(width) is not int or not 2 <= width < LARGEST or width % 2:
             raise CheckpointError(
-                f"{config.path}: attention_window must be of even numbers from 2, got {width!r}"
+                f"{config.path}: attention_window must be of even numbers from 2 to "
+                f"{LARGEST - 2}, got {width!r:.80}"
             )
     if len(set(each)) > 1:
         raise CheckpointError(
