@@ -114,6 +114,8 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ),
     ("Gemma", GEMMA, {"is_causal": None}, "is_causal must be true or false, got None"),
     ("Gemma", GEMMA, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0"),
+    ("Gemma", GEMMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+    ("ModernBERT", MODERN, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
     ("Gemma", GEMMA, {"rope_scaling": {"rope_type": "linear"}}, "rope_scaling: factor is missing"),
     ("Gemma", GEMMA, {"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, "rope_sc.*yarn.* not"),
     ("Gemma", GEMMA, {"rope_scaling": {"factor": 8.0}}, "rope_scaling: .*factor.* is not served"),

@@ -6,6 +6,7 @@ from ...errors import CheckpointError
 from ..rotary import Rotary
 from ..rotary_scaling import RotaryScaling
 from .config_file import UNSCALED, ConfigFile
+from .rope import WHOLE
 
 FULL, SLIDING = KINDS = ("full_attention", "sliding_attention")
 
@@ -50,6 +51,7 @@ def rotary_of(
         family: whose file it is, for its errors.
         scaling_key: of the scaling, in such files; "" where they have none.
     """
+    config.require(WHOLE, (1.0, None), None, "pyenc turns whole heads")
     kinds = config.section("rope_parameters")
     if unknown := sorted(kinds.values.keys() - set(KINDS)):
         raise CheckpointError(
