@@ -73,6 +73,8 @@ def _architecture(encoder: TextEncoder) -> dict[str, Any]:
             "experts": _experts(config),
         },
         "position": config.position,
+        "window": _window(config),
+        "rotary_scaling": _scaling(config),
         "vocabulary": config.vocab_size,
         "tokenizer_vocabulary": encoder.tokenizer.vocab_size if encoder.tokenizer else None,
         "tokenizer_files": list(encoder.tokenizer.made_of) if encoder.tokenizer else [],
@@ -84,6 +86,18 @@ def _architecture(encoder: TextEncoder) -> dict[str, Any]:
         "query_key_norm": config.qk_norm or config.head_norm,
         "pooler": config.pooler,
     }
+
+
+def _window(config: EncoderConfig) -> dict[str, int] | None:
+    """How many tokens on a side are seen, and by how many layers."""
+    layers = sum(config.local[: config.num_layers])
+    return {"each_side": config.window or 0, "layers": layers} if layers else None
+
+
+def _scaling(config: EncoderConfig) -> dict[str, Any] | None:
+    """Of the layers that see all, for all texts alike."""
+    said = config.rotary and config.rotary.scaling
+    return {"kind": said.kind, "factor": said.factor} if said else None
 
 
 def _experts(config: EncoderConfig) -> dict[str, int] | None:

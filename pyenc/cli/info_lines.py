@@ -39,7 +39,13 @@ def lines(facts: dict[str, Any]) -> Iterator[str]:
     mixed = forward["experts"]
     words = "" if mixed is None else "; {layers} layers: {each} of {count} experts".format(**mixed)
     yield _row("feed-forward", f"{gated}{forward['activation']}, {forward['size']}{words}")
-    yield _row("positions", shape["position"] + table)
+    scaled = seen = ""
+    if (scaling := shape["rotary_scaling"]) is not None:
+        scaled = ", {kind} x{factor:g}".format(**scaling)
+    if (window := shape["window"]) is not None:
+        seen = "; {layers} layers see {each_side} tokens ".format(**window)
+        seen += "before" if shape["causal"] else "on each side"
+    yield _row("positions", shape["position"] + scaled + table + seen)
     used = shape["tokenizer_vocabulary"]
     words = "no tokenizer files" if used is None else f"{used:,} used"
     for file in shape["tokenizer_files"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,31 @@ def test_every_golden(cli: Cli, name: str) -> None:
         assert op["backends"]["torch"] == "serves"
     assert found["serving"]["device"]
     assert found["serving"]["extension"]["built"] == (not extension.why_missing())
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "line"),
+    [
+        ("longformer_like_h4", {}, "absolute, table of 322; 2 layers see 6 tokens on each side"),
+        ("modernbert_gte_like_h4", {}, "rotary; 2 layers see 64 tokens on each side"),
+        ("mistral_e5_like_h4", {}, "rotary; 3 layers see 11 tokens before"),
+        ("bert_mean_h4", {}, "absolute, table of 320"),
+        (
+            "qwen3_embed_like_h4",
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            "rotary, yarn x4",
+        ),
+    ],
+)
+def test_what_is_seen(name: str, said: dict[str, Any], line: str, cli: Cli, tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / name, tmp_path / name)
+    path = tmp_path / name / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | said))
+    found = cli("info", tmp_path / name).out
+    assert [x.split(None, 1)[1] for x in found.splitlines() if "positions  " in x] == [line]
+    shape = facts(cli, tmp_path / name)["architecture"]
+    assert (shape["window"] is None) == ("see" not in line)
+    assert (shape["rotary_scaling"] is None) == (not said)
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
