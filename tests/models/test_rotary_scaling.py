@@ -127,6 +127,31 @@ def test_as_transformers_to_the_bit(seed: int) -> None:
     assert got.scaling.magnitude == pytest.approx(magnitude, rel=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("theta", "trained", "betas"),
+    [
+        (10.0, 512, (32.0, 1.0)),  # the ramp ends behind the last channel,
+        (10.0, 8192, (2.0, 1.0)),  # begins behind it,
+        (500_000.0, 6, (32.0, 1.0)),  # is at the first alone,
+        (10_000.0, 1, (32.0, 1.5)),  # or ends before it
+    ],
+)
+def test_ramps_at_the_ends(theta: float, trained: int, betas: tuple[float, float]) -> None:
+    transformers = pytest.importorskip("transformers", minversion="5")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    said = {
+        "rope_type": "yarn", "rope_theta": theta, "factor": 4.0, "beta_fast": betas[0],
+        "beta_slow": betas[1], "original_max_position_embeddings": trained,
+    }  # fmt: skip
+    config = transformers.LlamaConfig(
+        hidden_size=32, num_attention_heads=2, max_position_embeddings=8192, rope_parameters=said
+    )
+    right, _ = ROPE_INIT_FUNCTIONS["yarn"](config, "cpu")
+    values = {"rope_parameters": said, "max_position_embeddings": 8192}
+    assert torch.equal(rotary(ConfigFile("config.json", values), None).frequencies(16), right)
+
+
 MODELS: dict[str, dict[str, Any]] = {
     "Llama": {},
     "Mistral": {"sliding_window": None},
@@ -212,6 +237,10 @@ def test_saved_in_the_own_format(tmp_path: Path) -> None:
         (
             {"kind": "llama3", "trained_length": 9, "high_freq_factor": 1.0},
             "high_freq_factor must be finite and above low_freq_factor, got 1.0 and 1.0",
+        ),
+        (
+            {"kind": "llama3", "trained_length": 9, "high_freq_factor": math.inf},
+            "high_freq_factor must be finite and above low_freq_factor, got inf and 1.0",
         ),
         ({"kind": "yarn", "trained_length": 9, "beta_slow": 0.0}, "beta_slow must be positive"),
         ({"kind": "yarn", "trained_length": 9, "attention_factor": -1.0}, "attention_factor must"),
