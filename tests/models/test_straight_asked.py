@@ -46,6 +46,21 @@ def test_every_module_is_listened_to(
     assert went in ([True, False, True], [True, True])
 
 
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post-norm", "pre-norm"])
+@pytest.mark.parametrize("name", ["attention", "feed_forward", ""])
+def test_a_module_in_training_drops(
+    name: str, norm_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small(norm_first=norm_first, hidden_dropout=0.5, attention_dropout=0.5)
+    model.layers[1].get_submodule(name).training = True
+    torch.manual_seed(1)
+    with torch.no_grad():
+        found, went = forward(model, monkeypatch)
+        assert went == [True, False, True]
+        torch.manual_seed(1)
+        assert torch.equal(found, ordinary(model, monkeypatch))
+
+
 HANDED_ON: dict[str, Any] = {
     "by columns": lambda x_TC: x_TC.t().contiguous().t(),
     "double": Tensor.double,
@@ -103,7 +118,7 @@ def test_a_method_of_its_own_is_called(
         {"hidden_size": 2 * attention_cpu.MAX_HEAD_DIM + 2},
         {"log_length": 9},
         {"qk_norm": True, "position": "rotary", "rotary": Rotary(1000.0)},
-        {"head_norm": True},
+        {"head_norm": True, "norm": "rms"},
     ],
     ids=["wide heads", "log length", "norms of the whole width, turned", "norms of heads, as is"],
 )
@@ -141,3 +156,27 @@ def test_up_to_a_limit(limit: str, norm_first: bool, monkeypatch: pytest.MonkeyP
 def test_numbers_of_eight_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         assert forward(small().double(), monkeypatch)[1] == [False] * 3
+
+
+@pytest.mark.parametrize("head_norm", [False, True])
+@pytest.mark.parametrize("name", ["q_norm", "k_norm"])
+def test_one_norm_of_two(name: str, head_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    turned: dict[str, Any] = {}
+    if head_norm:
+        turned = {"position": "rotary", "rotary": Rotary(1000.0), "norm": "rms"}
+    model = small(qk_norm=not head_norm, head_norm=head_norm, **turned)
+    setattr(model.layers[1].attention, name, None)
+    with torch.no_grad():
+        found, went = forward(model, monkeypatch)
+        assert went == [True, False, True]
+        assert torch.equal(found, ordinary(model, monkeypatch))
+
+
+def test_norms_of_heads_that_are_not_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"head_norm": True, "norm": "rms", "position": "rotary", "rotary": Rotary(1000.0)}
+    model = small(**fields)
+    model.layers[1].attention.k_norm.eps = 0.5
+    with torch.no_grad():
+        found, went = forward(model, monkeypatch)
+        assert went == [True, False, True]
+        assert torch.equal(found, ordinary(model, monkeypatch))
