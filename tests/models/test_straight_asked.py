@@ -13,7 +13,7 @@ from pyenc.errors import InputError
 from pyenc.models import Rotary, straight_cpu
 from pyenc.ops import extension
 from pyenc.ops.attention import cpu as attention_cpu
-from tests.models.test_straight_layers import forward, ordinary, small
+from tests.models.test_straight_layers import as_buffer, forward, ordinary, small
 
 pytestmark = pytest.mark.skipif(extension.missing() is not None, reason=str(extension.missing()))
 
@@ -176,6 +176,19 @@ def test_norms_of_heads_that_are_not_alike(monkeypatch: pytest.MonkeyPatch) -> N
     fields = {"head_norm": True, "norm": "rms", "position": "rotary", "rotary": Rotary(1000.0)}
     model = small(**fields)
     model.layers[1].attention.k_norm.eps = 0.5
+    with torch.no_grad():
+        found, went = forward(model, monkeypatch)
+        assert went == [True, False, True]
+        assert torch.equal(found, ordinary(model, monkeypatch))
+
+
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post-norm", "pre-norm"])
+@pytest.mark.parametrize("name", [n for n in MODULES if n.count(".") == 1])
+def test_a_weight_that_is_a_buffer(
+    name: str, norm_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small(norm_first=norm_first)
+    as_buffer(model.layers[1].get_submodule(name), "weight")
     with torch.no_grad():
         found, went = forward(model, monkeypatch)
         assert went == [True, False, True]
