@@ -74,6 +74,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ),
     ("nomic-bert", NOMIC, {"intermediate_size": 300}, "intermediate_size is 300, but n_inner"),
     ("ModernBERT", MODERN, {"layer_types": ["full_attention"] * 4}, "a list of 5 layers, got 4"),
+    ("ModernBERT", MODERN, {"layer_types": 5}, "layer_types must be a list of 5 layers, got 5"),
     (
         "ModernBERT",
         MODERN,

@@ -133,6 +133,8 @@ def test_modernbert_spellings() -> None:
     assert shape_of("ModernBERT", MODERN, **new) == old
     assert shape_of("ModernBERT", MODERN, local_rope_theta=None).local_rotary is None
     assert shape_of("ModernBERT", MODERN, local_attention=21).window == 10
+    whole = shape_of("ModernBERT", MODERN, layer_types=..., global_attn_every_n_layers=1)
+    assert whole.local == (False,) * 5
     assert shape_of("ModernBERT", MODERN, sliding_window=10) == shape_of("ModernBERT", MODERN)
     assert shape_of("ModernBERT", MODERN, local_attention=..., sliding_window=7).window == 7
 

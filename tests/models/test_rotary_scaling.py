@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyenc.errors import InputError, InputTypeError
+from pyenc.errors import CheckpointError, InputError, InputTypeError
 from pyenc.loading import load_checkpoint, save_checkpoint
 from pyenc.loading.save import own_checkpoint
 from pyenc.models import Encoder, EncoderConfig, Rotary, RotaryScaling
@@ -111,20 +111,8 @@ def drawn(seed: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_as_transformers_to_the_bit(seed: int) -> None:
-    transformers = pytest.importorskip("transformers", minversion="5")
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    said, dim, longest = drawn(seed), (16, 64, 128)[seed % 3], (8192, 131_072)[seed % 2]
-    config = transformers.LlamaConfig(
-        hidden_size=2 * dim, num_attention_heads=2, num_hidden_layers=1,
-        max_position_embeddings=longest, rope_parameters=dict(said),
-    )  # fmt: skip
-    right, magnitude = ROPE_INIT_FUNCTIONS[said["rope_type"]](config, "cpu")
-    values = {"rope_parameters": said, "max_position_embeddings": longest}
-    got = rotary(ConfigFile("config.json", values), None)
-    assert got.scaling is not None
-    assert torch.equal(got.frequencies(dim), right)
-    assert got.scaling.magnitude == pytest.approx(magnitude, rel=1e-15)
+    dim, longest = (16, 64, 128)[seed % 3], (8192, 131_072)[seed % 2]
+    as_transformers(drawn(seed), longest, dim)
 
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -141,6 +129,65 @@ SAID: dict[str, dict[str, Any]] = {
     },
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
 }  # fmt: skip
+
+
+def as_transformers(said: dict[str, Any], longest: int = 8192, dim: int = 16) -> None:
+    transformers = pytest.importorskip("transformers", minversion="5")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = transformers.LlamaConfig(
+        hidden_size=2 * dim, num_attention_heads=2, max_position_embeddings=longest,
+        rope_parameters=dict(said),
+    )  # fmt: skip
+    right, magnitude = ROPE_INIT_FUNCTIONS[said["rope_type"]](config, "cpu")
+    values = {"rope_parameters": said, "max_position_embeddings": longest}
+    got = rotary(ConfigFile("config.json", values), None)
+    assert got.scaling is not None
+    assert torch.equal(got.frequencies(dim), right)
+    assert got.scaling.magnitude == pytest.approx(magnitude, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("theta", "trained", "betas"),
+    [
+        (10.0, 512, (32.0, 1.0)),  # the ramp ends behind the last channel,
+        (10.0, 8192, (2.0, 1.0)),  # begins behind it,
+        (500_000.0, 6, (32.0, 1.0)),  # is at the first alone,
+        (10_000.0, 1, (32.0, 1.5)),  # or ends before it
+    ],
+)
+def test_ramps_at_the_ends(theta: float, trained: int, betas: tuple[float, float]) -> None:
+    said = {
+        "rope_type": "yarn", "rope_theta": theta, "factor": 4.0, "beta_fast": betas[0],
+        "beta_slow": betas[1], "original_max_position_embeddings": trained,
+    }  # fmt: skip
+    as_transformers(said)
+
+
+@pytest.mark.parametrize("shares", [(1.0, 0.5), (0.707, 1.0), (1.0, 0), (0, 0.5), (1.0, 1.0)])
+@pytest.mark.parametrize("factor", [None, 1.0, 16.0])
+def test_shares_of_what_heads_are_multiplied_by(
+    factor: float | None, shares: tuple[float, float]
+) -> None:
+    said = {
+        "rope_type": "yarn", "rope_theta": 10_000.0, "factor": factor, "mscale": shares[0],
+        "mscale_all_dim": shares[1], "original_max_position_embeddings": 512,
+    }  # fmt: skip
+    as_transformers(said)
+
+
+@pytest.mark.parametrize("kind", ["llama3", "yarn"])
+@pytest.mark.parametrize("inner", [None, 512])
+def test_the_trained_length_beside_a_scaling(kind: str, inner: int | None) -> None:
+    key = "original_max_position_embeddings"
+    said = {**SAID[kind], "rope_theta": 10_000.0, key: inner}
+    values = {"max_position_embeddings": 8192, "rope_parameters": said, key: 512}
+    got = rotary(ConfigFile("config.json", values), None).scaling
+    assert got is not None
+    assert got.trained_length == 512
+    if inner is not None:
+        with pytest.raises(CheckpointError, match=r"is 64, and 512 in .*, two spellings of one"):
+            rotary(ConfigFile("config.json", values | {key: 64}), None)
 
 
 def model_of(kind: str, **changes: Any) -> Any:
@@ -212,6 +259,10 @@ def test_saved_in_the_own_format(tmp_path: Path) -> None:
         (
             {"kind": "llama3", "trained_length": 9, "high_freq_factor": 1.0},
             "high_freq_factor must be finite and above low_freq_factor, got 1.0 and 1.0",
+        ),
+        (
+            {"kind": "llama3", "trained_length": 9, "high_freq_factor": math.inf},
+            "high_freq_factor must be finite and above low_freq_factor, got inf and 1.0",
         ),
         ({"kind": "yarn", "trained_length": 9, "beta_slow": 0.0}, "beta_slow must be positive"),
         ({"kind": "yarn", "trained_length": 9, "attention_factor": -1.0}, "attention_factor must"),

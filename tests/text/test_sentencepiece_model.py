@@ -13,6 +13,7 @@ import pytest
 
 from pyenc.errors import CheckpointError
 from pyenc.text import TextTokenizer
+from pyenc.text.protobuf import BYTES, VARINT, fields
 from pyenc.text.sentencepiece_model import read_sentencepiece
 from tests.seeds import seed
 from tests.text.sentencepiece_folders import (
@@ -55,8 +56,10 @@ def test_defaults_and_what_is_said_twice(tmp_path: Path) -> None:
     """A piece without score or type, and messages in two parts, which are one."""
     plain = field(1, field(1, b"c"))
     table = field(3, field(2, b"gone")) + field(3, field(2, b""))
-    path = written(tmp_path, SPECIAL + plain + field(2, field(3, 2)) + SPECS + table)
+    trainer = field(2, field(3, 2) + field(35, 1))
+    path = written(tmp_path, SPECIAL + plain + trainer + SPECS + table)
     model = read_sentencepiece(path / "spiece.model")
+    assert model.byte_fallback
     assert (model.pieces[3], model.types[3], model.charsmap) == (("c", 0.0), 1, None)
 
 
@@ -67,6 +70,12 @@ def test_the_table_of_characters(tmp_path: Path) -> None:
     assert tokens.ids.tolist() == [6, 1]
 
 
+def test_a_table_without_texts(tmp_path: Path) -> None:
+    table = struct.pack("<I", 8) + bytes(8)
+    path = written(tmp_path, SPECIAL + SPECS + field(3, field(2, table))) / "spiece.model"
+    assert read_sentencepiece(path).charsmap == table
+
+
 def test_the_unknown_piece(tmp_path: Path) -> None:
     """DeBERTa's class takes it by its type, whatever a file beside the model says and its score."""
     folder = sentencepiece(tmp_path, "deberta", unk_id=0)
@@ -75,6 +84,14 @@ def test_the_unknown_piece(tmp_path: Path) -> None:
     (folder / "spm.model").write_bytes(content)
     (tokens,) = TextTokenizer(folder)(["ab ?"], 99)
     assert tokens.ids.tolist() == [1, 7, 4, 3, 2]
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 129, 255, 256, 16255, 16256, 16383, 16384])
+def test_lengths_and_numbers_of_any_size(size: int) -> None:
+    """Of one byte, or of more, whose first or last is the least or the largest of its kind."""
+    content = field(7, bytes(size)) + field(size + 1, size) + field(8, b"x")
+    wanted = [(7, BYTES, bytes(size)), (size + 1, VARINT, size), (8, BYTES, b"x")]
+    assert list(fields(content)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -115,8 +132,9 @@ def test_no_model(tmp_path: Path, content: bytes, why: str) -> None:
         (WORDS + SPECS, "0 pieces are of the type UNKNOWN; expected one"),
         (SPECIAL + piece("?", 0.0, 2) + SPECS, "2 pieces are of the type UNKNOWN; expected one"),
         (SPECIAL + SPECS + field(3, field(2, b"abc")), "precompiled_charsmap: of its 3 bytes"),
+        (SPECIAL + SPECS + field(3, field(2, bytes(4))), "first four count 0 of a tab"),
         (SPECIAL + SPECS + field(3, field(2, struct.pack("<I", 9) + bytes(9))), "count 9 of a tab"),
-        (SPECIAL + SPECS + field(3, field(2, struct.pack("<I", 8) + bytes(4))), "count 8 of a tab"),
+        (SPECIAL + SPECS + field(3, field(2, struct.pack("<I", 8) + bytes(7))), "count 8 of a tab"),
     ],
 )  # fmt: skip
 def test_a_damaged_model(tmp_path: Path, content: bytes, why: str) -> None:
