@@ -16,10 +16,7 @@ from ..errors import CheckpointError
 from .protobuf import BYTES, FIXED32, VARINT, DamagedMessage, fields, read
 
 PIECE = {1: ("piece", BYTES), 2: ("score", FIXED32), 3: ("type", VARINT)}
-TRAINER = {
-    3: ("model_type", VARINT), 24: ("treat_whitespace_as_suffix", VARINT),
-    35: ("byte_fallback", VARINT),
-}  # fmt: skip
+TRAINER = {3: ("model_type", VARINT), 24: ("treat_whitespace_as_suffix", VARINT)}
 NORMALIZER = {
     2: ("precompiled_charsmap", BYTES), 3: ("add_dummy_prefix", VARINT),
     5: ("escape_whitespaces", VARINT),
@@ -47,8 +44,6 @@ class SentencePieceModel:
     """Which piece stands for what no other covers."""
     charsmap: bytes | None
     """The table of characters to normalise; None: there is none."""
-    byte_fallback: bool
-    """Whether the library writes by its bytes what no piece covers."""
 
     def of_type(self, kind: int) -> list[str]:
         """The pieces of a type, in order."""
@@ -103,9 +98,7 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
         _check_charsmap(charsmap)
     except DamagedMessage as error:
         raise CheckpointError(f"{path}: a damaged SentencePiece model: {error}") from error
-    return SentencePieceModel(
-        path, pieces, types, unknown[0], charsmap, bool(trainer.get("byte_fallback", False))
-    )
+    return SentencePieceModel(path, pieces, types, unknown[0], charsmap)
 
 
 Parsed = tuple[list[tuple[str, float]], list[int], dict[str, dict[str, Any]]]

@@ -46,26 +46,26 @@ def test_a_model_of_a_few_bytes(tmp_path: Path) -> None:
     folder = written(tmp_path, content)
     model = read_sentencepiece(folder / "spiece.model")
     assert model.pieces[2:5] == [("<unk>", 0.0), ("▁", -3.0), ("a", -4.0)]
-    assert (model.unknown, model.charsmap, model.byte_fallback) == (2, None, False)
+    assert (model.unknown, model.charsmap) == (2, None)
     assert model.types == [3, 3, 2, 1, 1, 1, 1]
     (tokens,) = TextTokenizer(folder)(["ab  ba</s>c"], 99)
     assert tokens.ids.tolist() == [6, 3, 5, 4, 1, 3, 2, 1]
 
 
 def test_defaults_and_what_is_said_twice(tmp_path: Path) -> None:
-    """A piece without score or type, and messages in two parts, which are one."""
+    """A piece without score or type, and of what two parts of a message say the last."""
     plain = field(1, field(1, b"c"))
     table = field(3, field(2, b"gone")) + field(3, field(2, b""))
-    trainer = field(2, field(3, 2) + field(35, 1))
+    trainer = field(2, field(3, 2))
     path = written(tmp_path, SPECIAL + plain + trainer + SPECS + table)
     model = read_sentencepiece(path / "spiece.model")
-    assert model.byte_fallback
     assert (model.pieces[3], model.types[3], model.charsmap) == (("c", 0.0), 1, None)
 
 
 def test_the_table_of_characters(tmp_path: Path) -> None:
+    """Its message is in two parts, which are one."""
     table = base64.b64decode(charsmap("Q", "a"))
-    content = SPECIAL + WORDS + field(2, b"") + field(3, field(2, table))
+    content = SPECIAL + WORDS + field(2, b"") + field(3, field(2, table)) + field(3, field(3, 1))
     (tokens,) = TextTokenizer(written(tmp_path, content))(["Qb"], 99)
     assert tokens.ids.tolist() == [6, 1]
 

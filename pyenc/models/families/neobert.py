@@ -16,6 +16,7 @@ from ..head_config import HeadConfig
 from ..rotary import Rotary
 from .config_file import ConfigFile
 from .family import Family, HeadNames, Published
+from .llama import optional
 from .parts import Names, Parts, weights
 
 MODEL_TYPE = "neobert"
@@ -48,7 +49,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         position="rotary",
         max_length=config.size("max_length", 1024),
         rotary=Rotary(10_000.0),
-        padding_row=_padding(config),
+        padding_row=optional(config, "pad_token_id", 0),
         activation="silu",
         gated=True,
         qkv_bias=False,
@@ -60,12 +61,6 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         norm_first=True,
         embedding_norm=False,
     )
-
-
-def _padding(config: ConfigFile) -> int | None:
-    if config.values.get("pad_token_id", 0) is None:
-        return None
-    return config.integer("pad_token_id", 0)
 
 
 def _intermediate(said: int) -> int:

@@ -68,19 +68,28 @@ def rotary(config: ConfigFile, unsaid: float | None, story: str = "") -> Rotary:
         raise CheckpointError(f"{section.path}: {error}") from error
 
 
+def linear(section: ConfigFile) -> RotaryScaling:
+    """Every position divided by `factor`, which has no default.
+
+    Raises:
+        CheckpointError: `factor` is missing, or not a positive number.
+    """
+    _need(section, "linear", "factor")
+    return RotaryScaling("linear", section.positive("factor", 1.0))
+
+
+def _need(section: ConfigFile, kind: str, *keys: str) -> None:
+    for key in keys:
+        if section.values.get(key) is None:
+            raise CheckpointError(f"{section.path}: {key} is missing; rope_type {kind!r} needs one")
+
+
 def _scaling(config: ConfigFile, section: ConfigFile, kind: str) -> RotaryScaling:
-    factor = section.values.get("factor")
-    if factor is None and kind != "yarn":
-        raise CheckpointError(f"{section.path}: factor is missing; rope_type {kind!r} needs one")
     if kind == "linear":
-        return RotaryScaling("linear", section.positive("factor", 1.0))
+        return linear(section)
     trained = _trained(config, section)
     if kind == "llama3":
-        for key in ("low_freq_factor", "high_freq_factor"):
-            if key not in section.values:
-                raise CheckpointError(
-                    f"{section.path}: {key} is missing; rope_type 'llama3' needs one"
-                )
+        _need(section, kind, "factor", "low_freq_factor", "high_freq_factor")
         return RotaryScaling(
             "llama3",
             section.positive("factor", 1.0),
@@ -88,7 +97,7 @@ def _scaling(config: ConfigFile, section: ConfigFile, kind: str) -> RotaryScalin
             low_freq_factor=section.positive("low_freq_factor", 1.0),
             high_freq_factor=section.positive("high_freq_factor", 4.0),
         )
-    if factor is None:
+    if section.values.get("factor") is None:
         times = config.size("max_position_embeddings") / trained
     else:
         times = section.positive("factor", 1.0)

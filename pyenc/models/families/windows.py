@@ -6,7 +6,7 @@ from ...errors import CheckpointError
 from ..rotary import Rotary
 from ..rotary_scaling import RotaryScaling
 from .config_file import UNSCALED, ConfigFile
-from .rope import WHOLE
+from .rope import WHOLE, linear
 
 FULL, SLIDING = KINDS = ("full_attention", "sliding_attention")
 
@@ -87,6 +87,4 @@ def _scaling(config: ConfigFile, parameters: ConfigFile, key: str) -> RotaryScal
         )
     if kind == "default":
         return None
-    if "factor" not in said:
-        raise CheckpointError(f"{where.path}: factor is missing; rope_type 'linear' needs one")
-    return RotaryScaling("linear", where.positive("factor", 1.0))
+    return linear(where)

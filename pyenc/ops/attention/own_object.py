@@ -139,10 +139,7 @@ def numbers_along(bias: DistanceBias, offsets: Tensor, heads: int) -> Tensor:
             f"attention: {name}.along must give float32 (or float64), got {numbers.dtype}: compute "
             "it of x.float(), say; rounding a bias to half moves far scores by whole units"
         )
-    if numbers.device != offsets.device:
-        raise InputError(
-            f"attention: {name}.along gave numbers on {numbers.device}, q is on {offsets.device}"
-        )
+    _check_beside(bias, "along", numbers, offsets.device)
     return numbers
 
 

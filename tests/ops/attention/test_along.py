@@ -183,7 +183,10 @@ class Wrong:
             lambda offsets: torch.zeros(2, len(offsets)).half(),
             r"float32 .* got torch.float16: comp",
         ),
-        (lambda offsets: torch.zeros(2, len(offsets), device="meta"), "numbers on meta, q is on"),
+        (
+            lambda offsets: torch.zeros(2, len(offsets), device="meta"),
+            "along gave a tensor on meta, expected one on cpu",
+        ),
     ],
 )
 @pytest.mark.parametrize("holes", [False, True])
