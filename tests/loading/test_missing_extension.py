@@ -85,6 +85,7 @@ def test_a_choice_of_linear_layers_that_cannot_serve_is_an_error(
         monkeypatch.setattr(module, "unavailable", lambda: "there are none")
     monkeypatch.setattr(onednn, "unavailable", lambda dtype: "there are none")
     if asked == "few_rows":
+        monkeypatch.delenv(extension.REQUIRE_VARIABLE, raising=False)
         monkeypatch.setattr(extension, "_attempt", lambda: (None, "there are none"))
     monkeypatch.setenv(onednn.VARIABLE, asked)
     with pytest.raises(BackendError, match=f"^PYENC_LINEAR={asked} cannot serve here: there are"):
