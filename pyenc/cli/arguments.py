@@ -230,6 +230,11 @@ def _model(parser: Parser) -> None:
         help="whose adapter is used, of a checkpoint that has some (pyenc info); default: none",
     )
     group.add_argument(
+        "--adapter",
+        metavar="NAME",
+        help="folder or Hub name of a LoRA adapter of peft, merged into MODEL's weights",
+    )
+    group.add_argument(
         "--pooling", choices=Poolings(POOLINGS),
         help="of token states; cls,mean: several, side by side; default: as the checkpoint says",
     )  # fmt: skip

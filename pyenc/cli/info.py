@@ -187,6 +187,7 @@ def _vectors(encoder: TextEncoder) -> dict[str, Any]:
         "default_prompt_name": recipe.default_prompt_name,
         "tasks": list(encoder.checkpoint.task_instructions),
         "task": encoder.checkpoint.task,
+        "adapter": encoder.checkpoint.adapter,
         "lower_case": recipe.lower_case,
     }
 

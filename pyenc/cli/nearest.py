@@ -43,7 +43,8 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     ),
     "--prompt": ("prefix", "query-prefix", "query-instruction", "document-prefix"),
     "--prompt-name": ("prompt-type",),
-    "--task": ("adapter", "adapter-name", "default-task", "lora", "task-name", "task-type"),
+    "--task": ("default-task", "task-name", "task-type"),
+    "--adapter": ("adapter-name", "adapter-path", "lora", "lora-path", "peft"),
     "--on-long": ("truncate", "truncation", "on-too-long", "too-long", "no-truncate"),
     "--skip-bad": (
         "ignore-errors", "skip-errors", "skip-invalid", "skip-bad-rows", "on-error", "keep-going",

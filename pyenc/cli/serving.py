@@ -18,7 +18,9 @@ import torch
 from .. import ops
 from ..errors import BackendError
 from ..loading import check_device, resolve
+from ..loading.files import ADAPTER
 from ..loading.hub import SMALL_FILES
+from ..loading.lora import FILES as ADAPTER_WEIGHTS
 from ..loading.shipped import shipped
 from ..loading.weights import WeightFiles
 from ..models import Encoder
@@ -27,6 +29,7 @@ from ..ops.backend import choose, explain, requested_backend
 from ..ops.linear.onednn import forced
 from ..text import AssumptionWarning, Recipe, TextEncoder, load
 from ..text.assumed import assumption
+from ..text.located import BORROWED, Located, locate
 from ..text.recipe import module_paths, transformer_folder
 from ..text.tokenizer import TOKENIZER_FILES
 
@@ -55,7 +58,7 @@ def load_encoder(args: argparse.Namespace, *, quiet: bool = False, **changes: An
     options: dict[str, Any] = {
         "device": args.device, "dtype": args.dtype, "backend": args.backend,
         "pooling": args.pooling and args.pooling.split(","), "normalize": args.normalize,
-        "quantize": args.quantize, "task": args.task, **changes,
+        "quantize": args.quantize, "task": args.task, "adapter": args.adapter, **changes,
     }  # fmt: skip
     # A bad PYENC_BACKEND or PYENC_LINEAR is an error before the weights.
     requested_backend(options["backend"])
@@ -90,26 +93,37 @@ def encode_options(args: argparse.Namespace) -> dict[str, Any]:
 def model_files(args: argparse.Namespace, recipe: Recipe) -> dict[str, Path]:
     """Name -> path of the files that loading the model reads, weights first."""
     own = shipped(args.model)
-    if own is None:
-        folder = resolve(args.model, args.revision)
-        files = checkpoint_files(folder, recipe)
+    if own is not None:
+        located = Located(own.base_folder(), own.base_folder())
     else:
-        folder, files = own.base_folder(), checkpoint_files(own.base_folder(), recipe)
-    named = {path.relative_to(folder).as_posix(): path for path in files}
+        located = locate(args.model, args.revision, adapter=args.adapter, task=args.task)
+    named = checkpoint_files(located, recipe)
     return named if own is None else {own.difference.name: own.difference} | named
 
 
-def checkpoint_files(folder: Path, recipe: Recipe) -> list[Path]:
-    """The files of a checkpoint's folder that loading reads, weights first."""
-    inside = folder / recipe.transformer_path
-    found = WeightFiles(inside).paths
+def checkpoint_files(located: Located, recipe: Recipe) -> dict[str, Path]:
+    """Name -> path of a checkpoint's files that loading reads, weights first."""
+    folder = located.folder
+    inside, adapter = folder / recipe.transformer_path, located.adapter
+    found = WeightFiles(located.weights).paths
+    if adapter is not None:
+        found += [*WeightFiles(adapter, ADAPTER_WEIGHTS).paths, adapter / ADAPTER]
     for base in dict.fromkeys((folder, inside)):
         found += sorted(path for pattern in SMALL_FILES for path in base.glob(pattern))
         found += sorted(base.glob("*.index.json"))
+    if located.apart:
+        found += [path for name in BORROWED for path in sorted(located.weights.glob(name))]
     for module in module_paths(folder):
         if module != recipe.transformer_path:
             found += sorted(path for path in (folder / module).glob("*") if path.is_file())
-    return list(dict.fromkeys(found))
+    named: dict[str, Path] = {}
+    for path in found:
+        # What lies elsewhere is called by what it is.
+        for start, place in (("", folder), ("adapter/", adapter), ("base/", located.weights)):
+            if place is not None and path.is_relative_to(place):
+                named.setdefault(start + path.relative_to(place).as_posix(), path)
+                break
+    return named
 
 
 def fingerprint(args: argparse.Namespace, recipe: Recipe) -> dict[str, str]:

@@ -18,7 +18,6 @@ from ..models.families import (
     ConfigFile,
     Family,
     head_parts,
-    in_own_order,
     recognise,
     with_head,
 )
@@ -30,10 +29,11 @@ from ..ops.extension import tell_missing
 from ..ops.linear.serving import check_forced
 from .files import ADAPTER
 from .heads import Head, find_head, same
+from .lora import AdaptedFiles, check_bare, fits
 from .own_type import published, read_config
 from .quantized import QuantizedFiles, known_bits, split
+from .state import read_state
 from .strict import (
-    check_dtype_served,
     check_finite,
     check_names,
     check_shape,
@@ -76,6 +76,8 @@ class Checkpoint:
     """Of the tasks that the weights came with adapters for, what their texts begin with."""
     task: str | None = None
     """Whose adapter is in the weights."""
+    adapter: str | None = None
+    """The folder of the adapter of peft that is in the weights."""
 
     @property
     def pooling(self) -> str:
@@ -100,6 +102,7 @@ def load_checkpoint(
     config: Mapping[str, Any] | None = None,
     quantize: str | None = None,
     task: str | None = None,
+    adapter: str | Path | None = None,
 ) -> Checkpoint:
     """Read a checkpoint folder into an `Encoder`, in eval mode.
 
@@ -113,6 +116,7 @@ def load_checkpoint(
         quantize: "int8" for linear layers in eight bits (`pyenc.models.int8`), on a CPU; None as
             stored, which is in eight bits where a quantised encoder was saved.
         task: whose adapter is merged into the weights, of a checkpoint that has some (`tasks.py`).
+        adapter: folder of a LoRA adapter of peft, merged into the weights (`lora.py`).
 
     Warns:
         ExtensionWarning: once a process, for a CPU and without a backend by name: the C++ kernels
@@ -129,15 +133,19 @@ def load_checkpoint(
     check_quantize(quantize)
     folder = Path(folder)
     config_path = folder / "config.json"
-    if (folder / ADAPTER).is_file():
+    if adapter is None and (folder / ADAPTER).is_file():
         raise CheckpointError(
-            f"{folder / ADAPTER}: a PEFT adapter, which is not served: its changes to the weights "
-            "would be left out; expected the weights with them: merge_and_unload() of the model "
-            "in peft, then save_pretrained()"
+            f"{folder / ADAPTER}: a PEFT adapter, whose changes to the weights would be left out: "
+            "adapter= names it, beside the folder of the weights that it changes"
         )
     config = read_config(folder) if config is None else published(config)
     config, stored_bits = split(config, config_path)
     files = QuantizedFiles(folder) if stored_bits else WeightFiles(folder)
+    own_names = False
+    if adapter is not None:
+        check_bare(files, folder)
+        own_names = not fits(files, Path(adapter))
+        files = files if own_names else AdaptedFiles(files, Path(adapter))
     names = modern_names(files.names, folder)
     reader = ConfigFile(str(config_path), config)
     tasks = read_tasks(files, reader)
@@ -183,13 +191,10 @@ def load_checkpoint(
         check_forced()
         if backend is None:
             tell_missing()
-    state = {
-        parameter: in_own_order(
-            _read(files, [names[n] for n in ns], target_device, target_dtype),
-            family.row_order(shape, parameter),
-        )
-        for parameter, ns in parts.items()
-    }
+    state = read_state(
+        files, {p: tuple(names[n] for n in ns) for p, ns in parts.items()}, family, shape,
+        target_device, target_dtype, Path(adapter) if adapter is not None and own_names else None,
+    )  # fmt: skip
     encoder.load_state_dict(state, strict=True, assign=True)
     encoder.eval()
     place_buffers(encoder, target_device)
@@ -200,6 +205,7 @@ def load_checkpoint(
         sources={p: tuple(names[n] for n in ns) for p, ns in parts.items()},
         bare=head.bare,
         stored_dtype=stored,
+        adapter=None if adapter is None else str(adapter),
     )
     _set_aside(checkpoint, files, names, prefix, head)
     if tasks is not None:
@@ -233,19 +239,6 @@ def _family_of(names: Mapping[str, str], config: ConfigFile) -> tuple[Family, st
         if found is None:
             raise
         return found
-
-
-def _read(files: WeightFiles, names: list[str], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """One parameter from its parts, in memory of its own, checked to be finite."""
-    pieces = []
-    for name in names:
-        tensor = files.read(name)
-        check_dtype_served(files, name, tensor)
-        piece = tensor.to(dtype)
-        check_finite(files, name, piece, tensor.dtype)
-        pieces.append(piece)
-    # A copy of even one piece: a mapped file may change or vanish under us.
-    return (torch.cat(pieces) if len(pieces) > 1 else pieces[0].clone()).to(device)
 
 
 def _set_aside(

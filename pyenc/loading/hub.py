@@ -27,8 +27,14 @@ SMALL_FILES = [
     "sentence_*_config.json",
     *TOKENIZER_FILES,
 ]
-SAFETENSORS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
-PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
+SAFETENSORS = [
+    "model.safetensors", "model-*.safetensors", "model.safetensors.index.json",
+    "adapter_model.safetensors", f"adapters/*/{ADAPTER}", "adapters/*/adapter_model.safetensors",
+]  # fmt: skip
+PICKLES = [
+    "pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json",
+    "adapter_model.bin",
+]  # fmt: skip
 
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,18 @@ class WeightFiles:
 
     Args:
         folder: holds `model.safetensors` or `pytorch_model.bin`, or the shards of one of them.
+        published: other names than these, the preferred first.
 
     Raises:
         CheckpointError: no weights, a damaged or unsafe file; the message names it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, published: Sequence[str] = INDEXED) -> None:
         self.folder = folder
         self._file_of: dict[str, Path] = {}
         self._safe: dict[Path, Any] = {}
         self._pickled: dict[Path, dict[str, Tensor]] = {}
-        paths, index = _weight_paths(folder)
+        paths, index = _weight_paths(folder, published)
         for path in paths:
             check_fetched(path)
             for name in self._open(path):
@@ -88,6 +89,12 @@ class WeightFiles:
         return list(self._pickled[path])
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether there are weights of a whole model in a folder, readable or not."""
+    files = (folder / f"{name}{end}" for name in INDEXED for end in ("", ".index.json"))
+    return any(file.is_file() for file in files)
+
+
 def tensor_names(folder: Path) -> list[str]:
     """The names of a folder's tensors, with as little of its weights read as can be.
 
@@ -111,16 +118,18 @@ def _naming(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
 
 
-def _weight_paths(folder: Path) -> tuple[list[Path], Path | None]:
+def _weight_paths(
+    folder: Path, published: Sequence[str] = INDEXED
+) -> tuple[list[Path], Path | None]:
     """The files that hold weights, and the index that names them where there is one."""
-    for name in INDEXED:
+    for name in published:
         if (folder / name).is_file():
             return [folder / name], None
         index = folder / f"{name}.index.json"
         if index.is_file():
             return _shards(index), index
     raise CheckpointError(
-        f"{folder}: no weights: expected {' or '.join(INDEXED)} (or their .index.json)"
+        f"{folder}: no weights: expected {' or '.join(published)} (or their .index.json)"
     )
 
 

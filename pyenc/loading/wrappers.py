@@ -45,7 +45,7 @@ def modern_names(stored: Iterable[str], folder: Path) -> dict[str, str]:
     for name in stored:
         if name in beside:
             continue
-        modern = _modern(bases.get(name, name))
+        modern = modern_name(bases.get(name, name))
         if modern in names:
             first, second = sorted((names[modern], name))
             raise CheckpointError(
@@ -56,7 +56,8 @@ def modern_names(stored: Iterable[str], folder: Path) -> dict[str, str]:
     return names
 
 
-def _modern(name: str) -> str:
+def modern_name(name: str) -> str:
+    """A tensor's name as the families know it."""
     *path, last = name.split(".")
     path = [part for part in path if part not in WRAPPERS]
     # A first module, by its number: not a layer, whose number comes after other words.

@@ -10,11 +10,12 @@ from typing import Any
 from ..errors import CheckpointError
 from ..loading import read_json
 from ..loading.files import folder_below
+from ..loading.jina_v5 import is_of_tasks
 from ..models.families.qwen import PPLX_TYPE
 
 JINAS = "custom_st.Transformer"
-"""The first module of jina-embeddings-v3, a file of its repository: as sentence-transformers' own,
-but for the adapter of a task."""
+"""The first module of jina-embeddings-v3 and -v5, a file of their repositories: as
+sentence-transformers' own, but for the adapter of a task."""
 
 PPLXS = "st_quantize.FlexibleQuantizer"
 """The last module of pplx-embed, a file of its repository, which has no weights and no settings."""
@@ -57,7 +58,8 @@ def read_modules(path: Path) -> list[dict[str, Any]]:
     for module in modules:
         if module["type"] != JINAS:
             continue
-        if has_tasks(read_json(path.parent / module["path"] / "config.json")):
+        config = read_json(path.parent / module["path"] / "config.json")
+        if has_tasks(config) or is_of_tasks(config):
             module["type"] = KINDS + "Transformer"
     _check_pplx(path, modules)
     if numbers != sorted(numbers):

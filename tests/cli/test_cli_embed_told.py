@@ -15,6 +15,7 @@ import pyenc
 from pyenc.cli import embed, work
 from pyenc.cli.arguments import build_parser
 from pyenc.cli.serving import load_encoder
+from tests.loading.lora_folders import BASE, adapter, changes
 from tests.text.tokenizer_folders import around
 
 # One golden checkpoint has no sentence-transformers files.
@@ -146,3 +147,20 @@ def test_task(cli: Cli, texts_file: Path, tmp_path: Path) -> None:
         args = build_parser().parse_args([*argv, task])
         settings.append(embed._settings(args, load_encoder(args), 48))
     assert {key for key in settings[0] if settings[0][key] != settings[1][key]} == {"task"}
+
+
+def test_adapter(cli: Cli, texts_file: Path, tmp_path: Path) -> None:
+    """Merged; what was embedded with another is not gone on with."""
+    name = GOLDEN / BASE
+    argv = ["embed", str(name), str(texts_file), "-o", str(tmp_path / "o.npy"), "--adapter"]
+    folders = [adapter(tmp_path / str(seed), changes(seed=seed)) for seed in range(2)]
+    assert cli(*argv, folders[0]).status == 0
+    right = pyenc.load(name, adapter=folders[0]).encode(TEXTS)
+    assert np.array_equal(np.load(tmp_path / "o.npy"), right)
+    settings = []
+    for folder in folders:
+        args = build_parser().parse_args([*argv, str(folder)])
+        settings.append(embed._settings(args, load_encoder(args), 48))
+    assert [key for key in settings[0] if settings[0][key] != settings[1][key]] == [
+        "checkpoint file"
+    ]

@@ -19,6 +19,7 @@ from pyenc.loading import own_checkpoint, save_checkpoint
 from pyenc.models import Encoder, EncoderConfig, register_position
 from pyenc.ops import extension
 from pyenc.ops.linear import choices
+from tests.loading.lora_folders import BASE, QUERY, adapter, changes
 from tests.mixtures import folder_of
 from tests.text.sentencepiece_folders import MODELS, checkpoint
 from tests.text.tokenizer_folders import around
@@ -373,3 +374,24 @@ def test_tasks(cli: Cli, fails: Callable[..., str]) -> None:
         "info", name, "--task", "x"
     )
     assert facts(cli, GOLDEN / "bert_mean_h4")["vectors"]["tasks"] == []
+
+
+def test_an_adapter(cli: Cli, tmp_path: Path, fails: Callable[..., str]) -> None:
+    """Its own files and its base's are told apart, weights first."""
+    folder = adapter(tmp_path / "a", changes([QUERY]))
+    found = facts(cli, folder)
+    assert found["vectors"]["adapter"] == str(folder)
+    named = [file["name"] for file in found["files"]]
+    assert named[:3] == [
+        "base/model.safetensors",
+        "adapter_model.safetensors",
+        "adapter_config.json",
+    ]
+    assert {"base/config.json", "base/vocab.txt"} <= set(named)
+    assert f"adapter         {folder} is in the weights" in cli("info", folder).out
+    found = facts(cli, GOLDEN / BASE, "--adapter", folder)
+    assert found["vectors"]["adapter"] == str(folder)
+    named = [file["name"] for file in found["files"]]
+    assert named[:2] == ["model.safetensors", "adapter/adapter_model.safetensors"]
+    assert facts(cli, GOLDEN / BASE)["vectors"]["adapter"] is None
+    assert "no adapter of peft" in fails("info", GOLDEN / BASE, "--adapter", GOLDEN / BASE)

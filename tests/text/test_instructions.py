@@ -141,7 +141,7 @@ def test_published_instructors_leave_their_prompts_out(
 ) -> None:
     """By name, as in sentence-transformers; what is saved says so itself."""
     golden = read_golden(INSTRUCTORS[0])
-    module = importlib.import_module("pyenc.text.load")
+    module = importlib.import_module("pyenc.text.located")
     monkeypatch.setattr(module, "resolve", lambda *_: golden.folder)
     encoder = pyenc.load("hkunlp/instructor-large", skip_eps=0)
     instruction, text = golden.texts[0]

@@ -71,6 +71,13 @@ FAMILY = Family(
             "golden",
             "8,192 by their files; rotary positions have no table",
         ),
+        Published(
+            "jina-embeddings-v5-text-nano",
+            "unverified",
+            "8,192 by its model card; rotary positions have no table",
+            'adapters by task="retrieval" and so on, merged as by peft; layers verified on small '
+            "checkpoints of EuroBERT's original code; its files not seen",
+        ),
     ),
     signature=SIGNATURE,
     # Decoders of the same names (Llama's) see no token after their own.

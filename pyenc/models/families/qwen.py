@@ -156,6 +156,13 @@ FAMILY = Family(
             "32,768 (0.6B) by its files; rotary positions have no table",
         ),
         Published(
+            "jina-embeddings-v5-text-small",
+            "unverified",
+            "32,768 by its files; rotary positions have no table",
+            'adapters by task="retrieval" and so on, merged as by peft; layers verified on small '
+            "checkpoints of transformers' class; its files not seen",
+        ),
+        Published(
             "pplx-embed-v1-0.6b, -4b",
             "unverified",
             "32,768 by their model card; rotary positions have no table",

@@ -1,0 +1,167 @@
+"""`adapter_config.json` of a LoRA adapter: what it says of the change to each weight.
+
+Written by peft; a change is alpha / r * B A (Hu et al., LoRA, arXiv 2106.09685), with r's square
+root under `use_rslora` (Kalajdzievski, arXiv 2312.03732), and a length of its own for every row
+under `use_dora` (Liu et al., DoRA, arXiv 2402.09353). What else the file may ask for is told apart
+by whether it changes an answer: what does is honoured or refused, by its key.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ..models.families import ConfigFile
+from .files import ADAPTER, read_json
+
+KIND = "LORA"
+
+HONOURED = (
+    "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
+    "init_lora_weights", "target_modules", "base_model_name_or_path", "revision",
+)  # fmt: skip
+
+UNHEARD = (
+    # About training alone, or about where things were.
+    "task_type", "auto_mapping", "peft_version", "inference_mode", "lora_dropout", "loftq_config",
+    "eva_config", "corda_config", "lora_ga_config", "runtime_config", "megatron_config",
+    "megatron_core", "ensure_weight_tying",
+    # Which weights have changes: the tensors say it.
+    "exclude_modules", "layers_to_transform", "layers_pattern", "bias", "modules_to_save",
+    "lora_bias",
+    # Of another layer than torch's Linear and Embedding, or of a switch that is refused.
+    "fan_in_fan_out", "qalora_group_size",
+)  # fmt: skip
+"""Keys that change no answer."""
+
+NONE: tuple[Any, ...] = (None, False, {}, [], "")
+"""Of any other key: that it asks for nothing."""
+
+STARTS: tuple[Any, ...] = (True, False, "gaussian", "eva", "orthogonal")
+"""How A and B began, where the weights beside them stayed as they were. Of other beginnings (PiSSA,
+OLoRA, LoftQ) the weights were changed too, and the adapter does not hold how."""
+
+FROM_DEFAULT = 8
+"""Of `r` and `lora_alpha`, where the file does not say them."""
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What one adapter's file says."""
+
+    path: Path
+    base: str | None
+    """What it changes: a folder or a Hub name."""
+    revision: str | None
+    """Of the base's."""
+    rank: int
+    alpha: float
+    ranks: Mapping[str, int]
+    """By pattern of a module's path, before `rank`."""
+    alphas: Mapping[str, float]
+    rooted: bool
+    """Whether alpha is divided by the root of the rank, and not by the rank."""
+    by_length: bool
+    """Whether rows have lengths of their own: DoRA."""
+    targets: tuple[str, ...] | None
+    """What the paths of changed modules end with; None: the file has a pattern, or no list."""
+
+    def rank_of(self, module: str) -> int:
+        """Of the change to a module, by its path in the model that was trained."""
+        return self.ranks.get(_pattern(self.ranks, module), self.rank)
+
+    def scaling_of(self, module: str) -> float:
+        """What B A is multiplied by."""
+        alpha, rank = (
+            self.alphas.get(_pattern(self.alphas, module), self.alpha),
+            self.rank_of(module),
+        )
+        return alpha / (math.sqrt(rank) if self.rooted else rank)
+
+    def has(self, module: str) -> bool:
+        """Whether the file may mean this module; a pattern of peft's own is taken at its word."""
+        if self.targets is None:
+            return True
+        return any(module == end or module.endswith("." + end) for end in self.targets)
+
+
+def _pattern(patterns: Mapping[str, Any], module: str) -> str:
+    """The first of the patterns that a module's path ends with, from the beginning of a word."""
+    return next((p for p in patterns if re.match(rf"(.*\.)?({p})$", module)), "")
+
+
+def read_settings(folder: Path) -> LoraSettings:
+    """The settings of the adapter in a folder.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, is not of LoRA, or asks for what is not
+            served; the message names the key.
+    """
+    path = folder / ADAPTER
+    values = read_json(path)
+    kind = values.get("peft_type")
+    if kind != KIND:
+        raise CheckpointError(
+            f"{path}: peft_type {kind!r:.40} is not served; served: {KIND!r}, and of others "
+            "merge_and_unload() of the model in peft, then save_pretrained(), where it has that"
+        )
+    for key, value in values.items():
+        if key not in (*HONOURED, *UNHEARD) and value not in NONE:
+            raise CheckpointError(
+                f"{path}: {key} is {value!r:.80}, which is not served: it may change the vectors; "
+                "served: LoRA, rsLoRA and DoRA of linear layers and embeddings"
+            )
+    start = values.get("init_lora_weights", True)
+    if start not in STARTS:
+        raise CheckpointError(
+            f"{path}: init_lora_weights is {start!r:.40}, which changed the base's own weights "
+            "too; expected an adapter saved with path_initial_model_for_weight_conversion, or "
+            "merge_and_unload() of the model in peft, then save_pretrained()"
+        )
+    file = ConfigFile(str(path), {key: v for key, v in values.items() if v is not None})
+    ranks, alphas = file.section("rank_pattern"), file.section("alpha_pattern")
+    for section in (ranks, alphas):
+        _check_patterns(section)
+    base, revision = (
+        None if values.get(key) is None else file.text(key, "")
+        for key in ("base_model_name_or_path", "revision")
+    )
+    return LoraSettings(
+        path=path,
+        base=base,
+        revision=revision,
+        rank=file.size("r", FROM_DEFAULT),
+        alpha=file.number("lora_alpha", FROM_DEFAULT),
+        ranks={key: ranks.size(key) for key in ranks.values},
+        alphas={key: alphas.number(key, 0.0) for key in alphas.values},
+        rooted=file.flag("use_rslora", False),
+        by_length=file.flag("use_dora", False),
+        targets=_targets(file),
+    )
+
+
+def _check_patterns(section: ConfigFile) -> None:
+    for pattern in section.values:
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise CheckpointError(
+                f"{section.path}: {pattern!r:.80} is no pattern: {error}"
+            ) from None
+
+
+def _targets(file: ConfigFile) -> tuple[str, ...] | None:
+    said = file.values.get("target_modules")
+    if said is None or isinstance(said, str):
+        return None
+    if not isinstance(said, list) or not all(isinstance(end, str) for end in said):
+        raise CheckpointError(
+            f"{file.path}: target_modules must be a list of strings, a string or null, got "
+            f"{said!r:.80}"
+        )
+    return tuple(said) or None

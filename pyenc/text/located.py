@@ -1,0 +1,169 @@
+"""Where a checkpoint's parts are: in one folder, or in two where it is an adapter of peft.
+
+An adapter's folder has no weights of a model and no `config.json`: both are its base's, which
+`adapter_config.json` names. How its vectors are made its own files say, as sentence-transformers
+reads them, and its tokenizer is its own where it has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ..errors import CheckpointError, InputTypeError
+from ..loading import read_json, resolve
+from ..loading.files import ADAPTER
+from ..loading.hub import SMALL_FILES, TOKENIZER_FILES
+from ..loading.jina_v5 import adapter_of, is_of_tasks, plain_config
+from ..loading.lora_settings import read_settings
+from ..loading.weights import has_weights, tensor_names
+from .module_list import module_paths, transformer_folder
+from .recipe import LONE_POOLING
+from .tokenizer import has_tokenizer
+
+
+@dataclass(frozen=True)
+class Located:
+    """The folders of one checkpoint."""
+
+    folder: Path
+    """How its vectors are made, and its tokenizer."""
+    weights: Path
+    """`config.json` and the weights."""
+    adapter: Path | None = None
+    """What is merged into them."""
+    config: dict[str, Any] | None = None
+    """In the place of `config.json`."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether `config.json` lies elsewhere than the other small files."""
+        return self.weights != transformer_folder(self.folder)
+
+
+def locate(
+    name_or_folder: str | Path,
+    revision: str | None = None,
+    *,
+    adapter: str | Path | None = None,
+    task: str | None = None,
+) -> Located:
+    """The parts of a checkpoint by name or folder.
+
+    Args:
+        name_or_folder, revision, adapter, task: as of `pyenc.load`.
+
+    Raises:
+        CheckpointError: a folder or repository is not there, or an adapter's base is not known.
+        InputError: `task` names none of its adapters.
+    """
+    if not isinstance(adapter, (str, Path, type(None))):
+        raise InputTypeError(
+            f"adapter must be a folder, a Hub name or None, got {type(adapter).__name__}"
+        )
+    folder = resolve(name_or_folder, revision)
+    inside = transformer_folder(folder)
+    if adapter is not None:
+        found = transformer_folder(resolve(adapter))
+        if not (found / ADAPTER).is_file():
+            raise CheckpointError(f"{adapter}: no adapter of peft: {found / ADAPTER} is missing")
+        if (inside / ADAPTER).is_file() and not has_weights(inside):
+            raise CheckpointError(f"{name_or_folder}: {_STACKED}")
+        return Located(folder, inside, found)
+    if (inside / ADAPTER).is_file():
+        return Located(folder, _base_of(inside), inside)
+    path = inside / "config.json"
+    if path.is_file() and is_of_tasks(config := read_json(path)) and has_adapters(inside):
+        chosen = adapter_of(task, inside, config, str(name_or_folder))
+        return Located(folder, inside, chosen, plain_config(config, tensor_names(inside)))
+    return Located(folder, inside)
+
+
+BORROWED = ("config.json", *TOKENIZER_FILES)
+"""What an adapter's folder may take from its base's, beside the weights: the first in any case."""
+
+_STACKED = "an adapter of peft, and adapters of adapters are not served"
+
+
+def has_adapters(folder: Path) -> bool:
+    """Whether adapters of tasks lie in a folder of its own, as jina-embeddings-v5 has them."""
+    return next(folder.glob(f"adapters/*/{ADAPTER}"), None) is not None
+
+
+def _base_of(folder: Path) -> Path:
+    """The folder of the weights that an adapter's folder says it changes."""
+    settings = read_settings(folder)
+    hint = "pyenc.load(base, adapter=...) says which weights it changes"
+    if has_weights(folder):
+        raise CheckpointError(
+            f"{settings.path}: there are whole weights beside it, and whether its changes are in "
+            f"them is not known: {hint}, and without the file the weights are taken as they are"
+        )
+    if not settings.base:
+        raise CheckpointError(f"{settings.path}: base_model_name_or_path names nothing: {hint}")
+    try:
+        revision = None if Path(settings.base).is_dir() else settings.revision
+        base = transformer_folder(resolve(settings.base, revision))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{settings.path}: base_model_name_or_path: {error}; {hint}"
+        ) from error
+    if (base / ADAPTER).is_file():
+        raise CheckpointError(f"{settings.path}: its base, {settings.base}, is {_STACKED}")
+    return base
+
+
+@contextmanager
+def whole(located: Located, called: str) -> Iterator[Path]:
+    """A folder with all small files of a checkpoint: its own, or one for the moment where an
+    adapter's and its base's are put together, which errors call as the checkpoint is called."""
+    if not located.apart:
+        yield located.folder
+        return
+    with TemporaryDirectory() as folder:
+        for path, content in _together(located).items():
+            (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / path).write_bytes(content)
+        try:
+            yield Path(folder)
+        except CheckpointError as error:
+            raise type(error)(str(error).replace(folder, called)) from error
+
+
+def _together(located: Located) -> dict[str, bytes]:
+    assert located.adapter is not None
+    below = located.adapter.relative_to(located.folder)
+    files = small_files(located.folder, below.as_posix())
+    for pattern in BORROWED[:1] if has_tokenizer(located.adapter) else BORROWED:
+        for path in located.weights.glob(pattern):
+            files[(below / path.relative_to(located.weights)).as_posix()] = path.read_bytes()
+    return files
+
+
+def small_files(folder: Path, transformer_path: str) -> dict[str, bytes]:
+    """Everything but the encoder's weights, so that saving needs the old folder no more.
+
+    Args:
+        folder: of the checkpoint.
+        transformer_path: where the encoder's own files are, below it.
+
+    Returns:
+        Relative path -> content.
+    """
+    files: dict[str, bytes] = {}
+    for base in {folder, folder / transformer_path}:
+        for pattern in set(SMALL_FILES) - {ADAPTER}:  # which is in the weights, if anywhere
+            for path in base.glob(pattern):
+                files[path.relative_to(folder).as_posix()] = path.read_bytes()
+    if not (folder / "modules.json").is_file() and (folder / LONE_POOLING).is_file():
+        files[LONE_POOLING] = (folder / LONE_POOLING).read_bytes()
+    for module in module_paths(folder):
+        if folder / module != folder / transformer_path:
+            for path in (folder / module).glob("*"):  # Normalize has no folder
+                if path.is_file():
+                    files[path.relative_to(folder).as_posix()] = path.read_bytes()
+    return files

@@ -1,0 +1,458 @@
+"""LoRA adapters of peft: merged as the formula says, by any names, or refused by key and tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import pyenc
+from pyenc.errors import CheckpointError
+from pyenc.loading import load_checkpoint, save_checkpoint
+from pyenc.loading.lora_settings import read_settings
+from pyenc.models.int8 import quantization
+from tests.conftest import GOLDEN
+from tests.loading.lora_folders import (
+    ALPHA,
+    BASE,
+    DOWN,
+    QUERY,
+    RANK,
+    WORDS,
+    adapter,
+    base_tensors,
+    changes,
+    merged,
+)  # fmt: skip
+from tests.loading.test_strict import copied
+from tests.loading.test_variants import renaming, written
+
+PREFIX = "base_model.model."
+
+
+def weights(folder: Path, base: Path = GOLDEN / BASE, **how: Any) -> dict[str, Tensor]:
+    """By published names, as they would be saved."""
+    checkpoint = load_checkpoint(base, adapter=folder, device="cpu", **how)
+    state = checkpoint.encoder.state_dict()
+    found: dict[str, Tensor] = {}
+    for parameter, names in checkpoint.sources.items():
+        rows = state[parameter].chunk(len(names)) if len(names) > 1 else [state[parameter]]
+        found |= dict(zip(names, rows, strict=True))
+    return found
+
+
+def check(found: dict[str, Tensor], right: dict[str, Tensor], base: dict[str, Tensor]) -> None:
+    """The changed tensors are right, and all others the base's own."""
+    for name, tensor in found.items():
+        if name in right:
+            assert (tensor.double() - right[name]).abs().max() <= 2e-6, name
+            assert (tensor.double() - base[name].double()).abs().max() > 1e-2, name
+        else:
+            assert torch.equal(tensor, base[name]), name
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("lengths", [False, True])
+@pytest.mark.parametrize("rooted", [False, True])
+def test_the_weights_themselves(tmp_path: Path, rooted: bool, lengths: bool, seed: int) -> None:
+    tensors, base = changes(lengths=lengths, seed=seed), base_tensors()
+    folder = adapter(tmp_path, tensors, use_rslora=rooted, use_dora=lengths)
+    right = {
+        f"{m}.weight": merged(base[f"{m}.weight"], tensors, m, rooted=rooted)
+        for m in (QUERY, DOWN, WORDS)
+    }
+    check(weights(folder), right, base)
+
+
+def test_ranks_and_alphas_of_their_own(tmp_path: Path) -> None:
+    """By patterns of paths: the first that fits from the beginning of a word, as in peft."""
+    ranks = {QUERY: 5, WORDS: 1}
+    tensors, base = changes(rank=ranks), base_tensors()
+    folder = adapter(
+        tmp_path, tensors,
+        rank_pattern={"uery": 7, "self.query": 5, "query": 9, r"embeddings\.[a-z_]+": 1},
+        alpha_pattern={"layer.1.*dense": 0.5, "^embeddings.word_embeddings": 8},
+    )  # fmt: skip
+    alphas = {QUERY: ALPHA, DOWN: 0.5, WORDS: 8}
+    right = {
+        f"{m}.weight": merged(base[f"{m}.weight"], tensors, m, alpha=alpha)
+        for m, alpha in alphas.items()
+    }
+    check(weights(folder), right, base)
+
+
+def test_defaults_of_what_is_not_said(tmp_path: Path) -> None:
+    """As peft's: a rank and an alpha of 8."""
+    tensors, base = changes([QUERY], rank=8), base_tensors()
+    keys = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
+    folder = adapter(tmp_path, tensors, **dict.fromkeys(keys, ...))
+    name = f"{QUERY}.weight"
+    check(weights(folder), {name: merged(base[name], tensors, QUERY, alpha=8)}, base)
+
+
+def test_biases_and_whole_tensors(tmp_path: Path) -> None:
+    """`lora_bias` adds to a bias; what is saved whole stands in the base's place."""
+    tensors, base = changes([QUERY, WORDS]), base_tensors()
+    added, key, norm = torch.randn(64), torch.randn(64), torch.rand(64) + 1
+    words = torch.randn_like(base[f"{WORDS}.weight"])
+    tensors |= {
+        f"{PREFIX}{QUERY}.lora_B.bias": added,
+        f"{PREFIX}encoder.layer.0.attention.self.key.bias": key,
+        f"{PREFIX}embeddings.LayerNorm.weight": norm,
+        f"{PREFIX}{WORDS}.base_layer.weight": words,
+    }
+    folder = adapter(tmp_path, tensors, bias="all", lora_bias=True, modules_to_save=["LayerNorm"])
+    right = {
+        f"{QUERY}.weight": merged(base[f"{QUERY}.weight"], tensors, QUERY),
+        f"{QUERY}.bias": base[f"{QUERY}.bias"].double() + ALPHA / RANK * added.double(),
+        f"{WORDS}.weight": merged(words, tensors, WORDS),
+        "encoder.layer.0.attention.self.key.bias": key.double(),
+        "embeddings.LayerNorm.weight": norm.double(),
+    }
+    check(weights(folder), right, base)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_in_the_adapters_own_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors, base = changes(dtype=dtype), base_tensors()
+    folder = adapter(tmp_path, tensors)
+    right = {f"{m}.weight": merged(base[f"{m}.weight"], tensors, m) for m in (QUERY, DOWN, WORDS)}
+    check(weights(folder), right, base)
+
+
+def test_rounded_once(tmp_path: Path) -> None:
+    """In the dtype of the base's file a weight is the sum in float32, rounded."""
+    name = "qwen3_embed_like_h4"
+    module = "layers.1.self_attn.q_proj"
+    tensors = changes([module], base=name, dtype=torch.bfloat16)
+    folder = adapter(tmp_path, tensors, GOLDEN / name, target_modules=["q_proj"])
+    wide = weights(folder, GOLDEN / name)[f"{module}.weight"]
+    kept = weights(folder, GOLDEN / name, dtype="auto")[f"{module}.weight"]
+    assert kept.dtype == torch.bfloat16
+    assert torch.equal(kept, wide.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+@pytest.mark.parametrize("trained", ["", "bert."])
+@pytest.mark.parametrize("wrapped", [PREFIX, ""])
+def test_by_other_prefixes(tmp_path: Path, prefix: str, trained: str, wrapped: str) -> None:
+    """The trained model's own names, the base's file's, and a head that only the former has."""
+    base = written(tmp_path, BASE, renaming(lambda name: prefix + name))
+    tensors = changes()
+    plain = {n.removeprefix(PREFIX): t for n, t in tensors.items()}
+    named = {f"{wrapped}{trained}{n}": t for n, t in plain.items()}
+    named[f"{wrapped}classifier.weight"] = torch.randn(2, 64)
+    named[f"{wrapped}classifier.bias"] = torch.randn(2)
+    folder = adapter(tmp_path / "adapter", named, base, modules_to_save=["classifier"])
+    right = {
+        f"{prefix}{m}.weight": merged(base_tensors()[f"{m}.weight"], tensors, m)
+        for m in (QUERY, DOWN, WORDS)
+    }
+    check(weights(folder, base), right, {prefix + n: t for n, t in base_tensors().items()})
+    checkpoint = load_checkpoint(base, adapter=folder)
+    save_checkpoint(checkpoint, tmp_path / "saved")
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert torch.equal(saved["classifier.weight"], named[f"{wrapped}classifier.weight"])
+
+
+def test_old_names_of_norms(tmp_path: Path) -> None:
+    """The base's file has `LayerNorm.gamma`, the adapter today's name."""
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+
+    def rename(name: str) -> str:
+        for new, was in old.items():
+            name = name.replace(new, was)
+        return name
+
+    base = written(tmp_path, BASE, renaming(rename))
+    norm = torch.rand(64) + 1
+    tensors = changes([QUERY]) | {f"{PREFIX}embeddings.LayerNorm.weight": norm}
+    folder = adapter(tmp_path / "adapter", tensors, base)
+    assert torch.equal(weights(folder, base)["embeddings.LayerNorm.gamma"], norm)
+
+
+def test_pickled(tmp_path: Path) -> None:
+    tensors, base = changes([QUERY]), base_tensors()
+    folder = adapter(tmp_path, tensors)
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(tensors, folder / "adapter_model.bin")
+    name = f"{QUERY}.weight"
+    check(weights(folder), {name: merged(base[name], tensors, QUERY)}, base)
+
+
+def test_in_eight_bits(tmp_path: Path) -> None:
+    """The merged weights are quantised; weights in eight bits are no base."""
+    folder = adapter(tmp_path / "adapter", changes())
+    checkpoint = load_checkpoint(GOLDEN / BASE, adapter=folder, quantize="int8", device="cpu")
+    assert quantization(checkpoint.encoder)
+    pyenc.load(GOLDEN / BASE, device="cpu", quantize="int8").save(tmp_path / "small")
+    with pytest.raises(CheckpointError, match=r"small: its linear layers are saved in eight bits"):
+        load_checkpoint(tmp_path / "small", adapter=folder)
+
+
+def test_weights_with_tasks_are_no_base(tmp_path: Path) -> None:
+    folder = adapter(tmp_path, changes())
+    with pytest.raises(CheckpointError, match=r"adapters of tasks .*; task= chooses among those"):
+        load_checkpoint(GOLDEN / "jinav3_lora_like_h2", adapter=folder)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"peft_type": "IA3"}, r"adapter_config.json: peft_type 'IA3' is not served; served: 'LORA'"),
+    ({"peft_type": ...}, r"peft_type None is not served"),
+    ({"use_qalora": True}, r"use_qalora is True, which is not served: it may change the vectors"),
+    ({"alora_invocation_tokens": [5, 7]}, r"alora_invocation_tokens is \[5, 7\], which is not"),
+    ({"trainable_token_indices": [1]}, r"trainable_token_indices is \[1\], which is not served"),
+    ({"layer_replication": [[0, 1]]}, r"layer_replication is \[\[0, 1\]\], which is not served"),
+    ({"target_parameters": ["experts"]}, r"target_parameters is \['experts'\], which is not"),
+    ({"of_next_year": 0.5}, r"of_next_year is 0.5, which is not served: it may change"),
+    ({"init_lora_weights": "pissa"}, r"init_lora_weights is 'pissa', which changed the base's own"),
+    ({"init_lora_weights": "olora"}, r"init_lora_weights is 'olora', which changed"),
+    ({"init_lora_weights": "loftq"}, r"init_lora_weights is 'loftq', which changed"),
+    ({"r": 0}, r"adapter_config.json: r must be a whole number from 1 .* got 0"),
+    ({"r": "4"}, r"adapter_config.json: r must be a whole number"),
+    ({"r": 4}, r"lora_embedding_A' has shape \(3, 128\), but .* ask for \(4, 128\)"),
+    ({"lora_alpha": -1}, r"lora_alpha must be a number, finite and >= 0, got -1"),
+    ({"lora_alpha": float("nan")}, r"lora_alpha must be a number, finite"),
+    ({"rank_pattern": {"query": 0}}, r"rank_pattern: query must be a whole number from 1"),
+    ({"rank_pattern": [3]}, r"rank_pattern must be an object or null, got \[3\]"),
+    ({"rank_pattern": {"(": 3}}, r"rank_pattern: '\(' is no pattern: "),
+    ({"alpha_pattern": {"query": "x"}}, r"alpha_pattern: query must be a number"),
+    ({"use_rslora": 1}, r"use_rslora must be true or false, got 1"),
+    ({"use_dora": "no"}, r"use_dora must be true or false, got 'no'"),
+    ({"use_dora": True}, r"has no .*word_embeddings.lora_magnitude_vector beside it"),
+    ({"target_modules": ["key"]}, r"changes '.*embeddings', which is not among target_modules of"),
+    ({"target_modules": [3]}, r"target_modules must be a list of strings, a string or null"),
+]
+
+
+@pytest.mark.parametrize(("said", "message"), WRONG, ids=[str(said) for said, _ in WRONG])
+def test_settings_that_are_refused(tmp_path: Path, said: dict[str, Any], message: str) -> None:
+    folder = adapter(tmp_path, changes(), **said)
+    for load in (
+        lambda: load_checkpoint(GOLDEN / BASE, adapter=folder),
+        lambda: pyenc.load(folder),
+        lambda: pyenc.load(GOLDEN / BASE, adapter=folder),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"use_qalora": False, "layer_replication": None, "target_parameters": [], "new": {}},
+        {"target_modules": "all-linear"}, {"target_modules": r".*\.(query|dense)"},
+        {"target_modules": None}, {"target_modules": []}, {"init_lora_weights": False},
+        {"init_lora_weights": "gaussian"}, {"init_lora_weights": "eva", "eva_config": {"rho": 2}},
+        {"fan_in_fan_out": True}, {"lora_alpha": 5.0}, {"inference_mode": False},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_change_nothing(tmp_path: Path, said: dict[str, Any]) -> None:
+    tensors = changes()
+    plain = weights(adapter(tmp_path / "plain", tensors))
+    for name, tensor in weights(adapter(tmp_path / "other", tensors, **said)).items():
+        assert torch.equal(tensor, plain[name]), name
+
+
+def without(end: str) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in changes().items() if not name.endswith(end)}
+
+
+TENSORS: dict[str, tuple[dict[str, Tensor], str]] = {
+    "none": ({}, r": no tensors of LoRA; expected .* got none"),
+    "others": ({"x.weight": torch.ones(2)}, r"no tensors of LoRA; .* got x.weight"),
+    "half": (without("query.lora_B.weight"), r"query.lora_A.weight' has no .*lora_B.weight beside"),
+    "half of rows": (without("embedding_A"), r"lora_embedding_B' has no .*lora_embedding_A beside"),
+    "elsewhere": (
+        {f"{PREFIX}encoder.layer.9.query.lora_{x}.weight": torch.ones(3, 3) for x in "AB"},
+        r"changes 'encoder.layer.9.query', which .*bert_mean_h4 has no weight of",
+    ),
+    "lengths": (changes(lengths=True), r"lora_magnitude_vector' has no place beside"),
+    "tokens": (
+        changes() | {f"{PREFIX}{WORDS}.token_adapter.trainable_tokens_delta": torch.ones(2, 64)},
+        r"trainable_tokens_delta' is of a kind that is not served",
+    ),
+    "adapter's name": (
+        changes() | {f"{PREFIX}{DOWN}.lora_A.default.weight": torch.ones(3, 96)},
+        r"lora_A.default.weight' is of a kind that is not served",
+    ),
+    "matrix": (
+        changes()
+        | {f"{PREFIX}embeddings.LayerNorm.dense.lora_A.weight": torch.ones(3, 64)},
+        r"changes 'embeddings.LayerNorm.dense', which .* has no weight of",
+    ),
+    "vector": (
+        {f"{PREFIX}embeddings.LayerNorm.lora_{x}.weight": torch.ones(3, 3) for x in "AB"},
+        r"embeddings.LayerNorm.weight' of shape \(64,\), and an adapter's changes to matrices",
+    ),
+    "shape": (
+        changes() | {f"{PREFIX}{QUERY}.lora_B.weight": torch.ones(65, 3)},
+        r"lora_B.weight' has shape \(65, 3\), but .*query.weight' \(64, 64\) .* \(64, 3\)",
+    ),
+    "not finite": (
+        changes() | {f"{PREFIX}{QUERY}.lora_B.weight": torch.full((64, 3), torch.nan)},
+        r"adapter_model.safetensors: tensor '.*query.lora_B.weight' has nan at \(0, 0\)",
+    ),
+    "whole numbers": (
+        changes() | {f"{PREFIX}{QUERY}.lora_B.weight": torch.ones(64, 3, dtype=torch.int8)},
+        r"tensor '.*query.lora_B.weight' is torch.int8, which is not served",
+    ),
+    "bias of rows": (
+        changes() | {f"{PREFIX}{WORDS}.lora_B.bias": torch.ones(64)},
+        r"word_embeddings.lora_B.bias' has no place beside",
+    ),
+    "bias": (
+        changes() | {f"{PREFIX}{QUERY}.lora_B.bias": torch.ones(65)},
+        r"lora_B.bias' has shape \(65,\), but .*query.bias' \(64,\)",
+    ),
+    "unknown whole": (
+        changes() | {f"{PREFIX}encoder.strange.weight": torch.ones(2)},
+        r"adapter_model.safetensors: unexpected tensor 'encoder.strange.weight'",
+    ),
+    "whole shape": (
+        changes() | {f"{PREFIX}{QUERY}.bias": torch.ones(65)},
+        r"adapter_model.safetensors: tensor '.*query.bias' has shape \(65,\)",
+    ),
+    "twice": (
+        changes() | {f"{QUERY}.lora_A.weight": torch.ones(3, 64)}, r"are one; which of the two"
+    ),
+    "whole twice": (
+        changes() | {f"{p}{QUERY}.bias": torch.ones(64) for p in (PREFIX, "")},
+        r"query.bias' and '.*query.bias' are one; which of the two",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TENSORS)
+def test_tensors_that_are_refused(tmp_path: Path, case: str) -> None:
+    tensors, message = TENSORS[case]
+    said = {"target_modules": ["query", "dense", "word_embeddings", "LayerNorm"]}
+    folder = adapter(tmp_path, tensors, **said)
+    for load in (
+        lambda: load_checkpoint(GOLDEN / BASE, adapter=folder),
+        lambda: pyenc.load(folder),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load()
+
+
+def of_own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As peft saves what was trained on an `Encoder`."""
+    return {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", [BASE, "neobert_like_h4", "qwen3_embed_like_h4"])
+def test_by_the_encoders_own_names(tmp_path: Path, name: str, dtype: str) -> None:
+    """An adapter of parameters, some of which stand in several tensors of the file, or in another
+    order of rows; rounded once."""
+    base = load_checkpoint(GOLDEN / name, device="cpu", dtype="float64").encoder.state_dict()
+    modules = ("layers.1.attention.qkv", "layers.0.feed_forward.up")
+    tensors: dict[str, Tensor] = {}
+    for module in modules:
+        rows, width = base[f"{module}.weight"].shape
+        tensors |= of_own({f"{module}.lora_A.weight": torch.randn(RANK, width) / 4})
+        tensors |= of_own({f"{module}.lora_B.weight": torch.randn(rows, RANK) / 4})
+    norm = torch.rand_like(base["layers.0.feed_forward_norm.weight"]).float() + 1
+    tensors |= of_own({"layers.0.feed_forward_norm.weight": norm})
+    folder = adapter(tmp_path, tensors, target_modules=["qkv", "up"], base_model_name_or_path=None)
+    found = load_checkpoint(GOLDEN / name, adapter=folder, device="cpu", dtype=dtype)
+    near = 1e-6 if dtype == "float32" else 2**-8
+    for parameter, tensor in found.encoder.state_dict().items():
+        module, right = parameter.removesuffix(".weight"), base[parameter]
+        if module in modules:
+            right = merged(right, tensors, module)
+            assert (tensor - base[parameter]).abs().max() > 1e-2
+        elif parameter == "layers.0.feed_forward_norm.weight":
+            right = norm.double()
+        assert ((tensor.double() - right).abs() <= near * right.abs().clamp(min=1)).all(), parameter
+    save_checkpoint(found, tmp_path / "saved")
+    again = load_checkpoint(tmp_path / "saved", device="cpu", dtype=dtype).encoder.state_dict()
+    assert all(torch.equal(again[n], t) for n, t in found.encoder.state_dict().items())
+
+
+def test_refused_by_the_encoders_own_names(tmp_path: Path) -> None:
+    pair = {
+        "layers.0.attention.out.lora_A.weight": torch.ones(RANK, 64),
+        "layers.0.attention.out.lora_B.weight": torch.ones(64, RANK),
+    }
+    cases: list[tuple[dict[str, Tensor], str]] = [
+        (
+            {"layers.0.norm.weight": torch.ones(64)},
+            r"'layers.0.norm.weight' is no parameter of the",
+        ),
+        ({"layers.0.attention.out.bias": torch.ones(3)}, r"out.bias' has shape \(3,\), but "),
+        ({"layers.0.attention.out.bias": torch.full((64,), torch.inf)}, r"has inf at \(0,\)"),
+        (
+            {f"layers.9.attention.out.lora_{x}.weight": torch.ones(3, 3) for x in "AB"},
+            r"changes 'layers.9.attention.out', which .*bert_mean_h4 has no weight of",
+        ),
+    ]
+    for more, message in cases:
+        folder = adapter(tmp_path, of_own(pair | more), target_modules=["out"])
+        with pytest.raises(CheckpointError, match=message):
+            load_checkpoint(GOLDEN / BASE, adapter=folder)
+
+
+def test_no_bias_to_add_to(tmp_path: Path) -> None:
+    name, module = "modernbert_gte_like_h4", "layers.1.attn.Wo"
+    tensors = changes([module], base=name)
+    tensors[f"{PREFIX}{module}.lora_B.bias"] = torch.ones(
+        tensors[f"{PREFIX}{module}.lora_B.weight"].shape[0]
+    )
+    folder = adapter(tmp_path, tensors, GOLDEN / name, target_modules=["Wo"])
+    with pytest.raises(
+        CheckpointError, match=r"is added to a bias of '.*Wo', which .* has none of"
+    ):
+        load_checkpoint(GOLDEN / name, adapter=folder)
+
+
+def test_an_adapters_folder_is_no_model(tmp_path: Path) -> None:
+    """For those who take a folder alone: its changes would be left out."""
+    folder = adapter(copied(BASE, tmp_path), changes())
+    with pytest.raises(
+        CheckpointError, match=r"adapter_config.json: a PEFT adapter, whose changes"
+    ):
+        load_checkpoint(folder)
+
+
+def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a", changes())
+    (folder / "adapter_model.safetensors").write_bytes(b"x")
+    with pytest.raises(
+        CheckpointError, match=r"adapter_model.safetensors: not a readable safetens"
+    ):
+        pyenc.load(folder)
+    (folder / "adapter_model.safetensors").unlink()
+    missing = r"a: no weights: expected adapter_model.safetensors or adapter_model.bin"
+    with pytest.raises(CheckpointError, match=missing):
+        pyenc.load(folder)
+    (folder / "adapter_config.json").write_text("[")
+    with pytest.raises(CheckpointError, match=r"adapter_config.json: not readable JSON"):
+        pyenc.load(folder)
+    (tmp_path / "b").mkdir()
+    none = r"b: no adapter of peft: .*adapter_config.json is missing"
+    with pytest.raises(CheckpointError, match=none):
+        pyenc.load(GOLDEN / BASE, adapter=tmp_path / "b")
+
+
+def test_scaling_by_the_first_pattern(tmp_path: Path) -> None:
+    settings = read_settings(
+        adapter(
+            tmp_path, {}, rank_pattern={"b": 2, "a.b": 4}, alpha_pattern={"b": 6}, use_rslora=True
+        )
+    )
+    assert [settings.rank_of(m) for m in ("b", "a.b", "x.a.b", "xb", "b.x")] == [
+        2,
+        2,
+        2,
+        RANK,
+        RANK,
+    ]
+    assert settings.scaling_of("a.b") == pytest.approx(6 / 2**0.5)
+    assert settings.scaling_of("ab") == pytest.approx(ALPHA / RANK**0.5)

@@ -1,0 +1,324 @@
+"""Adapters of peft as checkpoints: whose recipe, whose words, what is saved, and jina's tasks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import pyenc
+from pyenc.errors import CheckpointError, InputError, InputTypeError
+from pyenc.loading import hub_fetch
+from pyenc.loading.hub import SAFETENSORS, SMALL_FILES
+from tests.conftest import GOLDEN
+from tests.loading.lora_folders import BASE, QUERY, adapter, base_tensors, changes, merged
+
+TEXTS = ["The quick brown fox", "jumps over the lazy dog, twice", "x"]
+WORDS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
+RECIPE = (
+    "modules.json",
+    "1_Pooling",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+)
+
+
+@pytest.fixture
+def merged_folder(tmp_path: Path) -> Path:
+    """The base with the changes in its weights, by the formula."""
+    folder = tmp_path / "merged"
+    shutil.copytree(GOLDEN / BASE, folder)
+    tensors = base_tensors()
+    for module, change in ((QUERY, changes([QUERY])),):
+        name = f"{module}.weight"
+        tensors[name] = merged(tensors[name], change, module).float()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def quietly(*args: Any, **options: Any) -> pyenc.TextEncoder:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pyenc.AssumptionWarning)
+        return pyenc.load(*args, device="cpu", **options)
+
+
+def same(encoder: pyenc.TextEncoder, other: pyenc.TextEncoder) -> None:
+    np.testing.assert_allclose(encoder.encode(TEXTS), other.encode(TEXTS), atol=2e-6)
+    assert encoder.max_length == other.max_length
+    assert encoder.recipe == other.recipe
+
+
+def carried(folder: Path, names: tuple[str, ...], source: Path = GOLDEN / BASE) -> Path:
+    """The files of a base that an adapter's folder has too."""
+    for name in names:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, folder / name)
+        elif (source / name).is_file():
+            shutil.copy(source / name, folder / name)
+    return folder
+
+
+def test_put_on_a_base(tmp_path: Path, merged_folder: Path) -> None:
+    """The base's recipe and words, whatever the adapter calls its base."""
+    folder = adapter(tmp_path / "a", changes([QUERY]), "nobody/nothing")
+    encoder = pyenc.load(GOLDEN / BASE, adapter=folder, device="cpu")
+    same(encoder, pyenc.load(merged_folder, device="cpu"))
+    assert encoder.checkpoint.adapter == str(folder)
+    encoder.save(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "adapter_config.json").exists()
+    same(pyenc.load(tmp_path / "saved", device="cpu"), encoder)
+
+
+def test_a_folder_of_its_own(tmp_path: Path, merged_folder: Path) -> None:
+    """As sentence-transformers saves a model with an adapter: everything but a base."""
+    folder = carried(adapter(tmp_path / "a", changes([QUERY])), WORDS + RECIPE)
+    encoder = pyenc.load(folder, device="cpu")
+    same(encoder, pyenc.load(merged_folder, device="cpu"))
+    assert encoder.name == str(folder)
+    encoder.save(tmp_path / "saved")
+    saved = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert {"config.json", "model.safetensors", "modules.json", "tokenizer.json"} <= saved
+    assert "adapter_config.json" not in saved
+    same(pyenc.load(tmp_path / "saved", device="cpu"), encoder)
+
+
+def test_in_a_module_of_its_own(tmp_path: Path, merged_folder: Path) -> None:
+    """The first module in a folder below, as older models have it."""
+    folder = carried(tmp_path / "a", ())
+    inside = carried(adapter(folder / "0_Transformer", changes([QUERY])), WORDS)
+    carried(folder, ("1_Pooling",))
+    kinds = [("Transformer", "0_Transformer"), ("Pooling", "1_Pooling")]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    shutil.copy(GOLDEN / BASE / "sentence_bert_config.json", inside)
+    encoder = pyenc.load(folder, device="cpu", normalize=True)
+    right = pyenc.load(merged_folder, device="cpu", normalize=True)
+    np.testing.assert_allclose(encoder.encode(TEXTS), right.encode(TEXTS), atol=2e-6)
+    encoder.save(tmp_path / "saved")
+    again = pyenc.load(tmp_path / "saved", device="cpu")
+    assert (again.encode(TEXTS) == encoder.encode(TEXTS)).all()
+
+
+def test_an_adapter_alone(tmp_path: Path, merged_folder: Path) -> None:
+    """As peft saves it: its base's words, and a pooling that is assumed, as sentence-transformers
+    does, whatever the base's files say."""
+    folder = adapter(tmp_path / "a", changes([QUERY]))
+    with pytest.warns(pyenc.AssumptionWarning, match="its files do not say how its vectors are"):
+        encoder = pyenc.load(folder, device="cpu")
+    right = quietly(merged_folder, pooling="mean", normalize=False)
+    np.testing.assert_allclose(encoder.encode(TEXTS), right.encode(TEXTS), atol=2e-6)
+    encoder = pyenc.load(folder, device="cpu", pooling="cls", normalize=True)
+    right = pyenc.load(merged_folder, device="cpu", pooling="cls", normalize=True)
+    np.testing.assert_allclose(encoder.encode(TEXTS), right.encode(TEXTS), atol=2e-6)
+
+
+def test_its_own_words_come_first(tmp_path: Path) -> None:
+    """All of its tokenizer, and nothing of the base's beside it."""
+    folder = carried(adapter(tmp_path / "a", changes([QUERY])), WORDS)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 7}))
+    encoder = quietly(folder)
+    assert encoder.max_length == 7
+    with pytest.warns(pyenc.TruncationWarning, match="exceed 7 tokens"):
+        encoder.encode(TEXTS)
+    assert quietly(adapter(tmp_path / "b", changes([QUERY]))).max_length != 7
+
+
+def test_of_a_language_model(tmp_path: Path) -> None:
+    """Whose base's `config.json` has the last token pooled."""
+    name, module = "qwen3_embed_like_h4", "layers.0.self_attn.q_proj"
+    tensors = changes([module], base=name)
+    folder = adapter(tmp_path / "a", tensors, GOLDEN / name, target_modules=["q_proj"])
+    encoder = quietly(folder)
+    assert encoder.recipe.pooling == "lasttoken"
+    right = quietly(GOLDEN / name, adapter=folder, normalize=False)
+    assert (encoder.encode(TEXTS) == right.encode(TEXTS)).all()
+
+
+def test_by_processes(tmp_path: Path) -> None:
+    folder = carried(adapter(tmp_path / "a", changes([QUERY])), WORDS + RECIPE)
+    encoder = pyenc.load(folder, device="cpu")
+    with encoder.pool(["cpu"]) as pool:
+        assert (pool.encode(TEXTS) == encoder.encode(TEXTS)).all()
+
+
+def test_by_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The adapter's repository, its base's at the revision that it names; each is fetched once."""
+    folder = carried(adapter(tmp_path / "a", changes([QUERY]), "some/base", revision="v2"), RECIPE)
+    there = {("my/adapter", None): folder, ("some/base", "v2"): GOLDEN / BASE}
+    asked = []
+
+    def fake(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        assert "adapter_model.safetensors" in allow_patterns
+        return str(there[name, revision])
+
+    monkeypatch.setattr(hub_fetch, "snapshot_download", fake)
+    encoder = pyenc.load("my/adapter", device="cpu")
+    assert asked == list(there)
+    there["some/base", None] = there["some/base", "v2"]
+    same(pyenc.load("some/base", adapter="my/adapter", device="cpu"), encoder)
+    assert {"adapter_config.json"} <= set(SMALL_FILES)
+    assert {"adapters/*/adapter_config.json", "adapters/*/adapter_model.safetensors"} <= set(
+        SAFETENSORS
+    )
+
+
+def test_refused(tmp_path: Path) -> None:
+    tensors = changes([QUERY])
+    gone = adapter(tmp_path / "gone", tensors, tmp_path / "nowhere")
+    message = (
+        r"gone/adapter_config.json: base_model_name_or_path: .*nowhere: no such folder.*adapter="
+    )
+    with pytest.raises(CheckpointError, match=message):
+        pyenc.load(gone)
+    for said in (None, ""):
+        none = adapter(tmp_path / "none", tensors, base_model_name_or_path=said)
+        with pytest.raises(CheckpointError, match=r"base_model_name_or_path names nothing: pyenc"):
+            pyenc.load(none)
+    with pytest.raises(CheckpointError, match=r"base_model_name_or_path must be a string, got 3"):
+        pyenc.load(adapter(tmp_path / "none", tensors, base_model_name_or_path=3))
+    first = adapter(tmp_path / "first", tensors)
+    second = adapter(tmp_path / "second", tensors, first)
+    with pytest.raises(CheckpointError, match=r"its base, .*first, is an adapter of peft, and ad"):
+        pyenc.load(second)
+    with pytest.raises(CheckpointError, match=r"first: an adapter of peft, and adapters of adapt"):
+        pyenc.load(first, adapter=second)
+    whole = tmp_path / "whole"
+    shutil.copytree(GOLDEN / BASE, whole)
+    adapter(whole, tensors)
+    with pytest.raises(
+        CheckpointError, match=r"there are whole weights beside it, and whether its"
+    ):
+        pyenc.load(whole)
+    encoder = pyenc.load(whole, adapter=whole, device="cpu")
+    assert (encoder.encode(TEXTS) == pyenc.load(GOLDEN / BASE, adapter=first).encode(TEXTS)).all()
+    encoder.save(tmp_path / "saved")
+    pyenc.load(tmp_path / "saved")
+    with pytest.raises(
+        InputTypeError, match=r"adapter must be a folder, a Hub name or None, got i"
+    ):
+        pyenc.load(GOLDEN / BASE, adapter=3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"long-minilm: adapter=.* is not served of what comes"):
+        pyenc.load("long-minilm", adapter=first)
+    with pytest.raises(
+        InputError, match=r"task='x' asks for an adapter, and the weights have none"
+    ):
+        pyenc.load(first, task="x")
+
+
+def test_errors_name_the_folder(tmp_path: Path) -> None:
+    """And not the one where its files and its base's are put together for the moment."""
+    folder = carried(adapter(tmp_path / "a", changes([QUERY])), WORDS + RECIPE)
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError) as caught:
+        pyenc.load(folder)
+    assert str(caught.value).startswith(str(folder / "tokenizer.json"))
+
+
+QWEN, EUROBERT = "qwen3_embed_like_h4", "eurobert_like_h4"
+KINDS = {QWEN: ("qwen3", ["Qwen3Model"]), EUROBERT: ("eurobert", ["EuroBertModel"])}
+TASKS = ("retrieval", "text-matching")
+
+
+def jina_v5(folder: Path, name: str, **said: Any) -> Path:
+    """As jina-embeddings-v5 lays its files: other names in config.json, a folder for each task."""
+    shutil.copytree(GOLDEN / name, folder)
+    tensors = load_file(folder / "model.safetensors")
+    bare = {n.removeprefix("model."): t for n, t in tensors.items() if not n.startswith("lm_head")}
+    save_file(bare, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | {
+        "model_type": "jina_embeddings_v5", "architectures": ["JinaEmbeddingsV5Model"],
+        "task_names": list(TASKS), "auto_map": {"AutoModel": "modeling_j.JinaEmbeddingsV5Model"},
+    } | said  # fmt: skip
+    path.write_text(json.dumps(config))
+    (folder / "modules.json").write_text(
+        (folder / "modules.json")
+        .read_text()
+        .replace("sentence_transformers.models.Transformer", "custom_st.Transformer")
+        if (folder / "modules.json").is_file()
+        else json.dumps(
+            [
+                {"idx": 0, "name": "0", "path": "", "type": "custom_st.Transformer"},
+                {
+                    "idx": 1,
+                    "name": "1",
+                    "path": "1_Pooling",
+                    "type": "sentence_transformers.models.Pooling",
+                },
+            ]
+        )
+    )
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps({"word_embedding_dimension": 48, "pooling_mode_lasttoken": True})
+    )
+    for seed, task in enumerate(TASKS):
+        tensors = changes(["layers.1.mlp.up_proj"], base=folder, seed=seed)
+        adapter(folder / "adapters" / task, tensors, "jinaai/x", target_modules=["up_proj"])
+    return folder
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_tasks_of_jina_v5(tmp_path: Path, name: str) -> None:
+    folder = jina_v5(tmp_path / "v5", name)
+    vectors = []
+    for task in TASKS:
+        encoder = pyenc.load(folder, device="cpu", task=task)
+        right = quietly(
+            GOLDEN / name, adapter=folder / "adapters" / task, pooling="lasttoken",
+            normalize=encoder.recipe.normalize,
+        )  # fmt: skip
+        vectors.append(encoder.encode(TEXTS))
+        assert (vectors[-1] == right.encode(TEXTS)).all()
+        # Saved, it is a checkpoint that transformers has a class for, and of one task.
+        saved = tmp_path / task
+        encoder.save(saved)
+        config = json.loads((saved / "config.json").read_text())
+        assert (config["model_type"], config["architectures"]) == KINDS[name]
+        assert not {"task_names", "auto_map"} & set(config)
+        assert "custom_st" not in (saved / "modules.json").read_text()
+        assert (pyenc.load(saved, device="cpu").encode(TEXTS) == vectors[-1]).all()
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
+
+
+def test_refused_of_jina_v5(tmp_path: Path) -> None:
+    folder = jina_v5(tmp_path / "v5", QWEN)
+    with pytest.raises(
+        InputError, match=r"takes no text without one: expected task= .* retrieval, "
+    ):
+        pyenc.load(folder)
+    with pytest.raises(
+        InputError, match=r"task 'x' is unknown; this checkpoint has: retrieval, tex"
+    ):
+        pyenc.load(folder, task="x")
+    with pytest.raises(InputTypeError, match=r"task must be a string or None, got 3"):
+        pyenc.load(folder, task=3)  # type: ignore[arg-type]
+    shutil.rmtree(folder / "adapters" / "text-matching")
+    with pytest.raises(
+        CheckpointError, match=r"text-matching/adapter_config.json: missing; task_n"
+    ):
+        pyenc.load(folder, task="text-matching")
+    for names in ([], "retrieval", [3], ["../up"], ["a/b"], [""]):
+        odd = jina_v5(tmp_path / "odd", QWEN, task_names=names)
+        with pytest.raises(CheckpointError, match=r"task_names must name the folders in adapters/"):
+            pyenc.load(odd, task="retrieval")
+        shutil.rmtree(odd)
+
+
+def test_one_tasks_adapter_by_hand(tmp_path: Path) -> None:
+    """The folder of one, put on other weights."""
+    folder = jina_v5(tmp_path / "v5", QWEN)
+    one = quietly(GOLDEN / QWEN, adapter=folder / "adapters" / "retrieval")
+    assert torch.isfinite(torch.from_numpy(one.encode(TEXTS))).all()
