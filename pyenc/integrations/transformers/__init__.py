@@ -8,7 +8,8 @@
     config         the configuration of a model that pyenc serves
     arguments      what `from_pretrained` is given: honoured, or refused by name
     base           a model as transformers' class: loading, saving, sending it elsewhere
-    model          the two there are
+    model          for hidden states and for masked words
+    classifier     for labels: rerankers
     attention      the attention of transformers' own encoders
     mask           the padding mask on its way there
 
@@ -28,7 +29,9 @@ def register() -> None:
     pipelines and others) take by folder or Hub name: JinaBert v2, MosaicBERT and those with its
     code (lodestone, DNABERT-2), GTE as `model_type: new`, NeoBERT, pplx-embed's layers, Llama's as
     `llama_bidirec`, nomic-bert where its config.json is not spelled as transformers reads it, and
-    jina-embeddings-v3 as first published, without an adapter.
+    jina-embeddings-v3 as first published, without an adapter. `AutoModelForSequenceClassification`
+    (and so `CrossEncoder`) takes rerankers and other classifiers of JinaBert v2, MosaicBERT and
+    GTE, and jina-reranker-v2.
     Of a local folder, and of what the Hub's cache holds, the tensor names decide; of the Hub too,
     where config.json has something that no plain BERT's or XLM-RoBERTa's has. Everything else stays
     with transformers: the same class, the same bits.

@@ -165,14 +165,30 @@ class PyencPreTrainedModel(PreTrainedModel):
             raise arguments.refuse("variant", variant)
         if not is_main_process:
             return
+        checkpoint = self._written(state_dict)
         state = None if state_dict is None else self._encoder_state(state_dict)
         config = self.config.to_diff_dict()
-        config[PUBLISHED_FIELD] = config_of(self._checkpoint)
+        config[PUBLISHED_FIELD] = config_of(checkpoint)
         config["dtype"] = str(self.encoder.dtype).removeprefix("torch.")
-        save_checkpoint(self._checkpoint, Path(save_directory), config=config, state=state)
+        save_checkpoint(checkpoint, Path(save_directory), config=config, state=state)
+
+    def _written(self, state: Mapping[str, Tensor] | None) -> Checkpoint:
+        """What is written beside the encoder's own parameters.
+
+        Args:
+            state: in the place of the model's own.
+        """
+        return self._checkpoint
+
+    def _beside(self) -> list[str]:
+        """Names of the parameters that are no part of the encoder: as published."""
+        return [name for name, _ in self.named_parameters() if not name.startswith("encoder.")]
 
     def _encoder_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        own = {name.removeprefix("encoder."): tensor for name, tensor in state.items()}
+        beside = self._beside()
+        if missing := [name for name in beside if name not in state]:
+            raise InputError(f"state_dict: {missing[0]!r} is missing")
+        own = {n.removeprefix("encoder."): tensor for n, tensor in state.items() if n not in beside}
         if different := own.keys() ^ self.encoder.state_dict().keys():
             raise InputError(
                 f"state_dict: expected the model's own names; {sorted(different)[0]!r} is in one "
@@ -190,7 +206,8 @@ class PyencPreTrainedModel(PreTrainedModel):
             missing = [n for names in sources.values() for n in names if n not in state_dict]
             if missing and strict:
                 raise InputError(f"state_dict: {missing[0]!r} is missing")
-            state_dict = {
+            beside = {name: state_dict[name] for name in self._beside() if name in state_dict}
+            state_dict = beside | {
                 f"encoder.{parameter}": in_own_order(
                     torch.cat([state_dict[n] for n in names]), order(self.encoder.config, parameter)
                 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ...errors import InputError
+from ...errors import CheckpointError, InputError
 from ...loading.own_type import OWN_TYPE, POSITIONS, published
 from ...models import EncoderConfig
 
@@ -24,6 +24,7 @@ TOKENIZERS = {
 COMMON = (
     "architectures", "torch_dtype", "dtype", "pad_token_id", "bos_token_id", "eos_token_id",
     "cls_token_id", "sep_token_id", "mask_token_id", "tokenizer_class", "id2label", "label2id",
+    "problem_type",
     "output_hidden_states", "output_attentions", "return_dict",
 )  # fmt: skip
 """Published keys that mean in any configuration what they mean in every other."""
@@ -108,6 +109,13 @@ def own_config(
     values: dict[str, Any] = {key: common[key] for key in COMMON if common.get(key) is not None}
     if "tokenizer_class" not in values and said.get("model_type") in TOKENIZERS:
         values["tokenizer_class"] = TOKENIZERS[said["model_type"]]
+    if "id2label" not in values and (labels := common.get("num_labels")) is not None:
+        if type(labels) is not int or labels < 1:
+            raise CheckpointError(
+                f"{fields.get('name_or_path')}: config.json: num_labels must be a whole number "
+                f"from 1 on, got {labels!r}"
+            )
+        values["num_labels"] = labels
     values |= {ours: getattr(shape, theirs) for ours, theirs in SIZES.items()}
     if capped or shape.num_positions:
         stated = said.get(POSITIONS)

@@ -6,7 +6,8 @@ Of the families that pyenc knows, transformers 5.24 without remote code
   themselves "bert" (of JinaBert qk-post-norm it does not get so far: its config.json names an
   attention that is unknown);
 - makes an XLMRobertaModel with random tensors of jina-embeddings-v3, which calls itself
-  "xlm-roberta" (jina-embeddings-v3-hf it loads right);
+  "xlm-roberta" (jina-embeddings-v3-hf it loads right), and knows nothing of jina-reranker-v2, which
+  has its layers and no `model_type`;
 - knows no `model_type` "new" (GTE as Alibaba-NLP published it), "neobert", "llama_bidirec" and
   "bidirectional_pplx_qwen3" (pplx-embed);
 - reads nomic-bert's `config.json` by other names than it was published with, and takes defaults for
@@ -49,6 +50,9 @@ UNKNOWN = {
 TYPES = (*CLASSES, *UNKNOWN, "nomic_bert")
 """What they call themselves. Other types are never looked at."""
 
+XLM_CODE = "configuration_xlm_roberta."
+"""What `auto_map` calls the original code of jina-embeddings-v3 and jina-reranker-v2."""
+
 MARKS = ("auto_map", "alibi_starting_size", "feed_forward_type")
 """Keys that no config.json of a plain BERT or XLM-RoBERTa has."""
 
@@ -69,7 +73,9 @@ def decide(
     """
     kind = said.get("model_type")
     # They may be someone's own, or a later transformers may know them.
-    if kind not in TYPES or (kind in UNKNOWN and kind in CONFIG_MAPPING):
+    if kind is not None and (kind not in TYPES or (kind in UNKNOWN and kind in CONFIG_MAPPING)):
+        return None
+    if kind is None and XLM_CODE not in str(said.get("auto_map")):
         return None
     if kind in CLASSES and not _marked(said) and not Path(name).is_dir():
         return None  # on the Hub a plain BERT is one, and is not asked about twice
@@ -124,9 +130,9 @@ def _by_config(reader: ConfigFile) -> Family | None:
     said = reader.values
     if (kind := said.get("model_type")) in (*UNKNOWN, "nomic_bert"):
         return by_name(UNKNOWN.get(kind, "nomic-bert"))
-    if kind == "xlm-roberta":
-        rotary = said.get("position_embedding_type") == "rotary"
-        return by_name("jina-embeddings-v3") if rotary else None
+    if kind == "xlm-roberta" or (kind is None and XLM_CODE in str(said.get("auto_map"))):
+        own = said.get("position_embedding_type") == "rotary" or kind is None
+        return by_name("jina-embeddings-v3") if own else None
     if said.get("alibi_starting_size") is not None:
         return by_name("MosaicBERT")
     if said.get("position_embedding_type") == "alibi":

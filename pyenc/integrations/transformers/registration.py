@@ -1,7 +1,8 @@
 """`register` and `unregister`: what is put into transformers, and taken out again.
 
-Public ground: `AutoConfig.register`, `AutoModel.register`, `AutoModelForMaskedLM.register` for the
-`model_type` "pyenc", and `register` of the two attention interfaces. Three things have none:
+Public ground: `AutoConfig.register`, `register` of `AutoModel`, `AutoModelForMaskedLM` and
+`AutoModelForSequenceClassification` for the `model_type` "pyenc", and `register` of the two
+attention interfaces. Three things have none:
 
 - what a folder is that calls itself "bert". `AutoConfig.from_pretrained`, a public class method, is
   where each way of loading by name asks for that; a function of ours is put in its place, which
@@ -26,6 +27,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
 )
 
 from ...callers import stacklevel
@@ -33,13 +35,18 @@ from ...errors import PyencError
 from ...loading.own_type import OWN_TYPE
 from . import arguments
 from .attention import NAME, attention_forward
+from .classifier import PyencForSequenceClassification
 from .config import PyencConfig
 from .configuring import configured
 from .mask import padding_mask
 from .model import PyencForMaskedLM, PyencModel
 from .state import set_registered
 
-_MODELS = ((AutoModel, PyencModel), (AutoModelForMaskedLM, PyencForMaskedLM))
+_MODELS = (
+    (AutoModel, PyencModel),
+    (AutoModelForMaskedLM, PyencForMaskedLM),
+    (AutoModelForSequenceClassification, PyencForSequenceClassification),
+)
 
 _lock = threading.RLock()
 _before: Any = None

@@ -38,6 +38,22 @@ class HeadNames:
 
 
 @dataclass(frozen=True)
+class ClassifierNames:
+    """What the layers of a classifier of texts are called, outside of the encoder's prefix: logits
+    are W d + b of the first token's state, d = tanh(dense(state)), as in BERT (Devlin et al., arXiv
+    1810.04805)."""
+
+    out: str
+    dense: str = ""
+    """Empty: the encoder's pooler."""
+
+
+POOLED = ClassifierNames("classifier")
+DENSE = ClassifierNames("classifier.out_proj", "classifier.dense")
+"""RoBERTa's, beside an encoder without a pooler."""
+
+
+@dataclass(frozen=True)
 class Published:
     """Checkpoints that people know by name, how far they were checked, and how far they reach."""
 
@@ -79,6 +95,8 @@ class Family:
     head: Callable[[ConfigFile, Names], HeadNames] | None = None
     """The masked-LM head, where a checkpoint has its tensors (`heads.py`); they then become
     parameters. None: the family has no such head."""
+    classifier: ClassifierNames | None = None
+    """Of a classifier, such as a reranker; None: the family has none, or one that is not known."""
     own_head: bool = False
     """Whether `config` says all about the head, which then is of the parameters like any other."""
     tied: Mapping[str, str] = field(

@@ -12,7 +12,7 @@ from ..config import EncoderConfig
 from ..head_config import HeadConfig
 from ..rotary import Rotary
 from .config_file import ConfigFile, common_fields, own_head_size
-from .family import Family, HeadNames, Published
+from .family import POOLED, Family, HeadNames, Published
 from .in_memory import SIGNATURE, LayerNames, called
 from .parts import Names, Parts, both, embedding_parts, there, weights
 
@@ -126,6 +126,13 @@ FAMILY = Family(
         ),
         Published("snowflake-arctic-embed-m-v2.0 (model_type gte)", "golden", "8,192 by its files"),
         Published(
+            "gte-multilingual-reranker-base",
+            "unverified",
+            "8,192 by its files; rotary positions have no table",
+            "a reranker: CrossEncoder after pyenc.register(); layers as above, the classifier held "
+            "against the written-out formula, its files not seen",
+        ),
+        Published(
             "stella_en_400M_v5",
             "unverified",
             "512 by its files",
@@ -138,6 +145,7 @@ FAMILY = Family(
     config=_config,
     parts=_parts,
     head=_head,
+    classifier=POOLED,
     model_types=("new", "gte"),
     pooling="cls",
     prefixes=("", "new.", "gte.", "model."),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ...errors import CheckpointError
 from ..config import EncoderConfig
 from .config_file import ConfigFile, common_fields
-from .family import Family, Published
+from .family import POOLED, Family, Published
 from .heads import predictions
 from .parts import (
     Names,
@@ -72,6 +72,13 @@ FAMILY = Family(
             "8,192 by their files; ALiBi has no limit",
             "GEGLU, ReGLU",
         ),
+        Published(
+            "jina-reranker-v1-turbo-en, -tiny-en",
+            "unverified",
+            "8,192 by their files; ALiBi has no limit",
+            "rerankers: CrossEncoder after pyenc.register(); layers as above, the classifier held "
+            "against the written-out formula, their files not seen",
+        ),
     ),
     signature=(
         "encoder.layer.0.mlp.gated_layers.weight",
@@ -80,6 +87,7 @@ FAMILY = Family(
     config=_config,
     parts=_parts,
     head=predictions,
+    classifier=POOLED,
 )
 
 FAMILY_ORIGINAL = Family(
@@ -100,4 +108,5 @@ FAMILY_ORIGINAL = Family(
     config=_config,
     parts=_parts,
     head=predictions,
+    classifier=POOLED,
 )

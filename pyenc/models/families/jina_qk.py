@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ..config import EncoderConfig
 from .config_file import ConfigFile, common_fields
-from .family import Family, Published
+from .family import POOLED, Family, Published
 from .heads import predictions
 from .jina import alibi_only, gate
 from .parts import Names, Parts, attention_output, both, embedding_parts, separate_qkv
@@ -64,4 +64,5 @@ FAMILY = Family(
     config=_config,
     parts=_parts,
     head=predictions,
+    classifier=POOLED,
 )

@@ -1,9 +1,10 @@
-"""jina-embeddings-v3: XLM-RoBERTa with rotary positions.
+"""jina-embeddings-v3: XLM-RoBERTa with rotary positions; jina-reranker-v2, which has a table.
 
 Sturua et al., arXiv 2409.10173. Post-norm, every layer with biases. The tensors have the names of
 the original code (`model_type: xlm-roberta`, mixer.Wqkv), which transformers writes too
 (`jina_embeddings_v3`), or those that its model has in memory. The adapters of its tasks are merged
-into the weights as they are read (`pyenc.loading.tasks`).
+into the weights as they are read (`pyenc.loading.tasks`). A table's positions are counted from the
+padding id, as XLM-RoBERTa's are.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from ..config import EncoderConfig
 from ..head_config import HeadConfig
 from ..rotary import Rotary
 from .config_file import UNSCALED, ConfigFile, common_fields, own_head_size
-from .family import Family, HeadNames, Published
+from .family import DENSE, Family, HeadNames, Published
 from .heads import roberta_head
 from .in_memory import IN_MEMORY, LayerNames, called
 from .parts import Names, Parts, both
+from .roberta import counted
 
 ORIGINAL = "xlm-roberta"
 """What the original calls itself, as every XLM-RoBERTa does."""
@@ -33,7 +35,13 @@ NOT_SERVED = {
 
 
 def original(config: ConfigFile) -> bool:
-    return config.values.get("model_type") == ORIGINAL
+    """jina-reranker-v2's file has no `model_type`; transformers' code knows no table."""
+    kind = config.values.get("model_type")
+    return kind == ORIGINAL or (kind is None and has_table(config))
+
+
+def has_table(config: ConfigFile) -> bool:
+    return config.values.get("position_embedding_type") == "absolute"
 
 
 OF_ADAPTERS = (
@@ -91,8 +99,8 @@ def _rotary(config: ConfigFile) -> Rotary:
 
 
 def _check_original(config: ConfigFile) -> None:
-    why = "pyenc serves the original code's XLM-RoBERTa with rotary positions alone"
-    config.require("position_embedding_type", ("rotary",), None, why)
+    why = "pyenc serves the original code's XLM-RoBERTa with rotary positions, or with a table"
+    config.require("position_embedding_type", ("rotary", "absolute"), None, why)
     for key, value in NOT_SERVED.items():
         config.require(key, (value, None), value, "pyenc serves jina-embeddings-v3 without it")
     config.require("emb_pooler", (None, "mean"), None, "pyenc takes the mean of its tokens")
@@ -116,14 +124,18 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     fields = common_fields(config, names)
     fields["type_vocab_size"] = config.integer("type_vocab_size", 1)
     fields["norm_eps"] = config.number("layer_norm_eps", 1e-5)
+    fields["activation"] = config.activation()
+    fields["attention_dropout"] = config.number("attention_probs_dropout_prob", 0.1)
+    if has_table(config):
+        rows = config.size("max_position_embeddings")
+        shape = EncoderConfig(**fields, position="absolute", num_positions=rows, max_length=rows)
+        return counted(shape, config, config.integer("pad_token_id", 1))
     return EncoderConfig(
         **fields,
         head_size=head_size,
         position="rotary",
         max_length=config.size("max_position_embeddings", 8194),
         rotary=_rotary(config),
-        activation=config.activation(),
-        attention_dropout=config.number("attention_probs_dropout_prob", 0.1),
     )
 
 
@@ -139,6 +151,8 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
     parts: Parts = {"embeddings.word.weight": ("embeddings.word_embeddings.weight",)}
     if config.type_vocab_size:
         parts["embeddings.token_type.weight"] = ("embeddings.token_type_embeddings.weight",)
+    if config.position == "absolute":
+        parts["embeddings.position.weight"] = ("embeddings.position_embeddings.weight",)
     parts |= both("embeddings.norm", said.embedding_norm)
     if config.pooler:
         parts |= both("pooler", "pooler.dense")
@@ -167,12 +181,20 @@ FAMILY = Family(
             "8,192 by its files",
             "without its adapters",
         ),
+        Published(
+            "jina-reranker-v2-base-multilingual",
+            "unverified",
+            "1,024 (position table)",
+            "a reranker: CrossEncoder after pyenc.register(); layers and classifier held against "
+            "transformers' XLM-RoBERTa under other names, its weights not seen",
+        ),
     ),
     signature=("encoder.layers.0.mixer.Wqkv.weight", "emb_ln.weight"),
     other_signature=("layers.0.mlp.fc1.weight", "layers.0.post_mlp_layernorm.weight"),
     config=_config,
     parts=_parts,
     head=_head,
+    classifier=DENSE,
     model_types=("jina_embeddings_v3", ORIGINAL),
     prefixes=("", "roberta.", "model.", "model.roberta."),
     without_adapters=_native,

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ..config import EncoderConfig
 from .config_file import ConfigFile, common_fields
-from .family import Family, HeadNames, Published
+from .family import POOLED, Family, HeadNames, Published
 from .heads import predictions
 from .parts import Names, Parts, attention_output, both, embedding_parts, gated_feed_forward
 
@@ -64,4 +64,5 @@ FAMILY = Family(
     config=_config,
     parts=_parts,
     head=_head,
+    classifier=POOLED,
 )
