@@ -56,7 +56,7 @@ class EncoderConfig(ConfigFields):
                 raise InputError(f"EncoderConfig: {name} must be in [0, 1): {value}")
 
     def _check_numbers(self) -> None:
-        for name in ("type_vocab_size", "num_positions", "relative_buckets"):
+        for name in ("type_vocab_size", "task_vocab_size", "num_positions", "relative_buckets"):
             if getattr(self, name) < 0:
                 raise InputError(
                     f"EncoderConfig: {name} must not be negative: {getattr(self, name)}"

@@ -81,6 +81,8 @@ class ConfigFields:
     log_length_at_least_one: bool = False
 
     type_vocab_size: int = 0
+    task_vocab_size: int = 0
+    """Rows of a table of tasks, of which every token is given the first (ERNIE)."""
     padding_row: int | None = None
     """Row of the word embeddings that tokens give no gradient (torch's `padding_idx`), for families
     whose padding is a token of every text as well."""

@@ -17,7 +17,8 @@ from .modules import FORWARDS, Linear, Norm, called, calls_forward
 
 
 class Embeddings(nn.Module):
-    """norm(scale * word + token type + position), widened where `embedding_size` says so."""
+    """norm(scale * word + token type + position + first task), widened where `embedding_size` says
+    so."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -25,10 +26,13 @@ class Embeddings(nn.Module):
         self.word = nn.Embedding(config.vocab_size, width, config.padding_row)
         self.token_type: nn.Embedding | None = None
         self.position: nn.Embedding | None = None
+        self.task: nn.Embedding | None = None
         if config.type_vocab_size:
             self.token_type = nn.Embedding(config.type_vocab_size, width)
         if config.position == "absolute":
             self.position = nn.Embedding(config.num_positions, width)
+        if config.task_vocab_size:
+            self.task = nn.Embedding(config.task_vocab_size, width)
         self.norm = Norm(config, width) if config.embedding_norm else None
         wider = config.embedding_size is not None
         self.project = Linear(width, config.hidden_size) if wider else None
@@ -46,7 +50,10 @@ class Embeddings(nn.Module):
         if self.norm is None or torch.is_grad_enabled() or not self._plain():
             x_TC = self._apart(input_ids, position_ids, token_type_ids, backend)
         else:
-            types = self.token_type
+            types = None if self.token_type is None else self.token_type.weight
+            ids = None if types is None else token_type_ids
+            if self.task is not None:  # one row for all tokens: part of that of each type
+                types = self.task.weight[:1] if types is None else types + self.task.weight[:1]
             positions = self.position
             x_TC = embedding_norm(
                 input_ids,
@@ -54,8 +61,8 @@ class Embeddings(nn.Module):
                 self.norm.gain(),
                 self.norm.bias,
                 self.norm.eps,
-                token_type_ids=None if types is None else token_type_ids,
-                token_type=None if types is None else types.weight,
+                token_type_ids=ids,
+                token_type=types,
                 position_ids=None if positions is None else position_ids,
                 position=None if positions is None else positions.weight,
                 rms=self.norm.rms,
@@ -90,13 +97,17 @@ class Embeddings(nn.Module):
                 x_TC = x_TC + few_rows(token_type_ids, types.weight)
         if self.position is not None:
             x_TC = x_TC + self.position(position_ids)
+        if self.task is not None:
+            tasks = self.task
+            plain = _untouched(tasks) and _gathers(tasks)
+            x_TC = x_TC + (tasks.weight[0] if plain else tasks(input_ids.new_zeros(1)))
         if self.norm is not None:
             x_TC, _ = called(self.norm, backend, x_TC, None)
         return x_TC
 
     def _plain(self) -> bool:
         """Whether each module is torch's own or ours, and its call nothing but its formula."""
-        modules = (self.word, self.token_type, self.position, self.norm)
+        modules = (self.word, self.token_type, self.position, self.task, self.norm)
         return self.scale is None and all(_untouched(m) for m in modules if m is not None)
 
 

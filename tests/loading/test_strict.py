@@ -234,7 +234,7 @@ def test_unknown_architecture_lists_the_nearest(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("bert_mean_h4", {"model_type": "ernie"}, "model_type is 'ernie'"),
+        ("bert_mean_h4", {"model_type": "convbert"}, "model_type is 'convbert'"),
         ("bert_mean_h4", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ("bert_mean_h4", {"is_decoder": True}, "is_decoder is True"),
         ("t5_mean_relu_h4", {"is_decoder": True}, "is_decoder is True"),

@@ -13,6 +13,7 @@ from . import (
     deberta,
     distilbert,
     electra,
+    ernie,
     eurobert,
     gemma,
     gte,
@@ -59,6 +60,7 @@ FAMILIES: tuple[Family, ...] = (
     distilbert.FAMILY,
     roberta.FAMILY,
     electra.FAMILY,
+    ernie.FAMILY,
     deberta.FAMILY,
     bert.FAMILY,
 )

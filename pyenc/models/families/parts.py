@@ -60,6 +60,8 @@ def embedding_parts(config: EncoderConfig) -> Parts:
         parts["embeddings.token_type.weight"] = ("embeddings.token_type_embeddings.weight",)
     if config.position == "absolute":
         parts["embeddings.position.weight"] = ("embeddings.position_embeddings.weight",)
+    if config.task_vocab_size:
+        parts["embeddings.task.weight"] = ("embeddings.task_type_embeddings.weight",)
     parts |= both("embeddings.norm", "embeddings.LayerNorm")
     if config.pooler:
         parts |= both("pooler", "pooler.dense")

@@ -32,7 +32,7 @@ LEFT = (
     "bert_cls_h2", "bert_mean_h4", "deberta_own_mlm_h4", "deberta_rerank_like_h2",
     "deberta_v2_conv_like_h4", "deberta_v3_like_h4", "distilbert_h4",
     "electra_base_like_h2", "electra_mlm_like_h2",
-    "electra_small_like_h4", "eurobert_like_h4", "gemma_embed_like_h3",
+    "electra_small_like_h4", "ernie_like_h4", "eurobert_like_h4", "gemma_embed_like_h3",
     "jinav3_hf_like_h4", "llama_encoder_like_h6", "longformer_like_h4", "mistral_e5_like_h4",
     "modernbert_embed_like_h2", "modernbert_gte_like_h4", "modernbert_mmbert_like_h3",
     "mpnet_base_v2_like_h4", "qwen2_code_like_h6", "qwen2_gte_like_h4", "qwen3_embed_like_h4",

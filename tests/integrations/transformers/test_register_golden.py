@@ -191,7 +191,7 @@ def test_pipeline() -> None:
 
 @pytest.mark.usefixtures("registered")
 def test_other_heads_are_refused_and_not_random() -> None:
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForTokenClassification
 
     with pytest.raises(ValueError, match="PyencConfig"):
-        AutoModelForSequenceClassification.from_pretrained(GOLDEN / "jina_geglu_h4")
+        AutoModelForTokenClassification.from_pretrained(GOLDEN / "jina_geglu_h4")
