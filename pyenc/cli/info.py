@@ -188,6 +188,7 @@ def _vectors(encoder: TextEncoder) -> dict[str, Any]:
         "tasks": list(encoder.checkpoint.task_instructions),
         "task": encoder.checkpoint.task,
         "adapter": encoder.checkpoint.adapter,
+        "base": encoder.checkpoint.base,
         "lower_case": recipe.lower_case,
     }
 

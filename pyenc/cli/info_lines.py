@@ -78,7 +78,7 @@ def lines(facts: dict[str, Any]) -> Iterator[str]:
         yield from _wrapped("adapters", ", ".join(vectors["tasks"]))
         yield _row("", f"--task NAME: {vectors['task'] or 'none'} is in the weights")
     if vectors["adapter"]:
-        yield _row("adapter", f"{vectors['adapter']} is in the weights")
+        yield _row("adapter", f"{vectors['adapter']} is in the weights of {vectors['base']}")
     default = vectors["default_prompt_name"]
     for name, prompt in vectors["prompts"].items():
         yield _row("prompt", f"{name}{' (default)' if name == default else ''}: {prompt!r}")

@@ -120,8 +120,9 @@ def checkpoint_files(located: Located, recipe: Recipe) -> dict[str, Path]:
     for path in found:
         # What lies elsewhere is called by what it is.
         for start, place in (("", folder), ("adapter/", adapter), ("base/", located.weights)):
-            if place is not None and path.is_relative_to(place):
-                named.setdefault(start + path.relative_to(place).as_posix(), path)
+            if place is not None and path.absolute().is_relative_to(place.absolute()):
+                below = path.absolute().relative_to(place.absolute())
+                named.setdefault(start + below.as_posix(), path)
                 break
     return named
 

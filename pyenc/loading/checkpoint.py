@@ -29,7 +29,9 @@ from ..ops.extension import tell_missing
 from ..ops.linear.serving import check_forced
 from .files import ADAPTER
 from .heads import Head, find_head, same
-from .lora import AdaptedFiles, check_bare, fits
+from .jina_v5 import FOLDER as ADAPTERS
+from .jina_v5 import is_of_tasks, plain_config
+from .lora import AdaptedFiles, check_adapter, check_bare, fits
 from .own_type import published, read_config
 from .quantized import QuantizedFiles, known_bits, split
 from .state import read_state
@@ -75,9 +77,11 @@ class Checkpoint:
     task_instructions: dict[str, str] = field(default_factory=dict)
     """Of the tasks that the weights came with adapters for, what their texts begin with."""
     task: str | None = None
-    """Whose adapter is in the weights."""
+    """Whose adapter, of those that lay among the weights, is in them."""
     adapter: str | None = None
     """The folder of the adapter of peft that is in the weights."""
+    base: str | None = None
+    """And that of those weights."""
 
     @property
     def pooling(self) -> str:
@@ -124,13 +128,15 @@ def load_checkpoint(
 
     Raises:
         InputError: `quantize` is unknown, the device serves no eight bits, or the checkpoint has no
-            adapter for the task; the message names those there are.
+            adapter for the task; the message names those there are. InputTypeError: `task` or
+            `adapter` is of the wrong type.
         CheckpointError: a file or tensor is missing, damaged, unsafe, misshapen or not finite.
         UnknownArchitectureError: the tensors belong to no known family.
         BackendError: for a CPU, PYENC_LINEAR or PYENC_CPU_ISA asks for what cannot serve here.
     """
     check_forked()
     check_quantize(quantize)
+    check_adapter(adapter)
     folder = Path(folder)
     config_path = folder / "config.json"
     if adapter is None and (folder / ADAPTER).is_file():
@@ -147,6 +153,12 @@ def load_checkpoint(
         own_names = not fits(files, Path(adapter))
         files = files if own_names else AdaptedFiles(files, Path(adapter))
     names = modern_names(files.names, folder)
+    if adapter is None and is_of_tasks(config):
+        raise CheckpointError(
+            f"{config_path}: its vectors are those of a task, and so are its adapters, in "
+            f"{ADAPTERS}/: task= of pyenc.load, or adapter=, says which is merged into the weights"
+        )
+    config = plain_config(config, names)
     reader = ConfigFile(str(config_path), config)
     tasks = read_tasks(files, reader)
     check_task(task, tasks, str(folder))
@@ -206,6 +218,7 @@ def load_checkpoint(
         bare=head.bare,
         stored_dtype=stored,
         adapter=None if adapter is None else str(adapter),
+        base=None if adapter is None else str(folder),
     )
     _set_aside(checkpoint, files, names, prefix, head)
     if tasks is not None:

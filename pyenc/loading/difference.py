@@ -27,6 +27,7 @@ from ..models import Encoder, EncoderConfig
 from ..models.meta import on_meta
 from .checkpoint import Checkpoint
 from .files import moved_into
+from .low_rank import product
 from .save import own_checkpoint
 
 FORMAT = "pyenc-difference-1"
@@ -209,7 +210,7 @@ def _change(
                 f"{path}: {name}: factors {tuple(out.shape)} and {tuple(inner.shape)} have no "
                 "product"
             )
-        change = out.float() @ inner.float()
+        change = product(out.float(), inner.float())
     if change is not None and tuple(change.shape) != shape:
         raise CheckpointError(f"{path}: {name} is {shape}, and its change {tuple(change.shape)}")
     return change

@@ -29,7 +29,9 @@ SMALL_FILES = [
 ]
 SAFETENSORS = [
     "model.safetensors", "model-*.safetensors", "model.safetensors.index.json",
-    "adapter_model.safetensors", f"adapters/*/{ADAPTER}", "adapters/*/adapter_model.safetensors",
+    "adapter_model.safetensors", "adapter_model-*.safetensors",
+    "adapter_model.safetensors.index.json",
+    f"adapters/*/{ADAPTER}", "adapters/*/adapter_model.safetensors",
 ]  # fmt: skip
 PICKLES = [
     "pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json",

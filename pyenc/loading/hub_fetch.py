@@ -19,6 +19,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+OF_ADAPTERS = "adapter_"
+"""How the names of an adapter's weights begin, beside which there may be a model's."""
+
 _FOLDER = re.compile(r"[\w.-]+(/[\w.-]+)*")
 """No pattern, and not absolute."""
 
@@ -54,7 +57,8 @@ def fetch(
         some(fetched.name, [f"{f}/{pattern}" for f in missing for pattern in (*patterns, *pickles)])
     # Where the encoder's own weights are in a folder of their own, the outer one needs none.
     first = folders[0] if folders and folders[0] else "0_*"
-    if pickles and not [*inside.glob("*.safetensors"), *inside.glob(f"{first}/*")]:
+    own = [path for path in inside.glob("*.safetensors") if not path.name.startswith(OF_ADAPTERS)]
+    if pickles and not [*own, *inside.glob(f"{first}/*")]:
         some(fetched.name, pickles)
     return inside
 

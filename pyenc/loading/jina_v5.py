@@ -68,17 +68,19 @@ def adapter_of(task: object, folder: Path, config: Mapping[str, Any], where: str
 
 def _is_plain(name: str) -> bool:
     """The name of a folder, and no path to elsewhere: the files are a stranger's."""
-    return name == Path(name).name and name not in ("", "..")
+    return name == Path(name).name and name not in ("", "..") and len(name.encode()) < 256
 
 
 def plain_config(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
     """The `config.json` of the weights with a task's adapter in them, which transformers has a
-    class for.
+    class for; of any other checkpoint its own.
 
     Args:
         config: the published one.
         tensors: names of the weights.
     """
+    if not is_of_tasks(config):
+        return dict(config)
     kind, name = ("eurobert", "EuroBert")
     if any(tensor.endswith(HEAD_NORM) for tensor in tensors):
         kind, name = ("qwen3", "Qwen3")

@@ -1,23 +1,27 @@
 """A LoRA adapter of peft, put on the weights of its base as they are read.
 
 `AdaptedFiles` has the base's names, and is read as the files would be that peft's
-`merge_and_unload()` and `save_pretrained()` write. An adapter that was trained on an `Encoder` has
-the names of its parameters instead, and is put on those (`adapted_state`).
+`merge_and_unload()` and `save_pretrained()` write: a head that is tied to an adapted embedding goes
+with it, which of peft's layers themselves it does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
-from .lora_names import FACTORS, WRAPPER, Change, renaming, sorted_tensors
-from .lora_settings import read_settings
+from ..errors import CheckpointError, InputError, InputTypeError
+from ..models.families import FAMILIES
+from .heads import same
+from .lora_names import BESIDE, FACTORS, WRAPPER, Change, renaming, sorted_tensors
+from .lora_settings import ends, read_settings
+from .low_rank import added
 from .quantized import QuantizedFiles
-from .strict import check_dtype_served, check_finite, check_shape
+from .strict import check_dtype_served, check_finite
 from .weights import WeightFiles
 from .wrappers import adapted, modern_names
 
@@ -49,21 +53,71 @@ class AdaptedFiles(WeightFiles):
                 f"{WRAPPER}<module>.lora_A.weight, got {some}"
             )
         self._modern = modern_names(base.names, base.folder)
+        self._stored = frozenset(base.names)
         rename = renaming({*changes, *(name.rpartition(".")[0] for name in whole)}, self._modern)
         self._whole: dict[str, str] = {}
         """Stored name, or a new one -> the adapter's tensor in its place."""
         for name, stored in whole.items():
             module, dot, last = name.rpartition(".")
             modern = f"{rename(module)}{dot}{last}"
-            self._whole[self._modern.get(modern, modern)] = stored
+            here = self._modern.get(modern, modern)
+            if here in self._whole:
+                raise self._one(self._whole[here], stored)
+            self._whole[here] = stored
         self._change: dict[str, Change] = {}
         """Stored name of a weight -> what is done to it."""
         self._bias: dict[str, Change] = {}
         for module, change in changes.items():
             self._place(rename(module), change)
+        self._check_listed({rename(name.rpartition(".")[0]) for name in whole})
+        self._same = dict(self._copies())
+        """Stored name -> the changed embedding that it is a copy of: a tied head, which goes with
+        it as it does in the merged model."""
+
+    def _copies(self) -> Iterator[tuple[str, str]]:
+        rows = [name for name, change in self._change.items() if change.of_rows]
+        for name in rows:
+            shape, dtype = self._base.shape(name), self._base.dtype(name)
+            for other in self._base.names:
+                if (
+                    other in self._change
+                    or other in self._whole
+                    or self._base.shape(other) != shape
+                ):
+                    continue
+                if self._base.dtype(other) == dtype and same(
+                    self._base.read(other), self._base.read(name)
+                ):
+                    yield other, name
+
+    def _check_listed(self, whole: set[str]) -> None:
+        """What the settings list has tensors, if the base has such modules: a file that lacks some
+        was cut short, or is of other settings."""
+        heads = tuple({prefix for family in FAMILIES for prefix in family.set_aside})
+        modules = {name.rpartition(".")[0] for name in self._modern}
+        # A prefix of the encoder's may stand before a head's name too.
+        own = {m for m in modules if not any(f".{head}" in f".{m}." for head in heads)}
+        changed = {change.module for change in self._change.values()}
+        listed = self.settings.targets if isinstance(self.settings.targets, tuple) else ()
+        for key, said, found in (
+            ("target_modules", listed, changed),
+            ("modules_to_save", self.settings.whole, whole),
+        ):
+            for end in said:
+                if any(ends(m, end) for m in own) and not any(ends(m, end) for m in found):
+                    raise CheckpointError(
+                        f"{self._adapter.file_of('')}: no tensors of {end!r}, which {key} of "
+                        f"{self.settings.path} lists and {self.folder} has; the file was written "
+                        "in part, or is of another adapter"
+                    )
 
     def _wrong(self, name: str, why: str) -> CheckpointError:
         return CheckpointError(f"{self._adapter.file_of(name)}: tensor {name!r} {why}")
+
+    def _one(self, first: str, second: str) -> CheckpointError:
+        return self._wrong(
+            second, f"is the same as {first!r}; which of the two counts is not known"
+        )
 
     def _place(self, here: str, change: Change) -> None:
         """Note what a change is made to, by its module's path in the base."""
@@ -73,7 +127,7 @@ class AdaptedFiles(WeightFiles):
             raise self._wrong(
                 first,
                 f"changes {module!r}, which {self.folder} has no weight of: the adapter is of "
-                "another model",
+                "another model, or of a head that is not in these weights",
             )
         if not self.settings.has(module):
             raise self._wrong(
@@ -82,11 +136,11 @@ class AdaptedFiles(WeightFiles):
                 "which of the two counts is not known",
             )
         if weight in self._change:
-            other = self._change[weight].module
+            raise self._one(self._change[weight].module, module)
+        saved = self._whole.get(weight)
+        if saved is not None and BESIDE not in saved:
             raise self._wrong(
-                first,
-                f"changes {module!r}, which is the same as {other!r}; which of the two counts is "
-                "not known",
+                first, f"changes {module!r}, whose weight {saved!r} would stand in the place of"
             )
         self._check(weight, change)
         self._change[weight] = change
@@ -140,7 +194,7 @@ class AdaptedFiles(WeightFiles):
 
     @property
     def names(self) -> list[str]:
-        return [*self._base.names, *(n for n in self._whole if n not in self._modern.values())]
+        return [*self._base.names, *(n for n in self._whole if n not in self._stored)]
 
     @property
     def paths(self) -> list[Path]:
@@ -156,31 +210,41 @@ class AdaptedFiles(WeightFiles):
 
     def dtype(self, name: str) -> torch.dtype:
         """Of the base's tensor: what it would be saved in."""
-        if name in self._modern.values():
+        if name in self._stored:
             return self._base.dtype(name)
         return self._adapter.dtype(self._whole[name])
 
     def read(self, name: str) -> Tensor:
         """The tensor; a changed one in float32 at least, which holds the sum of halves better than
         halves."""
+        name = self._same.get(name, name)
         whole = self._whole.get(name)
         tensor = self._base.read(name) if whole is None else self._adapter.read(whole)
         change, bias = self._change.get(name), self._bias.get(name)
         if change is None and bias is None:
             return tensor
         check_dtype_served(self, name, tensor)
+        check_finite(self, name, tensor, tensor.dtype)
         wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
         if change is not None:
-            return self._changed(wide, change)
-        assert bias is not None
-        added = self._factor(bias, "bias", wide.dtype)
-        return wide.add(added, alpha=self.settings.scaling_of(bias.module))
+            wide = self._changed(wide, change)
+        if bias is not None:
+            factor = self._factor(bias, "bias", wide.dtype)
+            wide = wide.add(factor, alpha=self.settings.scaling_of(bias.module))
+        if not bool(torch.isfinite(wide).all()):
+            by = change or bias
+            assert by is not None
+            raise self._wrong(
+                next(iter(by.tensors.values())),
+                f"makes infinities or NaN of {name!r} in {self.file_of(name)}",
+            )
+        return wide
 
     def _changed(self, weight: Tensor, change: Change) -> Tensor:
         a, b = (self._factor(change, kind, weight.dtype) for kind in change.pair)
         left, right = (a.T, b.T) if change.of_rows else (b, a)
         scaling = self.settings.scaling_of(change.module)
-        changed = torch.addmm(weight, left, right, alpha=scaling)
+        changed = added(weight, left, right, scaling)
         if not self.settings.by_length:
             return changed
         # A row of a linear layer, a column of an embedding: what gives one channel of the output.
@@ -204,58 +268,6 @@ def fits(base: WeightFiles, folder: Path) -> bool:
     return any(f"{rename(module)}.weight" in names for module in changes)
 
 
-class _State(WeightFiles):
-    """Parameters of an encoder as if they were read from files."""
-
-    def __init__(self, state: Mapping[str, Tensor], folder: Path) -> None:
-        self.folder = folder
-        self._state = state
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._state)
-
-    @property
-    def paths(self) -> list[Path]:
-        return []
-
-    def file_of(self, name: str) -> Path:
-        return self.folder
-
-    def read(self, name: str) -> Tensor:
-        return self._state[name]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._state[name].shape)
-
-
-def adapted_state(
-    state: Mapping[str, Tensor], adapter: Path, folder: Path, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """An encoder's parameters with an adapter in them that has their names.
-
-    Args:
-        state: by name, on a CPU, float32 or wider.
-        adapter: its folder.
-        folder: of the base, for messages.
-        dtype: of what is given back.
-
-    Raises:
-        CheckpointError: as of `AdaptedFiles`; or a tensor of it is none of the encoder's.
-    """
-    files = AdaptedFiles(_State(state, folder), adapter)
-    for name in files.names:
-        if name not in state:
-            raise CheckpointError(
-                f"{files.file_of(name)}: tensor {name!r} is no parameter of the encoder in {folder}"
-            )
-        check_shape(files, name, tuple(state[name].shape))
-    adapted = {name: files.read(name).to(dtype) for name in state}
-    for name, tensor in adapted.items():
-        check_finite(files, name, tensor, dtype)
-    return adapted
-
-
 def check_bare(files: WeightFiles, folder: Path) -> None:
     """Weights that an adapter may be put on: as they were trained, and without others.
 
@@ -272,3 +284,18 @@ def check_bare(files: WeightFiles, folder: Path) -> None:
             f"{folder}: the weights have adapters of tasks ({layers[0]!r} has one), and are no "
             "base of another adapter; task= chooses among those"
         )
+
+
+def check_adapter(adapter: object) -> None:
+    """An argument that names an adapter.
+
+    Raises:
+        InputTypeError: it is neither a string nor a path.
+        InputError: it is empty.
+    """
+    if not isinstance(adapter, str | PathLike | None):
+        raise InputTypeError(
+            f"adapter must be a folder, a Hub name or None, got {type(adapter).__name__}"
+        )
+    if adapter == "":
+        raise InputError("adapter must be a folder, a Hub name or None, got an empty string")

@@ -54,35 +54,43 @@ class Change:
 
 
 def sorted_tensors(adapter: WeightFiles) -> tuple[dict[str, Change], dict[str, str]]:
-    """Module -> its change, and name -> tensor of those that stand whole in the base's place."""
+    """Module, as the families know it -> its change; and name -> tensor of those that stand whole
+    in the base's place."""
     changes: dict[str, Change] = {}
     whole: dict[str, str] = {}
     for stored in adapter.names:
-        name = modern_name(stored.removeprefix(WRAPPER))
-        end = next((end for end in FACTORS if name.endswith(end)), None)
+        path = stored.removeprefix(WRAPPER)
+        end = next((end for end in FACTORS if path.endswith(end)), None)
         if end is not None:
-            module = name.removesuffix(end)
-            change = changes.setdefault(module, Change(module))
-            if FACTORS[end] in change.tensors:
-                raise CheckpointError(
-                    f"{adapter.file_of(stored)}: tensors {change.tensors[FACTORS[end]]!r} and "
-                    f"{stored!r} are one; which of the two counts is not known"
-                )
+            module = path.removesuffix(end)
+            change = changes.setdefault(_modern(module), Change(module))
+            if change.module != module or FACTORS[end] in change.tensors:
+                first = change.tensors.get(FACTORS[end], change.module)
+                raise _one(adapter, first, stored)
             change.tensors[FACTORS[end]] = stored
             continue
-        if ".lora_" in name or "trainable_tokens" in name:
+        if ".lora_" in path or "trainable_tokens" in path:
             raise CheckpointError(
                 f"{adapter.file_of(stored)}: tensor {stored!r} is of a kind that is not served; "
                 f"served: {', '.join(FACTORS)}, and tensors that stand in the base's place"
             )
-        name = name.replace(BESIDE, ".")
+        name = modern_name(path.replace(BESIDE, "."))
         if name in whole:
-            raise CheckpointError(
-                f"{adapter.file_of(stored)}: tensors {whole[name]!r} and {stored!r} are one; which "
-                "of the two counts is not known"
-            )
+            raise _one(adapter, whole[name], stored)
         whole[name] = stored
     return changes, whole
+
+
+def _modern(module: str) -> str:
+    """A module's path as the families know it; settings speak of it as it was trained."""
+    return modern_name(f"{module}.weight").removesuffix(".weight")
+
+
+def _one(adapter: WeightFiles, first: str, second: str) -> CheckpointError:
+    return CheckpointError(
+        f"{adapter.file_of(second)}: {first!r} and {second!r} are one; which of the two counts is "
+        "not known"
+    )
 
 
 def renaming(modules: set[str], names: Iterable[str]) -> Callable[[str], str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ KIND = "LORA"
 
 HONOURED = (
     "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
-    "init_lora_weights", "target_modules", "base_model_name_or_path", "revision",
+    "init_lora_weights", "target_modules", "modules_to_save", "base_model_name_or_path", "revision",
 )  # fmt: skip
 
 UNHEARD = (
@@ -32,8 +32,7 @@ UNHEARD = (
     "eva_config", "corda_config", "lora_ga_config", "runtime_config", "megatron_config",
     "megatron_core", "ensure_weight_tying",
     # Which weights have changes: the tensors say it.
-    "exclude_modules", "layers_to_transform", "layers_pattern", "bias", "modules_to_save",
-    "lora_bias",
+    "exclude_modules", "layers_to_transform", "layers_pattern", "bias", "lora_bias",
     # Of another layer than torch's Linear and Embedding, or of a switch that is refused.
     "fan_in_fan_out", "qalora_group_size",
 )  # fmt: skip
@@ -48,6 +47,12 @@ OLoRA, LoftQ) the weights were changed too, and the adapter does not hold how.""
 
 FROM_DEFAULT = 8
 """Of `r` and `lora_alpha`, where the file does not say them."""
+
+ALL = "all-linear"
+"""In the place of `target_modules`: as many as the trained model had."""
+
+LARGEST = 3e38
+"""Of `lora_alpha`: what a weight is added up in holds no more."""
 
 
 @dataclass(frozen=True)
@@ -68,31 +73,44 @@ class LoraSettings:
     """Whether alpha is divided by the root of the rank, and not by the rank."""
     by_length: bool
     """Whether rows have lengths of their own: DoRA."""
-    targets: tuple[str, ...] | None
-    """What the paths of changed modules end with; None: the file has a pattern, or no list."""
+    targets: tuple[str, ...] | str | None
+    """What the paths of changed modules end with, or a pattern of them; None: not said."""
+    whole: tuple[str, ...]
+    """What the paths of modules end with that are saved whole."""
 
     def rank_of(self, module: str) -> int:
         """Of the change to a module, by its path in the model that was trained."""
-        return self.ranks.get(_pattern(self.ranks, module), self.rank)
+        pattern = _pattern(self.ranks, module)
+        return self.rank if pattern is None else self.ranks[pattern]
 
     def scaling_of(self, module: str) -> float:
         """What B A is multiplied by."""
-        alpha, rank = (
-            self.alphas.get(_pattern(self.alphas, module), self.alpha),
-            self.rank_of(module),
-        )
+        pattern = _pattern(self.alphas, module)
+        alpha = self.alpha if pattern is None else self.alphas[pattern]
+        rank = self.rank_of(module)
         return alpha / (math.sqrt(rank) if self.rooted else rank)
 
     def has(self, module: str) -> bool:
-        """Whether the file may mean this module; a pattern of peft's own is taken at its word."""
-        if self.targets is None:
+        """Whether the file means this module, as peft reads it."""
+        if self.targets is None or self.targets == ALL:
             return True
-        return any(module == end or module.endswith("." + end) for end in self.targets)
+        if isinstance(self.targets, str):
+            return re.fullmatch(self.targets, module) is not None
+        return any(ends(module, end) for end in self.targets)
 
 
-def _pattern(patterns: Mapping[str, Any], module: str) -> str:
+def ends(module: str, end: str) -> bool:
+    """Whether a module's path ends with these words."""
+    return module == end or module.endswith("." + end)
+
+
+def _pattern(patterns: Mapping[str, Any], module: str) -> str | None:
     """The first of the patterns that a module's path ends with, from the beginning of a word."""
-    return next((p for p in patterns if re.match(rf"(.*\.)?({p})$", module)), "")
+    return next((p for p in patterns if re.match(_at_the_end(p), module)), None)
+
+
+def _at_the_end(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"
 
 
 def read_settings(folder: Path) -> LoraSettings:
@@ -127,6 +145,8 @@ def read_settings(folder: Path) -> LoraSettings:
     ranks, alphas = file.section("rank_pattern"), file.section("alpha_pattern")
     for section in (ranks, alphas):
         _check_patterns(section)
+    _check_alphas(file, ["lora_alpha"])
+    _check_alphas(alphas, alphas.values)
     base, revision = (
         None if values.get(key) is None else file.text(key, "")
         for key in ("base_model_name_or_path", "revision")
@@ -134,7 +154,7 @@ def read_settings(folder: Path) -> LoraSettings:
     return LoraSettings(
         path=path,
         base=base,
-        revision=revision,
+        revision=revision or None,
         rank=file.size("r", FROM_DEFAULT),
         alpha=file.number("lora_alpha", FROM_DEFAULT),
         ranks={key: ranks.size(key) for key in ranks.values},
@@ -142,26 +162,42 @@ def read_settings(folder: Path) -> LoraSettings:
         rooted=file.flag("use_rslora", False),
         by_length=file.flag("use_dora", False),
         targets=_targets(file),
+        whole=_strings(file, "modules_to_save"),
     )
+
+
+def _check_alphas(section: ConfigFile, keys: Iterable[str]) -> None:
+    for key in keys:
+        if (value := section.number(key, FROM_DEFAULT)) > LARGEST:
+            raise CheckpointError(f"{section.path}: {key} is {value!r}, more than float32 holds")
 
 
 def _check_patterns(section: ConfigFile) -> None:
     for pattern in section.values:
-        try:
-            re.compile(pattern)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise CheckpointError(
-                f"{section.path}: {pattern!r:.80} is no pattern: {error}"
-            ) from None
+        _check_pattern(section.path, pattern, _at_the_end(pattern))
 
 
-def _targets(file: ConfigFile) -> tuple[str, ...] | None:
+def _check_pattern(where: str, said: str, compiled: str) -> None:
+    try:
+        re.compile(compiled)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{where}: {said!r:.80} is no pattern: {error}") from None
+
+
+def _targets(file: ConfigFile) -> tuple[str, ...] | str | None:
     said = file.values.get("target_modules")
-    if said is None or isinstance(said, str):
-        return None
+    if isinstance(said, str):
+        if said != ALL:
+            _check_pattern(f"{file.path}: target_modules", said, said)
+        return said
+    return _strings(file, "target_modules") or None
+
+
+def _strings(file: ConfigFile, key: str) -> tuple[str, ...]:
+    said = file.values.get(key, [])
     if not isinstance(said, list) or not all(isinstance(end, str) for end in said):
+        other = ", a string" if key == "target_modules" else ""
         raise CheckpointError(
-            f"{file.path}: target_modules must be a list of strings, a string or null, got "
-            f"{said!r:.80}"
+            f"{file.path}: {key} must be a list of strings{other} or null, got {said!r:.80}"
         )
-    return tuple(said) or None
+    return tuple(said)

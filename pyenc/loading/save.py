@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..models import Encoder
 from ..models.families import in_file_order, own, rows_of
 from ..models.int8 import quantization, quantized_tensors
 from .checkpoint import Checkpoint, without_adapters
-from .files import moved_into
+from .files import ADAPTER, moved_into
 from .quantized import KEY, SAID, stored
 from .target import DTYPES
 from .writable import check_writable
@@ -125,6 +126,19 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
     return config | ({KEY: SAID} if quantization(checkpoint.encoder) else {})
 
 
+def check_no_adapter(folder: Path) -> None:
+    """Weights may be written into a folder.
+
+    Raises:
+        CheckpointError: an adapter of peft is in it.
+    """
+    if (folder / ADAPTER).is_file():
+        raise CheckpointError(
+            f"{folder / ADAPTER}: a folder of an adapter, beside which whole weights would not "
+            "load again; expected another folder"
+        )
+
+
 def save_checkpoint(
     checkpoint: Checkpoint,
     folder: str | Path,
@@ -150,6 +164,8 @@ def save_checkpoint(
             encoder has what a checkpoint cannot hold, such as a parameter of one's own.
     """
     folder = Path(folder)
+    with contextlib.suppress(OSError):  # of a name that no folder can have, as it is written
+        check_no_adapter(folder)
     tensors = original_tensors(checkpoint, state)
     config = config_of(checkpoint) if config is None else config
     contents = dict(files or {})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..models import EncoderConfig
 from ..models.families import Family, in_own_order
-from .lora import adapted_state
+from .lora_own import adapted_state
 from .strict import check_dtype_served, check_finite
 from .weights import WeightFiles
 

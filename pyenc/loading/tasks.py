@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, InputError, InputTypeError
 from ..models.families import ConfigFile
+from .low_rank import added
 from .strict import check_dtype_served, check_finite
 from .weights import WeightFiles
 from .wrappers import BASE, FACTORS, adapted
@@ -104,8 +105,8 @@ def check_task(task: Any, tasks: Tasks | None, where: str) -> None:
     if tasks is None:
         raise InputError(
             f"{where}: task={task!r} asks for an adapter, and the weights have none; without task= "
-            "they are read as they are (adapters of PEFT, in folders of their own, are not served; "
-            "jinaai/jina-embeddings-v3 has its own among the weights)"
+            "they are read as they are (jinaai/jina-embeddings-v3 has some among the weights; "
+            "adapter= names one of PEFT, in a folder of its own)"
         )
     if task not in tasks.instructions:
         raise InputError(
@@ -158,7 +159,7 @@ class MergedFiles(WeightFiles):
         wide = torch.promote_types(base.dtype, torch.float32)
         a, b = (_factor(self, layer + factor)[self._number].to(wide) for factor in FACTORS)
         left, right = (a, b) if _embedding(layer) else (b, a)
-        return torch.addmm(base.to(wide), left, right, alpha=self._scaling)
+        return added(base.to(wide), left, right, self._scaling)
 
 
 def plain_name(name: str) -> str:

@@ -119,9 +119,8 @@ def load(
             checkpoint = load_shipped(own, **how)
         else:
             checkpoint = load_checkpoint(
-                located.weights, adapter=located.adapter, config=located.config,
-                task=task if located.config is None else None,  # which has said the adapter
-                **how,
+                located.weights, adapter=located.adapter,
+                task=None if located.of_task else task, **how,
             )  # fmt: skip
         recipe = of_task(recipe, checkpoint, name)
         if not says_pooling(folder):

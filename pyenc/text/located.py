@@ -7,20 +7,21 @@ reads them, and its tokenizer is its own where it has one.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from ..errors import CheckpointError, InputTypeError
+from ..errors import CheckpointError
 from ..loading import read_json, resolve
 from ..loading.files import ADAPTER
 from ..loading.hub import SMALL_FILES, TOKENIZER_FILES
-from ..loading.jina_v5 import adapter_of, is_of_tasks, plain_config
+from ..loading.jina_v5 import adapter_of, is_of_tasks
+from ..loading.lora import check_adapter
 from ..loading.lora_settings import read_settings
-from ..loading.weights import has_weights, tensor_names
+from ..loading.weights import has_weights
 from .module_list import module_paths, transformer_folder
 from .recipe import LONE_POOLING
 from .tokenizer import has_tokenizer
@@ -36,8 +37,8 @@ class Located:
     """`config.json` and the weights."""
     adapter: Path | None = None
     """What is merged into them."""
-    config: dict[str, Any] | None = None
-    """In the place of `config.json`."""
+    of_task: bool = False
+    """Whether a task has said which."""
 
     @property
     def apart(self) -> bool:
@@ -61,10 +62,7 @@ def locate(
         CheckpointError: a folder or repository is not there, or an adapter's base is not known.
         InputError: `task` names none of its adapters.
     """
-    if not isinstance(adapter, (str, Path, type(None))):
-        raise InputTypeError(
-            f"adapter must be a folder, a Hub name or None, got {type(adapter).__name__}"
-        )
+    check_adapter(adapter)
     folder = resolve(name_or_folder, revision)
     inside = transformer_folder(folder)
     if adapter is not None:
@@ -77,9 +75,8 @@ def locate(
     if (inside / ADAPTER).is_file():
         return Located(folder, _base_of(inside), inside)
     path = inside / "config.json"
-    if path.is_file() and is_of_tasks(config := read_json(path)) and has_adapters(inside):
-        chosen = adapter_of(task, inside, config, str(name_or_folder))
-        return Located(folder, inside, chosen, plain_config(config, tensor_names(inside)))
+    if path.is_file() and is_of_tasks(config := read_json(path)):
+        return Located(folder, inside, adapter_of(task, inside, config, str(name_or_folder)), True)
     return Located(folder, inside)
 
 
@@ -87,11 +84,6 @@ BORROWED = ("config.json", *TOKENIZER_FILES)
 """What an adapter's folder may take from its base's, beside the weights: the first in any case."""
 
 _STACKED = "an adapter of peft, and adapters of adapters are not served"
-
-
-def has_adapters(folder: Path) -> bool:
-    """Whether adapters of tasks lie in a folder of its own, as jina-embeddings-v5 has them."""
-    return next(folder.glob(f"adapters/*/{ADAPTER}"), None) is not None
 
 
 def _base_of(folder: Path) -> Path:
@@ -106,7 +98,7 @@ def _base_of(folder: Path) -> Path:
     if not settings.base:
         raise CheckpointError(f"{settings.path}: base_model_name_or_path names nothing: {hint}")
     try:
-        revision = None if Path(settings.base).is_dir() else settings.revision
+        revision = None if _is_folder(settings.base) else settings.revision
         base = transformer_folder(resolve(settings.base, revision))
     except CheckpointError as error:
         raise CheckpointError(
@@ -117,6 +109,13 @@ def _base_of(folder: Path) -> Path:
     return base
 
 
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except OSError:  # a name that no file can have, of which `resolve` tells
+        return False
+
+
 @contextmanager
 def whole(located: Located, called: str) -> Iterator[Path]:
     """A folder with all small files of a checkpoint: its own, or one for the moment where an
@@ -125,22 +124,28 @@ def whole(located: Located, called: str) -> Iterator[Path]:
         yield located.folder
         return
     with TemporaryDirectory() as folder:
-        for path, content in _together(located).items():
+        sources = _together(located)
+        for path, source in sources.items():
             (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
-            (Path(folder) / path).write_bytes(content)
+            shutil.copyfile(source, Path(folder) / path)
         try:
             yield Path(folder)
         except CheckpointError as error:
-            raise type(error)(str(error).replace(folder, called)) from error
+            said = str(error)
+            for path in sorted(sources, key=len, reverse=True):
+                said = said.replace(str(Path(folder) / path), str(sources[path]))
+            raise type(error)(said.replace(folder, called)) from error
 
 
-def _together(located: Located) -> dict[str, bytes]:
+def _together(located: Located) -> dict[str, Path]:
+    """Path in a whole folder -> file."""
     assert located.adapter is not None
     below = located.adapter.relative_to(located.folder)
-    files = small_files(located.folder, below.as_posix())
+    files = {p: located.folder / p for p in small_files(located.folder, below.as_posix())}
     for pattern in BORROWED[:1] if has_tokenizer(located.adapter) else BORROWED:
         for path in located.weights.glob(pattern):
-            files[(below / path.relative_to(located.weights)).as_posix()] = path.read_bytes()
+            # What the adapter has stays: a limit of its own beside the base's words.
+            files.setdefault((below / path.relative_to(located.weights)).as_posix(), path)
     return files
 
 

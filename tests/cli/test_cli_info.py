@@ -34,6 +34,7 @@ FAMILIES = {
     "deberta": "DeBERTa",
     "distilbert": "DistilBERT",
     "electra": "ELECTRA",
+    "ernie": "ERNIE",
     "eurobert": "EuroBERT",
     "gemma": "Gemma",
     "gte": "GTE v1.5",
@@ -388,7 +389,8 @@ def test_an_adapter(cli: Cli, tmp_path: Path, fails: Callable[..., str]) -> None
         "adapter_config.json",
     ]
     assert {"base/config.json", "base/vocab.txt"} <= set(named)
-    assert f"adapter         {folder} is in the weights" in cli("info", folder).out
+    said = " ".join(cli("info", folder).out.split())
+    assert f"adapter {folder} is in the weights of {GOLDEN / BASE}" in said
     found = facts(cli, GOLDEN / BASE, "--adapter", folder)
     assert found["vectors"]["adapter"] == str(folder)
     named = [file["name"] for file in found["files"]]

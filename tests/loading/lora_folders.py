@@ -26,8 +26,8 @@ SAID: dict[str, Any] = {
     "layers_to_transform": None, "loftq_config": {}, "lora_alpha": ALPHA, "lora_bias": False,
     "lora_dropout": 0.1, "megatron_config": None, "megatron_core": "megatron.core",
     "modules_to_save": None, "peft_type": "LORA", "qalora_group_size": 16, "r": RANK,
-    "rank_pattern": {}, "revision": None, "target_modules": ["query", "dense", "word_embeddings"],
-    "task_type": "FEATURE_EXTRACTION", "use_dora": False, "use_rslora": False,
+    "rank_pattern": {}, "revision": None, "task_type": "FEATURE_EXTRACTION", "use_dora": False,
+    "use_rslora": False,
 }  # fmt: skip
 """`adapter_config.json` as peft has it, but for the base."""
 
@@ -71,10 +71,15 @@ def changes(
 def adapter(
     folder: Path, tensors: Mapping[str, Tensor], base: str | Path | None = None, **said: Any
 ) -> Path:
-    """A folder with an adapter in it; a key that is said to be ... is left out."""
+    """A folder with an adapter in it; a key that is said to be ... is left out.
+
+    Its `target_modules` are the last words of what it changes, where nothing else is said.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     where = GOLDEN / BASE if base is None else base
-    config = SAID | {"base_model_name_or_path": str(where)} | said
+    changed = {name.partition(".lora_")[0] for name in tensors if ".lora_" in name}
+    targets = sorted({module.rpartition(".")[2] for module in changed})
+    config = SAID | {"base_model_name_or_path": str(where), "target_modules": targets} | said
     config = {key: value for key, value in config.items() if value is not ...}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file(dict(tensors), folder / "adapter_model.safetensors", metadata={"format": "pt"})

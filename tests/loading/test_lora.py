@@ -28,7 +28,7 @@ from tests.loading.lora_folders import (
     changes,
     merged,
 )  # fmt: skip
-from tests.loading.test_strict import copied
+from tests.loading.test_strict import copied, edit_tensors
 from tests.loading.test_variants import renaming, written
 
 PREFIX = "base_model.model."
@@ -83,6 +83,62 @@ def test_ranks_and_alphas_of_their_own(tmp_path: Path) -> None:
         for m, alpha in alphas.items()
     }
     check(weights(folder), right, base)
+
+
+def test_patterns_speak_of_the_trained_models_own_paths(tmp_path: Path) -> None:
+    """Wrappers and all, which the base's names have not."""
+    base = base_tensors()
+    tensors = {n.replace(PREFIX, f"{PREFIX}0.auto_model."): t for n, t in changes().items()}
+    folder = adapter(
+        tmp_path, tensors, target_modules=[f"0.auto_model.{QUERY}", "dense", "word_embeddings"],
+        alpha_pattern={r"^0\.auto_model\..*query": 9, "": 70},
+    )  # fmt: skip
+    right = {
+        f"{m}.weight": merged(base[f"{m}.weight"], changes(), m, alpha=alpha)
+        for m, alpha in {QUERY: 9, DOWN: ALPHA, WORDS: ALPHA}.items()
+    }
+    check(weights(folder), right, base)
+
+
+def test_under_autocast(tmp_path: Path) -> None:
+    """Of the caller's; nor are adapters of tasks then merged in half."""
+    folder = adapter(tmp_path, changes())
+    loads = (
+        lambda: load_checkpoint(GOLDEN / BASE, adapter=folder),
+        lambda: load_checkpoint(GOLDEN / "jinav3_lora_like_h2", task="separation"),
+        lambda: pyenc.load("long-minilm", device="cpu").checkpoint,
+    )
+    for load in loads:
+        right = load().encoder.state_dict()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = load().encoder.state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in right.items())
+
+
+@pytest.mark.parametrize("name", ["electra_mlm_like_h2", "albert_mlm_like_h2", "ernie_like_h4"])
+def test_a_head_that_is_tied_goes_with_its_embedding(tmp_path: Path, name: str) -> None:
+    """As in the merged model, whether or not the file has a copy of it."""
+    stored = base_tensors(name)
+    words = next(n for n in stored if n.endswith("word_embeddings.weight")).removesuffix(".weight")
+    folder = adapter(tmp_path / "a", changes([words], base=name), GOLDEN / name)
+    ids = torch.randint(5, 60, (1, 7))
+    found = load_checkpoint(GOLDEN / name, adapter=folder, device="cpu")
+    decoder = f"{words}.weight"
+    copy = written(tmp_path, name, lambda t: t.update({decoder: merged_words(t, words, name)}))
+    aliases = [n for n, t in stored.items() if n != decoder and torch.equal(t, stored[decoder])]
+    if aliases:
+        edit_tensors(copy, lambda t: t.update({n: t[decoder].clone() for n in aliases}))
+    right = load_checkpoint(copy, device="cpu")
+    assert (right.encoder.config.lm_head, bool(aliases)) == (
+        found.encoder.config.lm_head, name.startswith("electra"),
+    )  # fmt: skip
+    with torch.no_grad():
+        got, expected = (c.encoder.token_logits(ids) for c in (found, right))
+    assert (got - expected).abs().max() <= 1e-4
+
+
+def merged_words(tensors: dict[str, Tensor], words: str, name: str) -> Tensor:
+    return merged(tensors[f"{words}.weight"], changes([words], base=name), words).float()
 
 
 def test_defaults_of_what_is_not_said(tmp_path: Path) -> None:
@@ -220,6 +276,18 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rank_pattern": {"query": 0}}, r"rank_pattern: query must be a whole number from 1"),
     ({"rank_pattern": [3]}, r"rank_pattern must be an object or null, got \[3\]"),
     ({"rank_pattern": {"(": 3}}, r"rank_pattern: '\(' is no pattern: "),
+    ({"alpha_pattern": {"(?i)query": 3}}, r"alpha_pattern: '\(\?i\)query' is no pattern: "),
+    ({"lora_alpha": 10**308}, r"lora_alpha is 1e\+308, more than float32 holds"),
+    ({"alpha_pattern": {"query": 1e308}}, r"alpha_pattern: query is 1e\+308, more than float32"),
+    ({"target_modules": "(("}, r"target_modules: '\(\(' is no pattern"),
+    ({"target_modules": r".*\.key"}, r"which is not among target_modules of"),
+    ({"modules_to_save": "key"}, r"modules_to_save must be a list of strings or null, got 'key'"),
+    (
+        {"target_modules": ["query", "dense", "word_embeddings", "value"]},
+        r"no tensors of 'value', which target_modules of .* lists and .*bert_mean_h4 has",
+    ),
+    ({"modules_to_save": ["key"]}, r"no tensors of 'key', which modules_to_save of .* lists"),
+    ({"revision": 3}, r"revision must be a string, got 3"),
     ({"alpha_pattern": {"query": "x"}}, r"alpha_pattern: query must be a number"),
     ({"use_rslora": 1}, r"use_rslora must be true or false, got 1"),
     ({"use_dora": "no"}, r"use_dora must be true or false, got 'no'"),
@@ -245,8 +313,10 @@ def test_settings_that_are_refused(tmp_path: Path, said: dict[str, Any], message
     "said",
     [
         {"use_qalora": False, "layer_replication": None, "target_parameters": [], "new": {}},
-        {"target_modules": "all-linear"}, {"target_modules": r".*\.(query|dense)"},
-        {"target_modules": None}, {"target_modules": []}, {"init_lora_weights": False},
+        {"target_modules": "all-linear"}, {"target_modules": r".*\.?(query|dense|word_embeddings)"},
+        {"target_modules": None}, {"target_modules": []}, {"modules_to_save": ["classifier"]},
+        {"target_modules": ["query", "dense", "word_embeddings", "gate_proj"]}, {"revision": ""},
+        {"init_lora_weights": False},
         {"init_lora_weights": "gaussian"}, {"init_lora_weights": "eva", "eva_config": {"rho": 2}},
         {"fan_in_fan_out": True}, {"lora_alpha": 5.0}, {"inference_mode": False},
     ],
@@ -321,6 +391,19 @@ TENSORS: dict[str, tuple[dict[str, Tensor], str]] = {
     "twice": (
         changes() | {f"{QUERY}.lora_A.weight": torch.ones(3, 64)}, r"are one; which of the two"
     ),
+    "whole twice, by another prefix": (
+        {n.replace(PREFIX, f"{PREFIX}bert."): t for n, t in changes().items()}
+        | {f"{PREFIX}{p}{QUERY}.bias": torch.ones(64) for p in ("bert.", "")},
+        r"query.bias' is the same as '.*query.bias'; which of the two counts is not known",
+    ),
+    "whole and changed": (
+        changes() | {f"{PREFIX}{QUERY}.weight": torch.ones(64, 64)},
+        r"changes '.*query', whose weight '.*query.weight' would stand in the place of",
+    ),
+    "too large": (
+        {name: tensor * 1e30 for name, tensor in changes([QUERY]).items()},
+        r"adapter_model.safetensors: tensor '.*query.lora_.*' makes infinities or NaN of '.*query",
+    ),
     "whole twice": (
         changes() | {f"{p}{QUERY}.bias": torch.ones(64) for p in (PREFIX, "")},
         r"query.bias' and '.*query.bias' are one; which of the two",
@@ -331,8 +414,7 @@ TENSORS: dict[str, tuple[dict[str, Tensor], str]] = {
 @pytest.mark.parametrize("case", TENSORS)
 def test_tensors_that_are_refused(tmp_path: Path, case: str) -> None:
     tensors, message = TENSORS[case]
-    said = {"target_modules": ["query", "dense", "word_embeddings", "LayerNorm"]}
-    folder = adapter(tmp_path, tensors, **said)
+    folder = adapter(tmp_path, tensors)
     for load in (
         lambda: load_checkpoint(GOLDEN / BASE, adapter=folder),
         lambda: pyenc.load(folder),

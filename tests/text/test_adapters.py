@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import shutil
 import warnings
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import pyenc
 from pyenc.errors import CheckpointError, InputError, InputTypeError
-from pyenc.loading import hub_fetch
+from pyenc.loading import hub_fetch, load_checkpoint
 from pyenc.loading.hub import SAFETENSORS, SMALL_FILES
 from tests.conftest import GOLDEN
 from tests.loading.lora_folders import BASE, QUERY, adapter, base_tensors, changes, merged
@@ -159,9 +160,9 @@ def test_by_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     asked = []
 
     def fake(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((name, revision))
-        assert "adapter_model.safetensors" in allow_patterns
-        return str(there[name, revision])
+        if "adapter_model.safetensors" in allow_patterns:  # and not for pickles beside
+            asked.append((name, revision))
+        return str(there.get((name, revision)) or there[name, None])
 
     monkeypatch.setattr(hub_fetch, "snapshot_download", fake)
     encoder = pyenc.load("my/adapter", device="cpu")
@@ -188,6 +189,11 @@ def test_refused(tmp_path: Path) -> None:
             pyenc.load(none)
     with pytest.raises(CheckpointError, match=r"base_model_name_or_path must be a string, got 3"):
         pyenc.load(adapter(tmp_path / "none", tensors, base_model_name_or_path=3))
+    long = adapter(tmp_path / "long", tensors, "x" * 5000)
+    with pytest.raises(
+        CheckpointError, match=r"base_model_name_or_path: x+\.\.\.: File name too long"
+    ):
+        pyenc.load(long)
     first = adapter(tmp_path / "first", tensors)
     second = adapter(tmp_path / "second", tensors, first)
     with pytest.raises(CheckpointError, match=r"its base, .*first, is an adapter of peft, and ad"):
@@ -209,12 +215,64 @@ def test_refused(tmp_path: Path) -> None:
         InputTypeError, match=r"adapter must be a folder, a Hub name or None, got i"
     ):
         pyenc.load(GOLDEN / BASE, adapter=3)  # type: ignore[arg-type]
+    for call in (pyenc.load, load_checkpoint):
+        with pytest.raises(InputTypeError, match=r"adapter must be a folder, a Hub name or None"):
+            call(GOLDEN / BASE, adapter=3)  # type: ignore[operator]
+        with pytest.raises(InputError, match=r"adapter must be .*, got an empty string"):
+            call(GOLDEN / BASE, adapter="")  # type: ignore[operator]
     with pytest.raises(InputError, match=r"long-minilm: adapter=.* is not served of what comes"):
         pyenc.load("long-minilm", adapter=first)
     with pytest.raises(
         InputError, match=r"task='x' asks for an adapter, and the weights have none"
     ):
         pyenc.load(first, task="x")
+
+
+def test_a_repository_with_whole_weights_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same answer as for a folder, pickles too."""
+    there = tmp_path / "there"
+    shutil.copytree(GOLDEN / BASE, there)
+    tensors = load_file(there / "model.safetensors")
+    (there / "model.safetensors").unlink()
+    torch.save(tensors, there / "pytorch_model.bin")
+    adapter(there, changes([QUERY]))
+    fetched = tmp_path / "fetched"
+
+    def fake(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        for path in there.rglob("*"):
+            inside = path.relative_to(there).as_posix()
+            if path.is_file() and any(fnmatch.fnmatch(inside, p) for p in allow_patterns):
+                (fetched / inside).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, fetched / inside)
+        return str(fetched)
+
+    monkeypatch.setattr(hub_fetch, "snapshot_download", fake)
+    for name in ("my/both", there):
+        with pytest.raises(CheckpointError, match="there are whole weights beside it"):
+            pyenc.load(name)
+    other = adapter(tmp_path / "other", changes([QUERY], seed=3))
+    first, second = (pyenc.load(n, adapter=other, device="cpu") for n in ("my/both", there))
+    assert (first.encode(TEXTS) == second.encode(TEXTS)).all()
+
+
+def test_a_limit_of_its_own_beside_its_bases_words(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a", changes([QUERY]))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "model_max_length": 9})
+    )
+    assert quietly(folder).max_length == 9
+
+
+def test_not_saved_into_an_adapters_folder(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a", changes([QUERY]))
+    before = sorted(folder.iterdir())
+    with pytest.raises(
+        CheckpointError, match=r"a/adapter_config.json: a folder of an adapter, bes"
+    ):
+        quietly(folder).save(folder)
+    assert sorted(folder.iterdir()) == before
 
 
 def test_errors_name_the_folder(tmp_path: Path) -> None:
@@ -224,6 +282,12 @@ def test_errors_name_the_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         pyenc.load(folder)
     assert str(caught.value).startswith(str(folder / "tokenizer.json"))
+    base = tmp_path / "base"
+    shutil.copytree(GOLDEN / BASE, base)
+    (base / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError) as caught:
+        quietly(adapter(tmp_path / "b", changes([QUERY]), base))
+    assert str(caught.value).startswith(str(base / "tokenizer.json"))
 
 
 QWEN, EUROBERT = "qwen3_embed_like_h4", "eurobert_like_h4"
@@ -310,7 +374,16 @@ def test_refused_of_jina_v5(tmp_path: Path) -> None:
         CheckpointError, match=r"text-matching/adapter_config.json: missing; task_n"
     ):
         pyenc.load(folder, task="text-matching")
-    for names in ([], "retrieval", [3], ["../up"], ["a/b"], [""]):
+    with pytest.raises(
+        CheckpointError, match=r"config.json: its vectors are those of a task, and so"
+    ):
+        load_checkpoint(folder)
+    shutil.rmtree(folder / "adapters")
+    with pytest.raises(
+        CheckpointError, match=r"retrieval/adapter_config.json: missing; task_names"
+    ):
+        pyenc.load(folder, task="retrieval")
+    for names in ([], "retrieval", [3], ["../up"], ["a/b"], [""], [".."], ["x" * 300]):
         odd = jina_v5(tmp_path / "odd", QWEN, task_names=names)
         with pytest.raises(CheckpointError, match=r"task_names must name the folders in adapters/"):
             pyenc.load(odd, task="retrieval")
@@ -320,5 +393,14 @@ def test_refused_of_jina_v5(tmp_path: Path) -> None:
 def test_one_tasks_adapter_by_hand(tmp_path: Path) -> None:
     """The folder of one, put on other weights."""
     folder = jina_v5(tmp_path / "v5", QWEN)
-    one = quietly(GOLDEN / QWEN, adapter=folder / "adapters" / "retrieval")
-    assert torch.isfinite(torch.from_numpy(one.encode(TEXTS))).all()
+    adapters = folder / "adapters" / "retrieval"
+    right = pyenc.load(folder, task="retrieval", device="cpu")
+    tensors = changes(["layers.1.mlp.up_proj"], base=folder, seed=0)
+    alone = adapter(tmp_path / "alone", tensors, folder)
+    for one in (
+        quietly(GOLDEN / QWEN, adapter=adapters, pooling="lasttoken"),
+        pyenc.load(folder, adapter=adapters, device="cpu"),
+        quietly(alone, pooling="lasttoken", normalize=right.recipe.normalize),
+    ):
+        found = one.encode(TEXTS, normalize=True)
+        np.testing.assert_allclose(found, right.encode(TEXTS, normalize=True), atol=1e-6)

@@ -218,9 +218,10 @@ def attention_forward(
                 BLOCK_N, BLOCK_D, PRECISION,
             )  # fmt: skip
         if FIXED_SHIFT:
-            # Neither what overflowed nor what is no number is below infinity.
-            m_held = b_sum + tl.sum(tl.abs(b_acc), 1) < float("inf")
-            if tl.min(m_held.to(tl.int32), 0) == 0:
+            # Neither what overflowed nor what is no number is below infinity. Of each number, and
+            # at once, as `total` says.
+            m_held = b_sum[:, None] + tl.abs(b_acc) < float("inf")
+            if tl.min(m_held.to(tl.int32)) == 0:
                 b_acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
                 b_top = tl.full([BLOCK_M], NO_SCORE, tl.float32)
                 b_sum = tl.zeros([BLOCK_M], tl.float32)

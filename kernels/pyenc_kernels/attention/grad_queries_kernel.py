@@ -27,7 +27,7 @@ from .score_tile import (
     places_of,
     side_terms,
 )
-from .tiles import load_rows, met_tiles, phases, store_rows, unforeseen, window_tiles
+from .tiles import load_rows, met_tiles, phases, store_rows, total, unforeseen, window_tiles
 
 
 @triton.jit
@@ -152,7 +152,7 @@ def _walk_keys(
             b_mass += tl.sum(b_p, 1)
         if PARAMETER is not None:
             if FLAT and SIDE != 0:
-                b_whole = tl.sum(tl.sum(b_ds, 1), 0)
+                b_whole = total(b_ds)
                 if SIDE < 0:
                     i_near = nearest + AFFINE_FROM
                 else:
@@ -168,7 +168,7 @@ def _walk_keys(
                     b_slope = PARAMETER(
                         b_dot * scale, b_i[:, None], b_j[None, :], i_head, p_params, index
                     )
-                    b_part = tl.sum(tl.sum(b_ds * b_slope, 1), 0)
+                    b_part = total(b_ds * b_slope)
                     b_learned += tl.where(o_l == index, b_part, 0.0)
                     if CORRECTED:
                         b_row = tl.sum(b_p * b_slope, 1)

@@ -15,7 +15,7 @@ from ..slots import tile_of_program
 from .grad_queries_kernel import load_lse, rows_of_head
 from .score_tile import places_of
 from .tile_gradient import pair_gradient
-from .tiles import load_rows, met_tiles, phases, unforeseen, window_tiles
+from .tiles import load_rows, met_tiles, phases, total, unforeseen, window_tiles
 
 
 @triton.jit(
@@ -81,9 +81,9 @@ def attention_grad_table(
             b_which = LOOKUP(b_i[:, None], b_j[None, :], i_head, p_params)
             b_which += tl.zeros(b_ds.shape, tl.int32)
             # Those that the tile has, of a table that goes by the distance.
-            least = tl.min(tl.min(b_which, 1), 0)
-            most = tl.max(tl.max(b_which, 1), 0)
+            least = tl.min(b_which)
+            most = tl.max(b_which)
             for index in range(least, most + 1):
-                b_part = tl.sum(tl.sum(tl.where(b_which == index, b_ds, 0.0), 1), 0)
+                b_part = total(tl.where(b_which == index, b_ds, 0.0))
                 b_table += tl.where(o_l == index, b_part, 0.0)
         tl.store(p_share, b_table)

@@ -36,6 +36,14 @@ def store_rows(
 
 
 @triton.jit
+def total(b_x):
+    """The sum of all numbers of a block, at once: a sum over one axis and then over the other, of
+    what matrix units gave, is what Triton before 3.9 compiles for no card of compute capability
+    10 (an error of its pass OptimizeTMemLayouts)."""
+    return tl.sum(b_x)
+
+
+@triton.jit
 def phases(
     first, last, i_first, i_last, n,
     AFFINE_FROM: tl.constexpr, PLAIN: tl.constexpr, BLOCK_N: tl.constexpr, LEAST: tl.constexpr = 0,

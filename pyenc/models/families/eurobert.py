@@ -74,7 +74,7 @@ FAMILY = Family(
         Published(
             "jina-embeddings-v5-text-nano",
             "unverified",
-            "8,192 by its model card; rotary positions have no table",
+            "by its files; rotary positions have no table",
             'adapters by task="retrieval" and so on, merged as by peft; layers verified on small '
             "checkpoints of EuroBERT's original code; its files not seen",
         ),

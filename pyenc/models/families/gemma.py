@@ -133,7 +133,7 @@ FAMILY = Family(
     parts=_parts,
     model_types=("gemma3_text",),
     prefixes=("", "model."),
-    set_aside=("lm_head.",),
+    set_aside=("lm_head.", "score."),
     tied={"lm_head.weight": "embeddings.word.weight"},
     layer=r"layers\.(\d+)\.",
 )

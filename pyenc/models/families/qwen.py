@@ -177,7 +177,7 @@ FAMILY = Family(
     parts=lambda config, names: parts(config),
     model_types=("qwen3", PPLX_TYPE),
     prefixes=("", "model."),
-    set_aside=("lm_head.",),
+    set_aside=("lm_head.", "score."),
     tied={"lm_head.weight": "embeddings.word.weight"},
     layer=LAYER,
 )

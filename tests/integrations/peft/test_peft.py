@@ -134,6 +134,50 @@ def test_a_classifier(tmp_path: Path) -> None:
     assert (right - found).abs().max() <= 1e-5
 
 
+def test_paths_of_a_model_that_was_wrapped(tmp_path: Path) -> None:
+    """Patterns speak of the whole path, wrappers and all."""
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            model = transformers.AutoModel.from_pretrained(GOLDEN / "bert_mean_h4").float()
+            self.auto_model = model
+
+    settings = peft.LoraConfig(
+        r=3, lora_alpha=5, target_modules=["query"], init_lora_weights=False,
+        alpha_pattern={r"^0\.auto_model\.encoder\.layer\.0\..*query": 60.0},
+        rank_pattern={r"^0\.auto_model\.encoder\.layer\.1\..*query": 2},
+    )  # fmt: skip
+    model = peft.get_peft_model(torch.nn.Sequential(Wrapped()), settings).eval()
+    model.save_pretrained(tmp_path)
+    ids = torch.randint(5, 60, (2, 9), generator=seeded(1))
+    mask = torch.ones_like(ids)
+    found = pyenc.load(GOLDEN / "bert_mean_h4", adapter=tmp_path, device="cpu").model
+    with torch.no_grad():
+        inner = model.base_model.model[0].auto_model
+        right = inner(input_ids=ids, attention_mask=mask).last_hidden_state
+        assert (found(ids, mask) - right).abs().max() <= 2e-5
+
+
+@pytest.mark.parametrize("base", ["mistral_e5_like_h4", "qwen3_embed_like_h4"])
+def test_a_classifier_of_a_language_model(tmp_path: Path, base: str) -> None:
+    """Its head, `score`, is no part of the encoder."""
+    kind = transformers.AutoModelForSequenceClassification
+    model = kind.from_pretrained(GOLDEN / base, num_labels=2).float().eval()
+    settings = peft.LoraConfig(
+        task_type="SEQ_CLS", target_modules=["q_proj"], init_lora_weights=False
+    )
+    model = peft.get_peft_model(model, settings).eval()
+    model.save_pretrained(tmp_path)
+    ids = torch.randint(5, 60, (2, 9), generator=seeded(1))
+    mask = torch.ones_like(ids)
+    encoder = pyenc.load(GOLDEN / base, adapter=tmp_path, device="cpu")
+    with torch.no_grad():
+        right = model.base_model.model.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        assert (encoder.model(ids, mask) - right).abs().max() <= 2e-5
+    assert "score.weight" in encoder.checkpoint.set_aside
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     "base",
