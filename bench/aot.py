@@ -1,12 +1,15 @@
 """Compiles every shipped configuration of the Triton kernels for every architecture: `make aot`.
 
-python bench/aot.py [--card sm_90] [--main]
+python bench/aot.py [--card sm_90] [--main] [--check]
 
 No GPU is needed. Registers, spilled bytes, shared memory, the assembler's warnings, instructions a
 turn of a loop and matrix instructions go to results/aot.json, a row a kernel; what is there
 already, for the same kernels and Triton, is not compiled again: an interrupted run goes on where it
 was. Exits 1 where a kernel at a main shape spills or has its products serialised (C7515), or needs
 more shared memory than the card has.
+
+With --check everything is compiled, nothing is written, and what the compiler fails at is named and
+passed over: for other versions of Triton than the table's.
 """
 
 from __future__ import annotations
@@ -109,12 +112,33 @@ def all_wrong(made: dict[str, Any]) -> list[str]:
     ]
 
 
+def check(cards: list[str] | None, main_only: bool) -> list[str]:
+    """What is wrong with each work under the Triton that is installed, printed as it is found."""
+    wrong = []
+    for work in listed():
+        if (cards and work.card not in cards) or (main_only and not work.main):
+            continue
+        try:
+            found = [wrong_with(work, kernel) for kernel in compile_work(work)]
+            reasons = [reason for reason in found if reason is not None]
+        except Exception as error:  # whatever a compiler has
+            reasons = [f"{work.key}: {type(error).__name__}: {error}"]
+        print(f"{work.key}: {'; '.join(reasons) or 'fine'}", flush=True)
+        wrong += reasons
+    return wrong
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cards = sorted({work.card for work in listed()})
     parser.add_argument("--card", action="append", choices=cards, help="default: all")
     parser.add_argument("--main", action="store_true", help="the main shapes alone")
+    parser.add_argument("--check", action="store_true", help="write nothing, and go on")
     options = parser.parse_args()
+    if options.check:
+        wrong = check(options.card, options.main)
+        print(f"Triton {triton.__version__}: {len(wrong)} wrong")
+        return bool(wrong)
     for work, made in pending(options.card, options.main):
         kernels = compile_work(work)
         print(f"{work.key}: {len(kernels)} kernels", flush=True)

@@ -46,6 +46,10 @@ MAIN = (
 wants: not in a loop) nor have their products serialised; of the other variants it is written
 down."""
 
+SPILLED_ONCE = 16
+"""Bytes that a thread may put away where they are no loop's: four registers, stored and loaded once
+a program. What the compiler makes of a number too many changes with its version."""
+
 LEFT_OUT = {
     "_probe": "compiled for the user's own functions, where a bias is checked",
     "_probe_lookup": "as _probe",
@@ -176,7 +180,7 @@ def wrong_with(work: Work, kernel: Compiled) -> str | None:
         return f"{name}: {kernel.shared_bytes} bytes of shared memory are more than the card has"
     # A card's own tiles have been timed, spills and all; an architecture's are guesses.
     guessed = work.main and work.card in ARCHITECTURES
-    if guessed and kernel.spilled_bytes and kernel.maxnreg is None:
+    if guessed and kernel.spilled_bytes > SPILLED_ONCE and kernel.maxnreg is None:
         return f"{name}: spills {kernel.spilled_bytes} bytes"
     if guessed and kernel.spills_in_loops:
         return f"{name}: {kernel.spills_in_loops} instructions spill in its loops"

@@ -50,10 +50,7 @@ class Embeddings(nn.Module):
         if self.norm is None or torch.is_grad_enabled() or not self._plain():
             x_TC = self._apart(input_ids, position_ids, token_type_ids, backend)
         else:
-            types = None if self.token_type is None else self.token_type.weight
-            ids = None if types is None else token_type_ids
-            if self.task is not None:  # one row for all tokens: part of that of each type
-                types = self.task.weight[:1] if types is None else types + self.task.weight[:1]
+            types = self._types()
             positions = self.position
             x_TC = embedding_norm(
                 input_ids,
@@ -61,7 +58,7 @@ class Embeddings(nn.Module):
                 self.norm.gain(),
                 self.norm.bias,
                 self.norm.eps,
-                token_type_ids=ids,
+                token_type_ids=None if self.token_type is None else token_type_ids,
                 token_type=types,
                 position_ids=None if positions is None else position_ids,
                 position=None if positions is None else positions.weight,
@@ -86,24 +83,30 @@ class Embeddings(nn.Module):
         if self.scale is not None:
             # Written on its device: a copy from the host would be waited for.
             x_TC = x_TC * torch.full((), self.scale, dtype=x_TC.dtype, device=x_TC.device)
-        if self.token_type is not None:
-            types = self.token_type
-            if not (_untouched(types) and _gathers(types)):
-                first = input_ids.new_zeros(1) if token_type_ids is None else token_type_ids
-                x_TC = x_TC + types(first)
-            elif token_type_ids is None:
-                x_TC = x_TC + types.weight[0]
-            else:
-                x_TC = x_TC + few_rows(token_type_ids, types.weight)
+        tables = [table for table in (self.token_type, self.task) if table is not None]
+        plain = all(_untouched(table) and _gathers(table) for table in tables)
+        rows = self._types() if plain else None
+        if rows is not None:
+            ids = None if self.token_type is None else token_type_ids
+            x_TC = x_TC + (rows[0] if ids is None else few_rows(ids, rows))
+        elif self.token_type is not None:
+            zero = input_ids.new_zeros(1)
+            x_TC = x_TC + self.token_type(zero if token_type_ids is None else token_type_ids)
         if self.position is not None:
             x_TC = x_TC + self.position(position_ids)
-        if self.task is not None:
-            tasks = self.task
-            plain = _untouched(tasks) and _gathers(tasks)
-            x_TC = x_TC + (tasks.weight[0] if plain else tasks(input_ids.new_zeros(1)))
+        if self.task is not None and rows is None:
+            x_TC = x_TC + self.task(input_ids.new_zeros(1))
         if self.norm is not None:
             x_TC, _ = called(self.norm, backend, x_TC, None)
         return x_TC
+
+    def _types(self) -> Tensor | None:
+        """Rows that tokens are given by their types, with the task's in each, which is one for all
+        tokens: one row where there are no types, None where there is neither."""
+        types = None if self.token_type is None else self.token_type.weight
+        if self.task is None:
+            return types
+        return self.task.weight[:1] if types is None else types + self.task.weight[:1]
 
     def _plain(self) -> bool:
         """Whether each module is torch's own or ours, and its call nothing but its formula."""

@@ -93,6 +93,10 @@ def test_spills_are_wrong_but_outside_loops_where_registers_are_bounded() -> Non
     assert aot_work.wrong_with(work, bounded) is None
     unbounded = replace(bounded, maxnreg=None)
     assert "spills 60 bytes" in str(aot_work.wrong_with(work, unbounded))
+    assert aot_work.wrong_with(work, replace(unbounded, spilled_bytes=16)) is None
+    assert "spills 20 bytes" in str(aot_work.wrong_with(work, replace(unbounded, spilled_bytes=20)))
+    once = replace(unbounded, spilled_bytes=16, spills_in_loops=1)
+    assert "1 instructions spill in its loops" in str(aot_work.wrong_with(work, once))
     measured = Work("A Card", "alibi", "bfloat16", "64")  # the tuner has timed it as it is
     assert aot_work.wrong_with(measured, unbounded) is None
     in_loop = replace(bounded, spills_in_loops=2)
@@ -106,3 +110,31 @@ def test_what_is_specialised_apart_is_compiled_apart() -> None:
     assert not whole & {"key_reach", "key_ranges", "query_hulls"}
     assert whole < aot_work.launched(Work("sm_90", "alibi", "bfloat16", "64"))
     assert {work.op for work in aot.listed() if work.main} == set(aot_work.MAIN)
+
+
+def test_a_check_goes_on_after_what_the_compiler_fails_at(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And writes nothing: for other versions of Triton than the table's."""
+    work = [Work("sm_100", op, "bfloat16", "64") for op in ("none", "alibi")]
+    good = Compiled("attention_forward", "sm_100", 8, 128, None, 0, 0, 65536, (), (3,), ("x",))
+    spills = replace(good, spilled_bytes=60)
+
+    def compiled(each: Work) -> list[Compiled]:
+        if each.op == "none":
+            raise RuntimeError("PassManager::run failed")
+        return [good, spills]
+
+    monkeypatch.setattr(aot, "listed", lambda: [*work, Work("sm_90", "none", "bfloat16", "64")])
+    monkeypatch.setattr(aot, "compile_work", compiled)
+    monkeypatch.setattr(aot, "write", lambda made: pytest.fail("it was written"))
+    monkeypatch.setattr("sys.argv", ["aot.py", "--check", "--card", "sm_100"])
+    assert aot.main() == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "sm_100/none/bfloat16/64: sm_100/none/bfloat16/64: RuntimeError: " + (
+        "PassManager::run failed"
+    )
+    assert "spills 60 bytes" in said[1]
+    assert said[2].endswith("2 wrong")
+    monkeypatch.setattr(aot, "compile_work", lambda each: [good])
+    assert aot.main() == 0

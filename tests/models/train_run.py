@@ -106,6 +106,9 @@ def train(
 def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
+    if len(sys.argv) > 3:  # alone, and not to its end
+        train(folder, int(sys.argv[2]), dropout=float(sys.argv[3]), die_in=int(sys.argv[4]))
+        return
     dist.init_process_group("gloo")
     curve = train(folder, int(sys.argv[2]), checkpointing=True)
     if dist.get_rank() == 0:
