@@ -98,7 +98,9 @@ class AdaptedFiles(WeightFiles):
         # A prefix of the encoder's may stand before a head's name too.
         own = {m for m in modules if not any(f".{head}" in f".{m}." for head in heads)}
         changed = {change.module for change in self._change.values()}
-        listed = self.settings.targets if isinstance(self.settings.targets, tuple) else ()
+        told, listed = self.settings.targets, tuple[str, ...]()
+        if isinstance(told, tuple) and not self.settings.some_alone:
+            listed = told
         for key, said, found in (
             ("target_modules", listed, changed),
             ("modules_to_save", self.settings.whole, whole),

@@ -38,6 +38,9 @@ UNHEARD = (
 )  # fmt: skip
 """Keys that change no answer."""
 
+NARROWER = ("exclude_modules", "layers_to_transform")
+"""Keys that take targets away."""
+
 NONE: tuple[Any, ...] = (None, False, {}, [], "")
 """Of any other key: that it asks for nothing."""
 
@@ -77,6 +80,8 @@ class LoraSettings:
     """What the paths of changed modules end with, or a pattern of them; None: not said."""
     whole: tuple[str, ...]
     """What the paths of modules end with that are saved whole."""
+    some_alone: bool
+    """Whether not all of the targets have changes: some are excluded, or of some layers alone."""
 
     def rank_of(self, module: str) -> int:
         """Of the change to a module, by its path in the model that was trained."""
@@ -163,6 +168,7 @@ def read_settings(folder: Path) -> LoraSettings:
         by_length=file.flag("use_dora", False),
         targets=_targets(file),
         whole=_strings(file, "modules_to_save"),
+        some_alone=any(file.values.get(key, []) != [] for key in NARROWER),
     )
 
 

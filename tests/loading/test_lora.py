@@ -314,6 +314,10 @@ def test_settings_that_are_refused(tmp_path: Path, said: dict[str, Any], message
     [
         {"use_qalora": False, "layer_replication": None, "target_parameters": [], "new": {}},
         {"target_modules": "all-linear"}, {"target_modules": r".*\.?(query|dense|word_embeddings)"},
+        {
+            "target_modules": ["query", "dense", "word_embeddings", "value"],
+            "exclude_modules": ["value"],
+        },
         {"target_modules": None}, {"target_modules": []}, {"modules_to_save": ["classifier"]},
         {"target_modules": ["query", "dense", "word_embeddings", "gate_proj"]}, {"revision": ""},
         {"init_lora_weights": False},
