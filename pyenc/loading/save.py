@@ -73,6 +73,20 @@ def _settled(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
+def check_writable_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """A tensor that stands beside the encoder may be written.
+
+    Raises:
+        CheckpointError: it is of another shape than it had, or would not load again.
+    """
+    if tuple(tensor.shape) != shape:
+        raise CheckpointError(
+            f"parameter {name} is {tuple(tensor.shape)}, which would not load again; expected "
+            f"{shape}"
+        )
+    _check_loadable(name, tensor)
+
+
 def _check_loadable(parameter: str, tensor: Tensor) -> None:
     """What loading would refuse is refused while there is an encoder to mend."""
     if tensor.dtype not in DTYPES.values():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from ...errors import InputError
+from ...errors import CheckpointError, InputError
 from ...loading import Checkpoint, load_checkpoint, resolve, save_checkpoint
 from ...loading.save import config_of
 from ...models.families import in_own_order
@@ -165,24 +165,38 @@ class PyencPreTrainedModel(PreTrainedModel):
             raise arguments.refuse("variant", variant)
         if not is_main_process:
             return
-        checkpoint = self._written(state_dict)
         state = None if state_dict is None else self._encoder_state(state_dict)
+        checkpoint = self._written(state_dict)
         config = self.config.to_diff_dict()
-        config[PUBLISHED_FIELD] = config_of(checkpoint)
+        config[PUBLISHED_FIELD] = self._published(checkpoint)
         config["dtype"] = str(self.encoder.dtype).removeprefix("torch.")
         save_checkpoint(checkpoint, Path(save_directory), config=config, state=state)
+
+    def _published(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """The published `config.json` as it is written."""
+        return config_of(checkpoint)
 
     def _written(self, state: Mapping[str, Tensor] | None) -> Checkpoint:
         """What is written beside the encoder's own parameters.
 
         Args:
             state: in the place of the model's own.
+
+        Raises:
+            CheckpointError: the model has what its checkpoint cannot hold.
         """
+        beside = self._beside()
+        for name, _ in self.named_parameters():
+            if not name.startswith("encoder.") and name not in beside:
+                raise CheckpointError(
+                    f"{self.config.name_or_path}: parameter {name} is none of its checkpoint's, "
+                    "and would not be written"
+                )
         return self._checkpoint
 
-    def _beside(self) -> list[str]:
-        """Names of the parameters that are no part of the encoder: as published."""
-        return [name for name, _ in self.named_parameters() if not name.startswith("encoder.")]
+    def _beside(self) -> dict[str, str]:
+        """Parameters that are no part of the encoder, and are written: own name -> in the file."""
+        return {}
 
     def _encoder_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         beside = self._beside()
@@ -203,11 +217,18 @@ class PyencPreTrainedModel(PreTrainedModel):
         them and a Trainer reads them back."""
         sources, order = self._checkpoint.sources, self._checkpoint.family.row_order
         if any(name in state_dict for names in sources.values() for name in names):
-            missing = [n for names in sources.values() for n in names if n not in state_dict]
+            beside = self._beside()
+            wanted = [*(n for names in sources.values() for n in names), *beside.values()]
+            missing = [n for n in wanted if n not in state_dict]
+            known = {*wanted, *self._checkpoint.set_aside, *self._checkpoint.tied}
+            known |= {*self._checkpoint.buffers, *self._checkpoint.adapters}
+            strange = [n for n in state_dict if n not in known]
+            if strange and strict:
+                raise InputError(f"state_dict: {strange[0]!r} is none of the checkpoint's names")
             if missing and strict:
                 raise InputError(f"state_dict: {missing[0]!r} is missing")
-            beside = {name: state_dict[name] for name in self._beside() if name in state_dict}
-            state_dict = beside | {
+            found = {n: state_dict[stored] for n, stored in beside.items() if stored in state_dict}
+            state_dict = found | {
                 f"encoder.{parameter}": in_own_order(
                     torch.cat([state_dict[n] for n in names]), order(self.encoder.config, parameter)
                 )

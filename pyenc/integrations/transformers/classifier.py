@@ -20,7 +20,10 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ...errors import CheckpointError, InputError
 from ...loading import Checkpoint
+from ...loading.save import check_writable_tensor
+from ...loading.wrappers import modern_name
 from ...models.families.family import ClassifierNames
+from . import labels
 from .base import PyencPreTrainedModel
 from .config import PyencConfig
 
@@ -37,7 +40,9 @@ class PyencForSequenceClassification(PyencPreTrainedModel):
                 f"{where}: pyenc knows no classifier of {self._checkpoint.family.name}"
             )
         self._names = names
-        layers = {path: _layer(self._checkpoint, path, where) for path in _paths(names)}
+        self._stored: dict[str, str] = {}
+        """Own name of a parameter -> what it is called in the file."""
+        layers = {path: self._layer(path, where) for path in _paths(names)}
         for path, layer in layers.items():
             _put(self, path, layer.to(self.encoder.device, self.encoder.dtype))
         if not names.dense and self.encoder.pooler is None:
@@ -57,15 +62,45 @@ class PyencForSequenceClassification(PyencPreTrainedModel):
 
     def _check_labels(self, found: int, where: str) -> None:
         """As many labels as the weights have; where nothing says how many, those are."""
-        said = self.config.published or {}
-        unsaid = said.get("num_labels") is None and not said.get("id2label")
-        if unsaid and self.config.num_labels == PyencConfig().num_labels:
+        if wrong := labels.contradiction(self.config.published or {}):
+            raise CheckpointError(f"{where}: config.json: {wrong}")
+        if not self.config.labels_said and self.config.num_labels == PyencConfig().num_labels:
             self.config.num_labels = found
         if self.config.num_labels != found:
             raise CheckpointError(
                 f"{where}: {self.config.num_labels} labels (num_labels, id2label) are wanted, and "
                 f"the weights have a classifier of {found}, which is not made anew"
             )
+
+    def _layer(self, path: str, where: str) -> nn.Linear:
+        """A linear layer of tensors beside the encoder."""
+        found: dict[str, Tensor] = {}
+        for end in ("weight", "bias"):
+            stored = self._stored_name(f"{path}.{end}")
+            if stored is None:
+                raise CheckpointError(
+                    f"{where}: no classifier: the weights lack {f'{path}.{end}'!r}, and none is "
+                    "made anew; expected a checkpoint that was saved with one"
+                )
+            self._stored[f"{path}.{end}"] = stored
+            found[end] = self._checkpoint.set_aside[stored]
+        weight, bias = found["weight"], found["bias"]
+        width = self.encoder.config.hidden_size
+        rows = weight.shape[0] if weight.ndim == 2 else 0
+        right = (rows, width) == tuple(weight.shape) and tuple(bias.shape) == (rows,) and rows
+        if not right or not (weight.is_floating_point() and bias.is_floating_point()):
+            raise CheckpointError(
+                f"{where}: {path!r} is {weight.dtype} {tuple(weight.shape)} with a bias of "
+                f"{tuple(bias.shape)}; expected floating point (labels, {width}) and (labels,)"
+            )
+        layer = nn.Linear(width, rows, device="meta", dtype=weight.dtype)
+        layer.weight, layer.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+        return layer
+
+    def _stored_name(self, name: str) -> str | None:
+        """What a tensor is called in the file, which may put the encoder's prefix before it."""
+        named = {prefix + name for prefix in self._checkpoint.family.prefixes}
+        return next((n for n in self._checkpoint.set_aside if modern_name(n) in named), None)
 
     def forward(
         self,
@@ -93,17 +128,20 @@ class PyencForSequenceClassification(PyencPreTrainedModel):
             InputError: as of `PyencModel.forward`; or a row begins with padding, whose state the
                 classifier would read and which is never made.
         """
-        if attention_mask is not None and not bool(attention_mask[..., :1].all()):
-            raise InputError(
-                "attention_mask: a row begins with padding, and a classifier reads each row's "
-                "first state; expected padding on the right"
-            )
         packed, hidden_TC, states = self._packed(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
             output_attentions, self._said(output_hidden_states, "output_hidden_states"),
         )  # fmt: skip
         hidden = packed.unpack(hidden_TC) if states is None else states[-1]
-        logits = self._logits(hidden[:, 0])
+        if hidden.shape[0] and not hidden.shape[1]:
+            raise InputError("input_ids: a classifier reads each row's first state; got no tokens")
+        if attention_mask is not None and not bool(attention_mask[:, :1].all()):
+            raise InputError(
+                "attention_mask: a row begins with padding, and a classifier reads each row's "
+                "first state; expected padding on the right"
+            )
+        first_BC = hidden[:, 0] if hidden.shape[1] else hidden.new_zeros(0, hidden.shape[2])
+        logits = self._logits(first_BC)
         loss = None
         if labels is not None:
             loss = ForSequenceClassificationLoss(labels, logits, self.config)
@@ -121,36 +159,37 @@ class PyencForSequenceClassification(PyencPreTrainedModel):
         logits: Tensor = self.get_submodule(self._names.out)(pooled)
         return logits
 
+    def _beside(self) -> dict[str, str]:
+        return self._stored
+
+    def _published(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """With the labels as they are now."""
+        said = dict(super()._published(checkpoint))
+        said["id2label"] = {str(i): name for i, name in self.config.id2label.items()}
+        said["label2id"] = {name: i for i, name in self.config.id2label.items()}
+        if said.get("num_labels") is not None:
+            said["num_labels"] = self.config.num_labels
+        if self.config.problem_type is not None or "problem_type" in said:
+            said["problem_type"] = self.config.problem_type
+        return said
+
     def _written(self, state: Mapping[str, Tensor] | None) -> Checkpoint:
+        checkpoint = super()._written(state)
         state = self.state_dict() if state is None else state
-        own = {n: state[n].detach().cpu() for n in self._beside() if n in state}
-        return replace(self._checkpoint, set_aside=self._checkpoint.set_aside | own)
+        width, count = self.encoder.config.hidden_size, self.config.num_labels
+        own: dict[str, Tensor] = {}
+        for name, stored in self._stored.items():
+            if name not in state:
+                raise CheckpointError(f"{self.config.name_or_path}: parameter {name} is gone")
+            path, _, end = name.rpartition(".")
+            rows = count if path == self._names.out else width
+            check_writable_tensor(name, state[name], (rows, width) if end == "weight" else (rows,))
+            own[stored] = state[name].detach().cpu()
+        return replace(checkpoint, set_aside=checkpoint.set_aside | own)
 
 
 def _paths(names: ClassifierNames) -> list[str]:
     return [path for path in (names.dense, names.out) if path]
-
-
-def _layer(checkpoint: Checkpoint, path: str, where: str) -> nn.Linear:
-    """A linear layer of tensors beside the encoder."""
-    weight, bias = (checkpoint.set_aside.get(f"{path}.{end}") for end in ("weight", "bias"))
-    if weight is None or bias is None:
-        lacking = f"{path}.{'weight' if weight is None else 'bias'}"
-        raise CheckpointError(
-            f"{where}: no classifier: the weights lack {lacking!r}, and none is made anew; "
-            "expected a checkpoint that was saved with one"
-        )
-    width = checkpoint.encoder.config.hidden_size
-    rows = weight.shape[0] if weight.ndim == 2 else 0
-    right = (rows, width) == tuple(weight.shape) and tuple(bias.shape) == (rows,) and rows
-    if not right or not (weight.is_floating_point() and bias.is_floating_point()):
-        raise CheckpointError(
-            f"{where}: {path!r} is {weight.dtype} {tuple(weight.shape)} with a bias of "
-            f"{tuple(bias.shape)}; expected floating point (labels, {width}) and (labels,)"
-        )
-    layer = nn.Linear(width, rows, device="meta", dtype=weight.dtype)
-    layer.weight, layer.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
-    return layer
 
 
 def _put(model: nn.Module, path: str, layer: nn.Module) -> None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from ...errors import CheckpointError, InputError
 from ...loading.own_type import OWN_TYPE, POSITIONS, published
 from ...models import EncoderConfig
+from . import labels
 
 LEFT_OUT = frozenset({"auto_map", "attn_implementation", "_attn_implementation"})
 """Of a published config: remote code, which is never run, and attention that there is not here."""
@@ -23,8 +24,8 @@ TOKENIZERS = {
 
 COMMON = (
     "architectures", "torch_dtype", "dtype", "pad_token_id", "bos_token_id", "eos_token_id",
-    "cls_token_id", "sep_token_id", "mask_token_id", "tokenizer_class", "id2label", "label2id",
-    "problem_type",
+    "cls_token_id", "sep_token_id", "mask_token_id", "tokenizer_class",
+    "sentence_transformers", "sbert_ce_default_activation_function",
     "output_hidden_states", "output_attentions", "return_dict",
 )  # fmt: skip
 """Published keys that mean in any configuration what they mean in every other."""
@@ -50,6 +51,7 @@ class PyencConfig(PreTrainedConfig):
 
     Attributes:
         published: the `config.json` of the checkpoint in its own words. It alone decides.
+        labels_said: whether a file or call says how many labels there are. Never written.
         max_position_embeddings: tokens a text may have by the checkpoint's word, where the
             tokenizer does not say less: what sentence-transformers cuts texts at. Never written,
             and missing where sentence-transformers saved the tokenizer's own limit beside it.
@@ -57,6 +59,7 @@ class PyencConfig(PreTrainedConfig):
 
     model_type = OWN_TYPE
     published: dict[str, Any] | None = None
+    labels_said: bool = True
 
     def __setattr__(self, key: str, value: Any) -> None:
         """As of any configuration; the sizes say what is, and cannot be set otherwise.
@@ -79,7 +82,8 @@ class PyencConfig(PreTrainedConfig):
         It follows from the published `config.json`, where one is needed.
         """
         written: dict[str, Any] = super().to_diff_dict()
-        written.pop(POSITIONS, None)
+        for key in (POSITIONS, "labels_said"):
+            written.pop(key, None)
         return written
 
 
@@ -109,13 +113,14 @@ def own_config(
     values: dict[str, Any] = {key: common[key] for key in COMMON if common.get(key) is not None}
     if "tokenizer_class" not in values and said.get("model_type") in TOKENIZERS:
         values["tokenizer_class"] = TOKENIZERS[said["model_type"]]
-    if "id2label" not in values and (labels := common.get("num_labels")) is not None:
-        if type(labels) is not int or labels < 1:
-            raise CheckpointError(
-                f"{fields.get('name_or_path')}: config.json: num_labels must be a whole number "
-                f"from 1 on, got {labels!r}"
-            )
-        values["num_labels"] = labels
+    where = str(fields.get("name_or_path"))
+    file = labels.checked(common, f"{where}: config.json", CheckpointError)
+    given = {key: fields.pop(key, None) for key in labels.KEYS}
+    call = labels.checked(given, where, InputError)
+    if wrong := labels.contradiction(call):
+        raise InputError(f"{where}: {wrong}")
+    values |= labels.together(file, call)
+    values["labels_said"] = bool({"id2label", "num_labels"} & {*file, *call})
     values |= {ours: getattr(shape, theirs) for ours, theirs in SIZES.items()}
     if capped or shape.num_positions:
         stated = said.get(POSITIONS)

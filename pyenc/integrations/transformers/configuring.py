@@ -14,6 +14,7 @@ from ...models.families import ConfigFile
 from . import arguments
 from .config import COMMON, PyencConfig, own_config
 from .deciding import decide, recognised
+from .labels import KEYS
 
 SENTENCE_CONFIG = "sentence_bert_config.json"
 """The file of sentence-transformers that stands beside every `config.json` it saves."""
@@ -48,7 +49,8 @@ def configured(
     family, bare = found
     free = leaves_limit(said) and POSITIONS not in rest and _limited_beside(name, hub)
     # What is said over config.json is said over the published one, and looked at as that is.
-    inner = inner | {key: rest.pop(key) for key in list(rest) if key in inner and key not in COMMON}
+    own = {*COMMON, *KEYS}
+    inner = inner | {key: rest.pop(key) for key in list(rest) if key in inner and key not in own}
     shape = family.shape(ConfigFile(f"{name}: config.json", inner), bare)
     return own_config(inner, shape, said, capped=not free, **{**rest, "name_or_path": name})
 

@@ -133,7 +133,7 @@ FAMILY = Family(
     parts=_parts,
     model_types=("gemma3_text",),
     prefixes=("", "model."),
-    set_aside=("lm_head.", "score."),
+    set_aside=("lm_head.",),
     tied={"lm_head.weight": "embeddings.word.weight"},
     layer=r"layers\.(\d+)\.",
 )

@@ -58,7 +58,8 @@ def _native(config: Mapping[str, Any], shape: EncoderConfig) -> dict[str, Any]:
     """The original's `config.json` as transformers writes it, without adapters."""
     # Of another size of heads the original knows nothing.
     gone = (*OF_ADAPTERS, *OF_THE_CODE, *(() if shape.head_size else ("head_dim",)))
-    assert shape.rotary is not None
+    if shape.rotary is None:  # of a table transformers' class knows nothing
+        return {key: value for key, value in config.items() if key not in OF_ADAPTERS}
     return {key: value for key, value in config.items() if key not in gone} | {
         "model_type": "jina_embeddings_v3",
         "architectures": ["JinaEmbeddingsV3Model"],

@@ -123,7 +123,7 @@ FAMILY = Family(
     parts=lambda config, names: parts(config),
     model_types=("mistral",),
     prefixes=("", "model."),
-    set_aside=("lm_head.", "score."),
+    set_aside=("lm_head.",),
     tied={"lm_head.weight": "embeddings.word.weight"},
     layer=LAYER,
 )

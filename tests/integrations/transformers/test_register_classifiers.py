@@ -321,6 +321,12 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
                r"2 labels \(num_labels, id2label\) are wanted, and .* a classifier of 1"),
     "labels said": ({"id2label": None, "num_labels": 4}, {}, r"4 labels .* a classifier of 1"),
     "labels of no kind": ({"id2label": None, "num_labels": "x"}, {}, r"num_labels must be a whole"),
+    "labels in two ways": ({"num_labels": 2}, {}, r"num_labels is 2, and id2label names 1"),
+    "labels from one on": ({"id2label": {"1": "a"}}, {}, r"id2label names 1; expected 0 to 0"),
+    "names of no kind": ({"id2label": ["a"]}, {}, r"id2label must be labels by whole numbers"),
+    "names by no numbers": ({"id2label": {"x": "a"}}, {}, r"id2label must be labels by whole"),
+    "numbers of no kind": ({"label2id": "x"}, {}, r"label2id must be numbers by label, got 'x'"),
+    "problem": ({"problem_type": "foo"}, {}, r"problem_type 'foo' is unknown; known: regression"),
     "dropout": ({"classifier_dropout": 2}, {}, r"classifier_dropout must be null or a number"),
     "dropout of no kind": ({"classifier_dropout": "x"}, {}, r"classifier_dropout must be null or"),
 }  # fmt: skip
@@ -338,8 +344,22 @@ def test_others_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"pyenc knows no classifier of NeoBERT"):
         AutoModelForSequenceClassification.from_pretrained(GOLDEN / "neobert_like_h4")
     folder = classifier(tmp_path, "jina_geglu_h4")
-    with pytest.raises(CheckpointError, match=r"5 labels .* are wanted"):
-        AutoModelForSequenceClassification.from_pretrained(folder, num_labels=5)
+    for number in (5, 2):
+        with pytest.raises(CheckpointError, match=rf"{number} labels .* are wanted"):
+            AutoModelForSequenceClassification.from_pretrained(folder, num_labels=number)
+    unsaid = classifier(tmp_path / "unsaid", "jina_geglu_h4", 3, id2label=None)
+    said = classifier(tmp_path / "said", "jina_geglu_h4", 3, num_labels=3)
+    for each in (unsaid, said):
+        for number in (2, 5):
+            with pytest.raises(CheckpointError, match=rf"{number} labels .* are wanted"):
+                AutoModelForSequenceClassification.from_pretrained(each, num_labels=number)
+    for given, message in (
+        ({"num_labels": "3"}, "num_labels must be a whole number from 1 on, got '3'"),
+        ({"problem_type": "foo"}, "problem_type 'foo' is unknown"),
+        ({"num_labels": 4, "id2label": {0: "a"}}, "num_labels is 4, and id2label names 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            AutoModelForSequenceClassification.from_pretrained(said, **given)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     with pytest.raises(InputError, match="inputs_embeds is not served"):
         model(inputs_embeds=torch.ones(1, 2, 64))
@@ -381,3 +401,103 @@ def test_a_row_that_begins_with_padding(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a row begins with padding, .*; expected padding on the"):
         model(ids, mask)
     assert torch.isfinite(model(ids, mask.flip(1)).logits).all()
+
+
+def test_what_a_call_says_of_labels(tmp_path: Path) -> None:
+    """Names by numbers, strings or not, and the kind of problem."""
+    folder = classifier(tmp_path, "jina_geglu_h4", 2)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, id2label={"0": "no", "1": "yes"}, problem_type="multi_label_classification"
+    )
+    assert model.config.id2label == {0: "no", 1: "yes"}
+    model.save_pretrained(tmp_path / "saved")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    assert (again.config.id2label, again.config.problem_type) == (
+        {0: "no", 1: "yes"}, "multi_label_classification",
+    )  # fmt: skip
+    pyenc.load(tmp_path / "saved", pooling="mean", normalize=False).save(tmp_path / "published")
+    last = AutoModelForSequenceClassification.from_pretrained(tmp_path / "published")
+    assert last.config.to_dict()["id2label"] == {0: "no", 1: "yes"}
+    last.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+    last.config.label2id = {"LABEL_0": 0, "LABEL_1": 1}
+    last.save_pretrained(tmp_path / "default")
+    assert AutoConfig.from_pretrained(tmp_path / "default").id2label[1] == "LABEL_1"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}},
+        {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"},
+    ],
+    ids=lambda said: next(iter(said)),
+)
+def test_the_activation_of_its_scores(tmp_path: Path, said: dict[str, Any]) -> None:
+    """Where config.json says it, as CrossEncoder wrote it for years."""
+    CrossEncoder = pytest.importorskip("sentence_transformers").CrossEncoder
+    folder = classifier(tmp_path / "c", "jina_geglu_h4", **said)
+    for name in ("modules.json", "config_sentence_transformers.json"):
+        (folder / name).unlink()
+    model = CrossEncoder(str(folder), device="cpu")
+    assert type(model.activation_fn).__name__ == "Identity"
+    given = model.tokenizer([list(pair) for pair in PAIRS], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        right = model.model(**given).logits[:, 0]
+    np.testing.assert_allclose(model.predict(PAIRS), right.numpy(), atol=1e-5)
+
+
+def test_what_its_checkpoint_cannot_hold(tmp_path: Path) -> None:
+    """Not written in part, nor something else in its place."""
+    folder = classifier(tmp_path / "c", "jina_geglu_h4", 2)
+    cases: list[tuple[str, Any, str]] = [
+        ("classifier", torch.nn.Linear(64, 2, bias=False), "parameter classifier.bias is gone"),
+        ("classifier", torch.nn.Sequential(torch.nn.Linear(64, 2)), "classifier.0.weight is none"),
+        ("classifier", torch.nn.Linear(64, 5), r"classifier.weight is \(5, 64\), which would not"),
+        ("", None, "has nan"),
+        ("extra", torch.nn.Linear(3, 3), "parameter extra.weight is none of its checkpoint's"),
+    ]  # fmt: skip
+    for name, module, message in cases:
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        if module is None:
+            torch.nn.init.constant_(model.classifier.weight, float("nan"))
+        else:
+            setattr(model, name, module)
+        with pytest.raises(CheckpointError, match=message):
+            model.save_pretrained(tmp_path / "saved")
+        assert not (tmp_path / "saved" / "model.safetensors").exists()
+    plain = AutoModel.from_pretrained(folder)
+    plain.extra = torch.nn.Linear(3, 3)
+    with pytest.raises((CheckpointError, InputError), match="extra"):
+        plain.save_pretrained(tmp_path / "saved")
+    with pytest.raises((CheckpointError, InputError), match="extra"):
+        plain.save_pretrained(tmp_path / "saved", state_dict=plain.state_dict())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_below_a_wrapper(tmp_path: Path, prefix: str) -> None:
+    """Found as the encoder's tensors are, and written back under its name."""
+    right = AutoModelForSequenceClassification.from_pretrained(
+        classifier(tmp_path / "c", "jina_geglu_h4")
+    )
+    folder = classifier(tmp_path / "w", "jina_geglu_h4")
+    tensors = {f"{prefix}{n}": t for n, t in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    ids, mask, types = read_golden("jina_geglu_h4").inputs("ragged")
+    with torch.no_grad():
+        assert torch.equal(model(ids, mask, types).logits, right(ids, mask, types).logits)
+    model.save_pretrained(tmp_path / "saved")
+    assert load_file(tmp_path / "saved" / "model.safetensors").keys() == tensors.keys()
+    model.load_state_dict(tensors)
+    with pytest.raises(InputError, match=r"'foo.weight' is none of the checkpoint's names"):
+        model.load_state_dict(tensors | {"foo.weight": torch.ones(1)})
+    del tensors[f"{prefix}classifier.weight"]
+    with pytest.raises(InputError, match=r"classifier.weight' is missing"):
+        model.load_state_dict(tensors)
+
+
+def test_of_no_tokens(tmp_path: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(classifier(tmp_path, POOLED[2]))
+    with pytest.raises(InputError, match="reads each row's first state; got no tokens"):
+        model(torch.zeros(2, 0, dtype=torch.long))
+    assert model(torch.zeros(0, 3, dtype=torch.long)).logits.shape == (0, 1)
