@@ -501,3 +501,29 @@ def test_of_no_tokens(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="reads each row's first state; got no tokens"):
         model(torch.zeros(2, 0, dtype=torch.long))
     assert model(torch.zeros(0, 3, dtype=torch.long)).logits.shape == (0, 1)
+
+
+def test_adapters_of_tasks_beside_a_table(tmp_path: Path) -> None:
+    """Merged and saved by the original's own config.json: transformers' class has no table."""
+    said = {
+        "lora_adaptations": ["one"], "lora_rank": 4, "lora_alpha": 1, "load_trained_adapters": True,
+        "task_instructions": {"one": "so: "}, "model_type": "xlm-roberta",
+    }  # fmt: skip
+    folder = tmp_path / "r"
+    reranker(folder, **said)
+    tensors = load_file(folder / "model.safetensors")
+    layer = "roberta.encoder.layers.0.mixer.Wqkv"
+    weight = tensors.pop(f"{layer}.weight")
+    factors = {"original": weight, "0.lora_A": drawn(1, 4, 48), "0.lora_B": drawn(1, 144, 4)}
+    tensors |= {f"{layer}.parametrizations.weight.{n}": t for n, t in factors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    encoder = pyenc.load(folder, pooling="mean", normalize=False, task="one", device="cpu")
+    right = weight + factors["0.lora_B"][0] @ factors["0.lora_A"][0] / 4
+    qkv = encoder.model.state_dict()["layers.0.attention.qkv.weight"]
+    assert (qkv - right).abs().max() <= 1e-6
+    encoder.save(tmp_path / "saved")
+    again = pyenc.load(tmp_path / "saved", device="cpu")
+    assert torch.equal(again.model.state_dict()["layers.0.attention.qkv.weight"], qkv)
+    with torch.no_grad():
+        logits = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")(**batch())
+    assert torch.isfinite(logits.logits).all()
