@@ -134,7 +134,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 INTEGRATED = {
     "accelerate": "accelerate", "datasets": "datasets", "faiss": "faiss-cpu",
     "haystack": "haystack-ai", "langchain_core": "langchain-core",
-    "llama_index": "llama-index-core", "mteb": "mteb", "ray": "ray",
+    "llama_index": "llama-index-core", "mteb": "mteb", "peft": "peft", "ray": "ray",
     "sentence_transformers": "sentence-transformers", "sentencepiece": "sentencepiece",
     "transformers": "transformers",
 }  # fmt: skip
