@@ -77,9 +77,18 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gated t5": ("T5EncoderModel", _t5(768, 12, 1, 2048, "gated-gelu")),
     "reranker": ("BertForSequenceClassification", _sizes(384, 12, 6, 1536, num_labels=1)),
     "splade": ("BertForMaskedLM", _sizes(768, 12, 2, 3072)),
+    "language reranker": (
+        "Qwen3ForCausalLM", _sizes(1024, 16, 2, 3072, num_key_value_heads=8, head_dim=128)
+    ),
 }  # fmt: skip
 """By name: transformers' class, and its configuration. A "reranker" is a CrossEncoder of
-ms-marco-MiniLM-L6-v2's shape, "splade" a SparseEncoder; the others are SentenceTransformers."""
+ms-marco-MiniLM-L6-v2's shape, a "language reranker" one of Qwen3-Reranker-0.6B's layers, "splade" a
+SparseEncoder; the others are SentenceTransformers."""
+
+KINDS = {
+    "reranker": "CrossEncoder", "language reranker": "CrossEncoder", "splade": "SparseEncoder"
+}  # fmt: skip
+"""Of shapes that are no SentenceTransformer."""
 
 QUERY_WORDS = 8
 """Of a text for a reranker: how many words of it are the query, the rest being the document."""
@@ -147,8 +156,7 @@ def load(model: str, name: str) -> Any:
     import pyenc
 
     peer.no_bars()
-    kind = {"reranker": "CrossEncoder", "splade": "SparseEncoder"}.get(model, "SentenceTransformer")
-    made: Any = getattr(sentence_transformers, kind)
+    made: Any = getattr(sentence_transformers, KINDS.get(model, "SentenceTransformer"))
     loaded = made(str(source(model)), device="cpu", local_files_only=True)
     loaded.max_seq_length = peer.MAX_LENGTH
     if name == OURS:

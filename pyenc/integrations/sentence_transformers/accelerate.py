@@ -82,10 +82,10 @@ def accelerate(model: Model) -> Model:
     a padded batch is computed packed, without the padding, on the very parameters that it has:
     nothing is held twice, and what is done to them later (an optimizer, `load_state_dict`, `.to`,
     `.half`) counts. A mean is taken over the packed states. The head of a `CrossEncoder` (a
-    classifier, with its pooler) or of a `SparseEncoder` (a masked LM's) is its own code, on states
-    that are computed so; the greatest logits, which `SpladePooling` keeps in `encode`, are taken of
-    packed ones. `model.restore()` undoes it; `restore(model)` of this module takes a model
-    that was left as it was, too.
+    classifier, with its pooler, or that of a language model) or of a `SparseEncoder` (a masked
+    LM's) is its own code, on states that are computed so; the greatest logits, which
+    `SpladePooling` keeps in `encode`, are taken of packed ones. `model.restore()` undoes it;
+    `restore(model)` of this module takes a model that was left as it was, too.
 
     A copy of the model, and its copies in spawned workers, are accelerated as well. To accelerate
     it twice is to accelerate it once.
@@ -93,15 +93,16 @@ def accelerate(model: Model) -> Model:
     What is run by the model's own code as before: modules that drop something (so that a seeded run
     draws what it always drew; in `eval` too, where some are kept in training), training with
     gradient checkpointing of some layers alone, with offloading or reentrant,
-    `output_hidden_states`, features that are not plain token ids, torch.compile, a classifier that
-    reads the first state of rows padded on the left, and, with one warning, a model whose modules
-    have hooks, or were given since what its config does not say: other modules, tables of other
-    shapes, other numbers.
+    `output_hidden_states`, features that are not plain token ids, torch.compile, a head that would
+    read states of padding of these very rows (the first of those padded on the left, the last of
+    those padded on the right, one that is looked for by ids which do not tell padding), and, with
+    one warning, a model whose modules have hooks, or were given since what its config does not say:
+    other modules, tables of other shapes, other numbers.
 
     Args:
         model: a `SentenceTransformer`, `CrossEncoder`, `SparseEncoder` or `MultiVectorEncoder` of
             sentence-transformers 6.x, with a `Transformer` of one of the families that `pyenc
-            models` lists as its first module. Of rerankers that are language models none is.
+            models` lists as its first module, a language model's too (Qwen3-Reranker).
 
     Returns:
         The same object. Where it cannot be accelerated it is left as it was, with one

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from .classes import Standing, as_own, stands_for
 from .probe import evaluating
-from .refusals import Refused
+from .refusals import LAST, Refused
 
 BY_MASK = frozenset({
-    "Dense", "Dropout", "HierarchicalTokenPooling", "LambdaTokenPooling", "LayerNorm", "LSTM",
-    "MultiVectorMask", "Normalize", "Pooling", "SparseAutoEncoder", "SpladePooling",
+    "Dense", "Dropout", "HierarchicalTokenPooling", "LambdaTokenPooling", "LayerNorm", "LogitScore",
+    "LSTM", "MultiVectorMask", "Normalize", "Pooling", "SparseAutoEncoder", "SpladePooling",
     "WeightedLayerPooling", "WordWeights",
 })  # fmt: skip
-"""Modules of sentence-transformers that take each state by itself, or leave out what is masked."""
+"""Modules of sentence-transformers that take each state by itself, leave out what is masked, or
+read the last place, which is a token's wherever a language model's logits are of packed states."""
 
 TEXTS = ["a", "a longer text of a few words more than the first"]
 
@@ -59,6 +60,11 @@ def check_behind(model: Any) -> None:
     if not strange:
         return
     kind = type(strange[0]).__name__
+    if model[0].transformer_task == LAST:
+        raise Refused(
+            f"its {kind} reads a language model's logits: of LogitScore alone is known that it "
+            "reads those of the last place"
+        )
     try:
         same = _answers_alike(model, behind)
     except Exception as error:

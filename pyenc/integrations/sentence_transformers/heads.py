@@ -65,6 +65,8 @@ class Head:
         self._pools = getattr(answer, "pooler_output", None) is not None
         self._reads_first = False
         """Whether it reads the first state of each row, be that one of padding."""
+        self._padding: int | None = None
+        """The id by which it tells padding from tokens; None where it does not ask the ids."""
         self.by_place = False
         """Whether it makes logits of each state by itself, wherever that stands."""
         stood = isinstance(model, Handed)
@@ -88,8 +90,15 @@ class Head:
             said["pooler_output"] = pooled(self.model, states_BNC)
         return self._kind(**said)
 
-    def reads_tokens(self, mask: Tensor) -> bool:
-        """Whether the states that it reads under a mask (B, N) are of tokens, not of padding."""
+    def reads_tokens(self, ids: Tensor, mask: Tensor) -> bool:
+        """Whether the states that it reads of ids under a mask (B, N) are of tokens, not of
+        padding."""
+        if self._padding is not None:
+            words, real = ids != self._padding, mask.bool()
+            # Those within a text are passed over, and what it finds is a token still; of a row of
+            # nothing else it reads the first.
+            if bool((words & ~real).any()) or not bool((words.any(1) | real[:, 0]).all()):
+                return False
         return not self._reads_first or bool(mask[:, :1].all())
 
     @contextmanager
@@ -117,10 +126,14 @@ class Head:
                     raise Refused(f"{kind} also answers {name}, which pyenc's encoder does not")
                 if not torch.allclose(made[name], value):
                     raise Refused(f"{kind} answers {name} otherwise than by its own pooler")
-            if self._reads_padding(whole, encoder, first_is_token=True):
+            reads = self._reads_padding(whole, encoder, first_is_token=True)
+            if reads and (found := padding_of(whole)) is not None:
+                self._padding = found
+                reads = self._reads_padding(whole, encoder, first_is_token=True)
+            if reads:
                 raise Refused(
                     f"the head of {type(whole).__name__} reads states of padding, or looks for a "
-                    "token by its id (as that of a language model does)"
+                    "token by another id than that of padding"
                 )
             self._reads_first = self._reads_padding(whole, encoder, first_is_token=False)
             self.by_place = self._is_by_place(whole, encoder)
@@ -128,10 +141,11 @@ class Head:
     def _reads_padding(self, whole: Any, encoder: Encoder, *, first_is_token: bool) -> bool:
         """Whether other states of padding give another answer.
 
-        Of the second row a single token is no padding, and no id is that of padding: who looks for
-        a place by the ids, or always at the same one, finds padding there.
+        Of the second row a single token is no padding, and no id is that of padding unless the head
+        goes by it: who looks for a place by the ids, or always at the same one, finds padding
+        there.
         """
-        features, states_BNC = _made_up(whole, encoder, first_is_token)
+        features, states_BNC = _made_up(whole, encoder, first_is_token, self._padding)
         mask = features["attention_mask"]
         answers = []
         for states in (states_BNC, states_BNC * mask[..., None].to(encoder.dtype)):
@@ -142,7 +156,7 @@ class Head:
 
     def _is_by_place(self, whole: Any, encoder: Encoder) -> bool:
         """Whether packed states give the logits that padded ones do."""
-        features, states_BNC = _made_up(whole, encoder, first_is_token=True)
+        features, states_BNC = _made_up(whole, encoder, True, None)
         real = features["attention_mask"].bool()
         padded = self._logits(whole, features, states_BNC)
         if padded.ndim != 3:
@@ -170,18 +184,35 @@ class Head:
         return logits
 
 
+def padding_of(whole: Any) -> int | None:
+    """The id of padding by a model's config, if it has one."""
+    found = getattr(whole.config.get_text_config(), "pad_token_id", None)
+    return found if isinstance(found, int) else None
+
+
 def _made_up(
-    whole: Any, encoder: Encoder, first_is_token: bool
+    whole: Any, encoder: Encoder, first_is_token: bool, padding: int | None
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Features of two short texts, padded, and states (B, N, C) for them."""
+    """Features of two or three short texts, padded, and states (B, N, C) for them.
+
+    Args:
+        padding: the id where the mask is zero, and of the third text; None for one that is a
+            word's.
+    """
     config = encoder.config
     rows = [[1, 1, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0]]
+    if padding is not None and first_is_token:
+        rows.append(rows[-1])  # whose one token has that id too
     mask = torch.tensor(rows, dtype=torch.long, device=encoder.device)[:, : config.max_length]
     if not first_is_token:
         mask = mask.flip(1)
     last = config.vocab_size - 1
-    word = 0 if getattr(whole.config, "pad_token_id", None) == last else last
-    features = {"input_ids": torch.full_like(mask, word), "attention_mask": mask}
+    word = 0 if padding_of(whole) == last else last
+    ids = torch.full_like(mask, word)
+    if padding is not None:
+        ids = ids.masked_fill(mask == 0, padding)
+        ids[2:] = padding
+    features = {"input_ids": ids, "attention_mask": mask}
     numbers = torch.arange(mask.numel() * config.hidden_size, device=encoder.device) % 1013
     return features, numbers.float().sin().to(encoder.dtype).view(*mask.shape, -1)
 

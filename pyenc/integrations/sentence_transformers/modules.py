@@ -28,7 +28,7 @@ from .behind import Behind
 from .borrowed import Borrowed
 from .classes import Standing
 from .heads import READ, Head, has_head
-from .refusals import Hooked, Refused, warn
+from .refusals import LAST, Hooked, Refused, warn
 from .splade import greatest, wants_greatest
 from .watched import Watched
 
@@ -127,6 +127,7 @@ class PackedTransformer(Standing):
     __slots__ = ()
 
     model: nn.Module
+    transformer_task: str
     _pyenc: Slot
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -172,8 +173,12 @@ class PackedTransformer(Standing):
 
     def _borrowed(self, features: dict[str, Any]) -> Borrowed | None:
         """The encoder, if it is to serve these features now."""
-        if not features.keys() <= READ | PASSED or not is_plain(features):
+        last = self.transformer_task == LAST
+        passed = PASSED | {"logits_to_keep"} if last else PASSED
+        if not features.keys() <= READ | passed or not is_plain(features):
             return None
+        if last and not bool(features["attention_mask"][:, -1:].all()):
+            return None  # what reads the last logits would read padding's
         model = self.model
         settings: Any = getattr(model, "config", None)
         if (
@@ -191,7 +196,8 @@ class PackedTransformer(Standing):
         if borrowed.hooked():
             self._pyenc.tell("hooks are set on modules of its model, which would not be run")
             return None
-        if borrowed.head is not None and not borrowed.head.reads_tokens(features["attention_mask"]):
+        ids, mask = features["input_ids"], features["attention_mask"]
+        if borrowed.head is not None and not borrowed.head.reads_tokens(ids, mask):
             return None
         return borrowed
 

@@ -18,8 +18,12 @@ TASKS = {
     "feature-extraction": ("token_embeddings", "last_hidden_state"),
     "sequence-classification": ("scores", "logits"),
     "fill-mask": ("token_embeddings", "logits"),
+    "text-generation": ("causal_logits", "logits"),
 }
 """Task of a `Transformer` -> the feature that it makes, and of which of its model's answers."""
+
+LAST = "text-generation"
+"""Task of which the logits of the last place are read, of rows that are padded on the left."""
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 

@@ -33,7 +33,13 @@ FIRST = (
 MEAN = ("modernbert_embed_like_h2:mean", "eurobert_like_h4:late", "eurobert_like_h4:mean")
 """A way of pooling behind the name."""
 
-RERANKERS = (*FIRST, *MEAN)
+LANGUAGE = (
+    "gemma_embed_like_h3", "llama_encoder_like_h6", "mistral_e5_like_h4", "qwen2_code_like_h6",
+    "qwen2_gte_like_h4", "qwen3_embed_like_h4",
+)  # fmt: skip
+"""Language models, whose classifiers read the last token, which they find by its id."""
+
+RERANKERS = (*FIRST, *MEAN, *LANGUAGE)
 
 MASKED = (
     "bert_mean_h4", "albert_mlm_like_h2", "deberta_own_mlm_h4", "distilbert_h4",
@@ -58,6 +64,22 @@ def reranker(name: str, labels: int = 1, **given: Any) -> Any:
     model = CrossEncoder(str(folder), device="cpu", local_files_only=True, **given)
     model.max_seq_length = 60
     # Numbers in a file begin anywhere, and where they begin decides the last bits: not in a copy.
+    return copy.deepcopy(model.eval())
+
+
+def generative(name: str, yes: int = 5, no: int | None = 6, **given: Any) -> Any:
+    """A CrossEncoder by the logits of two words after the last token, as Qwen3-Reranker's."""
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.cross_encoder.modules import LogitScore
+
+    quiet()
+    said = {"dtype": torch.float32, "local_files_only": True}
+    module = Transformer(
+        str(GOLDEN / name), transformer_task="text-generation", model_kwargs=said, **given
+    )
+    model = CrossEncoder(modules=[module, LogitScore(yes, no)], device="cpu")
+    model.max_seq_length = 60
     return copy.deepcopy(model.eval())
 
 
@@ -106,6 +128,10 @@ def folder_of(head: str, name: str, labels: int = 1) -> Path:
         said["classifier_pooling"] = pooling
     source = GOLDEN / (name if (GOLDEN / name).is_dir() else "bert_mean_h4")
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    if name in LANGUAGE:
+        said["pad_token_id"] = tokenizer.pad_token_id
+        # Of nothing some make that id alone, before which no padding may stand.
+        tokenizer.padding_side = "right"
     if source.name == name:
         kind = getattr(transformers, f"AutoModelFor{head}")
         # One has a classifier, which may be of another number of labels.

@@ -18,6 +18,7 @@ from pyenc.integrations.sentence_transformers import AccelerationWarning, accele
 from tests.conftest import GOLDEN
 from tests.integrations.sentence_transformers.headed import (
     PAIRS,
+    generative,
     keep_in_float32,
     quiet,
     reranker,
@@ -228,31 +229,41 @@ def test_unknown_families() -> None:
 
 
 def test_language_models_that_classify() -> None:
-    """They look for the last token by its id."""
+    """They look for the last token by its id, which has to be one; and a cache is not ours."""
     import transformers
 
     for kind in ("Qwen3", "Mistral", "Llama"):
         found = getattr(transformers, f"{kind}ForSequenceClassification")
         said = {"num_key_value_heads": 2, "head_dim": 8, "use_cache": False}
-        refused(
-            of_transformers(found, **said),
-            f"the head of {kind}ForSequenceClassification reads states of padding, or looks for a "
-            "token by its id",
-        )
+        assert is_accelerated(accelerate(of_transformers(found, **said)))
         refused(of_transformers(found, **said | {"pad_token_id": None}), "batch sizes > 1")
-    refused(of_transformers(found, **said | {"use_cache": True}), "LlamaModel also answers")
+        refused(of_transformers(found, **said | {"use_cache": True}), f"{kind}Model also answers")
 
 
-def test_a_language_model_that_answers() -> None:
-    """Qwen3-Reranker's kind: the next word, yes or no."""
-    from sentence_transformers import CrossEncoder
-    from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.cross_encoder.modules import LogitScore
+def test_a_head_that_looks_for_another_id(bert: Any) -> None:
+    """The last state of one word, be it there or not."""
 
-    quiet()
-    module = Transformer(str(GOLDEN / "qwen3_embed_like_h4"), transformer_task="text-generation")
-    model = CrossEncoder(modules=[module, LogitScore(5, 6)], device="cpu")
-    refused(model, 'leaves this CrossEncoder as it is: its task is "text-generation"')
+    def forward(self: Any, input_ids: Any, attention_mask: Any = None, **_: Any) -> Any:
+        states = self.bert(input_ids, attention_mask=attention_mask)[0]
+        places = torch.arange(input_ids.shape[1])
+        last = (places * (input_ids != 3)).argmax(1)
+        return SimpleNamespace(logits=self.classifier(states[torch.arange(len(last)), last]))
+
+    assert bert[0].model.config.pad_token_id != 3
+    of_class(bert, forward=forward)
+    refused(bert, "the head of Mine reads states of padding, or looks for a token by another id")
+
+
+def test_what_reads_a_language_models_logits() -> None:
+    """Of sentence-transformers' own module alone it is known that they are the last place's."""
+
+    class Mine(nn.Module):
+        def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+            return features | {"scores": features["causal_logits"].mean((1, 2))[:, None]}
+
+    model = generative("qwen3_embed_like_h4")
+    model[1] = Mine()
+    refused(model, "as it is: its Mine reads a language model's logits: of LogitScore alone")
 
 
 def test_an_encoder_with_a_decoder() -> None:
