@@ -68,7 +68,8 @@ def load_encoder(args: argparse.Namespace, *, quiet: bool = False, **changes: An
         warnings.simplefilter("ignore", AssumptionWarning)
         encoder = load(args.model, revision=args.revision, tokenizer=args.tokenizer, **options)
     words = encoder.tokenizer
-    assumed = assumption(encoder.recipe) if encoder.recipe.assumed else ""
+    recipe = encoder.recipe
+    assumed = assumption(recipe, encoder.checkpoint.config) if recipe.assumed else ""
     for story in (assumed, *((words.disputed, words.otherwise) if words else ())):
         if story and not quiet:
             print(f"pyenc: warning: {args.model}: {story}", file=sys.stderr)

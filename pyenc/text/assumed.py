@@ -71,8 +71,13 @@ def told(recipe: Recipe, pooling: str | tuple[str, ...] | None, normalize: bool 
     return replace(recipe, **changes, assumed=left)
 
 
-def assumption(recipe: Recipe) -> str:
-    """What was assumed, and how to say what is right; empty if nothing was."""
+def assumption(recipe: Recipe, config: Mapping[str, Any] | None = None) -> str:
+    """What was assumed, and how to say what is right; empty if nothing was.
+
+    Args:
+        recipe: of the checkpoint.
+        config: its `config.json`, whose class may have more than vectors.
+    """
     words = []
     if "pooling" in recipe.assumed:
         words.append(f"{', '.join(recipe.poolings)} pooling")
@@ -82,11 +87,20 @@ def assumption(recipe: Recipe) -> str:
         return ""
     asks = ", ".join(f"{key}=" for key in recipe.assumed)
     options = ", ".join(f"--{key}" for key in recipe.assumed)
+    kind = _classifier((config or {}).get("architectures"))
+    # Of a reranker without sentence-transformers files, as the published ones are.
+    beside = f"; the classifier of its {kind} has no part in them" if kind else ""
     return (
         f"its files do not say how its vectors are made: assumed {' and '.join(words)}, as "
         f"sentence-transformers does; its model card may say otherwise: {asks} of pyenc.load, or "
-        f"{options}, says what is right"
+        f"{options}, says what is right{beside}"
     )
+
+
+def _classifier(classes: object) -> str:
+    """The class that `architectures` names, if it is a classifier's."""
+    first = classes[0] if isinstance(classes, list) and classes else None
+    return first if isinstance(first, str) and first.endswith("ForSequenceClassification") else ""
 
 
 def recipe_files(files: Mapping[str, bytes], recipe: Recipe, width: int) -> dict[str, bytes]:

@@ -184,7 +184,7 @@ def _tell(encoder: TextEncoder) -> None:
     """Say what was assumed, and what its files say in two ways."""
     recipe, words = encoder.recipe, encoder.tokenizer
     if recipe.assumed:
-        story = f"{encoder.name}: {assumption(recipe)}"
+        story = f"{encoder.name}: {assumption(recipe, encoder.checkpoint.config)}"
         warnings.warn(AssumptionWarning(story, recipe.assumed), stacklevel=stacklevel())
     for fact in (words.disputed, words.otherwise) if words is not None else ():
         if fact:

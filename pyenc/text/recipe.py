@@ -116,6 +116,7 @@ def read_recipe(
             found = _pooling(pooling, said_pooling)
         found["assumed"] += ("normalize",)
         return Recipe(**found, **_limits(folder), **_prompts(folder))
+    prompts = _prompts(folder)  # first: another kind of model has other modules
     fields: dict[str, Any] = {"normalize": False, "tanh_bytes": False}
     layers: list[Layer] = []
     for module in read_modules(modules_path):
@@ -147,9 +148,12 @@ def read_recipe(
             check_normalize(folder / path / "config.json", own=bool(path))
             fields["normalize"] = True
     if "pooling" not in fields:
-        raise CheckpointError(f"{modules_path}: no Pooling module")
+        raise CheckpointError(
+            f"{modules_path}: no Pooling module; expected one, which makes a vector of the states "
+            "of tokens (rerankers and late interaction are for pyenc.accelerate)"
+        )
     limits = _limits(folder / fields["transformer_path"])
-    return Recipe(**fields, **limits, **_prompts(folder), dense=tuple(layers))
+    return Recipe(**fields, **limits, **prompts, dense=tuple(layers))
 
 
 def _pooling(path: Path, said: str | tuple[str, ...] | None) -> dict[str, Any]:

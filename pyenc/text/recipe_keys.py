@@ -25,6 +25,12 @@ POOLING_FLAGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 
+_GIVES = {
+    "CrossEncoder": "scores of pairs", "SparseEncoder": "sparse vectors",
+    "MultiVectorEncoder": "a vector for each token",
+}  # fmt: skip
+"""What other models of sentence-transformers give, by `model_type`."""
+
 _ENCODER = {
     "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim",  # used
     "__version__", "requirements",  # say nothing about a vector
@@ -55,17 +61,19 @@ _HOW_TO_RUN = {
 
 def check_encoder(path: Path, config: dict[str, Any]) -> None:
     """Refuses what `config_sentence_transformers.json` asks for and nobody here does."""
+    kind = config.get("model_type", "SentenceTransformer")
+    if kind != "SentenceTransformer":
+        gives = _GIVES.get(kind) if isinstance(kind, str) else None
+        right = f"; pyenc.accelerate(sentence_transformers.{kind}(...)) serves it" if gives else ""
+        raise CheckpointError(
+            f"{path}: model_type {kind!r:.80} is not served: it gives {gives or 'something else'}, "
+            f'not one vector a text; expected "SentenceTransformer"{right}'
+        )
     for key in config:
         if key not in _ENCODER:
             raise CheckpointError(
                 f"{path}: {key}: an unknown setting; known: {', '.join(sorted(_ENCODER))}"
             )
-    kind = config.get("model_type", "SentenceTransformer")
-    if kind != "SentenceTransformer":
-        raise CheckpointError(
-            f"{path}: model_type {kind!r:.80} is not served: it gives something else than one "
-            'vector a text; expected "SentenceTransformer"'
-        )
 
 
 def check_pooling(path: Path, config: dict[str, Any]) -> None:

@@ -124,6 +124,18 @@ def test_half_said_and_saved(plain: Path, tmp_path: Path, said: dict[str, Any]) 
     assert (again.encode(TEXTS) == encoder.encode(TEXTS)).all()
 
 
+@pytest.mark.parametrize("kind", ["BertForSequenceClassification", "BertModel", None])
+def test_a_classifier_has_no_part_in_vectors(plain: Path, kind: str | None) -> None:
+    """Of a reranker as most are published, without files of sentence-transformers."""
+    path = plain / "config.json"
+    said = json.loads(path.read_text()) | {"architectures": kind and [kind]}
+    path.write_text(json.dumps(said))
+    with heard() as told:
+        pyenc.load(plain)
+    words = "the classifier of its BertForSequenceClassification has no part in them"
+    assert (words in str(told[0])) == (kind == "BertForSequenceClassification")
+
+
 def test_nothing_said_and_saved(plain: Path, tmp_path: Path) -> None:
     """It is as open as it was."""
     with pytest.warns(pyenc.AssumptionWarning):

@@ -228,7 +228,29 @@ def test_other_models_of_sentence_transformers(folder: Path, kind: Any) -> None:
     pyenc.load(folder)
     (folder / "config.json").unlink()
     write(folder / "config_sentence_transformers.json", {"model_type": kind})
-    refused(folder, "is not served: it gives something else than one vector a text")
+    refused(folder, "not one vector a text")
+
+
+@pytest.mark.parametrize(
+    ("kind", "modules", "gives"),
+    [
+        ("CrossEncoder", ("Transformer",), "scores of pairs"),
+        ("CrossEncoder", ("Transformer", "LogitScore"), "scores of pairs"),
+        ("SparseEncoder", ("Transformer", "SpladePooling"), "sparse vectors"),
+        ("MultiVectorEncoder", ("Transformer", "Dense"), "a vector for each token"),
+        ("Other", ("Transformer",), "something else"),
+    ],
+)
+def test_other_models_are_named_before_their_modules(
+    folder: Path, kind: str, modules: tuple[str, ...], gives: str
+) -> None:
+    """And what serves them; as sentence-transformers writes them, with settings of their own."""
+    said = {"model_type": kind, "activation_fn": "torch.nn.modules.activation.Sigmoid"}
+    write(folder / "config_sentence_transformers.json", said)
+    write(folder / "modules.json", listed(*modules))
+    refused(folder, f"model_type '{kind}' is not served: it gives {gives}, not one vector a text")
+    if kind != "Other":
+        refused(folder, f"pyenc.accelerate(sentence_transformers.{kind}(...)) serves it")
 
 
 def test_requirements_say_nothing_about_a_vector(folder: Path) -> None:
