@@ -191,7 +191,8 @@ def test_a_stride_of_zero(folder: Path) -> None:
         ({"state_dict": {}, "model": {}}, "'model' is a dict, expected only numbers"),
         ({0: torch.zeros(1)}, "0 is a Tensor, expected tensors by name"),
         ({"x": torch.zeros(4).to_sparse()}, "'x' is torch.sparse_coo, not dense"),
-        ({"x": NESTED}, "'x' is a nested tensor, not dense"),
+        # From 2.15 on torch does not read one.
+        ({"x": NESTED}, "nested"),
     ],
 )
 def test_other_contents(folder: Path, content: object, message: str) -> None:
