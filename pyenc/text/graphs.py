@@ -185,6 +185,9 @@ class _Graphs:
 _OF_MODEL: weakref.WeakKeyDictionary[Encoder, _Graphs] = weakref.WeakKeyDictionary()
 _LOCK = threading.Lock()
 _CAPTURING = threading.Lock()
+_STREAMS: dict[torch.device, Any] = {}
+"""Of each card, on which captures are made: torch's own is of the card of its first capture, and of
+work on another card it would capture nothing."""
 
 
 def _graphs_of(model: Encoder) -> _Graphs:
@@ -284,7 +287,12 @@ def _capture(graphs: _Graphs, run: Any, ids: Tensor, cu_seqlens: Tensor) -> _Cap
     if graphs.pool is None:
         graphs.pool = torch.cuda.graph_pool_handle()
     graph = torch.cuda.CUDAGraph()
-    # Captures share a stream of torch's; what other threads ask of CUDA meanwhile is theirs.
-    with _CAPTURING, torch.cuda.graph(graph, pool=graphs.pool, capture_error_mode="thread_local"):
-        output = run(ids, cu_seqlens)
+    with _CAPTURING:  # they share a stream
+        if (stream := _STREAMS.get(ids.device)) is None:
+            stream = _STREAMS[ids.device] = torch.cuda.Stream(ids.device)
+        # What other threads ask of CUDA meanwhile is theirs.
+        with torch.cuda.graph(
+            graph, pool=graphs.pool, stream=stream, capture_error_mode="thread_local"
+        ):
+            output = run(ids, cu_seqlens)
     return _Captured(ids, cu_seqlens, graph, output)

@@ -257,6 +257,46 @@ def test_a_shape_runs_is_captured_and_replayed(monkeypatch: pytest.MonkeyPatch) 
     assert card.take() == ["ran"]
 
 
+class Captures:
+    """As torch makes them: on a stream that is given, else on one for all, of the first's card."""
+
+    of_all: Any = None
+
+    def __init__(self, graph: Any, pool: Any, stream: Any = None, **_: Any) -> None:
+        if stream is None and Captures.of_all is None:
+            Captures.of_all = torch.cuda.Stream()
+        self.graph, self.stream = graph, stream or Captures.of_all
+
+    def __enter__(self) -> None:
+        self.graph.device = self.stream.device
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def test_a_capture_is_made_on_the_card_of_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere it would capture nothing, and replays would give the first batch's values again."""
+    made = []
+
+    def stream(device: Any = None) -> Any:
+        made.append(device)
+        return mock.MagicMock(device=device or torch.device("cuda", 0))
+
+    monkeypatch.setattr(graphs, "_STREAMS", {})
+    monkeypatch.setattr(Captures, "of_all", None)
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    monkeypatch.setattr(torch.cuda, "graph", Captures)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", mock.MagicMock)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    for index in (0, 1, 0, 1):
+        card = torch.device("cuda", index)
+        ids = mock.MagicMock(device=card)
+        ids.clone.return_value = ids
+        captured = graphs._capture(graphs_of(small()), lambda *_: None, ids, ids)
+        assert captured.graph.device == card
+    assert made == [torch.device("cuda", 0), torch.device("cuda", 1)]  # one for all of a card's
+
+
 @pytest.mark.parametrize(
     ("kind", "spans", "log"),
     [
