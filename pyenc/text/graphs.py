@@ -15,7 +15,8 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -290,9 +291,27 @@ def _capture(graphs: _Graphs, run: Any, ids: Tensor, cu_seqlens: Tensor) -> _Cap
     with _CAPTURING:  # they share a stream
         if (stream := _STREAMS.get(ids.device)) is None:
             stream = _STREAMS[ids.device] = torch.cuda.Stream(ids.device)
-        # What other threads ask of CUDA meanwhile is theirs.
-        with torch.cuda.graph(
-            graph, pool=graphs.pool, stream=stream, capture_error_mode="thread_local"
-        ):
+        with capturing(graph, stream, graphs.pool):
             output = run(ids, cu_seqlens)
     return _Captured(ids, cu_seqlens, graph, output)
+
+
+@contextmanager
+def capturing(graph: Any, stream: Any, pool: Any = None) -> Iterator[None]:
+    """What is launched within goes into a graph, and torch is left as it was where that fails.
+
+    Of itself it stays on the capture's stream when one ends in an error, and then torch 2.11 draws
+    no random numbers on that card until another ends well.
+    """
+    # What other threads ask of CUDA meanwhile is theirs.
+    named: dict[str, Any] = {"stream": stream, "capture_error_mode": "thread_local"}
+    with torch.cuda.stream(torch.cuda.current_stream(stream.device)):
+        try:
+            with torch.cuda.graph(graph, pool=pool, **named):
+                yield
+        except BaseException:
+            with suppress(RuntimeError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that there is nothing in it
+                with torch.cuda.graph(torch.cuda.CUDAGraph(), **named):
+                    pass
+            raise
