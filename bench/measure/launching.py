@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from pyenc.text.graphs import capturing
+
 MOST, LEAST, BUDGET = 50, 3, 0.25
 """Calls of one loop, and about how many seconds they may take."""
 
@@ -44,7 +46,7 @@ def captured(run: Callable[[], Any], device: torch.device) -> tuple[torch.cuda.C
             run()
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with capturing(graph, stream):
         out = run()
     return graph, out
 

@@ -15,7 +15,8 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -185,6 +186,9 @@ class _Graphs:
 _OF_MODEL: weakref.WeakKeyDictionary[Encoder, _Graphs] = weakref.WeakKeyDictionary()
 _LOCK = threading.Lock()
 _CAPTURING = threading.Lock()
+_STREAMS: dict[torch.device, Any] = {}
+"""Of each card, on which captures are made: torch's own is of the card of its first capture, and of
+work on another card it would capture nothing."""
 
 
 def _graphs_of(model: Encoder) -> _Graphs:
@@ -284,7 +288,30 @@ def _capture(graphs: _Graphs, run: Any, ids: Tensor, cu_seqlens: Tensor) -> _Cap
     if graphs.pool is None:
         graphs.pool = torch.cuda.graph_pool_handle()
     graph = torch.cuda.CUDAGraph()
-    # Captures share a stream of torch's; what other threads ask of CUDA meanwhile is theirs.
-    with _CAPTURING, torch.cuda.graph(graph, pool=graphs.pool, capture_error_mode="thread_local"):
-        output = run(ids, cu_seqlens)
+    with _CAPTURING:  # they share a stream
+        if (stream := _STREAMS.get(ids.device)) is None:
+            stream = _STREAMS[ids.device] = torch.cuda.Stream(ids.device)
+        with capturing(graph, stream, graphs.pool):
+            output = run(ids, cu_seqlens)
     return _Captured(ids, cu_seqlens, graph, output)
+
+
+@contextmanager
+def capturing(graph: Any, stream: Any, pool: Any = None) -> Iterator[None]:
+    """What is launched within goes into a graph, and torch is left as it was where that fails.
+
+    Of itself it stays on the capture's stream when one ends in an error, and then torch 2.11 draws
+    no random numbers on that card until another ends well.
+    """
+    # What other threads ask of CUDA meanwhile is theirs.
+    named: dict[str, Any] = {"stream": stream, "capture_error_mode": "thread_local"}
+    with torch.cuda.stream(torch.cuda.current_stream(stream.device)):
+        try:
+            with torch.cuda.graph(graph, pool=pool, **named):
+                yield
+        except BaseException:
+            with suppress(RuntimeError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that there is nothing in it
+                with torch.cuda.graph(torch.cuda.CUDAGraph(), **named):
+                    pass
+            raise

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -46,6 +49,26 @@ def test_what_no_graph_takes_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["wall"] == 2e-3
     assert "capturing" in found["not captured"]
     assert "replay" not in found
+
+
+def test_what_fails_in_a_capture_leaves_torch_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what is timed next would run on the capture's stream."""
+    ended: list[str] = []
+
+    @contextlib.contextmanager
+    def capturing(graph: Any, stream: Any) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            ended.append("capture")
+
+    for name in ("Stream", "current_stream", "stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
+    monkeypatch.setattr(launching, "capturing", capturing)
+    runs = iter([None, None])
+    with pytest.raises(StopIteration):
+        launching.captured(lambda: next(runs), CUDA)
+    assert ended == ["capture"]
 
 
 def test_columns_stand_where_there_are_figures() -> None:

@@ -26,7 +26,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = """
 import torch
-from pyenc.ops import add_layer_norm, gated_linear, rotary
+from pyenc.ops import (
+    ALiBi, DistanceRows, add_layer_norm, alibi_slopes, attention, disentangled_attention,
+    embedding_norm, gated_linear, rms_norm_rotary, rotary,
+)
+from pyenc.ops.attention.along import Line
 from tests.kernels.attention.attention_case import Case
 x, weight = (torch.randn(n, 80, device="cuda", requires_grad=True) for n in (37, 66))
 angles, places = torch.randn(40, 5, device="cuda"), torch.arange(37, device="cuda")
@@ -37,6 +41,31 @@ for dtype in (torch.float32, torch.bfloat16):
     sums = add_layer_norm(call[0], call[0], *call[1][:2], 1e-5, backend="triton")
     out = gated_linear(sums[0], call[1], call[1][:, 0], "gelu", backend="triton")
     (out.square().sum() + sums[1].sum()).backward()
+    weights = call[1][:2, :10]
+    turned = rms_norm_rotary(
+        heads, weights[0], angles.cos(), angles.sin(), places, 1e-6, k_weight=weights[1], k_heads=2,
+        backend="triton",
+    )
+    turned.square().sum().backward()
+    ends, many = torch.tensor([0, 5, 37], device="cuda"), torch.randn(3, 290, 4, 16, device="cuda")
+    bounds, many = torch.tensor([0, 33, 290], device="cuda"), many.to(dtype)
+    numbers = torch.randn(4, 41, device="cuda", requires_grad=True)
+    for line in (Line(numbers), Line(numbers, 9)):
+        attention(*many, bounds, bias=line, backend="triton").square().sum().backward()
+    with torch.no_grad():
+        tables = torch.randn(2, 18, 5, 10, device="cuda").to(dtype)
+        for keys, queries in (tables, (tables[0], None), (None, tables[1])):
+            disentangled_attention(
+                heads, heads, heads, ends, position_keys=keys, position_queries=queries,
+                rows=DistanceRows(9), backend="triton",
+            )
+        embedding_norm(
+            places, call[0], *call[1][:2], 1e-5, token_type_ids=places % 2, token_type=call[1],
+            position_ids=places, position=call[0], backend="triton",
+        )
+        for bias in (None, ALiBi(alibi_slopes(4).cuda()), Line(numbers, 9)):
+            attention(*many, bounds, bias=bias, backend="triton")
+        attention(many[0], *many[1:, :, :2], bounds, window=(20, 0), backend="triton")
 for kind in ("alibi", "t5", "dense", "asymmetric"):
     Case([1, 130, 77], kind, "cuda", dtype=torch.bfloat16, skip_eps=2.0**-11).by_kernel()
     Case([150], kind, "cuda", window=(40, 7), holes=True).by_kernel()

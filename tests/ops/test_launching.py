@@ -348,3 +348,64 @@ def test_every_launcher_launches_what_triton_would(name: str, noted: list[Launch
     for _ in range(3):
         call()
     assert [told(launch) for launch in noted] == [told(noted[0])] * 4
+
+
+class Draw:
+    """Calls of launchers on tensors of a drawn shape; where those begin is drawn at each call.
+
+    which: of those that have plans in common.
+    """
+
+    def __init__(self, seed: int, which: int) -> None:
+        draw = random.Random(seed)
+        self.dtype = draw.choice([torch.float32, torch.bfloat16, torch.float16])
+        self.columns = draw.choice([1, 16, 31, 96, 768])
+        self.heads, self.dim = draw.choice([1, 2, 12]), draw.choice([2, 16, 24, 64])
+        self.draw = random.Random(f"{seed} {which}")
+        self.rows, self.apart = self.draw.choice([1, 2, 15, 16, 130]), self.draw.choice([0, 1, 16])
+        self.known: Known = {}
+
+    def matrix(self, columns: int) -> Tensor:
+        first, width = self.draw.choice([0, 0, 1, 2, 4, 8]), columns + self.apart
+        whole = torch.empty(first + self.rows * width, dtype=self.dtype)
+        return whole[first:].view(self.rows, width)[:, :columns]
+
+    def of_heads(self) -> Tensor:
+        return self.matrix(self.heads * self.dim).unflatten(1, (self.heads, self.dim))
+
+    def vector(self, size: int, dtype: torch.dtype) -> Tensor:
+        first = self.draw.choice([0, 1, 2, 4])
+        return torch.empty(first + size, dtype=dtype)[first:]
+
+    def calls(self) -> list[Any]:
+        x, other, gate, up = (self.matrix(self.columns) for _ in range(4))
+        weight, of_head = (self.vector(n, self.dtype) for n in (self.columns, self.dim))
+        places, ends = self.vector(self.rows, torch.int64), torch.tensor([0, 0, self.rows])
+        tables = torch.empty(2, self.rows, self.dim // 2)
+        q, k, v = (self.of_heads() for _ in range(3))
+        alibi = Terms(scale=0.125, bias=ALIBI, params=self.vector(self.heads, torch.float32))
+        return [
+            lambda known: norm.forward(x, other, weight, None, 1e-5, True, known=known),
+            lambda known: gated.forward(gate, other, "silu", known=known),
+            lambda known: gated.linear_forward(x, up[:2], None, "gelu", True, known=known),
+            lambda known: rotary.turn(q, *tables, places),
+            lambda known: norm_rotary.forward(
+                q, of_head, None, 0, *tables, places, 1e-6, False, known=known
+            ),
+            lambda known: forward(q, k, v, ends, alibi, want_lse=False, known=known),
+        ]
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_whatever_shapes_and_addresses_are(seed: int, noted: list[Launch]) -> None:
+    """Launched by the plan, as known from another call, and by Triton."""
+    for drawn in [Draw(seed, which) for which in range(4)] * 2:
+        for call in drawn.calls():
+            noted.clear()
+            call(None)
+            call(drawn.known)
+            with ordinary():
+                call(None)
+            ways = [told(launch) for launch in noted]
+            assert len(ways) in (0, 3)
+            assert ways == ways[:1] * len(ways)
