@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..models import EncoderConfig
 from ..models.families import Family, in_own_order
+from .lora_names import LoraAdapter
 from .lora_own import adapted_state
 from .strict import check_dtype_served, check_finite
 from .weights import WeightFiles
@@ -22,7 +22,7 @@ def read_state(
     config: EncoderConfig,
     device: torch.device,
     dtype: torch.dtype,
-    adapter: Path | None = None,
+    adapter: LoraAdapter | None = None,
 ) -> dict[str, Tensor]:
     """Parameter -> tensor, in memory of its own.
 
@@ -32,7 +32,7 @@ def read_state(
         family: whose they are.
         config: the encoder that they make.
         device, dtype: of what is given.
-        adapter: folder of one that has the parameters' own names.
+        adapter: one that has the parameters' own names.
 
     Raises:
         CheckpointError: a tensor is not finite or has a dtype that is not served, or the adapter

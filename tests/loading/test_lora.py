@@ -398,7 +398,7 @@ TENSORS: dict[str, tuple[dict[str, Tensor], str]] = {
     "whole twice, by another prefix": (
         {n.replace(PREFIX, f"{PREFIX}bert."): t for n, t in changes().items()}
         | {f"{PREFIX}{p}{QUERY}.bias": torch.ones(64) for p in ("bert.", "")},
-        r"query.bias' is the same as '.*query.bias'; which of the two counts is not known",
+        r"query.bias' and '.*query.bias' are one; which of the two counts is not known",
     ),
     "whole and changed": (
         changes() | {f"{PREFIX}{QUERY}.weight": torch.ones(64, 64)},
