@@ -54,7 +54,7 @@ class AdaptedFiles(WeightFiles):
             modern = f"{rename(module)}{dot}{last}"
             here = self._modern.get(modern, modern)
             if here in self._whole:
-                raise self._adapter.one(self._whole[here], stored)
+                raise adapter.both(self._whole[here], stored, here)
             self._whole[here] = stored
         self._change: dict[str, Change] = {}
         """Stored name of a weight -> what is done to it."""
@@ -107,7 +107,7 @@ class AdaptedFiles(WeightFiles):
 
     def _place(self, here: str, change: Change) -> None:
         """Note what a change is made to, by its module's path in the base."""
-        module, first = change.module, next(iter(change.tensors.values()))
+        module, first = change.module, change.first
         weight = self._modern.get(f"{here}.weight")
         if weight is None:
             raise self._adapter.wrong(
@@ -122,11 +122,13 @@ class AdaptedFiles(WeightFiles):
                 "which of the two counts is not known",
             )
         if weight in self._change:
-            raise self._adapter.one(self._change[weight].module, module)
+            raise self._adapter.both(self._change[weight].first, first, weight)
         saved = self._whole.get(weight)
         if saved is not None and BESIDE not in saved:
             raise self._adapter.wrong(
-                first, f"changes {module!r}, whose weight {saved!r} would stand in the place of"
+                first,
+                f"changes {module!r}, whose weight {saved!r} would stand in the place of; expected "
+                "one of the two",
             )
         self._check(weight, change)
         self._change[weight] = change
@@ -147,8 +149,8 @@ class AdaptedFiles(WeightFiles):
         allowed = wanted | (set() if change.of_rows else {"bias"})
         known = {kind: end for end, kind in reversed(FACTORS.items())}
         for kind in sorted(wanted - there.keys()):
-            first = next(iter(there.values()))
-            raise self._adapter.wrong(first, f"has no {change.module}{known[kind]} beside it")
+            lacking = f"{change.module}{known[kind]}"
+            raise self._adapter.wrong(change.first, f"has no {lacking} beside it")
         for kind in sorted(there.keys() - allowed):
             ends = ", ".join(known[kind] for kind in sorted(wanted))
             raise self._adapter.wrong(
@@ -221,7 +223,7 @@ class AdaptedFiles(WeightFiles):
             by = change or bias
             assert by is not None
             raise self._adapter.wrong(
-                next(iter(by.tensors.values())),
+                by.first,
                 f"makes infinities or NaN of {name!r} in {self.file_of(name)}",
             )
         return wide

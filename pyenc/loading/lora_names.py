@@ -44,6 +44,11 @@ class Change:
     tensors: dict[str, str] = field(default_factory=dict)
 
     @property
+    def first(self) -> str:
+        """A tensor of it, for messages."""
+        return next(iter(self.tensors.values()))
+
+    @property
     def of_rows(self) -> bool:
         """Whether it is an embedding's."""
         return "rows A" in self.tensors or "rows B" in self.tensors
@@ -87,11 +92,11 @@ class LoraAdapter:
         end = next((end for end in FACTORS if path.endswith(end)), None)
         if end is not None:
             module = path.removesuffix(end)
-            change = self.changes.setdefault(_modern(module), Change(module))
-            if change.module != module or FACTORS[end] in change.tensors:
-                first = change.tensors.get(FACTORS[end], change.module)
-                raise self.one(first, stored)
-            change.tensors[FACTORS[end]] = stored
+            modern, kind = _modern(module), FACTORS[end]
+            change = self.changes.setdefault(modern, Change(module))
+            if change.module != module or kind in change.tensors:
+                raise self.both(change.tensors.get(kind) or change.first, stored, modern)
+            change.tensors[kind] = stored
             return
         if ".lora_" in path or "trainable_tokens" in path:
             raise self.wrong(
@@ -101,18 +106,18 @@ class LoraAdapter:
             )
         name = modern_name(path.replace(BESIDE, "."))
         if name in self.whole:
-            raise self.one(self.whole[name], stored)
+            raise self.both(self.whole[name], stored, name)
         self.whole[name] = stored
 
     def wrong(self, name: str, why: str) -> CheckpointError:
         """What is said of one of the tensors."""
         return CheckpointError(f"{self.files.file_of(name)}: tensor {name!r} {why}")
 
-    def one(self, first: str, second: str) -> CheckpointError:
-        """What is said of two tensors that are one."""
+    def both(self, first: str, second: str, place: str) -> CheckpointError:
+        """What is said of two of the tensors that would do the same to one place."""
         return CheckpointError(
-            f"{self.files.file_of(second)}: {first!r} and {second!r} are one; which of the two "
-            "counts is not known"
+            f"{self.files.file_of(second)}: tensors {first!r} and {second!r} are both of "
+            f"{place!r}; which of the two counts is not known; expected it by one name alone"
         )
 
 

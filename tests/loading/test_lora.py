@@ -393,12 +393,27 @@ TENSORS: dict[str, tuple[dict[str, Tensor], str]] = {
         r"adapter_model.safetensors: tensor '.*query.bias' has shape \(65,\)",
     ),
     "twice": (
-        changes() | {f"{QUERY}.lora_A.weight": torch.ones(3, 64)}, r"are one; which of the two"
+        changes() | {f"{QUERY}.lora_A.weight": torch.ones(3, 64)},
+        rf"adapter_model.safetensors: tensors '{PREFIX}{QUERY}.lora_A.weight' and "
+        rf"'{QUERY}.lora_A.weight' are both of '{QUERY}'; which of the two counts is not "
+        r"known; expected it by one name alone",
+    ),
+    "in parts, by two names": (
+        without("query.lora_B.weight")
+        | {f"{PREFIX}0.auto_model.{QUERY}.lora_B.weight": torch.ones(64, 3)},
+        rf"tensors '.*{QUERY}.lora_[AB].weight' and '.*{QUERY}.lora_[AB].weight' are both of "
+        rf"'{QUERY}'; which of the two counts is not known; expected it by one name alone",
+    ),
+    "twice, by another prefix": (
+        {n.replace(PREFIX, f"{PREFIX}bert."): t for n, t in changes().items()}
+        | {f"{PREFIX}{QUERY}.lora_{x}.weight": torch.ones(3, 3) for x in "AB"},
+        rf"adapter_model.safetensors: tensors '{PREFIX}(bert.)?{QUERY}.lora_A.weight' and "
+        rf"'{PREFIX}(bert.)?{QUERY}.lora_A.weight' are both of '{QUERY}.weight'; .* one name alone",
     ),
     "whole twice, by another prefix": (
         {n.replace(PREFIX, f"{PREFIX}bert."): t for n, t in changes().items()}
         | {f"{PREFIX}{p}{QUERY}.bias": torch.ones(64) for p in ("bert.", "")},
-        r"query.bias' and '.*query.bias' are one; which of the two counts is not known",
+        r"query.bias' and '.*query.bias' are both of '.*query.bias'; which of the two",
     ),
     "whole and changed": (
         changes() | {f"{PREFIX}{QUERY}.weight": torch.ones(64, 64)},
@@ -410,7 +425,7 @@ TENSORS: dict[str, tuple[dict[str, Tensor], str]] = {
     ),
     "whole twice": (
         changes() | {f"{p}{QUERY}.bias": torch.ones(64) for p in (PREFIX, "")},
-        r"query.bias' and '.*query.bias' are one; which of the two",
+        r"query.bias' and '.*query.bias' are both of '.*query.bias'; which of the two",
     ),
 }  # fmt: skip
 
