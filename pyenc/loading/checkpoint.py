@@ -46,7 +46,7 @@ from .strict import (
     is_counter,
     readings,
 )
-from .target import DTYPES, check_device, check_dtype, check_eight_bits
+from .target import DTYPES, check_device, check_dtype, check_eight_bits, dtype_of_sums
 from .tasks import MergedFiles, check_task, factors, plain_name, read_tasks
 from .weights import WeightFiles
 from .wrappers import modern_names
@@ -150,7 +150,7 @@ def load_checkpoint(
     files = QuantizedFiles(folder) if stored_bits else WeightFiles(folder)
     of_parameters: LoraAdapter | None = None
     if adapter is not None:
-        files, of_parameters = with_adapter(files, Path(adapter))
+        files, of_parameters = with_adapter(files, Path(adapter), dtype_of_sums(dtype))
     names = modern_names(files.names, folder)
     if adapter is None and is_of_tasks(config):
         raise CheckpointError(
@@ -162,7 +162,7 @@ def load_checkpoint(
     tasks = read_tasks(files, reader)
     check_task(task, tasks, str(folder))
     if tasks is not None:
-        files = MergedFiles(files, tasks, task)
+        files = MergedFiles(files, tasks, task, dtype_of_sums(dtype))
     family, prefix = _family_of(names, reader)
     if tasks is not None and family.without_adapters is None:
         raise CheckpointError(

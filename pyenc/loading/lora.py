@@ -33,13 +33,15 @@ class AdaptedFiles(WeightFiles):
 
     Args:
         matched: the adapter beside the weights that it is put on.
+        least: what sums are made in, where the weights are not wider (`dtype_of_sums`).
 
     Raises:
         CheckpointError: the adapter is damaged, asks for what is not served, or does not belong to
             the base; the message names the key or tensor.
     """
 
-    def __init__(self, matched: Matched) -> None:
+    def __init__(self, matched: Matched, least: torch.dtype) -> None:
+        self._least = least
         self._base = base = matched.base
         self._adapter = adapter = matched.adapter
         self.folder = base.folder
@@ -203,8 +205,7 @@ class AdaptedFiles(WeightFiles):
         return self._adapter.files.dtype(self._whole[name])
 
     def read(self, name: str) -> Tensor:
-        """The tensor; a changed one in float32 at least, which holds the sum of halves better than
-        halves."""
+        """The tensor; a changed one as wide as the sum."""
         name = self._same.get(name, name)
         whole = self._whole.get(name)
         tensor = self._base.read(name) if whole is None else self._adapter.files.read(whole)
@@ -213,7 +214,7 @@ class AdaptedFiles(WeightFiles):
             return tensor
         check_dtype_served(self, name, tensor)
         check_finite(self, name, tensor, tensor.dtype)
-        wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        wide = tensor.to(torch.promote_types(tensor.dtype, self._least))
         if change is not None:
             wide = self._changed(wide, change)
         if bias is not None:
@@ -248,16 +249,23 @@ class AdaptedFiles(WeightFiles):
         return tensor.to(dtype)
 
 
-def with_adapter(files: WeightFiles, folder: Path) -> tuple[WeightFiles, LoraAdapter | None]:
+def with_adapter(
+    files: WeightFiles, folder: Path, least: torch.dtype
+) -> tuple[WeightFiles, LoraAdapter | None]:
     """Weights with the adapter of a folder in them; or as they are, and the adapter, where it
     changes none of them: it has the names of an encoder's parameters.
+
+    Args:
+        files: the weights.
+        folder: of the adapter.
+        least: as of `AdaptedFiles`.
 
     Raises:
         CheckpointError: as of `AdaptedFiles`, or the weights are no base of an adapter.
     """
     _check_bare(files)
     beside = matched(LoraAdapter(read_settings(folder), WeightFiles(folder, FILES)), files)
-    return (AdaptedFiles(beside), None) if beside.fits else (files, beside.adapter)
+    return (AdaptedFiles(beside, least), None) if beside.fits else (files, beside.adapter)
 
 
 def _check_bare(files: WeightFiles) -> None:

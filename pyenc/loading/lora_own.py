@@ -13,6 +13,7 @@ from ..errors import CheckpointError
 from .lora import AdaptedFiles
 from .lora_names import LoraAdapter, matched
 from .strict import check_finite, check_shape
+from .target import dtype_of_sums
 from .weights import WeightFiles
 
 
@@ -55,7 +56,7 @@ def adapted_state(
     Raises:
         CheckpointError: as of `AdaptedFiles`; or a tensor of it is none of the encoder's.
     """
-    files = AdaptedFiles(matched(adapter, _State(state, folder)))
+    files = AdaptedFiles(matched(adapter, _State(state, folder)), dtype_of_sums(dtype))
     for name in files.names:
         if name not in state:
             raise CheckpointError(

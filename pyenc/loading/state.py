@@ -12,6 +12,7 @@ from ..models.families import Family, in_own_order
 from .lora_names import LoraAdapter
 from .lora_own import adapted_state
 from .strict import check_dtype_served, check_finite
+from .target import dtype_of_sums
 from .weights import WeightFiles
 
 
@@ -39,7 +40,7 @@ def read_state(
             does not belong to the encoder.
     """
     # An adapter is added to what is not rounded yet.
-    read = dtype if adapter is None else torch.promote_types(dtype, torch.float32)
+    read = dtype if adapter is None else dtype_of_sums(dtype)
     state: dict[str, Tensor] = {}
     for parameter, names in sources.items():
         rows = in_own_order(_read(files, names, read), family.row_order(config, parameter))

@@ -192,6 +192,21 @@ def test_rounded_once(tmp_path: Path) -> None:
     assert torch.equal(kept, wide.to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("lengths", [False, True])
+@pytest.mark.parametrize("dtype", ["float64", torch.float64])
+def test_in_doubles(tmp_path: Path, dtype: str | torch.dtype, lengths: bool) -> None:
+    """Asked for, they are what the sum is made in, whatever the files hold."""
+    tensors, base = changes(lengths=lengths), base_tensors()
+    tensors[f"{PREFIX}{QUERY}.lora_B.bias"] = torch.randn(64)
+    found = weights(adapter(tmp_path, tensors, use_dora=lengths), dtype=dtype)
+    right = {f"{m}.weight": merged(base[f"{m}.weight"], tensors, m) for m in (QUERY, DOWN, WORDS)}
+    added = tensors[f"{PREFIX}{QUERY}.lora_B.bias"].double()
+    right[f"{QUERY}.bias"] = base[f"{QUERY}.bias"].double() + ALPHA / RANK * added
+    for name, tensor in right.items():
+        assert found[name].dtype == torch.float64
+        assert (found[name] - tensor).abs().max() <= 1e-14, name
+
+
 @pytest.mark.parametrize("prefix", ["", "bert."])
 @pytest.mark.parametrize("trained", ["", "bert."])
 @pytest.mark.parametrize("wrapped", [PREFIX, ""])
