@@ -31,7 +31,8 @@ from .files import ADAPTER
 from .heads import Head, find_head, same
 from .jina_v5 import FOLDER as ADAPTERS
 from .jina_v5 import is_of_tasks, plain_config
-from .lora import AdaptedFiles, check_adapter, check_bare, fits
+from .lora import check_adapter, with_adapter
+from .lora_names import LoraAdapter
 from .own_type import published, read_config
 from .quantized import QuantizedFiles, known_bits, split
 from .state import read_state
@@ -45,7 +46,7 @@ from .strict import (
     is_counter,
     readings,
 )
-from .target import DTYPES, check_device, check_dtype, check_eight_bits
+from .target import DTYPES, check_device, check_dtype, check_eight_bits, dtype_of_sums
 from .tasks import MergedFiles, check_task, factors, plain_name, read_tasks
 from .weights import WeightFiles
 from .wrappers import modern_names
@@ -147,11 +148,9 @@ def load_checkpoint(
     config = read_config(folder) if config is None else published(config)
     config, stored_bits = split(config, config_path)
     files = QuantizedFiles(folder) if stored_bits else WeightFiles(folder)
-    own_names = False
+    of_parameters: LoraAdapter | None = None
     if adapter is not None:
-        check_bare(files, folder)
-        own_names = not fits(files, Path(adapter))
-        files = files if own_names else AdaptedFiles(files, Path(adapter))
+        files, of_parameters = with_adapter(files, Path(adapter), dtype_of_sums(dtype))
     names = modern_names(files.names, folder)
     if adapter is None and is_of_tasks(config):
         raise CheckpointError(
@@ -163,7 +162,7 @@ def load_checkpoint(
     tasks = read_tasks(files, reader)
     check_task(task, tasks, str(folder))
     if tasks is not None:
-        files = MergedFiles(files, tasks, task)
+        files = MergedFiles(files, tasks, task, dtype_of_sums(dtype))
     family, prefix = _family_of(names, reader)
     if tasks is not None and family.without_adapters is None:
         raise CheckpointError(
@@ -205,7 +204,7 @@ def load_checkpoint(
             tell_missing()
     state = read_state(
         files, {p: tuple(names[n] for n in ns) for p, ns in parts.items()}, family, shape,
-        target_device, target_dtype, Path(adapter) if adapter is not None and own_names else None,
+        target_device, target_dtype, of_parameters,
     )  # fmt: skip
     encoder.load_state_dict(state, strict=True, assign=True)
     encoder.eval()

@@ -17,13 +17,13 @@ from torch import Tensor
 from ..errors import CheckpointError, InputError, InputTypeError
 from ..models.families import FAMILIES
 from .heads import same
-from .lora_names import BESIDE, FACTORS, WRAPPER, Change, renaming, sorted_tensors
+from .lora_names import BESIDE, FACTORS, Change, LoraAdapter, Matched, matched
 from .lora_settings import ends, read_settings
 from .low_rank import added
 from .quantized import QuantizedFiles
 from .strict import check_dtype_served, check_finite
 from .weights import WeightFiles
-from .wrappers import adapted, modern_names
+from .wrappers import adapted
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -32,44 +32,38 @@ class AdaptedFiles(WeightFiles):
     """The base's weight files with an adapter's changes in them.
 
     Args:
-        base: the weights that were adapted.
-        folder: of the adapter.
+        matched: the adapter beside the weights that it is put on.
+        least: what sums are made in, where the weights are not wider (`dtype_of_sums`).
 
     Raises:
         CheckpointError: the adapter is damaged, asks for what is not served, or does not belong to
             the base; the message names the key or tensor.
     """
 
-    def __init__(self, base: WeightFiles, folder: Path) -> None:
+    def __init__(self, matched: Matched, least: torch.dtype) -> None:
+        self._least = least
+        self._base = base = matched.base
+        self._adapter = adapter = matched.adapter
         self.folder = base.folder
-        self.settings = read_settings(folder)
-        self._base = base
-        self._adapter = WeightFiles(folder, FILES)
-        changes, whole = sorted_tensors(self._adapter)
-        if not changes:
-            some = ", ".join(self._adapter.names[:3]) or "none"
-            raise CheckpointError(
-                f"{self._adapter.file_of('')}: no tensors of LoRA; expected names such as "
-                f"{WRAPPER}<module>.lora_A.weight, got {some}"
-            )
-        self._modern = modern_names(base.names, base.folder)
+        self.settings = adapter.settings
+        self._modern = matched.names
         self._stored = frozenset(base.names)
-        rename = renaming({*changes, *(name.rpartition(".")[0] for name in whole)}, self._modern)
+        rename = matched.rename
         self._whole: dict[str, str] = {}
         """Stored name, or a new one -> the adapter's tensor in its place."""
-        for name, stored in whole.items():
+        for name, stored in adapter.whole.items():
             module, dot, last = name.rpartition(".")
             modern = f"{rename(module)}{dot}{last}"
             here = self._modern.get(modern, modern)
             if here in self._whole:
-                raise self._one(self._whole[here], stored)
+                raise adapter.both(self._whole[here], stored, here)
             self._whole[here] = stored
         self._change: dict[str, Change] = {}
         """Stored name of a weight -> what is done to it."""
         self._bias: dict[str, Change] = {}
-        for module, change in changes.items():
+        for module, change in adapter.changes.items():
             self._place(rename(module), change)
-        self._check_listed({rename(name.rpartition(".")[0]) for name in whole})
+        self._check_listed({rename(name.rpartition(".")[0]) for name in adapter.whole})
         self._same = dict(self._copies())
         """Stored name -> the changed embedding that it is a copy of: a tied head, which goes with
         it as it does in the merged model."""
@@ -108,48 +102,42 @@ class AdaptedFiles(WeightFiles):
             for end in said:
                 if any(ends(m, end) for m in own) and not any(ends(m, end) for m in found):
                     raise CheckpointError(
-                        f"{self._adapter.file_of('')}: no tensors of {end!r}, which {key} of "
+                        f"{self._adapter.files.file_of('')}: no tensors of {end!r}, which {key} of "
                         f"{self.settings.path} lists and {self.folder} has; the file was written "
                         "in part, or is of another adapter"
                     )
 
-    def _wrong(self, name: str, why: str) -> CheckpointError:
-        return CheckpointError(f"{self._adapter.file_of(name)}: tensor {name!r} {why}")
-
-    def _one(self, first: str, second: str) -> CheckpointError:
-        return self._wrong(
-            second, f"is the same as {first!r}; which of the two counts is not known"
-        )
-
     def _place(self, here: str, change: Change) -> None:
         """Note what a change is made to, by its module's path in the base."""
-        module, first = change.module, next(iter(change.tensors.values()))
+        module, first = change.module, change.first
         weight = self._modern.get(f"{here}.weight")
         if weight is None:
-            raise self._wrong(
+            raise self._adapter.wrong(
                 first,
                 f"changes {module!r}, which {self.folder} has no weight of: the adapter is of "
                 "another model, or of a head that is not in these weights",
             )
         if not self.settings.has(module):
-            raise self._wrong(
+            raise self._adapter.wrong(
                 first,
                 f"changes {module!r}, which is not among target_modules of {self.settings.path}; "
                 "which of the two counts is not known",
             )
         if weight in self._change:
-            raise self._one(self._change[weight].module, module)
+            raise self._adapter.both(self._change[weight].first, first, weight)
         saved = self._whole.get(weight)
         if saved is not None and BESIDE not in saved:
-            raise self._wrong(
-                first, f"changes {module!r}, whose weight {saved!r} would stand in the place of"
+            raise self._adapter.wrong(
+                first,
+                f"changes {module!r}, whose weight {saved!r} would stand in the place of; expected "
+                "one of the two",
             )
         self._check(weight, change)
         self._change[weight] = change
         if (added := change.tensors.get("bias")) is not None:
             bias = self._modern.get(f"{here}.bias")
             if bias is None:
-                raise self._wrong(
+                raise self._adapter.wrong(
                     added,
                     f"is added to a bias of {module!r}, which {self.folder} has none of",
                 )
@@ -163,18 +151,18 @@ class AdaptedFiles(WeightFiles):
         allowed = wanted | (set() if change.of_rows else {"bias"})
         known = {kind: end for end, kind in reversed(FACTORS.items())}
         for kind in sorted(wanted - there.keys()):
-            first = next(iter(there.values()))
-            raise self._wrong(first, f"has no {change.module}{known[kind]} beside it")
+            lacking = f"{change.module}{known[kind]}"
+            raise self._adapter.wrong(change.first, f"has no {lacking} beside it")
         for kind in sorted(there.keys() - allowed):
             ends = ", ".join(known[kind] for kind in sorted(wanted))
-            raise self._wrong(
+            raise self._adapter.wrong(
                 there[kind],
                 f"has no place beside {ends} (use_dora is {self.settings.by_length} in "
                 f"{self.settings.path})",
             )
         shape = self.shape(weight)
         if len(shape) != 2:
-            raise self._wrong(
+            raise self._adapter.wrong(
                 there[a],
                 f"changes {weight!r} of shape {shape}, and an adapter's changes to matrices alone "
                 "are served",
@@ -187,8 +175,8 @@ class AdaptedFiles(WeightFiles):
             self._check_shape(there["lengths"], (gives,), weight)
 
     def _check_shape(self, name: str, right: tuple[int, ...], beside: str) -> None:
-        if (found := self._adapter.shape(name)) != right:
-            raise self._wrong(
+        if (found := self._adapter.files.shape(name)) != right:
+            raise self._adapter.wrong(
                 name,
                 f"has shape {found}, but {beside!r} {self.shape(beside)} and {self.settings.path} "
                 f"ask for {right}",
@@ -200,34 +188,33 @@ class AdaptedFiles(WeightFiles):
 
     @property
     def paths(self) -> list[Path]:
-        return [*self._base.paths, *self._adapter.paths]
+        return [*self._base.paths, *self._adapter.files.paths]
 
     def file_of(self, name: str) -> Path:
         whole = self._whole.get(name)
-        return self._base.file_of(name) if whole is None else self._adapter.file_of(whole)
+        return self._base.file_of(name) if whole is None else self._adapter.files.file_of(whole)
 
     def shape(self, name: str) -> tuple[int, ...]:
         whole = self._whole.get(name)
-        return self._base.shape(name) if whole is None else self._adapter.shape(whole)
+        return self._base.shape(name) if whole is None else self._adapter.files.shape(whole)
 
     def dtype(self, name: str) -> torch.dtype:
         """Of the base's tensor: what it would be saved in."""
         if name in self._stored:
             return self._base.dtype(name)
-        return self._adapter.dtype(self._whole[name])
+        return self._adapter.files.dtype(self._whole[name])
 
     def read(self, name: str) -> Tensor:
-        """The tensor; a changed one in float32 at least, which holds the sum of halves better than
-        halves."""
+        """The tensor; a changed one as wide as the sum."""
         name = self._same.get(name, name)
         whole = self._whole.get(name)
-        tensor = self._base.read(name) if whole is None else self._adapter.read(whole)
+        tensor = self._base.read(name) if whole is None else self._adapter.files.read(whole)
         change, bias = self._change.get(name), self._bias.get(name)
         if change is None and bias is None:
             return tensor
         check_dtype_served(self, name, tensor)
         check_finite(self, name, tensor, tensor.dtype)
-        wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        wide = tensor.to(torch.promote_types(tensor.dtype, self._least))
         if change is not None:
             wide = self._changed(wide, change)
         if bias is not None:
@@ -236,8 +223,8 @@ class AdaptedFiles(WeightFiles):
         if not bool(torch.isfinite(wide).all()):
             by = change or bias
             assert by is not None
-            raise self._wrong(
-                next(iter(by.tensors.values())),
+            raise self._adapter.wrong(
+                by.first,
                 f"makes infinities or NaN of {name!r} in {self.file_of(name)}",
             )
         return wide
@@ -256,21 +243,32 @@ class AdaptedFiles(WeightFiles):
 
     def _factor(self, change: Change, kind: str, dtype: torch.dtype) -> Tensor:
         name = change.tensors[kind]
-        tensor = self._adapter.read(name)
-        check_dtype_served(self._adapter, name, tensor)
-        check_finite(self._adapter, name, tensor, tensor.dtype)
+        tensor = self._adapter.files.read(name)
+        check_dtype_served(self._adapter.files, name, tensor)
+        check_finite(self._adapter.files, name, tensor, tensor.dtype)
         return tensor.to(dtype)
 
 
-def fits(base: WeightFiles, folder: Path) -> bool:
-    """Whether an adapter changes any of the tensors that the base's files have."""
-    changes, _ = sorted_tensors(WeightFiles(folder, FILES))
-    names = modern_names(base.names, base.folder)
-    rename = renaming(set(changes), names)
-    return any(f"{rename(module)}.weight" in names for module in changes)
+def with_adapter(
+    files: WeightFiles, folder: Path, least: torch.dtype
+) -> tuple[WeightFiles, LoraAdapter | None]:
+    """Weights with the adapter of a folder in them; or as they are, and the adapter, where it
+    changes none of them: it has the names of an encoder's parameters.
+
+    Args:
+        files: the weights.
+        folder: of the adapter.
+        least: as of `AdaptedFiles`.
+
+    Raises:
+        CheckpointError: as of `AdaptedFiles`, or the weights are no base of an adapter.
+    """
+    _check_bare(files)
+    beside = matched(LoraAdapter(read_settings(folder), WeightFiles(folder, FILES)), files)
+    return (AdaptedFiles(beside, least), None) if beside.fits else (files, beside.adapter)
 
 
-def check_bare(files: WeightFiles, folder: Path) -> None:
+def _check_bare(files: WeightFiles) -> None:
     """Weights that an adapter may be put on: as they were trained, and without others.
 
     Raises:
@@ -278,13 +276,14 @@ def check_bare(files: WeightFiles, folder: Path) -> None:
     """
     if isinstance(files, QuantizedFiles):
         raise CheckpointError(
-            f"{folder}: its linear layers are saved in eight bits, which an adapter is not put on; "
-            "expected the weights that it was trained beside (quantize= goes with an adapter)"
+            f"{files.folder}: its linear layers are saved in eight bits, which an adapter is not "
+            "put on; expected the weights that it was trained beside (quantize= goes with an "
+            "adapter)"
         )
     if layers := adapted(files.names):
         raise CheckpointError(
-            f"{folder}: the weights have adapters of tasks ({layers[0]!r} has one), and are no "
-            "base of another adapter; task= chooses among those"
+            f"{files.folder}: the weights have adapters of tasks ({layers[0]!r} has one), and are "
+            "no base of another adapter; task= chooses among those"
         )
 
 

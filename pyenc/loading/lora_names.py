@@ -1,4 +1,4 @@
-"""The tensors of a LoRA adapter by their names: what each is, and which of the base's it means.
+"""A LoRA adapter's tensors by their names: what each is, and which of the base's it means.
 
 An adapter names the modules that it changes as the model that was trained has them, below
 `base_model.model.`; what that model's own prefix is (`bert.`, `model.`) and what the base's file
@@ -7,14 +7,15 @@ has in its place may differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
 from ..errors import CheckpointError
 from ..models.families import FAMILIES
+from .lora_settings import LoraSettings
 from .weights import WeightFiles
-from .wrappers import modern_name
+from .wrappers import modern_name, modern_names
 
 WRAPPER = "base_model.model."
 """What peft puts before the paths of the model that it wraps."""
@@ -43,6 +44,11 @@ class Change:
     tensors: dict[str, str] = field(default_factory=dict)
 
     @property
+    def first(self) -> str:
+        """A tensor of it, for messages."""
+        return next(iter(self.tensors.values()))
+
+    @property
     def of_rows(self) -> bool:
         """Whether it is an embedding's."""
         return "rows A" in self.tensors or "rows B" in self.tensors
@@ -53,32 +59,66 @@ class Change:
         return ("rows A", "rows B") if self.of_rows else ("A", "B")
 
 
-def sorted_tensors(adapter: WeightFiles) -> tuple[dict[str, Change], dict[str, str]]:
-    """Module, as the families know it -> its change; and name -> tensor of those that stand whole
-    in the base's place."""
-    changes: dict[str, Change] = {}
-    whole: dict[str, str] = {}
-    for stored in adapter.names:
+class LoraAdapter:
+    """An adapter: its settings, and its tensors by what they are.
+
+    Args:
+        settings: what its file says.
+        files: its tensors.
+
+    Raises:
+        CheckpointError: a tensor is of a kind that is not served, there are two of a kind, or none
+            is of LoRA.
+    """
+
+    def __init__(self, settings: LoraSettings, files: WeightFiles) -> None:
+        self.settings = settings
+        self.files = files
+        self.changes: dict[str, Change] = {}
+        """Module, as the families know it -> its change."""
+        self.whole: dict[str, str] = {}
+        """Name -> tensor of those that stand whole in the base's place."""
+        for stored in files.names:
+            self._sort(stored)
+        if not self.changes:
+            some = ", ".join(files.names[:3]) or "none"
+            raise CheckpointError(
+                f"{files.file_of('')}: no tensors of LoRA; expected names such as "
+                f"{WRAPPER}<module>.lora_A.weight, got {some}"
+            )
+
+    def _sort(self, stored: str) -> None:
         path = stored.removeprefix(WRAPPER)
         end = next((end for end in FACTORS if path.endswith(end)), None)
         if end is not None:
             module = path.removesuffix(end)
-            change = changes.setdefault(_modern(module), Change(module))
-            if change.module != module or FACTORS[end] in change.tensors:
-                first = change.tensors.get(FACTORS[end], change.module)
-                raise _one(adapter, first, stored)
-            change.tensors[FACTORS[end]] = stored
-            continue
+            modern, kind = _modern(module), FACTORS[end]
+            change = self.changes.setdefault(modern, Change(module))
+            if change.module != module or kind in change.tensors:
+                raise self.both(change.tensors.get(kind) or change.first, stored, modern)
+            change.tensors[kind] = stored
+            return
         if ".lora_" in path or "trainable_tokens" in path:
-            raise CheckpointError(
-                f"{adapter.file_of(stored)}: tensor {stored!r} is of a kind that is not served; "
-                f"served: {', '.join(FACTORS)}, and tensors that stand in the base's place"
+            raise self.wrong(
+                stored,
+                f"is of a kind that is not served; served: {', '.join(FACTORS)}, and tensors that "
+                "stand in the base's place",
             )
         name = modern_name(path.replace(BESIDE, "."))
-        if name in whole:
-            raise _one(adapter, whole[name], stored)
-        whole[name] = stored
-    return changes, whole
+        if name in self.whole:
+            raise self.both(self.whole[name], stored, name)
+        self.whole[name] = stored
+
+    def wrong(self, name: str, why: str) -> CheckpointError:
+        """What is said of one of the tensors."""
+        return CheckpointError(f"{self.files.file_of(name)}: tensor {name!r} {why}")
+
+    def both(self, first: str, second: str, place: str) -> CheckpointError:
+        """What is said of two of the tensors that would do the same to one place."""
+        return CheckpointError(
+            f"{self.files.file_of(second)}: tensors {first!r} and {second!r} are both of "
+            f"{place!r}; which of the two counts is not known; expected it by one name alone"
+        )
 
 
 def _modern(module: str) -> str:
@@ -86,14 +126,31 @@ def _modern(module: str) -> str:
     return modern_name(f"{module}.weight").removesuffix(".weight")
 
 
-def _one(adapter: WeightFiles, first: str, second: str) -> CheckpointError:
-    return CheckpointError(
-        f"{adapter.file_of(second)}: {first!r} and {second!r} are one; which of the two counts is "
-        "not known"
-    )
+@dataclass(frozen=True)
+class Matched:
+    """An adapter beside a base, by names."""
+
+    adapter: LoraAdapter
+    base: WeightFiles
+    names: Mapping[str, str]
+    """The base's: name as the families know it -> stored name."""
+    rename: Callable[[str], str]
+    """From a module's path in the trained model to that in the base's files."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the adapter changes any of the tensors that the base's files have."""
+        return any(f"{self.rename(module)}.weight" in self.names for module in self.adapter.changes)
 
 
-def renaming(modules: set[str], names: Iterable[str]) -> Callable[[str], str]:
+def matched(adapter: LoraAdapter, base: WeightFiles) -> Matched:
+    """An adapter beside the weights that it may be of."""
+    names = modern_names(base.names, base.folder)
+    whole = {name.rpartition(".")[0] for name in adapter.whole}
+    return Matched(adapter, base, names, _renaming({*adapter.changes, *whole}, names))
+
+
+def _renaming(modules: set[str], names: Iterable[str]) -> Callable[[str], str]:
     """From a module's path in the trained model to that in the base's files: one prefix for
     another, the pair that fits the most of them; what the base does not have keeps its own.
 

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .lora import AdaptedFiles
+from .lora_names import LoraAdapter, matched
 from .strict import check_finite, check_shape
+from .target import dtype_of_sums
 from .weights import WeightFiles
 
 
@@ -41,20 +43,20 @@ class _State(WeightFiles):
 
 
 def adapted_state(
-    state: Mapping[str, Tensor], adapter: Path, folder: Path, dtype: torch.dtype
+    state: Mapping[str, Tensor], adapter: LoraAdapter, folder: Path, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """An encoder's parameters with an adapter in them that has their names.
 
     Args:
         state: by name, on a CPU, float32 or wider.
-        adapter: its folder.
+        adapter: as it was opened.
         folder: of the base, for messages.
         dtype: of what is given back.
 
     Raises:
         CheckpointError: as of `AdaptedFiles`; or a tensor of it is none of the encoder's.
     """
-    files = AdaptedFiles(_State(state, folder), adapter)
+    files = AdaptedFiles(matched(adapter, _State(state, folder)), dtype_of_sums(dtype))
     for name in files.names:
         if name not in state:
             raise CheckpointError(

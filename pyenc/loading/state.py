@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..models import EncoderConfig
 from ..models.families import Family, in_own_order
+from .lora_names import LoraAdapter
 from .lora_own import adapted_state
 from .strict import check_dtype_served, check_finite
+from .target import dtype_of_sums
 from .weights import WeightFiles
 
 
@@ -22,7 +23,7 @@ def read_state(
     config: EncoderConfig,
     device: torch.device,
     dtype: torch.dtype,
-    adapter: Path | None = None,
+    adapter: LoraAdapter | None = None,
 ) -> dict[str, Tensor]:
     """Parameter -> tensor, in memory of its own.
 
@@ -32,14 +33,14 @@ def read_state(
         family: whose they are.
         config: the encoder that they make.
         device, dtype: of what is given.
-        adapter: folder of one that has the parameters' own names.
+        adapter: one that has the parameters' own names.
 
     Raises:
         CheckpointError: a tensor is not finite or has a dtype that is not served, or the adapter
             does not belong to the encoder.
     """
     # An adapter is added to what is not rounded yet.
-    read = dtype if adapter is None else torch.promote_types(dtype, torch.float32)
+    read = dtype if adapter is None else dtype_of_sums(dtype)
     state: dict[str, Tensor] = {}
     for parameter, names in sources.items():
         rows = in_own_order(_read(files, names, read), family.row_order(config, parameter))

@@ -54,6 +54,16 @@ def check_dtype(dtype: str | torch.dtype | None, stored: torch.dtype) -> torch.d
     return dtype
 
 
+def dtype_of_sums(dtype: str | torch.dtype | None) -> torch.dtype:
+    """What adapters are added to weights in, at least: float32, which holds the sum of halves
+    better than halves, or the dtype asked for where it is wider.
+
+    Raises:
+        InputError: as of `check_dtype`.
+    """
+    return torch.promote_types(check_dtype(dtype, torch.float32), torch.float32)
+
+
 def check_eight_bits(device: torch.device) -> None:
     """Refuse a device on which linear layers in eight bits are not served.
 

@@ -123,10 +123,14 @@ class MergedFiles(WeightFiles):
         files: with adapters among their tensors.
         tasks: what they are.
         task: whose adapter; None: the weights without one.
+        least: what the sum is made in, where the weights are not wider (`dtype_of_sums`).
     """
 
-    def __init__(self, files: WeightFiles, tasks: Tasks, task: str | None) -> None:
+    def __init__(
+        self, files: WeightFiles, tasks: Tasks, task: str | None, least: torch.dtype
+    ) -> None:
         self.folder = files.folder
+        self._least = least
         self._files = files
         self._scaling = tasks.scaling
         self._number = None if task is None else list(tasks.instructions).index(task)
@@ -149,14 +153,13 @@ class MergedFiles(WeightFiles):
         return self._files.dtype(name)
 
     def read(self, name: str) -> Tensor:
-        """The tensor; with an adapter at least float32, which holds the sum of halves better than
-        halves."""
+        """The tensor; with an adapter as wide as the sum."""
         base = self._files.read(name)
         layer = name.removesuffix(BASE)
         if self._number is None or layer == name:
             return base
         check_dtype_served(self, name, base)
-        wide = torch.promote_types(base.dtype, torch.float32)
+        wide = torch.promote_types(base.dtype, self._least)
         a, b = (_factor(self, layer + factor)[self._number].to(wide) for factor in FACTORS)
         left, right = (a, b) if _embedding(layer) else (b, a)
         return added(base.to(wide), left, right, self._scaling)

@@ -141,7 +141,7 @@ def _together(located: Located) -> dict[str, Path]:
     """Path in a whole folder -> file."""
     assert located.adapter is not None
     below = located.adapter.relative_to(located.folder)
-    files = {p: located.folder / p for p in small_files(located.folder, below.as_posix())}
+    files = small_paths(located.folder, below.as_posix())
     for pattern in BORROWED[:1] if has_tokenizer(located.adapter) else BORROWED:
         for path in located.weights.glob(pattern):
             # What the adapter has stays: a limit of its own beside the base's words.
@@ -153,22 +153,32 @@ def small_files(folder: Path, transformer_path: str) -> dict[str, bytes]:
     """Everything but the encoder's weights, so that saving needs the old folder no more.
 
     Args:
-        folder: of the checkpoint.
-        transformer_path: where the encoder's own files are, below it.
+        folder, transformer_path: as of `small_paths`.
 
     Returns:
         Relative path -> content.
     """
-    files: dict[str, bytes] = {}
+    return {name: path.read_bytes() for name, path in small_paths(folder, transformer_path).items()}
+
+
+def small_paths(folder: Path, transformer_path: str) -> dict[str, Path]:
+    """Where everything but the encoder's weights is.
+
+    Args:
+        folder: of the checkpoint.
+        transformer_path: where the encoder's own files are, below it.
+
+    Returns:
+        Relative path -> file.
+    """
+    found: list[Path] = []
     for base in {folder, folder / transformer_path}:
         for pattern in set(SMALL_FILES) - {ADAPTER}:  # which is in the weights, if anywhere
-            for path in base.glob(pattern):
-                files[path.relative_to(folder).as_posix()] = path.read_bytes()
+            found += base.glob(pattern)
     if not (folder / "modules.json").is_file() and (folder / LONE_POOLING).is_file():
-        files[LONE_POOLING] = (folder / LONE_POOLING).read_bytes()
+        found.append(folder / LONE_POOLING)
     for module in module_paths(folder):
         if folder / module != folder / transformer_path:
-            for path in (folder / module).glob("*"):  # Normalize has no folder
-                if path.is_file():
-                    files[path.relative_to(folder).as_posix()] = path.read_bytes()
-    return files
+            # Normalize has no folder.
+            found += (path for path in (folder / module).glob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path for path in found}

@@ -12,7 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pyenc.loading import load_checkpoint
 from tests.conftest import GOLDEN
+
+PREFIX = "base_model.model."
+"""What peft puts before every name."""
 
 BASE = "bert_mean_h4"
 QUERY = "encoder.layer.0.attention.self.query"
@@ -61,11 +65,16 @@ def changes(
             else ("lora_A.weight", "lora_B.weight")
         )
         for end, tensor in zip(ends, (a, b), strict=True):
-            found[f"base_model.model.{module}.{end}"] = (tensor / 4).to(dtype)
+            found[f"{PREFIX}{module}.{end}"] = (tensor / 4).to(dtype)
         if lengths:
             many = torch.rand(width if embedding else rows, generator=generator) + 0.5
-            found[f"base_model.model.{module}.lora_magnitude_vector"] = many.to(dtype)
+            found[f"{PREFIX}{module}.lora_magnitude_vector"] = many.to(dtype)
     return found
+
+
+def of_own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As peft saves what was trained on an `Encoder`."""
+    return {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}
 
 
 def adapter(
@@ -86,6 +95,17 @@ def adapter(
     return folder
 
 
+def weights(folder: Path, base: Path = GOLDEN / BASE, **how: Any) -> dict[str, Tensor]:
+    """By published names, as they would be saved."""
+    checkpoint = load_checkpoint(base, adapter=folder, device="cpu", **how)
+    state = checkpoint.encoder.state_dict()
+    found: dict[str, Tensor] = {}
+    for parameter, names in checkpoint.sources.items():
+        rows = state[parameter].chunk(len(names)) if len(names) > 1 else [state[parameter]]
+        found |= dict(zip(names, rows, strict=True))
+    return found
+
+
 def merged(
     weight: Tensor, tensors: Mapping[str, Tensor], module: str, *,
     alpha: float = ALPHA, rooted: bool = False,
@@ -93,9 +113,9 @@ def merged(
     """The formula, in doubles: W + alpha / r B A, and of DoRA every output's row brought to its
     length."""
     own = {
-        name.removeprefix(f"base_model.model.{module}."): tensor.double()
+        name.removeprefix(f"{PREFIX}{module}."): tensor.double()
         for name, tensor in tensors.items()
-        if name.startswith(f"base_model.model.{module}.")
+        if name.startswith(f"{PREFIX}{module}.")
     }
     embedding = "lora_embedding_A" in own
     a, b = (own[f"lora_embedding_{x}" if embedding else f"lora_{x}.weight"] for x in "AB")

@@ -71,15 +71,17 @@ def test_rounded_once() -> None:
         assert torch.equal(tensor, wide[name].to(torch.bfloat16)), name
 
 
-def test_in_doubles(tmp_path: Path) -> None:
-    """The sum is as wide as the weights are."""
+@pytest.mark.parametrize("dtype", ["auto", "float64"])
+def test_in_doubles(tmp_path: Path, dtype: str) -> None:
+    """The sum is as wide as the weights are, or as what is asked for."""
     folder = copied(NAME, tmp_path)
-    edit_tensors(
-        folder, lambda tensors: tensors.update({n: t.double() for n, t in tensors.items()})
-    )
-    stored, number = tensors_of(folder), TASKS.index("separation")
-    a, b = (stored[f"{QKV}.0.lora_{x}"][number] for x in "AB")
-    checkpoint = load_checkpoint(folder, task="separation", dtype="auto")
+    if dtype == "auto":
+        edit_tensors(
+            folder, lambda tensors: tensors.update({n: t.double() for n, t in tensors.items()})
+        )
+    stored = {name: tensor.double() for name, tensor in tensors_of(folder).items()}
+    a, b = (stored[f"{QKV}.0.lora_{x}"][TASKS.index("separation")] for x in "AB")
+    checkpoint = load_checkpoint(folder, task="separation", dtype=dtype)
     got = checkpoint.encoder.state_dict()["layers.1.attention.qkv.weight"]
     assert (got - (stored[f"{QKV}.original"] + b @ a * 2 / 3)).abs().max() <= 1e-14
 

@@ -14,59 +14,26 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import pyenc
-from pyenc.errors import CheckpointError, InputError
-from tests.conftest import GOLDEN, read_golden
-from tests.seeds import seed
+from pyenc.errors import InputError
+from tests.conftest import read_golden
 
 # By a module of it: a folder of tests has its name.
 pytest.importorskip("transformers.modeling_utils")
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    XLMRobertaConfig,
-    XLMRobertaForSequenceClassification,
-    pipeline,
-)
+from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
 
-from tests.integrations.transformers.register_support import copied, fresh
+from tests.integrations.transformers.classifier_folders import (
+    POOLED,
+    batch,
+    classifier,
+    drawn,
+    reranker,
+)
 from tests.integrations.transformers.register_support import registered as registered
 
 pytestmark = pytest.mark.usefixtures("registered")
-
 OFF = 2e-5
-POOLED = (
-    "gte_base_like_h4", "gte_multilingual_like_h4", "jina_geglu_h4", "jina_original_h4",
-    "jina_qk_h4", "jina_reglu_h4", "mosaic_base_h12", "mosaic_mlm_h4",
-)  # fmt: skip
-"""Families whose classifier stands behind a pooler, as BERT's."""
 PAIRS = [("the sky", "is blue today"), ("a", "the quick brown fox"), ("", "x")]
-
-
-def drawn(*shape: int, more: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed() + sum(shape) + more)
-    return torch.randn(shape, generator=generator) / 4
-
-
-def classifier(folder: Path, name: str, labels: int = 1, **config: Any) -> Path:
-    """A golden checkpoint with a pooler and a classifier among its tensors."""
-    said = {"id2label": {str(i): f"L{i}" for i in range(labels)}, "label2id": None}
-    copied(name, folder, architectures=["AForSequenceClassification"], **(said | config))
-    pickled = folder / "pytorch_model.bin"
-    if pickled.is_file():
-        tensors = torch.load(pickled, weights_only=True)
-        pickled.unlink()
-    else:
-        tensors = load_file(folder / "model.safetensors")
-    word = next(n for n in tensors if n.endswith("embeddings.word_embeddings.weight"))
-    prefix, width = word.removesuffix("embeddings.word_embeddings.weight"), tensors[word].shape[1]
-    tensors[f"{prefix}pooler.dense.weight"] = drawn(width, width)
-    tensors[f"{prefix}pooler.dense.bias"] = drawn(width)
-    tensors["classifier.weight"], tensors["classifier.bias"] = drawn(labels, width), drawn(labels)
-    tensors = {n: t.clone() for n, t in tensors.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 def expected(folder: Path, ids: Tensor, mask: Tensor, types: Tensor | None) -> Tensor:
@@ -91,73 +58,17 @@ def test_behind_a_pooler(tmp_path: Path, name: str, labels: int) -> None:
     assert type(model).__name__ == "PyencForSequenceClassification"
     assert (model.config.num_labels, model.training) == (labels, False)
     golden, compared = read_golden(name), 0
-    for batch in golden.batches:
-        if golden.expected(batch, "last_hidden_state") is None:
+    for which in golden.batches:
+        if golden.expected(which, "last_hidden_state") is None:
             continue
-        ids, mask, types = golden.inputs(batch)
-        if not bool(mask[:, 0].all()):  # which is refused, below
+        ids, mask, types = golden.inputs(which)
+        if not bool(mask[:, 0].all()):  # which is refused
             continue
         got = model(input_ids=ids, attention_mask=mask, token_type_ids=types)
         off = (got.logits - expected(folder, ids, mask, types)).abs().max()
-        assert off <= OFF, f"{batch}: off by {off:.2g}"
+        assert off <= OFF, f"{which}: off by {off:.2g}"
         compared += 1
     assert compared >= 3
-
-
-def reranker(folder: Path, **said: Any) -> XLMRobertaForSequenceClassification:
-    """jina-reranker-v2's layout, of a model of transformers' XLM-RoBERTa, which computes the same:
-    tensors by the names of its original code, a `config.json` without `model_type`."""
-    torch.manual_seed(seed())
-    sizes: dict[str, Any] = {
-        "vocab_size": 384, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "intermediate_size": 96, "max_position_embeddings": 66, "type_vocab_size": 1,
-        "layer_norm_eps": 1e-5, "pad_token_id": 1, "id2label": {"0": "LABEL_0"},
-    }  # fmt: skip
-    model = XLMRobertaForSequenceClassification(XLMRobertaConfig(**sizes)).eval()
-    for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape) / 5
-    renamed = {
-        "embeddings.LayerNorm": "emb_ln", "encoder.layer.": "encoder.layers.",
-        "attention.output.dense": "mixer.out_proj", "attention.output.LayerNorm": "norm1",
-        "intermediate.dense": "mlp.fc1", "output.LayerNorm": "norm2", ".output.dense": ".mlp.fc2",
-    }  # fmt: skip
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        for theirs, its in renamed.items():
-            name = name.replace(theirs, its)
-        tensors[name] = tensor.clone()
-    for i in range(2):
-        layer = f"roberta.encoder.layers.{i}"
-        for end in ("weight", "bias"):
-            parts = [
-                tensors.pop(f"{layer}.attention.self.{x}.{end}") for x in ("query", "key", "value")
-            ]
-            tensors[f"{layer}.mixer.Wqkv.{end}"] = torch.cat(parts)
-    copied("xlmr_e5_like_h2", folder)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    code = "xlm_roberta.XLMRobertaFor"
-    config = sizes | {
-        "architectures": ["XLMRobertaForSequenceClassification"], "num_labels": 1,
-        "auto_map": {
-            "AutoConfig": "configuration_xlm_roberta.XLMRobertaFlashConfig",
-            "AutoModelForSequenceClassification": f"modeling_{code}SequenceClassification",
-        },
-        "classifier_dropout": None, "emb_pooler": None, "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "use_flash_attn": True,
-        "position_embedding_type": "absolute", "torch_dtype": "float32",
-    } | said  # fmt: skip
-    (folder / "config.json").write_text(
-        json.dumps({k: v for k, v in config.items() if v is not ...})
-    )
-    return model
-
-
-def batch() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed() + 1)
-    ids = torch.randint(3, 380, (3, 20), generator=generator)
-    mask = torch.ones_like(ids)
-    ids[:, 0], ids[1, 9:], mask[1, 9:] = 0, 1, 0
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 @torch.no_grad()
@@ -288,142 +199,6 @@ def test_what_was_trained_is_written(tmp_path: Path, name: str) -> None:
         )
 
 
-def test_labels_that_no_file_says(tmp_path: Path) -> None:
-    """As many as the weights have."""
-    folder = classifier(tmp_path, "jina_geglu_h4", 3, id2label=None)
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
-    assert model.config.num_labels == 3
-    folder = classifier(tmp_path / "said", "jina_geglu_h4", 1, id2label=None, num_labels=1)
-    assert AutoConfig.from_pretrained(folder).num_labels == 1
-
-
-def edited(folder: Path, **tensors: Tensor | None) -> Path:
-    stored = load_file(folder / "model.safetensors") | tensors
-    kept = {name: tensor for name, tensor in stored.items() if tensor is not None}
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "none": ({}, {"classifier.weight": None, "classifier.bias": None},
-             r"no classifier: the weights lack 'classifier.weight', and none is made anew"),
-    "no bias": ({}, {"classifier.bias": None}, r"the weights lack 'classifier.bias'"),
-    "width": ({}, {"classifier.weight": torch.ones(1, 65)},
-              r"'classifier' is torch.float32 \(1, 65\) with a bias of \(1,\); expected"),
-    "no rows": ({}, {"classifier.weight": torch.ones(0, 64), "classifier.bias": torch.ones(0)},
-                r"'classifier' is torch.float32 \(0, 64\)"),
-    "whole numbers": ({}, {"classifier.weight": torch.ones(1, 64, dtype=torch.int32)},
-                      r"'classifier' is torch.int32"),
-    "not finite": ({}, {"classifier.weight": torch.full((1, 64), torch.nan)}, r"has nan at"),
-    "pooler": ({}, {"pooler.dense.weight": None, "pooler.dense.bias": None},
-               r"no pooler.dense among the tensors"),
-    "labels": ({"id2label": {"0": "a", "1": "b"}}, {},
-               r"2 labels \(num_labels, id2label\) are wanted, and .* a classifier of 1"),
-    "labels said": ({"id2label": None, "num_labels": 4}, {}, r"4 labels .* a classifier of 1"),
-    "labels of no kind": ({"id2label": None, "num_labels": "x"}, {}, r"num_labels must be a whole"),
-    "labels in two ways": ({"num_labels": 2}, {}, r"num_labels is 2, and id2label names 1"),
-    "labels from one on": ({"id2label": {"1": "a"}}, {}, r"id2label names 1; expected 0 to 0"),
-    "names of no kind": ({"id2label": ["a"]}, {}, r"id2label must be labels by whole numbers"),
-    "names by no numbers": ({"id2label": {"x": "a"}}, {}, r"id2label must be labels by whole"),
-    "numbers of no kind": ({"label2id": "x"}, {}, r"label2id must be numbers by label, got 'x'"),
-    "problem": ({"problem_type": "foo"}, {}, r"problem_type 'foo' is unknown; known: regression"),
-    "dropout": ({"classifier_dropout": 2}, {}, r"classifier_dropout must be null or a number"),
-    "dropout of no kind": ({"classifier_dropout": "x"}, {}, r"classifier_dropout must be null or"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_refused(tmp_path: Path, case: str) -> None:
-    config, tensors, message = WRONG[case]
-    folder = edited(classifier(tmp_path, "jina_geglu_h4", **config), **tensors)
-    with pytest.raises(CheckpointError, match=message):
-        AutoModelForSequenceClassification.from_pretrained(folder)
-
-
-def test_others_that_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"pyenc knows no classifier of NeoBERT"):
-        AutoModelForSequenceClassification.from_pretrained(GOLDEN / "neobert_like_h4")
-    folder = classifier(tmp_path, "jina_geglu_h4")
-    for number in (5, 2):
-        with pytest.raises(CheckpointError, match=rf"{number} labels .* are wanted"):
-            AutoModelForSequenceClassification.from_pretrained(folder, num_labels=number)
-    unsaid = classifier(tmp_path / "unsaid", "jina_geglu_h4", 3, id2label=None)
-    said = classifier(tmp_path / "said", "jina_geglu_h4", 3, num_labels=3)
-    for each in (unsaid, said):
-        for number in (2, 5):
-            with pytest.raises(CheckpointError, match=rf"{number} labels .* are wanted"):
-                AutoModelForSequenceClassification.from_pretrained(each, num_labels=number)
-    for given, message in (
-        ({"num_labels": "3"}, "num_labels must be a whole number from 1 on, got '3'"),
-        ({"problem_type": "foo"}, "problem_type 'foo' is unknown"),
-        ({"num_labels": 4, "id2label": {0: "a"}}, "num_labels is 4, and id2label names 1"),
-    ):
-        with pytest.raises(InputError, match=message):
-            AutoModelForSequenceClassification.from_pretrained(said, **given)
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
-    with pytest.raises(InputError, match="inputs_embeds is not served"):
-        model(inputs_embeds=torch.ones(1, 2, 64))
-
-
-PADDING: list[tuple[dict[str, Any], str]] = [
-    ({"pad_token_id": None}, r"pad_token_id must be a whole number from 0 .* got None"),
-    ({"pad_token_id": -1}, r"pad_token_id must be a whole number from 0 .* got -1"),
-    ({"pad_token_id": 65}, r"leaves no position after the padding id 65"),
-    ({"position_embedding_type": "alibi"}, r"position_embedding_type is 'alibi'"),
-]
-
-
-@pytest.mark.parametrize(("said", "message"), PADDING, ids=str)
-def test_positions_that_cannot_be_counted(
-    tmp_path: Path, said: dict[str, Any], message: str
-) -> None:
-    reranker(tmp_path, model_type="xlm-roberta", **said)
-    with pytest.raises(pyenc.PyencError, match=message):
-        pyenc.load(tmp_path)
-
-
-@pytest.mark.slow
-def test_transformers_alone_does_not_load_it(tmp_path: Path) -> None:
-    reranker(tmp_path)
-    ran = fresh(
-        "import sys\nfrom transformers import AutoModelForSequenceClassification as A\n"
-        "A.from_pretrained(sys.argv[1])",
-        tmp_path,
-    )
-    assert ran.returncode
-
-
-def test_a_row_that_begins_with_padding(tmp_path: Path) -> None:
-    """Its first state is never made, and its logits would be those of zeros."""
-    model = AutoModelForSequenceClassification.from_pretrained(classifier(tmp_path, POOLED[2]))
-    ids = torch.randint(5, 60, (2, 4))
-    mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
-    with pytest.raises(InputError, match=r"a row begins with padding, .*; expected padding on the"):
-        model(ids, mask)
-    assert torch.isfinite(model(ids, mask.flip(1)).logits).all()
-
-
-def test_what_a_call_says_of_labels(tmp_path: Path) -> None:
-    """Names by numbers, strings or not, and the kind of problem."""
-    folder = classifier(tmp_path, "jina_geglu_h4", 2)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, id2label={"0": "no", "1": "yes"}, problem_type="multi_label_classification"
-    )
-    assert model.config.id2label == {0: "no", 1: "yes"}
-    model.save_pretrained(tmp_path / "saved")
-    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
-    assert (again.config.id2label, again.config.problem_type) == (
-        {0: "no", 1: "yes"}, "multi_label_classification",
-    )  # fmt: skip
-    pyenc.load(tmp_path / "saved", pooling="mean", normalize=False).save(tmp_path / "published")
-    last = AutoModelForSequenceClassification.from_pretrained(tmp_path / "published")
-    assert last.config.to_dict()["id2label"] == {0: "no", 1: "yes"}
-    last.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
-    last.config.label2id = {"LABEL_0": 0, "LABEL_1": 1}
-    last.save_pretrained(tmp_path / "default")
-    assert AutoConfig.from_pretrained(tmp_path / "default").id2label[1] == "LABEL_1"
-
-
 @pytest.mark.parametrize(
     "said",
     [
@@ -444,33 +219,6 @@ def test_the_activation_of_its_scores(tmp_path: Path, said: dict[str, Any]) -> N
     with torch.no_grad():
         right = model.model(**given).logits[:, 0]
     np.testing.assert_allclose(model.predict(PAIRS), right.numpy(), atol=1e-5)
-
-
-def test_what_its_checkpoint_cannot_hold(tmp_path: Path) -> None:
-    """Not written in part, nor something else in its place."""
-    folder = classifier(tmp_path / "c", "jina_geglu_h4", 2)
-    cases: list[tuple[str, Any, str]] = [
-        ("classifier", torch.nn.Linear(64, 2, bias=False), "parameter classifier.bias is gone"),
-        ("classifier", torch.nn.Sequential(torch.nn.Linear(64, 2)), "classifier.0.weight is none"),
-        ("classifier", torch.nn.Linear(64, 5), r"classifier.weight is \(5, 64\), which would not"),
-        ("", None, "has nan"),
-        ("extra", torch.nn.Linear(3, 3), "parameter extra.weight is none of its checkpoint's"),
-    ]  # fmt: skip
-    for name, module, message in cases:
-        model = AutoModelForSequenceClassification.from_pretrained(folder)
-        if module is None:
-            torch.nn.init.constant_(model.classifier.weight, float("nan"))
-        else:
-            setattr(model, name, module)
-        with pytest.raises(CheckpointError, match=message):
-            model.save_pretrained(tmp_path / "saved")
-        assert not (tmp_path / "saved" / "model.safetensors").exists()
-    plain = AutoModel.from_pretrained(folder)
-    plain.extra = torch.nn.Linear(3, 3)
-    with pytest.raises((CheckpointError, InputError), match="extra"):
-        plain.save_pretrained(tmp_path / "saved")
-    with pytest.raises((CheckpointError, InputError), match="extra"):
-        plain.save_pretrained(tmp_path / "saved", state_dict=plain.state_dict())
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
@@ -494,13 +242,6 @@ def test_below_a_wrapper(tmp_path: Path, prefix: str) -> None:
     del tensors[f"{prefix}classifier.weight"]
     with pytest.raises(InputError, match=r"classifier.weight' is missing"):
         model.load_state_dict(tensors)
-
-
-def test_of_no_tokens(tmp_path: Path) -> None:
-    model = AutoModelForSequenceClassification.from_pretrained(classifier(tmp_path, POOLED[2]))
-    with pytest.raises(InputError, match="reads each row's first state; got no tokens"):
-        model(torch.zeros(2, 0, dtype=torch.long))
-    assert model(torch.zeros(0, 3, dtype=torch.long)).logits.shape == (0, 1)
 
 
 def test_adapters_of_tasks_beside_a_table(tmp_path: Path) -> None:
