@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyenc.errors import InputError
 from pyenc.models import Convolution, Disentangled, Encoder, EncoderConfig
@@ -88,6 +89,26 @@ def test_a_convolution_of_rows(kernel: int, base: EncoderConfig) -> None:
     )
     right = torch.nn.functional.layer_norm(x_TC + right, (24,), norm.weight, norm.bias, norm.eps)
     torch.testing.assert_close(answer_TC, right, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_convolution_is_a_product(groups: int) -> None:
+    """On a card torch's own multiplies float32 by TF32, unless somebody has asked it not to."""
+    convolution = Convolution(3, groups, "relu")
+    encoder = encoder_of(dataclasses.replace(DISTANCES, convolution=convolution))
+    called: list[str] = []
+
+    class Listening(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            called.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Listening():
+        encoder(torch.randint(0, 50, (2, 9))).sum().backward()
+    assert any("mm" in name for name in called)
+    assert not [name for name in called if "conv" in name]
 
 
 @torch.no_grad()
