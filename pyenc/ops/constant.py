@@ -6,8 +6,9 @@ which takes as long as torch itself: every start of a program would pay it, comp
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -17,3 +18,12 @@ def constant_result(function: Function) -> Function:
     # What torch sets; tests/ops/test_constant.py compares the two.
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def by_id(key: int) -> Any:
+    """The object whose `id` this is, and which somebody holds.
+
+    The compiler of torch 2.11 hands numbers and strings to a `constant_result`, and no object of a
+    user's own; the id of one is a number, which guards the graph.
+    """
+    return ctypes.cast(key, ctypes.py_object).value

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...errors import BackendError
+from ..constant import constant_result
 from .bias import ALiBi
 from .shared_heads import repeated
 
@@ -28,7 +29,7 @@ def why_not(
     wants_gradient: bool,
 ) -> str | None:
     """Why the package cannot serve a call, or None."""
-    if importlib.util.find_spec("flash_attn") is None:
+    if not _installed():
         return "flash_attn is not installed"
     if q.device.type != "cuda":
         return f"it does not serve {q.device.type} tensors"
@@ -47,6 +48,11 @@ def why_not(
     if return_lse and wants_gradient:
         return "it has no gradient through the log-sum-exp"
     return None
+
+
+@constant_result
+def _installed() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None
 
 
 def attention(

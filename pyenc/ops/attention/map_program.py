@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..autocast import exactly
-from ..constant import constant_result
+from ..constant import by_id, constant_result
 from ..unseen import unseen
 from . import traced_functions as _functions  # noqa: F401  (it fills the table)
 from .own_object import ScoreBias, ScoreMap, is_map
@@ -84,14 +84,18 @@ def _check_kind(made: Any) -> None:
         raise Unsupported("conditions in the place of numbers have no step")
 
 
-@constant_result
 def why_no_program(bias: ScoreMap | ScoreBias, heads: int) -> str | None:
     """Why a bias has none, or None: by two queries and two keys, which have values also where
     tensors are fake, and which no trace sees."""
+    return _why_none(id(bias), heads)
+
+
+@constant_result
+def _why_none(key: int, heads: int) -> str | None:
     with unseen():
         at = torch.arange(2, dtype=torch.int64, device="cpu")
         try:
-            program_of(bias, heads, at, at)
+            program_of(by_id(key), heads, at, at)
         except Unsupported as error:
             return str(error)
     return None

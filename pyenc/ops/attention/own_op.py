@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from ..constant import constant_result
+from ..constant import by_id, constant_result
 from ..registered import op_anywhere
 from .own_bias import backward, check_learned, forward
 from .own_object import OwnBias
@@ -50,7 +50,7 @@ def attention_traced(
     """As `attention_custom_bias`, in a graph. `bias` is made outside of it."""
     parameters = learned_of(bias)
     key = id(bias)  # which guards the graph
-    _remember(bias)
+    _remember(key)
     out, lse, *_ = torch.ops.pyenc.attention_own(
         q, k, v, cu_seqlens, parameters, positions, seed, key, scale, *window, dropout_p,
         extension, torch.is_grad_enabled(),
@@ -59,9 +59,9 @@ def attention_traced(
 
 
 @constant_result
-def _remember(bias: OwnBias) -> int:
-    _traced[id(bias)] = bias
-    return id(bias)
+def _remember(key: int) -> int:
+    _traced[key] = by_id(key)
+    return key
 
 
 def _terms(

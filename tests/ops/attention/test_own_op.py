@@ -120,7 +120,7 @@ def test_one_graph_gives_what_eager_gives(make: type[Capped]) -> None:
 def test_an_object_that_is_gone_is_named() -> None:
     q = torch.randn(30, 2, 8)
     key = id(bias := Capped(0.1))
-    own_op._remember(bias)
+    own_op._remember(key)
     del bias
     with pytest.raises(InputError, match="that this graph was compiled with is gone"):
         torch.ops.pyenc.attention_own(
