@@ -1,4 +1,5 @@
-"""A padded batch as packed tokens, and those through an encoder, some sequences at a time.
+"""A padded batch as packed tokens, and those through an encoder, some sequences at a time; which
+batches are.
 
 Shapes: B rows, N padded length, T packed tokens, C channels.
 """
@@ -14,7 +15,17 @@ from torch import Tensor
 
 from ...models import Encoder
 from ...models.packing import Packed, pack
-from .borrowed import Borrowed
+from ...ops.linear import few_rows_gain
+from ...ops.registered import PLAIN
+from .on_parameters import Borrowed
+
+SMALL = 2**27
+"""Tokens, and thirty-two times the padding beside them, times the square of the channels: below it
+a batch is computed by the model's own code, for the calls cost more there than the padding does.
+Measured where a batch takes as long either way (bench/NOTES.md)."""
+
+SMALL_PACKED = 2**20
+"""The same where few rows have products of their own, or take packed weights, and gain."""
 
 BATCH_TOKENS = 4096
 """Tokens that a CPU takes through all layers at a time, where no gradient is wanted: what the
@@ -77,3 +88,37 @@ def groups(bounds: Sequence[int], tokens: int) -> Iterator[tuple[int, int]]:
             last += 1
         yield first, last
         first = last
+
+
+def is_plain(features: dict[str, Any]) -> bool:
+    """Whether they are rows of token ids under zeros and ones, (B, N) each.
+
+    Weights, and masks that are added to scores or spread over rows, are for the model's own code.
+    """
+    ids, mask = features.get("input_ids"), features.get("attention_mask")
+    types = features.get("token_type_ids", ids)
+    return (
+        isinstance(ids, Tensor)
+        and isinstance(mask, Tensor)
+        and isinstance(types, Tensor)
+        and ids.ndim == 2
+        and ids.shape == mask.shape == types.shape
+        and type(ones := ((mask == 0) | (mask == 1)).all()) in PLAIN  # a fake one has no value
+        and bool(ones)
+    )
+
+
+def is_small(features: dict[str, Any], borrowed: Borrowed) -> bool:
+    """Whether the features' tokens, if they have any, are too few to gain without padding."""
+    ids, mask = features.get("input_ids"), features.get("attention_mask")
+    if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or ids.device.type != "cpu":
+        return False
+    counted = mask.count_nonzero()
+    if type(counted) not in PLAIN:  # a fake one has no value
+        return True
+    tokens = int(counted)
+    weighed = tokens + 32 * (ids.numel() - tokens)
+    encoder = borrowed.encoder
+    plainly = not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+    least = SMALL_PACKED if plainly and few_rows_gain(encoder.dtype) else SMALL
+    return weighed * encoder.config.hidden_size**2 < least

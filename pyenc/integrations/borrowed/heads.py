@@ -262,11 +262,6 @@ def pooled(model: Any, states_BNC: Tensor) -> Tensor:
     return found
 
 
-def has_head(module: Any) -> bool:
-    """Whether the model of a `Transformer` has a head, and answers with something of that."""
-    return bool(module.transformer_task != "feature-extraction")
-
-
 def beneath(whole: nn.Module) -> nn.Module:
     """The model beneath the head of a transformers model.
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-
 from ...errors import InputTypeError
 from ...ops.extension import tell_missing
+from ..borrowed.classes import Standing, put, take_away
+from ..borrowed.on_parameters import Borrowed
+from ..borrowed.refusals import Refused, warn
+from ..borrowed.slot import is_traced
 from ..missing import needs
 from .behind import check_behind
-from .borrowed import Borrowed
-from .classes import Standing, put, take_away
-from .heads import has_head
-from .modules import PackedPooling, PackedTransformer, Slot, as_it_is
-from .refusals import Refused, check_first, check_version, warn
+from .modules import FirstSlot, PackedPooling, PackedTransformer, as_it_is
+from .refusals import check_first, check_version, has_head
 from .splade import PackedSplade, encoding
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class AcceleratedModel(Standing):
         """As of the model, whatever modules stand behind the first one by now."""
         whole: Any = self
         # What is traced is its own code in any case.
-        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        if not is_traced():
             first = whole[0] if len(whole) else None
             if isinstance(first, PackedTransformer) and (why := first._pyenc.behind.fault(whole)):
                 first._pyenc.tell(why)
@@ -149,7 +148,7 @@ def accelerate(model: Model) -> Model:
         return model
     if borrowed.encoder.device.type == "cpu":
         tell_missing()
-    first.__dict__["_pyenc"] = Slot(borrowed)
+    first.__dict__["_pyenc"] = FirstSlot(borrowed)
     if not isinstance(first, PackedTransformer):
         put(first, PackedTransformer)
     second = modules[1] if len(modules) > 1 else None

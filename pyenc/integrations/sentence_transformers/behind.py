@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .classes import Standing, as_own, stands_for
-from .probe import evaluating
-from .refusals import LAST, Refused
+from ..borrowed.classes import Standing, as_own, stands_for
+from ..borrowed.probe import evaluating
+from ..borrowed.refusals import Refused
+from .refusals import LAST
 
 BY_MASK = frozenset({
     "Dense", "Dropout", "HierarchicalTokenPooling", "LambdaTokenPooling", "LayerNorm", "LogitScore",

@@ -20,17 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from ...models.packing import Packed
-from ...ops.linear import few_rows_gain
-from ...ops.registered import PLAIN
 from ...text.pooling import pooled
-from .batches import packed_batch, packed_states
+from ..borrowed.batches import is_plain, is_small, packed_batch, packed_states
+from ..borrowed.classes import Standing
+from ..borrowed.heads import READ, Head
+from ..borrowed.on_parameters import Borrowed
+from ..borrowed.slot import Slot, is_traced
 from .behind import Behind
-from .borrowed import Borrowed
-from .classes import Standing
-from .heads import READ, Head, has_head
-from .refusals import LAST, Hooked, Refused, warn
+from .refusals import LAST, has_head
 from .splade import greatest, wants_greatest
-from .watched import Watched
 
 PASSED = {
     "modality", "prompt_length", "task", "labels", "special_tokens_mask", "offset_mapping",
@@ -39,21 +37,11 @@ PASSED = {
 """Features that change nothing in an encoder: sentence-transformers' own, and what an earlier pass
 left. With any other the model's own code is run."""
 
-SMALL = 2**27
-"""Tokens, and thirty-two times the padding beside them, times the square of the channels: below it
-a batch is computed by the model's own code, for the calls cost more there than the padding does.
-Measured where a batch takes as long either way (bench/NOTES.md)."""
-
-SMALL_PACKED = 2**20
-"""The same where few rows have products of their own, or take packed weights, and gain."""
-
 MEANS = {"mean", "weightedmean", "mean_sqrt_len_tokens"}
 """Poolings that are taken of packed states."""
 
 PACKED = "_pyenc_packed"
 """Attribute of a tensor of token embeddings: the `Kept` of it."""
-
-_lock = threading.RLock()
 
 _here = threading.local()
 """`left`: a first module that is run by its own code, in this thread."""
@@ -87,27 +75,12 @@ class Kept:
         return torch.equal(flat_XC if index is None else flat_XC[index], self.hidden_TC)
 
 
-class Slot:
-    """What an accelerated module knows of its model; in a copy or another process, nothing yet."""
+class FirstSlot(Slot):
+    """What an accelerated first module knows of its model, and of what stands behind it."""
 
     def __init__(self, borrowed: Borrowed | None = None) -> None:
-        self.borrowed = borrowed
-        self.refused: Watched | None = None
-        """A model as it was when it could not be served, so that it is not tried again."""
+        super().__init__(borrowed)
         self.behind = Behind()
-        self.told: set[str] = set()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Slot, ()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
-        return Slot()
-
-    def tell(self, reason: str) -> None:
-        """Warn, once."""
-        if reason not in self.told:
-            self.told.add(reason)
-            warn(f"not accelerated for now, by pyenc.accelerate's word: {reason}")
 
 
 @contextmanager
@@ -128,14 +101,13 @@ class PackedTransformer(Standing):
 
     model: nn.Module
     transformer_task: str
-    _pyenc: Slot
+    _pyenc: FirstSlot
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """As of `Transformer`; exact zeros where there is padding."""
         borrowed, known = None, self._pyenc.borrowed
         # What is traced asks for no value: it would end the graph, and run outside of it.
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        traced = traced or getattr(_here, "left", None) is self
+        traced = is_traced() or getattr(_here, "left", None) is self
         # Asked first where it can be: to look a model over costs more than a few tokens gain.
         if not (kwargs or traced) and (known is None or not is_small(features, known)):
             borrowed = self._borrowed(features)
@@ -188,7 +160,7 @@ class PackedTransformer(Standing):
             or getattr(model, "_is_replica", False)
         ):
             return None
-        borrowed = self._current()
+        borrowed = self._pyenc.current(self.model, has_head=has_head(self))
         if borrowed is None:
             return None
         if not borrowed.serves():
@@ -200,28 +172,6 @@ class PackedTransformer(Standing):
         if borrowed.head is not None and not borrowed.head.reads_tokens(ids, mask):
             return None
         return borrowed
-
-    def _current(self) -> Borrowed | None:
-        """The encoder on what the model's parameters are now."""
-        slot, model = self._pyenc, self.model
-        borrowed = slot.borrowed  # which another thread may take away meanwhile
-        if borrowed is not None and not borrowed.changed(model):
-            return borrowed
-        with _lock:
-            if slot.borrowed is not None and slot.borrowed.changed(model):
-                slot.borrowed = None
-            if slot.borrowed is None and (slot.refused is None or slot.refused.changed(model)):
-                try:
-                    # Nothing that is made here may belong to inference alone.
-                    with torch.inference_mode(False):
-                        slot.borrowed = Borrowed(model, has_head=has_head(self))
-                    slot.refused = None
-                except Hooked as reason:  # nothing to remember: hooks are taken off
-                    slot.tell(str(reason))
-                except Refused as reason:
-                    slot.refused = Watched(model)
-                    slot.tell(str(reason))
-            return slot.borrowed
 
 
 class PackedPooling(Standing):
@@ -266,37 +216,3 @@ class PackedPooling(Standing):
 def modes_of(mode: Any) -> tuple[str, ...]:
     """The names of a `pooling_mode`, which is one or several."""
     return (mode,) if isinstance(mode, str) else tuple(mode)
-
-
-def is_plain(features: dict[str, Any]) -> bool:
-    """Whether they are rows of token ids under zeros and ones, (B, N) each.
-
-    Weights, and masks that are added to scores or spread over rows, are for the model's own code.
-    """
-    ids, mask = features.get("input_ids"), features.get("attention_mask")
-    types = features.get("token_type_ids", ids)
-    return (
-        isinstance(ids, Tensor)
-        and isinstance(mask, Tensor)
-        and isinstance(types, Tensor)
-        and ids.ndim == 2
-        and ids.shape == mask.shape == types.shape
-        and type(ones := ((mask == 0) | (mask == 1)).all()) in PLAIN  # a fake one has no value
-        and bool(ones)
-    )
-
-
-def is_small(features: dict[str, Any], borrowed: Borrowed) -> bool:
-    """Whether the features' tokens, if they have any, are too few to gain without padding."""
-    ids, mask = features.get("input_ids"), features.get("attention_mask")
-    if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or ids.device.type != "cpu":
-        return False
-    counted = mask.count_nonzero()
-    if type(counted) not in PLAIN:  # a fake one has no value
-        return True
-    tokens = int(counted)
-    weighed = tokens + 32 * (ids.numel() - tokens)
-    encoder = borrowed.encoder
-    plainly = not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
-    least = SMALL_PACKED if plainly and few_rows_gain(encoder.dtype) else SMALL
-    return weighed * encoder.config.hidden_size**2 < least

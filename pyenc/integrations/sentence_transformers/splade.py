@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from ...models.packing import Packed
-from .batches import groups
-from .classes import Standing
-from .heads import Head
-from .refusals import interfered
+from ..borrowed.batches import groups
+from ..borrowed.classes import Standing
+from ..borrowed.heads import Head
+from ..borrowed.refusals import interfered
 
 TOKENS = 512
 """Tokens whose logits are made at a time, or one sequence: enough for a product to be fast."""

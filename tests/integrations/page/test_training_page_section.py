@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("sentence_transformers")
 
 import pyenc
+from pyenc.integrations.borrowed import batches
 from pyenc.integrations.sentence_transformers import modules
 from tests.conftest import GOLDEN
 from tests.integrations.page.test_drop_in_page import sections
@@ -19,7 +20,7 @@ from tests.test_training_page import PAGE
 def test_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     (section,) = (s for s in sections(PAGE.read_text("utf-8")) if s.needs)
     for name in ("SMALL", "SMALL_PACKED"):
-        monkeypatch.setattr(modules, name, 0)
+        monkeypatch.setattr(batches, name, 0)
     calls = []
     states = modules.packed_states
     monkeypatch.setattr(modules, "packed_states", lambda *a: calls.append(1) or states(*a))

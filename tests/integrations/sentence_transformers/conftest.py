@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("sentence_transformers")
 
+from pyenc.integrations.borrowed import batches
 from pyenc.integrations.sentence_transformers import accelerate, modules
 from tests.integrations.sentence_transformers.models import NAMES, loaded
 
@@ -18,7 +19,7 @@ from tests.integrations.sentence_transformers.models import NAMES, loaded
 def _whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """The models here are so small that all their batches would be left to their own code."""
     for name in ("SMALL", "SMALL_PACKED"):
-        monkeypatch.setattr(modules, name, 0)
+        monkeypatch.setattr(batches, name, 0)
 
 
 @pytest.fixture(scope="module", params=NAMES)

@@ -11,7 +11,8 @@ import torch
 
 pytest.importorskip("sentence_transformers")
 
-from pyenc.integrations.sentence_transformers import accelerate, batches, modules
+from pyenc.integrations.borrowed import batches
+from pyenc.integrations.sentence_transformers import accelerate, modules
 from tests.integrations.sentence_transformers.models import TEXTS, loaded
 
 NEAR = 1e-5
@@ -252,14 +253,14 @@ def test_t5_in_halves_of_its_own() -> None:
 
 def test_small_batches_are_left_to_it(bert: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, ours = bert, accelerate(copy.deepcopy(bert))
-    monkeypatch.setattr(modules, "few_rows_gain", lambda dtype: False)
-    monkeypatch.setattr(modules, "SMALL", 10**12)
+    monkeypatch.setattr(batches, "few_rows_gain", lambda dtype: False)
+    monkeypatch.setattr(batches, "SMALL", 10**12)
     assert off(*(m.encode(TEXTS) for m in (plain, ours))) == 0
     looked: list[str] = []
     monkeypatch.setattr(modules.Borrowed, "changed", lambda *_: looked.append("changed"))
     ours.encode(TEXTS)
     assert not looked  # that would take longer than such a batch gains
-    monkeypatch.setattr(modules, "SMALL", 0)
+    monkeypatch.setattr(batches, "SMALL", 0)
     ours.encode(TEXTS)
     assert looked
 
@@ -277,17 +278,17 @@ def test_what_is_small_goes_by_what_serves_few_rows(
     }
     asked: list[torch.dtype] = []
     gains = [True]
-    monkeypatch.setattr(modules, "few_rows_gain", lambda dtype: asked.append(dtype) or gains[0])
-    monkeypatch.setattr(modules, "SMALL_PACKED", 9 * width**2)
-    monkeypatch.setattr(modules, "SMALL", 9 * width**2 + 1)
+    monkeypatch.setattr(batches, "few_rows_gain", lambda dtype: asked.append(dtype) or gains[0])
+    monkeypatch.setattr(batches, "SMALL_PACKED", 9 * width**2)
+    monkeypatch.setattr(batches, "SMALL", 9 * width**2 + 1)
     with torch.inference_mode():
-        assert not modules.is_small(features, borrowed)
+        assert not batches.is_small(features, borrowed)
         gains[0] = False
-        assert modules.is_small(features, borrowed)
+        assert batches.is_small(features, borrowed)
         gains[0] = True
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert modules.is_small(features, borrowed)
-    assert modules.is_small(features, borrowed)
+            assert batches.is_small(features, borrowed)
+    assert batches.is_small(features, borrowed)
     assert asked == [torch.float32] * 2
 
 

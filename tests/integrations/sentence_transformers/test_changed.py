@@ -14,8 +14,8 @@ from torch import nn
 pytest.importorskip("sentence_transformers")
 
 import pyenc
+from pyenc.integrations.borrowed.watched import check_numbers
 from pyenc.integrations.sentence_transformers import AccelerationWarning, accelerate, restore
-from pyenc.integrations.sentence_transformers.watched import check_numbers
 from tests.conftest import GOLDEN
 from tests.integrations.sentence_transformers.models import NAMES, TEXTS, loaded
 from tests.integrations.sentence_transformers.test_answers import NEAR, is_accelerated, off
@@ -351,7 +351,7 @@ def test_another_thread_takes_the_encoder_away(monkeypatch: pytest.MonkeyPatch) 
         return False
 
     monkeypatch.setattr(borrowed, "changed", changed)
-    assert model[0]._current() is borrowed
+    assert slot.current(model[0].model, has_head=False) is borrowed
 
 
 @pytest.mark.parametrize("name", ["deberta_v3_like_h4", "deberta_v2_conv_like_h4"])

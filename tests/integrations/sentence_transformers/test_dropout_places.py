@@ -10,7 +10,7 @@ from torch import Tensor
 
 pytest.importorskip("sentence_transformers")
 
-from pyenc.integrations.sentence_transformers.borrowed import encoder_on
+from pyenc.integrations.borrowed.on_parameters import encoder_on
 from tests.conftest import GOLDEN
 from tests.integrations.sentence_transformers.models import CLASSES, of_class
 from tests.models.family_losses import padded

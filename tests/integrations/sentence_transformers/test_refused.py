@@ -13,7 +13,8 @@ import torch
 pytest.importorskip("sentence_transformers")
 
 import pyenc
-from pyenc.integrations.sentence_transformers import AccelerationWarning, accelerate, refusals
+from pyenc.integrations.borrowed import refusals
+from pyenc.integrations.sentence_transformers import AccelerationWarning, accelerate
 from pyenc.ops import extension
 from tests.conftest import GOLDEN
 from tests.integrations.sentence_transformers.models import TEXTS, loaded, of_class
@@ -63,7 +64,7 @@ def test_weights_in_another_order() -> None:
     from safetensors.torch import load_file
     from transformers import PretrainedConfig
 
-    from pyenc.integrations.sentence_transformers.borrowed import encoder_on
+    from pyenc.integrations.borrowed.on_parameters import encoder_on
 
     folder = GOLDEN / "neobert_like_h4"
     model: Any = torch.nn.Module()

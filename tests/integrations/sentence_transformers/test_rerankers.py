@@ -197,11 +197,11 @@ def test_a_classifier_kept_in_float32(packed: list[Any]) -> None:
 
 
 def test_small_batches_are_left_to_it(monkeypatch: pytest.MonkeyPatch, packed: list[Any]) -> None:
-    from pyenc.integrations.sentence_transformers import modules
+    from pyenc.integrations.borrowed import batches
 
     plain, ours = both("bert_mean_h4")
     for name in ("SMALL", "SMALL_PACKED"):
-        monkeypatch.setattr(modules, name, 10**12)
+        monkeypatch.setattr(batches, name, 10**12)
     for model in (ours, copy.deepcopy(ours)):  # whose encoder is not made yet
         assert off(plain.predict(PAIRS), model.predict(PAIRS)) == 0
     assert not packed

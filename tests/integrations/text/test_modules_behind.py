@@ -20,6 +20,7 @@ sentence_transformers = pytest.importorskip("sentence_transformers", minversion=
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
 
+from pyenc.integrations.borrowed import batches
 from pyenc.integrations.sentence_transformers import modules
 from pyenc.text.dense import DENSE_ACTIVATIONS
 
@@ -140,7 +141,7 @@ def test_a_padding_id_of_minus_one(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for each in ("SMALL", "SMALL_PACKED"):  # else its own code would be run
-        monkeypatch.setattr(modules, each, 0)
+        monkeypatch.setattr(batches, each, 0)
     folder = tmp_path / "model"
     shutil.copytree(GOLDEN / name, folder)
     config = json.loads((folder / "config.json").read_text())

@@ -89,8 +89,8 @@ class Remote(PreTrainedModel):
 
 def test_accelerated_on_its_own_parameters() -> None:
     pytest.importorskip("sentence_transformers")
-    from pyenc.integrations.sentence_transformers.borrowed import Borrowed
-    from pyenc.integrations.sentence_transformers.refusals import Refused
+    from pyenc.integrations.borrowed.on_parameters import Borrowed
+    from pyenc.integrations.borrowed.refusals import Refused
 
     model = Remote(Settings(**CONFIG)).eval()
     encoder = Borrowed(model).encoder
