@@ -315,6 +315,7 @@ def test_mistral_spellings() -> None:
         assert shape_of(family, name, auto_map={"AutoConfig": "configuration_x.C"}) == same
     assert shape_of("Llama", LLAMA, num_key_value_heads=None).kv_heads == 6
     assert shape_of("Llama", LLAMA, pretraining_tp=4) == llama
+    assert shape_of("Llama", LLAMA, layer_types=["full_attention"] * 3) == llama
     assert not shape_of("Llama", LLAMA, is_causal=False).causal
 
 
