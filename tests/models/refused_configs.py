@@ -23,6 +23,12 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("GTE v1.5", GTE, {"layer_norm_type": "rms_norm"}, "layer_norm_type is 'rms_norm'"),
     ("GTE v1.5", GTE, {"position_embedding_type": "absolute"}, "position_embedding_type is"),
     ("GTE v1.5", GTE, {"logn_attention_scale": "true"}, "logn_attention_scale must be true or"),
+    (
+        "GTE v1.5",
+        GTE,
+        {"model_type": "gte", "logn_attention_scale": True},
+        'logn_attention_scale is true, .* expected false, or model_type "new"',
+    ),
     ("GTE v1.5", GTE, {"rope_theta": 0}, "rope_theta must be positive, got 0"),
     (
         "GTE v1.5",

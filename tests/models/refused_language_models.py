@@ -236,6 +236,13 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     (
         "Llama",
         LLAMA,
+        {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        "layer_types has 'sliding_attention', but Llama's layers have no window; expected",
+    ),
+    ("Llama", LLAMA, {"layer_types": ["full_attention"]}, "a list of 3 layers, got 1"),
+    (
+        "Llama",
+        LLAMA,
         {"attention_bias": True},
         "tensor 'model.layers.0.self_attn.q_proj.bias'",
     ),

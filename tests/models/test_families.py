@@ -154,6 +154,14 @@ def test_jina_v3_spellings() -> None:
     unsaid = shape_of("jina-embeddings-v3", ORIGINAL3, rotary_emb_base=...)
     assert unsaid.rotary == Rotary(10_000.0)
     assert shape_of("jina-embeddings-v3", ORIGINAL3, rotary_emb_dim=24) == original
+    absolute: dict[str, Any] = {"position_embedding_type": "absolute"}
+    table = shape_of("jina-embeddings-v3", ORIGINAL3, **absolute)
+    assert (table.position, table.rotary, table.num_positions) == ("absolute", None, 322)
+    assert (table.padding_id, table.max_length) == (1, 320)
+    for key in ("pad_token_id", "model_type"):  # jina-reranker-v2's file has no model_type
+        assert shape_of("jina-embeddings-v3", ORIGINAL3, **absolute, **{key: ...}) == table
+    other = shape_of("jina-embeddings-v3", ORIGINAL3, **absolute, pad_token_id=4)
+    assert (other.padding_id, other.max_length) == (4, 317)
 
 
 @pytest.mark.parametrize(
@@ -315,6 +323,7 @@ def test_mistral_spellings() -> None:
         assert shape_of(family, name, auto_map={"AutoConfig": "configuration_x.C"}) == same
     assert shape_of("Llama", LLAMA, num_key_value_heads=None).kv_heads == 6
     assert shape_of("Llama", LLAMA, pretraining_tp=4) == llama
+    assert shape_of("Llama", LLAMA, layer_types=["full_attention"] * 3) == llama
     assert not shape_of("Llama", LLAMA, is_causal=False).causal
 
 

@@ -58,11 +58,21 @@ def _native(config: ConfigFile) -> bool:
     return config.values.get("model_type") == "gte"
 
 
+def _log_scaled(config: ConfigFile) -> bool:
+    scaled = config.flag("logn_attention_scale", False)
+    if scaled and _native(config):
+        raise CheckpointError(
+            f"{config.path}: logn_attention_scale is true, and model_type 'gte': Alibaba's code "
+            "scales queries by the length of their text then, and transformers' class does not; "
+            'expected false, or model_type "new"'
+        )
+    return scaled
+
+
 def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     config.require("position_embedding_type", ("rope", None), "rope", "GTE has rotary positions")
     config.require("layer_norm_type", ("layer_norm",), "layer_norm", "GTE has layer norms")
     length = config.size("max_position_embeddings", 8192 if _native(config) else 2048)
-    scaled = config.flag("logn_attention_scale", False)
     fields = common_fields(config, names)
     fields["type_vocab_size"] = config.integer("type_vocab_size", 1)
     return EncoderConfig(
@@ -71,7 +81,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         position="rotary",
         max_length=length,
         rotary=_rotary(config),
-        log_length=length if scaled else 0,
+        log_length=length if _log_scaled(config) else 0,
         log_length_at_least_one=config.flag("logn_attention_clip1", False),
         activation=config.activation(),
         gated=True,

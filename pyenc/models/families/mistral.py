@@ -77,13 +77,19 @@ def _llama(config: ConfigFile, names: Names) -> EncoderConfig:
     both_sides = config.values.get("model_type") == BOTH_SIDES
     if both_sides:
         _check_both_sides(config)
+    layers = config.size("num_hidden_layers", 32)
     config.require("sliding_window", (None,), None, "Llama's layers have no window")
+    if any(listed(config, layers) or ()):
+        raise CheckpointError(
+            f"{config.path}: layer_types has {SLIDING!r}, but Llama's layers have no window; "
+            f"expected {FULL!r} alone, or no layer_types"
+        )
     biased, mlp_biased = config.flag("attention_bias", False), config.flag("mlp_bias", False)
     return language_model(
         config,
         words=32_000,
         known_code=both_sides,
-        num_layers=config.size("num_hidden_layers", 32),
+        num_layers=layers,
         num_heads=config.size("num_attention_heads", 32),
         num_kv_heads=optional(config, "num_key_value_heads"),
         head_size=own_head_size(config),
