@@ -21,8 +21,8 @@ from .errors import (
 from .forking import ForkWarning
 
 if TYPE_CHECKING:
-    from .integrations.sentence_transformers import AccelerationWarning as AccelerationWarning
-    from .integrations.sentence_transformers import accelerate as accelerate
+    from .integrations.accelerate import accelerate as accelerate
+    from .integrations.borrowed.refusals import AccelerationWarning as AccelerationWarning
     from .integrations.transformers import register as register
     from .integrations.transformers import unregister as unregister
     from .models import Encoder, EncoderConfig
@@ -72,7 +72,7 @@ __all__ = [
 # What stands on an optional package is not in __all__: `import *` must not need it.
 # Imported when first asked for: `pyenc --help` and a mistyped option must not wait for torch.
 _LAZY = {
-    "AccelerationWarning": ".integrations.sentence_transformers",
+    "AccelerationWarning": ".integrations.borrowed.refusals",
     "AssumptionWarning": ".text",
     "CalibrationWarning": ".text",
     "Encoder": ".models",
@@ -84,7 +84,7 @@ _LAZY = {
     "TextEncoder": ".text",
     "TokenVectors": ".text",
     "TruncationWarning": ".text",
-    "accelerate": ".integrations.sentence_transformers",
+    "accelerate": ".integrations.accelerate",
     "load": ".text",
     "quantize": ".text",
     "register": ".integrations.transformers",

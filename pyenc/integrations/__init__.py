@@ -10,6 +10,9 @@ A module is named after the library that it stands on, and it alone imports that
     mteb                    `PyencEncoder`; the scores of a model card run again
     ray                     `Embed`, for `map_batches`
 
+`pyenc.accelerate` takes models of either of the first two (`accelerate`): their layers are computed
+by an encoder on their parameters, which is `borrowed`.
+
 Beside them, for all: `missing` (a library that is not installed) and `embedding` (who embeds, with
 which prompt).
 """

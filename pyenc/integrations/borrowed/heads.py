@@ -17,12 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from ...models import Encoder
-from .classes import Standing, own_arguments, put, take_away
-from .probe import evaluating
+from .classes import Standing, as_own, own_arguments, put, take_away
+from .probe import evaluating, unrounded
 from .refusals import Refused
 
 READ = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 """Features that an encoder reads."""
+
+LOGITS = ("logits", "start_logits", "end_logits")
+"""What heads make of states."""
 
 _here = threading.local()
 """`given`: what the model beneath a head is to answer, in this thread."""
@@ -40,6 +43,44 @@ class Handed(Standing):
         if given is None or not given.is_for(self, args, kwargs):
             return self.own().forward(*args, **kwargs)
         return given.answer()
+
+
+class Answer:
+    """What a model without a head answers: its states, and what its pooler makes of them.
+
+    Args:
+        model: the model.
+        answer: of it to some texts, by its own code.
+    """
+
+    def __init__(self, model: nn.Module, answer: Any) -> None:
+        self.model = model
+        self._kind = type(answer)
+        self._pools = getattr(answer, "pooler_output", None) is not None
+
+    def of(self, states_BNC: Tensor) -> Any:
+        """What the model answers with these states."""
+        said: dict[str, Tensor] = {"last_hidden_state": states_BNC}
+        if self._pools:
+            said["pooler_output"] = pooled(self.model, states_BNC)
+        return self._kind(**said)
+
+    def check(self, answer: Any) -> None:
+        """This answer of the model's own code is made of its states alone.
+
+        Raises:
+            Refused: there is more in it.
+        """
+        kind, made = type(self.model).__name__, self.of(answer.last_hidden_state)
+        for name, value in answer.items():
+            # These are not asked for where states are handed.
+            if name in ("hidden_states", "attentions"):
+                continue
+            if made.get(name) is None:
+                cache = " (config.use_cache = False leaves it out)" if "cache" in name else ""
+                raise Refused(f"{kind} also answers {name}, which pyenc's encoder does not{cache}")
+            if not torch.allclose(made[name], value):
+                raise Refused(f"{kind} answers {name} otherwise than by its own pooler")
 
 
 class Head:
@@ -61,8 +102,7 @@ class Head:
         self.modules = [m for m in whole.modules() if m is not whole and m not in layers]
         """Whose hooks are run on what the head makes, and the one beneath it."""
         self.names = own_arguments(model)
-        self._kind = type(answer)
-        self._pools = getattr(answer, "pooler_output", None) is not None
+        self.answer = Answer(model, answer)
         self._reads_first = False
         """Whether it reads the first state of each row, be that one of padding."""
         self._padding: int | None = None
@@ -82,13 +122,6 @@ class Head:
             raise Refused(
                 f"{type(whole).__name__} cannot be run on states of two short texts: {error}"
             ) from error
-
-    def output(self, states_BNC: Tensor) -> Any:
-        """What the model beneath answers with these states."""
-        said: dict[str, Tensor] = {"last_hidden_state": states_BNC}
-        if self._pools:
-            said["pooler_output"] = pooled(self.model, states_BNC)
-        return self._kind(**said)
 
     def reads_tokens(self, ids: Tensor, mask: Tensor) -> bool:
         """Whether the states that it reads of ids under a mask (B, N) are of tokens, not of
@@ -115,17 +148,8 @@ class Head:
     def _check(self, whole: Any, encoder: Encoder, answer: Any) -> None:
         """The model beneath answers with states alone, and what its pooler makes of them; of their
         states the head reads no other than those of tokens."""
-        kind = type(self.model).__name__
-        with evaluating(whole), torch.autocast(encoder.device.type, enabled=False):
-            made = self.output(answer.last_hidden_state)
-            for name, value in answer.items():
-                # These are not asked for where states are handed.
-                if name in ("hidden_states", "attentions"):
-                    continue
-                if made.get(name) is None:
-                    raise Refused(f"{kind} also answers {name}, which pyenc's encoder does not")
-                if not torch.allclose(made[name], value):
-                    raise Refused(f"{kind} answers {name} otherwise than by its own pooler")
+        with evaluating(whole), unrounded(encoder):
+            self.answer.check(answer)
             reads = self._reads_padding(whole, encoder, first_is_token=True)
             if reads and (found := padding_of(whole)) is not None:
                 self._padding = found
@@ -147,41 +171,52 @@ class Head:
         """
         features, states_BNC = _made_up(whole, encoder, first_is_token, self._padding)
         mask = features["attention_mask"]
-        answers = []
-        for states in (states_BNC, states_BNC * mask[..., None].to(encoder.dtype)):
-            logits = self._logits(whole, features, states)
-            # (B, N, V): each place has its own.
-            answers.append(logits[mask.bool()] if logits.ndim == 3 else logits)
-        return not _near(answers[0], answers[1], 4)
+        zeros_BNC = states_BNC * mask[..., None].to(encoder.dtype)
+        answers = (self._logits(whole, features, states) for states in (states_BNC, zeros_BNC))
+        # Where each place has its own, those of tokens.
+        pairs = zip(*(_of_tokens(answer, mask.bool()) for answer in answers), strict=True)
+        return not all(_near(one, other, 4) for one, other in pairs)
 
     def _is_by_place(self, whole: Any, encoder: Encoder) -> bool:
         """Whether packed states give the logits that padded ones do."""
         features, states_BNC = _made_up(whole, encoder, True, None)
         real = features["attention_mask"].bool()
-        padded = self._logits(whole, features, states_BNC)
-        if padded.ndim != 3:
+        padded = self._logits(whole, features, states_BNC).get("logits")
+        if padded is None or padded.ndim != 3:
             return False
         try:
-            packed = self._logits(whole, features, states_BNC[real][None])
+            packed = self._logits(whole, features, states_BNC[real][None])["logits"]
         except Exception:  # it looks at shapes; what it raises is its own
             return False
         right = padded[real][None]
         return packed.shape == right.shape and _near(packed, right, 64)
 
-    def _logits(self, whole: Any, features: dict[str, Tensor], states: Tensor) -> Tensor:
+    def _logits(self, whole: Any, features: dict[str, Tensor], states: Tensor) -> dict[str, Tensor]:
         with self.given(features, states) as given:
-            logits: Tensor = whole.forward(**features, return_dict=True).logits
+            answer = as_own(whole).forward(**features, return_dict=True)
         if not given.taken:
             raise Refused(
                 f"{type(whole).__name__} does not hand on its features as they are to what is "
                 "beneath its head"
             )
-        if not bool(logits.isfinite().all()):
+        named = {name: getattr(answer, name, None) for name in LOGITS}
+        logits = {name: each for name, each in named.items() if isinstance(each, Tensor)}
+        if not logits:
+            raise Refused(f"{type(answer).__name__} has none of {', '.join(LOGITS)}")
+        if not all(bool(each.isfinite().all()) for each in logits.values()):
             raise Refused(
                 f"the head of {type(whole).__name__} makes numbers of two short texts, or of the "
                 "zeros of their padding, that are not finite"
             )
         return logits
+
+
+def _of_tokens(logits: dict[str, Tensor], mask: Tensor) -> list[Tensor]:
+    """Those of tokens of what each place has its own of: (B, N, V), and where spans begin and end,
+    (B, N); the others as they are."""
+    return [
+        each[mask] if each.ndim == 3 or name != LOGITS[0] else each for name, each in logits.items()
+    ]
 
 
 def padding_of(whole: Any) -> int | None:
@@ -249,7 +284,7 @@ class Given:
     def answer(self) -> Any:
         """What the model beneath answers."""
         self.taken = True
-        return self.head.output(self.states_BNC)
+        return self.head.answer.of(self.states_BNC)
 
 
 def pooled(model: Any, states_BNC: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import checkpoint
@@ -20,8 +21,8 @@ from ...models.families import ConfigFile, Family, Parts, recognise, rows_of
 from ...models.meta import on_meta
 from ...models.modules import Linear, SplitLinear
 from .classes import own_arguments
-from .heads import Head, beneath
-from .probe import check_same
+from .heads import Answer, Head, beneath
+from .probe import check_same, evaluating, unrounded
 from .refusals import Refused, check_hooks, check_parameters, check_unwrapped, interfered
 from .spelling import as_in_files
 from .watched import Watched, check_numbers, settings_of
@@ -33,12 +34,15 @@ class Borrowed:
     Args:
         whole: a model of transformers.
         has_head: whether the encoder is that of a model beneath its head.
+        whole_answer: whether all that the model answers is wanted, not its states alone.
 
     Raises:
         Refused: pyenc has no encoder that computes the same.
     """
 
-    def __init__(self, whole: nn.Module, *, has_head: bool = False) -> None:
+    def __init__(
+        self, whole: nn.Module, *, has_head: bool = False, whole_answer: bool = False
+    ) -> None:
         check_unwrapped(whole)
         self.whole = whole
         self.model = model = beneath(whole) if has_head else whole
@@ -49,7 +53,13 @@ class Borrowed:
         self._own = any(module is self.encoder for module in self._modules)
         if not self._own:
             check_numbers(model)
+        elif whole_answer:
+            raise Refused(f"{type(whole).__name__} is pyenc's already")
         answer = check_same(model, self.encoder)
+        self.answer = Answer(model, answer)
+        if whole_answer and not has_head:  # which looks itself
+            with torch.inference_mode(), evaluating(model), unrounded(self.encoder):
+                self.answer.check(answer)
         self.head = Head(whole, model, self.encoder, answer) if has_head else None
         self.token_types = "token_type_ids" in own_arguments(model)
         self._watched = Watched(whole)

@@ -37,9 +37,8 @@ def check_same(model: nn.Module, encoder: Encoder) -> Any:
         Refused: the answers differ.
     """
     ids, mask = _texts(encoder)
-    # Under autocast both would be rounded, each in its own order.
-    with evaluating(model), torch.autocast(encoder.device.type, enabled=False):
-        answer = as_own(model).forward(input_ids=ids, attention_mask=mask)
+    with evaluating(model), unrounded(encoder):
+        answer = as_own(model).forward(input_ids=ids, attention_mask=mask, return_dict=True)
         theirs = _states(answer)
         ours = encoder(ids, mask)
     real = mask.bool()
@@ -90,3 +89,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def unrounded(encoder: Encoder) -> torch.autocast:
+    """Without autocast, under which two would be rounded, each in its own order."""
+    return torch.autocast(encoder.device.type, enabled=False)

@@ -10,7 +10,8 @@ from ...ops.extension import tell_missing
 from ..borrowed.classes import Standing, put, take_away
 from ..borrowed.on_parameters import Borrowed
 from ..borrowed.refusals import Refused, warn
-from ..borrowed.slot import is_traced
+from ..borrowed.slot import is_traced, restore
+from ..borrowed.whole import PackedWhole
 from ..missing import needs
 from .behind import check_behind
 from .modules import FirstSlot, PackedPooling, PackedTransformer, as_it_is
@@ -118,9 +119,12 @@ def accelerate(model: Model) -> Model:
         usual, *others = TAKEN
         raise InputTypeError(
             f"accelerate takes a {usual}, got {type(model).__module__}.{type(model).__qualname__}; "
-            f"it takes {', '.join(others)} as well"
+            f"it takes {', '.join(others)} and models of transformers as well"
         )
     modules: Any = model
+    for module in list(modules.modules()):  # their encoder would compute for nothing
+        if isinstance(module, PackedWhole):
+            module.restore()
     if isinstance(model, AcceleratedModel):
         if len(modules) and isinstance(modules[0], PackedTransformer):
             return model
@@ -158,13 +162,4 @@ def accelerate(model: Model) -> Model:
         put(second, PackedSplade)
     plain = type(model) is getattr(sentence_transformers, "SparseEncoder", None)
     put(model, AcceleratedSparse if plain else AcceleratedModel)
-    return model
-
-
-def restore(model: Model) -> Model:
-    """Undo `accelerate`; a model that is not accelerated stays as it is. Returns the model."""
-    for module in list(model.modules()):
-        if isinstance(module, PackedTransformer):
-            module.__dict__.pop("_pyenc", None)
-        take_away(module)
     return model

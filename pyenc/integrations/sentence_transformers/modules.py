@@ -25,7 +25,7 @@ from ..borrowed.batches import is_plain, is_small, packed_batch, packed_states
 from ..borrowed.classes import Standing
 from ..borrowed.heads import READ, Head
 from ..borrowed.on_parameters import Borrowed
-from ..borrowed.slot import Slot, is_traced
+from ..borrowed.slot import Slot, asks_for_more, is_traced
 from .behind import Behind
 from .refusals import LAST, has_head
 from .splade import greatest, wants_greatest
@@ -151,27 +151,9 @@ class PackedTransformer(Standing):
             return None
         if last and not bool(features["attention_mask"][:, -1:].all()):
             return None  # what reads the last logits would read padding's
-        model = self.model
-        settings: Any = getattr(model, "config", None)
-        if (
-            getattr(settings, "output_hidden_states", False)
-            or getattr(settings, "output_attentions", False)
-            # A replica's weights are no parameters.
-            or getattr(model, "_is_replica", False)
-        ):
+        if asks_for_more(self.model):
             return None
-        borrowed = self._pyenc.current(self.model, has_head=has_head(self))
-        if borrowed is None:
-            return None
-        if not borrowed.serves():
-            return None
-        if borrowed.hooked():
-            self._pyenc.tell("hooks are set on modules of its model, which would not be run")
-            return None
-        ids, mask = features["input_ids"], features["attention_mask"]
-        if borrowed.head is not None and not borrowed.head.reads_tokens(ids, mask):
-            return None
-        return borrowed
+        return self._pyenc.serving(self.model, features, has_head=has_head(self))
 
 
 class PackedPooling(Standing):

@@ -156,10 +156,14 @@ def test_what_float16_holds(by: float, device: str) -> None:
     call.check(FIXED)
 
 
-def test_values_that_make_an_output_outgrow_what_holds_it(device: str) -> None:
-    """Weights of 2^58 beside values of 2^100: each is a number, their product is none."""
+@pytest.mark.parametrize("end", [1.0, -1.0, None])
+def test_values_that_make_an_output_outgrow_what_holds_it(end: float | None, device: str) -> None:
+    """Weights of 2^58 beside values of 2^100: each is a number, their product is none, at one end
+    of the numbers or at both."""
     call = Call("none", [3 * BLOCK], torch.float32, device)
     call.raise_key(5, 40.0)
+    if end is not None:
+        call.v.abs_().mul_(end)
     call.v *= 2.0**100
     call.check(FIXED, unit=2.0**100)
 

@@ -1,0 +1,235 @@
+"""What an accelerated model of transformers is: the same object, saved, copied, changed, undone."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pyenc
+from pyenc.integrations.borrowed.whole import PackedWhole
+from tests.conftest import GOLDEN
+from tests.integrations.accelerated.wholes import NEAR, base, batch, both, headed, off, quiet
+
+
+def made(kind: str) -> Any:
+    return base("bert_mean_h4") if kind == "base" else headed("TokenClassification")
+
+
+def near(plain: Any, ours: Any, given: dict[str, torch.Tensor]) -> bool:
+    mask = given["attention_mask"].bool()
+    with torch.no_grad():
+        a, b = (model(**given)[0][mask] for model in (plain, ours))
+    return off(a, b) <= NEAR * max(1, float(a.abs().max()))
+
+
+KINDS = pytest.mark.parametrize("kind", ["base", "head"])
+
+
+@KINDS
+def test_restored(kind: str, packed: list[Any]) -> None:
+    plain = made(kind)
+    model, kinds = copy.deepcopy(plain), [type(module) for module in plain.modules()]
+    parameters = list(map(id, model.parameters()))
+    assert pyenc.accelerate(model) is model
+    assert pyenc.accelerate(model) is model
+    assert isinstance(model, PackedWhole)
+    assert isinstance(model, type(plain))
+    assert list(map(id, model.parameters())) == parameters
+    given = batch(plain)
+    assert near(plain, model, given)
+    assert len(packed) == 1
+    assert model.restore() is model
+    assert [type(module) for module in model.modules()] == kinds
+    assert not hasattr(model, "restore")
+    with torch.no_grad():
+        assert torch.equal(model(**given)[0], plain(**given)[0])
+    assert len(packed) == 1
+
+
+@KINDS
+def test_saved(kind: str, tmp_path: Path) -> None:
+    plain, ours = both(made(kind))
+    for model, name in ((plain, "plain"), (ours, "ours")):
+        model.save_pretrained(tmp_path / name)
+    for path in (tmp_path / "plain").iterdir():
+        assert (tmp_path / "ours" / path.name).read_bytes() == path.read_bytes(), path.name
+    again = type(plain).from_pretrained(tmp_path / "ours")
+    assert type(again) is type(plain)
+
+
+@KINDS
+def test_copies(kind: str, packed: list[Any]) -> None:
+    plain, ours = both(made(kind))
+    given = batch(plain)
+    for again in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        packed.clear()
+        assert near(plain, again, given)
+        assert packed
+        assert packed[0] is not ours._pyenc.borrowed.encoder
+
+
+@KINDS
+def test_weights_that_change(kind: str, packed: list[Any]) -> None:
+    plain, ours = both(made(kind))
+    given, state = batch(plain), copy.deepcopy(plain.state_dict())
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for a, b in zip(plain.parameters(), ours.parameters(), strict=True):
+            a += (change := torch.randn(a.shape) * 0.05)
+            b += change
+    assert near(plain, ours, given)
+    for model in (plain, ours):
+        model.load_state_dict(state, assign=True)
+    assert near(plain, ours, given)
+    for model in (plain, ours):
+        model.double()
+    assert near(plain, ours, given)
+    for model in (plain, ours):
+        model.resize_token_embeddings(400, mean_resizing=False)
+    given["input_ids"][0, 0] = 399
+    for model in (plain, ours):
+        with torch.no_grad():
+            model.get_input_embeddings().weight[399] = 0.5
+    assert near(plain, ours, given)
+    assert len(packed) == 4
+
+
+@KINDS
+def test_hooks(kind: str, packed: list[Any]) -> None:
+    """Of the model they are run; of its layers they send it to its own code, with one warning."""
+    plain, ours = both(made(kind))
+    given, seen = batch(plain), list[str]()
+    ours.register_forward_hook(lambda *_: seen.append("model"))
+    assert near(plain, ours, given)
+    assert seen == ["model"]
+    assert packed
+    packed.clear()
+    layers = ours.encoder.layer if kind == "base" else ours.bert.encoder.layer
+    handle = layers[0].register_forward_hook(lambda *_: seen.append("layer"))
+    with pytest.warns(pyenc.AccelerationWarning, match="hooks are set on modules"):
+        assert near(plain, ours, given)
+    assert "layer" in seen
+    assert not packed
+    handle.remove()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert near(plain, ours, given)
+    assert packed
+
+
+def test_numbers_that_its_config_does_not_say(packed: list[Any]) -> None:
+    plain, ours = both(base("bert_mean_h4"))
+    for model in (plain, ours):
+        model.encoder.layer[0].attention.self.scaling = 0.1
+    with pytest.warns(pyenc.AccelerationWarning, match="scaling"):
+        assert near(plain, ours, batch(plain))
+    assert not packed
+
+
+def refused(model: Any, why: str) -> None:
+    kinds = [type(module) for module in model.modules()]
+    with pytest.warns(pyenc.AccelerationWarning, match=why) as told:
+        assert pyenc.accelerate(model) is model
+    assert len(told) == 1
+    assert [type(module) for module in model.modules()] == kinds
+    assert not hasattr(model, "restore")
+    assert "_pyenc" not in vars(model)
+
+
+def test_what_cannot_be_is_left_as_it_is() -> None:
+    import transformers
+
+    quiet()
+    sizes = {
+        "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }  # fmt: skip
+    first = transformers.DebertaModel(transformers.DebertaConfig(**sizes))
+    refused(first, "leaves this DebertaModel as it is: pyenc knows no family")
+    decoder = transformers.BertModel(transformers.BertConfig(**sizes, is_decoder=True))
+    refused(decoder, "leaves this BertModel as it is: ")
+    cached = base("qwen3_embed_like_h4")
+    cached.config.use_cache = True
+    refused(cached, r"Qwen3Model also answers .*\(config.use_cache = False leaves it out\)")
+    pairs = transformers.BertForPreTraining(transformers.BertConfig(**sizes))
+    refused(pairs, "BertForPreTrainingOutput has none of logits, start_logits, end_logits")
+    layer = base("bert_mean_h4")
+    layer.encoder.layer[0].half()
+    refused(layer, "several dtypes")
+    sizes = {
+        "vocab_size": 50,
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 16,
+        "num_heads": 2,
+        "num_layers": 1,
+    }
+    two = transformers.T5Model(transformers.T5Config(**sizes, decoder_start_token_id=0))
+    refused(two, "leaves this T5Model as it is: T5Model has decoder")
+
+
+def test_one_of_our_own() -> None:
+    import transformers
+
+    quiet()
+    pyenc.register()
+    try:
+        model = transformers.AutoModel.from_pretrained(GOLDEN / "mosaic_mlm_h4")
+    finally:
+        pyenc.unregister()
+    refused(model, "PyencModel is pyenc's already")
+
+
+def test_stopped_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = base("bert_mean_h4")
+
+    def forward(self: Any, *_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    kind = type(model)
+    with pytest.raises(KeyboardInterrupt):
+        pyenc.accelerate(model)
+    assert type(model) is kind
+
+
+def test_without_sentence_transformers(monkeypatch: pytest.MonkeyPatch, packed: list[Any]) -> None:
+    """Which is another library: a model of transformers does without it."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sentence_transformers"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    plain, ours = both(base("bert_mean_h4"))
+    assert near(plain, ours, batch(plain))
+    assert packed
+
+
+@pytest.mark.parametrize("first", ["whole", "sentence-transformers"])
+def test_inside_of_sentence_transformers(first: str, packed: list[Any]) -> None:
+    """One of the two computes, whichever was accelerated first, and the answer is right."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    from pyenc.integrations.sentence_transformers import modules
+
+    quiet()
+    texts = ["a text", "another, which is longer than the first one", "x"]
+    model = sentence_transformers.SentenceTransformer(str(GOLDEN / "bert_mean_h4"), device="cpu")
+    right = torch.from_numpy(model.encode(texts))
+    kinds = [type(module) for module in model.modules()]
+    calls: list[int] = []
+    states = modules.packed_states
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modules, "packed_states", lambda *a: calls.append(1) or states(*a))
+        parts = [model[0].model, model]
+        for part in parts if first == "whole" else parts[::-1]:
+            pyenc.accelerate(part)
+        assert off(torch.from_numpy(model.encode(texts)), right) <= NEAR
+    assert len(calls) + len(packed) == 1
+    model.restore()
+    assert [type(module) for module in model.modules()] == kinds
+    assert torch.equal(torch.from_numpy(model.encode(texts)), right)
