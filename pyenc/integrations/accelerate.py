@@ -24,7 +24,8 @@ def accelerate(model: Model) -> Model:
     called as it was, `model(input_ids, attention_mask)` and so in pipelines, trainers and other
     libraries; `generate` is its own code. Its `last_hidden_state` is exact zeros where there is
     padding, and what a head makes of padding is made of those; a pooler and a head are its own
-    code. A head that reads states of padding is refused.
+    code. A loss of labels of padding is its own code's; a head that reads states of padding, or is
+    nothing but zeros, is refused.
 
     What is run by the model's own code as before: dropout in training, embeddings or positions of
     one's own, masks that are no zeros and ones, a cache, `output_hidden_states` and attentions,

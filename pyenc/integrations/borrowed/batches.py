@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...models import Encoder
 from ...models.packing import Packed, pack
+from ...ops.backend import transformed
 from ...ops.linear import few_rows_gain
 from ...ops.registered import PLAIN
 from .on_parameters import Borrowed
@@ -102,6 +103,7 @@ def is_plain(features: dict[str, Any]) -> bool:
         and isinstance(mask, Tensor)
         and isinstance(types, Tensor)
         and ids.ndim == 2
+        and not (ids.is_meta or mask.is_meta or transformed())
         and ids.shape == mask.shape == types.shape
         and type(ones := ((mask == 0) | (mask == 1)).all()) in PLAIN  # a fake one has no value
         and bool(ones)

@@ -15,6 +15,9 @@ import inspect
 from types import FunctionType
 from typing import Any
 
+_NEWOBJ: Any = copyreg.__newobj__  # type: ignore[attr-defined]
+"""How objects are made anew that say nothing else of it."""
+
 _made: dict[tuple[type, type], type] = {}
 
 
@@ -31,6 +34,16 @@ class Standing:
     def own(self) -> Any:
         """The object as its own class has it."""
         return super(_subclass(type(self)), self)  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled as what its class is made of, by those too that do not ask metaclasses."""
+        kinds: Any = stands_for(type(self))
+        made = kinds[1].__reduce_ex__(self, protocol)
+        if made[0] is not _NEWOBJ or made[1] != (type(self),):
+            return made
+        if type(self) is not _subclass(type(self)):
+            return made
+        return (_rebuilt, kinds, *made[2:])
 
 
 def put(thing: object, ours: type[Standing]) -> None:
@@ -60,8 +73,26 @@ def standing(ours: type[Standing], theirs: type) -> type:
         body = {key: getattr(theirs, key) for key in ("__module__", "__qualname__", "__doc__")}
         for base in (Standing, ours):
             body |= {k: v for k, v in vars(base).items() if isinstance(v, FunctionType)}
+        if "forward" in body:
+            body["forward"] = _signed(body["forward"], theirs)
         _made[ours, theirs] = _kind_of(type(theirs))(theirs.__name__, (theirs, ours), body)
     return _made[ours, theirs]
+
+
+def _signed(forward: FunctionType, theirs: Any) -> FunctionType:
+    """A copy that says it takes what theirs does: generation, trainers and tracing ask."""
+    copied = FunctionType(
+        forward.__code__, forward.__globals__, forward.__name__, forward.__defaults__,
+        forward.__closure__,
+    )  # fmt: skip
+    copied.__kwdefaults__, copied.__doc__ = forward.__kwdefaults__, forward.__doc__
+    copied.__signature__ = inspect.signature(theirs.forward)  # type: ignore[attr-defined]
+    return copied
+
+
+def _rebuilt(ours: type[Standing], theirs: type) -> Any:
+    made: Any = standing(ours, theirs)
+    return made.__new__(made)
 
 
 @functools.cache

@@ -8,7 +8,6 @@ Shapes: B rows, N padded length, C channels, V words.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,69 +17,12 @@ from torch import Tensor, nn
 
 from ...models import Encoder
 from .classes import Standing, as_own, own_arguments, put, take_away
+from .handed import Answer, Given, Handed, handing
 from .probe import evaluating, unrounded
 from .refusals import Refused
 
-READ = frozenset({"input_ids", "attention_mask", "token_type_ids"})
-"""Features that an encoder reads."""
-
 LOGITS = ("logits", "start_logits", "end_logits")
 """What heads make of states."""
-
-_here = threading.local()
-"""`given`: what the model beneath a head is to answer, in this thread."""
-
-
-class Handed(Standing):
-    """Stands for the model beneath a head: answers with the states that it is handed."""
-
-    __slots__ = ()
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As of the model, whose own code is run where nothing was handed to it."""
-        # What is traced is not handed anything, and may not ask.
-        given = None if torch.compiler.is_compiling() else getattr(_here, "given", None)
-        if given is None or not given.is_for(self, args, kwargs):
-            return self.own().forward(*args, **kwargs)
-        return given.answer()
-
-
-class Answer:
-    """What a model without a head answers: its states, and what its pooler makes of them.
-
-    Args:
-        model: the model.
-        answer: of it to some texts, by its own code.
-    """
-
-    def __init__(self, model: nn.Module, answer: Any) -> None:
-        self.model = model
-        self._kind = type(answer)
-        self._pools = getattr(answer, "pooler_output", None) is not None
-
-    def of(self, states_BNC: Tensor) -> Any:
-        """What the model answers with these states."""
-        said: dict[str, Tensor] = {"last_hidden_state": states_BNC}
-        if self._pools:
-            said["pooler_output"] = pooled(self.model, states_BNC)
-        return self._kind(**said)
-
-    def check(self, answer: Any) -> None:
-        """This answer of the model's own code is made of its states alone.
-
-        Raises:
-            Refused: there is more in it.
-        """
-        kind, made = type(self.model).__name__, self.of(answer.last_hidden_state)
-        for name, value in answer.items():
-            # These are not asked for where states are handed.
-            if name in ("hidden_states", "attentions"):
-                continue
-            if made.get(name) is None:
-                cache = " (config.use_cache = False leaves it out)" if "cache" in name else ""
-                raise Refused(f"{kind} also answers {name}, which pyenc's encoder does not{cache}")
-            if not torch.allclose(made[name], value):
-                raise Refused(f"{kind} answers {name} otherwise than by its own pooler")
 
 
 class Head:
@@ -97,7 +39,7 @@ class Head:
     """
 
     def __init__(self, whole: nn.Module, model: nn.Module, encoder: Encoder, answer: Any) -> None:
-        self.model = model
+        self.whole, self.model = whole, model
         layers = {module for module in model.modules() if module is not model}
         self.modules = [m for m in whole.modules() if m is not whole and m not in layers]
         """Whose hooks are run on what the head makes, and the one beneath it."""
@@ -110,6 +52,11 @@ class Head:
         self.by_place = False
         """Whether it makes logits of each state by itself, wherever that stands."""
         stood = isinstance(model, Handed)
+        if isinstance(model, Standing) and not stood:
+            raise Refused(
+                f"what is beneath the head, {type(model).__name__}, is accelerated by itself: "
+                "restore() it first"
+            )
         if not stood:
             put(model, Handed)
         try:
@@ -137,12 +84,8 @@ class Head:
     @contextmanager
     def given(self, features: dict[str, Any], states_BNC: Tensor) -> Iterator[Given]:
         """In this thread the model beneath answers to these features with these states."""
-        before = getattr(_here, "given", None)
-        _here.given = given = Given(self, features, states_BNC)
-        try:
+        with handing(Given(self, features, states_BNC)) as given:
             yield given
-        finally:
-            _here.given = before
 
     @torch.inference_mode()
     def _check(self, whole: Any, encoder: Encoder, answer: Any) -> None:
@@ -158,6 +101,12 @@ class Head:
                 raise Refused(
                     f"the head of {type(whole).__name__} reads states of padding, or looks for a "
                     "token by another id than that of padding"
+                )
+            if not self._reads_tokens(whole, encoder):
+                raise Refused(
+                    f"the head of {type(whole).__name__} answers the same to whatever states, as "
+                    "one of zeros does, so that nothing is known of which it reads; accelerate it "
+                    "once its weights are there"
                 )
             self._reads_first = self._reads_padding(whole, encoder, first_is_token=False)
             self.by_place = self._is_by_place(whole, encoder)
@@ -176,6 +125,12 @@ class Head:
         # Where each place has its own, those of tokens.
         pairs = zip(*(_of_tokens(answer, mask.bool()) for answer in answers), strict=True)
         return not all(_near(one, other, 4) for one, other in pairs)
+
+    def _reads_tokens(self, whole: Any, encoder: Encoder) -> bool:
+        """Whether other states of tokens give another answer, in each of what it makes."""
+        features, states_BNC = _made_up(whole, encoder, True, self._padding)
+        one, other = (self._logits(whole, features, s) for s in (states_BNC, states_BNC.roll(1, 2)))
+        return all(not torch.equal(each, other[name]) for name, each in one.items())
 
     def _is_by_place(self, whole: Any, encoder: Encoder) -> bool:
         """Whether packed states give the logits that padded ones do."""
@@ -257,44 +212,6 @@ def _near(one: Tensor, other: Tensor, places: int) -> bool:
     end otherwise by where their numbers lie."""
     allowed = places * torch.finfo(one.dtype).eps * float(one.abs().max())
     return float((one - other).abs().max()) <= allowed
-
-
-class Given:
-    """States that the model beneath a head is to answer with, to certain features."""
-
-    def __init__(self, head: Head, features: dict[str, Any], states_BNC: Tensor) -> None:
-        self.head, self.features, self.states_BNC = head, features, states_BNC
-        self.taken = False
-
-    def is_for(self, model: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a call of a model asks for these states and no more: a head may hand on others
-        than it was given."""
-        names, features = self.head.names, self.features
-        if model is not self.head.model or len(args) > len(names):
-            return False
-        said = dict(zip(names, args, strict=False)) | kwargs
-        if said.get("output_hidden_states") or said.get("output_attentions"):
-            return False
-        read = READ.intersection(names, features)
-        return all(said.get(name) is features[name] for name in read) and not any(
-            isinstance(value, Tensor) and features.get(name) is not value
-            for name, value in said.items()
-        )
-
-    def answer(self) -> Any:
-        """What the model beneath answers."""
-        self.taken = True
-        return self.head.answer.of(self.states_BNC)
-
-
-def pooled(model: Any, states_BNC: Tensor) -> Tensor:
-    """(B, C) by a model's own pooler."""
-    found: Tensor
-    if isinstance(model.pooler, nn.Linear):  # ALBERT's, whose activation is beside it
-        found = model.pooler_activation(model.pooler(states_BNC[:, 0]))
-    else:
-        found = model.pooler(states_BNC)
-    return found
 
 
 def beneath(whole: nn.Module) -> nn.Module:

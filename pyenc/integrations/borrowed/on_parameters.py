@@ -21,11 +21,12 @@ from ...models.families import ConfigFile, Family, Parts, recognise, rows_of
 from ...models.meta import on_meta
 from ...models.modules import Linear, SplitLinear
 from .classes import own_arguments
-from .heads import Answer, Head, beneath
+from .handed import Answer
+from .heads import Head, beneath
 from .probe import check_same, evaluating, unrounded
 from .refusals import Refused, check_hooks, check_parameters, check_unwrapped, interfered
 from .spelling import as_in_files
-from .watched import Watched, check_numbers, settings_of
+from .watched import Watched, check_numbers, settings_of, words_of
 
 
 class Borrowed:
@@ -55,15 +56,28 @@ class Borrowed:
             check_numbers(model)
         elif whole_answer:
             raise Refused(f"{type(whole).__name__} is pyenc's already")
-        answer = check_same(model, self.encoder)
-        self.answer = Answer(model, answer)
-        if whole_answer and not has_head:  # which looks itself
-            with torch.inference_mode(), evaluating(model), unrounded(self.encoder):
-                self.answer.check(answer)
+        try:
+            answer = check_same(model, self.encoder)
+            self.answer = Answer(model, answer)
+            if whole_answer and not has_head:  # which looks itself
+                with torch.inference_mode(), evaluating(model), unrounded(self.encoder):
+                    self.answer.check(answer)
+        except Refused:
+            raise
+        except Exception as error:
+            raise Refused(
+                f"{type(model).__name__} cannot be run on two short texts: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         self.head = Head(whole, model, self.encoder, answer) if has_head else None
         self.token_types = "token_type_ids" in own_arguments(model)
         self._watched = Watched(whole)
         self._drops = drops_of(model)
+        table = words_of(model)
+        row = getattr(table, "padding_idx", None)
+        self.without_gradient = row if self.encoder.config.padding_row is None else None
+        """The id whose row takes none in the model, as torch's tables have it; the encoder's row
+        of that id would."""
 
     def changed(self, whole: nn.Module) -> bool:
         """Whether the model, or what decides in it what it computes, is not what it was."""

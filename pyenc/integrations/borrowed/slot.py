@@ -51,6 +51,9 @@ class Slot:
             self.tell("hooks are set on modules of its model, which would not be run")
             return None
         ids, mask = features["input_ids"], features["attention_mask"]
+        row = borrowed.without_gradient
+        if row is not None and torch.is_grad_enabled() and bool(((ids == row) & (mask != 0)).any()):
+            return None
         if borrowed.head is not None and not borrowed.head.reads_tokens(ids, mask):
             return None
         return borrowed

@@ -121,12 +121,12 @@ def settings_of(model: nn.Module) -> Any:
     """
     settings: Any = copy.deepcopy(model.config)
     own = vars(model)
-    if "padding_idx" in own and getattr(_words(model), "padding_idx", ...) == own["padding_idx"]:
+    if "padding_idx" in own and getattr(words_of(model), "padding_idx", ...) == own["padding_idx"]:
         settings.pad_token_id = own["padding_idx"]
     return settings
 
 
-def _words(model: Any) -> nn.Module | None:
+def words_of(model: Any) -> nn.Module | None:
     """A model's table of words; None of a class that does not say where it is."""
     try:
         found: nn.Module | None = model.get_input_embeddings()

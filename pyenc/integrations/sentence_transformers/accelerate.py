@@ -11,7 +11,7 @@ from ..borrowed.classes import Standing, put, take_away
 from ..borrowed.on_parameters import Borrowed
 from ..borrowed.refusals import Refused, warn
 from ..borrowed.slot import is_traced, restore
-from ..borrowed.whole import PackedWhole
+from ..borrowed.whole import set_aside
 from ..missing import needs
 from .behind import check_behind
 from .modules import FirstSlot, PackedPooling, PackedTransformer, as_it_is
@@ -122,9 +122,6 @@ def accelerate(model: Model) -> Model:
             f"it takes {', '.join(others)} and models of transformers as well"
         )
     modules: Any = model
-    for module in list(modules.modules()):  # their encoder would compute for nothing
-        if isinstance(module, PackedWhole):
-            module.restore()
     if isinstance(model, AcceleratedModel):
         if len(modules) and isinstance(modules[0], PackedTransformer):
             return model
@@ -140,13 +137,14 @@ def accelerate(model: Model) -> Model:
         first: Any = modules[0]
         if not isinstance(first, PackedTransformer):  # or another accelerated model's as well
             check_first(first, (Transformer, MLMTransformer))
-        borrowed = Borrowed(first.model, has_head=has_head(first))
-        try:
-            check_behind(modules)
-        except Refused:
-            if not isinstance(first, PackedTransformer):
-                take_away(borrowed.model)  # which has stood under a head
-            raise
+        with set_aside(modules):
+            borrowed = Borrowed(first.model, has_head=has_head(first))
+            try:
+                check_behind(modules)
+            except Refused:
+                if not isinstance(first, PackedTransformer):
+                    take_away(borrowed.model)  # which has stood under a head
+                raise
     except Refused as reason:
         warn(f"pyenc.accelerate leaves this {kinds[0]} as it is: {reason}")
         return model

@@ -23,7 +23,8 @@ from ...models.packing import Packed
 from ...text.pooling import pooled
 from ..borrowed.batches import is_plain, is_small, packed_batch, packed_states
 from ..borrowed.classes import Standing
-from ..borrowed.heads import READ, Head
+from ..borrowed.handed import READ
+from ..borrowed.heads import Head
 from ..borrowed.on_parameters import Borrowed
 from ..borrowed.slot import Slot, asks_for_more, is_traced
 from .behind import Behind
@@ -105,6 +106,8 @@ class PackedTransformer(Standing):
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """As of `Transformer`; exact zeros where there is padding."""
+        if "_pyenc" not in vars(self):  # made of this class, and not by `accelerate`
+            return self.own().forward(features, **kwargs)  # type: ignore[no-any-return]
         borrowed, known = None, self._pyenc.borrowed
         # What is traced asks for no value: it would end the graph, and run outside of it.
         traced = is_traced() or getattr(_here, "left", None) is self

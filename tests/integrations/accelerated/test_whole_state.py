@@ -175,6 +175,127 @@ def test_what_cannot_be_is_left_as_it_is() -> None:
     refused(two, "leaves this T5Model as it is: T5Model has decoder")
 
 
+def test_a_head_of_zeros() -> None:
+    """Of which nothing can be known, and which may be filled yet."""
+    model = headed("SequenceClassification")
+    weight = model.classifier.weight.detach().clone()
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+    refused(model, "answers the same to whatever states.*accelerate it once its weights are there")
+    with torch.no_grad():
+        model.classifier.weight.copy_(weight)
+    assert isinstance(pyenc.accelerate(model), PackedWhole)
+
+
+@pytest.mark.parametrize("first", ["whole", "beneath"])
+def test_one_encoder_is_enough(first: str, packed: list[Any]) -> None:
+    """What is beneath a head is accelerated by itself, or with its head; not both."""
+    plain = headed("TokenClassification")
+    model = copy.deepcopy(plain)
+    given = batch(plain)
+    if first == "whole":
+        pyenc.accelerate(model)
+        with pytest.warns(pyenc.AccelerationWarning, match="beneath a head that is accelerated"):
+            pyenc.accelerate(model.bert)
+        assert near(plain, model, given)
+    else:
+        pyenc.accelerate(model.bert)
+        assert near(plain, model, given)
+        packed.clear()
+        pyenc.accelerate(model)
+        assert near(plain, model, given)
+    assert len(packed) == 1
+    model.restore()
+    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+
+
+def test_what_is_refused_keeps_what_it_has(packed: list[Any]) -> None:
+    import transformers
+
+    quiet()
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(**sizes, intermediate_size=16)
+    model = transformers.BertForPreTraining(config).eval()
+    pyenc.accelerate(model.bert)
+    with pytest.warns(pyenc.AccelerationWarning, match="has none of logits"):
+        pyenc.accelerate(model)
+    assert isinstance(model.bert, PackedWhole)
+    with torch.no_grad():
+        model.bert(torch.randint(6, 50, (2, 5)))
+    assert packed
+
+
+def test_one_made_of_its_class(packed: list[Any]) -> None:
+    """Is not accelerated, and serves."""
+    plain, ours = both(base("bert_mean_h4"))
+    made = type(ours)(plain.config).eval()
+    made.load_state_dict(plain.state_dict())
+    assert near(plain, made, batch(plain))
+    assert not packed
+
+
+def test_what_it_takes_is_told(tmp_path: Path) -> None:
+    """By signature, as generation, trainers and tracing ask."""
+    import inspect
+
+    for plain in (base("bert_mean_h4"), headed("TokenClassification")):
+        ours = pyenc.accelerate(copy.deepcopy(plain))
+        assert inspect.signature(ours.forward) == inspect.signature(plain.forward)
+        assert inspect.signature(type(ours).forward) == inspect.signature(type(plain).forward)
+
+
+def test_a_pickle_of_another_library() -> None:
+    """Which takes classes that it does not find by their names apart."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    plain, ours = both(headed("TokenClassification"))
+    again = pickle.loads(cloudpickle.dumps(ours))
+    assert type(again) is type(ours)
+    assert near(plain, again, batch(plain))
+
+
+def test_on_meta_and_under_vmap() -> None:
+    plain, ours = both(base("distilbert_h4"))
+    ids = torch.randint(6, 90, (3, 2, 7))
+    with torch.no_grad():
+        one, other = (torch.vmap(lambda x, m=m: m(x)[0])(ids) for m in (plain, ours))
+        torch.testing.assert_close(one, other)
+        ours.to("meta")
+        assert ours(ids[0].to("meta"))[0].is_meta
+
+
+def test_a_trainer(tmp_path: Path, packed: list[Any]) -> None:
+    """transformers' own, as it comes: it asks the model what it takes, and hands on how many
+    labels there are."""
+    pytest.importorskip("accelerate")
+    import transformers
+
+    plain = headed("SequenceClassification", num_labels=2)
+    plain.config.hidden_dropout_prob = plain.config.attention_probs_dropout_prob = 0.0
+    for module in plain.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    torch.manual_seed(2)
+    data = [
+        {"input_ids": torch.randint(6, 90, (9,)), "labels": i % 2, "comment": str(i)}
+        for i in range(8)
+    ]
+    found = []
+    for number, model in enumerate(both(plain)):
+        said = transformers.TrainingArguments(
+            str(tmp_path / str(number)), max_steps=2, per_device_train_batch_size=4, use_cpu=True,
+            report_to=[], save_strategy="no", disable_tqdm=True, seed=3, learning_rate=1e-3,
+        )  # fmt: skip
+        trainer = transformers.Trainer(model, said, train_dataset=data, eval_dataset=data)
+        assert not packed
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pyenc.AccelerationWarning)
+            trainer.train()
+            found.append(trainer.evaluate()["eval_loss"])
+    assert len(packed) == 3
+    assert abs(found[0] - found[1]) <= 1e-4
+    assert isinstance(model, PackedWhole)
+
+
 def test_one_of_our_own() -> None:
     import transformers
 
@@ -208,6 +329,25 @@ def test_without_sentence_transformers(monkeypatch: pytest.MonkeyPatch, packed: 
     plain, ours = both(base("bert_mean_h4"))
     assert near(plain, ours, batch(plain))
     assert packed
+
+
+@pytest.mark.parametrize("first", ["whole", "sentence-transformers"])
+def test_inside_of_a_reranker(first: str, packed: list[Any]) -> None:
+    pytest.importorskip("sentence_transformers")
+    from pyenc.integrations.sentence_transformers import modules
+    from tests.integrations.sentence_transformers.headed import PAIRS, reranker
+
+    model = reranker("bert_mean_h4")
+    right, calls, states = model.predict(PAIRS), [], modules.packed_states
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patch.setattr(modules, "packed_states", lambda *a: calls.append(1) or states(*a))
+        parts = [model[0].model, model]
+        for part in parts if first == "whole" else parts[::-1]:
+            pyenc.accelerate(part)
+        assert abs(model.predict(PAIRS) - right).max() <= NEAR
+    assert len(calls) == 1
+    assert not packed
 
 
 @pytest.mark.parametrize("first", ["whole", "sentence-transformers"])

@@ -60,13 +60,13 @@ def both(plain: Any) -> Pair:
 
 
 def batch(model: Any, *, left: bool = False) -> dict[str, torch.Tensor]:
-    """Five rows: whole, short, one token, with a hole, and none but one in the middle."""
+    """Five rows: whole, short, one token, with a hole, and of two tokens far from one another."""
     words = model.config.get_text_config().vocab_size
     padding = getattr(model.config.get_text_config(), "pad_token_id", None)
     ids = torch.randint(6, words, (5, 19))
     mask = torch.ones(5, 19, dtype=torch.long)
     mask[1, 9:] = mask[2, 1:] = mask[3, 4:7] = mask[4] = 0
-    mask[4, 8] = 1
+    mask[4, 0] = mask[4, 8] = 1
     if left:
         mask = mask.flip(1)
     return {"input_ids": ids.masked_fill(mask == 0, padding or 0), "attention_mask": mask}
