@@ -8,8 +8,7 @@ Shapes: B rows, N padded length, C channels, V words.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -81,11 +80,9 @@ class Head:
                 return False
         return not self._reads_first or bool(mask[:, :1].all())
 
-    @contextmanager
-    def given(self, features: dict[str, Any], states_BNC: Tensor) -> Iterator[Given]:
+    def given(self, features: dict[str, Any], states_BNC: Tensor) -> AbstractContextManager[Given]:
         """In this thread the model beneath answers to these features with these states."""
-        with handing(Given(self, features, states_BNC)) as given:
-            yield given
+        return handing(Given(self, features, states_BNC))
 
     @torch.inference_mode()
     def _check(self, whole: Any, encoder: Encoder, answer: Any) -> None:
