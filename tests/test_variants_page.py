@@ -3,7 +3,6 @@ one namespace. The others need Triton, whose functions must stand in a file."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +10,16 @@ import pytest
 
 from pyenc.models import position
 from tests.conftest import GOLDEN
+from tests.pages import DOCS, run_marked
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "attention-variants.md"
+PAGE = DOCS / "attention-variants.md"
 
 
 def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(position, "_variants", {})
-    page = PAGE.read_text("utf-8")
     namespace: dict[str, Any] = {"__name__": "page", "MODEL": str(GOLDEN / "bert_mean_h4")}
-    ran = 0
-    for part in re.finditer(r"^## .*?\n(?=^## |\Z)", page, re.MULTILINE | re.DOTALL):
-        if "<!-- run -->" not in part[0]:
-            assert "triton" in part[0].lower()
-            continue
-        for block in re.finditer(r"^```python\n(.*?)^```$", part[0], re.MULTILINE | re.DOTALL):
-            # Empty lines before it: a traceback then names the line of the page.
-            line = page[: part.start() + block.start(1)].count("\n")
-            exec(compile("\n" * line + block[1], str(PAGE), "exec"), namespace)
-            ran += 1
-    assert ran == 7
+    assert [section.title[:2] for section in run_marked(PAGE, namespace)] == ["3.", "4.", "5."]
     assert namespace["hidden"].shape == (2, 50, 64)
     assert namespace["missing"] == ["position_bias.a", "position_bias.b"]
     assert namespace["unexpected"] == []

@@ -220,7 +220,7 @@ def _recalls(
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
-    """The figures of `evaluate` beside what is wanted, as the README has them, in Markdown."""
+    """The figures of `evaluate` beside what is wanted, as docs/long-minilm.md has them."""
     texts, pairs = found["texts"], found["pairs"]
     theirs, ours = (pairs[f"Spearman, {name}"] for name in ("MiniLM", "long-minilm"))
 

@@ -74,7 +74,7 @@ def build_parser() -> Parser:
     )  # fmt: skip
     form = models.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a list of objects")
-    form.add_argument("--markdown", action="store_true", help="the README's table")
+    form.add_argument("--markdown", action="store_true", help="the table of docs/checkpoints.md")
     verify = commands.add_parser(
         "verify", help="compare with the float64 reference or stored vectors",
         description=descriptions.VERIFY,

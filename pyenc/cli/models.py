@@ -1,4 +1,4 @@
-"""`pyenc models`: what is served, and how far each was checked; the README's table is made here."""
+"""`pyenc models`: what is served and how far each was checked, as docs/checkpoints.md has it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORDS = {
     "unverified": "**unverified**",
     "ours": "**comes with pyenc, trained by us**",
 }
-"""What the README says of a status."""
+"""What the page says of a status."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,7 +60,7 @@ def table() -> list[dict[str, Any]]:
 
 
 def markdown(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """The table as the README has it."""
+    """The table as docs/checkpoints.md has it."""
     yield "| family | checkpoints | status | tokens of a text |"
     yield "|---|---|---|---|"
     for row in rows:

@@ -71,7 +71,7 @@ def load(
             the files cuts them afterwards. What is said here is saved too.
         quantize: "int8" for two of a layer's four products in eight bits, on a CPU: weights by
             channel, activations by token, as they come; everything else in `dtype`. The vectors
-            differ from those of float32 by about what the README's section says. Default: as saved.
+            differ from those of float32 by about what docs/encoding.md says. Default: as saved.
         task: of a checkpoint with adapters (jina-embeddings-v3): "retrieval.query" and so on, whose
             adapter is merged into the weights and whose instruction is put before every text.
             Default: neither, as in the original code. Two tasks are two encoders. Saved, it is a

@@ -1,4 +1,4 @@
-"""`pyenc models`: the table of what is served, which is the README's, and which is true."""
+"""`pyenc models`: the table of what is served, which docs/checkpoints.md has, and which is true."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from pyenc.cli.models import WORDS, markdown, table
 from pyenc.loading.shipped import SHIPPED
 from pyenc.models.families import FAMILIES, ConfigFile, nearest
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_readme_has_this_table(cli: Cli) -> None:
+def test_the_page_has_this_table(cli: Cli) -> None:
     said = cli("models", "--markdown")
     assert said.status == 0
-    assert said.out in README.read_text("utf-8")
+    assert said.out in (ROOT / "docs" / "checkpoints.md").read_text("utf-8")
     assert said.out == "\n".join(markdown(table())) + "\n"
+
+
+def test_the_readme_names_every_family() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert [row["family"] for row in table() if row["family"] not in readme] == []
 
 
 def test_forms(cli: Cli) -> None:

@@ -1,46 +1,21 @@
 """docs/drop-in.md: what it shows is run, a section at a time, in one namespace from top to bottom.
 
-A section that needs packages says so below its heading, `<!-- needs: a, b -->` (names as they are
-imported); where one is missing, the section is skipped, and which one is said.
+Where a package is missing that a section needs, the section is skipped, and which one is said.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import re
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from examples import bundled
+from tests.pages import DOCS, Section, sections
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGE = ROOT / "docs" / "drop-in.md"
-
-
-class Section(NamedTuple):
-    title: str
-    needs: tuple[str, ...]
-    blocks: tuple[tuple[int, str], ...]  # line in the page, source
-
-
-def sections(page: str) -> list[Section]:
-    found = []
-    line = page[: page.index("\n## ") + 1].count("\n")
-    for part in re.split(r"^## ", page, flags=re.MULTILINE)[1:]:
-        title = part.splitlines()[0]
-        needs = re.search(r"<!-- needs: (.*?) -->", part)
-        blocks = tuple(
-            (line + part[: block.start(1)].count("\n"), block[1])
-            for block in re.finditer(r"^```python\n(.*?)^```$", part, re.MULTILINE | re.DOTALL)
-        )
-        names = tuple(n.strip() for n in needs[1].split(",")) if needs else ()
-        found.append(Section(title, names, blocks))
-        line += part.count("\n")
-    return found
-
+PAGE = DOCS / "drop-in.md"
 
 SECTIONS = [s for s in sections(PAGE.read_text("utf-8")) if s.blocks]
 
@@ -69,13 +44,4 @@ def test_snippets_run(section: Section, tmp_path: Path, monkeypatch: pytest.Monk
         from tests.integrations.sentence_transformers.headed import folder_of
 
         namespace["RERANKER"] = str(folder_of("SequenceClassification", "bert_mean_h4"))
-    for line, source in section.blocks:
-        # Empty lines before it: a traceback then names the line of the page.
-        exec(compile("\n" * line + source, str(PAGE), "exec"), namespace)
-
-
-def test_sections_are_read() -> None:
-    page = "# T\n\n## A b\n<!-- needs: torch, x -->\n\n```python\n1 / 1\n```\n\n## C\ntext\n"
-    first, second = sections(page)
-    assert first == Section("A b", ("torch", "x"), ((6, "1 / 1\n"),))
-    assert second == Section("C", (), ())
+    section.run(PAGE, namespace)

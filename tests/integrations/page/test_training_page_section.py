@@ -13,7 +13,7 @@ import pyenc
 from pyenc.integrations.borrowed import batches
 from pyenc.integrations.sentence_transformers import modules
 from tests.conftest import GOLDEN
-from tests.integrations.page.test_drop_in_page import sections
+from tests.pages import sections
 from tests.test_training_page import PAGE
 
 
@@ -29,8 +29,7 @@ def test_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         "questions": ["a question", "another", "and a third"],
         "answers": ["one", "two", "three " * 9],
     }  # fmt: skip
-    for line, source in section.blocks:
-        exec(compile("\n" * line + source, str(PAGE), "exec"), namespace)
+    section.run(PAGE, namespace)
     assert len(calls) == 8
     trained = namespace["trained"]
     assert all(p.grad is not None for n, p in trained.named_parameters() if "pooler" not in n)
