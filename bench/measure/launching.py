@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pyenc.text.graphs import capturing
+from pyenc.text.graph_card import capturing
 
 MOST, LEAST, BUDGET = 50, 3, 0.25
 """Calls of one loop, and about how many seconds they may take."""

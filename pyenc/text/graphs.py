@@ -15,12 +15,10 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +29,8 @@ from ..ops import triton_launch
 from ..ops.attention import triton as attention_kernels
 from ..ops.backend import requested_backend
 from ..ops.precision import precisions
+from .graph_card import Card, card_of
+from .graph_shapes import Shape, bucket
 
 MOST_TOKENS = 32768
 """Of a batch. Beyond, the card has more to do than the host (bench/NOTES.md)."""
@@ -38,19 +38,8 @@ KEPT = 64
 """Graphs of a model; the one that was replayed longest ago goes first."""
 MOST_SEEN = 1024
 """Shapes of a model that are remembered to have run once."""
-PARTS = 8
-"""Buckets from one power of two to the next: at most an eighth more tokens than there are."""
-FEWEST = 64
-"""Tokens of the smallest bucket."""
 MOST_RAN_OUT = 3
 """Captures of a model that found no memory, until no more is tried."""
-
-
-class Shape(NamedTuple):
-    """What a batch is filled up to."""
-
-    tokens: int
-    sequences: int
 
 
 def shape_for(model: Encoder, tokens: int, sequences: int) -> Shape | None:
@@ -58,22 +47,6 @@ def shape_for(model: Encoder, tokens: int, sequences: int) -> Shape | None:
     if why_not(model, tokens, sequences) is not None:
         return None
     return bucket(tokens, sequences)
-
-
-def bucket(tokens: int, sequences: int) -> Shape:
-    """The smallest that holds them: B a power of two, T an eighth of one times a whole number."""
-    tokens = max(tokens, FEWEST)
-    unit = (1 << (tokens - 1).bit_length() - 1) // PARTS
-    return Shape(-(-tokens // unit) * unit, 1 << (sequences - 1).bit_length())
-
-
-def filled(
-    ids: np.ndarray, bounds: np.ndarray, shape: Shape, padding_id: int | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (T,) and cu_seqlens (B + 1,) of a batch, int64, with what it lacks of a shape."""
-    more = np.full(shape.tokens - len(ids), padding_id or 0, dtype=np.int64)
-    empty = np.full(shape.sequences + 1 - len(bounds), bounds[-1], dtype=np.int64)
-    return np.concatenate([ids, more]), np.concatenate([bounds, empty])
 
 
 def why_not(model: Encoder, tokens: int, sequences: int) -> str | None:
@@ -130,9 +103,9 @@ class _Graphs:
     seen: OrderedDict[Any, None] = field(default_factory=OrderedDict)
     """What has run once, and will be captured the next time."""
     pool: Any = None
-    """Memory that all of them share: none runs while another does."""
-    last: Any = None
-    """An event after the last replay, for which other streams wait."""
+    """Memory that all of them share: none runs while another does (`Card.turn`)."""
+    card: Card | None = None
+    """Where they are."""
     ran_out: int = 0
     """Captures that found no memory."""
 
@@ -159,8 +132,8 @@ class _Graphs:
     def let_go(self) -> bool:
         """Give back their memory, and whether there was any; what has run once is forgotten too."""
         # A replay may be under way on another stream than that which takes the memory next.
-        if self.by_key and self.last is not None:
-            self.last.synchronize()
+        if self.by_key and self.card is not None:
+            self.card.wait()
         held = bool(self.by_key)
         self.by_key.clear()
         self.seen.clear()
@@ -185,10 +158,6 @@ class _Graphs:
 
 _OF_MODEL: weakref.WeakKeyDictionary[Encoder, _Graphs] = weakref.WeakKeyDictionary()
 _LOCK = threading.Lock()
-_CAPTURING = threading.Lock()
-_STREAMS: dict[torch.device, Any] = {}
-"""Of each card, on which captures are made: torch's own is of the card of its first capture, and of
-work on another card it would capture nothing."""
 
 
 def _graphs_of(model: Encoder) -> _Graphs:
@@ -233,9 +202,7 @@ def forward(
             return model.forward_packed(ids, cu_seqlens, span=span, checked=True)
 
     with graphs.lock, torch.cuda.device(ids.device):
-        stream = torch.cuda.current_stream()
-        if graphs.last is not None:
-            stream.wait_event(graphs.last)
+        graphs.card = card_of(ids.device)
         captured = graphs.by_key.get(key)
         if captured is None and key not in graphs.seen:
             graphs.seen[key] = None
@@ -244,7 +211,7 @@ def forward(
             return run(ids, cu_seqlens)
         if captured is None:
             try:
-                captured = _capture(graphs, run, ids, cu_seqlens)
+                captured = _capture(graphs, graphs.card, run, ids, cu_seqlens)
             except (RuntimeError, BackendError) as error:
                 graphs.foreign = graphs.failed(error)
                 if graphs.foreign is not None:
@@ -255,13 +222,11 @@ def forward(
             while len(graphs.by_key) > KEPT:
                 graphs.by_key.popitem(last=False)
         graphs.by_key.move_to_end(key)
-        captured.ids.copy_(ids)
-        captured.cu_seqlens.copy_(cu_seqlens)
-        captured.graph.replay()
-        values = captured.output.clone()
-        graphs.last = torch.cuda.Event()
-        graphs.last.record(stream)
-        return values
+        with graphs.card.turn():
+            captured.ids.copy_(ids)
+            captured.cu_seqlens.copy_(cu_seqlens)
+            captured.graph.replay()
+            return captured.output.clone()
 
 
 def _ran_out(error: BaseException | None) -> bool:
@@ -282,36 +247,12 @@ def _settings(model: Encoder) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _capture(graphs: _Graphs, run: Any, ids: Tensor, cu_seqlens: Tensor) -> _Captured:
+def _capture(graphs: _Graphs, card: Card, run: Any, ids: Tensor, cu_seqlens: Tensor) -> _Captured:
     """The launches of `run`, on tensors of their own."""
     ids, cu_seqlens = ids.clone(), cu_seqlens.clone()
     if graphs.pool is None:
         graphs.pool = torch.cuda.graph_pool_handle()
     graph = torch.cuda.CUDAGraph()
-    with _CAPTURING:  # they share a stream
-        if (stream := _STREAMS.get(ids.device)) is None:
-            stream = _STREAMS[ids.device] = torch.cuda.Stream(ids.device)
-        with capturing(graph, stream, graphs.pool):
-            output = run(ids, cu_seqlens)
+    with card.capture(graph, graphs.pool):
+        output = run(ids, cu_seqlens)
     return _Captured(ids, cu_seqlens, graph, output)
-
-
-@contextmanager
-def capturing(graph: Any, stream: Any, pool: Any = None) -> Iterator[None]:
-    """What is launched within goes into a graph, and torch is left as it was where that fails.
-
-    Of itself it stays on the capture's stream when one ends in an error, and then torch 2.11 draws
-    no random numbers on that card until another ends well.
-    """
-    # What other threads ask of CUDA meanwhile is theirs.
-    named: dict[str, Any] = {"stream": stream, "capture_error_mode": "thread_local"}
-    with torch.cuda.stream(torch.cuda.current_stream(stream.device)):
-        try:
-            with torch.cuda.graph(graph, pool=pool, **named):
-                yield
-        except BaseException:
-            with suppress(RuntimeError), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that there is nothing in it
-                with torch.cuda.graph(torch.cuda.CUDAGraph(), **named):
-                    pass
-            raise

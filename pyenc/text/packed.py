@@ -13,6 +13,7 @@ from torch import Tensor
 from ..models import Encoder, row_counts
 from . import graphs
 from .finish import Finish
+from .graph_shapes import filled
 from .pooling import pool
 from .recipe import Recipe
 from .transfer import sent
@@ -49,7 +50,7 @@ def _run(model: Encoder, recipe: Recipe, batch: Packed, output: str, finish: Fin
     longest = int(batch.lengths.max(initial=0))
     shape = graphs.shape_for(model, tokens, sequences)
     if shape is not None:
-        numbers, bounds = graphs.filled(numbers, bounds, shape, model.config.padding_id)
+        numbers, bounds = filled(numbers, bounds, shape, model.config.padding_id)
     elif row_counts.pays(model, tokens):
         given = torch.from_numpy(numbers), torch.from_numpy(bounds)
         numbers, bounds = (x.numpy() for x in row_counts.filled(*given, model.config.padding_id))

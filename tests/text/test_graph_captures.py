@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 
-from pyenc.text import graphs
+from pyenc.text import graph_card, graphs
 from tests.text.test_graphs import graphs_of, small
 
 
@@ -22,7 +22,7 @@ class Captures:
         self.current, self.of_all = self.stream(), None
         self.draws = True
         """Whether random numbers are drawn: not from a capture's beginning until one ends well."""
-        monkeypatch.setattr(graphs, "_STREAMS", {})
+        monkeypatch.setattr(graph_card, "_CARDS", {})
         monkeypatch.setattr(torch.cuda, "Stream", self.stream)
         monkeypatch.setattr(torch.cuda, "stream", self.on)
         monkeypatch.setattr(torch.cuda, "current_stream", self.current_stream)
@@ -65,9 +65,10 @@ def test_a_capture_is_made_on_the_card_of_its_batch(monkeypatch: pytest.MonkeyPa
         card = torch.device("cuda", index)
         ids = mock.MagicMock(device=card)
         ids.clone.return_value = ids
-        captured = graphs._capture(graphs_of(small()), lambda *_: None, ids, ids)
+        held = graphs_of(small())
+        captured = graphs._capture(held, graph_card.card_of(card), lambda *_: None, ids, ids)
         assert captured.graph.device == card
-    assert len(graphs._STREAMS) == 2  # one for all of a card's
+    assert len(graph_card._CARDS) == 2  # one for all of a card's
 
 
 def test_torch_is_as_it_was_after_a_capture_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +76,7 @@ def test_torch_is_as_it_was_after_a_capture_that_failed(monkeypatch: pytest.Monk
     before = card.current
 
     def fail(valid: bool) -> None:
-        with graphs.capturing(mock.MagicMock(valid=valid), card.stream()):
+        with graph_card.capturing(mock.MagicMock(valid=valid), card.stream()):
             assert card.current is not before
             raise RuntimeError("no memory")
 

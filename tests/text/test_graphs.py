@@ -1,4 +1,4 @@
-"""Batches filled up for CUDA graphs: to which shapes, and when not."""
+"""CUDA graphs of batches: when there are none, what is captured and replayed, what is let go."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyenc.models import Encoder, EncoderConfig, position
 from pyenc.models.experts import Experts
 from pyenc.models.places import places, sequence_of_token
-from pyenc.text import graphs
+from pyenc.text import graph_card, graphs
 from pyenc.text.finish import Finish
 from pyenc.text.packed import Packed, run_packed
 from pyenc.text.recipe import Recipe
@@ -33,31 +33,6 @@ def small(**rest: Any) -> Encoder:
 def batch_of(model: Encoder, lengths: list[int], seed: int = 0) -> Packed:
     numbers = np.random.default_rng(seed).integers(5, model.config.vocab_size, sum(lengths))
     return Packed(numbers, np.array(lengths), np.zeros(len(lengths), dtype=np.int64))
-
-
-def test_a_bucket_holds_its_batch_and_little_more() -> None:
-    seen = set()
-    for tokens in range(1, 5000):
-        shape = graphs.bucket(tokens, 1)
-        assert shape.tokens >= tokens
-        assert shape.tokens - tokens <= max(tokens // 8, 64 - tokens)
-        assert graphs.bucket(shape.tokens, 1).tokens == shape.tokens
-        seen.add(shape.tokens)
-    assert len(seen) < 64
-    assert [graphs.bucket(1, n).sequences for n in (1, 2, 3, 4, 5, 64, 65)] == [
-        1, 2, 4, 4, 8, 64, 128,
-    ]  # fmt: skip
-
-
-def test_filling_adds_padding_ids_and_empty_sequences() -> None:
-    ids, bounds = graphs.filled(
-        np.array([5, 6, 7]), np.array([0, 1, 3]), graphs.Shape(8, 4), padding_id=1
-    )
-    assert ids.tolist() == [5, 6, 7, 1, 1, 1, 1, 1]
-    assert bounds.tolist() == [0, 1, 3, 3, 3]
-    # A model without a padding id has some token all the same.
-    ids, _ = graphs.filled(np.array([5]), np.array([0, 1]), graphs.Shape(2, 1), padding_id=None)
-    assert ids.tolist() == [5, 0]
 
 
 def test_tokens_behind_the_last_end_have_a_place_in_every_table() -> None:
@@ -197,7 +172,7 @@ class Recorded:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.log: list[str] = []
 
-        def capture(graphs_: Any, run: Any, ids: Tensor, cu_seqlens: Tensor) -> Any:
+        def capture(graphs_: Any, card: Any, run: Any, ids: Tensor, cu_seqlens: Tensor) -> Any:
             self.log.append("captured")
             ids, cu_seqlens = ids.clone(), cu_seqlens.clone()
             output = run(ids, cu_seqlens)
@@ -215,6 +190,8 @@ class Recorded:
             return model.embeddings.word(ids) + cu_seqlens[-1]
 
         self.stream, self.event = mock.MagicMock(), mock.MagicMock()
+        monkeypatch.setattr(graph_card, "_CARDS", {})
+        monkeypatch.setattr(torch.cuda, "Stream", mock.MagicMock())
         monkeypatch.setattr(graphs, "_capture", capture)
         monkeypatch.setattr(Encoder, "forward_packed", forward_packed)
         monkeypatch.setattr(torch.cuda, "device", lambda *_: mock.MagicMock())
@@ -255,6 +232,20 @@ def test_a_shape_runs_is_captured_and_replayed(monkeypatch: pytest.MonkeyPatch) 
     model.skip_eps = 0.5
     run(60, 60)
     assert card.take() == ["ran"]
+
+
+def test_graphs_of_two_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in them sum in the same place, which is that of the stream of all captures."""
+    models, card = [small(), small()], Recorded(monkeypatch)
+    ids = torch.zeros(64, dtype=torch.long)
+    streams = [mock.MagicMock(), mock.MagicMock()]
+    with torch.inference_mode():
+        for _ in range(2):
+            for model, card.stream in zip(models, streams, strict=True):
+                graphs.forward(model, ids, torch.tensor([0, 64]), 64, 1, 64)
+    assert card.take()[2:] == ["captured", "ran", "replayed", "ran"] * 2
+    assert [len(each.wait_event.mock_calls) for each in streams] == [0, 1]
+    assert [each.args[0] for each in card.event.record.mock_calls] == streams
 
 
 @pytest.mark.parametrize(
@@ -402,8 +393,8 @@ def test_a_model_that_leaves_the_card_leaves_no_graphs() -> None:
     model = small()
     held = graphs_of(model)
     held.by_key["a shape"] = held.seen["a shape"] = held.pool = mock.MagicMock()
-    held.last = mock.MagicMock()
+    held.card = mock.MagicMock()
     assert "on a GPU alone" in str(graphs.why_not(model, 100, 2))
     assert graphs_of(model) is held
     assert (held.by_key, held.seen, held.pool) == ({}, {}, None)
-    held.last.synchronize.assert_called_once()  # their memory may be read by a replay under way
+    held.card.wait.assert_called_once()  # their memory may be read by a replay under way

@@ -104,6 +104,26 @@ def test_threads_share_a_model() -> None:
     assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
 
 
+def test_models_on_streams_of_one_card() -> None:
+    """Few rows of wide layers, whose products are split along their sums and meet in memory that
+    all captures of a card have in common."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    sizes = {"hidden_size": 256, "intermediate_size": 8192, "num_heads": 4}
+    models = [small(**sizes).cuda().bfloat16() for _ in range(4)]
+    recipe, finish = Recipe(), Finish(256, normalize=True)
+    batch = batch_of(models[0], [7, 9])
+    wanted = [run_packed(model, recipe, batch, "pooled", finish).cpu() for model in models]
+
+    def run(index: int) -> bool:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            got = [run_packed(models[index], recipe, batch, "pooled", finish) for _ in range(200)]
+            return all(torch.equal(wanted[index], each.cpu()) for each in got)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(run, range(4)))
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_models_on_two_cards() -> None:
     models = [small().to(torch.device("cuda", index)) for index in (0, 1)]
