@@ -50,6 +50,8 @@ class Head:
         """The id by which it tells padding from tokens; None where it does not ask the ids."""
         self.by_place = False
         """Whether it makes logits of each state by itself, wherever that stands."""
+        if type(whole).__name__.endswith("ForMultipleChoice"):
+            raise Refused(f"each row of {type(whole).__name__} is several texts")
         stood = isinstance(model, Handed)
         if isinstance(model, Standing) and not stood:
             raise Refused(
@@ -97,7 +99,7 @@ class Head:
             if reads:
                 raise Refused(
                     f"the head of {type(whole).__name__} reads states of padding, or looks for a "
-                    "token by another id than that of padding"
+                    "token by another id than that of padding, or makes a single number of each"
                 )
             if not self._reads_tokens(whole, encoder):
                 raise Refused(

@@ -48,7 +48,9 @@ class Borrowed:
         self.whole = whole
         self.model = model = beneath(whole) if has_head else whole
         check_parameters(model)
-        check_hooks(whole, model)
+        # One that answers for itself is called before ours is: by another forward, if it has one.
+        self._passed_over = (*(() if whole_answer else (whole,)), *((model,) if has_head else ()))
+        check_hooks(whole, model, self._passed_over)
         self.encoder = encoder_on(model)
         self._modules = [module for module in model.modules() if module is not model]
         self._own = any(module is self.encoder for module in self._modules)
@@ -87,8 +89,7 @@ class Borrowed:
         """Whether something is to happen when one of the model's own modules is called."""
         return (
             torch_module._has_any_global_hook()
-            or "forward" in self.whole.__dict__
-            or "forward" in self.model.__dict__
+            or any("forward" in part.__dict__ for part in self._passed_over)
             # Hooks of what is beneath a head are run; compiled, it asks for no states.
             or (self.head is not None and self.model._compiled_call_impl is not None)
             or any(map(interfered, self._modules))

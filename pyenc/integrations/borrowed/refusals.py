@@ -39,8 +39,8 @@ def check_unwrapped(model: nn.Module) -> None:
     adapters = (m for m in model.modules() if type(m).__module__.partition(".")[0] == "peft")
     if next(adapters, None) is not None:
         raise Refused(
-            "PEFT wraps its weights: merge them first (model[0].model = "
-            "model[0].model.merge_and_unload()) and accelerate it then"
+            "PEFT wraps its weights: merge them first, by its merge_and_unload(), which gives a "
+            "model to put in its place (in sentence-transformers model[0].model)"
         )
     if getattr(model, "is_quantized", False):
         raise Refused("its weights are quantised")
@@ -70,12 +70,13 @@ def check_parameters(model: nn.Module) -> None:
         raise Refused(f"its weights are of several dtypes: {', '.join(sorted(map(str, dtypes)))}")
 
 
-def check_hooks(whole: nn.Module, model: nn.Module) -> None:
+def check_hooks(whole: nn.Module, model: nn.Module, passed_over: tuple[nn.Module, ...]) -> None:
     """Nothing is set on a model's own modules that would not be run if they were not.
 
     Args:
-        whole: with a head, or the same. Its own forward is called, not the module: hooks of that
-            are not run in any case, and those of what is beneath a head are as they were.
+        whole: with a head, or the same. Hooks of that are run or not as they were, and so are those
+            of what is beneath a head.
+        passed_over: of the two, those that are called by their class's `forward`.
 
     Raises:
         Hooked: something is.
@@ -83,7 +84,7 @@ def check_hooks(whole: nn.Module, model: nn.Module) -> None:
     story = "a hook, or another forward, is set on"
     if torch_module._has_any_global_hook():
         raise Hooked(f"{story} every module there is (register_module_forward_hook and its like)")
-    for part in (whole, model):
+    for part in passed_over:
         if "forward" in part.__dict__:
             raise Hooked(f"{story} {type(part).__name__}")
     for name, module in model.named_modules():

@@ -48,6 +48,8 @@ class PackedWhole(Standing):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As of the model; exact zeros in the states of padding."""
+        if not isinstance(self, Standing):  # another forward has kept this one beyond `restore`
+            return type(self).forward(self, *args, **kwargs)
         # One that was made of this class knows nothing; one that is asked for within a pass of
         # sentence-transformers' module is run as it is.
         own = is_traced() or "_pyenc" not in vars(self) or is_handed(self)
@@ -177,6 +179,11 @@ def accelerate_whole(whole: Any) -> Any:
     try:
         if isinstance(whole, Standing):
             raise Refused("it is beneath a head that is accelerated: restore() that first")
+        if "forward" in vars(whole):
+            raise Refused(
+                "another forward is set on it, which calls its class's own (mixed precision by "
+                "Trainer or accelerate's prepare does so): accelerate it before"
+            )
         with set_aside(whole):
             whole.__dict__["_pyenc"] = slot
             put(whole, PackedWhole)  # first: its class is among what is watched

@@ -7,6 +7,7 @@ import pickle
 import sys
 import warnings
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -143,6 +144,32 @@ def refused(model: Any, why: str) -> None:
     assert "_pyenc" not in vars(model)
 
 
+def under_autocast(model: Any) -> Any:
+    """As accelerate's `prepare` and transformers' Trainer put mixed precision on a model."""
+    function = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward.__func__)
+    model.forward = MethodType(function, model)
+    return model
+
+
+@pytest.mark.parametrize("head", ["", "SequenceClassification"])
+def test_mixed_precision(head: str, packed: list[Any]) -> None:
+    """Put on an accelerated model it is around our forward, whose calls are packed; it may outlive
+    `restore`. Put on before, it would call the class's own."""
+    own, ours = map(under_autocast, both(headed(head) if head else base("bert_mean_h4")))
+    given = batch(own)
+    real = slice(None) if head else given["attention_mask"].bool()
+    with torch.no_grad():
+        wanted, found = (model(**given)[0][real].float() for model in (own, ours))
+        assert len(packed) == 1
+        assert 0 < off(found, wanted) <= 0.05
+        ours.restore()
+        assert torch.equal(ours(**given)[0][real].float(), wanted)
+    assert len(packed) == 1
+    with pytest.warns(pyenc.AccelerationWarning, match="another forward is set.*before"):
+        assert pyenc.accelerate(own) is own
+    assert "_pyenc" not in vars(own)
+
+
 def test_what_cannot_be_is_left_as_it_is() -> None:
     import transformers
 
@@ -160,6 +187,8 @@ def test_what_cannot_be_is_left_as_it_is() -> None:
     refused(cached, r"Qwen3Model also answers .*\(config.use_cache = False leaves it out\)")
     pairs = transformers.BertForPreTraining(transformers.BertConfig(**sizes))
     refused(pairs, "BertForPreTrainingOutput has none of logits, start_logits, end_logits")
+    choice = transformers.BertForMultipleChoice(transformers.BertConfig(**sizes))
+    refused(choice, "each row of BertForMultipleChoice is several texts")
     layer = base("bert_mean_h4")
     layer.encoder.layer[0].half()
     refused(layer, "several dtypes")
