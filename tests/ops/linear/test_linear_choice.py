@@ -95,6 +95,31 @@ def test_where_the_private_op_fails_torch_serves(
             linear(x, weight, bias, backend="onednn")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sums_of_halves_are_kept_wider(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Summed as they are, eight channels at a time, they are right where there are few."""
+
+    def narrow(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
+        y = bias.expand(len(x), -1)
+        for part in range(0, x.shape[1], 8):
+            y = (
+                y.double() + x[:, part : part + 8].double() @ weight.t()[part : part + 8].double()
+            ).to(dtype)
+        return F.gelu(y) if activation == "gelu" else y
+
+    def wide(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
+        y = F.linear(x.double(), weight.double(), bias.double()).to(dtype)
+        return F.gelu(y) if activation == "gelu" else y
+
+    monkeypatch.setattr(linear_onednn, "pack", lambda weight: weight)
+    monkeypatch.setattr(linear_onednn, "_tried", {})
+    monkeypatch.setattr(linear_onednn, "_op", wide)
+    assert linear_onednn.why_not(dtype) is None
+    monkeypatch.setattr(linear_onednn, "_tried", {})
+    monkeypatch.setattr(linear_onednn, "_op", narrow)
+    assert "answers are wrong here" in str(linear_onednn.why_not(dtype))
+
+
 WIDENED = [torch.bfloat16, torch.float16]
 assert set(WIDENED) == set(linear_wide.DTYPES)
 
