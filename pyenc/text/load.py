@@ -124,7 +124,8 @@ def load(
             )  # fmt: skip
         recipe = of_task(recipe, checkpoint, name)
         if not says_pooling(folder):
-            recipe = replace(recipe, pooling=checkpoint.pooling)
+            assumed = () if checkpoint.family.own_vectors else recipe.assumed
+            recipe = replace(recipe, pooling=checkpoint.pooling, assumed=assumed)
         recipe = told(recipe, said, normalize)
         said_here = said is not None or normalize is not None
         encoder = _encoder(name, folder, recipe, checkpoint, tokenizer, said_here, own is not None)

@@ -7,7 +7,8 @@ ALIASES = {
     for target, names in {
         "PreTrainedTokenizerFast": "TokenizersBackend PreTrainedTokenizer PythonBackend",
         "BertTokenizer": "DistilBertTokenizer ElectraTokenizer LxmertTokenizer MobileBertTokenizer "
-        "SqueezeBertTokenizer RetriBertTokenizer LayoutLMTokenizer",
+        "SqueezeBertTokenizer RetriBertTokenizer LayoutLMTokenizer DPRQuestionEncoderTokenizer "
+        "DPRContextEncoderTokenizer",
         "RobertaTokenizer": "BartTokenizer LEDTokenizer LongformerTokenizer MvpTokenizer",
     }.items()
     for name in names.split()
@@ -19,8 +20,8 @@ _NOT_SERVED = """
     BertJapaneseTokenizer BertweetTokenizer BigBirdTokenizer BioGptTokenizer
     BlenderbotSmallTokenizer BlenderbotTokenizer ByT5Tokenizer CLIPTokenizer CTRLTokenizer
     CanineTokenizer CodeGenTokenizer CodeLlamaTokenizer CohereTokenizer ConvBertTokenizer
-    CpmAntTokenizer CpmTokenizer DPRContextEncoderTokenizer DPRQuestionEncoderTokenizer
-    DPRReaderTokenizer DebertaTokenizer EsmTokenizer EsmcTokenizer FNetTokenizer
+    CpmAntTokenizer CpmTokenizer DPRReaderTokenizer DebertaTokenizer EsmTokenizer
+    EsmcTokenizer FNetTokenizer
     FSMTTokenizer FlaubertTokenizer FunnelTokenizer GPTNeoXJapaneseTokenizer
     GPTNeoXTokenizer GPTSw3Tokenizer HerbertTokenizer LayoutLMv2Tokenizer
     LayoutLMv3Tokenizer LayoutXLMTokenizer LukeTokenizer M2M100Tokenizer
@@ -38,8 +39,8 @@ not know either means there, and here, `tokenizer.json` as it is."""
 BY_MODEL = {
     model: name
     for name, types in {
-        "BertTokenizer": "bert convbert distilbert electra ernie layoutlm megatron-bert mobilebert "
-        "nezha nomic_bert qdqbert retribert squeezebert",
+        "BertTokenizer": "bert convbert distilbert dpr electra ernie layoutlm megatron-bert "
+        "mobilebert nezha nomic_bert qdqbert retribert squeezebert",
         "RobertaTokenizer": "bart data2vec-text ibert led longformer mega mra roberta "
         "roberta-prelayernorm",
         "MPNetTokenizer": "mpnet",

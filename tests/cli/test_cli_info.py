@@ -24,7 +24,7 @@ from tests.mixtures import folder_of
 from tests.text.sentencepiece_folders import MODELS, checkpoint
 from tests.text.tokenizer_folders import around
 
-# One of them has no sentence-transformers files: test_what_is_assumed has what is said of that.
+# Some have no sentence-transformers files: test_what_is_assumed has what is said of that.
 pytestmark = pytest.mark.filterwarnings("ignore::pyenc.AssumptionWarning")
 
 CHECKPOINTS = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
@@ -33,6 +33,7 @@ FAMILIES = {
     "bert": "BERT",
     "deberta": "DeBERTa",
     "distilbert": "DistilBERT",
+    "dpr": "DPR",
     "electra": "ELECTRA",
     "ernie": "ERNIE",
     "eurobert": "EuroBERT",

@@ -12,6 +12,7 @@ from . import (
     bert,
     deberta,
     distilbert,
+    dpr,
     electra,
     ernie,
     eurobert,
@@ -61,6 +62,7 @@ FAMILIES: tuple[Family, ...] = (
     roberta.FAMILY,
     electra.FAMILY,
     ernie.FAMILY,
+    dpr.FAMILY,
     deberta.FAMILY,
     bert.FAMILY,
 )

@@ -87,6 +87,9 @@ class Family:
     pooling: str = "mean"
     """For checkpoints without sentence-transformers files, but for language models
     (`Checkpoint.pooling`)."""
+    own_vectors: bool = False
+    """Whether its class answers with vectors of texts, so that nothing is assumed where no file
+    says how they are made: pooled as above, of no certain length."""
     prefixes: tuple[str, ...] = ("", "bert.", "model.", "model.bert.")
     set_aside: tuple[str, ...] = ("cls.", "classifier.", "lm_head.", "qa_outputs.")
     """Heads: not part of the encoder, kept as they are so that saving loses nothing."""
