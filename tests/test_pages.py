@@ -39,7 +39,13 @@ def test_encoding_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [*sorted(DOCS.glob("*.md")), *sorted(DOCS.parent.glob("*.md"))], ids=lambda p: p.name
+    "page",
+    [
+        page
+        for folder in ("docs", "bench", ".")
+        for page in sorted((DOCS.parent / folder).glob("*.md"))
+    ],
+    ids=lambda p: f"{p.parent.name}/{p.name}",
 )
 def test_links_lead_somewhere(page: Path) -> None:
     """To files of this repository, and to headings of its pages."""

@@ -251,7 +251,7 @@ def test_adapters_of_tasks_beside_a_table(tmp_path: Path) -> None:
         "task_instructions": {"one": "so: "}, "model_type": "xlm-roberta",
     }  # fmt: skip
     folder = tmp_path / "r"
-    reranker(folder, **said)
+    theirs = reranker(folder, **said)
     tensors = load_file(folder / "model.safetensors")
     layer = "roberta.encoder.layers.0.mixer.Wqkv"
     weight = tensors.pop(f"{layer}.weight")
@@ -265,6 +265,13 @@ def test_adapters_of_tasks_beside_a_table(tmp_path: Path) -> None:
     encoder.save(tmp_path / "saved")
     again = pyenc.load(tmp_path / "saved", device="cpu")
     assert torch.equal(again.model.state_dict()["layers.0.attention.qkv.weight"], qkv)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    attention = theirs.roberta.encoder.layer[0].attention.self
+    parts = (attention.query, attention.key, attention.value)
     with torch.no_grad():
-        logits = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")(**batch())
-    assert torch.isfinite(logits.logits).all()
+        without = theirs(**batch()).logits
+        for part, rows in zip(parts, right.chunk(3), strict=True):
+            part.weight.copy_(rows)
+        found, wanted = (each(**batch()).logits for each in (model, theirs))
+    assert (found - wanted).abs().max() <= OFF
+    assert (without - wanted).abs().max() > 10 * OFF
