@@ -177,7 +177,8 @@ def checked_before(
     if not set_ones and task is not None:
         return Before(prompt=_prompt_of(task, recipe, adapters))
     if prompt is None:
-        prompt_name = prompt_name or recipe.default_prompt_name
+        if prompt_name is None:
+            prompt_name = recipe.default_prompt_name
         if prompt_name is None:
             return Before()
         if prompt_name in UNSAID_PROMPTS:

@@ -2,7 +2,8 @@
 
 A folder without `modules.json` says neither how token states are pooled nor whether the vector has
 unit length. Mean pooling (the last token's state of a language model) and no normalisation are then
-assumed, as sentence-transformers does.
+assumed, as sentence-transformers does; of a family whose model cards all have the first token's
+state, that.
 """
 
 from __future__ import annotations
@@ -90,10 +91,13 @@ def assumption(recipe: Recipe, config: Mapping[str, Any] | None = None) -> str:
     kind = _classifier((config or {}).get("architectures"))
     # Of a reranker without sentence-transformers files, as the published ones are.
     beside = f"; the classifier of its {kind} has no part in them" if kind else ""
+    whose = "sentence-transformers does"
+    if "pooling" in recipe.assumed and recipe.pooling not in ("mean", "lasttoken"):
+        whose = "its family's model cards have it, where sentence-transformers takes the mean"
     return (
         f"its files do not say how its vectors are made: assumed {' and '.join(words)}, as "
-        f"sentence-transformers does; its model card may say otherwise: {asks} of pyenc.load, or "
-        f"{options}, says what is right{beside}"
+        f"{whose}; its model card may say otherwise: {asks} of pyenc.load, or {options}, says what "
+        f"is right{beside}"
     )
 
 

@@ -66,7 +66,8 @@ def load(
             "mean_sqrt_len_tokens" (the sum by the square root of their number), or several of them,
             whose vectors stand side by side; before whatever the checkpoint's files say. Without it
             and without `modules.json` the mean is assumed, or the last token of a language model
-            (`architectures` in config.json), as in sentence-transformers.
+            (`architectures` in config.json), as in sentence-transformers, and of GTE the first, as
+            its model cards have it.
         normalize: whether vectors have unit length, likewise; assumed not to. A `truncate_dim` of
             the files cuts them afterwards. What is said here is saved too.
         quantize: "int8" for two of a layer's four products in eight bits, on a CPU: weights by

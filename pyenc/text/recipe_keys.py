@@ -14,7 +14,8 @@ SENTENCE_CONFIGS = (
 """The middle of `sentence_*_config.json`, in the order in which one is looked for."""
 
 TOKENIZER_SETTINGS = ("tokenizer_args", "processor_kwargs")
-"""What hands settings to the tokenizer there; the second is the newer name, and is asked last."""
+"""What hands settings to the tokenizer there; the second is the newer name, and passed over where
+the first is there, be it empty."""
 
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -158,7 +159,8 @@ def check_transformer(path: Path, config: dict[str, Any]) -> None:
 
 def tokenizer_settings(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     """What `sentence_bert_config.json` hands to the tokenizer, over its own configuration."""
-    given: dict[str, Any] = next(filter(None, map(config.get, TOKENIZER_SETTINGS)), {})
+    said = map(config.get, TOKENIZER_SETTINGS)
+    given: dict[str, Any] = next((each for each in said if each is not None), {})
     return {key: value for key, value in _asked(given).items() if key not in _HOW_TO_FETCH}
 
 

@@ -71,6 +71,13 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         "partial_rotary_factor of rope_type 'default' is not served",
     ),
     ("nomic-bert", NOMIC, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling is"),
+    (
+        "nomic-bert",
+        NOMIC,
+        {"n_embd": ..., "hidden_size": 64, "rotary_emb_base": 10000.0},
+        "rotary_emb_base is 10000.0, which transformers' class passes over",
+    ),
+    ("nomic-bert", NOMIC, {"per_layer_config": {"1": {"skip": ["attention"]}}}, "per_layer_config"),
     ("nomic-bert", NOMIC, {"rotary_head_dim": True}, "rotary_head_dim is True"),
     (
         "nomic-bert",

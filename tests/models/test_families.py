@@ -173,9 +173,35 @@ def test_jina_v3_spellings() -> None:
 )  # fmt: skip
 def test_no_scaling_of_positions(family: str, golden: str) -> None:
     """However a file says that there is none."""
-    plain = shape_of(family, golden, rope_scaling=None)
+    unsaid: dict[str, Any] = {"rope_parameters": ...}
+    if family == "EuroBERT":  # whose base has no default
+        unsaid |= {"rope_theta": 250000.0}
+    plain = shape_of(family, golden, rope_scaling=None, **unsaid)
     for none in ({}, {"rope_type": "default"}, {"type": "default"}, ...):
-        assert shape_of(family, golden, rope_scaling=none) == plain
+        assert shape_of(family, golden, rope_scaling=none, **unsaid) == plain
+
+
+DEFAULT: dict[str, Any] = {"rope_theta": 9.0, "rope_type": "default"}
+LINEAR: dict[str, Any] = {"full_attention": {"rope_type": "linear", "factor": 2.0}}
+
+
+@pytest.mark.parametrize("none", [{"rope_type": "default"}, {"type": "default"}], ids=str)
+@pytest.mark.parametrize(
+    ("family", "golden", "parameters"),
+    [
+        ("ModernBERT", MODERN, LINEAR), ("Gemma", GEMMA, LINEAR),
+        ("jina-embeddings-v3", JINA3, DEFAULT), ("nomic-bert", NOMIC, DEFAULT),
+        ("nomic-bert", NOMIC, {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 9.0}),
+    ],
+)  # fmt: skip
+def test_no_scaling_beside_parameters(
+    family: str, golden: str, parameters: dict[str, Any], none: dict[str, Any]
+) -> None:
+    """Which transformers then passes over, or in part."""
+    said: dict[str, Any] = {"rope_parameters": parameters, "rotary_emb_base": ...}
+    shape_of(family, golden, **said, rope_scaling={})
+    with pytest.raises(CheckpointError, match=r"rope_scaling is .*default.*, two spellings of one"):
+        shape_of(family, golden, **said, rope_scaling=none)
 
 
 def test_gemma_spellings() -> None:

@@ -74,6 +74,19 @@ def test_one_warning_that_says_what_and_how(plain: Path) -> None:
     np.testing.assert_allclose(encoder.encode(TEXTS), by_hand(encoder, "mean", False), atol=1e-5)
 
 
+def test_of_a_family_it_is_its_model_cards(tmp_path: Path) -> None:
+    """And not sentence-transformers', which takes the mean."""
+    folder = tmp_path / "gte"
+    shutil.copytree(GOLDEN / "gte_base_like_h4", folder)
+    (folder / "modules.json").unlink()
+    shutil.rmtree(folder / "1_Pooling")
+    with heard() as told:
+        encoder = pyenc.load(folder)
+    assert encoder.recipe.pooling == "cls"
+    assert "cls pooling and no normalisation, as its family's model cards have it" in str(told[0])
+    assert "sentence-transformers takes the mean" in str(told[0])
+
+
 @pytest.mark.parametrize(
     ("said", "left", "words"),
     [

@@ -76,6 +76,16 @@ def test_keywords(bert: pyenc.TextEncoder) -> None:
         assert field.default == encode[name].default
 
 
+def test_an_empty_name(bert: pyenc.TextEncoder) -> None:
+    """Is a name like others, and not the default's."""
+    encoder = prompted(bert, "other", other="o: ")
+    with pytest.raises(InputError, match="prompt_name '' is unknown; this checkpoint has: other"):
+        encoder.encode("a", prompt_name="")
+    named = prompted(bert, "other", **{"other": "o: ", "": "e: "})
+    assert (named.encode("a", prompt_name="") == bert.encode("e: a")).all()
+    assert (named.encode("a") == bert.encode("o: a")).all()
+
+
 def test_bad_options(bert: pyenc.TextEncoder) -> None:
     with pytest.raises(InputError, match="give one of prompt and prompt_name"):
         bert.encode_query("a", prompt="x", prompt_name="y")

@@ -211,6 +211,10 @@ def test_settings_that_the_recipe_puts_over_the_tokenizer(folder: Path) -> None:
         encoder = pyenc.load(folder)
         assert encoder.max_length == 99
         assert (encoder.encode("THE SKY") != encoder.encode("the sky")).any()
+    # The older name is read where it is there, be it empty.
+    both = {"tokenizer_args": {}, "processor_kwargs": arguments}
+    write(folder / "sentence_bert_config.json", {"max_seq_length": 9} | both)
+    assert pyenc.load(folder).max_length == 9
     write(folder / "sentence_bert_config.json", {"tokenizer_args": {"new_key": 1}})
     with pytest.raises(CheckpointError, match=r"sentence_bert_config.json: new_key: an unknown"):
         pyenc.load(folder)

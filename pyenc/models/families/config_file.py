@@ -28,7 +28,7 @@ LARGEST = 2**31
 """No size in a `config.json` comes near it."""
 
 UNSCALED: tuple[Any, ...] = (None, {}, {"rope_type": "default"}, {"type": "default"})
-"""What `rope_scaling` may be where positions turn as they are: transformers takes all for none."""
+"""What `rope_scaling` may be where positions turn as they are."""
 
 
 @dataclass(frozen=True)
@@ -151,3 +151,20 @@ def common_fields(config: ConfigFile, names: Names) -> dict[str, Any]:
         "hidden_dropout": config.number("hidden_dropout_prob", 0.1),
         "pooler": there(names, "pooler.dense"),
     }
+
+
+def require_unscaled(config: ConfigFile, why: str) -> None:
+    """Refuse a `rope_scaling` that scales, and one that says "default" beside a `rope_parameters`
+    that says more: transformers puts the one over the other, or in its place.
+
+    Args:
+        config: the whole file.
+        why: what is served instead of a scaling.
+    """
+    config.require("rope_scaling", UNSCALED, None, why)
+    said, parameters = config.values.get("rope_scaling"), config.section("rope_parameters").values
+    if said and parameters and dict(parameters) != said:
+        raise CheckpointError(
+            f"{config.path}: rope_scaling is {said!r}, and rope_parameters is "
+            f"{dict(parameters)!r}, two spellings of one setting"
+        )

@@ -128,6 +128,8 @@ class Family:
         """
         # Of any family: transformers and the published code then hide what comes after.
         config.require("is_decoder", (False, None), False, "pyenc runs encoders only")
+        why = "pyenc's layers are alike but for what their family says"
+        config.require("per_layer_config", (None, {}), None, why)
         self._check_layers(config, names)
         return self.config(config, names)
 

@@ -17,7 +17,7 @@ from ...errors import CheckpointError
 from ..config import EncoderConfig
 from ..head_config import HeadConfig
 from ..rotary import Rotary
-from .config_file import UNSCALED, ConfigFile, common_fields, own_head_size
+from .config_file import ConfigFile, common_fields, own_head_size, require_unscaled
 from .family import DENSE, Family, HeadNames, Published
 from .heads import roberta_head
 from .in_memory import IN_MEMORY, LayerNames, called
@@ -70,8 +70,9 @@ def _native(config: Mapping[str, Any], shape: EncoderConfig) -> dict[str, Any]:
 def _rotary(config: ConfigFile) -> Rotary:
     """One base; the original code and transformers spell it apart, with defaults of their own."""
     parameters = config.section("rope_parameters")
-    for key, plain in (("rope_scaling", UNSCALED), ("partial_rotary_factor", (None, 1.0))):
-        config.require(key, plain, None, "pyenc serves jina-embeddings-v3 without it")
+    why = "pyenc serves jina-embeddings-v3 without it"
+    require_unscaled(config, why)
+    config.require("partial_rotary_factor", (None, 1.0), None, why)
     if strange := sorted(parameters.values.keys() - {"rope_theta", "rope_type", "type"}):
         raise CheckpointError(
             f"{parameters.path}: {', '.join(strange)} is not served; served: rope_theta with "

@@ -10,7 +10,7 @@ from __future__ import annotations
 from ...errors import CheckpointError
 from ..config import EncoderConfig
 from ..head_config import HeadConfig
-from .config_file import UNSCALED, ConfigFile
+from .config_file import ConfigFile, require_unscaled
 from .family import Family, HeadNames, Published
 from .parts import Names, Parts, both, weights
 from .windows import FULL, SLIDING, every, listed, rotary_of
@@ -44,7 +44,7 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
     whole = rotary_of(config, FULL, "global_rope_theta", 160_000.0, "ModernBERT")
     if whole is None:
         raise CheckpointError(f"{config.path}: global_rope_theta is null; expected a number")
-    config.require("rope_scaling", UNSCALED, None, "pyenc serves ModernBERT without scaling")
+    require_unscaled(config, "pyenc serves ModernBERT without scaling")
     size, heads = config.size("hidden_size", 768), config.size("num_attention_heads", 12)
     why = "ModernBERT's are hidden_size / num_attention_heads"
     config.require("head_dim", (size // heads, None), None, why)

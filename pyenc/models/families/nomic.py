@@ -16,7 +16,7 @@ from ..config import EncoderConfig
 from ..experts import Experts
 from ..head_config import HeadConfig
 from ..rotary import Rotary
-from .config_file import UNSCALED, ConfigFile, own_head_size
+from .config_file import ConfigFile, own_head_size, require_unscaled
 from .family import Family, HeadNames, Published
 from .in_memory import SIGNATURE, LayerNames, called
 from .parts import Names, Parts, both, there, weights
@@ -52,6 +52,12 @@ def _rotary(config: ConfigFile) -> Rotary:
             f"{config.path}: rotary_emb_base is missing: 1000 or 10000, by the copy of the "
             "original code"
         )
+    elif base is not None and base != 1000.0 and "n_embd" not in config.values:
+        raise CheckpointError(
+            f"{config.path}: rotary_emb_base is {base!r}, which transformers' class passes over in "
+            "a file of its own spelling for 1000; expected rope_theta, or n_embd and the other "
+            "keys of the original code"
+        )
     else:
         theta = config.positive("rotary_emb_base", 1000.0)
     kind = parameters.text(parameters.spelled("rope_type", "type"), "default")
@@ -66,7 +72,7 @@ def _rotary(config: ConfigFile) -> Rotary:
             f"{parameters.path}: {', '.join(strange)} of rope_type {kind!r} is not served; served: "
             'rope_theta, and factor with rope_type "dynamic"'
         )
-    config.require("rope_scaling", UNSCALED, None, "nomic-bert says it as rotary_scaling_factor")
+    require_unscaled(config, "nomic-bert says it as rotary_scaling_factor")
     factor = config.values.get("rotary_scaling_factor")
     if not dynamic:
         if factor is None:

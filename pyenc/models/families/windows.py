@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...errors import CheckpointError
 from ..rotary import Rotary
 from ..rotary_scaling import RotaryScaling
-from .config_file import UNSCALED, ConfigFile
+from .config_file import UNSCALED, ConfigFile, require_unscaled
 from .rope import WHOLE, linear
 
 FULL, SLIDING = KINDS = ("full_attention", "sliding_attention")
@@ -70,7 +70,9 @@ def rotary_of(
 def _scaling(config: ConfigFile, parameters: ConfigFile, key: str) -> RotaryScaling | None:
     """ "linear", or none: of others transformers reads a part beside the kinds of layers."""
     where, said = parameters, {k: v for k, v in parameters.values.items() if k != "rope_theta"}
-    if key and config.values.get(key) not in UNSCALED:
+    if key and config.values.get(key) in UNSCALED:
+        require_unscaled(config, "")
+    elif key:
         where = config.section(key)
         if said not in ({}, where.values):
             raise CheckpointError(
