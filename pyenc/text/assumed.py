@@ -91,6 +91,11 @@ def assumption(recipe: Recipe, config: Mapping[str, Any] | None = None) -> str:
     kind = _classifier((config or {}).get("architectures"))
     # Of a reranker without sentence-transformers files, as the published ones are.
     beside = f"; the classifier of its {kind} has no part in them" if kind else ""
+    if "normalize" in recipe.assumed and _says_more(recipe):
+        beside += (
+            "; prompts and limits of its sentence_*_config.json and config_sentence_transformers."
+            "json count, which sentence-transformers passes over without modules.json"
+        )
     whose = "sentence-transformers does"
     if "pooling" in recipe.assumed and recipe.pooling not in ("mean", "lasttoken"):
         whose = "its family's model cards have it, where sentence-transformers takes the mean"
@@ -99,6 +104,12 @@ def assumption(recipe: Recipe, config: Mapping[str, Any] | None = None) -> str:
         f"{whose}; its model card may say otherwise: {asks} of pyenc.load, or {options}, says what "
         f"is right{beside}"
     )
+
+
+def _says_more(recipe: Recipe) -> bool:
+    """Whether files beside `modules.json` say something of its texts."""
+    said = (recipe.max_length, recipe.prompts, recipe.default_prompt_name, recipe.truncate_dim)
+    return any(said) or recipe.lower_case or bool(recipe.tokenizer_settings)
 
 
 def _classifier(classes: object) -> str:

@@ -49,8 +49,8 @@ _POOLING = {
 }  # fmt: skip
 
 _HOW_TO_FETCH = {
-    "_commit_hash", "cache_dir", "code_revision", "local_files_only", "revision", "token",
-    "trust_remote_code", "use_auth_token", "use_fast",
+    "_commit_hash", "cache_dir", "code_revision", "force_download", "local_files_only", "proxies",
+    "revision", "token", "trust_remote_code", "use_auth_token", "use_fast",
 }  # fmt: skip
 
 _HOW_TO_RUN = {

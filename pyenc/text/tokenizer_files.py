@@ -91,6 +91,8 @@ def read_tokenizer(folder: Path, overrides: dict[str, Any] | None = None) -> Tok
             if whole is not None and settings.get("trust_remote_code"):
                 # By transformers the class reads the whole file then; what is around is its own.
                 rules = replace(rules, model="")
+            if whole is not None and rules.name == LLAMA:
+                _name_padding(settings, whole, path)
             otherwise = ""
             if path.suffix == ".model":
                 path = file_of(rules, path)
@@ -123,6 +125,15 @@ def read_tokenizer(folder: Path, overrides: dict[str, Any] | None = None) -> Tok
     )
 
 
+def _name_padding(settings: Settings, whole: dict[str, Any], path: Path) -> None:
+    """The token that `tokenizer.json` pads with is a special one of a class that has none itself,
+    as transformers has it."""
+    padding = whole.get("padding")
+    if "pad_token" not in settings.values and isinstance(padding, dict):
+        settings.values["pad_token"] = padding.get("pad_token")
+        settings.sources["pad_token"] = path
+
+
 def _side(whole: dict[str, Any], path: Path) -> str:
     """Where `tokenizer.json` cuts a long text: not every class has the library read that part."""
     cut = whole.get("truncation")
@@ -148,7 +159,8 @@ def class_of(folder: Path, settings: Settings, path: Path) -> tuple[str, bool]:
         raise CheckpointError(f"{where}: tokenizer_class: expected a name, got {named!r:.40}")
     model_type = str(config.get("model_type", ""))
     remote = settings.get("auto_map")
-    remote = isinstance(remote, dict) and bool(remote.get("AutoTokenizer"))
+    # A list is the older spelling.
+    remote = bool(remote.get("AutoTokenizer") if isinstance(remote, dict) else remote)
     if model_type in AS_IT_IS and not remote:
         return "PreTrainedTokenizerFast", True
     if model_type in BY_MODEL_ALONE and not remote:
@@ -159,7 +171,8 @@ def class_of(folder: Path, settings: Settings, path: Path) -> tuple[str, bool]:
     if named is None:
         by_file = {"vocab.txt": "BertTokenizer", "vocab.json": "RobertaTokenizer"}
         return by_file.get(path.name, "PreTrainedTokenizerFast"), False
-    name = named if named in CLASSES or named in ALIASES else named.removesuffix("Fast")
+    known = named in CLASSES or named in ALIASES or named in NOT_SERVED
+    name = named if known else named.removesuffix("Fast")
     name = ALIASES.get(name, name)
     byte_level = name == LLAMA and not remote and path.suffix != ".model"
     if byte_level and '"ByteLevel"' in path.read_text("utf-8"):

@@ -39,6 +39,8 @@ def make_tokenizer(rules: TokenizerClass, parts: Parts, settings: Settings) -> T
     for key in rules.named:
         if named[key] is None and key not in rules.may_lack:
             raise settings.fault(key, f"null, but {rules.name} needs one")
+        if named[key] is not None and not str(named[key]):
+            raise settings.fault(key, "empty, which is not served; expected a token, or null")
     if "mask_token" in named and rules.name == "CamembertTokenizer":
         named["mask_token"] = _marked(named["mask_token"], special=True)
     for key in rules.marked:

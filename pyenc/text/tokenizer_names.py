@@ -7,7 +7,7 @@ ALIASES = {
     for target, names in {
         "PreTrainedTokenizerFast": "TokenizersBackend PreTrainedTokenizer PythonBackend",
         "BertTokenizer": "DistilBertTokenizer ElectraTokenizer LxmertTokenizer MobileBertTokenizer "
-        "SqueezeBertTokenizer RetriBertTokenizer LayoutLMTokenizer DPRQuestionEncoderTokenizer "
+        "SqueezeBertTokenizer LayoutLMTokenizer DPRQuestionEncoderTokenizer "
         "DPRContextEncoderTokenizer",
         "RobertaTokenizer": "BartTokenizer LEDTokenizer LongformerTokenizer MvpTokenizer",
     }.items()
@@ -20,7 +20,8 @@ _NOT_SERVED = """
     BertJapaneseTokenizer BertweetTokenizer BigBirdTokenizer BioGptTokenizer
     BlenderbotSmallTokenizer BlenderbotTokenizer ByT5Tokenizer CLIPTokenizer CTRLTokenizer
     CanineTokenizer CodeGenTokenizer CodeLlamaTokenizer CohereTokenizer ConvBertTokenizer
-    CpmAntTokenizer CpmTokenizer DPRReaderTokenizer DebertaTokenizer EsmTokenizer
+    CpmAntTokenizer CpmTokenizer DPRContextEncoderTokenizerFast
+    DPRQuestionEncoderTokenizerFast DPRReaderTokenizer DebertaTokenizer EsmTokenizer
     EsmcTokenizer FNetTokenizer
     FSMTTokenizer FlaubertTokenizer FunnelTokenizer GPTNeoXJapaneseTokenizer
     GPTNeoXTokenizer GPTSw3Tokenizer HerbertTokenizer LayoutLMv2Tokenizer

@@ -53,8 +53,8 @@ HARMLESS = {
     "where it came from": """_commit_hash _from_auto _name_or_path auto_map backend cache_dir
         files_loaded from_slow is_fast is_local local_files_only name_or_path processor_class
         revision special_tokens_map_file subfolder token tokenizer_file tokenizer_type
-        transformers_version use_auth_token use_fast vocab_file merges_file
-        model_type device device_map torch_dtype""",
+        transformers_version use_auth_token use_fast vocab_file merges_file full_tokenizer_file
+        model_type device device_map dtype torch_dtype""",
     "padding, and limits of a call: neither is state here": """max_length pad_to_multiple_of
         pad_token_type_id pad_token_id pad_type_id padding padding_side stride truncation
         truncation_strategy return_token_type_ids return_tensors verbose""",
@@ -280,8 +280,9 @@ def _read_map(path: Path, settings: Settings) -> None:
 def _read_added(path: Path, settings: Settings) -> None:
     if not path.is_file():
         return
-    special = {_content(settings.get(key)) for key in NAMED if settings.get(key)}
-    special |= {_content(token) for token in settings.get("extra_special_tokens") or []}
+    # transformers does not find one that the configuration writes as an object.
+    named = [*map(settings.get, NAMED), *(settings.get("extra_special_tokens") or [])]
+    special = {str(token) for token in named if token and not isinstance(token, dict)}
     for text, number in read_json(path).items():
         if type(number) is not int or number < 0:
             raise CheckpointError(f"{path}: {text!r}: expected an id, got {number!r:.40}")

@@ -87,6 +87,17 @@ def test_of_a_family_it_is_its_model_cards(tmp_path: Path) -> None:
     assert "sentence-transformers takes the mean" in str(told[0])
 
 
+def test_other_files_count_and_that_is_said(plain: Path) -> None:
+    """sentence-transformers reads none of them without modules.json."""
+    for limit, said in ((9, True), (None, False)):
+        path = plain / "sentence_bert_config.json"
+        path.write_text(json.dumps({"max_seq_length": limit, "do_lower_case": False}))
+        with heard() as told:
+            encoder = pyenc.load(plain)
+        assert (encoder.max_length == 9) is said
+        assert ("which sentence-transformers passes over" in str(told[0])) is said
+
+
 @pytest.mark.parametrize(
     ("said", "left", "words"),
     [

@@ -49,7 +49,45 @@ CHANGES: list[dict[str, Any]] = [
     {"trust_remote_code": False, "do_lower_case": False},
     {"tokenizer_class": "PreTrainedTokenizerFast"},
     {"tokenizer_class": "NameThatNobodyKnows"},
+    {"tokenizer_class": "RetriBertTokenizer", "do_lower_case": False},
+    {"full_tokenizer_file": None, "dtype": "float32"},
 ]
+
+
+@pytest.mark.parametrize("named", [{}, {"pad_token": "<unk>"}], ids=str)
+def test_llama_pads_with_a_token_of_its_file(named: dict[str, str], tmp_path: Path) -> None:
+    """Which is a special one wherever it stands, unless a setting names another."""
+    folder = KINDS["llama 2"](tmp_path / "l")
+    edit(
+        folder / "tokenizer_config.json",
+        lambda old: without(without(old, "pad_token"), "added_tokens_decoder") | named,
+    )
+    padding = {
+        "strategy": "BatchLongest", "direction": "Left", "pad_to_multiple_of": None,
+        "pad_id": 5, "pad_type_id": 0, "pad_token": "quick",
+    }  # fmt: skip
+    edit(folder / "tokenizer.json", lambda old: old | {"padding": padding})
+    special = TextTokenizer(folder)(["the quick"], 99)[0].ids.tolist()
+    assert (384 in special) == (not named)
+    as_transformers(folder, [*TEXTS, "the quick fox", "quickquick"])
+
+
+@pytest.mark.parametrize("remote", [["t.A", "t.B"], {"AutoTokenizer": ["t.A", "t.B"]}], ids=str)
+def test_remote_code_in_either_spelling(remote: Any, tmp_path: Path) -> None:
+    said = {"tokenizer_class": "LlamaTokenizer", "auto_map": remote}
+    as_transformers(KINDS["mistral"](tmp_path / "m", **said), TEXTS)
+    with pytest.raises(CheckpointError, match="has rules of its own"):
+        TextTokenizer(bert(tmp_path / "b", tokenizer_class="NobodyKnows", auto_map=remote))
+
+
+def test_an_added_token_that_the_configuration_writes_as_an_object(tmp_path: Path) -> None:
+    """Is none of transformers' special ones where added_tokens.json has it too."""
+    token = {"__type": "AddedToken", "content": "[NEW]", "special": True}
+    folder = bert(tmp_path / "b", mask_token=token)
+    edit(folder / "tokenizer_config.json", lambda old: without(old, "added_tokens_decoder"))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    (folder / "added_tokens.json").write_text('{"[NEW]": 126}')
+    as_transformers(folder, [*TEXTS, "a [new] b", "a [NEW] b"])
 
 
 @pytest.mark.parametrize("kind", KINDS)

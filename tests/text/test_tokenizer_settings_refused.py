@@ -24,6 +24,12 @@ from tests.text.tokenizer_folders import KINDS, bert, edit
         ("tokenizer_config.json", {"tokenizer_class": "BertJapaneseTokenizer"}, "rules of its own"),
         ("tokenizer_config.json", {"tokenizer_class": "RobertaTokenizer"}, "wants BPE"),
         ("tokenizer_config.json", {"cls_token": None}, "cls_token: null, but BertTokenizer needs"),
+        ("tokenizer_config.json", {"sep_token": ""}, "sep_token: empty, which is not served"),
+        (
+            "tokenizer_config.json",
+            {"tokenizer_class": "DPRContextEncoderTokenizerFast"},
+            "'DPRContextEncoderTokenizerFast' has rules of its own",
+        ),
         ("tokenizer_config.json", {"cls_token": 3}, "cls_token: expected a token, got 3"),
         ("tokenizer_config.json", {"fast_tokenizer_files": ["a.json"]}, "fast_tokenizer_files"),
         ("tokenizer_config.json", {"init_inputs": ["a"]}, "init_inputs: not served: ['a']"),
