@@ -101,8 +101,10 @@ class Settings:
     """Added tokens by id, as the files declare them."""
     declared: dict[int, tuple[Path, AddedToken]] = field(default_factory=dict)
     """Those whose id the tokenizer must give again, and the file that says so."""
-    more: dict[str, str | AddedToken] = field(default_factory=dict)
-    """Named special tokens beyond `NAMED`."""
+    objects: dict[str, str | AddedToken] = field(default_factory=dict)
+    """Named special tokens beyond `NAMED`: those written as objects, or in another file."""
+    strings: dict[str, str | AddedToken] = field(default_factory=dict)
+    """And the others, which come behind, and count where both have a name."""
     sources: dict[str, Path] = field(default_factory=dict)
     """The file of each value."""
     told: frozenset[str] = frozenset()
@@ -112,6 +114,11 @@ class Settings:
 
     def get(self, key: str, default: Any = None) -> Any:
         return self.values.get(key, default)
+
+    @property
+    def more(self) -> dict[str, str | AddedToken]:
+        """Named special tokens beyond `NAMED`, in transformers' order."""
+        return self.objects | self.strings
 
     def fault(self, key: str, why: str) -> CheckpointError:
         source = self.sources.get(key, "tokenizer_config.json")
@@ -193,11 +200,11 @@ def read_settings(
             fields = {key: value for key, value in token.items() if key != "id"}
             settings.added[int(token["id"])] = AddedToken(**fields)
     by_content = {token.content: token for token in settings.added.values()}
-    for key in (*NAMED, *settings.more):
-        place = values if key in NAMED else settings.more
-        if place.get(key) is not None:
-            token = _token(settings, key, place[key])
-            place[key] = by_content.get(str(_content(token)), token)
+    for place in (values, settings.objects, settings.strings):
+        for key in NAMED if place is values else list(place):
+            if place.get(key) is not None:
+                token = _token(settings, key, place[key])
+                place[key] = by_content.get(str(_content(token)), token)
     for key in LISTS:
         if values.get(key) is not None:
             values[key] = [_token(settings, key, token) for token in values[key]]
@@ -226,8 +233,11 @@ def _check(settings: Settings, keys: list[str]) -> None:
             )
 
 
-def _name_more(settings: Settings) -> None:
-    """Takes out the special tokens whose names are the checkpoint's own; the others are lists."""
+def _name_more(settings: Settings, of_map: bool = False) -> None:
+    """Takes out the special tokens whose names are the checkpoint's own; the others are lists.
+
+    of_map: whether they stand in special_tokens_map.json.
+    """
     values = settings.values
     again = values.pop(BY_NAME, None)
     if not isinstance(again, (dict, type(None))):
@@ -241,16 +251,17 @@ def _name_more(settings: Settings) -> None:
         if isinstance(value, dict) and value.get("__type") != "AddedToken":
             continue  # transformers takes it for any other value, not for a token
         if isinstance(value, (str, dict, AddedToken)):
-            settings.more[key] = _token(settings, key, value)
+            kind = settings.strings if isinstance(value, str) and not of_map else settings.objects
+            kind[key] = _token(settings, key, value)
         elif value is not None:
             raise settings.fault(key, f"expected a token, got {value!r:.40}")
     extra = values.get("extra_special_tokens")
     if isinstance(extra, dict):
         del values["extra_special_tokens"]
         for key, value in extra.items():
-            settings.more[key] = _token(settings, "extra_special_tokens", value)
+            settings.strings[key] = _token(settings, "extra_special_tokens", value)
     if again and not (plain or (isinstance(extra, dict) and extra)):
-        settings.more |= {key: _token(settings, BY_NAME, value) for key, value in again.items()}
+        settings.strings |= {k: _token(settings, BY_NAME, value) for k, value in again.items()}
     for key in LISTS:
         if not isinstance(values.get(key, []), (list, type(None))):
             raise settings.fault(key, f"expected a list of tokens, got {values[key]!r:.40}")
@@ -274,7 +285,7 @@ def _read_map(path: Path, settings: Settings) -> None:
         if isinstance(value, dict) and not lists:
             value = AddedToken(**_fields(settings, key, value))
         settings.values[key] = value
-    _name_more(settings)
+    _name_more(settings, of_map=True)
 
 
 def _read_added(path: Path, settings: Settings) -> None:

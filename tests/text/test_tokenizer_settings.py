@@ -54,6 +54,31 @@ CHANGES: list[dict[str, Any]] = [
 ]
 
 
+OBJECT = {"__type": "AddedToken", "content": "newtok"}
+
+
+@pytest.mark.parametrize(
+    ("config", "in_map"),
+    [
+        ({"a_token": "[NEW]", "b_token": OBJECT}, {}),
+        ({"a_token": "[NEW]"}, {"b_token": "newtok"}),
+        ({"a_token": "[NEW]"}, {"a_token": "newtok"}),
+        ({"a_token": OBJECT}, {"a_token": "[NEW]"}),
+        ({"extra_special_tokens": {"a_token": "[NEW]"}, "b_token": OBJECT}, {"c_token": "more"}),
+    ],
+)
+def test_tokens_of_names_of_their_own(
+    config: dict[str, Any], in_map: dict[str, Any], tmp_path: Path
+) -> None:
+    """In which order they get their ids, and which counts of two."""
+    folder = bert(tmp_path / "b", **config)
+    edit(folder / "tokenizer_config.json", lambda old: without(old, "added_tokens_decoder"))
+    path = folder / "special_tokens_map.json"
+    said = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(said | in_map))
+    as_transformers(folder, [*TEXTS, "[NEW] newtok more", "newtok[NEW]"])
+
+
 @pytest.mark.parametrize("named", [{}, {"pad_token": "<unk>"}], ids=str)
 def test_llama_pads_with_a_token_of_its_file(named: dict[str, str], tmp_path: Path) -> None:
     """Which is a special one wherever it stands, unless a setting names another."""
