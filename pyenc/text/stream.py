@@ -196,7 +196,7 @@ class _Tally:
             overlong.report(on_long)
         self._all = overlong if self._all is None else self._all.and_then(overlong)
         if overlong.count and not self._told:
-            self._told = overlong.count
+            self._told = 1  # of them the message names the first alone
             message = (
                 f"text {overlong.first} exceeds {overlong.limit} tokens and was truncated; how "
                 "many more there are is said at the end of the stream"

@@ -85,6 +85,8 @@ class Pieces:
         size = min(max(SHORT, A_TOKEN * max_length), SIZE)
         if len(text) <= size or not self.cuts.can or self.around is None:
             return Text(text)
+        if max_length < sum(map(len, self.around)):  # what is around a text is cut too
+            return Text(text)
         short, gaps = self.cuts.shorten(text)
         if side == "left":
             return Text(text, short, gaps, (self.cuts.start(short, len(short), size), len(short)))

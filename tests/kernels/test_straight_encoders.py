@@ -250,6 +250,7 @@ def test_who_listens_to_a_module_hears(name: str, how: str, family: str, device:
         lambda layer: setattr(layer.attention, "q_norm", layer.attention_norm),
         lambda layer: setattr(layer.attention, "position_bias", nn.Identity()),
         lambda layer: setattr(layer.attention, "position_bias", ALiBi(alibi_slopes(H))),
+        lambda layer: setattr(layer.attention, "distances", nn.Identity()),
         lambda layer: setattr(
             layer.feed_forward_norm,
             "weight",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache
 
+import pyenc
 from pyenc.ops import graph_keys, segment_mean
 
 
@@ -35,3 +39,10 @@ def test_another_pyenc_is_not_handed_a_graph_of_this_one(monkeypatch: pytest.Mon
         monkeypatch.setattr(graph_keys, "_mine", lambda: "pyenc of tomorrow")
         assert found_and_missed() == (0, 1)
     torch._dynamo.reset()
+
+
+def test_it_goes_by_all_sources_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(graph_keys, "sources_digest", lambda *a: (asked.append(a), "digest")[1])
+    assert graph_keys._mine.__wrapped__() == f"pyenc {pyenc.__version__} digest"
+    assert asked == [(Path(pyenc.__file__).parent, (".py",))]
