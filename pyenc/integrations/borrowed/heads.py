@@ -99,7 +99,7 @@ class Head:
             if reads:
                 raise Refused(
                     f"the head of {type(whole).__name__} reads states of padding, or looks for a "
-                    "token by another id than that of padding, or makes a single number of each"
+                    "token by another id than that of padding, or makes one number of a place"
                 )
             if not self._reads_tokens(whole, encoder):
                 raise Refused(

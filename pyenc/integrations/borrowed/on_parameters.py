@@ -48,7 +48,7 @@ class Borrowed:
         self.whole = whole
         self.model = model = beneath(whole) if has_head else whole
         check_parameters(model)
-        # One that answers for itself is called before ours is: by another forward, if it has one.
+        # A model that answers for itself is reached through whatever forward was set on it.
         self._passed_over = (*(() if whole_answer else (whole,)), *((model,) if has_head else ()))
         check_hooks(whole, model, self._passed_over)
         self.encoder = encoder_on(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...errors import CheckpointError
 from ..rotary import Rotary
 from ..rotary_scaling import RotaryScaling
-from .config_file import UNSCALED, ConfigFile, require_unscaled
+from .config_file import UNSCALED, ConfigFile
 from .rope import WHOLE, linear
 
 FULL, SLIDING = KINDS = ("full_attention", "sliding_attention")
@@ -70,16 +70,17 @@ def rotary_of(
 def _scaling(config: ConfigFile, parameters: ConfigFile, key: str) -> RotaryScaling | None:
     """ "linear", or none: of others transformers reads a part beside the kinds of layers."""
     where, said = parameters, {k: v for k, v in parameters.values.items() if k != "rope_theta"}
-    if key and config.values.get(key) in UNSCALED:
-        require_unscaled(config, "")
-    elif key:
+    if key and config.values.get(key) not in (None, {}):
         where = config.section(key)
-        if said not in ({}, where.values):
+        other = dict(where.values)
+        if other in UNSCALED:
+            other = {"rope_type": "default"}
+        if said not in ({}, other):
             raise CheckpointError(
                 f"{config.path}: {key} is {dict(where.values)!r}, and {parameters.path} is "
                 f"{said!r}, two spellings of one setting"
             )
-        said = dict(where.values)
+        said = other
     kind = where.text("rope_type", "default")  # transformers 5 passes over "type" here
     allowed = {"rope_type"} | ({"factor"} if kind == "linear" else set())
     if kind not in ("default", "linear") or said.keys() - allowed:
