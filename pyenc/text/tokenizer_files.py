@@ -84,16 +84,20 @@ def read_tokenizer(folder: Path, overrides: dict[str, Any] | None = None) -> Tok
                 raise CheckpointError(f"{path}: not a readable tokenizer: no model")
             settings = read_settings(folder, whole, overrides)
             name, said = class_of(folder, settings, path)
-            rules = CLASSES[name]
+            rules, otherwise = CLASSES[name], ""
             if whole is not None and not said and rules.model not in ("", model_kind(whole)):
                 # Four families call themselves "bert", and not all of them cut words as BERT does.
+                otherwise = (
+                    f"tokenizer.json is a {model_kind(whole)} and no file names a class, so it is "
+                    f"taken as it is; transformers 5 takes its words for those of {name}, a "
+                    f"{rules.model}, by config.json's model_type"
+                )
                 rules = CLASSES["PreTrainedTokenizerFast"]
             if whole is not None and settings.get("trust_remote_code"):
                 # By transformers the class reads the whole file then; what is around is its own.
                 rules = replace(rules, model="")
             if whole is not None and rules.name == LLAMA:
                 _name_padding(settings, whole, path)
-            otherwise = ""
             if path.suffix == ".model":
                 path = file_of(rules, path)
                 found = (path.name,)

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from pyenc.errors import CheckpointError
 from pyenc.text import TextTokenizer
 from tests.conftest import GOLDEN
+from tests.text.tokenizer_folders import edit, roberta, without
 
 TEXTS = ["The quick, brown fox!", "", "naïve café 你好", "[SEP] stays one token", "x" * 300]
 
@@ -101,3 +102,20 @@ def test_no_files_and_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_text("")
     with pytest.raises(CheckpointError, match=r"vocab.json: special token '<unk>' is missing"):
         TextTokenizer(tmp_path)
+
+
+def test_words_of_another_kind_than_the_model_says(tmp_path: Path) -> None:
+    """Taken as they are, and said so; a class that is named, or a fitting model, says it itself."""
+    folder = roberta(tmp_path)
+    right = TextTokenizer(folder)
+    edit(folder / "tokenizer_config.json", lambda old: without(old, "tokenizer_class"))
+    assert right.otherwise == TextTokenizer(folder).otherwise == ""
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    words = TextTokenizer(folder)
+    assert words.otherwise == (
+        "tokenizer.json is a BPE and no file names a class, so it is taken as it is; transformers "
+        "5 takes its words for those of BertTokenizer, a WordPiece, by config.json's model_type"
+    )
+    same(words, right, TEXTS)
+    (folder / "config.json").write_text("{}")
+    assert TextTokenizer(folder).otherwise == ""
