@@ -9,10 +9,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-import triton
-import triton.language as tl
 
-from pyenc.ops import ALiBi, AsymmetricALiBi, RelativePositionBias, alibi_slopes
+from pyenc.ops import ALiBi, AsymmetricALiBi, RelativePositionBias, SoftCap, alibi_slopes
 from pyenc.ops.attention import triton as attention_triton
 from pyenc.ops.attention.along import Line
 from pyenc.ops.attention.terms import terms_of
@@ -27,7 +25,6 @@ from pyenc_kernels import (
     rotary,
     segment_mean,
 )
-from pyenc_kernels.score_function import ScoreFunction
 
 HEADS, TOKENS = 2, 256
 
@@ -48,35 +45,6 @@ class Variant:
     """Of cu_seqlens."""
 
 
-@triton.jit
-def _capped(s, i, j, head, params):
-    return tl.load(params) * (2.0 * tl.sigmoid(s) - 1.0)
-
-
-@triton.jit
-def _capped_slope(s, i, j, head, params):
-    share = tl.sigmoid(s)
-    return 2.0 * tl.load(params) * share * (1.0 - share)
-
-
-@triton.jit
-def _capped_parameter(s, i, j, head, params, index: tl.constexpr):
-    return 2.0 * tl.sigmoid(s) - 1.0
-
-
-CAP = ScoreFunction(_capped, slope=_capped_slope, parameter=_capped_parameter, n_learned=1)
-
-
-class Capped:
-    """A map of scores: what is not merely added."""
-
-    def score(self, s: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        return 2 * s.sigmoid() - 1
-
-    def kernel(self) -> tuple[ScoreFunction, torch.Tensor]:
-        return CAP, torch.ones(HEADS, 1)
-
-
 ALIBI = ALiBi(alibi_slopes(HEADS))
 T5 = RelativePositionBias(torch.zeros(32, HEADS))
 LINE = Line(torch.zeros(HEADS, 2 * TOKENS - 1))
@@ -89,7 +57,7 @@ VARIANTS = {
     "window": Variant(window=(64, 64)),
     "t5-window": Variant(T5, window=(64, 64)),
     "asymmetric": Variant(AsymmetricALiBi(torch.ones(HEADS, 2))),
-    "map": Variant(Capped()),
+    "map": Variant(SoftCap(torch.ones(HEADS))),
     "negative-scale": Variant(scale=-1.0),
     "alibi-positions": Variant(ALIBI, positions=True),
     "alibi-dropout": Variant(ALIBI, dropout_p=0.1),

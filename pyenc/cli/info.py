@@ -83,6 +83,7 @@ def _architecture(encoder: TextEncoder) -> dict[str, Any]:
         "tokenizer_otherwise": encoder.tokenizer.otherwise if encoder.tokenizer else "",
         "token_types": config.type_vocab_size,
         "causal": config.causal,
+        "score_cap": config.score_cap,
         "query_key_norm": config.qk_norm or config.head_norm,
         "pooler": config.pooler,
     }

@@ -45,6 +45,8 @@ def lines(facts: dict[str, Any]) -> Iterator[str]:
     if (window := shape["window"]) is not None:
         seen = "; {layers} layers see {each_side} tokens ".format(**window)
         seen += "before" if shape["causal"] else "on each side"
+    if (cap := shape["score_cap"]) is not None:
+        seen += f"; scores under a soft cap of {cap:g}"
     yield _row("positions", shape["position"] + scaled + table + seen)
     used = shape["tokenizer_vocabulary"]
     words = "no tokenizer files" if used is None else f"{used:,} used"

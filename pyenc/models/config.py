@@ -75,6 +75,8 @@ class EncoderConfig(ConfigFields):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise InputError(f"EncoderConfig: {name} must be finite: {value}")
+        if (cap := self.score_cap) is not None and not (math.isfinite(cap) and cap > 0):
+            raise InputError(f"EncoderConfig: score_cap must be positive and finite: {cap}")
 
     def _check_heads(self) -> None:
         if self.num_kv_heads is not None and (
@@ -144,6 +146,13 @@ class EncoderConfig(ConfigFields):
             raise InputError(
                 f'EncoderConfig: num_positions {self.num_positions} goes with position "absolute" '
                 f"alone; beside {self.position!r} it must be 0"
+            )
+        adds = self.position not in ("absolute", "rotary") or self.relative_buckets
+        if self.score_cap is not None and adds:
+            raise InputError(
+                f"EncoderConfig: score_cap {self.score_cap} is served beside positions that add "
+                f'nothing to the scores ("absolute", "rotary"), not beside {self.position!r}'
+                f"{' and relative_buckets' * bool(self.relative_buckets)}"
             )
         if self.padding_id is not None and self.padding_id < 0:
             raise InputError(f"EncoderConfig: padding_id must not be negative: {self.padding_id}")

@@ -76,6 +76,9 @@ class ConfigFields:
     scale: float | None = None
     """Factor of the scores; None: head_dim ** -0.5, of disentangled ones the root of their terms
     smaller."""
+    score_cap: float | None = None
+    """Soft cap of the scaled scores, `score_cap * tanh(score / score_cap)`, before anything is
+    hidden (Gemma 2); None: none. Beside positions that add nothing to the scores."""
     log_length: int = 0
     """GTE's log-n scaling: queries times log(n) / log(log_length); 0 without it."""
     log_length_at_least_one: bool = False

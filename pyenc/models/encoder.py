@@ -20,6 +20,7 @@ from ..forking import check_forked
 from ..ops import ALiBi, RelativePositionBias
 from ..ops.attention.bias import slopes_on
 from ..ops.attention.own_object import OwnBias
+from ..ops.attention.soft_cap import SoftCap, soft_cap
 from ..ops.attention.terms import Bias
 from ..ops.attention.validation import check_skip_eps
 from ..ops.backend import check_for_all, compiling
@@ -71,6 +72,10 @@ class Encoder(Recomputing, Outputs):
         self.position_bias: nn.Module | None = None
         if config.own_position and not config.position_per_layer:
             self.position_bias = make_position(*config.position_arguments)
+        self._soft_cap: SoftCap | None = None
+        if config.score_cap is not None:  # held, since graphs are guarded on the object
+            here = torch.device("cpu")
+            self._soft_cap = soft_cap(config.score_cap, config.num_heads, here)
         self.distances: DistanceTable | None = None
         if config.disentangled is not None:
             self.distances = DistanceTable(config, config.disentangled)
@@ -302,6 +307,9 @@ class Encoder(Recomputing, Outputs):
                 rows = torch.arange(self.config.relative_buckets, device=device)
                 table = self.relative_bias(rows)
             return RelativePositionBias(table, self.config.relative_max_distance)
+        if (cap := self.config.score_cap) is not None:
+            own = device.type == "cpu"
+            return self._soft_cap if own else soft_cap(cap, self.config.num_heads, device)
         return cast(OwnBias | None, self.position_bias)
 
 

@@ -12,6 +12,7 @@ from .attention.bias import (
 from .attention.own_object import DistanceBias, ScoreBias, ScoreMap
 from .attention.score_check import check_score_bias
 from .attention.share import computed_share
+from .attention.soft_cap import SoftCap
 from .backend import BACKENDS, use_backend
 from .disentangled import disentangled_attention
 from .disentangled.rows import DistanceRows
@@ -34,6 +35,7 @@ __all__ = [
     "RelativePositionBias",
     "ScoreBias",
     "ScoreMap",
+    "SoftCap",
     "add_layer_norm",
     "add_rms_norm",
     "alibi_slopes",

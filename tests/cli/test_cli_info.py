@@ -38,6 +38,8 @@ FAMILIES = {
     "ernie": "ERNIE",
     "eurobert": "EuroBERT",
     "gemma": "Gemma",
+    "gemma1": "Gemma 1",
+    "gemma2": "Gemma 2",
     "gte": "GTE v1.5",
     "jina": "JinaBert",
     "jinav3": "jina-embeddings-v3",
@@ -82,7 +84,10 @@ def test_every_golden(cli: Cli, name: str) -> None:
     assert shape["hidden_size"] == config.hidden_size
     assert shape["feed_forward"]["gated"] == config.gated
     assert shape["position"] == config.position
-    causal = name.startswith(("llama", "mistral", "qwen")) and name != "qwen2_gte_like_h4"
+    causal = (
+        name.startswith(("gemma1", "gemma2", "llama", "mistral", "qwen"))
+        and name != "qwen2_gte_like_h4"
+    )
     assert shape["causal"] == config.causal == causal
     count = sum(p.numel() for p in encoder.model.parameters())
     assert found["parameters"]["count"] == count
@@ -108,6 +113,11 @@ def test_every_golden(cli: Cli, name: str) -> None:
         ("longformer_like_h4", {}, "absolute, table of 322; 2 layers see 6 tokens on each side"),
         ("modernbert_gte_like_h4", {}, "rotary; 2 layers see 64 tokens on each side"),
         ("mistral_e5_like_h4", {}, "rotary; 3 layers see 11 tokens before"),
+        (
+            "gemma2_bge_like_h4",
+            {},
+            "rotary; 2 layers see 24 tokens before; scores under a soft cap of 1.5",
+        ),
         ("bert_mean_h4", {}, "absolute, table of 320"),
         (
             "qwen3_embed_like_h4",

@@ -20,7 +20,7 @@ EACH_FAMILY = (
     "bert_cls_h2", "deberta_own_mlm_h4", "deberta_v2_conv_like_h4", "distilbert_h4",
     "dpr_ctx_like_h4",
     "electra_mlm_like_h2", "electra_small_like_h4", "ernie_like_h4", "eurobert_like_h4",
-    "gemma_embed_like_h3",
+    "gemma1_like_h2", "gemma2_bge_like_h4", "gemma_embed_like_h3",
     "gte_multilingual_like_h4", "jina_geglu_h6", "jina_mlm_prefix_h4", "jina_original_h4",
     "jina_qk_h4", "jinav3_hf_like_h4", "llama_encoder_like_h6", "longformer_like_h4",
     "mistral_e5_like_h4",

@@ -6,6 +6,7 @@ from typing import Any
 
 LLAMA, MISTRAL = "llama_encoder_like_h6", "mistral_e5_like_h4"
 QWEN2, QWEN3 = "qwen2_code_like_h6", "qwen3_embed_like_h4"
+GEMMA_1, GEMMA_2 = "gemma1_like_h2", "gemma2_bge_like_h4"
 GTE_QWEN2 = "qwen2_gte_like_h4"
 YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0}
 TRAINED = "original_max_position_embeddings"
@@ -262,5 +263,41 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         {"auto_map": {"AutoModel": "modeling_llama_encoder.LlamaEncoderModel"}},
         "auto_map names code of the checkpoint's own for its layers",
     ),
+    *[
+        (family, name, {key: value}, f"{key} is {value}.*no token of {family} sees one after it")
+        for family, name in (("Gemma 1", GEMMA_1), ("Gemma 2", GEMMA_2))
+        for key, value in (("is_causal", False), ("use_bidirectional_attention", True))
+    ],
+    ("Gemma 2", GEMMA_2, {"attn_logit_softcapping": 0}, "attn_logit_softcapping must be positive"),
+    ("Gemma 2", GEMMA_2, {"attn_logit_softcapping": "50"}, "attn_logit_softcapping must be a num"),
+    ("Gemma 2", GEMMA_2, {"sliding_window": None}, "sliding_window must be a whole number"),
+    ("Gemma 2", GEMMA_2, {"layer_types": ["full_attention"]}, "a list of 4 layers, got 1"),
+    ("Gemma 2", GEMMA_2, {"model_type": ...}, "unknown architecture: model_type None"),
+    ("Gemma 2", GEMMA_2, {"model_type": "vaultgemma"}, "unknown architecture: .*'vaultgemma'"),
+    ("Gemma 2", GEMMA_2, {"model_type": "gemma3_text"}, "unknown architecture: .*'gemma3_text'"),
+    (
+        "Gemma 2",
+        GEMMA_2,
+        {"auto_map": {"AutoModelForCausalLM": "gemma_model.CostWiseGemmaForCausalLM"}},
+        "auto_map names code of the checkpoint's own for its layers",
+    ),
+    ("Gemma 2", GEMMA_2, {"rope_scaling": {"rope_type": "longrope"}}, "longrope.* is not served"),
+    (
+        "Gemma 1",
+        GEMMA_1,
+        {"hidden_activation": "silu"},
+        "hidden_activation 'silu' is not what hidden_act says, 'gelu'",
+    ),
+    *[
+        (family, name, {"is_causal": None}, "is_causal is None")
+        for family, name in (("Gemma 1", GEMMA_1), ("Gemma 2", GEMMA_2))
+    ],
+    (
+        "Gemma 1",
+        GEMMA_1,
+        {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        "layer_types has 'sliding_attention', but Gemma 1's layers have no window",
+    ),
+    ("Gemma 1", GEMMA_1, {"hidden_act": "gelu_10"}, "hidden_act 'gelu_10' is unknown"),
     ("Llama", LLAMA, {"model_type": "llama4_text"}, "unknown architecture: .*llama4_text.*Llama"),
 ]

@@ -61,6 +61,10 @@ OWN_DISTANCES = dataclasses.replace(
     ABSOLUTE, position="disentangled", num_positions=0, norm_first=True, head_size=10,
     disentangled=Disentangled(5, content_to_position=False, shared=False),
 )  # fmt: skip
+CAPPED = dataclasses.replace(
+    ALIBI, position="rotary", rotary=Rotary(1000.0), score_cap=1.5, causal=True, window=3,
+    local=(True, False), norm_first=True, norm="rms", num_kv_heads=1,
+)  # fmt: skip
 SHAPES = {
     "alibi": ALIBI,
     "absolute": ABSOLUTE,
@@ -71,6 +75,7 @@ SHAPES = {
     "mixture": MIXTURE,
     "distances": DISTANCES,
     "own_distances": OWN_DISTANCES,
+    "capped": CAPPED,
 }
 
 

@@ -22,6 +22,9 @@ from pyenc.models import (
 from pyenc.models import encoder as encoder_module
 from tests.models.shapes import ABSOLUTE, ALIBI
 
+TURNED = {"position": "rotary", "rotary": Rotary(9.0)}
+TABLE = {"position": "absolute", "num_positions": 9}
+
 
 def test_bad_input_is_named(encoder: Encoder) -> None:
     ids = torch.zeros(2, 5, dtype=torch.long)
@@ -160,6 +163,12 @@ def test_beyond_the_position_table() -> None:
         ),
         ({"convolution": Convolution(3), "norm_first": True}, "a convolution goes without norm_"),
         ({"log_length": 1}, "log_length must be at least 2"),
+        *[
+            (TURNED | {"score_cap": cap}, "score_cap must be positive and finite")
+            for cap in (0.0, -50.0, math.inf, math.nan)
+        ],
+        ({"score_cap": 9.0}, "score_cap 9.0 is served beside .* not beside 'alibi'"),
+        (TABLE | {"score_cap": 9.0, "relative_buckets": 8}, "'absolute' and relative_buckets"),
         *[({"norm_eps": e}, "norm_eps must be finite") for e in (-1e-12, math.nan, math.inf)],
     ],
 )

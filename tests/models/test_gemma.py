@@ -1,5 +1,5 @@
-"""Gemma 3 against transformers' own class: to both sides and to one, windows, bases and their
-scaling, in either spelling of `config.json`."""
+"""Gemma 3, 2 and 1 against transformers' own classes: to both sides and to one, windows, bases and
+their scaling, in either spelling of `config.json`; soft caps."""
 
 from __future__ import annotations
 
@@ -24,9 +24,14 @@ SIZES: dict[str, Any] = {
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 
 
-def original(**changes: Any) -> Any:
+ONE_SIDE = {key: SIZES[key] for key in SIZES.keys() - {"sliding_window", "query_pre_attn_scalar"}}
+
+
+def original(kind: str = "Gemma3Text", **changes: Any) -> Any:
     """A random model of transformers, far from where it begins."""
-    model = transformers.Gemma3TextModel(transformers.Gemma3TextConfig(**(SIZES | changes)))
+    sizes = ONE_SIDE if kind == "Gemma" else SIZES
+    config = getattr(transformers, f"{kind}Config")(**(sizes | changes))
+    model = getattr(transformers, f"{kind}Model")(config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
@@ -123,3 +128,52 @@ def test_as_transformers_4_spells_it(scaling: dict[str, Any] | None, tmp_path: P
     turned = load_checkpoint(folder).encoder.config.rotary
     assert turned is not None
     assert (turned.scaling is None) == (scaling is None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        *({"attn_logit_softcapping": cap} for cap in (None, 0.7, 4.0, 1e5)),
+        *({"sliding_window": width} for width in (1, 2, 28, 29, 99)),
+        {"layer_types": ["full_attention"] * 3},
+        {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
+        {"num_hidden_layers": 4, "attention_bias": True, "hidden_activation": "silu"},
+        {"query_pre_attn_scalar": 3, "num_key_value_heads": 1, "head_dim": 12},
+        {"rope_parameters": {"rope_theta": 70.0, **LINEAR}},
+    ],
+    ids=str,
+)
+def test_of_gemma_2(changes: dict[str, Any], tmp_path: Path) -> None:
+    model = original("Gemma2", **({"attn_logit_softcapping": 2.0} | changes))
+    check_same(model, saved(model, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_key_value_heads": 4},
+        {"hidden_act": "gelu"},  # which its class takes for the approximation
+        {"hidden_act": "relu", "attention_bias": True},
+        {"rope_parameters": {"rope_theta": 70.0, "rope_type": "default"}},
+    ],
+    ids=str,
+)
+def test_of_gemma_1(changes: dict[str, Any], tmp_path: Path) -> None:
+    model = original("Gemma", **changes)
+    check_same(model, saved(model, tmp_path))
+
+
+def test_layers_that_old_files_do_not_list(tmp_path: Path) -> None:
+    """Of Gemma 2 the first of two has the window, and its cap is 50 where no file says it."""
+    folder = saved(original("Gemma2", num_hidden_layers=5), tmp_path)
+    path = folder / "config.json"
+    said = json.loads(path.read_text())
+    for key in ("layer_types", "rope_parameters", "attn_logit_softcapping"):
+        said.pop(key)
+    path.write_text(json.dumps(said | {"rope_theta": 70.0}))
+    model = transformers.Gemma2Model.from_pretrained(folder, dtype=torch.float32).eval()
+    check_same(model, folder)
+    shape = load_checkpoint(folder).encoder.config
+    assert (shape.score_cap, shape.local) == (50.0, (True, False, True, False, True))

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..configs import FUSED
 from ..score_function import ScoreFunction
 
 
@@ -85,7 +86,7 @@ def values(
         out = torch.empty_like(s)
         _probe[(heads, n_i)](
             s, i, j, params, out, params.stride(0), n_i, n_j, FUNCTION=triton_function,
-            INDEX=index, BLOCK_J=triton.next_power_of_2(n_j),
+            INDEX=index, BLOCK_J=triton.next_power_of_2(n_j), **FUSED,
         )  # fmt: skip
         return out
 
@@ -95,7 +96,7 @@ def values(
         which = torch.empty(s.shape, dtype=torch.int32, device=s.device)
         _probe_lookup[(heads, n_i)](
             i, j, params, which, params.stride(0), n_i, n_j, LOOKUP=function.lookup,
-            BLOCK_J=triton.next_power_of_2(n_j),
+            BLOCK_J=triton.next_power_of_2(n_j), **FUSED,
         )  # fmt: skip
         learned = [(which == index).float() for index in range(function.looked_up)]
     if function.parameter is not None:
@@ -109,7 +110,7 @@ def decay_rates(function: ScoreFunction, params: Tensor) -> Tensor | None:
     if function.decay is None:
         return None
     out = params.new_empty((params.shape[0], 2))
-    _probe_decay[(params.shape[0],)](params, out, params.stride(0), DECAY=function.decay)
+    _probe_decay[(params.shape[0],)](params, out, params.stride(0), DECAY=function.decay, **FUSED)
     return out
 
 
@@ -121,6 +122,6 @@ def tails(function: ScoreFunction, d: Tensor, params: Tensor) -> Tensor | None:
     out = params.new_empty((params.shape[0], 2, len(d)))
     _probe_tail[(params.shape[0],)](
         d, params, out, params.stride(0), len(d), TAIL=function.tail,
-        BLOCK=triton.next_power_of_2(len(d)),
+        BLOCK=triton.next_power_of_2(len(d)), **FUSED,
     )  # fmt: skip
     return out

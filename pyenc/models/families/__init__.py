@@ -48,6 +48,8 @@ FAMILIES: tuple[Family, ...] = (
     modernbert.FAMILY,
     neobert.FAMILY,
     gemma.FAMILY,
+    gemma.FAMILY_2,
+    gemma.FAMILY_1,
     eurobert.FAMILY,
     qwen.FAMILY,
     qwen.FAMILY_2,

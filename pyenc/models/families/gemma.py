@@ -1,30 +1,35 @@
-"""embeddinggemma-300m, and other encoders made of Gemma 3.
+"""embeddinggemma-300m, bge-multilingual-gemma2, and other encoders made of Gemma 3, 2 and 1.
 
-Gemma 3, arXiv 2503.19786; embeddinggemma, arXiv 2509.20354, sees both sides, others see no token
-after their own. Pre-norm, and a norm of each term before it is added; RMSNorms that multiply by one
-plus their weight; keys and values shared by several heads; two rotary bases, the wider one of
-larger models scaled; a window in all layers but every sixth.
+Pre-norm; RMSNorms that multiply by one plus their weight, word embeddings that are scaled; keys and
+values shared by several heads. Gemma 3, arXiv 2503.19786: a norm of each term before it is added
+and of each head; two rotary bases, the wider one of larger models scaled; a window in all layers
+but every sixth. Of it embeddinggemma, arXiv 2509.20354, sees both sides, all others see no token
+after their own. Gemma 2, arXiv 2408.00118: one base, a soft cap of the scores, a window in every
+other layer, no norm of heads. Gemma 1, arXiv 2403.08295: none of these, and no norm of terms.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 from ...errors import CheckpointError
 from ..config import EncoderConfig
 from ..rotary import Rotary
 from .config_file import ConfigFile
 from .family import Family, Published
+from .llama import LAYER, SIGNATURE, refuse_code
 from .parts import Names, Parts, both, weights
-from .windows import FULL, SLIDING, every, listed, rotary_of
+from .rope import rotary
+from .windows import FULL, SLIDING, every, listed, refuse_windows, rotary_of
 
 
-def _local(config: ConfigFile, layers: int) -> tuple[bool, ...]:
-    """Which layers see a window: by a list, or every layer but each n-th."""
+def _local(config: ConfigFile, layers: int, whole: int) -> tuple[bool, ...]:
+    """Which layers see a window: by a list, or every layer but each whole-th."""
     if (local := listed(config, layers)) is not None:
         return local
-    n = every(config, "sliding_window_pattern", 6)
-    return tuple((i + 1) % n != 0 for i in range(layers))
+    return tuple((i + 1) % whole != 0 for i in range(layers))
 
 
 def _rotary(config: ConfigFile, kind: str, key: str, default: float, scaling: str = "") -> Rotary:
@@ -53,31 +58,46 @@ def _window(config: ConfigFile, causal: bool) -> int:
     return config.size("sliding_window", 4096) - 1  # and here it counts the token itself
 
 
-def _config(config: ConfigFile, names: Names) -> EncoderConfig:
-    config.require("attn_logit_softcapping", (None,), None, "pyenc serves Gemma without it")
-    causal = _causal(config)
-    layers, hidden = config.size("num_hidden_layers", 26), config.size("hidden_size", 2304)
-    local = _local(config, layers)
-    scaled = config.positive("query_pre_attn_scalar", 256.0)
+def _cap(config: ConfigFile) -> float | None:
+    """Soft cap of the scores; null: none."""
+    key, unsaid = "attn_logit_softcapping", 50.0
+    return None if config.values.get(key, unsaid) is None else config.positive(key, unsaid)
+
+
+def _one_side(config: ConfigFile, version: int) -> None:
+    """That no token sees one after it, which transformers' classes of Gemma 1 and 2 undo in part
+    by the one key and in part by the other."""
+    why = f"no token of Gemma {version} sees one after it, as pyenc serves it"
+    config.require("is_causal", (True,), True, why)
+    config.require("use_bidirectional_attention", (False, None), None, why)
+
+
+def _scale(config: ConfigFile) -> float:
+    return float(config.positive("query_pre_attn_scalar", 256.0) ** -0.5)
+
+
+def _common(config: ConfigFile, sizes: dict[str, int], **own: Any) -> EncoderConfig:
+    """What all three have in common.
+
+    Args:
+        config: `config.json`.
+        sizes: keys of it, and what they are where it does not say so.
+        own: the other fields.
+    """
+    refuse_code(config)
+    hidden = config.size("hidden_size", sizes["hidden_size"])
     biased = config.flag("attention_bias", False)
     return EncoderConfig(
-        vocab_size=config.size("vocab_size", 262_208),
+        vocab_size=config.size("vocab_size", sizes["vocab_size"]),
         hidden_size=hidden,
-        num_layers=layers,
-        num_heads=config.size("num_attention_heads", 8),
-        num_kv_heads=config.size("num_key_value_heads", 4),
+        num_layers=config.size("num_hidden_layers", sizes["num_hidden_layers"]),
+        num_heads=config.size("num_attention_heads", sizes["num_attention_heads"]),
+        num_kv_heads=config.size("num_key_value_heads", sizes["num_key_value_heads"]),
         head_size=config.size("head_dim", 256),
-        intermediate_size=config.size("intermediate_size", 9216),
+        intermediate_size=config.size("intermediate_size", sizes["intermediate_size"]),
         position="rotary",
-        max_length=config.size("max_position_embeddings", 131_072),
-        rotary=_rotary(config, FULL, "rope_theta", 1_000_000.0, "rope_scaling"),
-        local_rotary=_rotary(config, SLIDING, "rope_local_base_freq", 10_000.0),
-        window=_window(config, causal) if any(local) else None,
-        local=local,
-        causal=causal,
-        scale=scaled**-0.5,
+        max_length=config.size("max_position_embeddings", sizes["max_position_embeddings"]),
         embedding_scale=math.sqrt(hidden),
-        activation=config.activation("hidden_activation", "gelu_pytorch_tanh"),
         gated=True,
         qkv_bias=biased,
         out_bias=biased,
@@ -87,12 +107,92 @@ def _config(config: ConfigFile, names: Names) -> EncoderConfig:
         norm_eps=config.number("rms_norm_eps", 1e-6),
         norm_plus_one=True,
         norm_first=True,
-        term_norm=True,
         embedding_norm=False,
         wide_residual=True,
-        head_norm=True,
         attention_dropout=config.number("attention_dropout", 0.0),
+        **own,
     )
+
+
+SIZES = {
+    "vocab_size": 262_208, "hidden_size": 2304, "num_hidden_layers": 26, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "intermediate_size": 9216, "max_position_embeddings": 131_072,
+}  # fmt: skip
+SIZES_2 = SIZES | {"vocab_size": 256_000, "max_position_embeddings": 8192}
+SIZES_1 = SIZES_2 | {
+    "hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
+    "num_key_value_heads": 16, "intermediate_size": 24_576,
+}  # fmt: skip
+"""As transformers' classes have them."""
+
+
+def _config(config: ConfigFile, names: Names) -> EncoderConfig:
+    why = "transformers' class of Gemma 3 passes over it, and Gemma 2's does not"
+    config.require("attn_logit_softcapping", (None,), None, why)
+    causal = _causal(config)
+    layers = config.size("num_hidden_layers", SIZES["num_hidden_layers"])
+    local = _local(config, layers, every(config, "sliding_window_pattern", 6))
+    return _common(
+        config,
+        SIZES,
+        rotary=_rotary(config, FULL, "rope_theta", 1_000_000.0, "rope_scaling"),
+        local_rotary=_rotary(config, SLIDING, "rope_local_base_freq", 10_000.0),
+        window=_window(config, causal) if any(local) else None,
+        local=local,
+        causal=causal,
+        scale=_scale(config),
+        activation=config.activation("hidden_activation", "gelu_pytorch_tanh"),
+        term_norm=True,
+        head_norm=True,
+    )
+
+
+def _config_2(config: ConfigFile, names: Names) -> EncoderConfig:
+    _one_side(config, 2)
+    layers = config.size("num_hidden_layers", SIZES_2["num_hidden_layers"])
+    local = _local(config, layers, 2)
+    return _common(
+        config,
+        SIZES_2,
+        rotary=rotary(config, 10_000.0),
+        window=_window(config, True) if any(local) else None,
+        local=local,
+        causal=True,
+        scale=_scale(config),
+        score_cap=_cap(config),
+        activation=config.activation("hidden_activation", "gelu_pytorch_tanh"),
+        term_norm=True,
+    )
+
+
+def _config_1(config: ConfigFile, names: Names) -> EncoderConfig:
+    _one_side(config, 1)
+    layers = config.size("num_hidden_layers", SIZES_1["num_hidden_layers"])
+    refuse_windows(config, layers, "Gemma 1")
+    return _common(
+        config,
+        SIZES_1,
+        rotary=rotary(config, 10_000.0),
+        causal=True,
+        activation=_activation_1(config),
+    )
+
+
+def _activation_1(config: ConfigFile) -> str:
+    """By the key that transformers reads, where "gelu" is what the first files call its
+    approximation; versions before read another, which must not say otherwise."""
+    unsaid = "gelu_pytorch_tanh"
+    first = config.values.get("hidden_act", unsaid) == "gelu"
+    activation = "gelu_tanh" if first else config.activation("hidden_act", unsaid)
+    if config.values.get("hidden_activation") is not None:
+        other = config.activation("hidden_activation")
+        if other != activation:
+            raise CheckpointError(
+                f"{config.path}: hidden_activation {config.values['hidden_activation']!r} is not "
+                f"what hidden_act says, {config.values.get('hidden_act', unsaid)!r}, of which "
+                "transformers' versions read one or the other; expected the same of both"
+            )
+    return activation
 
 
 def _parts(config: EncoderConfig, names: Names) -> Parts:
@@ -103,14 +203,19 @@ def _parts(config: EncoderConfig, names: Names) -> Parts:
         theirs, mlp = f"{layer}.self_attn", f"{layer}.mlp"
         parts |= weights(f"{layer}.attention_norm", f"{layer}.input_layernorm")
         parts |= linear(f"{layer}.attention.qkv", *(f"{theirs}.{x}_proj" for x in "qkv"))
-        parts |= weights(f"{layer}.attention.q_norm", f"{theirs}.q_norm")
-        parts |= weights(f"{layer}.attention.k_norm", f"{theirs}.k_norm")
+        if config.head_norm:
+            parts |= weights(f"{layer}.attention.q_norm", f"{theirs}.q_norm")
+            parts |= weights(f"{layer}.attention.k_norm", f"{theirs}.k_norm")
         parts |= linear(f"{layer}.attention.out", f"{theirs}.o_proj")
-        parts |= weights(f"{layer}.attention_term_norm", f"{layer}.post_attention_layernorm")
-        parts |= weights(f"{layer}.feed_forward_norm", f"{layer}.pre_feedforward_layernorm")
+        second = "post_attention_layernorm"
+        if config.term_norm:
+            parts |= weights(f"{layer}.attention_term_norm", f"{layer}.{second}")
+            last = f"{layer}.post_feedforward_layernorm"
+            parts |= weights(f"{layer}.feed_forward_term_norm", last)
+            second = "pre_feedforward_layernorm"
+        parts |= weights(f"{layer}.feed_forward_norm", f"{layer}.{second}")
         parts |= weights(f"{layer}.feed_forward.up", f"{mlp}.gate_proj", f"{mlp}.up_proj")
         parts |= weights(f"{layer}.feed_forward.down", f"{mlp}.down_proj")
-        parts |= weights(f"{layer}.feed_forward_term_norm", f"{layer}.post_feedforward_layernorm")
     return parts | weights("final_norm", "norm")
 
 
@@ -135,5 +240,41 @@ FAMILY = Family(
     prefixes=("", "model."),
     set_aside=("lm_head.",),
     tied={"lm_head.weight": "embeddings.word.weight"},
-    layer=r"layers\.(\d+)\.",
+    layer=LAYER,
+)
+
+FAMILY_2 = replace(
+    FAMILY,
+    name="Gemma 2",
+    checkpoints=(
+        Published(
+            "bge-multilingual-gemma2",
+            "golden",
+            "8,192 by its files; rotary positions have no table",
+            "its own files not seen; scores under a soft cap, as transformers' eager attention "
+            "and flash attention have them",
+        ),
+    ),
+    signature=("layers.0.self_attn.q_proj.weight", "layers.0.pre_feedforward_layernorm.weight"),
+    # Other models of the same names see both sides, or have other norms.
+    accepts=lambda config: config.values.get("model_type") == "gemma2",
+    config=_config_2,
+    model_types=("gemma2",),
+)
+
+FAMILY_1 = replace(
+    FAMILY,
+    name="Gemma 1",
+    checkpoints=(
+        Published(
+            "encoders made of Gemma 1",
+            "golden",
+            "8,192 by their files; rotary positions have no table",
+        ),
+    ),
+    signature=SIGNATURE,
+    # Other models of the same names (Llama's, Mistral's) have other arithmetic.
+    accepts=lambda config: config.values.get("model_type") == "gemma",
+    config=_config_1,
+    model_types=("gemma",),
 )

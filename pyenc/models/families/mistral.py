@@ -23,7 +23,7 @@ from .llama import (
     refuse_both_sides,
 )
 from .parts import Names
-from .windows import FULL, SLIDING, listed
+from .windows import FULL, SLIDING, listed, refuse_windows
 
 
 def _window(config: ConfigFile, layers: int, causal: bool) -> int | None:
@@ -79,11 +79,7 @@ def _llama(config: ConfigFile, names: Names) -> EncoderConfig:
         _check_both_sides(config)
     layers = config.size("num_hidden_layers", 32)
     config.require("sliding_window", (None,), None, "Llama's layers have no window")
-    if any(listed(config, layers) or ()):
-        raise CheckpointError(
-            f"{config.path}: layer_types has {SLIDING!r}, but Llama's layers have no window; "
-            f"expected {FULL!r} alone, or no layer_types"
-        )
+    refuse_windows(config, layers, "Llama")
     biased, mlp_biased = config.flag("attention_bias", False), config.flag("mlp_bias", False)
     return language_model(
         config,

@@ -29,6 +29,15 @@ def listed(config: ConfigFile, layers: int) -> tuple[bool, ...] | None:
     return tuple(kind == SLIDING for kind in types)
 
 
+def refuse_windows(config: ConfigFile, layers: int, family: str) -> None:
+    """`layer_types` of a family whose layers see all."""
+    if any(listed(config, layers) or ()):
+        raise CheckpointError(
+            f"{config.path}: layer_types has {SLIDING!r}, but {family}'s layers have no window; "
+            f"expected {FULL!r} alone, or no layer_types"
+        )
+
+
 def every(config: ConfigFile, key: str, default: int) -> int:
     """Layers to one that sees all."""
     number = config.integer(key, default)

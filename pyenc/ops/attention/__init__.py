@@ -72,8 +72,9 @@ def attention(
             would be to wait for the device.
         bias: `ALiBi(slopes)`, `RelativePositionBias(table)`, a dense (H, Nmax, Nmax) tensor
             indexed by place in the sequence, or an object of one's own: a `DistanceBias`, a
-            `ScoreBias` (such as `AsymmetricALiBi`) or a `ScoreMap`. Finite numbers of float64
-            beyond float32's are taken for the largest there is, where scores are float32.
+            `ScoreBias` (such as `AsymmetricALiBi`) or a `ScoreMap` (such as `SoftCap`). Finite
+            numbers of float64 beyond float32's are taken for the largest there is, where scores are
+            float32.
         positions: (T,) integers, strictly increasing in each sequence; default 0..n-1. They carry
             masks with holes: distances (ALiBi, T5, window) are differences of positions.
             The "cpu" backend refuses a sequence whose positions span more than 2**24; the Triton

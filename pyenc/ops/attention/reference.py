@@ -39,7 +39,7 @@ def attention_reference(
         at = place if positions is None else positions[start:end].long()
         score = scale * einsum(q[start:end], k[start:end], "i h d, j h d -> h i j")
         if bias is not None and not isinstance(bias, (ALiBi, RelativePositionBias, Tensor)):
-            score = apply_own(bias, score, at - at[:1], at - at[:1])
+            score = apply_own(bias, score, at - at[:1], at - at[:1]).to(score.dtype)
         else:
             score = score + _dense_bias(bias, at, place, score)
         if window is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyenc.ops import ALiBi, AsymmetricALiBi, RelativePositionBias, alibi_slopes
+from pyenc.ops import ALiBi, AsymmetricALiBi, RelativePositionBias, SoftCap, alibi_slopes
 from pyenc.ops.attention.reference import attention_reference
 from pyenc.ops.attention.terms import terms_of
 from pyenc.ops.attention.triton import backward, forward
@@ -68,6 +68,8 @@ class Case:
             self.tensor = torch.randn(8, heads, device=device)
         elif kind == "asymmetric":
             self.tensor = torch.rand(heads, 2, device=device)
+        elif kind == "cap":
+            self.tensor = torch.tensor([50.0, 0.7, 3.0], device=device)[:heads, None]
         elif kind == "dense":
             side = max(lengths) + 3
             self.tensor = torch.randn(heads, side, side, device=device)
@@ -79,6 +81,8 @@ class Case:
             return ALiBi(tensor)
         if self.kind == "asymmetric":
             return AsymmetricALiBi(tensor)
+        if self.kind == "cap":
+            return SoftCap(tensor[:, 0])
         return RelativePositionBias(tensor, 16) if self.kind == "t5" else tensor
 
     def by_reference(self, dtype: torch.dtype) -> list[Tensor]:
