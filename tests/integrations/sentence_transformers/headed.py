@@ -34,8 +34,8 @@ MEAN = ("modernbert_embed_like_h2:mean", "eurobert_like_h4:late", "eurobert_like
 """A way of pooling behind the name."""
 
 LANGUAGE = (
-    "gemma1_like_h2", "gemma2_bge_like_h4", "gemma_embed_like_h3", "llama_encoder_like_h6",
-    "mistral_e5_like_h4", "qwen2_code_like_h6", "qwen2_gte_like_h4", "qwen3_embed_like_h4",
+    "gemma2_bge_like_h4", "gemma_embed_like_h3", "llama_encoder_like_h6", "mistral_e5_like_h4",
+    "qwen2_code_like_h6", "qwen2_gte_like_h4", "qwen3_embed_like_h4",
 )  # fmt: skip
 """Language models, whose classifiers read the last token, which they find by its id."""
 
