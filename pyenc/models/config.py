@@ -75,8 +75,9 @@ class EncoderConfig(ConfigFields):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise InputError(f"EncoderConfig: {name} must be finite: {value}")
-        if (cap := self.score_cap) is not None and not (math.isfinite(cap) and cap > 0):
-            raise InputError(f"EncoderConfig: score_cap must be positive and finite: {cap}")
+        if (cap := self.score_cap) is not None and not 1e-30 <= cap <= 1e30:
+            # Beyond, float32 has no reciprocal of it to the last digit, or not the number itself.
+            raise InputError(f"EncoderConfig: score_cap must be in [1e-30, 1e+30]: {cap}")
 
     def _check_heads(self) -> None:
         if self.num_kv_heads is not None and (

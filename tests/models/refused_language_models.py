@@ -286,8 +286,15 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         "Gemma 1",
         GEMMA_1,
         {"hidden_activation": "silu"},
-        "hidden_activation 'silu' is not what hidden_act says, 'gelu'",
+        "hidden_activation 'silu' is not what hidden_act 'gelu' stands for, gelu_tanh",
     ),
+    (
+        "Gemma 1",
+        GEMMA_1,
+        {"hidden_activation": "gelu"},
+        "hidden_activation 'gelu' is not what hidden_act 'gelu' stands for, gelu_tanh",
+    ),
+    ("Gemma 2", GEMMA_2, {"attn_logit_softcapping": 1e39}, "score_cap must be in .1e-30, 1e.30"),
     *[
         (family, name, {"is_causal": None}, "is_causal is None")
         for family, name in (("Gemma 1", GEMMA_1), ("Gemma 2", GEMMA_2))

@@ -139,6 +139,7 @@ def test_as_transformers_4_spells_it(scaling: dict[str, Any] | None, tmp_path: P
         {"layer_types": ["full_attention"] * 3},
         {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
         {"num_hidden_layers": 4, "attention_bias": True, "hidden_activation": "silu"},
+        {"attention_dropout": None},
         {"query_pre_attn_scalar": 3, "num_key_value_heads": 1, "head_dim": 12},
         {"rope_parameters": {"rope_theta": 70.0, **LINEAR}},
     ],

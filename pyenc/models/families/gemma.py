@@ -19,7 +19,7 @@ from ..config import EncoderConfig
 from ..rotary import Rotary
 from .config_file import ConfigFile
 from .family import Family, Published
-from .llama import LAYER, SIGNATURE, refuse_code
+from .llama import LAYER, SIGNATURE, padding, refuse_code
 from .parts import Names, Parts, both, weights
 from .rope import rotary
 from .windows import FULL, SLIDING, every, listed, refuse_windows, rotary_of
@@ -85,10 +85,12 @@ def _common(config: ConfigFile, sizes: dict[str, int], **own: Any) -> EncoderCon
         own: the other fields.
     """
     refuse_code(config)
+    words = config.size("vocab_size", sizes["vocab_size"])
+    undropped = config.values.get("attention_dropout", 0.0) is None
     hidden = config.size("hidden_size", sizes["hidden_size"])
     biased = config.flag("attention_bias", False)
     return EncoderConfig(
-        vocab_size=config.size("vocab_size", sizes["vocab_size"]),
+        vocab_size=words,
         hidden_size=hidden,
         num_layers=config.size("num_hidden_layers", sizes["num_hidden_layers"]),
         num_heads=config.size("num_attention_heads", sizes["num_attention_heads"]),
@@ -97,6 +99,7 @@ def _common(config: ConfigFile, sizes: dict[str, int], **own: Any) -> EncoderCon
         intermediate_size=config.size("intermediate_size", sizes["intermediate_size"]),
         position="rotary",
         max_length=config.size("max_position_embeddings", sizes["max_position_embeddings"]),
+        padding_row=padding(config, words, 0),
         embedding_scale=math.sqrt(hidden),
         gated=True,
         qkv_bias=biased,
@@ -109,7 +112,7 @@ def _common(config: ConfigFile, sizes: dict[str, int], **own: Any) -> EncoderCon
         norm_first=True,
         embedding_norm=False,
         wide_residual=True,
-        attention_dropout=config.number("attention_dropout", 0.0),
+        attention_dropout=0.0 if undropped else config.number("attention_dropout", 0.0),
         **own,
     )
 
@@ -189,8 +192,9 @@ def _activation_1(config: ConfigFile) -> str:
         if other != activation:
             raise CheckpointError(
                 f"{config.path}: hidden_activation {config.values['hidden_activation']!r} is not "
-                f"what hidden_act says, {config.values.get('hidden_act', unsaid)!r}, of which "
-                "transformers' versions read one or the other; expected the same of both"
+                f"what hidden_act {config.values.get('hidden_act', unsaid)!r} stands for, "
+                f"{activation}, and transformers' versions read one or the other; expected null or "
+                "what is the same"
             )
     return activation
 

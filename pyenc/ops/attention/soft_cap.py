@@ -20,8 +20,13 @@ class SoftCap:
 
     Gemma 2, arXiv 2408.00118, section 2. It comes before what a window or a causal layer hides.
 
+    A cap far above its scores changes none of them: its gradient, a difference of two near numbers,
+    is then lost in rounding, and the Triton kernels, exact to about 1e-7 of the cap, round the
+    scores themselves.
+
     Args:
-        caps: (H,) float32 or float64, positive, one a head; may require grad.
+        caps: (H,) float32 or float64, one a head, positive and finite (nobody looks: on a card that
+            would be to wait for it); may require grad.
     """
 
     caps: Tensor
