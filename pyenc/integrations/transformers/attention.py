@@ -1,14 +1,15 @@
-"""`attn_implementation="pyenc"`: the attention of transformers' own encoders, packed.
+"""`attn_implementation="pyenc"`: the attention of transformers' own models, packed.
 
 Under a padding mask the tokens alone are computed, and no (N, N) tensor is made, forward or
-backward. What the function cannot do (a causal model, a cache, cross-attention, masks of a caller's
-own) it refuses.
+backward. What the function cannot do (a cache, cross-attention, masks of a caller's own) it
+refuses.
 
 Shapes as suffixes: B rows, N padded length, T packed tokens, H heads, D head dim.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ...models.places import places
-from ...ops import attention
+from ...ops import SoftCap, attention
+from ...ops.attention.soft_cap import soft_cap
 from .mask import NAME, ONLY, PaddingMask
 
 IGNORED = frozenset({
@@ -37,6 +39,7 @@ def attention_forward(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     is_causal: bool | None = None,
     position_bias: Tensor | None = None,
     position_ids: Tensor | None = None,
@@ -53,7 +56,9 @@ def attention_forward(
         dropout: of the attention weights.
         scaling: factor of the scores; default D ** -0.5.
         sliding_window: keys nearer than this on each side, as flash attention is told it.
-        is_causal: refused where true, as is a layer that says so of itself.
+        softcap: scores become softcap * tanh(score / softcap).
+        is_causal: the mask decides, as in eager attention. Refused where true and the mask is not,
+            or where there is none, as is then a layer that says so of itself.
         position_bias: (1, H, N, N), added to the scores (T5, which makes it).
         position_ids, cu_seq_lens_q: of packed sequences in one row, those that begin anew and
             cumulative lengths; either says where they are.
@@ -66,13 +71,16 @@ def attention_forward(
         InputError: the call is not an encoder's, or asks for what is not served.
     """
     _check_call(module, query, key, attention_mask, is_causal, kwargs)
-    rows, _, length, _ = query.shape
+    rows, heads, length, _ = query.shape
     window = _window(attention_mask, sliding_window)
+    bias = _bias(softcap, position_bias, heads, query)
     index = positions = None
     if isinstance(attention_mask, PaddingMask):
         packed = attention_mask.packed
         index, cu_seqlens = packed.index, packed.cu_seqlens
-        positions = packed.positions if packed.has_holes and window is not None else None
+        # Distances count where a window ends somewhere; before and after are the packed order's.
+        near = window is not None and max(window) > 0
+        positions = packed.positions if packed.has_holes and near else None
         if packed.has_holes and position_bias is not None:
             raise InputError(f"{ONLY}; a position_bias under a mask with holes is not served")
     else:
@@ -94,7 +102,7 @@ def attention_forward(
         tokens(key),
         tokens(value),
         cu_seqlens,
-        bias=None if position_bias is None else position_bias[0].to(query.dtype),
+        bias=bias,
         positions=positions,
         scale=scaling,
         window=window,
@@ -115,8 +123,11 @@ def _check_call(
     kwargs: dict[str, Any],
 ) -> None:
     name = type(module).__name__
-    if getattr(module, "is_causal", False) if is_causal is None else is_causal:
-        raise InputError(f"{ONLY}; {name} is causal")
+    if isinstance(attention_mask, PaddingMask):
+        if is_causal and not attention_mask.causal:
+            raise InputError(f"{ONLY}; {name} is causal, and its mask is not")
+    elif getattr(module, "is_causal", False) if is_causal is None else is_causal:
+        raise InputError(f"{ONLY}; {name} is causal without a mask that says so")
     cross = "Cross" in name or getattr(module, "is_cross_attention", False)
     if cross or query.shape[-2] != key.shape[-2]:
         raise InputError(f"{ONLY}; {name} attends to another sequence, or to a cache")
@@ -136,14 +147,31 @@ def _check_call(
 
 def _window(mask: Tensor | None, sliding_window: int | None) -> tuple[int, int] | None:
     """What a query sees on each side: said by the mask, by the call, or by both alike."""
-    by_mask = mask.window if isinstance(mask, PaddingMask) else None
+    padding = mask if isinstance(mask, PaddingMask) else None
+    by_mask = None if padding is None else padding.window
     by_call = None if sliding_window is None else sliding_window - 1
+    causal = padding is not None and padding.causal
     if None not in (by_mask, by_call) and by_mask != by_call:
+        where = "before it" if causal else "on each side"
         raise InputError(
-            f"{ONLY}; the mask has a window of {by_mask} on each side, and the call of {by_call}"
+            f"{ONLY}; the mask has a window of {by_mask} {where}, and the call of {by_call}"
         )
     window = by_mask if by_call is None else by_call
+    if causal:
+        return (-1 if window is None else window, 0)
     return None if window is None else (window, window)
+
+
+def _bias(
+    softcap: float | None, position_bias: Tensor | None, heads: int, query: Tensor
+) -> Tensor | SoftCap | None:
+    if softcap is None:
+        return None if position_bias is None else position_bias[0].to(query.dtype)
+    if position_bias is not None:
+        raise InputError(f"{ONLY}; a softcap beside a position_bias is not served")
+    if not 0 < softcap < math.inf:
+        raise InputError(f"{ONLY}; softcap must be positive and finite, got {softcap}")
+    return soft_cap(softcap, heads, query.device)
 
 
 def _joined(

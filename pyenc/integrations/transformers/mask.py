@@ -9,6 +9,7 @@ Shapes as suffixes: B rows, N padded length.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,14 +18,18 @@ from transformers import masking_utils
 
 from ...errors import InputError
 from ...models.packing import Packed, pack
+from .mask_rule import MaskRule
 
 NAME = "pyenc"
 """Of the attention. One with "flash" in it sentence-transformers takes for a package's."""
 
 ONLY = (
-    f"attn_implementation={NAME!r} serves encoders, whose tokens all see one another but for "
-    "padding and windows"
+    f"attn_implementation={NAME!r} serves texts read as a whole, whose tokens all see one another, "
+    "or those before them, but for padding and windows"
 )
+
+DECODER = ("is_decoder", "is_encoder_decoder", "add_cross_attention")
+"""Any of them in a config: its causal layers stand beside others that attend to an encoder."""
 
 _PROPERTIES = ("shape", "ndim", "dtype", "device", "is_cuda", "is_cpu", "requires_grad", "layout")
 _METHODS = ("size", "dim", "numel", "is_floating_point", "__len__", "__repr__")
@@ -43,8 +48,10 @@ class PaddingMask(Tensor):
     """
 
     packed: Packed
+    causal: bool
+    """Whether no token sees one after it."""
     window: int | None
-    """Keys a query sees on each side; None: all."""
+    """Keys a query sees on each side, or before it where it is causal; None: all."""
 
     @classmethod
     def __torch_function__(
@@ -75,52 +82,52 @@ def padding_mask(
     local_size: int | None = None,
     use_vmap: bool = False,
     device: torch.device | str | None = None,
+    config: object = None,
     **kwargs: Any,
 ) -> PaddingMask:
     """The mask function of transformers' `AttentionMaskInterface`.
 
     Args:
-        mask_function: which key a query sees: all, or those within a distance.
+        mask_function: which key a query sees: all, those before it, or of either those within a
+            distance; or those before it of the same sequence, of several in one row.
         attention_mask: (B, N) bool; None: no padding.
-        local_size: that distance.
+        local_size: that distance; where a query sees those before it, counted with itself.
         use_vmap: whether the model has put a rule of its own into `mask_function`.
+        config: of the model, which says whether it is a decoder of an encoder's.
         kwargs: how other implementations would make it.
 
     Raises:
-        InputError: the mask is causal, of a cache or of two sequences, or has other rules.
+        InputError: the mask is of a cache or of two sequences, or has other rules.
     """
     if q_length != kv_length or not isinstance(q_offset, int) or q_offset or kv_offset:
         raise InputError(
             f"{ONLY}; got {q_length} queries and {kv_length} keys: a cache, or cross-attention"
         )
-    if use_vmap:
-        raise InputError(f"{ONLY}; this model's mask has a rule of its own")
-    everything = mask_function is masking_utils.bidirectional_mask_function
-    if not everything and not _is_window(mask_function, q_length, local_size, device):
-        name = getattr(mask_function, "__qualname__", repr(mask_function)).partition(".")[0]
-        raise InputError(f"{ONLY}; this model's mask is {name}")
     ones = torch.ones(batch_size, q_length, dtype=torch.int64, device=device)
     padded = attention_mask is not None and not bool(attention_mask.all())
     kept = attention_mask.to(torch.int64) if padded and attention_mask is not None else None
     mask = (ones if kept is None else kept).as_subclass(PaddingMask)
     mask.packed = pack(ones, kept, None)
-    mask.window = None if everything else local_size
+    mask.causal, mask.window = False, None
+    if mask_function is masking_utils.bidirectional_mask_function:
+        return mask
+    rule = MaskRule(mask_function, q_length, local_size, ones.device)
+    if use_vmap:
+        if (kind := rule.of_a_models_own(batch_size)) is None:
+            raise InputError(f"{ONLY}; this model's mask has a rule of its own")
+        mask.causal, mask.window = kind
+    elif rule.is_window():
+        mask.window = local_size
+    else:
+        if not rule.is_causal():
+            starts = rule.starts() if batch_size == 1 and attention_mask is None else None
+            if starts is None:
+                name = getattr(mask_function, "__qualname__", repr(mask_function)).partition(".")[0]
+                raise InputError(f"{ONLY}; this model's mask is {name}")
+            bounds = torch.cat([starts, starts.new_tensor([q_length])])
+            mask.packed = replace(mask.packed, cu_seqlens=bounds)
+        mask.causal = True
+        mask.window = None if local_size is None else local_size - 1
+    if mask.causal and any(getattr(config, key, False) for key in DECODER):
+        raise InputError(f"{ONLY}; this model is causal beside an encoder, by its config")
     return mask
-
-
-def _is_window(
-    mask_function: Callable[..., Any] | None,
-    length: int,
-    local_size: int | None,
-    device: torch.device | str | None,
-) -> bool:
-    """Whether a function is |i - j| <= local_size, by three of its rows: it has no name to ask."""
-    if mask_function is None or local_size is None:
-        return False
-    keys = torch.arange(length, device=device)
-    zero = torch.zeros((), dtype=torch.int64, device=device)
-    for query in {0, length // 2, length - 1}:
-        sees = mask_function(zero, zero, keys[query], keys)
-        if not bool((sees == ((keys - query).abs() <= local_size)).all()):
-            return False
-    return True

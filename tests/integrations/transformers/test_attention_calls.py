@@ -130,7 +130,6 @@ def test_positions_that_begin_anew() -> None:
     ("given", "named"),
     [
         ({"is_causal": True}, "Layer is causal"),
-        ({"softcap": 30.0}, "softcap"),
         ({"s_aux": torch.zeros(H)}, "s_aux"),
         ({"head_mask": torch.ones(H)}, "head_mask"),
         ({"output_attentions": True}, "output_attentions"),
@@ -170,11 +169,10 @@ def test_cross_attention_of_equal_lengths() -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"mask_function": masking_utils.causal_mask_function}, "mask is causal_mask_function"),
+        ({"mask_function": masking_utils.sliding_window_causal_mask_function(4)}, "mask is"),
         (
-            {"mask_function": masking_utils.sliding_window_causal_mask_function(4),
-             "local_size": 4},
-            "mask is",
+            {"mask_function": masking_utils.causal_mask_function, "local_size": 4},
+            "mask is causal_mask_function",
         ),
         ({"mask_function": masking_utils.sliding_window_bidirectional_mask_function(4)}, "mask is"),
         (
@@ -183,7 +181,7 @@ def test_cross_attention_of_equal_lengths() -> None:
             "mask is",
         ),
         ({"mask_function": None}, "mask is None"),
-        ({"use_vmap": True}, "a rule of its own"),
+        ({"use_vmap": True, "mask_function": None}, "a rule of its own"),
         ({"kv_length": N + 2}, "21 queries and 23 keys"),
         ({"q_offset": 3}, "a cache"),
     ],
