@@ -117,11 +117,12 @@ class AdaptedFiles(WeightFiles):
                 f"changes {module!r}, which {self.folder} has no weight of: the adapter is of "
                 "another model, or of a head that is not in these weights",
             )
-        if not self.settings.has(module):
+        if (key := self.settings.leaves_out(module)) is not None:
+            how = "is among" if key == "exclude_modules" else "is not among"
             raise self._adapter.wrong(
                 first,
-                f"changes {module!r}, which is not among target_modules of {self.settings.path}; "
-                "which of the two counts is not known",
+                f"changes {module!r}, which {how} {key} of {self.settings.path}; which of the two "
+                "counts is not known",
             )
         if weight in self._change:
             raise self._adapter.both(self._change[weight].first, first, weight)

@@ -24,6 +24,7 @@ KIND = "LORA"
 HONOURED = (
     "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
     "init_lora_weights", "target_modules", "modules_to_save", "base_model_name_or_path", "revision",
+    "exclude_modules", "layers_to_transform", "layers_pattern",
 )  # fmt: skip
 
 UNHEARD = (
@@ -31,15 +32,12 @@ UNHEARD = (
     "task_type", "auto_mapping", "peft_version", "inference_mode", "lora_dropout", "loftq_config",
     "eva_config", "corda_config", "lora_ga_config", "runtime_config", "megatron_config",
     "megatron_core", "ensure_weight_tying",
-    # Which weights have changes: the tensors say it.
-    "exclude_modules", "layers_to_transform", "layers_pattern", "bias", "lora_bias",
+    # Which biases have changes: the tensors say it.
+    "bias", "lora_bias",
     # Of another layer than torch's Linear and Embedding, or of a switch that is refused.
     "fan_in_fan_out", "qalora_group_size",
 )  # fmt: skip
 """Keys that change no answer."""
-
-NARROWER = ("exclude_modules", "layers_to_transform")
-"""Keys that take targets away."""
 
 NONE: tuple[Any, ...] = (None, False, {}, [], "")
 """Of any other key: that it asks for nothing."""
@@ -80,8 +78,18 @@ class LoraSettings:
     """What the paths of changed modules end with, or a pattern of them; None: not said."""
     whole: tuple[str, ...]
     """What the paths of modules end with that are saved whole."""
-    some_alone: bool
-    """Whether not all of the targets have changes: some are excluded, or of some layers alone."""
+    excluded: tuple[str, ...] | str
+    """What the paths of modules end with that have no change after all, or a pattern of them."""
+    layers: tuple[int, ...]
+    """Numbers of the layers that have changes; none: all."""
+    layers_named: tuple[str, ...]
+    """Patterns of what stands before such a number in a path; none: any word."""
+
+    @property
+    def some_alone(self) -> bool:
+        """Whether not all of the targets have changes: some are excluded, or of some layers
+        alone."""
+        return bool(self.excluded or self.layers)
 
     def rank_of(self, module: str) -> int:
         """Of the change to a module, by its path in the model that was trained."""
@@ -95,13 +103,34 @@ class LoraSettings:
         rank = self.rank_of(module)
         return alpha / (math.sqrt(rank) if self.rooted else rank)
 
-    def has(self, module: str) -> bool:
-        """Whether the file means this module, as peft reads it."""
+    def leaves_out(self, module: str) -> str | None:
+        """The key by which the file does not mean this module, as peft reads it; None: it does."""
+        if isinstance(self.excluded, str):
+            excluded = bool(self.excluded) and re.fullmatch(self.excluded, module) is not None
+        else:
+            excluded = any(ends(module, end) for end in self.excluded)
+        if excluded:
+            return "exclude_modules"
         if self.targets is None or self.targets == ALL:
-            return True
+            return None
         if isinstance(self.targets, str):
-            return re.fullmatch(self.targets, module) is not None
-        return any(ends(module, end) for end in self.targets)
+            return None if re.fullmatch(self.targets, module) else "target_modules"
+        if module in self.targets:
+            return None
+        if not any(ends(module, end) for end in self.targets):
+            return "target_modules"
+        # Of layers peft asks beside a list alone.
+        if self.layers and self._layer(module) not in self.layers:
+            return "layers_to_transform"
+        return None
+
+    def _layer(self, module: str) -> int | None:
+        """The first number of a path, behind one of the words."""
+        words = self.layers_named or (r"[^.]*",)
+        begin = r"(?:^|.*?\.)" if self.layers_named else r".*?\."
+        found = (re.match(rf"{begin}{word}\.(\d+)\.", module) for word in words)
+        number = next((match for match in found if match), None)
+        return None if number is None else int(number.groups()[-1])
 
 
 def ends(module: str, end: str) -> bool:
@@ -166,9 +195,11 @@ def read_settings(folder: Path) -> LoraSettings:
         alphas={key: alphas.number(key, 0.0) for key in alphas.values},
         rooted=file.flag("use_rslora", False),
         by_length=file.flag("use_dora", False),
-        targets=_targets(file),
+        targets=_modules(file, "target_modules"),
         whole=_strings(file, "modules_to_save"),
-        some_alone=any(file.values.get(key, []) != [] for key in NARROWER),
+        excluded=_modules(file, "exclude_modules") or (),
+        layers=_layers(file),
+        layers_named=_layers_named(file),
     )
 
 
@@ -190,19 +221,38 @@ def _check_pattern(where: str, said: str, compiled: str) -> None:
         raise CheckpointError(f"{where}: {said!r:.80} is no pattern: {error}") from None
 
 
-def _targets(file: ConfigFile) -> tuple[str, ...] | str | None:
-    said = file.values.get("target_modules")
+def _modules(file: ConfigFile, key: str) -> tuple[str, ...] | str | None:
+    said = file.values.get(key)
     if isinstance(said, str):
-        if said != ALL:
-            _check_pattern(f"{file.path}: target_modules", said, said)
+        if said != ALL or key != "target_modules":
+            _check_pattern(f"{file.path}: {key}", said, said)
         return said
-    return _strings(file, "target_modules") or None
+    return _strings(file, key) or None
+
+
+def _layers(file: ConfigFile) -> tuple[int, ...]:
+    said = file.values.get("layers_to_transform", [])
+    numbers = [said] if type(said) is int else said
+    if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
+        raise CheckpointError(
+            f"{file.path}: layers_to_transform must be a layer's number, a list of them or null, "
+            f"got {said!r:.80}"
+        )
+    return tuple(numbers)
+
+
+def _layers_named(file: ConfigFile) -> tuple[str, ...]:
+    said = _modules(file, "layers_pattern") or ()
+    words = (said,) if isinstance(said, str) else said
+    for word in words:
+        _check_pattern(f"{file.path}: layers_pattern", word, rf"{word}\.(\d+)\.")
+    return words
 
 
 def _strings(file: ConfigFile, key: str) -> tuple[str, ...]:
     said = file.values.get(key, [])
     if not isinstance(said, list) or not all(isinstance(end, str) for end in said):
-        other = ", a string" if key == "target_modules" else ""
+        other = "" if key == "modules_to_save" else ", a string"
         raise CheckpointError(
             f"{file.path}: {key} must be a list of strings{other} or null, got {said!r:.80}"
         )

@@ -96,6 +96,11 @@ def assumption(recipe: Recipe, config: Mapping[str, Any] | None = None) -> str:
             "; prompts and limits of its sentence_*_config.json and config_sentence_transformers."
             "json count, which sentence-transformers passes over without modules.json"
         )
+    if "pooling" not in recipe.assumed and recipe.pooling not in ("mean", "lasttoken"):
+        beside += (
+            f"; the pooling is {', '.join(recipe.poolings)}, as is said, where "
+            "sentence-transformers takes the mean without modules.json"
+        )
     whose = "sentence-transformers does"
     if "pooling" in recipe.assumed and recipe.pooling not in ("mean", "lasttoken"):
         whose = "its family's model cards have it, where sentence-transformers takes the mean"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputTypeError
 from ..models import Encoder
 from .encoding import Start, here
 from .loaded import Loaded
@@ -120,7 +121,10 @@ class TextEncoder(Verbs, Loaded):
         Raises:
             CheckpointError: `folder` cannot be written as a checkpoint's folder, or something was
                 added or replaced that a checkpoint cannot hold; the message names it.
+            InputTypeError: `folder` is no path.
         """
+        if not isinstance(folder, (str, PathLike)):
+            raise InputTypeError(f"save: folder must be a path, got {type(folder).__name__}")
         tokenizer, loaded = self._loaded
         if self.tokenizer is not tokenizer:
             raise CheckpointError(

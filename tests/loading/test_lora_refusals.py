@@ -71,6 +71,17 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"use_dora": "no"}, r"use_dora must be true or false, got 'no'"),
     ({"use_dora": True}, r"has no .*word_embeddings.lora_magnitude_vector beside it"),
     ({"target_modules": ["key"]}, r"changes '.*embeddings', which is not among target_modules of"),
+    ({"exclude_modules": ["query"]}, r"changes '.*query', which is among exclude_modules of"),
+    ({"exclude_modules": r".*\.query"}, r"changes '.*query', which is among exclude_modules of"),
+    ({"exclude_modules": "(("}, r"exclude_modules: '\(\(' is no pattern"),
+    ({"exclude_modules": {"query": 1}}, r"exclude_modules must be a list of strings, a string or"),
+    (
+        {"target_modules": ["query", "dense", "word_embeddings"], "layers_to_transform": [7]},
+        r"changes '.*', which is not among layers_to_transform of",
+    ),
+    ({"layers_to_transform": [-1]}, r"layers_to_transform must be a layer's number, a list of"),
+    ({"layers_to_transform": "1"}, r"layers_to_transform must be a layer's number, a list of"),
+    ({"layers_pattern": ["(("]}, r"layers_pattern: '\(\(' is no pattern"),
     ({"target_modules": [3]}, r"target_modules must be a list of strings, a string or null"),
 ]
 

@@ -209,6 +209,9 @@ def test_a_pooling_file_without_modules(plain: Path, tmp_path: Path) -> None:
     with heard() as told:
         encoder = pyenc.load(plain)
     assert [each.assumed for each in told] == [("normalize",)]
+    assert "the pooling is cls, as is said, where sentence-transformers takes the mean" in str(
+        told[0]
+    )
     assert encoder.recipe.pooling == "cls"
     encoder.save(tmp_path / "saved")
     with pytest.warns(pyenc.AssumptionWarning):

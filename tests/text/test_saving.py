@@ -120,3 +120,9 @@ def test_folders_of_modules_in_any_spelling(encoder: str, pooling: str, tmp_path
     assert json.loads((saved / encoder / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert json.loads((saved / "1_Pooling/config.json").read_text())["embedding_dimension"] == 64
     assert (again.encode("the sky") == ours.encode("the sky")).all()
+
+
+def test_no_folder() -> None:
+    encoder = pyenc.load(GOLDEN / "bert_mean_h4")
+    with pytest.raises(TypeError, match="save: folder must be a path, got NoneType"):
+        encoder.save(None)  # type: ignore[arg-type]

@@ -46,6 +46,13 @@ SIZES = {
 """What transformers and those who use it read -> what `EncoderConfig` calls it."""
 
 
+UNREAD = frozenset({
+    "model_type", "transformers_version", "_name_or_path", "initializer_range", "use_cache",
+    "gradient_checkpointing", "problem_type",
+})  # fmt: skip
+"""Published keys that change no answer, some of which trainers set."""
+
+
 class PyencConfig(PreTrainedConfig):
     """A published `config.json`, whole, and beside it the sizes that transformers asks for.
 
@@ -62,17 +69,26 @@ class PyencConfig(PreTrainedConfig):
     labels_said: bool = True
 
     def __setattr__(self, key: str, value: Any) -> None:
-        """As of any configuration; the sizes say what is, and cannot be set otherwise.
+        """As of any configuration; the sizes, and what config.json says of the layers, are what
+        is, and cannot be set otherwise.
 
         Raises:
-            InputError: a size is set to another value than it has.
+            InputError: one of them is set to another value than it has.
         """
-        fixed = key in SIZES or key == POSITIONS
-        if fixed and self.__dict__.get(key, value) != value:
+        published = self.__dict__.get(PUBLISHED_FIELD) or {}
+        if key in SIZES or key == POSITIONS:
+            stands = self.__dict__.get(key, value)
+        elif key in published and key not in UNREAD and key not in {*COMMON, *labels.KEYS}:
+            stands = published[key]
+        else:
+            stands = value
+        if stands != value:
+            way = "give it to from_pretrained"
+            if key not in published:
+                way += " as its config.json calls it, where that has a name for it"
             raise InputError(
-                f"{key} of a {type(self).__name__} is what its checkpoint says, "
-                f"{getattr(self, key)!r}, and cannot be set to {value!r}; give it to "
-                "from_pretrained"
+                f"{key} of a {type(self).__name__} is what its checkpoint says, {stands!r}, and "
+                f"cannot be set to {value!r}; {way}"
             )
         super().__setattr__(key, value)
 

@@ -107,6 +107,15 @@ def test_a_pattern_of_modules(tmp_path: Path) -> None:
     compare(tmp_path, model, "bert_mean_h4")
 
 
+@pytest.mark.parametrize(
+    "said", [{}, {"layers_pattern": "layer"}, {"layers_pattern": ["x", "layer"]}]
+)
+@pytest.mark.parametrize("layers", [1, [0, 2]])
+def test_some_layers(tmp_path: Path, layers: int | list[int], said: dict[str, Any]) -> None:
+    given = {"target_modules": ["query", "output.dense"], "layers_to_transform": layers, **said}
+    compare(tmp_path, saved(tmp_path, "bert_mean_h4", **given), "bert_mean_h4")
+
+
 def test_a_classifier(tmp_path: Path) -> None:
     """Trained with a head, below a prefix that the base's file does not have: the head is no part
     of the encoder, and is saved beside it."""

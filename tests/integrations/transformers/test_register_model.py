@@ -170,6 +170,27 @@ def test_settings_of_the_configuration(tmp_path: Path) -> None:
         config.hidden_size = 65
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("gte_multilingual_like_h4", "rope_theta", 7.0),
+        ("nomic_v1_like_h2", "rotary_emb_base", 7), ("nomic_v1_like_h2", "prenorm", True),
+        ("neobert_like_h4", "norm_eps", 0.5), ("jina_geglu_h4", "feed_forward_type", "reglu"),
+    ],
+)  # fmt: skip
+def test_what_a_configuration_says_of_the_layers_stands(name: str, key: str, value: Any) -> None:
+    """Set on it, it would be written and change nothing."""
+    config = AutoConfig.from_pretrained(GOLDEN / name)
+    with pytest.raises(InputError, match=f"{key} of a PyencConfig is what its checkpoint says"):
+        setattr(config, key, value)
+    setattr(config, key, config.published[key])
+    config.use_cache, config.architectures = False, ["BertModel"]
+    config.note = "of one's own"
+    if "num_hidden_layers" not in config.published:
+        with pytest.raises(InputError, match=r"as its config\.json calls it"):
+            AutoConfig.from_pretrained(GOLDEN / name, num_hidden_layers=1)
+
+
 def test_dtype_by_the_rule_of_transformers(tmp_path: Path) -> None:
     """What is asked for, else what config.json says, else what is stored."""
     stored = pyenc.load(JINA, dtype="auto").model.dtype
