@@ -23,7 +23,7 @@ from .mask import NAME, ONLY, PaddingMask
 
 IGNORED = frozenset({
     "output_hidden_states", "return_dict", "use_cache", "deterministic", "num_items_in_batch",
-    "cu_seq_lens_k", "max_length_q", "max_length_k", "cache_position", "labels",
+    "cu_seq_lens_k", "max_length_q", "max_length_k", "cache_position", "labels", "shift_labels",
 })  # fmt: skip
 """What reaches the attention and changes nothing in it."""
 
@@ -71,9 +71,9 @@ def attention_forward(
         InputError: the call is not an encoder's, or asks for what is not served.
     """
     _check_call(module, query, key, attention_mask, is_causal, kwargs)
-    rows, heads, length, _ = query.shape
-    window = _window(attention_mask, sliding_window)
-    bias = _bias(softcap, position_bias, heads, query)
+    rows, _, length, _ = query.shape
+    window = _window(attention_mask, sliding_window, length)
+    bias = _bias(softcap, position_bias, attention_mask, query)
     index = positions = None
     if isinstance(attention_mask, PaddingMask):
         packed = attention_mask.packed
@@ -81,8 +81,6 @@ def attention_forward(
         # Distances count where a window ends somewhere; before and after are the packed order's.
         near = window is not None and max(window) > 0
         positions = packed.positions if packed.has_holes and near else None
-        if packed.has_holes and position_bias is not None:
-            raise InputError(f"{ONLY}; a position_bias under a mask with holes is not served")
     else:
         cu_seqlens = torch.arange(rows + 1, device=query.device) * length
     joined = _joined(rows, length, cu_seq_lens_q, position_ids, index is not None)
@@ -128,7 +126,8 @@ def _check_call(
             raise InputError(f"{ONLY}; {name} is causal, and its mask is not")
     elif getattr(module, "is_causal", False) if is_causal is None else is_causal:
         raise InputError(f"{ONLY}; {name} is causal without a mask that says so")
-    cross = "Cross" in name or getattr(module, "is_cross_attention", False)
+    # BLIP-2's attention says of itself neither that it is of two sequences nor that it is of one.
+    cross = "Cross" in name or "QFormer" in name or getattr(module, "is_cross_attention", False)
     if cross or query.shape[-2] != key.shape[-2]:
         raise InputError(f"{ONLY}; {name} attends to another sequence, or to a cache")
     if attention_mask is not None and not isinstance(attention_mask, PaddingMask):
@@ -145,17 +144,18 @@ def _check_call(
             raise InputError(f"{ONLY}; {name} asks for {argument}, which is not served")
 
 
-def _window(mask: Tensor | None, sliding_window: int | None) -> tuple[int, int] | None:
+def _window(mask: Tensor | None, sliding_window: int | None, length: int) -> tuple[int, int] | None:
     """What a query sees on each side: said by the mask, by the call, or by both alike."""
     padding = mask if isinstance(mask, PaddingMask) else None
     by_mask = None if padding is None else padding.window
     by_call = None if sliding_window is None else sliding_window - 1
     causal = padding is not None and padding.causal
-    if None not in (by_mask, by_call) and by_mask != by_call:
+    # A causal mask without a window is whole: its model's other attentions would not agree.
+    cut = causal and by_mask is None and by_call is not None and by_call < length - 1
+    if cut or (None not in (by_mask, by_call) and by_mask != by_call):
+        of_mask = "no window" if by_mask is None else f"a window of {by_mask}"
         where = "before it" if causal else "on each side"
-        raise InputError(
-            f"{ONLY}; the mask has a window of {by_mask} {where}, and the call of {by_call}"
-        )
+        raise InputError(f"{ONLY}; the mask has {of_mask} {where}, and the call of {by_call}")
     window = by_mask if by_call is None else by_call
     if causal:
         return (-1 if window is None else window, 0)
@@ -163,15 +163,38 @@ def _window(mask: Tensor | None, sliding_window: int | None) -> tuple[int, int] 
 
 
 def _bias(
-    softcap: float | None, position_bias: Tensor | None, heads: int, query: Tensor
+    softcap: float | None, position_bias: Tensor | None, mask: Tensor | None, query: Tensor
 ) -> Tensor | SoftCap | None:
+    """What is done to scores."""
     if softcap is None:
-        return None if position_bias is None else position_bias[0].to(query.dtype)
+        if position_bias is None:
+            return None
+        _check_position_bias(position_bias, mask, len(query))
+        return position_bias[0].to(query.dtype)
     if position_bias is not None:
         raise InputError(f"{ONLY}; a softcap beside a position_bias is not served")
     if not 0 < softcap < math.inf:
         raise InputError(f"{ONLY}; softcap must be positive and finite, got {softcap}")
-    return soft_cap(softcap, heads, query.device)
+    return soft_cap(softcap, query.shape[1], query.device)
+
+
+def _check_position_bias(bias: Tensor, mask: Tensor | None, rows: int) -> None:
+    """It is looked up by places among the tokens, where it was made for columns of the rows."""
+    why = None
+    if bias.shape[0] != 1:
+        why = "of a row's own"
+    elif isinstance(mask, PaddingMask):
+        packed = mask.packed
+        if packed.has_holes:
+            why = "under a mask with holes"
+        elif len(packed.cu_seqlens) != rows + 1:
+            why = "of packed sequences"
+        elif packed.index is not None:
+            moved = packed.positions != places(packed.cu_seqlens, len(packed.positions))
+            if bool(moved.any()) and not bool((bias[..., 1:, 1:] == bias[..., :-1, :-1]).all()):
+                why = "of more than the distance, under padding on the left,"
+    if why is not None:
+        raise InputError(f"{ONLY}; a position_bias {why} is not served")
 
 
 def _joined(

@@ -111,16 +111,18 @@ def padding_mask(
     mask.causal, mask.window = False, None
     if mask_function is masking_utils.bidirectional_mask_function:
         return mask
-    rule = MaskRule(mask_function, q_length, local_size, ones.device)
+    rule = MaskRule(mask_function, batch_size, q_length, local_size, ones.device)
     if use_vmap:
-        if (kind := rule.of_a_models_own(batch_size)) is None:
+        if (kind := rule.of_a_models_own()) is None:
             raise InputError(f"{ONLY}; this model's mask has a rule of its own")
         mask.causal, mask.window = kind
+    elif rule.is_one_token():
+        mask.causal = True  # the stricter of what it may be
     elif rule.is_window():
         mask.window = local_size
     else:
         if not rule.is_causal():
-            starts = rule.starts() if batch_size == 1 and attention_mask is None else None
+            starts = rule.starts() if attention_mask is None else None
             if starts is None:
                 name = getattr(mask_function, "__qualname__", repr(mask_function)).partition(".")[0]
                 raise InputError(f"{ONLY}; this model's mask is {name}")

@@ -24,17 +24,19 @@ class MaskRule:
 
     Args:
         function: (batch, head, i, j) -> whether the query at i sees the key at j, of tensors.
+        rows: B, each of which is asked.
         length: N.
         local_size: the distance that is said beside it.
         device: of the pairs.
     """
 
     function: Callable[..., Any] | None
+    rows: int
     length: int
     local_size: int | None
     device: torch.device
 
-    def of_a_models_own(self, rows: int) -> tuple[bool, int | None] | None:
+    def of_a_models_own(self) -> tuple[bool, int | None] | None:
         """Whether it is causal, and its window on a side, of a function with a model's rule in it
         (embeddinggemma's); None: it is another rule. All pairs of all rows are asked."""
         size = self.local_size
@@ -46,9 +48,13 @@ class MaskRule:
             kinds.append((False, size - 1, lambda i, j: (j - i).abs() < size))
             kinds.append((True, size - 1, self._before))
         for causal, window, right in kinds:
-            if self._says_all(right, rows):
+            if self._says_all(right):
                 return causal, window
         return None
+
+    def is_one_token(self) -> bool:
+        """Rows of one token, which sees itself whatever the rule, or of none."""
+        return self.length <= 1 and self._says(lambda i, j: i == j)
 
     def is_window(self) -> bool:
         """|i - j| <= local_size."""
@@ -65,11 +71,11 @@ class MaskRule:
         return self._says(self._before) and unbroken and not bool(self._sees(1).any())
 
     def starts(self) -> Tensor | None:
-        """Where sequences of one row begin, (number of them,) int64; None: it is another rule."""
+        """Where sequences of the one row begin, (number of them,) int64; None: another rule."""
         # A token that does not see the one before it is a sequence's first.
-        if self.function is None or self.local_size == 1 or not self.length:
+        if self.function is None or self.rows != 1 or self.local_size == 1 or not self.length:
             return None
-        first = torch.nn.functional.pad(~self._sees(-1), (1, 0), value=True)
+        first = torch.nn.functional.pad(~self._sees(-1)[0], (1, 0), value=True)
         number = first.cumsum(0)
         starts = first.nonzero().squeeze(-1)
         ends = (starts - 1)[1:9].tolist()
@@ -83,13 +89,16 @@ class MaskRule:
     def _sees(self, step: int) -> Tensor:
         """Whether tokens see the next (1), or the one before (-1), of all that have one."""
         assert self.function is not None
-        zero = torch.zeros((), dtype=torch.int64, device=self.device)
         at = torch.arange(self.length, device=self.device)
         i, j = (at[:-1], at[1:]) if step > 0 else (at[1:], at[:-1])
-        seen = self.function(zero, zero, i, j)
-        return torch.as_tensor(seen, device=self.device).expand(i.shape)
+        seen = self.function(*self._row_and_head(), i, j)
+        return torch.as_tensor(seen, device=self.device).expand(self.rows, len(i))
 
-    def _says_all(self, right: Right, rows: int) -> bool:
+    def _row_and_head(self) -> tuple[Tensor, Tensor]:
+        zero = torch.zeros((), dtype=torch.int64, device=self.device)
+        return torch.arange(self.rows, device=self.device)[:, None], zero
+
+    def _says_all(self, right: Right) -> bool:
         """Of every query and key of every row, some million pairs at a time."""
         if self.function is None:
             return False
@@ -98,7 +107,7 @@ class MaskRule:
         for queries in keys.split(max(1, 2**22 // max(1, self.length))):
             i, j = queries[:, None], keys[None]
             expected = right(i, j)
-            for row in range(rows):
+            for row in range(self.rows):
                 try:
                     sees = self.function(zero + row, zero, i, j)
                     if not bool((torch.as_tensor(sees, device=self.device) == expected).all()):
@@ -112,9 +121,8 @@ class MaskRule:
         if self.function is None:
             return False
         keys = torch.arange(self.length, device=self.device)
-        zero = torch.zeros((), dtype=torch.int64, device=self.device)
         for query in {0, self.length // 2, self.length - 1, *more} if self.length else ():
-            sees = self.function(zero, zero, keys[query], keys)
+            sees = self.function(*self._row_and_head(), keys[query], keys)
             if not bool((sees == right(keys[query], keys)).all()):
                 return False
         return True

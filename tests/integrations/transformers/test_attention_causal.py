@@ -143,17 +143,40 @@ def test_which_keys_are_seen() -> None:
     windows, alone = map(masking_utils.sliding_window_causal_mask_function, (4, 1))
     for mask, size, right in (
         (rule(masking_utils.causal_mask_function), None, before),
-        (rule(masking_utils.causal_mask_function), 4, before & near),
+        (rule(masking_utils.causal_mask_function), N, before),
         (rule(windows, local_size=4), None, before & near),
         (rule(windows, local_size=4), 4, before & near),
         (rule(alone, local_size=1), None, at[None] == at[:, None]),
     ):
         assert mask.causal
         assert torch.equal(seen(mask, size) > 0, right)
-    mask = rule(windows, local_size=4)
-    with pytest.raises(InputError, match="window of 3 before it, and the call of 4"):
-        seen(mask, 5)
+    for mask, story in (
+        (rule(windows, local_size=4), "a window of 3 before it"),
+        (rule(masking_utils.causal_mask_function), "no window before it"),  # as OLMoE's
+    ):
+        with pytest.raises(InputError, match=f"the mask has {story}, and the call of 4"):
+            seen(mask, 5)
     assert rule(masking_utils.causal_mask_function, length=0).causal
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("name", MODELS)
+def test_one_token(name: str, rows: int) -> None:
+    """Which sees itself, whatever the window."""
+    eager, ours = pair(name)
+    ids = torch.randint(3, WORDS, (rows, 1))
+    right, got = (model(ids).last_hidden_state for model in (eager, ours))
+    assert (right - got).abs().max() <= 1e-5
+
+
+def test_a_row_that_is_packed_beside_one_that_is_not() -> None:
+    """Each row is asked."""
+    _, ours = pair("mistral, windows")
+    positions = torch.stack([torch.arange(12), torch.arange(12) % 5])
+    ids = torch.randint(3, WORDS, (2, 12))
+    for order in ([0, 1], [1, 0]):
+        with pytest.raises(InputError, match="this model's mask is and_masks"):
+            ours(ids, position_ids=positions[order], use_cache=False)
 
 
 @pytest.mark.parametrize("length", [1, 2])
@@ -260,3 +283,42 @@ def test_what_contradicts() -> None:
         attention_forward(
             Layer(), q, q, q, mask, softcap=2.0, position_bias=torch.zeros(1, 1, N, N)
         )
+
+
+def test_biases_of_more_than_the_distance() -> None:
+    """As Inkling's, made of its queries: it is looked up by places among the tokens."""
+    function = masking_utils.bidirectional_mask_function
+    q, own = torch.zeros(1, 1, N, N), torch.randn(1, 1, N, N)
+    kept = torch.ones(1, N, dtype=torch.bool)
+    right, left = kept.clone(), kept.clone()
+    right[0, 15:], left[0, :4] = False, False
+    at = torch.arange(N)
+    distance = torch.randn(2 * N)[at[:, None] - at + N][None, None]
+    for bias, mask in ((own, right), (distance, right), (distance, left)):
+        given = rule(function, attention_mask=mask)
+        out, _ = attention_forward(
+            Layer(), q, q, torch.eye(N)[None, None], given, position_bias=bias
+        )
+        wanted = bias[0, 0].masked_fill(~mask, -torch.inf).softmax(-1)
+        assert (out[0, :, 0] - wanted)[mask[0]].abs().max() < 1e-6
+    parts = torch.tensor([0] * 6 + [1] * 15)
+    apart = packed(masking_utils.causal_mask_function, parts)
+    for bias, mask, story in (
+        (own, rule(function, attention_mask=left), "of more than the distance, under padding on"),
+        (own.expand(3, -1, -1, -1), rule(function, rows=3), "of a row's own"),
+        (own, rule(apart), "of packed sequences"),
+    ):
+        x = q.expand(len(mask), -1, -1, -1)
+        with pytest.raises(InputError, match=f"a position_bias {story}"):
+            attention_forward(Layer(), x, x, x, mask, position_bias=bias)
+
+
+def test_an_attention_that_says_nothing_of_itself() -> None:
+    """BLIP-2's, which is of two sequences in every other layer."""
+
+    class Blip2QFormerMultiHeadAttention(Layer):
+        pass
+
+    q, mask = torch.zeros(1, 1, N, 8), rule(masking_utils.bidirectional_mask_function)
+    with pytest.raises(InputError, match="attends to another sequence"):
+        attention_forward(Blip2QFormerMultiHeadAttention(), q, q, q, mask)
