@@ -20,7 +20,6 @@ from ..forking import check_forked
 from ..ops import ALiBi, RelativePositionBias
 from ..ops.attention.bias import slopes_on
 from ..ops.attention.own_object import OwnBias
-from ..ops.attention.soft_cap import SoftCap, soft_cap
 from ..ops.attention.terms import Bias
 from ..ops.attention.validation import check_skip_eps
 from ..ops.backend import check_for_all, compiling
@@ -40,13 +39,14 @@ from .packing import Packed, check_packed, check_ranges, count_from_padding, pac
 from .places import places
 from .position import check_apart, make_position
 from .recompute import Recomputing
+from .score_cap import Capped
 from .straight import straight, straight_pre_norm
 
 SETTINGS = ("backend", "skip_eps")
 """What may be set of an encoder that is made."""
 
 
-class Encoder(Recomputing, Outputs):
+class Encoder(Recomputing, Outputs, Capped):
     """Token ids in, hidden states out.
 
     Parameters are made as torch's own modules make them: random, in torch's default dtype and on
@@ -72,10 +72,6 @@ class Encoder(Recomputing, Outputs):
         self.position_bias: nn.Module | None = None
         if config.own_position and not config.position_per_layer:
             self.position_bias = make_position(*config.position_arguments)
-        self._soft_cap: SoftCap | None = None
-        if config.score_cap is not None:  # held, since graphs are guarded on the object
-            here = torch.device("cpu")
-            self._soft_cap = soft_cap(config.score_cap, config.num_heads, here)
         self.distances: DistanceTable | None = None
         if config.disentangled is not None:
             self.distances = DistanceTable(config, config.disentangled)
@@ -92,6 +88,7 @@ class Encoder(Recomputing, Outputs):
         self.dropout = config.dropout_of("final_dropout")
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if config.pooler else None
         self.lm_head = MaskedLMHead(config, config.lm_head) if config.lm_head else None
+        self.hold_soft_cap()
 
     def __setattr__(self, name: str, value: Any) -> None:
         """As of any module; `backend` and `skip_eps` are looked at here, not at the next call.
@@ -307,9 +304,8 @@ class Encoder(Recomputing, Outputs):
                 rows = torch.arange(self.config.relative_buckets, device=device)
                 table = self.relative_bias(rows)
             return RelativePositionBias(table, self.config.relative_max_distance)
-        if (cap := self.config.score_cap) is not None:
-            own = device.type == "cpu"
-            return self._soft_cap if own else soft_cap(cap, self.config.num_heads, device)
+        if self.config.score_cap is not None:
+            return self.soft_cap_on(device)
         return cast(OwnBias | None, self.position_bias)
 
 

@@ -305,6 +305,10 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
         "layer_types has 'sliding_attention', but Gemma 1's layers have no window",
     ),
+    *[
+        ("Gemma 1", GEMMA_1, {key: 64}, f"{key} is 64, but transformers' class of Gemma 1 passes")
+        for key in ("attn_logit_softcapping", "query_pre_attn_scalar", "sliding_window")
+    ],
     ("Gemma 1", GEMMA_1, {"hidden_act": "gelu_10"}, "hidden_act 'gelu_10' is unknown"),
     ("Llama", LLAMA, {"model_type": "llama4_text"}, "unknown architecture: .*llama4_text.*Llama"),
 ]

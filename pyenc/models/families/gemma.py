@@ -128,10 +128,11 @@ SIZES_1 = SIZES_2 | {
 }  # fmt: skip
 """As transformers' classes have them."""
 
+_PASSED_OVER = "transformers' class of Gemma {} passes over it, and Gemma 2's does not"
+
 
 def _config(config: ConfigFile, names: Names) -> EncoderConfig:
-    why = "transformers' class of Gemma 3 passes over it, and Gemma 2's does not"
-    config.require("attn_logit_softcapping", (None,), None, why)
+    config.require("attn_logit_softcapping", (None,), None, _PASSED_OVER.format(3))
     causal = _causal(config)
     layers = config.size("num_hidden_layers", SIZES["num_hidden_layers"])
     local = _local(config, layers, every(config, "sliding_window_pattern", 6))
@@ -170,6 +171,8 @@ def _config_2(config: ConfigFile, names: Names) -> EncoderConfig:
 
 def _config_1(config: ConfigFile, names: Names) -> EncoderConfig:
     _one_side(config, 1)
+    for key in ("attn_logit_softcapping", "query_pre_attn_scalar", "sliding_window"):
+        config.require(key, (None,), None, _PASSED_OVER.format(1))
     layers = config.size("num_hidden_layers", SIZES_1["num_hidden_layers"])
     refuse_windows(config, layers, "Gemma 1")
     return _common(

@@ -244,7 +244,8 @@ def backend_table(
         return None if known is None else too_far(reach(known), q.shape[0])
 
     def cpu() -> str | None:
-        if is_own(bias) and is_map(bias):
+        # Of a transform's tensors no program is made; `attention` refuses it by name.
+        if is_own(bias) and is_map(bias) and not transformed():
             # In a graph of dynamic shapes H is a symbol; a range has a number.
             reason = why_no_program(bias, len(range(q.shape[1])))
             if reason is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from ..backend import hides_values, jit_traces, transformed
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,13 +21,15 @@ class SoftCap:
 
     Gemma 2, arXiv 2408.00118, section 2. It comes before what a window or a causal layer hides.
 
-    A cap far above its scores changes none of them: its gradient, a difference of two near numbers,
-    is then lost in rounding, and the Triton kernels, exact to about 1e-7 of the cap, round the
-    scores themselves.
+    A cap far above its scores changes none of them, and its own gradient falls as the third power
+    of their ratio; neither is lost in rounding. Below 1e-15 of the scores its gradient overflows.
 
     Args:
-        caps: (H,) float32 or float64, one a head, positive and finite (nobody looks: on a card that
-            would be to wait for it); may require grad.
+        caps: (H,) float32 or float64, one a head, positive and finite (looked at on a CPU alone: on
+            a card that would be to wait for it); may require grad.
+
+    Raises:
+        InputError: caps are of another shape or dtype, or one is not positive and finite.
     """
 
     caps: Tensor
@@ -41,16 +44,33 @@ class SoftCap:
                 "half they are others"
             )
 
+        seen = not (hides_values(self.caps) or transformed() or jit_traces())
+        if seen and self.caps.device.type == "cpu":
+            wrong = ~((self.caps > 0) & (self.caps < torch.inf))  # of a NaN too
+            if wrong.any():
+                head = int(wrong.nonzero()[0])
+                raise InputError(
+                    f"SoftCap: caps must be positive and finite, got {self.caps[head]} for head "
+                    f"{head}"
+                )
+
     def parameters(self) -> list[Tensor]:
         return [self.caps]
 
     def score(self, s: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        if s.shape[0] != self.caps.shape[0]:
-            raise InputError(
-                f"attention: H is {s.shape[0]}, but SoftCap has caps of {self.caps.shape[0]} heads"
-            )
         caps = self.caps[:, None, None]
-        return caps * (s / caps).tanh()
+        if s.dtype == torch.float64:  # or their gradient would be added up in float32
+            caps = caps.double()
+        x = s / caps
+        capped = caps * x.tanh()
+        if not self.caps.requires_grad:
+            return capped
+        # Their gradient is tanh x - x sech^2 x, which rounding leaves nothing of near zero, and
+        # that of the first terms of tanh's series has no such difference.
+        near = 0.01 if x.dtype == torch.float64 else 0.25
+        y = (x * x).clamp(max=near * near)  # so that what is not taken stays finite
+        series = 1 + y * (-1 / 3 + y * (2 / 15 + y * (-17 / 315 + y * (62 / 2835))))
+        return torch.where(x.abs() < near, s * series, capped)
 
     def kernel(self) -> tuple[Any, Tensor]:
         from pyenc_kernels.attention.soft_cap import SOFT_CAP

@@ -21,9 +21,10 @@ from ..validation import (
     sequence_bounds,
 )
 from .along import Line
-from .bias import ALiBi, RelativePositionBias
+from .bias import ALiBi, AsymmetricALiBi, RelativePositionBias
 from .own_object import DistanceBias, ScoreBias, ScoreMap
 from .shared_heads import shares_heads
+from .soft_cap import SoftCap
 from .terms import Bias
 
 OP = "attention"
@@ -115,6 +116,10 @@ def _check_bias(q: Tensor, bias: Bias) -> None:
         tensor, heads, right = bias, bias.shape[0] if square else -1, "bias (H, Nmax, Nmax)"
     elif isinstance(bias, Line):
         tensor, heads, right = bias.numbers, bias.numbers.shape[0], "a line (H, 2 r + 1)"
+    elif isinstance(bias, AsymmetricALiBi):
+        tensor, heads, right = bias.slopes, bias.slopes.shape[0], "slopes (H, 2)"
+    elif isinstance(bias, SoftCap):
+        tensor, heads, right = bias.caps, bias.caps.shape[0], "caps (H,)"
     elif isinstance(bias, type):
         raise InputError(
             f"attention: bias is the class {bias.__name__}, expected an object of it, as "

@@ -69,7 +69,8 @@ class Case:
         elif kind == "asymmetric":
             self.tensor = torch.rand(heads, 2, device=device)
         elif kind == "cap":
-            self.tensor = torch.tensor([50.0, 0.7, 3.0], device=device)[:heads, None]
+            caps = [50.0, 0.7, 3.0, 1e4, 1e7]
+            self.tensor = torch.tensor(caps, device=device)[:heads, None]
         elif kind == "dense":
             side = max(lengths) + 3
             self.tensor = torch.randn(heads, side, side, device=device)

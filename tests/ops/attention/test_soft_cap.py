@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyenc.errors import BackendError, InputError
-from pyenc.ops import SoftCap, attention, extension
+from pyenc.ops import AsymmetricALiBi, SoftCap, attention, extension
 from pyenc.ops.attention.soft_cap import soft_cap
 from tests.oracle import assert_right, naively
 from tests.seeds import seed
@@ -119,8 +119,78 @@ def test_caps_that_are_none(caps: Any, story: str) -> None:
         SoftCap(caps)
 
 
-def test_of_other_heads() -> None:
-    q = torch.randn(5, 3, 8)
-    for backend in (None, "torch", "reference"):
-        with pytest.raises(InputError, match="H is 3, but SoftCap has caps of 2 heads"):
-            attention(q, q, q, torch.tensor([0, 5]), bias=SoftCap(torch.ones(2)), backend=backend)
+@pytest.mark.parametrize("wrong", [0.0, -50.0, float("inf"), float("nan")])
+def test_a_cap_that_caps_nothing(wrong: float) -> None:
+    with pytest.raises(InputError, match=rf"positive and finite, got {wrong} for head 1"):
+        SoftCap(torch.tensor([3.0, wrong, wrong]))
+
+
+@pytest.mark.parametrize("tokens", [0, 5])
+@pytest.mark.parametrize("backend", [None, "torch", "cpu", "triton", "reference"])
+@pytest.mark.parametrize(
+    ("bias", "story"),
+    [
+        (SoftCap(torch.ones(2)), r"H is 3, but caps \(H,\) has shape \(2,\)"),
+        (AsymmetricALiBi(torch.ones(4, 2)), r"H is 3, but slopes \(H, 2\) has shape \(4, 2\)"),
+        (SoftCap(torch.ones(3, device="meta")), "bias is on meta, q on cpu"),
+        (AsymmetricALiBi(torch.ones(3, 2, device="meta")), "bias is on meta, q on cpu"),
+    ],
+    ids=["caps", "slopes", "caps elsewhere", "slopes elsewhere"],
+)
+def test_of_other_heads(bias: Any, story: str, backend: str | None, tokens: int) -> None:
+    q = torch.randn(tokens, 3, 8)
+    with pytest.raises(InputError, match=f"attention: {story}"):
+        attention(q, q, q, torch.tensor([0, tokens]), bias=bias, backend=backend)
+
+
+@pytest.mark.parametrize("backend", [None, *BACKENDS])
+def test_a_transform(backend: str | None) -> None:
+    """By name, whichever backend is asked for: a program is made of no transform's tensors."""
+    q, cap = torch.randn(5, 2, 8), SoftCap(torch.ones(2))
+    given: Any = (q, q, torch.tensor([0, 5]))
+    with pytest.raises(BackendError, match=r"transforms of torch\.func"):
+        torch.func.grad(lambda x: attention(x, *given, bias=cap, backend=backend).sum())(q)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("std", [1e-3, 2.0])
+@pytest.mark.parametrize("cap", [20.0, 1e4, 1e7])
+def test_a_cap_far_above_the_scores(cap: float, std: float, backend: str) -> None:
+    """Its gradient is a third power's, and not what rounding leaves of tanh x - x sech^2 x."""
+    torch.manual_seed(seed(4))
+    given, caps = drawn(std), torch.full((HEADS,), cap)
+    found = answers(given, caps, torch.float32, backend=backend)[-1]
+    wanted = answers(given, caps, torch.float64, backend="reference")[-1]
+    assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    # As the third power of x: x^3 / 3 of the cap is what tanh takes off.
+    scores = torch.zeros(1, 7, 1, dtype=torch.float64)
+    scores[0, :, 0] = torch.tensor([-2.0, -1.0, -1e-3, 0, 1e-3, 1.0, 2.0])
+    learned = torch.tensor([cap], dtype=torch.float64, requires_grad=True)
+    at = torch.arange(7)
+    SoftCap(learned).score(scores, at, at[:1]).backward(scores)
+    assert learned.grad is not None
+    by_hand = (scores**4).sum() * 2 / 3 / cap**3  # dear at a cap of 20 alone: x^2 of it is left out
+    assert abs(learned.grad / by_hand - 1) < max(1e-6, 2 * (2 / cap) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("of_scores", "of_caps", "off"),
+    [
+        (torch.float32, torch.float32, 1e-4),
+        (torch.float64, torch.float32, 1e-6),  # is rounded once
+        (torch.float64, torch.float64, 1e-10),
+    ],
+)
+def test_the_gradient_of_caps(of_scores: torch.dtype, of_caps: torch.dtype, off: float) -> None:
+    """At each score by itself, on both sides of where the series ends; right by its first terms."""
+    x = torch.tensor(
+        [1e-5, 1e-3, 0.0099, 0.0101, 0.1, 0.2, 0.2499, 0.2501, 0.3], dtype=torch.float64
+    )
+    y, caps = x * x, torch.full((len(x),), 3.0, dtype=of_caps, requires_grad=True)
+    terms = (2 / 3, -8 / 15, 34 / 105, -496 / 2835, 2764 / 31185)
+    small = x * sum(term * y ** (k + 1) for k, term in enumerate(terms))
+    right = torch.where(x < 0.05, small, x.tanh() - x / x.cosh() ** 2)
+    scores = (3 * x).to(of_scores)[:, None, None]
+    SoftCap(caps).score(scores, torch.arange(1), torch.arange(1)).sum().backward()
+    assert caps.grad is not None
+    assert (caps.grad / right - 1).abs().max() < off
