@@ -92,7 +92,7 @@ class MaskRule:
         at = torch.arange(self.length, device=self.device)
         i, j = (at[:-1], at[1:]) if step > 0 else (at[1:], at[:-1])
         seen = self.function(*self._row_and_head(), i, j)
-        return torch.as_tensor(seen, device=self.device).expand(self.rows, len(i))
+        return torch.as_tensor(seen, dtype=torch.bool, device=self.device).expand(self.rows, len(i))
 
     def _row_and_head(self) -> tuple[Tensor, Tensor]:
         zero = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -110,7 +110,11 @@ class MaskRule:
             for row in range(self.rows):
                 try:
                     sees = self.function(zero + row, zero, i, j)
-                    if not bool((torch.as_tensor(sees, device=self.device) == expected).all()):
+                    if not bool(
+                        (
+                            torch.as_tensor(sees, dtype=torch.bool, device=self.device) == expected
+                        ).all()
+                    ):
                         return False
                 except (RuntimeError, TypeError, ValueError, IndexError):
                     return False  # it is not made for many pairs at once
