@@ -48,9 +48,11 @@ SIZES = {
 
 UNREAD = frozenset({
     "model_type", "transformers_version", "_name_or_path", "initializer_range", "use_cache",
-    "gradient_checkpointing", "problem_type",
+    "gradient_checkpointing", "problem_type", "unpad_inputs", "use_memory_efficient_attention",
+    "pack_qkv", "use_flash_attn", "fused_bias_fc", "fused_dropout_add_ln", "use_xentropy",
+    "lora_main_params_trainable",
 })  # fmt: skip
-"""Published keys that change no answer, some of which trainers set."""
+"""Published keys that change no answer: what trainers set, and how the original code computes."""
 
 
 class PyencConfig(PreTrainedConfig):
