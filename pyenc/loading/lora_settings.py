@@ -106,7 +106,7 @@ class LoraSettings:
     def leaves_out(self, module: str) -> str | None:
         """The key by which the file does not mean this module, as peft reads it; None: it does."""
         if isinstance(self.excluded, str):
-            excluded = bool(self.excluded) and re.fullmatch(self.excluded, module) is not None
+            excluded = re.fullmatch(self.excluded, module) is not None
         else:
             excluded = any(ends(module, end) for end in self.excluded)
         if excluded:

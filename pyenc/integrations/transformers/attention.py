@@ -68,7 +68,7 @@ def attention_forward(
         (B, N, H, D), zeros where there is padding, and None in the place of the weights.
 
     Raises:
-        InputError: the call is not an encoder's, or asks for what is not served.
+        InputError: the call asks for what is not served.
     """
     _check_call(module, query, key, attention_mask, is_causal, kwargs)
     rows, _, length, _ = query.shape

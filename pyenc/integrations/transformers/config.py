@@ -45,7 +45,6 @@ SIZES = {
 }
 """What transformers and those who use it read -> what `EncoderConfig` calls it."""
 
-
 UNREAD = frozenset({
     "model_type", "transformers_version", "_name_or_path", "initializer_range", "use_cache",
     "gradient_checkpointing", "problem_type", "unpad_inputs", "use_memory_efficient_attention",

@@ -109,12 +109,9 @@ class MaskRule:
             expected = right(i, j)
             for row in range(self.rows):
                 try:
-                    sees = self.function(zero + row, zero, i, j)
-                    if not bool(
-                        (
-                            torch.as_tensor(sees, dtype=torch.bool, device=self.device) == expected
-                        ).all()
-                    ):
+                    seen = self.function(zero + row, zero, i, j)
+                    seen = torch.as_tensor(seen, dtype=torch.bool, device=self.device)
+                    if not bool((seen == expected).all()):
                         return False
                 except (RuntimeError, TypeError, ValueError, IndexError):
                     return False  # it is not made for many pairs at once
